@@ -1,0 +1,25 @@
+"""hushprompt: private, personal, federated prompt learning of frozen vision-language models."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+from hushprompt.errors import ConfigError, DataError, HushpromptError, PrivacyError, ResumeError
+
+__all__ = [
+    "ConfigError",
+    "DataError",
+    "HushpromptError",
+    "PrivacyError",
+    "ResumeError",
+    "load_registries",
+]
+
+
+def load_registries() -> None:
+    """Import every file of the rooms that register something, so that the registries are complete."""
+    for room in ("data", "backbones", "privacy", "methods"):
+        package = importlib.import_module(f"hushprompt.{room}")
+        for module in pkgutil.iter_modules(package.__path__):
+            importlib.import_module(f"hushprompt.{room}.{module.name}")

@@ -1,0 +1,80 @@
+"""The embedded backbone: a small dual encoder of drawings and short captions (docs/model-card.md)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from hushprompt.backbones.base import Backbone
+from hushprompt.backbones.bpe import BytePairTokenizer
+from hushprompt.backbones.emoji_network import load_emoji_network
+from hushprompt.registry import BACKBONES
+
+FILES = ("emoji_clip.safetensors", "emoji_clip.json", "tokenizer.json")
+
+
+@BACKBONES.register("emoji_clip")
+@dataclass(frozen=True, kw_only=True)
+class EmojiClip:
+    """The `backbone` section of the embedded model: nothing to set."""
+
+    def load(self) -> Backbone:
+        """Read weights and tokenizer from the package."""
+        return EmojiClipBackbone()
+
+
+class EmojiClipBackbone:
+    """EfficientNet-Lite0 image tower and a causal text transformer, frozen, in float32."""
+
+    is_causal = True
+    template = "a picture of a {}"
+
+    def __init__(self) -> None:
+        """Read the three files of the package's assets."""
+        assets = resources.files("hushprompt") / "assets"
+        with resources.as_file(assets) as folder:
+            weights, config, tokenizer = (folder / name for name in FILES)
+            self._network = load_emoji_network(weights, config)
+            self._tokenizer = BytePairTokenizer.from_json(tokenizer)
+            digest = hashlib.sha256(b"pixels / 255")
+            for name in FILES:
+                digest.update((folder / name).read_bytes())
+        self.fingerprint = digest.hexdigest()
+        config_values = self._network.config
+        self.feature_dim = config_values.dim
+        self.token_width = config_values.text_width
+        self.context_window = config_values.context_length
+        self.logit_scale = float(self._network.log_logit_scale.exp())
+        self.start_id, self.end_id = self._tokenizer.start_id, self._tokenizer.end_id
+
+    @torch.no_grad()
+    def encode_images(self, images: np.ndarray) -> Float[Tensor, "n d"]:
+        """Encode uint8 images [n, 64, 64, 3]."""
+        pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+        return F.normalize(self._network.image(pixels), dim=-1)
+
+    def tokenize(self, text: str) -> list[int]:
+        """Byte-pair ids without start and end."""
+        return self._tokenizer.encode(text)
+
+    def embed(self, token_ids: Int[Tensor, "*l"]) -> Float[Tensor, "*l e"]:
+        """Look up token embeddings."""
+        return self._network.text.token_embedding(token_ids)
+
+    def encode_prompts(self, prompts: Float[Tensor, "c l e"], end_index: Int[Tensor, " c"]) -> Float[Tensor, "c d"]:
+        """Encode one sequence a class."""
+        return F.normalize(self._network.text(prompts, end_index), dim=-1)
+
+    def encode_shared_prefix(
+        self, prefix: Float[Tensor, "p e"], suffixes: Sequence[Float[Tensor, "_ _ e"]]
+    ) -> Float[Tensor, "c d"]:
+        """Encode prompts that begin alike, reading the beginning once."""
+        return F.normalize(self._network.text.shared_prefix(prefix, suffixes), dim=-1)

@@ -1,0 +1,318 @@
+"""The network of the embedded model: an EfficientNet-Lite0 image tower and a causal text transformer.
+
+Sources: EfficientNet-Lite (Tan & Le 2019, arXiv:1905.11946, Lite variant without squeeze and excitation), CLIP
+(arXiv:2103.00020) for the dual encoder. Batch normalization is folded into the convolutions.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from hushprompt.errors import DataError
+
+STAGES = (
+    (1, 3, 1, 16, 1),
+    (6, 3, 2, 24, 2),
+    (6, 5, 2, 40, 2),
+    (6, 3, 2, 80, 3),
+    (6, 5, 1, 112, 3),
+    (6, 5, 2, 192, 4),
+    (6, 3, 1, 320, 1),
+)
+"""EfficientNet-B0: expansion, kernel, stride, output channels, repeats."""
+NUM_FEATURES = 1280
+"""Channels of the image trunk's output."""
+NUM_EARLY_BLOCKS = 11
+"""Blocks that pre-training left as they were on ImageNet."""
+Shapes = list[tuple[int, int]]
+"""Number and length of the suffixes of each length."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmojiNetworkConfig:
+    """Sizes of both towers."""
+
+    dim: int = 128
+    """Width d of image and text features."""
+    image_size: int = 80
+    """Side in pixels to which images are resized."""
+    text_width: int = 128
+    """Token width e."""
+    text_layers: int = 4
+    text_heads: int = 4
+    context_length: int = 40
+    """Longest text in tokens."""
+    vocab_size: int = 2048
+
+
+class SameConv(nn.Conv2d):
+    """Convolution with TensorFlow's "same" padding, which is asymmetric for stride 2."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pad and convolve."""
+        kernel, stride = self.kernel_size[0], self.stride[0]
+        if stride == 1:
+            return F.conv2d(x, self.weight, self.bias, 1, kernel // 2, 1, self.groups)
+        pads = [max((-(-side // stride) - 1) * stride + kernel - side, 0) for side in (x.shape[3], x.shape[2])]
+        x = F.pad(x, (pads[0] // 2, pads[0] - pads[0] // 2, pads[1] // 2, pads[1] - pads[1] // 2))
+        return F.conv2d(x, self.weight, self.bias, stride, 0, 1, self.groups)
+
+
+class InvertedResidual(nn.Module):
+    """Expand, convolve each channel, project; add the input where shapes allow."""
+
+    def __init__(self, channels_in: int, channels_out: int, expansion: int, kernel: int, stride: int) -> None:
+        """Make the block."""
+        super().__init__()
+        middle = channels_in * expansion
+        self.expand = SameConv(channels_in, middle, 1) if expansion > 1 else None
+        self.depthwise = SameConv(middle, middle, kernel, stride, groups=middle)
+        self.project = SameConv(middle, channels_out, 1)
+        self.has_skip = stride == 1 and channels_in == channels_out
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the block."""
+        y = x if self.expand is None else F.relu6(self.expand(x))
+        y = self.project(F.relu6(self.depthwise(y)))
+        return x + y if self.has_skip else y
+
+
+class ImageTower(nn.Module):
+    """Trunk, standardized features, linear projection."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: EmojiNetworkConfig) -> None:
+        """Make the tower."""
+        super().__init__()
+        self.size = config.image_size
+        self.stem = SameConv(3, 32, 3, 2)
+        blocks, channels = [], 32
+        for expansion, kernel, stride, out, repeats in STAGES:
+            for repeat in range(repeats):
+                blocks.append(InvertedResidual(channels, out, expansion, kernel, stride if repeat == 0 else 1))
+                channels = out
+        self.blocks = nn.ModuleList(blocks)
+        self.head = SameConv(channels, NUM_FEATURES, 1)
+        self.register_buffer("mean", torch.zeros(NUM_FEATURES))
+        self.register_buffer("std", torch.ones(NUM_FEATURES))
+        self.projection = nn.Linear(NUM_FEATURES, config.dim, bias=False)
+
+    def early(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 112 s s"]:
+        """Resize pixels in [0, 1] and run the blocks that pre-training left alone."""
+        if pixels.shape[-1] != self.size:
+            pixels = F.interpolate(pixels, size=(self.size, self.size), mode="bilinear", align_corners=False)
+        x = F.relu6(self.stem(((pixels * 255 - 127) / 128).contiguous(memory_format=torch.channels_last)))
+        for block in self.blocks[:NUM_EARLY_BLOCKS]:
+            x = block(x)
+        return x
+
+    def late(self, x: Float[Tensor, "n 112 s s"]) -> Float[Tensor, "n 1280"]:
+        """Run the other blocks and average over the image."""
+        for block in self.blocks[NUM_EARLY_BLOCKS:]:
+            x = block(x)
+        return F.relu6(self.head(x)).mean(dim=(2, 3))
+
+    def project(self, features: Float[Tensor, "n 1280"]) -> Float[Tensor, "n d"]:
+        """Standardize and project."""
+        projected: Tensor = self.projection((features - self.mean) / self.std)
+        return projected
+
+    def forward(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n d"]:
+        """Encode pixels in [0, 1]; the features are not normalized."""
+        return self.project(self.late(self.early(pixels)))
+
+
+class TextBlock(nn.Module):
+    """Pre-norm attention and MLP."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        """Make the block."""
+        super().__init__()
+        self.heads = heads
+        self.norm_1 = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.norm_2 = nn.LayerNorm(width)
+        self.up = nn.Linear(width, 4 * width)
+        self.down = nn.Linear(4 * width, width)
+
+    def forward(self, x: Float[Tensor, "c l e"]) -> Float[Tensor, "c l e"]:
+        """Run the block on whole sequences, causally."""
+        query, key, value = (self._heads(part) for part in self.qkv(self.norm_1(x)).chunk(3, dim=-1))  # [c, h, l, e / h]
+        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        return self._rest(x, mixed.transpose(-3, -2).flatten(-2))
+
+    def shared_prefix(
+        self, prefix: Float[Tensor, "p e"], suffix: Float[Tensor, "l e"], shapes: Shapes, *, is_last: bool
+    ) -> tuple[Float[Tensor, "p e"], Float[Tensor, "m e"]]:
+        """Run the block on one prefix and many suffixes, each of which sees the prefix and itself, causally.
+
+        All products are plain ones with weights split by purpose: torch's fused attention has no rule for a batch of
+        backward passes, and joining split gradients again would cost more than the products.
+
+        Args:
+            prefix: [p, e] shared by all.
+            suffix: [l, e] tokens of all suffixes, end to end, by length.
+            shapes: number and length of the suffixes of each length.
+            is_last: give only each suffix's last token, m = c, and leave the prefix as it is: nobody looks at it again.
+        """
+        (query_w, key_w, value_w), (query_b, key_b, value_b) = self.qkv.weight.chunk(3), self.qkv.bias.chunk(3)
+        normed_prefix, normed = self.norm_1(prefix), self.norm_1(suffix)
+        prefix_key = self._heads(F.linear(normed_prefix, key_w, key_b))  # [h, p, e / h]
+        prefix_value = self._heads(F.linear(normed_prefix, value_w, value_b))
+        keys = F.linear(normed, key_w, key_b).split([count * length for count, length in shapes])
+        values = F.linear(normed, value_w, value_b).split([count * length for count, length in shapes])
+        rows = shapes
+        if is_last:
+            ends = last_rows(shapes).to(suffix.device)
+            suffix, normed, rows = suffix[ends], normed[ends], [(count, 1) for count, _ in shapes]
+        query = F.linear(normed, query_w, query_b) * self.scale
+        queries = query.split([count * length for count, length in rows])
+        to_prefix = self._heads(query) @ prefix_key.transpose(-1, -2)  # [h, m, p]
+        longest = max(length for _, length in shapes)
+        to_itself = [
+            self._own_scores(q, k, shape, longest) for q, k, shape in zip(queries, keys, shapes, strict=True)
+        ]
+        attention = torch.cat([to_prefix, torch.cat(to_itself, dim=1)], dim=-1).softmax(dim=-1)  # [h, m, p + longest]
+        num_prefix = len(prefix)
+        mixed = (attention[..., :num_prefix] @ prefix_value).transpose(0, 1).flatten(1)  # [m, e]
+        own = attention[..., num_prefix:].split([count * length for count, length in rows], dim=1)
+        mixed = mixed + torch.cat([self._own_mix(a, v, shape) for a, v, shape in zip(own, values, shapes, strict=True)])
+        updated = self._rest(suffix, mixed)
+        if is_last:
+            return prefix, updated
+        prefix_query = self._heads(F.linear(normed_prefix, query_w, query_b) * self.scale)
+        scores = prefix_query @ prefix_key.transpose(-1, -2) + causal_bias(num_prefix).to(prefix)
+        return self._rest(prefix, (scores.softmax(dim=-1) @ prefix_value).transpose(0, 1).flatten(1)), updated
+
+    @property
+    def scale(self) -> float:
+        """Factor on attention scores."""
+        return (self.out.in_features // self.heads) ** -0.5
+
+    def _heads(self, x: Float[Tensor, "*c l e"]) -> Float[Tensor, "*c h l f"]:
+        """Split the width into heads, f = e / h."""
+        return x.unflatten(-1, (self.heads, -1)).transpose(-3, -2)
+
+    def _own_scores(
+        self, query: Float[Tensor, "m e"], key: Float[Tensor, "k e"], shape: tuple[int, int], longest: int
+    ) -> Float[Tensor, "h m longest"]:
+        """Score each suffix of one length against itself; columns beyond its length get -inf."""
+        count, length = shape
+        q, k = (self._heads(part.unflatten(0, (count, -1))) for part in (query, key))  # [count, h, *, f]
+        bias = causal_bias(length)[-q.shape[-2] :].to(query)
+        scores = F.pad(q @ k.transpose(-1, -2) + bias, (0, longest - length), value=float("-inf"))
+        return scores.transpose(0, 1).flatten(1, 2)
+
+    def _own_mix(
+        self, attention: Float[Tensor, "h m longest"], value: Float[Tensor, "k e"], shape: tuple[int, int]
+    ) -> Float[Tensor, "m e"]:
+        """Mix each suffix's own values."""
+        count, length = shape
+        weights = attention[..., :length].unflatten(1, (count, -1)).transpose(0, 1)  # [count, h, *, length]
+        mixed = weights @ self._heads(value.unflatten(0, (count, length)))
+        return mixed.transpose(1, 2).flatten(2).flatten(0, 1)
+
+    def _rest(self, x: Float[Tensor, "*c l e"], mixed: Float[Tensor, "*c l e"]) -> Float[Tensor, "*c l e"]:
+        """Project the attention's output and run the MLP, both residual."""
+        x = x + self.out(mixed)
+        updated: Tensor = x + self.down(F.gelu(self.up(self.norm_2(x))))
+        return updated
+
+
+def causal_bias(length: int) -> Float[Tensor, "l l"]:
+    """Give what to add to attention scores: -inf where the column lies behind the row."""
+    return torch.full((length, length), float("-inf")).triu(diagonal=1)
+
+
+def last_rows(shapes: Shapes) -> Int[Tensor, " c"]:
+    """Give where each suffix's last token stands."""
+    lengths = torch.tensor([length for count, length in shapes for _ in range(count)])
+    return lengths.cumsum(0) - 1
+
+
+class TextTower(nn.Module):
+    """Token and position embeddings, causal blocks, final norm, linear projection."""
+
+    def __init__(self, config: EmojiNetworkConfig) -> None:
+        """Make the tower."""
+        super().__init__()
+        self.token_embedding = nn.Embedding(config.vocab_size, config.text_width)
+        self.positional_embedding = nn.Parameter(torch.randn(config.context_length, config.text_width) * 0.01)
+        self.blocks = nn.ModuleList(TextBlock(config.text_width, config.text_heads) for _ in range(config.text_layers))
+        self.norm_final = nn.LayerNorm(config.text_width)
+        self.projection = nn.Linear(config.text_width, config.dim, bias=False)
+        nn.init.normal_(self.token_embedding.weight, std=0.02)
+
+    def forward(self, tokens: Float[Tensor, "c l e"], end_index: Int[Tensor, " c"]) -> Float[Tensor, "c d"]:
+        """Encode embedded sequences, without positions; give each one's feature at its end, not normalized."""
+        x = tokens + self.positional_embedding[: tokens.shape[1]]
+        for block in self.blocks:
+            x = block(x)
+        return self._feature(x[torch.arange(len(x), device=x.device), end_index])
+
+    def shared_prefix(
+        self, prefix: Float[Tensor, "p e"], suffixes: Sequence[Float[Tensor, "_ _ e"]]
+    ) -> Float[Tensor, "c d"]:
+        """Encode sequences that begin alike; give the feature at each end, in the order of `suffixes`.
+
+        Args:
+            prefix: [p, e] embedded tokens that all sequences begin with.
+            suffixes: one [count, length, e] for each length: what follows the prefix, up to the end token.
+        """
+        shapes = [(len(group), group.shape[1]) for group in suffixes]
+        table = self.positional_embedding
+        x = prefix + table[: len(prefix)]
+        y = torch.cat([(group + table[len(prefix) :][: group.shape[1]]).flatten(0, 1) for group in suffixes])
+        for index, block in enumerate(self.blocks):
+            x, y = block.shared_prefix(x, y, shapes, is_last=index == len(self.blocks) - 1)
+        return self._feature(y)
+
+    def _feature(self, x: Float[Tensor, "c e"]) -> Float[Tensor, "c d"]:
+        """Norm and project."""
+        projected: Tensor = self.projection(self.norm_final(x))
+        return projected
+
+
+class EmojiNetwork(nn.Module):
+    """Both towers and the logit scale."""
+
+    def __init__(self, config: EmojiNetworkConfig) -> None:
+        """Make a network with random weights."""
+        super().__init__()
+        self.config = config
+        self.image = ImageTower(config)
+        self.text = TextTower(config)
+        self.log_logit_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
+
+    def config_json(self) -> str:
+        """Give the file that goes beside the weights."""
+        return json.dumps(asdict(self.config), indent=1) + "\n"
+
+
+def load_emoji_network(weights: Path, config: Path) -> EmojiNetwork:
+    """Read a network for inference: float32 in memory, frozen.
+
+    Raises:
+        DataError: a file is missing or damaged, or the weights do not fit the config.
+    """
+    try:
+        network = EmojiNetwork(EmojiNetworkConfig(**json.loads(config.read_text(encoding="utf-8"))))
+        tensors = {name: tensor.float() for name, tensor in load_file(weights).items()}
+        network.load_state_dict(tensors)
+    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+        raise DataError(f"The model files {weights} and {config} are missing or damaged: {error}") from error
+    network.image.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network.eval().requires_grad_(requires_grad=False)

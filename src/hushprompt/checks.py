@@ -1,0 +1,58 @@
+"""One form for every check of a setting: name, value, what is allowed."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable
+
+from hushprompt.errors import ConfigError
+
+
+def positive(**values: float) -> None:
+    """Raise ConfigError unless every value is a number greater than 0.
+
+    >>> positive(alpha=0.3)
+    """
+    for name, value in values.items():
+        if math.isnan(value) or value <= 0:
+            raise ConfigError(f"{name} must be > 0, got {value}.")
+
+
+def non_negative(**values: float) -> None:
+    """Raise ConfigError unless every value is a number of at least 0."""
+    for name, value in values.items():
+        if math.isnan(value) or value < 0:
+            raise ConfigError(f"{name} must be >= 0, got {value}.")
+
+
+def finite(**values: float) -> None:
+    """Raise ConfigError unless every value is a finite number."""
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise ConfigError(f"{name} must be a finite number, got {value}.")
+
+
+def in_range(low: float, high: float, **values: float) -> None:
+    """Raise ConfigError unless every value lies in [low, high]."""
+    for name, value in values.items():
+        if not low <= value <= high:
+            raise ConfigError(f"{name} must lie in [{low}, {high}], got {value}.")
+
+
+def one_of(allowed: Iterable[str], **values: str) -> None:
+    """Raise ConfigError, with the nearest allowed word, unless every value is one of `allowed`."""
+    allowed = list(allowed)
+    for name, value in values.items():
+        if value not in allowed:
+            raise ConfigError(f"{name} must be one of {', '.join(allowed)}, got {value!r}.{nearest(value, allowed)}")
+
+
+def nearest(word: str, allowed: Iterable[str]) -> str:
+    """Give " Did you mean 'x'?" for the closest allowed word, or an empty string.
+
+    >>> nearest("promtfl", ["promptfl", "dp_fpl"])
+    " Did you mean 'promptfl'?"
+    """
+    matches = difflib.get_close_matches(word, list(allowed), n=1)
+    return f" Did you mean {matches[0]!r}?" if matches else ""

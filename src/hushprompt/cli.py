@@ -1,0 +1,267 @@
+"""The command line: the one place that prints, draws progress and picks folders."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import logging
+import math
+import sys
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.table import Table
+
+from hushprompt import config as configs
+from hushprompt import files, load_registries, records
+from hushprompt.errors import ConfigError, HushpromptError, ResumeError
+from hushprompt.federation.publish import privacy_record
+from hushprompt.federation.setup import Row, client_sizes, cut, plan_rows
+from hushprompt.federation.simulate import run as simulate
+from hushprompt.privacy.plan import Audience, Channel, PrivacyConfig, make_plan
+from hushprompt.privacy.sampling import DisjointSampler, PoissonSampler, Sampler
+from hushprompt.records import RoundRecord, RowSummary
+from hushprompt.registry import BACKBONES, DATASETS, METHODS, PARTITIONS, SAMPLERS
+from hushprompt.report import tables
+
+app = typer.Typer(
+    help="Private, personal, federated prompt learning of frozen vision-language models.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+console = Console(highlight=False)
+LISTS = {
+    "methods": METHODS,
+    "datasets": DATASETS,
+    "backbones": BACKBONES,
+    "partitions": PARTITIONS,
+    "samplers": SAMPLERS,
+}
+INTERRUPTED = 130
+"""Exit status of a run that was stopped by Ctrl-C, as shells give it."""
+
+
+@app.command()
+def run(
+    config: Annotated[Path | None, typer.Argument(help="TOML file or preset name; none: the embedded preset.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Override, such as privacy.epsilon=4.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; none: a new one under runs/.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on in this run folder, with its own config.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print config and privacy statement only.")] = False,
+) -> None:
+    """Train, evaluate and account; write a run folder and print the table."""
+    if resume is not None:
+        if config is not None or out is not None or any(not s.startswith("runtime.") for s in set_ or []):
+            raise ConfigError("--resume takes the run folder's own config: give no CONFIG, --out or --set but runtime.*.")
+        folder = resume
+        if not (folder / "config.toml").exists():
+            raise ResumeError(f"{folder} is not a run folder: it has no config.toml.")
+        resolved = configs.load(folder / "config.toml", set_ or [])
+    else:
+        resolved = configs.load(config_path(config), set_ or [])
+        folder = out or new_folder(resolved)
+    if dry_run:
+        console.print(resolved.to_toml(), markup=False, soft_wrap=True)
+        show_statement(planned_privacy(resolved))
+        return
+    if resume is None:
+        if folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
+            raise ResumeError(f"{folder} is not empty. Give another --out, or go on in it with --resume {folder}.")
+        files.write_text(folder / "config.toml", resolved.to_toml())
+    try:
+        with Bars() as bars:
+            rows = simulate(resolved, folder, bars)
+    except KeyboardInterrupt:
+        console.print(f"Stopped. Everything up to the last round is in {folder}; go on with:")
+        console.print(f"  hushprompt run --resume {folder}", soft_wrap=True)
+        raise typer.Exit(INTERRUPTED) from None
+    show_results(rows, folder)
+
+
+@app.command(name="list")
+def list_(what: Annotated[str, typer.Argument(help="methods, datasets, backbones, partitions, samplers, presets")]) -> None:
+    """List what can be named in a config."""
+    if what == "presets":
+        for path in sorted(presets_folder().glob("*.toml")):
+            console.print(path.stem)
+        return
+    if what not in LISTS:
+        raise ConfigError(f"There is no list of {what!r}; known: {', '.join([*LISTS, 'presets'])}.")
+    table = Table("name", "what it is", "settings")
+    for name in LISTS[what].names():
+        cls = LISTS[what].get(name)
+        fields = ", ".join(field.name for field in dataclasses.fields(cls))
+        table.add_row(name, (cls.__doc__ or "").splitlines()[0], fields)
+    console.print(table)
+
+
+@app.command()
+def calibrate(
+    epsilon: Annotated[float, typer.Option(help="Target epsilon of the audience.")],
+    rounds: Annotated[int, typer.Option(help="Communication rounds.")],
+    delta: Annotated[float, typer.Option(help="Target delta.")] = 1e-5,
+    sampling_prob: Annotated[float | None, typer.Option(help="Poisson sampling probability; none: disjoint batches.")] = None,
+    steps_per_round: Annotated[int, typer.Option(help="Steps (batches) a round.")] = 1,
+    audience: Annotated[Audience, typer.Option(help="Whom the target is for.")] = Audience.PERSONAL,
+    local_share: Annotated[float, typer.Option(help="Share of the budget for the local release.")] = 0.5,
+    relation: Annotated[str, typer.Option(help="add_remove or replace_one.")] = "add_remove",
+    method: Annotated[str, typer.Option(help="Method, which decides what is released.")] = "dp_fpl",
+) -> None:
+    """Give the noise multipliers that a budget needs, and who then has which epsilon."""
+    configs.checks.one_of(("add_remove", "replace_one"), neighboring_relation=relation)
+    sampler: Sampler = (
+        DisjointSampler(steps_per_round=steps_per_round)
+        if sampling_prob is None
+        else PoissonSampler(sampling_prob=sampling_prob, steps_per_round=steps_per_round)
+    )
+    privacy = PrivacyConfig(
+        epsilon=epsilon,
+        delta=delta,
+        audience=audience,
+        local_share=local_share,
+        neighboring_relation=relation,  # type: ignore[arg-type]
+    )
+    channels: frozenset[Channel] = METHODS.get(method).channels
+    plan = make_plan(privacy, sampler, channels=channels, num_rounds=rounds, client_sizes=[1])
+    for channel, value in plan.noise_multipliers.items():
+        console.print(f"noise_multiplier_{channel} = {value:.6g}   (noise std over clip norm)")
+    for name, guarantee in plan.guarantees().items():
+        console.print(f"{tables.AUDIENCES[name]}:\n  {guarantee.statement()}", soft_wrap=True)
+
+
+@app.command()
+def privacy(folder: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run folder.")]) -> None:
+    """Print who sees what of a run, at which epsilon."""
+    show_statement(records.read_json(folder / "privacy.json"))
+
+
+@app.command()
+def show(folder: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run folder.")]) -> None:
+    """Print the result table of a finished run again."""
+    summary = records.read_json(folder / "summary.json")
+    show_results([records.from_json(RowSummary, row) for row in summary["rows"]], folder)
+
+
+def main() -> None:
+    """Run the command line; our own errors become one plain sentence and exit status 2."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    load_registries()
+    try:
+        app()
+    except HushpromptError as error:
+        Console(stderr=True, highlight=False).print(f"hushprompt: {error}", markup=False, soft_wrap=True)
+        sys.exit(2)
+
+
+class Bars:
+    """Two progress bars: images encoded, and rounds of the row in training."""
+
+    def __init__(self) -> None:
+        """Make the bars; they are drawn inside a `with`."""
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[scores]}"),
+            BarColumn(bar_width=None),
+            console=console,
+            expand=True,
+        )
+        self._task: TaskID | None = None
+        self._audience = ""
+        self._setups: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Bars:
+        """Start drawing."""
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop drawing."""
+        self._progress.stop()
+
+    def on_setup(self, what: str, done: int, total: int) -> None:
+        """Images are being encoded."""
+        if what not in self._setups:
+            self._setups[what] = self._progress.add_task(what, total=total, scores="")
+        self._progress.update(self._setups[what], completed=done)
+
+    def on_row(self, row: Row, index: int, num_rows: int, num_rounds_done: int) -> None:
+        """A row begins."""
+        description = f"{index + 1}/{num_rows} {row.label}"
+        self._audience = str(row.plan.config.audience)
+        total = row.num_rounds or 1
+        done = num_rounds_done if row.num_rounds else 1
+        self._task = self._progress.add_task(description, total=total, completed=done, scores="")
+
+    def on_round(self, record: RoundRecord) -> None:
+        """A round is done."""
+        assert self._task is not None, "on_row comes before on_round"
+        scores = (
+            f"loss {record.loss:.2f} local {100 * record.local:.0f} neighbor {100 * record.neighbor:.0f} "
+            f"epsilon {_epsilon(record.epsilon[self._audience])}"
+        )
+        self._progress.update(self._task, completed=record.round_index, scores=scores)
+
+
+def config_path(config: Path | None) -> Path:
+    """Give the file of a preset name or a path."""
+    name = config or Path("embedded")
+    preset = presets_folder() / f"{name}.toml"
+    if not name.exists() and name.suffix == "" and preset.exists():
+        return preset
+    return name
+
+
+def presets_folder() -> Path:
+    """Give the folder of the package's presets."""
+    return Path(str(resources.files("hushprompt") / "presets"))
+
+
+def new_folder(config: configs.RunConfig) -> Path:
+    """Give a fresh folder under runs/, named for a reader; nothing is encoded in the name alone."""
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    base = Path("runs") / f"{stamp}-{METHODS.name_of(config.method)}-seed{config.seed}"
+    folder, count = base, 1
+    while folder.exists():
+        count += 1
+        folder = base.with_name(f"{base.name}-{count}")
+    return folder
+
+
+def planned_privacy(config: configs.RunConfig) -> dict[str, Any]:
+    """Give the privacy record of a run that is not trained."""
+    partition = cut(config, config.data.load())
+    record: dict[str, Any] = records.to_json(privacy_record(plan_rows(config, client_sizes(partition))))
+    return record
+
+
+def show_results(rows: list[RowSummary], folder: Path) -> None:
+    """Print the table, what its epsilon means, and where everything lies."""
+    console.print(tables.result_table(rows))
+    for line in tables.captions(rows, records.read_json(folder / "privacy.json")):
+        console.print(line, soft_wrap=True)
+    for path in ("summary.json", "privacy.json", "records.jsonl", "prompts/", "config.toml"):
+        console.print(f"  {folder / path}", soft_wrap=True)
+
+
+def show_statement(privacy_json: dict[str, Any]) -> None:
+    """Print a privacy record in sentences."""
+    for row in privacy_json["rows"]:
+        for line in tables.statement_lines(row):
+            console.print(line, soft_wrap=True)
+    for key in ("other_client", "server", "not_private", "noise_source", "several_rows"):
+        console.print(f"{key.replace('_', ' ')}: {privacy_json[key]}", soft_wrap=True)
+
+
+def _epsilon(value: float) -> str:
+    """Write an epsilon for the progress bar."""
+    return "inf" if math.isinf(value) else f"{value:.2f}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,281 @@
+"""One frozen RunConfig: TOML in, `--set` overrides in, resolved TOML out.
+
+A section is the dataclass that uses it. Sections that offer a choice (`backbone`, `data`, `partition`, `sampling`,
+`method`) name a registered class by `name`; the other keys are its fields.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import re
+import tomllib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import tomli_w
+
+from hushprompt import checks
+from hushprompt.errors import ConfigError
+from hushprompt.registry import BACKBONES, DATASETS, METHODS, PARTITIONS, SAMPLERS, SECTIONS
+
+if TYPE_CHECKING:
+    from hushprompt.methods.base import Method
+    from hushprompt.privacy.plan import PrivacyConfig
+    from hushprompt.privacy.sampling import Sampler
+
+CHOICES = {
+    "backbone": BACKBONES,
+    "data": DATASETS,
+    "partition": PARTITIONS,
+    "sampling": SAMPLERS,
+    "method": METHODS,
+}
+"""Sections that name a registered class, and where it is looked up."""
+
+
+@SECTIONS.register("training")
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """The `training` section."""
+
+    num_rounds: int = 20
+    """Communication rounds."""
+
+    def __post_init__(self) -> None:
+        """Check the field."""
+        checks.non_negative(num_rounds=self.num_rounds)
+
+
+@SECTIONS.register("evaluation")
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """The `evaluation` section."""
+
+    split: Literal["test", "validation"] = "test"
+    """Images that are scored. Choose settings on "validation", report "test"."""
+
+
+@SECTIONS.register("runtime")
+@dataclass(frozen=True, kw_only=True)
+class RuntimeConfig:
+    """The `runtime` section: where and how fast, never what. Not part of the config's identity."""
+
+    num_threads: int = 0
+    """CPU threads of the arithmetic; 0 takes all cores. Resume with the same number for the same last bits."""
+    cache_dir: str = ""
+    """Folder for cached image features; empty: $XDG_CACHE_HOME/hushprompt or ~/.cache/hushprompt."""
+
+    def __post_init__(self) -> None:
+        """Check the field."""
+        checks.non_negative(num_threads=self.num_threads)
+
+    @property
+    def cache_path(self) -> Path:
+        """The cache folder as a path."""
+        if self.cache_dir:
+            return Path(self.cache_dir).expanduser()
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hushprompt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """One more row of the table: another method, or another budget, everything else the same."""
+
+    method: Method
+    """Method of the row; left out in TOML: the run's own."""
+    epsilon: float | None = None
+    """Target epsilon of the row; left out in TOML: the run's own privacy section."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that decides the result of a run, and the runtime."""
+
+    seed: int = 1
+    """Root of all random streams."""
+    backbone: Any
+    """Frozen model."""
+    data: Any
+    """Data set."""
+    partition: Any
+    """How the data set is cut into clients."""
+    sampling: Sampler
+    """How a client draws its batches."""
+    method: Method
+    """What is learned and sent."""
+    privacy: PrivacyConfig
+    """Budget, clip norms, audience."""
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    """Rounds."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """What is scored."""
+    references: tuple[Reference, ...] = ()
+    """Rows to compare with, trained before the method itself."""
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    """Threads and folders."""
+
+    def to_toml(self) -> str:
+        """Give the resolved config as TOML; `parse(tomllib.loads(...))` gives it back."""
+        return tomli_w.dumps(_to_plain(self))
+
+    def identity(self) -> str:
+        """SHA-256 of everything but the runtime: equal configs give equal results."""
+        plain = _to_plain(self)
+        del plain["runtime"]
+        return hashlib.sha256(tomli_w.dumps(plain).encode()).hexdigest()
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a TOML file and apply overrides of the form `section.key=value`.
+
+    Raises:
+        ConfigError: the file is missing or no TOML, a key is unknown, or a value is wrong.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"The config file {path} cannot be read ({error.strerror}). Check the path.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"The config file {path} is not valid TOML: {error}.") from error
+    for override in overrides:
+        values = _apply(values, override)
+    return parse(values)
+
+
+def parse(values: Mapping[str, Any]) -> RunConfig:
+    """Build a RunConfig from nested plain values; missing sections and fields take their defaults."""
+    known = {f.name for f in dataclasses.fields(RunConfig)}
+    _refuse_unknown("", values, known)
+    sections: dict[str, Any] = {"seed": _convert("seed", values.get("seed", 1), int)}
+    for name, registry in CHOICES.items():
+        if name not in values:
+            raise ConfigError(f'The section {name} is missing. Name one: {name} = {{ name = "{registry.names()[0]}" }}.')
+        sections[name] = _choose(name, values[name])
+    for name in SECTIONS.names():
+        sections[name] = build(SECTIONS.get(name), values.get(name, {}), name)
+    references = _convert("references", values.get("references", []), list)
+    sections["references"] = tuple(
+        _reference(f"references[{index}]", entry, sections["method"]) for index, entry in enumerate(references)
+    )
+    return RunConfig(**sections)
+
+
+def build(cls: type[Any], values: Any, path: str) -> Any:
+    """Build the dataclass `cls` from a table; errors name the dotted path of the wrong key."""
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{path} must be a table of settings, got {values!r}.")
+    hints = typing.get_type_hints(cls)
+    _refuse_unknown(path, values, {f.name for f in dataclasses.fields(cls)})
+    converted = {key: _convert(f"{path}.{key}", value, hints[key]) for key, value in values.items()}
+    try:
+        return cls(**converted)
+    except ConfigError as error:
+        raise type(error)(f"In the section {path}: {error}") from error
+    except TypeError as error:
+        raise ConfigError(f"The section {path} is incomplete: {error}.") from error
+
+
+def _reference(path: str, values: Any, own_method: Method) -> Reference:
+    """Build one reference row; without a method it takes the run's own."""
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{path} must be a table of settings, got {values!r}.")
+    _refuse_unknown(path, values, {f.name for f in dataclasses.fields(Reference)})
+    method = _choose(f"{path}.method", values["method"]) if "method" in values else own_method
+    epsilon = _convert(f"{path}.epsilon", values.get("epsilon", "none"), float | None)
+    if epsilon is not None:
+        checks.positive(**{f"{path}.epsilon": epsilon})
+    return Reference(method=method, epsilon=epsilon)
+
+
+def _choose(path: str, values: Any) -> Any:
+    """Build the registered class that a choice section names."""
+    registry = CHOICES[path.rpartition(".")[2]]
+    if not isinstance(values, Mapping) or "name" not in values:
+        raise ConfigError(f'{path} must be a table with a name, such as {{ name = "{registry.names()[0]}" }}, got {values!r}.')
+    cls = registry.get(_convert(f"{path}.name", values["name"], str))
+    # An optimizer table inside a method has a field called name too; the section's own name is not a field.
+    return build(cls, {key: value for key, value in values.items() if key != "name"}, path)
+
+
+def _refuse_unknown(path: str, values: Mapping[str, Any], known: set[str]) -> None:
+    """Raise ConfigError for a key that does not exist, with the nearest one that does."""
+    for key in values:
+        if key not in known:
+            place = f"in the section {path}" if path else "at the top level"
+            allowed = ", ".join(sorted(known)) or "none"
+            raise ConfigError(f"Unknown key {key!r} {place}; known: {allowed}.{checks.nearest(key, known)}")
+
+
+def _convert(path: str, value: Any, hint: Any) -> Any:
+    """Check one TOML value against a type and give it as that type."""
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value == "none" and type(None) in options:
+            return None
+        (inner,) = [option for option in options if option is not type(None)]
+        return _convert(path, value, inner)
+    if origin is Literal:
+        if value not in options:
+            checks.one_of([str(option) for option in options], **{path: str(value)})
+        return value
+    if dataclasses.is_dataclass(hint):
+        return build(typing.cast("type[Any]", hint), value, path)
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        checks.one_of([str(member.value) for member in hint], **{path: str(value)})
+        return hint(value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise ConfigError(f"{path} must be of type {hint.__name__}, got {value!r} ({type(value).__name__}).")
+    return value
+
+
+def _apply(values: Mapping[str, Any], override: str) -> dict[str, Any]:
+    """Give `values` with one `a.b=c` applied; a new `name` of a section drops the old choice's fields."""
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(re.fullmatch(r"[A-Za-z_]\w*", part) for part in parts):
+        raise ConfigError(f"--set takes section.key=value, got {override!r}. Example: --set privacy.epsilon=4")
+    result = dict(values)
+    table = result
+    for depth, part in enumerate(parts[:-1]):
+        inner = table.get(part, {})
+        if not isinstance(inner, Mapping):
+            raise ConfigError(f"--set {override}: {'.'.join(parts[: depth + 1])} is not a table.")
+        table[part] = dict(inner)
+        table = table[part]
+    value = _parse_value(text.strip())
+    if parts[-1] == "name" and len(parts) == 2 and table.get("name") != value:
+        table.clear()
+    table[parts[-1]] = value
+    return result
+
+
+def _parse_value(text: str) -> Any:
+    """Read a TOML value; a bare word is a string."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _to_plain(value: Any) -> Any:
+    """Turn a config into what TOML can say; None becomes "none"."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        plain = {f.name: _to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        for registry in CHOICES.values():
+            if type(value) in registry.classes():
+                return {"name": registry.name_of(value), **plain}
+        return plain
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, (list, tuple)):
+        return [_to_plain(entry) for entry in value]
+    return "none" if value is None else value

@@ -1,0 +1,97 @@
+"""What leaves a run: prompt files that say what they are, and the record of who sees what at which epsilon."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hushprompt import files
+from hushprompt.backbones.prompts import PromptModel
+from hushprompt.config import RunConfig
+from hushprompt.federation.setup import Row
+from hushprompt.methods.base import Personal, Shared
+from hushprompt.privacy.plan import Audience, Channel
+
+SERVER = (
+    "The server is trusted: it sees each client's clipped sum before noise, so nothing here protects a client from the "
+    "server. Secure aggregation is not part of this version."
+)
+NOT_PRIVATE = (
+    "Not private, simulation only: training losses in records.jsonl, and the checkpoint, which belongs to the "
+    "simulation. Accuracies are read from evaluation images, which this guarantee does not cover."
+)
+SIMULATED_NOISE = "Noise comes from the run's seed: a repeatable simulation. Whoever knows the seed can remove the noise."
+ROWS = "Each row is accounted for on its own; publishing several rows of one run adds up their privacy losses."
+
+
+def write_prompts(
+    folder: Path, model: PromptModel, row: Row, shared: Shared, personal: tuple[Personal, ...]
+) -> None:
+    """Write `global.safetensors` and one `client-003.safetensors` a client, as far as the method has them."""
+    guarantees = row.plan.guarantees()
+    common = {
+        "format": "hushprompt prompt 1",
+        "method": row.method_name,
+        "backbone_fingerprint": model.backbone.fingerprint,
+        "prompt": "[start][context][class name][end]",
+        "class_names": model.class_names,
+        "rank": getattr(row.method, "rank", None),
+    }
+    shared_context = row.method.shared_context(shared)
+    if shared_context is not None:
+        statement = guarantees[Audience.PUBLIC].statement()
+        metadata = json.dumps({**common, "privacy": statement})
+        files.write_tensors(folder / "global.safetensors", {"context": shared_context}, metadata)
+    if Channel.LOCAL not in row.plan.channels:
+        return
+    for client_id, state in enumerate(personal):
+        context = row.method.context(shared, state)
+        assert context is not None, "a method with a local channel has a context for each client"
+        statement = guarantees[Audience.PERSONAL].statement()
+        metadata = json.dumps({**common, "client_id": client_id, "privacy": statement})
+        files.write_tensors(folder / f"client-{client_id:03d}.safetensors", {"context": context}, metadata)
+
+
+def privacy_record(rows: list[Row]) -> dict[str, Any]:
+    """Give `privacy.json`: per row the mechanisms, their composed event, and the guarantee of every audience."""
+    return {
+        "rows": [
+            {
+                "row": row.label,
+                "method": row.method_name,
+                "channels": sorted(row.plan.channels),
+                "clip_norms": {str(c): value for c, value in row.plan.clip_norms.items()},
+                "noise_multipliers": {str(c): value for c, value in row.plan.noise_multipliers.items()},
+                "sampling": row.plan.sampler.description,
+                "num_rounds": row.num_rounds,
+                "audiences": {
+                    str(audience): {**guarantee.to_json(), "statement": guarantee.statement()}
+                    for audience, guarantee in row.plan.guarantees().items()
+                },
+            }
+            for row in rows
+        ],
+        "other_client": "Sees what the public sees, and has the same guarantee as the public.",
+        "server": SERVER,
+        "not_private": NOT_PRIVATE,
+        "noise_source": SIMULATED_NOISE,
+        "several_rows": ROWS,
+    }
+
+
+def provenance(config: RunConfig) -> dict[str, str]:
+    """Give what made a result, so that it can be made again."""
+    return {
+        "hushprompt": importlib.metadata.version("hushprompt"),
+        "config_identity": config.identity(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "dp_accounting": importlib.metadata.version("dp-accounting"),
+    }

@@ -1,0 +1,135 @@
+"""From a config to what the loop needs: the federation (model, data, clients) and the rows of the table."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from hushprompt import seeding
+from hushprompt.backbones.cache import Progress, image_features
+from hushprompt.backbones.prompts import PromptModel
+from hushprompt.config import RunConfig
+from hushprompt.data.base import Dataset
+from hushprompt.data.partition import Partition
+from hushprompt.errors import ConfigError
+from hushprompt.evaluation.splits import ClientSplit, client_splits
+from hushprompt.methods.base import Method
+from hushprompt.privacy.plan import PrivacyPlan, make_plan
+from hushprompt.registry import METHODS
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: a method under a privacy plan."""
+
+    label: str
+    """Unique in its run; also keys the row's batches and noise."""
+    method_name: str
+    method: Method
+    plan: PrivacyPlan
+
+    @property
+    def num_rounds(self) -> int:
+        """Rounds of training; 0 for a method that learns nothing."""
+        return self.plan.num_rounds
+
+
+@dataclass(frozen=True)
+class Federation:
+    """Model, data and clients, ready to train."""
+
+    model: PromptModel
+    train_features: Float[Tensor, "n d"]
+    train_labels: Int[Tensor, " n"]
+    eval_features: Float[Tensor, "m d"]
+    eval_labels: Int[Tensor, " m"]
+    partition: Partition
+    splits: tuple[ClientSplit, ...]
+
+
+def cut(config: RunConfig, dataset: Dataset) -> Partition:
+    """Cut a data set into the config's clients.
+
+    Raises:
+        ConfigError: the cut is impossible, or the data set lacks the split that is to be scored.
+    """
+    if config.evaluation.split not in dataset.splits:
+        raise ConfigError(
+            f"evaluation.split is {config.evaluation.split!r}, but {dataset.name} has only: "
+            f"{', '.join(sorted(dataset.splits))}."
+        )
+    labels = {name: split.labels for name, split in dataset.splits.items()}
+    domains = {name: split.domains for name, split in dataset.splits.items()}
+    rng = seeding.stream(config.seed, "partition")
+    partition: Partition = config.partition.partition(labels, domains, len(dataset.class_names), rng)
+    return partition
+
+
+def client_sizes(partition: Partition) -> list[int]:
+    """Give the public number of training examples of every client."""
+    return [len(client.indices["train"]) for client in partition.clients]
+
+
+def assemble(config: RunConfig, dataset: Dataset, partition: Partition, on_progress: Progress) -> Federation:
+    """Load the backbone and encode the images once, or take their features from the cache."""
+    backbone = config.backbone.load()
+    train, scored = (
+        image_features(backbone, dataset, split, config.runtime.cache_path, on_progress)
+        for split in ("train", config.evaluation.split)
+    )
+    return Federation(
+        model=PromptModel(backbone, dataset.class_names),
+        train_features=train,
+        train_labels=torch.from_numpy(dataset.splits["train"].labels),
+        eval_features=scored,
+        eval_labels=torch.from_numpy(dataset.splits[config.evaluation.split].labels),
+        partition=partition,
+        splits=client_splits(partition, config.evaluation.split),
+    )
+
+
+def plan_rows(config: RunConfig, sizes: list[int]) -> list[Row]:
+    """Give the rows of a run, references first; calibrates all noise and refuses what the theorem does not cover.
+
+    Args:
+        config: what to run.
+        sizes: public number of training examples of every client.
+
+    Raises:
+        PrivacyError: the configuration is outside the theorem.
+    """
+    wanted = [(entry.method, entry.epsilon) for entry in config.references] + [(config.method, None)]
+    rows: list[Row] = []
+    for method, epsilon in wanted:
+        privacy = config.privacy
+        if epsilon is not None:
+            privacy = dataclasses.replace(
+                privacy, epsilon=epsilon, noise_multiplier_local=None, noise_multiplier_global=None
+            )
+        plan = make_plan(
+            privacy,
+            config.sampling,
+            channels=method.channels,
+            num_rounds=config.training.num_rounds if method.channels else 0,
+            client_sizes=sizes,
+        )
+        name = METHODS.name_of(method)
+        label = _label(name, plan)
+        num_same = sum(row.label.partition(" #")[0] == label for row in rows)
+        rows.append(Row(f"{label} #{num_same + 1}" if num_same else label, name, method, plan))
+    return rows
+
+
+def _label(method_name: str, plan: PrivacyPlan) -> str:
+    """Name a row by its method and budget."""
+    if not plan.channels:
+        return method_name
+    if not any(plan.noise_multipliers.values()):
+        return f"{method_name}, no noise"
+    if plan.config.epsilon is None:
+        return f"{method_name}, given noise"
+    return f"{method_name}, epsilon {plan.config.epsilon:g}"

@@ -1,0 +1,121 @@
+"""The contract of a method: what a client learns, what it sends, what the server does with it.
+
+All four functions are pure. Data enters a state only through `Mechanism.release`: an `Upload` is clipped but not yet
+private and goes to the aggregation alone; `StepInfo` is not private and goes to the simulation's record alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from hushprompt.backbones.prompts import PromptModel
+from hushprompt.privacy.clipping import ClippedSum
+from hushprompt.privacy.plan import Channel, Mechanism
+
+Shared = Any
+"""Frozen dataclass of tensors that the server holds and every client receives."""
+Personal = Any
+"""Frozen dataclass of tensors that never leaves its client."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One client's examples of one step; b may be 0."""
+
+    image_features: Float[Tensor, "b d"]
+    labels: Int[Tensor, " b"]
+
+
+@dataclass(frozen=True)
+class NoState:
+    """What a method has that keeps nothing on this side."""
+
+
+@dataclass(frozen=True)
+class Upload:
+    """What a client hands to the aggregation: a clipped sum, or nothing where nothing is shared."""
+
+    shared_grad: ClippedSum | None
+
+
+@dataclass(frozen=True)
+class StepInfo:
+    """What only a reader of a simulation needs. Not private."""
+
+    loss: float
+    """Mean cross-entropy of the batch before the step; NaN for an empty batch."""
+
+
+@runtime_checkable
+class Method(Protocol):
+    """What the loop asks of a method. Implementations are frozen dataclasses; their fields are the config section."""
+
+    channels: ClassVar[frozenset[Channel]]
+    """The releases that `client_step` (LOCAL) and the server (GLOBAL) make each step; empty: nothing is trained."""
+
+    def init(self, model: PromptModel, rng: np.random.Generator) -> tuple[Shared, Personal]:
+        """Give the state of the server and the state that every client starts with; data-independent."""
+
+    def client_step(
+        self,
+        model: PromptModel,
+        shared: Shared,
+        personal: Personal,
+        batch: Batch,
+        mechanism: Mechanism,
+        rng: np.random.Generator,
+    ) -> tuple[Upload, Personal, StepInfo]:
+        """Learn from one batch.
+
+        Args:
+            model: frozen backbone and class names.
+            shared: the server's state as of now.
+            personal: this client's state.
+            batch: examples drawn by the plan's sampler.
+            mechanism: clips for both channels, releases on LOCAL.
+            rng: stream for data-independent randomness; never for privacy noise.
+        """
+
+    def server_step(self, shared: Shared, released: Tensor) -> Shared:
+        """Move the shared state by the released (noisy) mean gradient."""
+
+    def shared_context(self, shared: Shared) -> Float[Tensor, "t e"] | None:
+        """Give the context that the public sees; None where nothing is shared."""
+
+    def context(self, shared: Shared, personal: Personal) -> Float[Tensor, "t e"] | None:
+        """Give the context that a client uses and may publish; None for a hand template."""
+
+    def logits(
+        self, model: PromptModel, shared: Shared, personal: Personal, image_features: Float[Tensor, "n d"]
+    ) -> Float[Tensor, "n c"]:
+        """Score images against all classes."""
+
+
+class Untrained:
+    """A method without releases: the loop takes no step, so a call of one is a bug."""
+
+    channels: ClassVar[frozenset[Channel]] = frozenset()
+
+    def client_step(
+        self,
+        model: PromptModel,
+        shared: Shared,
+        personal: Personal,
+        batch: Batch,
+        mechanism: Mechanism,
+        rng: np.random.Generator,
+    ) -> tuple[Upload, Personal, StepInfo]:
+        """Learn nothing."""
+        return Upload(None), personal, StepInfo(float("nan"))
+
+    def server_step(self, shared: Shared, released: Tensor) -> Shared:
+        """Learn nothing."""
+        return shared
+
+    def shared_context(self, shared: Shared) -> None:
+        """Nothing is trained, so nothing is published."""

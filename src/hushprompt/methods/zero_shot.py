@@ -1,0 +1,32 @@
+"""Zero-shot: what the frozen model does with a hand template, untouched by any data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+from hushprompt.backbones.prompts import PromptModel
+from hushprompt.methods.base import NoState, Untrained
+from hushprompt.registry import METHODS
+
+
+@METHODS.register("zero_shot")
+@dataclass(frozen=True, kw_only=True)
+class ZeroShot(Untrained):
+    """The backbone's hand template, untouched by any client's data. Source: CLIP (arXiv:2103.00020), section 3.1."""
+
+    def init(self, model: PromptModel, rng: np.random.Generator) -> tuple[NoState, NoState]:
+        """Nothing to learn."""
+        return NoState(), NoState()
+
+    def context(self, shared: NoState, personal: NoState) -> None:
+        """A hand template has no context."""
+
+    def logits(
+        self, model: PromptModel, shared: NoState, personal: NoState, image_features: Float[Tensor, "n d"]
+    ) -> Float[Tensor, "n c"]:
+        """Score images against the hand template."""
+        return model.logits(image_features, model.template_features)

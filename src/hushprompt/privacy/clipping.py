@@ -1,0 +1,81 @@
+"""Per-example clipping: the one place where a contribution gets its bound.
+
+Source: Abadi et al. 2016 (arXiv:1607.00133), Algorithm 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hushprompt import checks
+from hushprompt.errors import PrivacyError
+
+
+@dataclass(frozen=True)
+class ClippedSum:
+    """A sum of clipped contributions, not yet private, that knows its own sensitivity.
+
+    It must not leave the party that computed it except to a party named as trusted in the privacy statement.
+    """
+
+    value: Float[Tensor, "*p"]
+    """[*p] the sum."""
+    sensitivity: float
+    """L2 distance that adding or removing one contribution can move `value`, in gradient units."""
+
+
+def clipped_sum(grads: Float[Tensor, "b *p"], clip_norm: float) -> ClippedSum:
+    """Clip each example's gradient to an L2 ball, then add them up.
+
+    Source: Abadi et al. 2016 (arXiv:1607.00133), Algorithm 1, "Clip gradient".
+    Guarantee: the sum has L2 sensitivity `clip_norm` when one example is added or removed, up to float32
+    rounding of the sum. A gradient with a NaN or infinite entry, or with a norm that overflows, counts as zero.
+
+    Args:
+        grads: [b, *p] one gradient per example; b may be 0.
+        clip_norm: radius of the ball, in gradient units; greater than 0.
+
+    Raises:
+        ConfigError: `clip_norm` is not a finite number greater than 0.
+
+    >>> clipped_sum(torch.tensor([[3.0, 4.0], [0.0, 0.0]]), clip_norm=1.0)
+    ClippedSum(value=tensor([0.6000, 0.8000]), sensitivity=1.0)
+    """
+    checks.positive(clip_norm=clip_norm)
+    checks.finite(clip_norm=clip_norm)
+    scale = clip_factors(grads, clip_norm)
+    finite = grads.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+    return ClippedSum(torch.einsum("b,b...->...", scale, finite), clip_norm)
+
+
+def clip_factors(grads: Float[Tensor, "b *p"], clip_norm: float) -> Float[Tensor, " b"]:
+    """Give [b] the factor in [0, 1] that puts each gradient into the ball; 0 for a gradient that is not finite.
+
+    The factors and the norms behind them are not private: never log them.
+    """
+    norms = grads.flatten(1).norm(dim=1)
+    usable = norms.isfinite()
+    # Rounding must not carry a clipped gradient out of the ball: aim one part in a million inside it.
+    factors = (clip_norm * (1 - 1e-6) / norms).clamp(max=1.0)  # x / 0 is inf, clamped to 1
+    return torch.where(usable, factors, torch.zeros_like(factors))
+
+
+def add_up(sums: list[ClippedSum]) -> ClippedSum:
+    """Add clipped sums of disjoint sets of contributions; the sensitivity stays that of one contribution.
+
+    Raises:
+        PrivacyError: nothing to add, or the sums were clipped to different norms.
+    """
+    if not sums:
+        raise PrivacyError("There is no clipped sum to add up: no client took part in this step.")
+    sensitivities = {part.sensitivity for part in sums}
+    if len(sensitivities) > 1:
+        raise PrivacyError(
+            f"Clipped sums with different sensitivities cannot be added: {sorted(sensitivities)}. "
+            "Use one clip norm for all clients."
+        )
+    return ClippedSum(torch.stack([part.value for part in sums]).sum(dim=0), sums[0].sensitivity)

@@ -1,0 +1,254 @@
+"""The privacy of a whole run: what is clipped to what, how much noise, and who may claim which epsilon.
+
+The only file that joins clipping, noise, sampling and accounting. Methods and aggregation ask the plan; nothing that
+derives from data leaves a client or enters a prompt except through `Mechanism.release`.
+
+**The guarantee of the whole.** In every step each example of client i enters at most two sums: the client's local
+sum, clipped to `clip_norm_local`, and the sum over clients, clipped to `clip_norm_global`. Each sum is released once
+with Gaussian noise of `noise_multiplier` times its clip norm. Contexts, factors, residuals and optimizer states are
+functions of earlier releases and of data-independent randomness, so they are post-processing. Two releases on one
+batch, with multipliers z_l and z_g, are one Gaussian release with 1/z^2 = 1/z_l^2 + 1/z_g^2. Accounting composes
+`Sampler.num_releases` of them, adaptively, with the sampler's amplification.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+from hushprompt import checks
+from hushprompt.errors import PrivacyError
+from hushprompt.privacy import accounting
+from hushprompt.privacy.clipping import ClippedSum, clipped_sum
+from hushprompt.privacy.noise import add_gaussian
+from hushprompt.privacy.sampling import Sampler
+from hushprompt.registry import SECTIONS
+
+
+class Channel(StrEnum):
+    """The two ways in which data can enter a prompt."""
+
+    LOCAL = "local"
+    """Into the client's own personal prompt; noise is added on the client."""
+    GLOBAL = "global"
+    """Into the prompt that all share; noise is added to the sum over clients."""
+
+
+class Audience(StrEnum):
+    """Who looks at what; each has its own guarantee."""
+
+    PUBLIC = "public"
+    """Sees the global prompt after every round. Other clients see the same."""
+    PERSONAL = "personal"
+    """Holds one client's personal prompt, and sees what the public sees."""
+
+
+@SECTIONS.register("privacy")
+@dataclass(frozen=True, kw_only=True)
+class PrivacyConfig:
+    """The `privacy` section: a budget or the noise itself, and the clip norms."""
+
+    epsilon: float | None = 8.0
+    """Target epsilon of `audience` over the whole run; inf clips and adds no noise. Not with noise multipliers."""
+    delta: float = 1e-5
+    """Target delta; must be below 1 / (examples of the smallest client)."""
+    audience: Audience = Audience.PERSONAL
+    """Whom the target epsilon is for: "personal" (holder of a personal prompt) or "public" (global prompt only)."""
+    local_share: float = 0.5
+    """Share of the budget (of 1/z^2) that the local release gets where a method makes both; in (0, 1)."""
+    clip_norm_local: float = 1.0
+    """L2 bound of one example's contribution to a client's local sum, in gradient units."""
+    clip_norm_global: float = 1.0
+    """L2 bound of one example's contribution to the sum over clients, in gradient units."""
+    noise_multiplier_local: float | None = None
+    """Noise std over clip norm of the local release, instead of `epsilon`."""
+    noise_multiplier_global: float | None = None
+    """Noise std over clip norm of the global release, instead of `epsilon`."""
+    neighboring_relation: Literal["add_remove", "replace_one"] = "add_remove"
+    """What neighboring data sets differ by: one example more or less, or one example exchanged."""
+    privacy_unit: Literal["example"] = "example"
+    """Who is protected: one (image, label) pair of one client."""
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        checks.positive(clip_norm_local=self.clip_norm_local, clip_norm_global=self.clip_norm_global)
+        checks.finite(clip_norm_local=self.clip_norm_local, clip_norm_global=self.clip_norm_global)
+        if not 0 < self.delta < 1:
+            raise PrivacyError(f"delta must lie in (0, 1), got {self.delta}. Take it well below 1 / (number of examples).")
+        if not 0 < self.local_share < 1:
+            raise PrivacyError(f"local_share must lie in (0, 1), got {self.local_share}.")
+        explicit = [self.noise_multiplier_local, self.noise_multiplier_global]
+        if self.epsilon is None:
+            if any(z is None for z in explicit):
+                raise PrivacyError("Set privacy.epsilon, or both noise_multiplier_local and noise_multiplier_global.")
+            for name, z in zip(("noise_multiplier_local", "noise_multiplier_global"), explicit, strict=True):
+                assert z is not None
+                checks.non_negative(**{name: z})
+                checks.finite(**{name: z})
+        else:
+            if any(z is not None for z in explicit):
+                raise PrivacyError(
+                    "privacy.epsilon and noise multipliers exclude each other: the noise follows from epsilon. "
+                    'Keep one; to give the noise yourself, set privacy.epsilon="none".'
+                )
+            checks.positive(epsilon=self.epsilon)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrivacyPlan:
+    """Clip norms, noise and guarantees of one training run; made by `make_plan`."""
+
+    channels: frozenset[Channel]
+    """The releases that the method makes; empty where it learns nothing from data."""
+    clip_norms: dict[Channel, float]
+    noise_multipliers: dict[Channel, float]
+    """Noise std over clip norm; 0 is no noise. Only for the channels that are used."""
+    config: PrivacyConfig
+    sampler: Sampler
+    num_rounds: int
+
+    def releases(self, audience: Audience, num_rounds: int | None = None) -> accounting.GaussianReleases:
+        """Give what `audience` sees of one example over the first `num_rounds` rounds (None: all of them)."""
+        rounds = self.num_rounds if num_rounds is None else num_rounds
+        seen = self.channels if audience is Audience.PERSONAL else self.channels - {Channel.LOCAL}
+        return accounting.GaussianReleases(
+            num_steps=self.sampler.num_releases(rounds) if seen else 0,
+            noise_multiplier=accounting.combine_noise_multipliers(*(self.noise_multipliers[c] for c in sorted(seen))),
+            sampling_prob=self.sampler.amplification_prob,
+        )
+
+    def epsilon(self, audience: Audience, num_rounds: int | None = None) -> float:
+        """Give the epsilon of `audience` after `num_rounds` rounds; inf without noise, 0 where it sees nothing."""
+        return accounting.epsilon(
+            self.releases(audience, num_rounds), delta=self.config.delta, relation=self.config.neighboring_relation
+        )
+
+    def guarantees(self) -> dict[Audience, accounting.Guarantee]:
+        """Give the guarantee of every audience for the whole run, with cross-checks by other accountants."""
+        return {
+            audience: accounting.guarantee(
+                audience=str(audience),
+                releases=self.releases(audience),
+                delta=self.config.delta,
+                relation=self.config.neighboring_relation,
+                unit=self.config.privacy_unit,
+                sampling_description=self.sampler.description,
+            )
+            for audience in Audience
+        }
+
+    def mechanism(self, *, allowed: Channel, expected_count: float, rng: np.random.Generator) -> Mechanism:
+        """Give the one-step tool with which a client (LOCAL) or the server (GLOBAL) makes its release."""
+        return Mechanism(plan=self, allowed=allowed, expected_count=expected_count, rng=rng)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mechanism:
+    """Clips for both channels and releases on one: the Gaussian mechanism of one step at one party."""
+
+    plan: PrivacyPlan
+    allowed: Channel
+    """The channel on which this party may release."""
+    expected_count: float
+    """Public expected number of examples behind the sum; the divisor, whoever showed up."""
+    rng: np.random.Generator
+    """The noise stream of this step and party."""
+
+    def clip(self, channel: Channel, grads: Float[Tensor, "b *p"]) -> ClippedSum:
+        """Clip per-example gradients [b, *p] to the channel's norm and add them up.
+
+        Raises:
+            PrivacyError: the plan does not account for a release on `channel`.
+        """
+        if channel not in self.plan.channels:
+            raise PrivacyError(
+                f"The method uses the {channel} channel but declares only {sorted(self.plan.channels)}: "
+                "its release would not be accounted for. Add the channel to the method's `channels`."
+            )
+        return clipped_sum(grads, self.plan.clip_norms[channel])
+
+    def release(self, channel: Channel, summed: ClippedSum) -> Float[Tensor, "*p"]:
+        """Add the channel's noise to a clipped sum and divide by the public expected count.
+
+        Guarantee: one Gaussian mechanism with the plan's noise multiplier, whatever the batch was.
+
+        Raises:
+            PrivacyError: this party may not release on `channel`, or the sum was clipped to another norm.
+        """
+        if channel is not self.allowed:
+            raise PrivacyError(f"This party releases on the {self.allowed} channel only, not on {channel}.")
+        if summed.sensitivity != self.plan.clip_norms[channel]:
+            raise PrivacyError(
+                f"A sum of sensitivity {summed.sensitivity} came for the {channel} release, "
+                f"which is planned for {self.plan.clip_norms[channel]}."
+            )
+        std = self.plan.noise_multipliers[channel] * summed.sensitivity
+        return add_gaussian(summed.value, std, self.rng) / self.expected_count
+
+
+def make_plan(
+    config: PrivacyConfig, sampler: Sampler, *, channels: frozenset[Channel], num_rounds: int, client_sizes: list[int]
+) -> PrivacyPlan:
+    """Calibrate the noise of a run, or take it from the config, and refuse what the theorem does not cover.
+
+    Args:
+        config: the `privacy` section.
+        sampler: how batches are drawn; it names its own amplification.
+        channels: the releases that the method makes.
+        num_rounds: communication rounds.
+        client_sizes: public number of training examples of every client.
+
+    Raises:
+        PrivacyError: delta is not below 1/n, or the method makes no release that the budget's audience could see.
+    """
+    checks.non_negative(num_rounds=num_rounds)
+    smallest = min(client_sizes)
+    if config.delta * smallest >= 1:
+        raise PrivacyError(
+            f"delta must be below 1 / (examples of the smallest client) = 1 / {smallest} = {1 / smallest:.3g}, got "
+            f"{config.delta:g}: a larger delta allows publishing an example outright. Take 1e-5, or 1 / (10 n) or less."
+        )
+    norms = {Channel.LOCAL: config.clip_norm_local, Channel.GLOBAL: config.clip_norm_global}
+    return PrivacyPlan(
+        channels=channels,
+        clip_norms={c: norms[c] for c in sorted(channels)},
+        noise_multipliers=_noise_multipliers(config, sampler, channels, num_rounds),
+        config=config,
+        sampler=sampler,
+        num_rounds=num_rounds,
+    )
+
+
+def _noise_multipliers(
+    config: PrivacyConfig, sampler: Sampler, channels: frozenset[Channel], num_rounds: int
+) -> dict[Channel, float]:
+    """Split the budget: 1/z_local^2 gets `local_share`, 1/z_global^2 the rest; one channel alone gets all."""
+    if config.epsilon is None:
+        explicit = {Channel.LOCAL: config.noise_multiplier_local, Channel.GLOBAL: config.noise_multiplier_global}
+        return {c: z for c in sorted(channels) if (z := explicit[c]) is not None}
+    if not channels or num_rounds == 0 or math.isinf(config.epsilon):
+        return {c: 0.0 for c in sorted(channels)}
+    share = {Channel.LOCAL: config.local_share, Channel.GLOBAL: 1 - config.local_share}
+    if len(channels) == 1:
+        share = {c: 1.0 for c in channels}
+    seen = 1.0 if config.audience is Audience.PERSONAL else share.get(Channel.GLOBAL, 0.0)
+    if seen == 0 or (config.audience is Audience.PUBLIC and Channel.GLOBAL not in channels):
+        raise PrivacyError(
+            'privacy.audience = "public" sees no release of this method, which trains personal prompts only. '
+            'Use privacy.audience = "personal".'
+        )
+    z = accounting.calibrate(
+        target_epsilon=config.epsilon,
+        delta=config.delta,
+        num_steps=sampler.num_releases(num_rounds),
+        sampling_prob=sampler.amplification_prob,
+        relation=config.neighboring_relation,
+    )
+    # 1/z_c^2 = share_c / (seen z^2). Rounding up in the last digits keeps the combination at or above z.
+    return {c: z * math.sqrt(seen / share[c]) * (1 + 1e-9) for c in sorted(channels)}

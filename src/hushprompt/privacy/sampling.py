@@ -1,0 +1,123 @@
+"""Which examples take part in which step: each sampler says what its theorem needs to know.
+
+A sampler draws the batches of one client for one round. What accounting needs from it is in `num_releases` (in how
+many releases an example can take part) and `sampling_prob` (the amplification that may be claimed).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from hushprompt import checks
+from hushprompt.registry import SAMPLERS
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """What the loop and the plan ask of a sampler."""
+
+    steps_per_round: int
+
+    @property
+    def amplification_prob(self) -> float:
+        """Sampling probability that accounting may use; 1 claims no amplification."""
+
+    @property
+    def description(self) -> str:
+        """The sampling, in the words of a privacy statement."""
+
+    def num_releases(self, num_rounds: int) -> int:
+        """Give how many releases one example can take part in over `num_rounds` rounds."""
+
+    def expected_batch_size(self, num_examples: int) -> float:
+        """Give the public expected size of a batch of a client with `num_examples` examples."""
+
+    def batches(self, num_examples: int, rng: np.random.Generator) -> list[np.ndarray]:
+        """Draw the batches of one round: `steps_per_round` sorted arrays of example indices."""
+
+
+@SAMPLERS.register("poisson")
+@dataclass(frozen=True, kw_only=True)
+class PoissonSampler:
+    """Each example joins each batch independently with one probability.
+
+    The theorem (privacy amplification by Poisson sampling) needs that nobody outside the client sees who was drawn
+    and how many; batch sizes are therefore never reported.
+    """
+
+    sampling_prob: float = 0.1
+    """Probability q that an example joins a batch, in (0, 1]; the same for all clients."""
+    steps_per_round: int = 1
+    """Steps between two records; every step draws a fresh batch."""
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        checks.positive(sampling_prob=self.sampling_prob, steps_per_round=self.steps_per_round)
+        checks.in_range(0, 1, sampling_prob=self.sampling_prob)
+
+    @property
+    def amplification_prob(self) -> float:
+        """The sampling probability itself."""
+        return self.sampling_prob
+
+    @property
+    def description(self) -> str:
+        """The sampling, in the words of a privacy statement."""
+        return f"Poisson sampling with probability {self.sampling_prob:g}"
+
+    def num_releases(self, num_rounds: int) -> int:
+        """Every step may see every example."""
+        return num_rounds * self.steps_per_round
+
+    def expected_batch_size(self, num_examples: int) -> float:
+        """q n."""
+        return self.sampling_prob * num_examples
+
+    def batches(self, num_examples: int, rng: np.random.Generator) -> list[np.ndarray]:
+        """Draw `steps_per_round` independent Poisson samples; a batch may be empty."""
+        draws = rng.random((self.steps_per_round, num_examples)) < self.sampling_prob
+        return [np.flatnonzero(row) for row in draws]
+
+
+@SAMPLERS.register("disjoint")
+@dataclass(frozen=True, kw_only=True)
+class DisjointSampler:
+    """Each example goes to exactly one of the batches of a round, chosen uniformly and on its own.
+
+    The choices are independent so that adding or removing one example changes one batch and leaves all others as
+    they were; with a shuffle cut into equal pieces every later piece would shift. An example therefore takes part
+    in one release per round, and no amplification is claimed. `steps_per_round = 1` is full-batch training.
+    """
+
+    steps_per_round: int = 10
+    """Number of batches S into which each round's pass over the data is cut."""
+
+    def __post_init__(self) -> None:
+        """Check the field."""
+        checks.positive(steps_per_round=self.steps_per_round)
+
+    @property
+    def amplification_prob(self) -> float:
+        """No amplification is claimed."""
+        return 1.0
+
+    @property
+    def description(self) -> str:
+        """The sampling, in the words of a privacy statement."""
+        return f"{self.steps_per_round} disjoint batches a round, each example in one, no amplification claimed"
+
+    def num_releases(self, num_rounds: int) -> int:
+        """Once per round."""
+        return num_rounds
+
+    def expected_batch_size(self, num_examples: int) -> float:
+        """The expected size n / S."""
+        return num_examples / self.steps_per_round
+
+    def batches(self, num_examples: int, rng: np.random.Generator) -> list[np.ndarray]:
+        """Put every example into one of the `steps_per_round` batches; a batch may be empty."""
+        choice = rng.integers(self.steps_per_round, size=num_examples)
+        return [np.flatnonzero(choice == step) for step in range(self.steps_per_round)]

@@ -1,0 +1,172 @@
+"""What a run leaves on disk, and its JSON form.
+
+A run folder holds `config.toml`, `records.jsonl` (one line a row and round), `summary.json`, `privacy.json`,
+`checkpoint/` and `prompts/`. Every file is written whole or not at all; `records.jsonl` only grows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hushprompt import files
+from hushprompt.errors import DataError, ResumeError
+
+try:
+    import fcntl
+except ImportError:  # pragma: no cover - not on Windows; there two processes on one folder are not detected
+    fcntl = None  # type: ignore[assignment]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundRecord:
+    """One row's state after one round."""
+
+    row: str
+    """Label of the row, such as "dp_fpl, epsilon 8"."""
+    round_index: int
+    """Rounds done, from 1."""
+    seconds: float
+    """Wall seconds of the round."""
+    loss: float
+    """Mean training loss over clients. Not private: simulation only."""
+    local: float
+    """Mean accuracy on the clients' own test images, fraction. Read from test data, not from training data."""
+    neighbor: float
+    """Mean accuracy on the other clients' test images, fraction."""
+    harmonic_mean: float
+    worst_client: float
+    bytes_up: int
+    """Bytes that all clients sent in the round."""
+    bytes_down: int
+    """Bytes that all clients received in the round."""
+    epsilon: dict[str, float]
+    """Epsilon so far of each audience, at the run's delta; inf without noise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowSummary:
+    """One line of the result table."""
+
+    row: str
+    method: str
+    epsilon: float | None
+    """Proven epsilon of the budget's audience; None where nothing private was used, inf where no noise was added."""
+    delta: float
+    audience: str
+    local: float
+    neighbor: float
+    harmonic_mean: float
+    worst_client: float
+    calibration_error: float
+    seconds: float
+    """Wall seconds of the row's training and evaluation."""
+    seed: int
+    num_rounds: int
+    per_client: list[dict[str, Any]]
+    """Local and neighbor accuracy of every client."""
+    per_class: list[float | None]
+    """Accuracy of each class at its own client, in label order; None where a class has no image."""
+
+
+def to_json(value: Any) -> Any:
+    """Turn records into plain JSON values: infinity becomes "inf", NaN becomes null.
+
+    >>> to_json({"epsilon": float("inf"), "loss": float("nan")})
+    {'epsilon': 'inf', 'loss': None}
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(key): to_json(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_json(entry) for entry in value]
+    if isinstance(value, float):
+        if math.isnan(value):
+            return None
+        return "inf" if math.isinf(value) else value
+    return value
+
+
+def from_json(cls: type[Any], values: dict[str, Any]) -> Any:
+    """Read a flat record back: "inf" becomes infinity, and null becomes NaN where a number is due."""
+    hints = typing.get_type_hints(cls)
+
+    def restore(key: str, entry: Any) -> Any:
+        if isinstance(entry, dict):
+            return {inner: restore(key, value) for inner, value in entry.items()}
+        if entry is None and hints[key] is float:
+            return math.nan
+        return math.inf if entry == "inf" else entry
+
+    return cls(**{key: restore(key, entry) for key, entry in values.items()})
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write records as indented JSON, atomically."""
+    files.write_text(path, json.dumps(to_json(value), indent=2) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file of a run folder.
+
+    Raises:
+        DataError: it is missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}). Is its folder a finished run?") from error
+    except ValueError as error:
+        raise DataError(f"{path} is damaged: {error}.") from error
+
+
+def append_record(path: Path, record: RoundRecord) -> int:
+    """Append one line and give the file's new size in bytes."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(to_json(record)) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+        return file.tell()
+
+
+def truncate_records(path: Path, size: int) -> None:
+    """Cut `records.jsonl` back to what a checkpoint knows of; lines written after it will be written again.
+
+    Raises:
+        ResumeError: the file is shorter than the checkpoint says.
+    """
+    actual = path.stat().st_size if path.exists() else 0
+    if actual < size:
+        raise ResumeError(f"{path} has {actual} bytes but the checkpoint counts {size}: records were lost. Start a new run.")
+    if path.exists():
+        os.truncate(path, size)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a run folder for one process; the lock goes when the process does, however it ends.
+
+    Raises:
+        ResumeError: another process has it.
+    """
+    if fcntl is None:  # pragma: no cover
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ResumeError(f"Another process is writing to {folder}. Wait for it, or stop it first.") from error
+        yield
+    finally:
+        os.close(handle)

@@ -1,0 +1,72 @@
+"""Tables for a terminal, made from records alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from hushprompt.records import RowSummary
+
+TITLES = {
+    "zero_shot": "zero-shot template",
+    "random_prompt": "untrained random context",
+    "local_only": "local-only",
+    "promptfl": "PromptFL",
+    "dp_fpl": "DP-FPL",
+}
+"""How the table calls the methods it knows; others go by their registered name."""
+
+
+def result_table(rows: Sequence[RowSummary]) -> Table:
+    """Give one line a row: accuracies in percent, epsilon, seconds."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    table.add_column("method (accuracies in %)", no_wrap=True)
+    for column in ("local", "neighbor", "harmonic\nmean", "worst\nclient", "epsilon", "seconds"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        scores = (row.local, row.neighbor, row.harmonic_mean, row.worst_client)
+        table.add_row(
+            row_title(row), *(f"{100 * score:.1f}" for score in scores), epsilon_text(row.epsilon), f"{row.seconds:.0f}"
+        )
+    return table
+
+
+def row_title(row: RowSummary) -> str:
+    """Name a row as a reader would."""
+    title = TITLES.get(row.method, row.method)
+    return f"{title} without noise" if row.epsilon == float("inf") else title
+
+
+def epsilon_text(epsilon: float | None) -> str:
+    """Write an epsilon; "-" where a row has used no private data."""
+    if epsilon is None:
+        return "-"
+    return "inf" if epsilon == float("inf") else f"{epsilon:.3g}"
+
+
+def captions(rows: Sequence[RowSummary], privacy: dict[str, Any]) -> list[str]:
+    """Give the lines that must stand under every table: what its epsilon means, and what it does not cover."""
+    last = privacy["rows"][-1]
+    lines = [
+        f"Seed {rows[-1].seed}, last round, means over clients. local: a client's own images; neighbor: the other "
+        "clients'; all classes compete. epsilon -: no private data used; inf: clipped, no noise, no guarantee.",
+        f"epsilon is for {AUDIENCES[rows[-1].audience]}; delta, unit, neighbors, sampling and accountant as follows.",
+    ]
+    return [*lines, *statement_lines(last), privacy["server"], privacy["several_rows"]]
+
+
+AUDIENCES = {
+    "public": "the public (sees the global prompt after every round; other clients see the same)",
+    "personal": "the holder of a client's personal prompt (who also sees all the public sees)",
+}
+
+
+def statement_lines(row: dict[str, Any]) -> list[str]:
+    """Give the guarantee of each audience of one row of `privacy.json`."""
+    return [
+        f"{row['row']}: for {AUDIENCES[audience]}: {guarantee['statement']}"
+        for audience, guarantee in row["audiences"].items()
+    ]

@@ -1,0 +1,43 @@
+import numpy as np
+import pytest
+import torch
+
+from hushprompt.backbones.emoji_clip import EmojiClip
+from hushprompt.backbones.prompts import PromptModel
+from hushprompt.data.emoji100 import Emoji100
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return EmojiClip().load()
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    return Emoji100().load()
+
+
+def test_it_knows_the_embedded_drawings(backbone, dataset):
+    test = dataset.splits["test"]
+    chosen = np.arange(0, len(test), 10)
+    features = backbone.encode_images(test.read(chosen))
+    torch.testing.assert_close(features.norm(dim=1), torch.ones(len(chosen)), rtol=1e-5, atol=0)
+    model = PromptModel(backbone, dataset.class_names)
+    is_right = model.logits(features, model.template_features).argmax(dim=1) == torch.from_numpy(test.labels[chosen])
+    assert float(is_right.double().mean()) > 0.35
+
+
+def test_its_fast_path_is_exact_on_the_real_names(backbone, dataset):
+    model = PromptModel(backbone, dataset.class_names)
+    context = 0.02 * torch.randn(16, model.token_width, generator=torch.Generator().manual_seed(0))
+    plain = backbone.encode_prompts(*model.plain_prompts(context))
+    torch.testing.assert_close(model.text_features(context), plain, rtol=1e-5, atol=1e-6)
+
+
+def test_sixteen_context_tokens_fit(backbone, dataset):
+    PromptModel(backbone, dataset.class_names).check_context(16)
+
+
+def test_its_fingerprint_is_stable(backbone):
+    assert EmojiClip().load().fingerprint == backbone.fingerprint
+    assert len(backbone.fingerprint) == 64

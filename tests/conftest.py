@@ -1,0 +1,86 @@
+"""Runs the package under shape and type checks, and offers the toy model to all tests."""
+
+from __future__ import annotations
+
+import os
+
+from jaxtyping import install_import_hook
+
+install_import_hook("hushprompt", "typecheck.checked")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+from hypothesis import settings  # noqa: E402
+import torch  # noqa: E402
+
+import hushprompt  # noqa: E402
+from hushprompt import config as configs  # noqa: E402
+from hushprompt.backbones.prompts import PromptModel  # noqa: E402
+from hushprompt.backbones.toy import Toy as ToyModel  # noqa: E402
+from hushprompt.methods.base import Batch  # noqa: E402
+from hushprompt.privacy.plan import PrivacyConfig, make_plan  # noqa: E402
+from hushprompt.privacy.sampling import PoissonSampler  # noqa: E402
+
+settings.register_profile("hushprompt", deadline=None, max_examples=50)
+settings.load_profile("hushprompt")
+hushprompt.load_registries()
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def model() -> PromptModel:
+    """The toy backbone with five classes of different name lengths."""
+    return PromptModel(ToyModel().load(), ("ant", "bee", "kiwi", "ox", "lynx"))
+
+
+@pytest.fixture
+def batch(model: PromptModel) -> Batch:
+    """Seven examples of the toy model's classes."""
+    rng = np.random.default_rng(5)
+    features = torch.from_numpy(rng.normal(size=(7, model.backbone.feature_dim))).float()
+    return Batch(torch.nn.functional.normalize(features, dim=1), torch.tensor([0, 1, 2, 3, 4, 0, 2]))
+
+
+@pytest.fixture
+def toy_values() -> dict:
+    """A config of plain values that trains in a blink."""
+    return {
+        "seed": 3,
+        "backbone": {"name": "toy"},
+        "data": {"name": "toy"},
+        "partition": {"name": "disjoint_classes", "num_clients": 3},
+        "sampling": {"name": "poisson", "sampling_prob": 0.5},
+        "method": {"name": "dp_fpl", "num_ctx": 4, "rank": 2},
+        "privacy": {"epsilon": 8.0, "delta": 1e-3},
+        "training": {"num_rounds": 3},
+        "references": [{"method": {"name": "zero_shot"}}, {"method": {"name": "promptfl", "num_ctx": 4}}],
+    }
+
+
+@pytest.fixture
+def toy_config(toy_values: dict, tmp_path) -> configs.RunConfig:
+    """The same as a RunConfig, with a cache of its own."""
+    return configs.parse({**toy_values, "runtime": {"cache_dir": str(tmp_path / "cache")}})
+
+
+@pytest.fixture
+def make_mechanism():
+    """Give a function that makes a one-step mechanism for channels, noise and seed."""
+
+    def make(channels, allowed, *, noise=1.0, clip_norm=1.0, count=7.0, seed=0):
+        config = PrivacyConfig(
+            epsilon=None,
+            delta=1e-3,
+            noise_multiplier_local=noise,
+            noise_multiplier_global=noise,
+            clip_norm_local=clip_norm,
+            clip_norm_global=clip_norm,
+        )
+        sampler = PoissonSampler(sampling_prob=0.5)
+        plan = make_plan(config, sampler, channels=frozenset(channels), num_rounds=5, client_sizes=[100])
+        return plan.mechanism(allowed=allowed, expected_count=count, rng=np.random.default_rng(seed))
+
+    return make
+
+

@@ -1,0 +1,261 @@
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from slow_twins import slow_gradients
+
+from hushprompt import config as configs
+from hushprompt import records
+from hushprompt.backbones.prompts import PromptModel
+from hushprompt.errors import PrivacyError, ResumeError
+from hushprompt.federation import simulate as loop
+from hushprompt.federation.setup import assemble, client_sizes, cut, plan_rows
+from hushprompt.federation.simulate import run
+from hushprompt.methods.base import Batch
+from hushprompt.seeding import stream
+
+
+class Silent:
+    """An observer that looks away, or stops the run after some rounds."""
+
+    def __init__(self, stop_after=None):
+        self.rounds, self.stop_after = [], stop_after
+
+    def on_setup(self, what, done, total):
+        pass
+
+    def on_row(self, row, index, num_rows, num_rounds_done):
+        pass
+
+    def on_round(self, record):
+        self.rounds.append(record)
+        if self.stop_after is not None and len(self.rounds) == self.stop_after:
+            raise KeyboardInterrupt
+
+
+def files(folder):
+    """Everything a run leaves, without the clock."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name != "state.safetensors":
+            text = path.read_bytes()
+            if path.suffix in (".json", ".jsonl"):
+                text = [json.loads(line, object_hook=without_clock) for line in json_lines(path)]
+            found[str(path.relative_to(folder))] = text
+    return found
+
+
+def json_lines(path):
+    text = path.read_text()
+    return text.splitlines() if path.suffix == ".jsonl" else [text]
+
+
+def without_clock(values):
+    return {key: value for key, value in values.items() if key != "seconds"}
+
+
+def fresh(tmp_path, name="run"):
+    folder = tmp_path / name
+    folder.mkdir()
+    return folder
+
+
+def with_sampling(config, **values):
+    return configs.parse({**toy_of(config), "sampling": values})
+
+
+def toy_of(config):
+    import tomllib
+
+    return tomllib.loads(config.to_toml())
+
+
+def test_a_run_leaves_the_files_of_the_design(toy_config, tmp_path):
+    folder = fresh(tmp_path)
+    rows = run(toy_config, folder, Silent())
+    assert [row.method for row in rows] == ["zero_shot", "promptfl", "dp_fpl"]
+    summary = records.read_json(folder / "summary.json")
+    last = summary["rows"][-1]
+    assert {"method", "epsilon", "delta", "local", "neighbor", "harmonic_mean", "worst_client", "seconds", "seed"} <= set(last)
+    assert summary["rows"][0]["epsilon"] is None
+    assert last["epsilon"] <= 8.0
+    lines = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+    assert [(line["row"], line["round_index"]) for line in lines] == [
+        (row, n) for row in ("promptfl, epsilon 8", "dp_fpl, epsilon 8") for n in (1, 2, 3)
+    ]
+    assert sorted(p.name for p in (folder / "prompts").iterdir()) == [
+        "client-000.safetensors", "client-001.safetensors", "client-002.safetensors", "global.safetensors"
+    ]  # fmt: skip
+
+
+def test_epsilon_so_far_ends_at_the_claim_and_bytes_are_the_shared_prompts(toy_config, tmp_path):
+    watcher = Silent()
+    rows = run(toy_config, fresh(tmp_path), watcher)
+    last = watcher.rounds[-1]
+    assert last.epsilon["personal"] == rows[-1].epsilon
+    so_far = [record.epsilon["personal"] for record in watcher.rounds[-3:]]
+    assert so_far == sorted(so_far)
+    assert last.bytes_up == last.bytes_down == 3 * 4 * 8 * 4
+
+
+@pytest.mark.parametrize("stop_after", [1, 3, 4, 6])
+def test_a_stopped_run_goes_on_to_the_same_bits(toy_config, tmp_path, stop_after):
+    whole, stopped = fresh(tmp_path, "whole"), fresh(tmp_path, "stopped")
+    run(toy_config, whole, Silent())
+    with pytest.raises(KeyboardInterrupt):
+        run(toy_config, stopped, Silent(stop_after))
+    with (stopped / "records.jsonl").open("a") as file:
+        file.write('{"row": "half a line')  # what a kill while writing leaves
+    run(toy_config, stopped, Silent())
+    assert files(stopped) == files(whole)
+
+
+def test_running_a_finished_run_again_changes_nothing(toy_config, tmp_path):
+    folder = fresh(tmp_path)
+    first = run(toy_config, folder, Silent())
+    before = files(folder)
+    assert run(toy_config, folder, Silent()) == first
+    assert files(folder) == before
+
+
+def test_the_number_of_threads_changes_no_bit(toy_config, tmp_path):
+    results = []
+    for threads in (1, 3):
+        runtime = dataclasses.replace(toy_config.runtime, num_threads=threads)
+        folder = fresh(tmp_path, str(threads))
+        run(dataclasses.replace(toy_config, runtime=runtime), folder, Silent())
+        results.append(files(folder))
+    assert results[0] == results[1]
+
+
+def test_another_seed_gives_another_result(toy_config, tmp_path):
+    first = run(toy_config, fresh(tmp_path, "a"), Silent())
+    second = run(dataclasses.replace(toy_config, seed=4), fresh(tmp_path, "b"), Silent())
+    assert first[-1].per_client != second[-1].per_client
+
+
+def test_a_checkpoint_of_another_config_is_refused(toy_config, tmp_path):
+    folder = fresh(tmp_path)
+    run(toy_config, folder, Silent())
+    with pytest.raises(ResumeError, match="belongs to another config"):
+        run(dataclasses.replace(toy_config, seed=9), folder, Silent())
+
+
+def test_a_round_without_noise_is_plain_federated_descent(toy_values, tmp_path):
+    values = {
+        **toy_values,
+        "sampling": {"name": "disjoint", "steps_per_round": 1},
+        "method": {"name": "promptfl", "num_ctx": 4, "optimizer": {"learning_rate": 0.1, "momentum": 0.0}},
+        "privacy": {"epsilon": math.inf, "delta": 1e-3, "clip_norm_global": 1e6},
+        "training": {"num_rounds": 2},
+        "references": [],
+        "runtime": {"cache_dir": str(tmp_path / "cache")},
+    }
+    config = configs.parse(values)
+    folder = fresh(tmp_path)
+    run(config, folder, Silent())
+    from safetensors.torch import load_file
+
+    got = load_file(folder / "prompts" / "global.safetensors")["context"]
+
+    dataset = config.data.load()
+    federation = assemble(config, dataset, cut(config, dataset), lambda *_: None)
+    shared, _ = config.method.init(federation.model, stream(config.seed, "init"))
+    context = shared.context
+    for _ in range(2):
+        grads = slow_gradients(federation.model, context, Batch(federation.train_features, federation.train_labels))
+        context = context - 0.1 * grads.mean(dim=0)
+    torch.testing.assert_close(got, context, rtol=1e-4, atol=1e-6)
+
+
+def noise_streams(config, folder, monkeypatch):
+    """All streams that a run asks for, by purpose."""
+    asked = []
+
+    def spy(seed, purpose, *place):
+        asked.append((purpose, *place))
+        return stream(seed, purpose, *place)
+
+    monkeypatch.setattr(loop, "stream", spy)
+    run(config, folder, Silent())
+    return asked
+
+
+def test_every_release_has_a_noise_stream_of_its_own(toy_config, tmp_path, monkeypatch):
+    config = with_sampling(toy_config, name="poisson", sampling_prob=0.5, steps_per_round=2)
+    asked = [entry for entry in noise_streams(config, fresh(tmp_path), monkeypatch) if entry[0] in ("noise", "batch")]
+    assert len(set(asked)) == len(asked)
+    rows, rounds, steps, clients = 2, 3, 2, 3
+    assert sum(entry[:2] == ("noise", "local") for entry in asked) == rows * rounds * steps * clients
+    assert sum(entry[:2] == ("noise", "global") for entry in asked) == rows * rounds * steps
+
+
+def test_the_number_of_releases_is_the_accounted_one(toy_config, tmp_path, monkeypatch):
+    config = with_sampling(toy_config, name="poisson", sampling_prob=0.5, steps_per_round=2)
+    from hushprompt.privacy.plan import Audience, Channel, Mechanism
+
+    releases = []
+    true_release = Mechanism.release
+
+    def counted(self, channel, summed):
+        releases.append((self.plan.channels, channel))
+        return true_release(self, channel, summed)
+
+    monkeypatch.setattr(Mechanism, "release", counted)
+    run(config, fresh(tmp_path), Silent())
+    both = frozenset(Channel)
+    dataset = config.data.load()
+    plan = plan_rows(config, client_sizes(cut(config, dataset)))[-1].plan
+    assert releases.count((both, Channel.GLOBAL)) == plan.releases(Audience.PUBLIC).num_steps
+    assert releases.count((both, Channel.LOCAL)) == 3 * plan.releases(Audience.PERSONAL).num_steps
+
+
+def test_noise_divides_by_the_public_count_whoever_showed_up(toy_config, tmp_path, monkeypatch):
+    from hushprompt.privacy.plan import Channel, PrivacyPlan
+
+    counts = set()
+    true_mechanism = PrivacyPlan.mechanism
+
+    def spy(self, *, allowed, expected_count, rng):
+        counts.add((allowed, expected_count))
+        return true_mechanism(self, allowed=allowed, expected_count=expected_count, rng=rng)
+
+    monkeypatch.setattr(PrivacyPlan, "mechanism", spy)
+    run(toy_config, fresh(tmp_path), Silent())
+    assert counts == {(Channel.LOCAL, 0.5 * 24), (Channel.GLOBAL, 0.5 * 72)}
+
+
+@pytest.mark.parametrize("sampling", [{"name": "disjoint", "steps_per_round": 3}, {"name": "poisson", "sampling_prob": 0.02}])
+def test_disjoint_batches_and_empty_poisson_batches_run_through(toy_config, tmp_path, sampling):
+    rows = run(with_sampling(toy_config, **sampling), fresh(tmp_path), Silent())
+    assert 0 < rows[-1].epsilon <= 8.0
+    assert all(np.isfinite(row.local) for row in rows)
+
+
+def test_a_delta_as_large_as_one_over_n_is_refused(toy_values, tmp_path):
+    values = {**toy_values, "privacy": {"epsilon": 8.0, "delta": 0.05}, "runtime": {"cache_dir": str(tmp_path)}}
+    with pytest.raises(PrivacyError, match="smallest client"):
+        run(configs.parse(values), fresh(tmp_path), Silent())
+
+
+def test_prompt_files_say_what_they_are_and_give_the_clients_logits(toy_config, tmp_path):
+    from safetensors import safe_open
+
+    folder = fresh(tmp_path)
+    rows = run(toy_config, folder, Silent())
+    with safe_open(folder / "prompts" / "client-001.safetensors", framework="pt") as file:
+        metadata, context = json.loads(file.metadata()["hushprompt"]), file.get_tensor("context")
+    assert context.shape == (4, 8)
+    assert f"epsilon = {rows[-1].epsilon:.4g}" in metadata["privacy"]
+    assert "add_remove" in metadata["privacy"]
+    dataset = toy_config.data.load()
+    partition = cut(toy_config, dataset)
+    federation = assemble(toy_config, dataset, partition, lambda *_: None)
+    model = PromptModel(toy_config.backbone.load(), dataset.class_names)
+    logits = model.logits(federation.eval_features, model.text_features(context))
+    mine = partition.clients[1].indices["test"]
+    accuracy = float((logits[mine].argmax(1) == federation.eval_labels[mine]).double().mean())
+    assert accuracy == pytest.approx(rows[-1].per_client[1]["local"])

@@ -1,0 +1,162 @@
+"""What every registered method must keep, first of all that data enters only through the plan's releases."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from hushprompt.federation.checkpoint import flatten
+from hushprompt.methods.base import Batch, Method, Upload
+from hushprompt.privacy.clipping import ClippedSum
+from hushprompt.privacy.plan import Channel, Mechanism
+from hushprompt.registry import METHODS
+
+
+def small(name):
+    """The method with settings that fit the toy model."""
+    cls = METHODS.get(name)
+    wanted = {"num_ctx": 4, "rank": 2}
+    return cls(**{field.name: wanted[field.name] for field in dataclasses.fields(cls) if field.name in wanted})
+
+
+every_method = pytest.mark.parametrize("name", METHODS.names())
+trained_methods = pytest.mark.parametrize("name", [n for n in METHODS.names() if METHODS.get(n).channels])
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+def step(method, model, batch, mechanism, states=None):
+    shared, personal = states or method.init(model, rng())
+    return shared, method.client_step(model, shared, personal, batch, mechanism, rng(1))
+
+
+def assert_same(left, right):
+    left, right = flatten(left), flatten(right)
+    assert left.keys() == right.keys()
+    for name, tensor in left.items():
+        assert torch.equal(tensor, right[name]), name
+
+
+@every_method
+def test_it_is_a_method(name):
+    assert isinstance(small(name), Method)
+
+
+@every_method
+def test_the_same_stream_starts_it_alike(name, model):
+    for left, right in zip(small(name).init(model, rng(3)), small(name).init(model, rng(3)), strict=True):
+        assert_same(left, right)
+
+
+@trained_methods
+def test_a_step_is_pure_and_repeatable(name, model, batch, make_mechanism):
+    method = small(name)
+    shared, personal = method.init(model, rng())
+    before = {k: v.clone() for k, v in {**flatten(shared, "s."), **flatten(personal, "p.")}.items()}
+    outcomes = []
+    for _ in range(2):
+        mechanism = make_mechanism(method.channels, Channel.LOCAL)
+        outcomes.append(method.client_step(model, shared, personal, batch, mechanism, rng(1)))
+    assert_same(outcomes[0][1], outcomes[1][1])
+    for key, tensor in {**flatten(shared, "s."), **flatten(personal, "p.")}.items():
+        assert torch.equal(tensor, before[key])
+
+
+class Deaf(Mechanism):
+    """A mechanism that clips nothing into its sums: what comes out cannot depend on data."""
+
+    def clip(self, channel, grads):
+        return ClippedSum(torch.zeros(grads.shape[1:]), super().clip(channel, grads).sensitivity)
+
+
+@trained_methods
+def test_data_enters_the_personal_state_and_the_upload_only_through_clipped_sums(name, model, batch, make_mechanism):
+    method = small(name)
+    states = method.init(model, rng())
+    other = Batch(-batch.image_features.flip(0), (batch.labels + 1) % model.num_classes)
+    empty = Batch(batch.image_features[:0], batch.labels[:0])
+    outcomes = []
+    for data in (batch, other, empty):
+        honest = make_mechanism(method.channels, Channel.LOCAL)
+        deaf = Deaf(plan=honest.plan, allowed=honest.allowed, expected_count=7.0, rng=rng(9))
+        outcomes.append(step(method, model, data, deaf, states)[1])
+    for outcome in outcomes[1:]:
+        assert_same(outcomes[0][1], outcome[1])
+        first, second = outcomes[0][0].shared_grad, outcome[0].shared_grad
+        assert (first is None) == (second is None)
+        if first is not None:
+            assert torch.equal(first.value, second.value)
+
+
+@trained_methods
+def test_a_step_makes_the_releases_it_declares_and_no_other(name, model, batch, make_mechanism, monkeypatch):
+    method, seen = small(name), []
+    true_release = Mechanism.release
+    monkeypatch.setattr(
+        Mechanism, "release", lambda self, channel, summed: seen.append(channel) or true_release(self, channel, summed)
+    )
+    _, (upload, _, _) = step(method, model, batch, make_mechanism(method.channels, Channel.LOCAL))
+    assert seen == [Channel.LOCAL] * (Channel.LOCAL in method.channels)
+    assert (upload.shared_grad is not None) == (Channel.GLOBAL in method.channels)
+
+
+@trained_methods
+def test_one_example_more_moves_upload_and_release_by_no_more_than_the_clip_norm(name, model, batch, make_mechanism):
+    method, clip_norm, count = small(name), 0.01, 7.0
+    states = method.init(model, rng())
+    fewer = Batch(batch.image_features[1:], batch.labels[1:])
+    sums, released = [], []
+    for data in (batch, fewer):
+        mechanism = make_mechanism(method.channels, Channel.LOCAL, noise=0.0, clip_norm=clip_norm, count=count)
+        seen = []
+
+        class Spy(Mechanism):
+            def release(self, channel, summed, seen=seen):
+                value = super().release(channel, summed)
+                seen.append(value)
+                return value
+
+        spy = Spy(plan=mechanism.plan, allowed=Channel.LOCAL, expected_count=count, rng=rng())
+        upload = step(method, model, data, spy, states)[1][0]
+        sums.append(upload.shared_grad)
+        released.append(seen)
+    if sums[0] is not None:
+        moved = (sums[0].value - sums[1].value).norm()
+        assert 0 < moved <= clip_norm * (1 + 1e-4)
+    for with_one, without in zip(*released, strict=True):
+        assert 0 < (with_one - without).norm() <= clip_norm / count * (1 + 1e-4)
+
+
+@trained_methods
+def test_an_empty_batch_is_a_step_like_any_other(name, model, batch, make_mechanism):
+    method = small(name)
+    empty = Batch(batch.image_features[:0], batch.labels[:0])
+    _, (upload, personal, info) = step(method, model, empty, make_mechanism(method.channels, Channel.LOCAL))
+    assert isinstance(upload, Upload)
+    assert np.isnan(info.loss)
+    assert all(bool(tensor.isfinite().all()) for tensor in flatten(personal).values())
+
+
+@every_method
+def test_logits_have_a_column_a_class(name, model, batch):
+    method = small(name)
+    shared, personal = method.init(model, rng())
+    assert method.logits(model, shared, personal, batch.image_features).shape == (7, model.num_classes)
+
+
+@trained_methods
+def test_without_noise_it_learns(name, model, batch, make_mechanism):
+    method = small(name)
+    shared, personal = method.init(model, rng())
+    losses = []
+    for _ in range(40):
+        local = make_mechanism(method.channels, Channel.LOCAL, noise=0.0, clip_norm=100.0)
+        server = make_mechanism(method.channels, Channel.GLOBAL, noise=0.0, clip_norm=100.0)
+        upload, personal, info = method.client_step(model, shared, personal, batch, local, rng())
+        if upload.shared_grad is not None:
+            shared = method.server_step(shared, server.release(Channel.GLOBAL, upload.shared_grad))
+        losses.append(info.loss)
+    assert losses[-1] < 0.8 * losses[0]

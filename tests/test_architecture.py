@@ -1,0 +1,114 @@
+"""The house rules that no other test would miss: imports go one way, and noise is drawn in one file."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import hushprompt
+
+SOURCE = Path(hushprompt.__file__).parent
+ALLOWED = {
+    "": set(),
+    "data": set(),
+    "privacy": set(),
+    "backbones": {"data"},
+    "methods": {"backbones", "privacy"},
+    "evaluation": {"data", "backbones", "methods", "privacy"},
+    "federation": {"data", "backbones", "methods", "privacy", "evaluation"},
+    "report": set(),
+}
+FREE = {"__init__.py", "cli.py"}
+FILES = sorted(path for path in SOURCE.rglob("*.py"))
+
+
+def room(path):
+    parts = path.relative_to(SOURCE).parts
+    return parts[0] if len(parts) > 1 else ""
+
+
+def imports(tree):
+    """Imported modules of the package, without those for type checkers only."""
+    hidden = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in hidden:
+            continue
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("hushprompt"):
+            yield node.module if node.module != "hushprompt" else "hushprompt." + node.names[0].name
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.startswith("hushprompt"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_imports_point_one_way(path):
+    if room(path) == "" and path.name in FREE:
+        return
+    for module in imports(ast.parse(path.read_text())):
+        target = module.split(".")[1] if len(module.split(".")) > 1 else ""
+        if (SOURCE / target).is_dir() and target != room(path):
+            assert target in ALLOWED[room(path)], f"{path} imports {module}"
+
+
+def test_the_privacy_parts_do_not_know_each_other():
+    for name in ("clipping", "noise", "sampling", "accounting"):
+        tree = ast.parse((SOURCE / "privacy" / f"{name}.py").read_text())
+        assert not [module for module in imports(tree) if module.startswith("hushprompt.privacy")]
+
+
+DRAWS = {"normal", "standard_normal", "randn", "randn_like", "normal_", "gauss", "normalvariate"}
+DATA_INDEPENDENT = {
+    "backbones/toy.py": "weights of the toy model",
+    "backbones/emoji_network.py": "weights before they are loaded",
+    "methods/context.py": "start of a context",
+    "methods/factorization.py": "start of a power iteration",
+}
+
+
+def test_gaussian_noise_is_drawn_in_the_noise_module_alone():
+    found = set()
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and node.attr in DRAWS:
+                found.add(str(path.relative_to(SOURCE)))
+    assert found == {"privacy/noise.py", *DATA_INDEPENDENT}
+
+
+def test_only_the_plan_releases_and_only_aggregation_adds_up():
+    users = {"add_gaussian": set(), "clipped_sum": set(), "add_up": set()}
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in users:
+                users[node.func.id].add(str(path.relative_to(SOURCE)))
+    assert users == {
+        "add_gaussian": {"privacy/plan.py"},
+        "clipped_sum": {"privacy/plan.py"},
+        "add_up": {"federation/aggregate.py"},
+    }
+
+
+def test_nobody_prints_but_the_command_line_and_no_global_randomness():
+    for path in FILES:
+        tree = ast.parse(path.read_text())
+        calls = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+        assert "print" not in calls, path
+        assert not calls & {"torch.manual_seed", "np.random.seed", "np.random.rand", "random.random", "hash"}, path
+
+
+def test_the_public_names_are_what_all_says():
+    assert hushprompt.__all__ == sorted(hushprompt.__all__)
+    for name in hushprompt.__all__:
+        assert hasattr(hushprompt, name)
+
+
+def test_every_method_has_its_page():
+    hushprompt.load_registries()
+    from hushprompt.registry import METHODS
+
+    pages = SOURCE.parent.parent / "docs" / "methods"
+    for name in METHODS.names():
+        assert (pages / f"{name.replace('_', '-')}.md").exists(), name

@@ -1,0 +1,179 @@
+"""The command as a user meets it; where it is killed, in a process of its own and for real."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+
+import pytest
+
+from hushprompt import cli
+
+SETTINGS = [
+    "--set", "backbone.name=toy", "--set", "data.name=toy", "--set", "partition.num_clients=3", "--set", "privacy.delta=1e-3",
+    "--set", "method={name='dp_fpl', num_ctx=4, rank=2}", "--set", "sampling.sampling_prob=0.5",
+    "--set", "references=[{method={name='zero_shot'}}, {method={name='promptfl', num_ctx=4}}, {epsilon=inf}]",
+]  # fmt: skip
+
+
+def command(*args):
+    return [sys.executable, "-m", "hushprompt.cli", *map(str, args)]
+
+
+@pytest.fixture
+def env(tmp_path):
+    return {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "COLUMNS": "100"}
+
+
+@dataclass
+class Done:
+    """What a command left."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def hush(tmp_path, env, monkeypatch, capsys):
+    """Call the command in this process."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("XDG_CACHE_HOME", "COLUMNS"):
+        monkeypatch.setenv(name, env[name])
+
+    def call(*args, ok=True):
+        monkeypatch.setattr(sys, "argv", ["hushprompt", *map(str, args)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        done = Done(int(stop.value.code or 0), *capsys.readouterr())
+        assert (done.returncode == 0) == ok, done.stdout + done.stderr
+        return done
+
+    return call
+
+
+def results(folder):
+    """Everything a run leaves, without the clock and the checkpoint."""
+
+    def without_clock(values):
+        return {key: value for key, value in values.items() if key != "seconds"}
+
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in (".json", ".jsonl"):
+            lines = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
+            found[path.name] = [json.loads(line, object_hook=without_clock) for line in lines]
+        elif path.is_file() and path.parent.name != "checkpoint":
+            found[path.name] = path.read_bytes()
+    return found
+
+
+def test_a_run_prints_the_table_and_writes_the_folder(hush, tmp_path):
+    out = hush("run", *SETTINGS, "--set", "training.num_rounds=2", "--out", "r").stdout
+    for part in ("zero-shot template", "PromptFL", "DP-FPL without noise", "delta = 0.001", "add_remove", "PLD", "summary.json"):
+        assert part in out
+    assert {p.name for p in (tmp_path / "r").iterdir()} == {
+        "config.toml", "records.jsonl", "summary.json", "privacy.json", "checkpoint", "prompts",
+    }  # fmt: skip
+    again = hush("show", "r").stdout
+    assert "DP-FPL" in again
+    statement = hush("privacy", "r").stdout
+    for part in ("epsilon = ", "The server is trusted", "Not private, simulation only", "repeatable simulation"):
+        assert part in statement
+
+
+def test_killed_at_random_moments_and_resumed_a_run_leaves_the_same_files(hush, tmp_path, env):
+    rounds = ["--set", "training.num_rounds=25"]
+    hush("run", *SETTINGS, *rounds, "--out", "whole")
+    start = time.monotonic()
+    kills = 0
+    first = command("run", *SETTINGS, *rounds, "--out", "killed")
+    again = command("run", "--resume", "killed")
+    delays = iter([4.0, 3.1, 3.7, 3.3])
+    while True:
+        process = subprocess.Popen(
+            again if (tmp_path / "killed" / "config.toml").exists() else first,
+            cwd=tmp_path, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        # Kill once some rounds are on disk, at a moment that the rounds know nothing of.
+        grace = next(delays, None)
+        try:
+            process.wait(timeout=grace if grace is not None else 100)
+            break
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+            assert time.monotonic() - start < 200
+    assert process.returncode == 0
+    assert kills > 0
+    assert results(tmp_path / "killed") == results(tmp_path / "whole")
+
+
+def test_ctrl_c_keeps_the_rounds_and_says_how_to_go_on(hush, tmp_path, env):
+    args = ["run", *SETTINGS, "--set", "training.num_rounds=4000", "--out", "r"]
+    process = subprocess.Popen(command(*args), cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    records = tmp_path / "r" / "records.jsonl"
+    deadline = time.monotonic() + 60
+    while not records.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=30)
+    assert process.returncode == 130, out
+    assert "--resume r" in out
+    assert (tmp_path / "r" / "checkpoint" / "state.safetensors").exists()
+
+
+def test_a_dry_run_prints_config_and_statement_and_writes_nothing(hush, tmp_path):
+    out = hush("run", *SETTINGS, "--dry-run").stdout
+    assert 'name = "dp_fpl"' in out
+    assert "epsilon = " in out
+    assert "accountant" in out
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["run", "--set", "privacy.epsilom=1"], "Did you mean 'epsilon'"),
+        (["run", "--set", "method.rank=17"], "rank must be at most"),
+        (["run", "--set", "partition.num_clients=101"], "at most the number of classes, 100, in a disjoint split, got 101"),
+        (["run", "--set", "privacy.delta=0.01"], "delta must be below 1 / (examples of the smallest client)"),
+        (["run", "--set", "sampling.name=shuffle"], "There is no sampler 'shuffle'"),
+        (["run", "nothing.toml"], "cannot be read"),
+        (["run", "--resume", "nowhere"], "is not a run folder"),
+        (["list", "method"], "There is no list of 'method'"),
+        (["privacy", "nowhere"], "finished run"),
+    ],
+)
+def test_a_mistake_gets_one_sentence_and_status_2(hush, args, message):
+    done = hush(*args, "--set", "backbone.name=toy", ok=False) if args[0] == "run" and "--resume" not in args else hush(*args, ok=False)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_folder_with_something_in_it_is_not_overwritten(hush, tmp_path):
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "thesis.txt").write_text("mine")
+    done = hush("run", *SETTINGS, "--out", "r", ok=False)
+    assert "is not empty" in done.stderr
+    assert [p.name for p in (tmp_path / "r").iterdir()] == ["thesis.txt"]
+
+
+def test_calibrate_prints_noise_and_who_has_which_epsilon(hush):
+    out = hush("calibrate", "--epsilon", 0.4, "--rounds", 100, "--method", "promptfl").stdout
+    assert "noise_multiplier_global = 86.29" in out
+    assert "epsilon = 0.4 at delta = 1e-05" in out
+    assert "exact Gaussian (GDP)" in out
+
+
+@pytest.mark.parametrize(
+    ("what", "name"),
+    [("methods", "dp_fpl"), ("datasets", "emoji100"), ("backbones", "emoji_clip"), ("presets", "embedded"), ("samplers", "poisson")],
+)
+def test_lists_name_what_can_be_used(hush, what, name):
+    assert name in hush("list", what).stdout
