@@ -11,8 +11,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
-from hypothesis import settings  # noqa: E402
 import torch  # noqa: E402
+from hypothesis import settings  # noqa: E402
 
 import hushprompt  # noqa: E402
 from hushprompt import config as configs  # noqa: E402
@@ -82,5 +82,3 @@ def make_mechanism():
         return plan.mechanism(allowed=allowed, expected_count=count, rng=np.random.default_rng(seed))
 
     return make
-
-

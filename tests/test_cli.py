@@ -13,10 +13,17 @@ import pytest
 from hushprompt import cli
 
 SETTINGS = [
-    "--set", "backbone.name=toy", "--set", "data.name=toy", "--set", "partition.num_clients=3", "--set", "privacy.delta=1e-3",
-    "--set", "method={name='dp_fpl', num_ctx=4, rank=2}", "--set", "sampling.sampling_prob=0.5",
-    "--set", "references=[{method={name='zero_shot'}}, {method={name='promptfl', num_ctx=4}}, {epsilon=inf}]",
-]  # fmt: skip
+    f"--set={setting}"
+    for setting in (
+        "backbone.name=toy",
+        "data.name=toy",
+        "partition.num_clients=3",
+        "privacy.delta=1e-3",
+        "method={name='dp_fpl', num_ctx=4, rank=2}",
+        "sampling.sampling_prob=0.5",
+        "references=[{method={name='zero_shot'}}, {method={name='promptfl', num_ctx=4}}, {epsilon=inf}]",
+    )
+]
 
 
 def command(*args):
@@ -73,7 +80,15 @@ def results(folder):
 
 def test_a_run_prints_the_table_and_writes_the_folder(hush, tmp_path):
     out = hush("run", *SETTINGS, "--set", "training.num_rounds=2", "--out", "r").stdout
-    for part in ("zero-shot template", "PromptFL", "DP-FPL without noise", "delta = 0.001", "add_remove", "PLD", "summary.json"):
+    for part in (
+        "zero-shot template",
+        "PromptFL",
+        "DP-FPL without noise",
+        "delta = 0.001",
+        "add_remove",
+        "PLD",
+        "summary.json",
+    ):
         assert part in out
     assert {p.name for p in (tmp_path / "r").iterdir()} == {
         "config.toml", "records.jsonl", "summary.json", "privacy.json", "checkpoint", "prompts",
@@ -115,7 +130,9 @@ def test_killed_at_random_moments_and_resumed_a_run_leaves_the_same_files(hush, 
 
 def test_ctrl_c_keeps_the_rounds_and_says_how_to_go_on(hush, tmp_path, env):
     args = ["run", *SETTINGS, "--set", "training.num_rounds=4000", "--out", "r"]
-    process = subprocess.Popen(command(*args), cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        command(*args), cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     records = tmp_path / "r" / "records.jsonl"
     deadline = time.monotonic() + 60
     while not records.exists() and time.monotonic() < deadline:
@@ -140,7 +157,10 @@ def test_a_dry_run_prints_config_and_statement_and_writes_nothing(hush, tmp_path
     [
         (["run", "--set", "privacy.epsilom=1"], "Did you mean 'epsilon'"),
         (["run", "--set", "method.rank=17"], "rank must be at most"),
-        (["run", "--set", "partition.num_clients=101"], "at most the number of classes, 100, in a disjoint split, got 101"),
+        (
+            ["run", "--set", "partition.num_clients=101"],
+            "at most the number of classes, 100, in a disjoint split, got 101",
+        ),
         (["run", "--set", "privacy.delta=0.01"], "delta must be below 1 / (examples of the smallest client)"),
         (["run", "--set", "sampling.name=shuffle"], "There is no sampler 'shuffle'"),
         (["run", "nothing.toml"], "cannot be read"),
@@ -150,7 +170,11 @@ def test_a_dry_run_prints_config_and_statement_and_writes_nothing(hush, tmp_path
     ],
 )
 def test_a_mistake_gets_one_sentence_and_status_2(hush, args, message):
-    done = hush(*args, "--set", "backbone.name=toy", ok=False) if args[0] == "run" and "--resume" not in args else hush(*args, ok=False)
+    done = (
+        hush(*args, "--set", "backbone.name=toy", ok=False)
+        if args[0] == "run" and "--resume" not in args
+        else hush(*args, ok=False)
+    )
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
@@ -173,7 +197,13 @@ def test_calibrate_prints_noise_and_who_has_which_epsilon(hush):
 
 @pytest.mark.parametrize(
     ("what", "name"),
-    [("methods", "dp_fpl"), ("datasets", "emoji100"), ("backbones", "emoji_clip"), ("presets", "embedded"), ("samplers", "poisson")],
+    [
+        ("methods", "dp_fpl"),
+        ("datasets", "emoji100"),
+        ("backbones", "emoji_clip"),
+        ("presets", "embedded"),
+        ("samplers", "poisson"),
+    ],
 )
 def test_lists_name_what_can_be_used(hush, what, name):
     assert name in hush("list", what).stdout

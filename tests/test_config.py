@@ -46,7 +46,12 @@ def load_with(tmp_path, toy_config, *overrides):
 
 def test_overrides_reach_nested_fields_and_infinity(tmp_path, toy_config):
     got = load_with(
-        tmp_path, toy_config, "privacy.epsilon=inf", "method.local_optimizer.learning_rate=0.5", "seed=7", "references=[]"
+        tmp_path,
+        toy_config,
+        "privacy.epsilon=inf",
+        "method.local_optimizer.learning_rate=0.5",
+        "seed=7",
+        "references=[]",
     )
     assert got.privacy.epsilon == math.inf
     assert got.method.local_optimizer.learning_rate == 0.5

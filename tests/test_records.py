@@ -58,8 +58,7 @@ def test_a_missing_or_damaged_file_is_named(tmp_path):
 
 
 def test_a_folder_has_one_writer(tmp_path):
-    with records.locked(tmp_path):
-        with pytest.raises(ResumeError, match="Another process"), records.locked(tmp_path):
-            pass
+    with records.locked(tmp_path), pytest.raises(ResumeError, match="Another process"), records.locked(tmp_path):
+        pass
     with records.locked(tmp_path):
         pass

@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
+from hushprompt import checks, files, load_registries, records
 from hushprompt import config as configs
-from hushprompt import files, load_registries, records
 from hushprompt.errors import ConfigError, HushpromptError, ResumeError
 from hushprompt.federation.publish import privacy_record
 from hushprompt.federation.setup import Row, client_sizes, cut, plan_rows
@@ -57,7 +57,9 @@ def run(
     """Train, evaluate and account; write a run folder and print the table."""
     if resume is not None:
         if config is not None or out is not None or any(not s.startswith("runtime.") for s in set_ or []):
-            raise ConfigError("--resume takes the run folder's own config: give no CONFIG, --out or --set but runtime.*.")
+            raise ConfigError(
+                "--resume takes the run folder's own config: give no CONFIG, --out or --set but runtime.*."
+            )
         folder = resume
         if not (folder / "config.toml").exists():
             raise ResumeError(f"{folder} is not a run folder: it has no config.toml.")
@@ -84,7 +86,9 @@ def run(
 
 
 @app.command(name="list")
-def list_(what: Annotated[str, typer.Argument(help="methods, datasets, backbones, partitions, samplers, presets")]) -> None:
+def list_(
+    what: Annotated[str, typer.Argument(help="methods, datasets, backbones, partitions, samplers, presets")],
+) -> None:
     """List what can be named in a config."""
     if what == "presets":
         for path in sorted(presets_folder().glob("*.toml")):
@@ -105,7 +109,9 @@ def calibrate(
     epsilon: Annotated[float, typer.Option(help="Target epsilon of the audience.")],
     rounds: Annotated[int, typer.Option(help="Communication rounds.")],
     delta: Annotated[float, typer.Option(help="Target delta.")] = 1e-5,
-    sampling_prob: Annotated[float | None, typer.Option(help="Poisson sampling probability; none: disjoint batches.")] = None,
+    sampling_prob: Annotated[
+        float | None, typer.Option(help="Poisson sampling probability; none: disjoint batches.")
+    ] = None,
     steps_per_round: Annotated[int, typer.Option(help="Steps (batches) a round.")] = 1,
     audience: Annotated[Audience, typer.Option(help="Whom the target is for.")] = Audience.PERSONAL,
     local_share: Annotated[float, typer.Option(help="Share of the budget for the local release.")] = 0.5,
@@ -113,7 +119,7 @@ def calibrate(
     method: Annotated[str, typer.Option(help="Method, which decides what is released.")] = "dp_fpl",
 ) -> None:
     """Give the noise multipliers that a budget needs, and who then has which epsilon."""
-    configs.checks.one_of(("add_remove", "replace_one"), neighboring_relation=relation)
+    checks.one_of(("add_remove", "replace_one"), neighboring_relation=relation)
     sampler: Sampler = (
         DisjointSampler(steps_per_round=steps_per_round)
         if sampling_prob is None

@@ -156,7 +156,9 @@ def parse(values: Mapping[str, Any]) -> RunConfig:
     sections: dict[str, Any] = {"seed": _convert("seed", values.get("seed", 1), int)}
     for name, registry in CHOICES.items():
         if name not in values:
-            raise ConfigError(f'The section {name} is missing. Name one: {name} = {{ name = "{registry.names()[0]}" }}.')
+            raise ConfigError(
+                f'The section {name} is missing. Name one: {name} = {{ name = "{registry.names()[0]}" }}.'
+            )
         sections[name] = _choose(name, values[name])
     for name in SECTIONS.names():
         sections[name] = build(SECTIONS.get(name), values.get(name, {}), name)
@@ -198,7 +200,9 @@ def _choose(path: str, values: Any) -> Any:
     """Build the registered class that a choice section names."""
     registry = CHOICES[path.rpartition(".")[2]]
     if not isinstance(values, Mapping) or "name" not in values:
-        raise ConfigError(f'{path} must be a table with a name, such as {{ name = "{registry.names()[0]}" }}, got {values!r}.')
+        raise ConfigError(
+            f'{path} must be a table with a name, such as {{ name = "{registry.names()[0]}" }}, got {values!r}.'
+        )
     cls = registry.get(_convert(f"{path}.name", values["name"], str))
     # An optimizer table inside a method has a field called name too; the section's own name is not a field.
     return build(cls, {key: value for key, value in values.items() if key != "name"}, path)

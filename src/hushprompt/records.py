@@ -146,7 +146,9 @@ def truncate_records(path: Path, size: int) -> None:
     """
     actual = path.stat().st_size if path.exists() else 0
     if actual < size:
-        raise ResumeError(f"{path} has {actual} bytes but the checkpoint counts {size}: records were lost. Start a new run.")
+        raise ResumeError(
+            f"{path} has {actual} bytes but the checkpoint counts {size}: records were lost. Start a new run."
+        )
     if path.exists():
         os.truncate(path, size)
 

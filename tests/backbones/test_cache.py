@@ -39,7 +39,9 @@ def test_images_are_encoded_once(backbone, tmp_path):
 
 def test_each_split_has_its_own_file(backbone, tmp_path):
     data = ToyData().load()
-    assert len(image_features(backbone, data, "test", tmp_path)) != len(image_features(backbone, data, "train", tmp_path))
+    assert len(image_features(backbone, data, "test", tmp_path)) != len(
+        image_features(backbone, data, "train", tmp_path)
+    )
 
 
 @pytest.mark.parametrize("damage", [b"", b"garbage", None])

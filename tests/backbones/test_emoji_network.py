@@ -62,7 +62,9 @@ def test_images_of_any_size_become_features(network):
 
 
 def write(network, folder):
-    save_file({name: tensor.half().contiguous() for name, tensor in network.state_dict().items()}, folder / "w.safetensors")
+    save_file(
+        {name: tensor.half().contiguous() for name, tensor in network.state_dict().items()}, folder / "w.safetensors"
+    )
     (folder / "c.json").write_text(network.config_json())
     return folder / "w.safetensors", folder / "c.json"
 

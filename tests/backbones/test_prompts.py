@@ -44,5 +44,7 @@ def test_features_have_unit_norm_and_logits_are_scaled_cosines(model):
 def test_a_name_that_does_not_fit_the_window_is_named():
     model = PromptModel(Toy().load(), ("ant", "a" * 30))
     model.check_context(8)
-    with pytest.raises(ConfigError, match=r"class 'a{30}' needs 41 tokens with num_ctx = 9, but the text tower takes 40"):
+    with pytest.raises(
+        ConfigError, match=r"class 'a{30}' needs 41 tokens with num_ctx = 9, but the text tower takes 40"
+    ):
         model.check_context(9)

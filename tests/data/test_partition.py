@@ -87,7 +87,7 @@ def test_allocation_keeps_each_cut_within_one_example_of_its_share():
 def test_impossible_cuts_say_what_to_do():
     with pytest.raises(ConfigError, match=r"num_clients must be at most the number of classes, 4.*got 5"):
         cut(DisjointClasses(num_clients=5), labels_of(4), 4)
-    with pytest.raises(ConfigError, match="no training example.*Use fewer clients"):
+    with pytest.raises(ConfigError, match=r"no training example.*Use fewer clients"):
         from_shares(labels_of(1, train=2), np.array([[1.0], [0.0]]), np.random.default_rng(0))
     with pytest.raises(ConfigError, match="Dirichlet draws all left a client empty"):
         cut(Dirichlet(num_clients=9, alpha=0.01), labels_of(2, train=3), 2)

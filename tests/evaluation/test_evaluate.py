@@ -12,7 +12,9 @@ LABELS = torch.tensor([0, 0, 1, 1, 2, 2])
 
 
 def partition(*parts):
-    return Partition(tuple(ClientShard(k, (), {"test": np.array(part, dtype=np.int64)}) for k, part in enumerate(parts)))
+    return Partition(
+        tuple(ClientShard(k, (), {"test": np.array(part, dtype=np.int64)}) for k, part in enumerate(parts))
+    )
 
 
 def test_neighbor_images_are_all_images_of_the_other_clients():

@@ -13,7 +13,12 @@ from hushprompt.methods.context import ContextState
 from hushprompt.methods.optimizer import Optimizer
 
 PROGRESS = Progress(
-    config_identity="abc", row_index=2, num_rounds_done=5, row_seconds=1.5, records_size=77, finished_rows=[{"row": "a"}]
+    config_identity="abc",
+    row_index=2,
+    num_rounds_done=5,
+    row_seconds=1.5,
+    records_size=77,
+    finished_rows=[{"row": "a"}],
 )
 
 

@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from slow_twins import slow_gradients
 
 from hushprompt import config as configs
 from hushprompt import records
@@ -16,6 +15,7 @@ from hushprompt.federation.setup import assemble, client_sizes, cut, plan_rows
 from hushprompt.federation.simulate import run
 from hushprompt.methods.base import Batch
 from hushprompt.seeding import stream
+from slow_twins import slow_gradients
 
 
 class Silent:
@@ -79,7 +79,17 @@ def test_a_run_leaves_the_files_of_the_design(toy_config, tmp_path):
     assert [row.method for row in rows] == ["zero_shot", "promptfl", "dp_fpl"]
     summary = records.read_json(folder / "summary.json")
     last = summary["rows"][-1]
-    assert {"method", "epsilon", "delta", "local", "neighbor", "harmonic_mean", "worst_client", "seconds", "seed"} <= set(last)
+    assert {
+        "method",
+        "epsilon",
+        "delta",
+        "local",
+        "neighbor",
+        "harmonic_mean",
+        "worst_client",
+        "seconds",
+        "seed",
+    } <= set(last)
     assert summary["rows"][0]["epsilon"] is None
     assert last["epsilon"] <= 8.0
     lines = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
@@ -228,7 +238,9 @@ def test_noise_divides_by_the_public_count_whoever_showed_up(toy_config, tmp_pat
     assert counts == {(Channel.LOCAL, 0.5 * 24), (Channel.GLOBAL, 0.5 * 72)}
 
 
-@pytest.mark.parametrize("sampling", [{"name": "disjoint", "steps_per_round": 3}, {"name": "poisson", "sampling_prob": 0.02}])
+@pytest.mark.parametrize(
+    "sampling", [{"name": "disjoint", "steps_per_round": 3}, {"name": "poisson", "sampling_prob": 0.02}]
+)
 def test_disjoint_batches_and_empty_poisson_batches_run_through(toy_config, tmp_path, sampling):
     rows = run(with_sampling(toy_config, **sampling), fresh(tmp_path), Silent())
     assert 0 < rows[-1].epsilon <= 8.0

@@ -7,7 +7,6 @@ from hushprompt.methods.dp_fpl import DPFPL
 from hushprompt.methods.factorization import factorize
 from hushprompt.methods.optimizer import Optimizer
 from hushprompt.privacy.plan import Channel
-
 from slow_twins import slow_gradients
 
 SGD = Optimizer(learning_rate=0.1, momentum=0.0)
@@ -20,7 +19,9 @@ def rng(seed=0):
 
 @pytest.mark.parametrize(("update", "form"), FORMS)
 @pytest.mark.parametrize("clip_norm", [0.05, 100.0])
-def test_a_step_without_noise_is_the_papers_step_by_plain_autograd(model, batch, make_mechanism, update, form, clip_norm):
+def test_a_step_without_noise_is_the_papers_step_by_plain_autograd(
+    model, batch, make_mechanism, update, form, clip_norm
+):
     method = DPFPL(num_ctx=4, rank=2, factorization=form, update=update, global_optimizer=SGD, local_optimizer=SGD)
     shared, personal = method.init(model, rng())
     mechanism = make_mechanism(method.channels, Channel.LOCAL, noise=0.0, clip_norm=clip_norm, count=10.0)
@@ -55,7 +56,9 @@ def test_the_tangent_update_at_full_rank_is_the_full_gradient(model, batch, make
 
 
 def test_without_residual_the_personal_prompt_stays_low_rank(model, batch, make_mechanism):
-    method = DPFPL(num_ctx=4, rank=1, keep_residual=False, factorization="projection", update="factors", local_optimizer=SGD)
+    method = DPFPL(
+        num_ctx=4, rank=1, keep_residual=False, factorization="projection", update="factors", local_optimizer=SGD
+    )
     shared, personal = method.init(model, rng())
     mechanism = make_mechanism(method.channels, Channel.LOCAL)
     _, stepped, _ = method.client_step(model, shared, personal, batch, mechanism, rng(1))
@@ -82,5 +85,5 @@ def test_impossible_settings_are_refused(model):
         DPFPL(factorization="svd", update="tangent")
     with pytest.raises(ConfigError, match="rank must be > 0"):
         DPFPL(rank=0)
-    with pytest.raises(ConfigError, match="class 'kiwi'|class 'lynx'"):
+    with pytest.raises(ConfigError, match=r"class 'kiwi'|class 'lynx'"):
         DPFPL(num_ctx=39, rank=2).init(model, rng())

@@ -2,13 +2,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from slow_twins import slow_gradients
-
 from hushprompt.backbones.prompts import PromptModel
 from hushprompt.backbones.toy import Toy
 from hushprompt.methods import gradients
 from hushprompt.methods.base import Batch
 from hushprompt.methods.gradients import per_example_gradients
+from slow_twins import slow_gradients
 
 
 @pytest.mark.parametrize("is_causal", [True, False])

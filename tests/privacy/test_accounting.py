@@ -63,7 +63,7 @@ def test_sampled_epsilon_is_dp_accountings(z, q, steps):
     )
     direct = pld.PLDAccountant(value_discretization_interval=1e-3).compose(event).get_epsilon(DELTA)
     assert eps(z, steps, q) == direct
-    orders = accounting.RDP_ORDERS + [64, 128, 256]
+    orders = [*accounting.RDP_ORDERS, 64, 128, 256]
     assert eps(z, steps, q, accountant="rdp") == rdp.RdpAccountant(orders).compose(event).get_epsilon(DELTA)
 
 
@@ -184,9 +184,10 @@ def test_a_statement_without_noise_says_that_there_is_no_guarantee():
 
 def test_accountants_that_contradict_theory_stop_everything(monkeypatch):
     true = accounting.epsilon
-    fake = lambda *args, accountant=None, **kw: true(*args, accountant=accountant, **kw) * (  # noqa: E731
-        0.1 if accountant == "rdp" else 1
-    )
+
+    def fake(*args, accountant=None, **others):
+        return true(*args, accountant=accountant, **others) * (0.1 if accountant == "rdp" else 1)
+
     monkeypatch.setattr(accounting, "epsilon", fake)
     with pytest.raises(RuntimeError, match="theory rules out"):
         make_guarantee()

@@ -23,7 +23,17 @@ def rendered(rows, width=80):
 
 def test_the_table_fits_80_columns_with_every_name_and_number_whole():
     text = rendered([row("random_prompt", None), row("dp_fpl", math.inf), row()])
-    for part in ("untrained random context", "DP-FPL without noise", "65.4", "56.7", "8", "inf", "harmonic", "worst", "12"):
+    for part in (
+        "untrained random context",
+        "DP-FPL without noise",
+        "65.4",
+        "56.7",
+        "8",
+        "inf",
+        "harmonic",
+        "worst",
+        "12",
+    ):
         assert part in text
     assert "…" not in text
 

@@ -46,7 +46,7 @@ def render(drawings: Tensor, generator: torch.Generator, strength: float = 1.0) 
     return images.clamp(0, 1), attributes
 
 
-def _place(drawings: Tensor, scale: Tensor, angle: Tensor, uniform) -> tuple[Tensor, Tensor]:  # noqa: ANN001
+def _place(drawings: Tensor, scale: Tensor, angle: Tensor, uniform) -> tuple[Tensor, Tensor]:
     """Scale, turn, flip and shift; give premultiplied color [n, 3, h, w] and alpha [n, 1, h, w]."""
     x = drawings.permute(0, 3, 1, 2).float() / 255
     x = torch.cat([x[:, :3] * x[:, 3:], x[:, 3:]], dim=1)
@@ -87,7 +87,7 @@ def _clouds(num: int, cells: int, generator: torch.Generator) -> Tensor:
     return F.interpolate(noise, size=(SIZE, SIZE), mode="bicubic", align_corners=False).clamp(0, 1)
 
 
-def _damage(images: Tensor, attributes: dict[str, Tensor], generator: torch.Generator, uniform) -> Tensor:  # noqa: ANN001
+def _damage(images: Tensor, attributes: dict[str, Tensor], generator: torch.Generator, uniform) -> Tensor:
     """Apply the chosen damages."""
     wide = lambda flags: flags[:, None, None, None]  # noqa: E731
     images = torch.where(wide(attributes["gray"]), images.mean(1, keepdim=True).expand_as(images), images)

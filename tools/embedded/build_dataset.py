@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from augment import render
 from PIL import Image
+
+from augment import render
 from task import CLASSES, TASK_VENDORS, class_of_label
 
 PER_CLASS = {"train": 40, "validation": 10, "test": 20}

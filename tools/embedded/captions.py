@@ -27,23 +27,27 @@ DAMAGE_WORDS = {
     "noisy": ("noisy", "grainy"), "blurry": ("blurry", "out of focus"), "occluded": ("partly hidden", "occluded"),
     "small": ("small", "tiny"), "close": ("large", "close up"), "tilted": ("tilted", "rotated"),
 }  # fmt: skip
-FILLERS = (
-    "the of and in on from with for by this that here is are was very nice new old best free set page book file series "
-    "number collection sheet kids simple great 1 2 3 4 5 6 7 8 9 look see my your our some more other art design vector "
-    "graphic symbol print download gallery example sample web card poster sticker sketch made found shown view part item "
-    ". , : - ;"
-).split()
-UNUSABLE = re.compile(r"^(various cliparts?|clipart.*|open clip art.*|unknown|untitled|image|icon|aiga.*|.*iconset.*|)$")
+FILLERS = """
+    the of and in on from with for by this that here is are was very nice new old best free set page book file series
+    number collection sheet kids simple great 1 2 3 4 5 6 7 8 9 look see my your our some more other art design vector
+    graphic symbol print download gallery example sample web card poster sticker sketch made found shown view part item
+    . , : - ;
+""".split()  # noqa: SIM905
+UNUSABLE = re.compile(
+    r"^(various cliparts?|clipart.*|open clip art.*|unknown|untitled|image|icon|aiga.*|.*iconset.*|)$"
+)
 STOP_TAGS = {
-    "clip_art", "clip art", "clipart", "externalsource", "svg", "icon", "remix", "various", "unsorted", "wmf", "hash(0x",
-    "image",
+    "clip_art", "clip art", "clipart", "externalsource", "svg", "icon", "remix", "various", "unsorted", "wmf",
+    "hash(0x", "image",
 }  # fmt: skip
 
 
 class Captioner:
     """Makes a fresh caption of a rendered drawing at every call."""
 
-    def __init__(self, records: list[dict[str, Any]], *, name_share: float, lead_in_share: float, style_share: float) -> None:
+    def __init__(
+        self, records: list[dict[str, Any]], *, name_share: float, lead_in_share: float, style_share: float
+    ) -> None:
         """Clean labels and keywords.
 
         Args:

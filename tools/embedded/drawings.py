@@ -2,8 +2,8 @@
 
 python drawings.py --node node_modules --clipart DIR --out build/drawings
 
-`--node` is where `npm install` put the packages of package.json; `--clipart` is the folder `usr/share/openclipart/svg` of
-the unpacked Debian package openclipart-svg. Only Apache-2.0, MIT, CC BY and public-domain sources are read.
+`--node` is where `npm install` put the packages of package.json; `--clipart` is `usr/share/openclipart/svg` of the
+unpacked Debian package openclipart-svg. Only Apache-2.0, MIT, CC BY and public-domain sources are read.
 """
 
 from __future__ import annotations
@@ -81,7 +81,11 @@ def emoji_jobs(node: Path) -> Iterator[Job]:
         for name, icon in icons["icons"].items():
             plain = re.sub(r"-\d+$", "", name)
             code = next(
-                (c for c in (codes.get(name), by_name.get(letters(name)), by_name.get(letters(plain))) if c in concepts),
+                (
+                    c
+                    for c in (codes.get(name), by_name.get(letters(name)), by_name.get(letters(plain)))
+                    if c in concepts
+                ),
                 None,
             )
             if code is not None:
@@ -141,9 +145,11 @@ def game_icon_jobs(node: Path) -> Iterator[Job]:
     icons = json.loads((node / "@iconify-json" / "game-icons" / "icons.json").read_text())
     for name, icon in icons["icons"].items():
         if not name.startswith("abstract-"):
-            yield "svg", svg_text(icon, icons), {
-                "source": "game-icons", "name": name, "label": name.replace("-", " "), "tags": []
-            }
+            yield (
+                "svg",
+                svg_text(icon, icons),
+                {"source": "game-icons", "name": name, "label": name.replace("-", " "), "tags": []},
+            )
 
 
 def clipart_jobs(folder: Path) -> Iterator[Job]:
@@ -159,10 +165,18 @@ def clipart_jobs(folder: Path) -> Iterator[Job]:
         label = html.unescape(title.group(1)).strip().lower() if title else ""
         if label or tags:
             parts = relative.split("/")
-            yield "file", str(path), {
-                "source": "openclipart", "name": relative[1:], "label": label, "tags": tags,
-                "group": parts[1], "subgroup": parts[-2],
-            }
+            yield (
+                "file",
+                str(path),
+                {
+                    "source": "openclipart",
+                    "name": relative[1:],
+                    "label": label,
+                    "tags": tags,
+                    "group": parts[1],
+                    "subgroup": parts[-2],
+                },
+            )
 
 
 def svg_text(icon: dict[str, Any], icons: dict[str, Any]) -> str:

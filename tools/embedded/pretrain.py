@@ -22,16 +22,16 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
 import vocabulary
 from augment import COLOR_NAMES, DAMAGE, render
 from captions import Captioner
 from efficientnet_weights import load_trunk
-from safetensors.torch import load_file, save_file
-from task import CLASSES, PRETRAINING_ONLY, TASK_LABELS
-from torch import Tensor
-
 from hushprompt.backbones.bpe import BytePairTokenizer
 from hushprompt.backbones.emoji_network import EmojiNetwork, EmojiNetworkConfig
+from task import CLASSES, PRETRAINING_ONLY, TASK_LABELS
 
 logger = logging.getLogger("pretrain")
 VIEWS = {"game-icons": 1, "openclipart": 2, "fluent-emoji-high-contrast": 1}
@@ -233,9 +233,7 @@ def caption(views: Views, captioner: Captioner, chosen: Tensor, rng: random.Rand
 
 def encode_captions(network: EmojiNetwork, tokenizer: BytePairTokenizer, captions: list[str]) -> Tensor:
     """Encode captions in buckets of similar length; give unit-norm features."""
-    ids = [
-        [tokenizer.start_id, *tokenizer.encode(text)[: LONGEST_CAPTION - 2], tokenizer.end_id] for text in captions
-    ]
+    ids = [[tokenizer.start_id, *tokenizer.encode(text)[: LONGEST_CAPTION - 2], tokenizer.end_id] for text in captions]
     order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
     features, quarter = [], -(-len(order) // 4)
     for start in range(0, len(order), quarter):

@@ -1,0 +1,1 @@
+"""Frozen image-text models, their prompts, and cached image features."""

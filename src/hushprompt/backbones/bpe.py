@@ -5,6 +5,7 @@ Source: Sennrich, Haddow, Birch 2016 (arXiv:1508.07909). `_` marks the end of a 
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from dataclasses import dataclass, field
@@ -43,7 +44,9 @@ class BytePairTokenizer:
             values = json.loads(path.read_text(encoding="utf-8"))
             return cls(tuple(values["symbols"]), tuple((left, right) for left, right in values["merges"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"The tokenizer file {path} is missing or damaged ({error}). Install the package again.") from error
+            raise DataError(
+                f"The tokenizer file {path} is missing or damaged ({error}). Install the package again."
+            ) from error
 
     def to_json(self, path: Path) -> None:
         """Write the file that `from_json` reads."""
@@ -58,7 +61,7 @@ class BytePairTokenizer:
         """Merge the letters of a word, best-ranked pair first."""
         symbols = [*word[:-1], word[-1] + "_"]
         while len(symbols) > 1:
-            ranked = [(self._ranks.get(pair), at) for at, pair in enumerate(zip(symbols, symbols[1:], strict=False))]
+            ranked = [(self._ranks.get(pair), at) for at, pair in enumerate(itertools.pairwise(symbols))]
             known = [(rank, at) for rank, at in ranked if rank is not None]
             if not known:
                 break

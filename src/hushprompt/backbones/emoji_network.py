@@ -150,7 +150,9 @@ class TextBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "c l e"]) -> Float[Tensor, "c l e"]:
         """Run the block on whole sequences, causally."""
-        query, key, value = (self._heads(part) for part in self.qkv(self.norm_1(x)).chunk(3, dim=-1))  # [c, h, l, e / h]
+        query, key, value = (
+            self._heads(part) for part in self.qkv(self.norm_1(x)).chunk(3, dim=-1)
+        )  # [c, h, l, e / h]
         mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
         return self._rest(x, mixed.transpose(-3, -2).flatten(-2))
 
@@ -182,9 +184,7 @@ class TextBlock(nn.Module):
         queries = query.split([count * length for count, length in rows])
         to_prefix = self._heads(query) @ prefix_key.transpose(-1, -2)  # [h, m, p]
         longest = max(length for _, length in shapes)
-        to_itself = [
-            self._own_scores(q, k, shape, longest) for q, k, shape in zip(queries, keys, shapes, strict=True)
-        ]
+        to_itself = [self._own_scores(q, k, shape, longest) for q, k, shape in zip(queries, keys, shapes, strict=True)]
         attention = torch.cat([to_prefix, torch.cat(to_itself, dim=1)], dim=-1).softmax(dim=-1)  # [h, m, p + longest]
         num_prefix = len(prefix)
         mixed = (attention[..., :num_prefix] @ prefix_value).transpose(0, 1).flatten(1)  # [m, e]
@@ -277,6 +277,7 @@ class TextTower(nn.Module):
         x = prefix + table[: len(prefix)]
         y = torch.cat([(group + table[len(prefix) :][: group.shape[1]]).flatten(0, 1) for group in suffixes])
         for index, block in enumerate(self.blocks):
+            assert isinstance(block, TextBlock)
             x, y = block.shared_prefix(x, y, shapes, is_last=index == len(self.blocks) - 1)
         return self._feature(y)
 

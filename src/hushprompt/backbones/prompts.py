@@ -69,8 +69,8 @@ class PromptModel:
         needed = 1 + num_ctx + len(self._suffixes[longest])
         if needed > self.backbone.context_window:
             raise ConfigError(
-                f"The prompt of class {self.class_names[longest]!r} needs {needed} tokens with num_ctx = {num_ctx}, but "
-                f"the text tower takes {self.backbone.context_window}. Use a smaller num_ctx or a shorter class name."
+                f"The prompt of class {self.class_names[longest]!r} needs {needed} tokens with num_ctx = {num_ctx}, "
+                f"but the text tower takes {self.backbone.context_window}. Use a smaller num_ctx or a shorter name."
             )
 
     def text_features(self, context: Float[Tensor, "t e"]) -> Float[Tensor, "c d"]:

@@ -50,7 +50,10 @@ class ToyBackbone:
     def __init__(self, config: Toy) -> None:
         """Draw fixed weights from the fields of `config`."""
         rng = seeding.stream(0, "toy backbone", config.token_width, config.feature_dim)
-        draw = lambda *shape: torch.from_numpy(rng.normal(size=shape)).float()  # noqa: E731
+
+        def draw(*shape: int) -> Tensor:
+            return torch.from_numpy(rng.normal(size=shape)).float()
+
         e, d = config.token_width, config.feature_dim
         self.is_causal = config.is_causal
         self.token_width, self.feature_dim = e, d

@@ -76,7 +76,9 @@ class Dataset:
                 ("domain", split.domains, self.domain_names),
             ):
                 if len(values) != len(split):
-                    raise DataError(f"Data set {self.name}, {split_name}: {len(values)} {what}s for {len(split)} images.")
+                    raise DataError(
+                        f"Data set {self.name}, {split_name}: {len(values)} {what}s for {len(split)} images."
+                    )
                 if len(values) and not 0 <= values.min() <= values.max() < len(names):
                     raise DataError(
                         f"Data set {self.name}, {split_name}: {what}s run from {values.min()} to {values.max()}, "

@@ -47,7 +47,9 @@ class EncodedImages:
             try:
                 images.append(np.asarray(Image.open(io.BytesIO(blob)).convert("RGB")))
             except (UnidentifiedImageError, OSError) as error:
-                raise DataError(f"Image {index} in {self.path} is damaged ({error}). Install the package again.") from error
+                raise DataError(
+                    f"Image {index} in {self.path} is damaged ({error}). Install the package again."
+                ) from error
         return np.stack(images)
 
 

@@ -56,7 +56,11 @@ class DisjointClasses:
         checks.positive(num_clients=self.num_clients)
 
     def partition(
-        self, labels: Mapping[str, np.ndarray], domains: Mapping[str, np.ndarray], num_classes: int, rng: np.random.Generator
+        self,
+        labels: Mapping[str, np.ndarray],
+        domains: Mapping[str, np.ndarray],
+        num_classes: int,
+        rng: np.random.Generator,
     ) -> Partition:
         """Shuffle the classes and deal them out in near-equal blocks."""
         if self.num_clients > num_classes:
@@ -83,7 +87,11 @@ class IID:
         checks.positive(num_clients=self.num_clients)
 
     def partition(
-        self, labels: Mapping[str, np.ndarray], domains: Mapping[str, np.ndarray], num_classes: int, rng: np.random.Generator
+        self,
+        labels: Mapping[str, np.ndarray],
+        domains: Mapping[str, np.ndarray],
+        num_classes: int,
+        rng: np.random.Generator,
     ) -> Partition:
         """Deal out every class evenly."""
         return from_shares(labels, np.full((self.num_clients, num_classes), 1 / self.num_clients), rng)
@@ -104,7 +112,11 @@ class Dirichlet:
         checks.positive(num_clients=self.num_clients, alpha=self.alpha)
 
     def partition(
-        self, labels: Mapping[str, np.ndarray], domains: Mapping[str, np.ndarray], num_classes: int, rng: np.random.Generator
+        self,
+        labels: Mapping[str, np.ndarray],
+        domains: Mapping[str, np.ndarray],
+        num_classes: int,
+        rng: np.random.Generator,
     ) -> Partition:
         """Draw shares until no client is without training images, at most `MAX_DRAWS` times."""
         for _ in range(MAX_DRAWS):
@@ -114,8 +126,8 @@ class Dirichlet:
             except ConfigError as error:
                 empty = error
         raise ConfigError(
-            f"{MAX_DRAWS} Dirichlet draws all left a client empty. Use fewer clients (now {self.num_clients}) or a larger "
-            f"alpha (now {self.alpha})."
+            f"{MAX_DRAWS} Dirichlet draws all left a client empty. Use fewer clients (now {self.num_clients}) or a "
+            f"larger alpha (now {self.alpha})."
         ) from empty
 
 

@@ -12,7 +12,9 @@ from hushprompt.data.base import Dataset, ImageSplit
 from hushprompt.errors import ConfigError
 from hushprompt.registry import DATASETS
 
-NAMES = ("ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen", "ibis", "jay", "kiwi", "lynx", "mole", "newt", "owl", "pig")
+NAMES = (
+    "ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen", "ibis", "jay", "kiwi", "lynx", "mole", "newt", "owl", "pig",
+)  # fmt: skip
 SIDE = 8
 
 

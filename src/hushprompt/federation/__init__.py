@@ -1,0 +1,1 @@
+"""The loop for one process, its checkpoints, and what it publishes."""

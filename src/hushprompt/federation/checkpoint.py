@@ -67,7 +67,9 @@ def load_state(folder: Path, template: Any) -> Any:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     expected = flatten(template)
     if {n: t.shape for n, t in tensors.items()} != {n: t.shape for n, t in expected.items()}:
-        raise ResumeError(f"The checkpoint {path} does not fit this method, model or number of clients. Start a new run.")
+        raise ResumeError(
+            f"The checkpoint {path} does not fit this method, model or number of clients. Start a new run."
+        )
     return _restore(template, tensors, "")
 
 

@@ -26,13 +26,13 @@ NOT_PRIVATE = (
     "Not private, simulation only: training losses in records.jsonl, and the checkpoint, which belongs to the "
     "simulation. Accuracies are read from evaluation images, which this guarantee does not cover."
 )
-SIMULATED_NOISE = "Noise comes from the run's seed: a repeatable simulation. Whoever knows the seed can remove the noise."
+SIMULATED_NOISE = (
+    "Noise comes from the run's seed: a repeatable simulation. Whoever knows the seed can remove the noise."
+)
 ROWS = "Each row is accounted for on its own; publishing several rows of one run adds up their privacy losses."
 
 
-def write_prompts(
-    folder: Path, model: PromptModel, row: Row, shared: Shared, personal: tuple[Personal, ...]
-) -> None:
+def write_prompts(folder: Path, model: PromptModel, row: Row, shared: Shared, personal: tuple[Personal, ...]) -> None:
     """Write `global.safetensors` and one `client-003.safetensors` a client, as far as the method has them."""
     guarantees = row.plan.guarantees()
     common = {

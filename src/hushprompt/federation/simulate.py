@@ -7,6 +7,7 @@ noise of its own. Whoever publishes several rows of one run publishes several re
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
 
 from hushprompt import records
@@ -24,7 +26,7 @@ from hushprompt.federation import aggregate, checkpoint
 from hushprompt.federation.checkpoint import Progress
 from hushprompt.federation.publish import privacy_record, provenance, write_prompts
 from hushprompt.federation.setup import Federation, Row, assemble, client_sizes, cut, plan_rows
-from hushprompt.methods.base import Batch, NoState, Personal, Shared, StepInfo
+from hushprompt.methods.base import Batch, NoState, Personal, Shared, StepInfo, Upload
 from hushprompt.privacy.plan import Audience, Channel
 from hushprompt.records import RoundRecord, RowSummary
 from hushprompt.seeding import stream
@@ -157,37 +159,39 @@ class Trainer:
         return state, progress
 
     def round(self, row: Row, state: State, round_index: int) -> tuple[State, RoundInfo]:
-        """Take the steps of one round: every client, then the server, once a step."""
-        sampler = row.plan.sampler
+        """Take the steps of one round."""
         place = (row.label, round_index)
         batches = [
-            sampler.batches(len(index), stream(self.config.seed, "batch", *place, client_id))
+            row.plan.sampler.batches(len(index), stream(self.config.seed, "batch", *place, client_id))
             for client_id, index in enumerate(self._train_index)
         ]
-        losses: list[float] = []
-        bytes_up = bytes_down = 0
-        for step in range(sampler.steps_per_round):
-            outcomes = list(
-                self.pool.map(
-                    lambda client_id: self._client_step(row, state, client_id, batches[client_id][step], (*place, step)),  # noqa: B023
-                    range(len(self._train_index)),
-                )
-            )
-            personal = tuple(outcome[1] for outcome in outcomes)
-            sent = [aggregate.pack(outcome[0]) for outcome in outcomes]
-            summed = aggregate.unpack_sum(sent)
-            shared = state.shared
-            if summed is not None:
-                bytes_up += sum(aggregate.num_bytes(part) for part in sent)
-                bytes_down += aggregate.num_bytes(summed) * len(sent)
-                expected = sum(sampler.expected_batch_size(len(index)) for index in self._train_index)
-                noise = stream(self.config.seed, "noise", "global", *place, step)
-                mechanism = row.plan.mechanism(allowed=Channel.GLOBAL, expected_count=expected, rng=noise)
-                shared = row.method.server_step(shared, mechanism.release(Channel.GLOBAL, summed))
-            state = State(shared, personal)
-            losses += [outcome[2].loss for outcome in outcomes]
-        finite = [loss for loss in losses if loss == loss]  # an empty batch has no loss
-        return state, RoundInfo(sum(finite) / len(finite) if finite else float("nan"), bytes_up, bytes_down)
+        infos: list[RoundInfo] = []
+        for step, chosen in enumerate(zip(*batches, strict=True)):
+            state, info = self._step(row, state, chosen, (*place, step))
+            infos.append(info)
+        losses = [info.loss for info in infos if not math.isnan(info.loss)]
+        return state, RoundInfo(_mean(losses), sum(i.bytes_up for i in infos), sum(i.bytes_down for i in infos))
+
+    def _step(
+        self, row: Row, state: State, chosen: tuple[np.ndarray, ...], place: tuple[str, int, int]
+    ) -> tuple[State, RoundInfo]:
+        """Step every client, side by side, then the server."""
+
+        def client_step(client_id: int) -> tuple[Upload, Personal, StepInfo]:
+            return self._client_step(row, state, client_id, chosen[client_id], place)
+
+        outcomes = list(self.pool.map(client_step, range(len(chosen))))
+        sent = [aggregate.pack(upload) for upload, _, _ in outcomes]
+        summed = aggregate.unpack_sum(sent)
+        shared = state.shared
+        if summed is not None:
+            expected = sum(row.plan.sampler.expected_batch_size(len(index)) for index in self._train_index)
+            noise = stream(self.config.seed, "noise", "global", *place)
+            mechanism = row.plan.mechanism(allowed=Channel.GLOBAL, expected_count=expected, rng=noise)
+            shared = row.method.server_step(shared, mechanism.release(Channel.GLOBAL, summed))
+        losses = [info.loss for _, _, info in outcomes if not math.isnan(info.loss)]  # an empty batch has none
+        up, down = sum(map(aggregate.num_bytes, sent)), aggregate.num_bytes(summed) * len(sent)
+        return State(shared, tuple(personal for _, personal, _ in outcomes)), RoundInfo(_mean(losses), up, down)
 
     def evaluate(self, row: Row, state: State) -> Scores:
         """Score every client's prompt on all evaluation images."""
@@ -235,11 +239,11 @@ class Trainer:
         )
 
     def _client_step(
-        self, row: Row, state: State, client_id: int, batch_index: object, place: tuple[str, int, int]
-    ) -> tuple[object, Personal, StepInfo]:
+        self, row: Row, state: State, client_id: int, batch_index: np.ndarray, place: tuple[str, int, int]
+    ) -> tuple[Upload, Personal, StepInfo]:
         """Run one client's step on its own data, with its own noise stream."""
         index = self._train_index[client_id]
-        chosen = index[torch.as_tensor(batch_index)]
+        chosen = index[torch.from_numpy(batch_index)]
         batch = Batch(self.federation.train_features[chosen], self.federation.train_labels[chosen])
         mechanism = row.plan.mechanism(
             allowed=Channel.LOCAL,
@@ -262,6 +266,11 @@ def _progress(config: RunConfig, folder: Path) -> Progress:
     if progress.config_identity != identity:
         raise ResumeError(f"The checkpoint in {folder} belongs to another config. Use another folder.")
     return progress
+
+
+def _mean(values: list[float]) -> float:
+    """Give the mean, NaN of nothing."""
+    return sum(values) / len(values) if values else math.nan
 
 
 def _num_workers(config: RunConfig) -> int:

@@ -1,0 +1,1 @@
+"""One file per algorithm: what a client learns and what it sends."""

@@ -29,9 +29,7 @@ def init_context(
     return ContextState(context, optimizer.init(context))
 
 
-def random_context(
-    model: PromptModel, num_ctx: int, init_std: float, rng: np.random.Generator
-) -> Float[Tensor, "t e"]:
+def random_context(model: PromptModel, num_ctx: int, init_std: float, rng: np.random.Generator) -> Float[Tensor, "t e"]:
     """Draw a context ~ N(0, init_std^2); ConfigError if a prompt would not fit the window."""
     model.check_context(num_ctx)
     draw = rng.normal(0.0, init_std, size=(num_ctx, model.token_width))

@@ -40,7 +40,7 @@ def per_example_gradients(
     logits = model.logits(batch.image_features, text_features.detach())  # [b, c]
     losses = F.cross_entropy(logits, batch.labels, reduction="none")
     residuals = logits.softmax(dim=1) - F.one_hot(batch.labels, model.num_classes)  # [b, c]
-    rows = []
+    rows: list[Tensor] = []
     for weights, features in zip(residuals.split(CHUNK), batch.image_features.split(CHUNK), strict=True):
         cotangents = model.logit_scale * torch.einsum("bc,bd->bcd", weights, features)
         rows += torch.autograd.grad(text_features, leaf, cotangents, is_grads_batched=True, retain_graph=True)

@@ -1,0 +1,1 @@
+"""Clipping, noise, sampling and accounting, joined in one plan."""

@@ -52,7 +52,7 @@ class GaussianReleases:
     num_steps: int
     """Releases T that an example can take part in."""
     noise_multiplier: float
-    """Noise std over the clip norm, which is the sensitivity under add/remove; inf releases nothing, 0 adds no noise."""
+    """Noise std over the clip norm, which is the add/remove sensitivity; inf releases nothing, 0 adds no noise."""
     sampling_prob: float = 1.0
     """Probability that an example takes part in a release (Poisson); 1 claims no amplification."""
 
@@ -119,7 +119,9 @@ def default_accountant(releases: GaussianReleases) -> Accountant:
     return "gdp" if releases.sampling_prob == 1 else "pld"
 
 
-def calibrate(*, target_epsilon: float, delta: float, num_steps: int, sampling_prob: float, relation: Relation) -> float:
+def calibrate(
+    *, target_epsilon: float, delta: float, num_steps: int, sampling_prob: float, relation: Relation
+) -> float:
     """Give the smallest noise multiplier that meets a target, rounded up in the sixth digit.
 
     Args:

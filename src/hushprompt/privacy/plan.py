@@ -80,7 +80,9 @@ class PrivacyConfig:
         checks.positive(clip_norm_local=self.clip_norm_local, clip_norm_global=self.clip_norm_global)
         checks.finite(clip_norm_local=self.clip_norm_local, clip_norm_global=self.clip_norm_global)
         if not 0 < self.delta < 1:
-            raise PrivacyError(f"delta must lie in (0, 1), got {self.delta}. Take it well below 1 / (number of examples).")
+            raise PrivacyError(
+                f"delta must lie in (0, 1), got {self.delta}. Take it well below 1 / (number of examples)."
+            )
         if not 0 < self.local_share < 1:
             raise PrivacyError(f"local_share must lie in (0, 1), got {self.local_share}.")
         explicit = [self.noise_multiplier_local, self.noise_multiplier_global]
@@ -233,10 +235,10 @@ def _noise_multipliers(
         explicit = {Channel.LOCAL: config.noise_multiplier_local, Channel.GLOBAL: config.noise_multiplier_global}
         return {c: z for c in sorted(channels) if (z := explicit[c]) is not None}
     if not channels or num_rounds == 0 or math.isinf(config.epsilon):
-        return {c: 0.0 for c in sorted(channels)}
+        return dict.fromkeys(sorted(channels), 0.0)
     share = {Channel.LOCAL: config.local_share, Channel.GLOBAL: 1 - config.local_share}
     if len(channels) == 1:
-        share = {c: 1.0 for c in channels}
+        share = dict.fromkeys(channels, 1.0)
     seen = 1.0 if config.audience is Audience.PERSONAL else share.get(Channel.GLOBAL, 0.0)
     if seen == 0 or (config.audience is Audience.PUBLIC and Channel.GLOBAL not in channels):
         raise PrivacyError(

@@ -19,7 +19,10 @@ from hushprompt.registry import SAMPLERS
 class Sampler(Protocol):
     """What the loop and the plan ask of a sampler."""
 
-    steps_per_round: int
+    @property
+    def steps_per_round(self) -> int:
+        """Steps between two records."""
+        ...
 
     @property
     def amplification_prob(self) -> float:
@@ -73,7 +76,7 @@ class PoissonSampler:
         return num_rounds * self.steps_per_round
 
     def expected_batch_size(self, num_examples: int) -> float:
-        """q n."""
+        """Q n."""
         return self.sampling_prob * num_examples
 
     def batches(self, num_examples: int, rng: np.random.Generator) -> list[np.ndarray]:

@@ -22,10 +22,10 @@ TITLES = {
 
 def result_table(rows: Sequence[RowSummary]) -> Table:
     """Give one line a row: accuracies in percent, epsilon, seconds."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False, show_edge=False)
     table.add_column("method (accuracies in %)", no_wrap=True)
     for column in ("local", "neighbor", "harmonic\nmean", "worst\nclient", "epsilon", "seconds"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         scores = (row.local, row.neighbor, row.harmonic_mean, row.worst_client)
         table.add_row(
