@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from hushprompt.data.base import Dataset, ImageSplit
+from hushprompt.data.base import Dataset, Split
 from hushprompt.errors import DataError
 
 
@@ -9,7 +9,7 @@ def split(labels, domains=None):
     labels = np.array(labels, dtype=np.int64)
     images = np.zeros((len(labels), 2, 2, 3), dtype=np.uint8)
     domains = labels * 0 if domains is None else np.array(domains, dtype=np.int64)
-    return ImageSplit(labels=labels, domains=domains, read=images.__getitem__, fingerprint="f")
+    return Split(labels=labels, domains=domains, read=lambda index: list(images[index]), fingerprint="f")
 
 
 def dataset(**changes):
@@ -28,7 +28,7 @@ def dataset(**changes):
         ({"splits": {"train": split([0, 2]), "test": split([1])}}, "train: labels run from 0 to 2, but there are 2"),
         ({"splits": {"train": split([0, -1]), "test": split([1])}}, "labels run from -1"),
         ({"splits": {"train": split([0], [1]), "test": split([1])}}, "domains run from 1 to 1"),
-        ({"splits": {"train": split([0, 1], [0]), "test": split([1])}}, "1 domains for 2 images"),
+        ({"splits": {"train": split([0, 1], [0]), "test": split([1])}}, "1 domains for 2 examples"),
     ],
 )
 def test_an_inconsistent_data_set_is_refused_at_the_door(changes, message):

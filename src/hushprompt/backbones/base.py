@@ -9,6 +9,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from hushprompt.data.base import Modality
+
 
 @runtime_checkable
 class Backbone(Protocol):
@@ -18,6 +20,8 @@ class Backbone(Protocol):
     tokens, e token width, d feature width.
     """
 
+    modality: Modality
+    """What `encode_images` takes."""
     fingerprint: str
     """SHA-256 over weights, tokenizer and preprocessing; the key of cached features and of prompt files."""
     feature_dim: int
@@ -37,8 +41,12 @@ class Backbone(Protocol):
     template: str
     """The hand template of the zero-shot row, with {} for the class name."""
 
-    def encode_images(self, images: np.ndarray) -> Float[Tensor, "n d"]:
-        """Preprocess uint8 images [n, h, w, 3] and give unit-norm features."""
+    def encode_images(self, images: Sequence[np.ndarray]) -> Float[Tensor, "n d"]:
+        """Preprocess and give unit-norm features.
+
+        Args:
+            images: n uint8 arrays [h, w, 3], each of its own size; for an audio backbone float32 waveforms [samples].
+        """
 
     def tokenize(self, text: str) -> list[int]:
         """Give token ids without start and end."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from hushprompt.backbones.base import Backbone
 from hushprompt.backbones.bpe import BytePairTokenizer
 from hushprompt.backbones.emoji_network import load_emoji_network
+from hushprompt.data.base import Modality
 from hushprompt.registry import BACKBONES
 
 FILES = ("emoji_clip.safetensors", "emoji_clip.json", "tokenizer.json")
@@ -34,6 +35,7 @@ class EmojiClip:
 class EmojiClipBackbone:
     """EfficientNet-Lite0 image tower and a causal text transformer, frozen, in float32."""
 
+    modality: Modality = "image"
     is_causal = True
     template = "a picture of a {}"
 
@@ -56,9 +58,9 @@ class EmojiClipBackbone:
         self.start_id, self.end_id = self._tokenizer.start_id, self._tokenizer.end_id
 
     @torch.no_grad()
-    def encode_images(self, images: np.ndarray) -> Float[Tensor, "n d"]:
-        """Encode uint8 images [n, 64, 64, 3]."""
-        pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+    def encode_images(self, images: Sequence[np.ndarray]) -> Float[Tensor, "n d"]:
+        """Encode uint8 images [64, 64, 3]."""
+        pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
         return F.normalize(self._network.image(pixels), dim=-1)
 
     def tokenize(self, text: str) -> list[int]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hushprompt import checks, seeding
 from hushprompt.backbones.base import Backbone
+from hushprompt.data.base import Modality
 from hushprompt.registry import BACKBONES
 
 
@@ -41,6 +42,7 @@ class Toy:
 class ToyBackbone:
     """One attention layer over letters of the class name, and a linear map of the mean pixel rows."""
 
+    modality: Modality = "image"
     context_window = 40
     logit_scale = 10.0
     start_id = 0
@@ -64,9 +66,9 @@ class ToyBackbone:
         self._image_projection = draw(3 * 8 * 8, d)
         self.fingerprint = hashlib.sha256(f"toy {config!r}".encode()).hexdigest()
 
-    def encode_images(self, images: np.ndarray) -> Float[Tensor, "n d"]:
+    def encode_images(self, images: Sequence[np.ndarray]) -> Float[Tensor, "n d"]:
         """Project images, cut or repeated to 8 x 8 pixels, and normalize."""
-        small = torch.from_numpy(np.resize(images, (len(images), 8, 8, 3))).float() / 255 - 0.5
+        small = torch.from_numpy(np.resize(np.stack(images), (len(images), 8, 8, 3))).float() / 255 - 0.5
         return F.normalize(small.reshape(len(images), -1) @ self._image_projection, dim=-1)
 
     def tokenize(self, text: str) -> list[int]:

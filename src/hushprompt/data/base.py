@@ -1,4 +1,4 @@
-"""What a loaded data set is: class names in label order, and splits whose images are decoded only when asked for.
+"""What a loaded data set is: class names in label order, and splits whose examples are decoded only when asked for.
 
 A registered frozen dataclass in this folder is the `data` section of a config; its `load()` gives a `Dataset`.
 """
@@ -7,49 +7,57 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 
 from hushprompt.errors import DataError
 
+Modality = Literal["image", "audio"]
+"""What an example is, and so which tower of a backbone encodes it."""
+
 
 @runtime_checkable
-class ImageReader(Protocol):
-    """Decodes images of one split on demand."""
+class Reader(Protocol):
+    """Decodes examples of one split on demand."""
 
-    def __call__(self, indices: np.ndarray) -> np.ndarray:
-        """Give uint8 images [m, h, w, 3] in the order of `indices`.
+    def __call__(self, indices: np.ndarray) -> list[np.ndarray]:
+        """Give examples in the order of `indices`.
+
+        Returns:
+            m arrays: uint8 images [h, w, 3], each of its own size, or float32 mono waveforms [samples].
 
         Raises:
-            DataError: an image cannot be read; the message names it.
+            DataError: an example cannot be read; the message names its file.
         """
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageSplit:
+class Split:
     """The examples of one split."""
 
     labels: np.ndarray
-    """[n] int64 class of each image."""
+    """[n] int64 class of each example."""
     domains: np.ndarray
-    """[n] int64 domain of each image (vendor, site, style); zeros where there is one."""
-    read: ImageReader
-    """Gives images by index."""
+    """[n] int64 domain of each example (vendor, site, style); zeros where there is one."""
+    clients: np.ndarray | None = None
+    """[n] int64 client of each example, where the data says who holds it."""
+    read: Reader
+    """Gives examples by index."""
     fingerprint: str
-    """SHA-256 over the encoded images, in order; the key of cached features."""
+    """SHA-256 that changes when an example does; the key of cached features."""
 
     def __len__(self) -> int:
-        """Number of images n."""
+        """Number of examples n."""
         return len(self.labels)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """Images of named classes, cut into train, validation and test.
+    """Examples of named classes, cut into train, validation and test.
 
     Raises:
-        DataError: names repeat, or a label or domain has no name.
+        DataError: names repeat, or a label, domain or client has no name.
     """
 
     name: str
@@ -57,14 +65,20 @@ class Dataset:
     """Names in label order: an ordered list, never a set."""
     domain_names: tuple[str, ...]
     """Names in domain order; one name where there is one domain."""
-    splits: Mapping[str, ImageSplit]
+    splits: Mapping[str, Split]
     """By name: "train" and "test", and "validation" where there is one."""
     citation: str
     license: str
+    modality: Modality = "image"
+    """What the examples are."""
+    sampling_rate: int | None = None
+    """Samples per second of every waveform; None for images."""
+    client_names: tuple[str, ...] = ()
+    """Names in client order, where the data says who holds each example."""
 
     def __post_init__(self) -> None:
         """Check labels and domains against their names."""
-        for what, names in (("class", self.class_names), ("domain", self.domain_names)):
+        for what, names in (("class", self.class_names), ("domain", self.domain_names), ("client", self.client_names)):
             if len(set(names)) < len(names):
                 repeated = sorted({name for name in names if names.count(name) > 1})
                 raise DataError(f"Data set {self.name}: these {what} names occur twice: {repeated}. Give each its own.")
@@ -74,10 +88,13 @@ class Dataset:
             for what, values, names in (
                 ("label", split.labels, self.class_names),
                 ("domain", split.domains, self.domain_names),
+                ("client", split.clients, self.client_names),
             ):
+                if values is None:
+                    continue
                 if len(values) != len(split):
                     raise DataError(
-                        f"Data set {self.name}, {split_name}: {len(values)} {what}s for {len(split)} images."
+                        f"Data set {self.name}, {split_name}: {len(values)} {what}s for {len(split)} examples."
                     )
                 if len(values) and not 0 <= values.min() <= values.max() < len(names):
                     raise DataError(

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from hushprompt.data.base import Dataset, ImageSplit
+from hushprompt.data.base import Dataset, Split
 from hushprompt.errors import DataError
 from hushprompt.registry import DATASETS
 
@@ -39,8 +39,8 @@ class EncodedImages:
     path: Path
     """Named in error messages."""
 
-    def __call__(self, indices: np.ndarray) -> np.ndarray:
-        """Give uint8 images [m, h, w, 3]."""
+    def __call__(self, indices: np.ndarray) -> list[np.ndarray]:
+        """Give uint8 images [64, 64, 3]."""
         images = []
         for index in indices:
             blob = self.data[self.starts[index] : self.ends[index]].tobytes()
@@ -50,7 +50,7 @@ class EncodedImages:
                 raise DataError(
                     f"Image {index} in {self.path} is damaged ({error}). Install the package again."
                 ) from error
-        return np.stack(images)
+        return images
 
 
 def read_npz(path: Path) -> Dataset:
@@ -78,7 +78,7 @@ def read_npz(path: Path) -> Dataset:
         digest = hashlib.sha256()
         for start, end in zip(starts, ends, strict=True):
             digest.update(arrays["data"][start:end].tobytes())
-        splits[split_name] = ImageSplit(
+        splits[split_name] = Split(
             labels=arrays["label"][chosen].astype(np.int64),
             domains=arrays["vendor"][chosen].astype(np.int64),
             read=EncodedImages(arrays["data"], starts, ends, path),
