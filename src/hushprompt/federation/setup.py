@@ -62,10 +62,7 @@ def cut(config: RunConfig, dataset: Dataset) -> Partition:
             f"evaluation.split is {config.evaluation.split!r}, but {dataset.name} has only: "
             f"{', '.join(sorted(dataset.splits))}."
         )
-    labels = {name: split.labels for name, split in dataset.splits.items()}
-    domains = {name: split.domains for name, split in dataset.splits.items()}
-    rng = seeding.stream(config.seed, "partition")
-    partition: Partition = config.partition.partition(labels, domains, len(dataset.class_names), rng)
+    partition: Partition = config.partition.partition(dataset, seeding.stream(config.seed, "partition"))
     return partition
 
 
