@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -91,7 +92,7 @@ class DomainNet(OnDisk):
         return image_dataset(self, "", listing)
 
     def _read_texts(self, home: Path) -> tuple[tuple[str, ...], list[Example]]:
-        """Read the authors' lists, "clipart/aircraft_carrier/clipart_001_000018.jpg 0" a line; keep the subset."""
+        """Read the authors' lists and keep the subset."""
         names: dict[int, str] = {}
         examples = []
         for domain, folder in enumerate(DOMAINS):
@@ -99,14 +100,10 @@ class DomainNet(OnDisk):
                 path = home / f"{folder}_{split}.txt"
                 if not path.exists():
                     raise missing_file(path, Path(self.root), ABOUT)
-                for line in path.read_text(encoding="utf-8").splitlines():
-                    image, _, label = line.rpartition(" ")
-                    if not label.isdecimal() or image.count("/") != 2:
-                        raise DataError(f"{path}: {line!r} is not DOMAIN/CLASS/IMAGE LABEL. Get it again.")
-                    word = image.split("/")[1]
-                    if names.setdefault(int(label), word) != word:
-                        raise DataError(f"{path}: label {label} is both {names[int(label)]} and {word}. Get it again.")
-                    examples.append(Example(image, int(label), split, domain))
+                for image, word, label in _read_text(path):
+                    if names.setdefault(label, word) != word:
+                        raise DataError(f"{path}: label {label} is both {names[label]} and {word}. Get it again.")
+                    examples.append(Example(image, label, split, domain))
         if sorted(names) != list(range(NUM_CLASSES)):
             raise DataError(f"The lists in {home} must name {NUM_CLASSES} classes, found {len(names)}. Get them again.")
         everything = tuple(names[label] for label in range(NUM_CLASSES))
@@ -114,3 +111,12 @@ class DomainNet(OnDisk):
             return everything, examples
         chosen = {everything.index(name): label for label, name in enumerate(TEN)}
         return TEN, [e._replace(label=chosen[e.label]) for e in examples if e.label in chosen]
+
+
+def _read_text(path: Path) -> Iterator[tuple[str, str, int]]:
+    """Give image, class and label of each line, such as "clipart/aircraft_carrier/clipart_001_000018.jpg 0"."""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        image, _, label = line.rpartition(" ")
+        if not label.isdecimal() or image.count("/") != 2:
+            raise DataError(f"{path}: {line!r} is not DOMAIN/CLASS/IMAGE LABEL. Get it again.")
+        yield image, image.split("/")[1], int(label)
