@@ -96,7 +96,8 @@ def main() -> None:
                 for at, own in enumerate(stage.points())
             ]
             best = max(rows, key=lambda row: row["harmonic_mean"])
-            report.append({"stage": stage.name, "fixed": {**chosen, **stage.fixed}, "rows": rows, "best": best["point"]})
+            fixed = {**chosen, **stage.fixed}
+            report.append({"stage": stage.name, "fixed": fixed, "rows": rows, "best": best["point"]})
             if stage.keep:
                 chosen |= best["point"]
             logger.info("%s\n%s", stage.name, "\n".join(line(row) for row in rows))
