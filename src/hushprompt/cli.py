@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from hushprompt import checks, cli_data, files, load_registries, records
 from hushprompt import config as configs
@@ -171,9 +171,9 @@ class Bars:
     def __init__(self) -> None:
         """Make the bars; they are drawn inside a `with`."""
         self._progress = Progress(
-            TextColumn("{task.description}"),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[scores]}"),
+            TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis")),
+            MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=5)),
+            TextColumn("{task.fields[scores]}", table_column=Column(no_wrap=True, overflow="crop")),
             BarColumn(bar_width=None),
             console=console,
             expand=True,

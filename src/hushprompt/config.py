@@ -27,6 +27,7 @@ from hushprompt.errors import ConfigError
 from hushprompt.registry import BACKBONES, DATASETS, METHODS, PARTITIONS, SAMPLERS, SECTIONS
 
 if TYPE_CHECKING:
+    from hushprompt.backbones.cache import FeaturesConfig
     from hushprompt.methods.base import Method
     from hushprompt.privacy.plan import PrivacyConfig
     from hushprompt.privacy.sampling import Sampler
@@ -71,7 +72,7 @@ class RuntimeConfig:
     num_threads: int = 0
     """CPU threads of the arithmetic; 0 takes all cores. Resume with the same number for the same last bits."""
     cache_dir: str = ""
-    """Folder for cached image features; empty: $XDG_CACHE_HOME/hushprompt or ~/.cache/hushprompt."""
+    """Folder for cached features; empty: $XDG_CACHE_HOME/hushprompt or ~/.cache/hushprompt."""
 
     def __post_init__(self) -> None:
         """Check the field."""
@@ -105,6 +106,8 @@ class RunConfig:
     """Frozen model."""
     data: Any
     """Data set."""
+    features: FeaturesConfig
+    """What is kept of every image: views and precision."""
     partition: Any
     """How the data set is cut into clients."""
     sampling: Sampler
