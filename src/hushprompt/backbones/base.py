@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -13,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hushprompt.data.base import Modality
+from hushprompt.errors import ConfigError
 
 
 @runtime_checkable
@@ -103,5 +105,27 @@ def fingerprint(module: torch.nn.Module, *settings: Mapping[str, Any] | str) -> 
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     for setting in settings:
-        digest.update(json.dumps(setting, sort_keys=True, default=str).encode())
+        digest.update(json.dumps(setting, sort_keys=True).encode())
     return digest.hexdigest()
+
+
+def optional(module: str, extra: str) -> Any:
+    """Import a package that only some backbones need.
+
+    Raises:
+        ConfigError: it is missing, or does not import beside the installed torch.
+    """
+    try:
+        return importlib.import_module(module)
+    except (ImportError, RuntimeError) as error:
+        package = module.partition(".")[0]
+        raise ConfigError(
+            f"This backbone needs the package {package}, which cannot be imported ({error}). "
+            f"Install it: pip install 'hushprompt[{extra}]'."
+        ) from error
+
+
+def check_template(template: str) -> None:
+    """Raise ConfigError unless a hand template has one place for the class name."""
+    if template.count("{}") != 1:
+        raise ConfigError(f'backbone.template must contain {{}} once, got {template!r}. Example: "a photo of a {{}}."')
