@@ -19,6 +19,8 @@ from hushprompt.methods.gradients import per_example_gradients
 from slow_twins import slow_gradients
 from tiny_models import NAMES
 
+pytest.importorskip("open_clip")
+pytest.importorskip("transformers")
 KINDS = [*tiny_models.OPEN_CLIP, "siglip", "clipa", "worldwide", "roberta"]
 EXACT = {"rtol": 0, "atol": 1e-5}
 TEMPLATE = "the photo of {}"

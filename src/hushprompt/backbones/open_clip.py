@@ -222,6 +222,7 @@ def _network(open_clip: Any, settings: dict[str, Any]) -> Any:
     settings = copy.deepcopy(settings)
     is_hub_text = bool(settings["text_cfg"].get("hf_model_name"))
     if is_hub_text:
+        optional("transformers", "transformers")
         settings["text_cfg"]["hf_model_pretrained"] = False
     if settings["vision_cfg"].get("timm_model_name"):
         settings["vision_cfg"]["timm_model_pretrained"] = False
@@ -241,12 +242,19 @@ def _network(open_clip: Any, settings: dict[str, Any]) -> Any:
 
 
 def find_tokenizer(open_clip: Any, architecture: str) -> Any:
-    """Make open_clip's tokenizer of an architecture; DataError if its files are nowhere."""
+    """Make open_clip's tokenizer of an architecture.
+
+    Raises:
+        ConfigError: it needs transformers, which is not installed.
+        DataError: its files are nowhere.
+    """
+    settings = open_clip.get_model_config(architecture.replace("/", "-") if ":" not in architecture else architecture)
+    name = settings["text_cfg"].get("hf_tokenizer_name")
+    if name:
+        optional("transformers", "transformers")
     try:
         return open_clip.get_tokenizer(architecture)
     except (OSError, ValueError) as error:
-        settings = open_clip.get_model_config(architecture) or {}
-        name = settings.get("text_cfg", {}).get("hf_tokenizer_name")
         raise DataError(
             f"The tokenizer {name!r} of {architecture} is neither here nor could it be fetched ({error}). On a machine "
             f"with internet: hf download {name} --local-dir FOLDER; copy the folder here, put the weights and "
