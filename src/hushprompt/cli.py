@@ -7,16 +7,15 @@ import datetime
 import logging
 import math
 import sys
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
-from rich.table import Table
+from rich.table import Column, Table
 
-from hushprompt import checks, files, load_registries, records
+from hushprompt import checks, cli_data, files, load_registries, records
 from hushprompt import config as configs
 from hushprompt.errors import ConfigError, HushpromptError, ResumeError
 from hushprompt.federation.publish import privacy_record
@@ -34,6 +33,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+app.add_typer(cli_data.app, name="data")
+app.command()(cli_data.partition)
 console = Console(highlight=False)
 LISTS = {
     "methods": METHODS,
@@ -65,7 +66,7 @@ def run(
             raise ResumeError(f"{folder} is not a run folder: it has no config.toml.")
         resolved = configs.load(folder / "config.toml", set_ or [])
     else:
-        resolved = configs.load(config_path(config), set_ or [])
+        resolved = configs.load(configs.locate(config), set_ or [])
         folder = out or new_folder(resolved)
     if dry_run:
         console.print(resolved.to_toml(), markup=False, soft_wrap=True)
@@ -91,7 +92,7 @@ def list_(
 ) -> None:
     """List what can be named in a config."""
     if what == "presets":
-        for path in sorted(presets_folder().glob("*.toml")):
+        for path in sorted(configs.presets_folder().glob("*.toml")):
             console.print(path.stem)
         return
     if what not in LISTS:
@@ -170,9 +171,9 @@ class Bars:
     def __init__(self) -> None:
         """Make the bars; they are drawn inside a `with`."""
         self._progress = Progress(
-            TextColumn("{task.description}"),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[scores]}"),
+            TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis")),
+            MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=5)),
+            TextColumn("{task.fields[scores]}", table_column=Column(no_wrap=True, overflow="crop")),
             BarColumn(bar_width=None),
             console=console,
             expand=True,
@@ -212,20 +213,6 @@ class Bars:
             f"epsilon {_epsilon(record.epsilon[self._audience])}"
         )
         self._progress.update(self._task, completed=record.round_index, scores=scores)
-
-
-def config_path(config: Path | None) -> Path:
-    """Give the file of a preset name or a path."""
-    name = config or Path("embedded")
-    preset = presets_folder() / f"{name}.toml"
-    if not name.exists() and name.suffix == "" and preset.exists():
-        return preset
-    return name
-
-
-def presets_folder() -> Path:
-    """Give the folder of the package's presets."""
-    return Path(str(resources.files("hushprompt") / "presets"))
 
 
 def new_folder(config: configs.RunConfig) -> Path:

@@ -16,6 +16,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,6 +27,7 @@ from hushprompt.errors import ConfigError
 from hushprompt.registry import BACKBONES, DATASETS, METHODS, PARTITIONS, SAMPLERS, SECTIONS
 
 if TYPE_CHECKING:
+    from hushprompt.backbones.cache import FeaturesConfig
     from hushprompt.methods.base import Method
     from hushprompt.privacy.plan import PrivacyConfig
     from hushprompt.privacy.sampling import Sampler
@@ -70,7 +72,7 @@ class RuntimeConfig:
     num_threads: int = 0
     """CPU threads of the arithmetic; 0 takes all cores. Resume with the same number for the same last bits."""
     cache_dir: str = ""
-    """Folder for cached image features; empty: $XDG_CACHE_HOME/hushprompt or ~/.cache/hushprompt."""
+    """Folder for cached features; empty: $XDG_CACHE_HOME/hushprompt or ~/.cache/hushprompt."""
 
     def __post_init__(self) -> None:
         """Check the field."""
@@ -104,6 +106,8 @@ class RunConfig:
     """Frozen model."""
     data: Any
     """Data set."""
+    features: FeaturesConfig
+    """What is kept of every image: views and precision."""
     partition: Any
     """How the data set is cut into clients."""
     sampling: Sampler
@@ -132,6 +136,20 @@ class RunConfig:
         return hashlib.sha256(tomli_w.dumps(plain).encode()).hexdigest()
 
 
+def locate(config: Path | None) -> Path:
+    """Give the file of a preset's name or of a path; None: the embedded preset."""
+    name = config or Path("embedded")
+    preset = presets_folder() / f"{name}.toml"
+    if not name.exists() and name.suffix == "" and preset.exists():
+        return preset
+    return name
+
+
+def presets_folder() -> Path:
+    """Give the folder of the package's presets."""
+    return Path(str(resources.files("hushprompt") / "presets"))
+
+
 def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a TOML file and apply overrides of the form `section.key=value`.
 
@@ -144,8 +162,8 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise ConfigError(f"The config file {path} cannot be read ({error.strerror}). Check the path.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"The config file {path} is not valid TOML: {error}.") from error
-    for override in overrides:
-        values = _apply(values, override)
+    for text in overrides:
+        values = override(values, text)
     return parse(values)
 
 
@@ -159,7 +177,7 @@ def parse(values: Mapping[str, Any]) -> RunConfig:
             raise ConfigError(
                 f'The section {name} is missing. Name one: {name} = {{ name = "{registry.names()[0]}" }}.'
             )
-        sections[name] = _choose(name, values[name])
+        sections[name] = choose(name, values[name])
     for name in SECTIONS.names():
         sections[name] = build(SECTIONS.get(name), values.get(name, {}), name)
     references = _convert("references", values.get("references", []), list)
@@ -189,14 +207,14 @@ def _reference(path: str, values: Any, own_method: Method) -> Reference:
     if not isinstance(values, Mapping):
         raise ConfigError(f"{path} must be a table of settings, got {values!r}.")
     _refuse_unknown(path, values, {f.name for f in dataclasses.fields(Reference)})
-    method = _choose(f"{path}.method", values["method"]) if "method" in values else own_method
+    method = choose(f"{path}.method", values["method"]) if "method" in values else own_method
     epsilon = _convert(f"{path}.epsilon", values.get("epsilon", "none"), float | None)
     if epsilon is not None:
         checks.positive(**{f"{path}.epsilon": epsilon})
     return Reference(method=method, epsilon=epsilon)
 
 
-def _choose(path: str, values: Any) -> Any:
+def choose(path: str, values: Any) -> Any:
     """Build the registered class that a choice section names."""
     registry = CHOICES[path.rpartition(".")[2]]
     if not isinstance(values, Mapping) or "name" not in values:
@@ -225,6 +243,10 @@ def _convert(path: str, value: Any, hint: Any) -> Any:
             return None
         (inner,) = [option for option in options if option is not type(None)]
         return _convert(path, value, inner)
+    if origin is tuple:
+        return tuple(
+            _convert(f"{path}[{index}]", entry, options[0]) for index, entry in enumerate(_convert(path, value, list))
+        )
     if origin is Literal:
         if value not in options:
             checks.one_of([str(option) for option in options], **{path: str(value)})
@@ -241,18 +263,18 @@ def _convert(path: str, value: Any, hint: Any) -> Any:
     return value
 
 
-def _apply(values: Mapping[str, Any], override: str) -> dict[str, Any]:
+def override(values: Mapping[str, Any], setting: str) -> dict[str, Any]:
     """Give `values` with one `a.b=c` applied; a new `name` of a section drops the old choice's fields."""
-    key, equals, text = override.partition("=")
+    key, equals, text = setting.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(re.fullmatch(r"[A-Za-z_]\w*", part) for part in parts):
-        raise ConfigError(f"--set takes section.key=value, got {override!r}. Example: --set privacy.epsilon=4")
+        raise ConfigError(f"--set takes section.key=value, got {setting!r}. Example: --set privacy.epsilon=4")
     result = dict(values)
     table = result
     for depth, part in enumerate(parts[:-1]):
         inner = table.get(part, {})
         if not isinstance(inner, Mapping):
-            raise ConfigError(f"--set {override}: {'.'.join(parts[: depth + 1])} is not a table.")
+            raise ConfigError(f"--set {setting}: {'.'.join(parts[: depth + 1])} is not a table.")
         table[part] = dict(inner)
         table = table[part]
     value = _parse_value(text.strip())

@@ -70,4 +70,4 @@ BACKBONES = Registry("backbone")
 PARTITIONS = Registry("partition")
 SAMPLERS = Registry("sampler")
 SECTIONS = Registry("section")
-"""Config sections without a choice of class: `privacy`, `training`, `evaluation`, `runtime`."""
+"""Config sections without a choice of class: `features`, `privacy`, `training`, `evaluation`, `runtime`."""

@@ -176,7 +176,8 @@ def test_a_round_without_noise_is_plain_federated_descent(toy_values, tmp_path):
     shared, _ = config.method.init(federation.model, stream(config.seed, "init"))
     context = shared.context
     for _ in range(2):
-        grads = slow_gradients(federation.model, context, Batch(federation.train_features, federation.train_labels))
+        batch = Batch(federation.train_features.tensor(), federation.train_labels)
+        grads = slow_gradients(federation.model, context, batch)
         context = context - 0.1 * grads.mean(dim=0)
     torch.testing.assert_close(got, context, rtol=1e-4, atol=1e-6)
 
@@ -236,6 +237,43 @@ def test_noise_divides_by_the_public_count_whoever_showed_up(toy_config, tmp_pat
     monkeypatch.setattr(PrivacyPlan, "mechanism", spy)
     run(toy_config, fresh(tmp_path), Silent())
     assert counts == {(Channel.LOCAL, 0.5 * 24), (Channel.GLOBAL, 0.5 * 72)}
+
+
+def test_every_step_draws_one_of_the_views_for_each_of_its_examples(toy_values, tmp_path, monkeypatch):
+    from hushprompt.backbones.feature_files import StoredFeatures
+
+    values = {**toy_values, "features": {"num_views": 3}, "runtime": {"cache_dir": str(tmp_path / "cache")}}
+    config, drawn = configs.parse(values), []
+    true_rows = StoredFeatures.rows
+
+    def spy(self, indices, views):
+        assert self.array.shape == (72, 3, 6)
+        drawn.append(views)
+        return true_rows(self, indices, views)
+
+    monkeypatch.setattr(StoredFeatures, "rows", spy)
+    asked = [entry for entry in noise_streams(config, fresh(tmp_path), monkeypatch) if entry[0] == "view"]
+    assert len(asked) == len(set(asked)) == 2 * 3 * 3, "rows x rounds x clients"
+    counts = np.bincount(np.concatenate(drawn), minlength=3)
+    assert counts.sum() > 150
+    assert counts.min() > counts.sum() / 4
+    first = files(tmp_path / "run")
+    monkeypatch.undo()
+    run(config, fresh(tmp_path, "again"), Silent())
+    assert files(tmp_path / "again") == first
+
+
+def test_views_change_the_training_and_one_view_does_not(toy_values, tmp_path):
+    results = {}
+    for num_views in (1, 2):
+        values = {**toy_values, "features": {"num_views": num_views, "view_seed": 5}}
+        folder = fresh(tmp_path, str(num_views))
+        run(configs.parse({**values, "runtime": {"cache_dir": str(tmp_path / "cache")}}), folder, Silent())
+        results[num_views] = (folder / "prompts" / "global.safetensors").read_bytes()
+    plain = fresh(tmp_path, "plain")
+    run(configs.parse({**toy_values, "runtime": {"cache_dir": str(tmp_path / "cache")}}), plain, Silent())
+    assert results[1] == (plain / "prompts" / "global.safetensors").read_bytes()
+    assert results[2] != results[1]
 
 
 @pytest.mark.parametrize(

@@ -1,83 +1,262 @@
-"""Image features are computed once per data set, split and backbone, and kept on disk.
+"""Images become features once per data set, backbone and preprocessing, and are kept on disk.
 
-A file holds one split: `features/<data set>/<backbone>-<split>-<data>.safetensors`, with both full fingerprints in its
-metadata. A changed image, label, weight or preprocessing changes a fingerprint, so a stale file is never read; a
-damaged one is detected and made again.
+What decides the features is their key: fingerprints of the backbone and of the examples, the views, the precision. A
+folder holds one key (`feature_files`), so a changed image, weight, preprocessing or setting finds another folder and a
+stale one is never served. Where each thing is kept, how large it is and what a view changes: docs/feature-cache.md.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import importlib.metadata
 import json
-import logging
-from collections.abc import Callable
+import re
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
-from hushprompt import files
+from hushprompt import checks, seeding
 from hushprompt.backbones.base import Backbone
-from hushprompt.data.base import Dataset
+from hushprompt.backbones.feature_files import ARRAY, FeatureFolder, FeatureKey, Precision, StoredFeatures, key_of
+from hushprompt.backbones.views import random_view
+from hushprompt.data.base import Dataset, Split
+from hushprompt.errors import ConfigError, DataError
+from hushprompt.registry import SECTIONS
 
-logger = logging.getLogger(__name__)
-BATCH = 250
 Progress = Callable[[str, int, int], None]
-"""Called with (what, done, total) while images are encoded."""
+"""Called with (what, done, total) while images are encoded; first with what was done before."""
+NUM_AHEAD = 1
+"""Batches that are decoded while one is encoded."""
+PACKAGES = ("hushprompt", "numpy", "open_clip_torch", "pillow", "timm", "torch", "torchvision", "transformers")
+"""Packages that may have had a part in the features; the versions of those that are installed are written down."""
+
+
+@SECTIONS.register("features")
+@dataclass(frozen=True, kw_only=True)
+class FeaturesConfig:
+    """The `features` section: what is kept of every image. A change makes a cache of its own."""
+
+    dtype: Precision = "float32"
+    """Precision on disk; "float16" halves the disk and moves a cosine by less than 0.001. Arithmetic is float32."""
+    num_views: int = 1
+    """Views k of each training image, of which every step draws one; 1 is the image as it is, more are random crops."""
+    min_scale: float = 0.08
+    """Smallest share of the image's area that a random crop shows, in (0, 1]."""
+    view_seed: int = 0
+    """Seed of the crops. Apart from the run's seed, so that runs with other seeds find the views in the cache."""
+    batch_size: int = 50
+    """Images (views count) that the backbone encodes at a time, and that a kill costs. Lower it if memory is short."""
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        checks.positive(num_views=self.num_views, min_scale=self.min_scale, batch_size=self.batch_size)
+        checks.in_range(0, 1, min_scale=self.min_scale)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CachedFeatures:
+    """One folder of the cache."""
+
+    path: Path
+    dataset: str
+    split: str
+    backbone: str
+    """Fingerprint of the backbone."""
+    num_examples: int
+    feature_dim: int
+    num_views: int
+    dtype: str
+    num_bytes: int
+    """Size of the array's file so far."""
+    is_complete: bool
+    """False where encoding is under way, or was stopped and can go on."""
 
 
 def image_features(
-    backbone: Backbone, dataset: Dataset, split: str, cache_dir: Path, on_progress: Progress | None = None
-) -> Float[Tensor, "n d"]:
-    """Give the unit-norm features [n, d] of one split, from the cache or by encoding its images.
+    backbone: Backbone,
+    dataset: Dataset,
+    split: str,
+    cache_dir: Path,
+    config: FeaturesConfig,
+    on_progress: Progress | None = None,
+) -> StoredFeatures:
+    """Give the unit-norm features of one split, from the cache or by encoding its images.
+
+    Encoding goes on where it stopped, however it stopped. Of two processes that want the same features one encodes, and
+    the other waits for it, or takes over should it die.
 
     Args:
         backbone: the frozen model.
         dataset: whose images.
-        split: "train", "validation" or "test".
+        split: "train", "validation" or "test"; only "train" has more than one view.
         cache_dir: folder of the cache; made if it is missing.
-        on_progress: called after every batch of images.
+        config: views and precision.
+        on_progress: called after every batch of images; not at all if nothing needs to be encoded.
 
     Raises:
-        DataError: an image cannot be read.
+        ConfigError: the backbone takes something else than the data set holds, or sounds were to have views.
+        DataError: an image cannot be read or has no finite features, or the disk is full; the next call goes on there.
     """
-    images = dataset.splits[split]
-    path = cache_path(backbone, dataset, split, cache_dir)
-    expected = json.dumps({"backbone": backbone.fingerprint, "data": images.fingerprint, "split": split})
-    cached = _read(path, expected, (len(images), backbone.feature_dim))
-    if cached is not None:
-        return cached
-    parts = []
-    for start in range(0, len(images), BATCH):
-        index = np.arange(start, min(start + BATCH, len(images)))
-        parts.append(backbone.encode_images(images.read(index)).float())
+    check_fit(backbone, dataset, config)
+    key = feature_key(backbone, dataset, split, config)
+    folder = FeatureFolder(folder_of(cache_dir, key), key)
+
+    def report(num_done: int) -> None:
         if on_progress is not None:
-            on_progress(f"encoding {dataset.name} {split}", int(index[-1]) + 1, len(images))
-    features = torch.cat(parts) if parts else torch.zeros(0, backbone.feature_dim)
-    files.write_tensors(path, {"image_features": features}, expected)
-    return features
+            on_progress(f"encoding {dataset.name} {split}", num_done, key.num_examples)
+
+    if not folder.is_ready():
+        with folder.locked(on_wait=lambda: report(folder.num_logged())):
+            if not folder.is_ready():  # another process may have finished while we waited
+                _fill(folder, backbone, dataset.splits[split], report)
+    return folder.read()
 
 
-def cache_path(backbone: Backbone, dataset: Dataset, split: str, cache_dir: Path) -> Path:
-    """Give where the features of one split are kept."""
-    key = f"{backbone.fingerprint[:12]}-{split}-{dataset.splits[split].fingerprint[:12]}.safetensors"
-    return cache_dir / "features" / dataset.name / key
+def check_fit(backbone: Backbone, dataset: Dataset, config: FeaturesConfig) -> None:
+    """Raise ConfigError if the backbone cannot take what the data set holds."""
+    if backbone.modality != dataset.modality:
+        raise ConfigError(
+            f"The backbone encodes {backbone.modality}, but the data set {dataset.name} holds {dataset.modality}. "
+            f"Set backbone.name to a model for {dataset.modality}, or data.name to a data set of {backbone.modality}."
+        )
+    rate = getattr(backbone, "sampling_rate", None)
+    if rate is not None and rate != dataset.sampling_rate:
+        raise ConfigError(
+            f"The backbone takes sounds of {rate} samples a second, but {dataset.name} is read with "
+            f"{dataset.sampling_rate}. Set data.sampling_rate = {rate}."
+        )
+    if config.num_views > 1 and dataset.modality != "image":
+        raise ConfigError(
+            f"features.num_views = {config.num_views} needs images, since views are crops and flips, but "
+            f"{dataset.name} holds {dataset.modality}. Set features.num_views = 1."
+        )
 
 
-def _read(path: Path, expected: str, shape: tuple[int, int]) -> Tensor | None:
-    """Read a cached file; None if it is missing, damaged or of something else."""
-    if not path.exists():
-        return None
+def feature_key(backbone: Backbone, dataset: Dataset, split: str, config: FeaturesConfig) -> FeatureKey:
+    """Give everything that decides the features of one split."""
+    num_views = config.num_views if split == "train" else 1
+    is_augmented = num_views > 1
+    return FeatureKey(
+        dataset=dataset.name,
+        split=split,
+        data=dataset.splits[split].fingerprint,
+        backbone=backbone.fingerprint,
+        num_examples=len(dataset.splits[split]),
+        num_views=num_views,
+        feature_dim=backbone.feature_dim,
+        dtype=config.dtype,
+        chunk_size=max(1, config.batch_size // num_views),
+        min_scale=config.min_scale if is_augmented else None,
+        view_seed=config.view_seed if is_augmented else None,
+        view_size=getattr(backbone, "image_size", None) if is_augmented else None,
+    )
+
+
+def folder_of(cache_dir: Path, key: FeatureKey) -> Path:
+    """Give where the features of a key are kept: names for a reader, and a hash of the whole key."""
+    dataset = re.sub(r"[^\w.-]|^\.|^$", "_", key.dataset)[:100]
+    whole = hashlib.sha256(json.dumps(key.to_json(), sort_keys=True).encode()).hexdigest()
+    return cache_dir / "features" / dataset / f"{key.backbone[:12]}-{key.split}-{key.data[:12]}-{whole[:12]}"
+
+
+def cached(cache_dir: Path) -> list[CachedFeatures]:
+    """List what the cache holds, by data set and folder. Nothing is verified; other folders are passed over."""
+    found = []
+    for path in sorted((cache_dir / "features").glob("*/*/")):
+        key = key_of(path)
+        if key is None:
+            continue
+        array = path / ARRAY
+        found.append(
+            CachedFeatures(
+                path=path,
+                dataset=key.dataset,
+                split=key.split,
+                backbone=key.backbone,
+                num_examples=key.num_examples,
+                feature_dim=key.feature_dim,
+                num_views=key.num_views,
+                dtype=key.dtype,
+                num_bytes=array.stat().st_size if array.exists() else 0,
+                is_complete=array.exists() and FeatureFolder(path, key).is_marked(),
+            )
+        )
+    return found
+
+
+def _fill(folder: FeatureFolder, backbone: Backbone, split: Split, report: Callable[[int], None]) -> None:
+    """Encode what the folder lacks, batch by batch; the next batch is decoded while one is encoded."""
+    missing = folder.prepare()
+    batches = [folder.rows(chunk) for chunk in missing]
+    num_done = folder.key.num_examples - sum(map(len, batches))
+    report(num_done)
+    with contextlib.closing(_decoded(folder.key, split, batches)) as decoded:
+        for chunk, rows, images in zip(missing, batches, decoded, strict=True):
+            folder.store(chunk, _encoded(folder.key, backbone, rows, images))
+            num_done += len(rows)
+            report(num_done)
+    folder.finish(_installed())
+
+
+def _decoded(key: FeatureKey, split: Split, batches: Sequence[np.ndarray]) -> Generator[list[np.ndarray], None, None]:
+    """Give the images, or views, of one batch after another; one thread works ahead."""
+    pool = ThreadPoolExecutor(1, thread_name_prefix="decode")
+    coming: deque[Future[list[np.ndarray]]] = deque()
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = (file.metadata() or {}).get("hushprompt")
-            features: Tensor = file.get_tensor("image_features")
-    except (SafetensorError, OSError) as error:
-        logger.warning("Cached features in %s are damaged (%s) and are made again.", path, error)
-        return None
-    if metadata != expected or tuple(features.shape) != shape or not bool(features.isfinite().all()):
-        logger.warning("Cached features in %s belong to something else and are made again.", path)
-        return None
-    return features
+        for rows in batches:
+            coming.append(pool.submit(_images, key, split, rows))
+            if len(coming) > NUM_AHEAD:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _images(key: FeatureKey, split: Split, rows: np.ndarray) -> list[np.ndarray]:
+    """Read examples; where they are augmented, give all views of the first, then of the second, and so on."""
+    images = split.read(rows)
+    if key.view_seed is None or key.min_scale is None:
+        return images
+    return [
+        random_view(
+            image,
+            seeding.stream(key.view_seed, "views", int(index), view),
+            min_scale=key.min_scale,
+            size=key.view_size or min(image.shape[:2]),
+        )
+        for index, image in zip(rows, images, strict=True)
+        for view in range(key.num_views)
+    ]
+
+
+def _encoded(
+    key: FeatureKey, backbone: Backbone, rows: np.ndarray, images: list[np.ndarray]
+) -> Float[np.ndarray, "b k d"]:
+    """Encode the images of some examples."""
+    with torch.no_grad():
+        features = backbone.encode_images(images).float().cpu().numpy()
+    by_example = features.reshape(len(rows), key.num_views, key.feature_dim)
+    is_finite = np.isfinite(by_example).all(axis=(1, 2))
+    if not is_finite.all():
+        raise DataError(
+            f"Example {rows[~is_finite][0]} of {key.dataset} {key.split} has features that are NaN or infinite. Look "
+            f"at that example and take it out, or use a backbone of higher precision."
+        )
+    return by_example
+
+
+def _installed() -> dict[str, str]:
+    """Give the versions of the packages that may have had a part in the features."""
+    versions = {}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return versions

@@ -315,5 +315,5 @@ def load_emoji_network(weights: Path, config: Path) -> EmojiNetwork:
         network.load_state_dict(tensors)
     except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
         raise DataError(f"The model files {weights} and {config} are missing or damaged: {error}") from error
-    network.image.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.image.to(memory_format=torch.channels_last)  # type: ignore[call-overload, unused-ignore]  # torch 2.13 only
     return network.eval().requires_grad_(requires_grad=False)

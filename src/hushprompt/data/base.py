@@ -75,6 +75,12 @@ class Dataset:
     """Samples per second of every waveform; None for images."""
     client_names: tuple[str, ...] = ()
     """Names in client order, where the data says who holds each example."""
+    split_source: str = ""
+    """Who says which example is in which split: a file, or a rule."""
+    split_checksum: str = ""
+    """SHA-256 of the sorted list of split, example and label; equal ones mean the same split, whatever the pixels."""
+    num_skipped: int = 0
+    """Examples left out because they cannot be read; only where the config asks for that."""
 
     def __post_init__(self) -> None:
         """Check labels and domains against their names."""

@@ -1,23 +1,25 @@
-"""How a data set is cut into clients: label distributions to index lists.
+"""How a data set is cut into clients: what every rule shares. The rules are in partition_by_class and _by_holder.
 
-Every partition says, for each client, which share of each class it gets; `allocate` turns the shares into indices in
-the same way for train, validation and test, so a client is tested on what it trains on. No example is dropped and none
-is used twice.
+Most rules say, for each client, which share of each class it gets; `from_shares` turns the shares into indices in the
+same way for train, validation and test, so a client is tested on what it trains on. No example is dropped and none is
+used twice, unless `num_shots` asks for few.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from hushprompt import checks
+from hushprompt.data.base import Dataset
 from hushprompt.errors import ConfigError
-from hushprompt.registry import PARTITIONS
 
 MAX_DRAWS = 100
-"""Dirichlet draws before giving up on clients that stay empty."""
+"""Random shares before giving up on clients that stay empty."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +28,11 @@ class ClientShard:
 
     client_id: int
     classes: tuple[int, ...]
-    """Classes of which it has training images, sorted."""
+    """Classes of which it has training examples, sorted."""
     indices: Mapping[str, np.ndarray]
     """Sorted example indices [n_i] of each split."""
+    name: str = ""
+    """Of the domain or the real client, where it is one."""
 
 
 @dataclass(frozen=True)
@@ -43,116 +47,80 @@ class Partition:
         return np.stack(rows)
 
 
-@PARTITIONS.register("disjoint_classes")
 @dataclass(frozen=True, kw_only=True)
-class DisjointClasses:
-    """Every class belongs to exactly one client (pathological label shift)."""
+class PartitionRule(ABC):
+    """What every registered partition is."""
 
-    num_clients: int = 10
-    """Number of clients k, at most the number of classes."""
+    num_shots: int = 0
+    """Training examples that a client keeps of each of its classes (few-shot); 0 keeps all. Test is never cut."""
 
     def __post_init__(self) -> None:
         """Check the field."""
-        checks.positive(num_clients=self.num_clients)
+        checks.non_negative(num_shots=self.num_shots)
 
-    def partition(
-        self,
-        labels: Mapping[str, np.ndarray],
-        domains: Mapping[str, np.ndarray],
-        num_classes: int,
-        rng: np.random.Generator,
-    ) -> Partition:
-        """Shuffle the classes and deal them out in near-equal blocks."""
-        if self.num_clients > num_classes:
-            raise ConfigError(
-                f"partition.num_clients must be at most the number of classes, {num_classes}, in a disjoint split, got "
-                f"{self.num_clients}. Use fewer clients, or a partition that shares classes (dirichlet, iid)."
-            )
-        shares = np.zeros((self.num_clients, num_classes))
-        for client_id, block in enumerate(np.array_split(rng.permutation(num_classes), self.num_clients)):
-            shares[client_id, block] = 1.0
-        return from_shares(labels, shares, rng)
+    def partition(self, dataset: Dataset, rng: np.random.Generator) -> Partition:
+        """Cut a data set into clients.
+
+        Raises:
+            ConfigError: the rule cannot be kept with this data, or would leave a client without training examples.
+        """
+        partition = self.assign(dataset, rng)
+        if self.num_shots:
+            return few_shot(partition, dataset.splits["train"].labels, self.num_shots, rng)
+        return partition
+
+    @abstractmethod
+    def assign(self, dataset: Dataset, rng: np.random.Generator) -> Partition:
+        """Give every example to one client."""
 
 
-@PARTITIONS.register("iid")
-@dataclass(frozen=True, kw_only=True)
-class IID:
-    """Every client gets an equal share of every class."""
-
-    num_clients: int = 10
-    """Number of clients k."""
-
-    def __post_init__(self) -> None:
-        """Check the field."""
-        checks.positive(num_clients=self.num_clients)
-
-    def partition(
-        self,
-        labels: Mapping[str, np.ndarray],
-        domains: Mapping[str, np.ndarray],
-        num_classes: int,
-        rng: np.random.Generator,
-    ) -> Partition:
-        """Deal out every class evenly."""
-        return from_shares(labels, np.full((self.num_clients, num_classes), 1 / self.num_clients), rng)
+def labels_of(dataset: Dataset) -> dict[str, np.ndarray]:
+    """Give the labels [n] of every split."""
+    return {name: split.labels for name, split in dataset.splits.items()}
 
 
-@PARTITIONS.register("dirichlet")
-@dataclass(frozen=True, kw_only=True)
-class Dirichlet:
-    """Per class, the clients' shares are drawn from a Dirichlet distribution (Hsu et al. 2019, arXiv:1909.06335)."""
-
-    num_clients: int = 10
-    """Number of clients k."""
-    alpha: float = 0.3
-    """Concentration; large values approach IID, small ones give each class to few clients."""
-
-    def __post_init__(self) -> None:
-        """Check the fields."""
-        checks.positive(num_clients=self.num_clients, alpha=self.alpha)
-
-    def partition(
-        self,
-        labels: Mapping[str, np.ndarray],
-        domains: Mapping[str, np.ndarray],
-        num_classes: int,
-        rng: np.random.Generator,
-    ) -> Partition:
-        """Draw shares until no client is without training images, at most `MAX_DRAWS` times."""
-        for _ in range(MAX_DRAWS):
-            shares = rng.dirichlet(np.full(self.num_clients, self.alpha), size=num_classes).T  # [k, c]
-            try:
-                return from_shares(labels, shares, rng)
-            except ConfigError as error:
-                empty = error
-        raise ConfigError(
-            f"{MAX_DRAWS} Dirichlet draws all left a client empty. Use fewer clients (now {self.num_clients}) or a "
-            f"larger alpha (now {self.alpha})."
-        ) from empty
-
-
-def from_shares(labels: Mapping[str, np.ndarray], shares: np.ndarray, rng: np.random.Generator) -> Partition:
+def from_shares(
+    dataset: Dataset,
+    shares: np.ndarray,
+    rng: np.random.Generator,
+    *,
+    groups: Mapping[str, np.ndarray] | None = None,
+    names: Sequence[str] = (),
+) -> Partition:
     """Cut every split by the same shares.
 
     Args:
-        labels: [n] class of each example, by split.
-        shares: [k, c] non-negative; each column sums to 1.
-        rng: decides which examples of a class go where.
+        dataset: what is cut.
+        shares: [k, g] non-negative; each column sums to 1.
+        rng: decides which examples of a group go where.
+        groups: [n] group of each example, by split; None: its class.
+        names: of the clients, where they have names.
 
     Raises:
         ConfigError: a client would have no training example.
     """
-    by_split = {split: allocate(labels[split], shares, rng) for split in sorted(labels)}
-    clients = []
-    for client_id in range(len(shares)):
-        indices = {split: parts[client_id] for split, parts in by_split.items()}
-        if len(indices["train"]) == 0:
+    groups = groups or labels_of(dataset)
+    parts = {split: allocate(groups[split], shares, rng) for split in sorted(groups)}
+    return from_indices(dataset, parts, names)
+
+
+def from_indices(dataset: Dataset, parts: Mapping[str, Sequence[np.ndarray]], names: Sequence[str] = ()) -> Partition:
+    """Make a partition of each client's indices, by split.
+
+    Raises:
+        ConfigError: a client would have no training example.
+    """
+    labels, clients = dataset.splits["train"].labels, []
+    for client_id, train in enumerate(parts["train"]):
+        name = names[client_id] if names else ""
+        if len(train) == 0:
             raise ConfigError(
-                f"Client {client_id} would have no training example: {len(labels['train'])} examples do not go around "
-                f"{len(shares)} clients in this partition. Use fewer clients."
+                f"Client {name or client_id} would have no training example: {len(labels)} examples do not go around "
+                f"{len(parts['train'])} clients in this partition. Use fewer clients."
             )
-        classes = tuple(int(label) for label in np.unique(labels["train"][indices["train"]]))
-        clients.append(ClientShard(client_id, classes, indices))
+        indices = {split: clients_parts[client_id] for split, clients_parts in parts.items()}
+        classes = tuple(int(label) for label in np.unique(labels[train]))
+        clients.append(ClientShard(client_id, classes, indices, name))
     return Partition(tuple(clients))
 
 
@@ -160,7 +128,7 @@ def allocate(labels: np.ndarray, shares: np.ndarray, rng: np.random.Generator) -
     """Give each client its examples: class by class, shuffled, cut at the cumulative shares.
 
     Args:
-        labels: [n] class of each example.
+        labels: [n] class (or group) of each example.
         shares: [k, c] each column sums to 1.
         rng: shuffles within a class.
 
@@ -175,3 +143,35 @@ def allocate(labels: np.ndarray, shares: np.ndarray, rng: np.random.Generator) -
         for client_id, part in enumerate(np.split(members, cuts)):
             parts[client_id].append(part)
     return [np.sort(np.concatenate(part)) for part in parts]
+
+
+def redraw(draw: Callable[[], Partition], what: str, remedy: str) -> Partition:
+    """Draw until no client is without training examples, at most `MAX_DRAWS` times.
+
+    Raises:
+        ConfigError: no draw succeeded; `what` was drawn, and `remedy` says what to change.
+    """
+    for _ in range(MAX_DRAWS):
+        try:
+            return draw()
+        except ConfigError as error:
+            empty = error
+    raise ConfigError(f"{MAX_DRAWS} {what} draws all left a client empty. {remedy}") from empty
+
+
+def few_shot(partition: Partition, labels: np.ndarray, num_shots: int, rng: np.random.Generator) -> Partition:
+    """Keep at most `num_shots` random training examples of each class at each client; the other splits stay.
+
+    Args:
+        partition: of all examples.
+        labels: [n] of the training split.
+        num_shots: examples to keep.
+        rng: decides which.
+    """
+    clients = []
+    for client in partition.clients:
+        train = client.indices["train"]
+        members = [train[labels[train] == label] for label in client.classes]
+        kept = np.sort(np.concatenate([rng.permutation(member)[:num_shots] for member in members]))
+        clients.append(dataclasses.replace(client, indices={**client.indices, "train": kept}))
+    return Partition(tuple(clients))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hushprompt import seeding
 from hushprompt.backbones.cache import Progress, image_features
+from hushprompt.backbones.feature_files import StoredFeatures
 from hushprompt.backbones.prompts import PromptModel
 from hushprompt.config import RunConfig
 from hushprompt.data.base import Dataset
@@ -43,9 +44,11 @@ class Federation:
     """Model, data and clients, ready to train."""
 
     model: PromptModel
-    train_features: Float[Tensor, "n d"]
+    train_features: StoredFeatures
+    """Stay on the disk; a step reads the rows of its batch."""
     train_labels: Int[Tensor, " n"]
     eval_features: Float[Tensor, "m d"]
+    """A window onto the file where it is float32."""
     eval_labels: Int[Tensor, " m"]
     partition: Partition
     splits: tuple[ClientSplit, ...]
@@ -62,10 +65,7 @@ def cut(config: RunConfig, dataset: Dataset) -> Partition:
             f"evaluation.split is {config.evaluation.split!r}, but {dataset.name} has only: "
             f"{', '.join(sorted(dataset.splits))}."
         )
-    labels = {name: split.labels for name, split in dataset.splits.items()}
-    domains = {name: split.domains for name, split in dataset.splits.items()}
-    rng = seeding.stream(config.seed, "partition")
-    partition: Partition = config.partition.partition(labels, domains, len(dataset.class_names), rng)
+    partition: Partition = config.partition.partition(dataset, seeding.stream(config.seed, "partition"))
     return partition
 
 
@@ -78,14 +78,14 @@ def assemble(config: RunConfig, dataset: Dataset, partition: Partition, on_progr
     """Load the backbone and encode the images once, or take their features from the cache."""
     backbone = config.backbone.load()
     train, scored = (
-        image_features(backbone, dataset, split, config.runtime.cache_path, on_progress)
+        image_features(backbone, dataset, split, config.runtime.cache_path, config.features, on_progress)
         for split in ("train", config.evaluation.split)
     )
     return Federation(
         model=PromptModel(backbone, dataset.class_names),
         train_features=train,
         train_labels=torch.from_numpy(dataset.splits["train"].labels),
-        eval_features=scored,
+        eval_features=scored.tensor(),
         eval_labels=torch.from_numpy(dataset.splits[config.evaluation.split].labels),
         partition=partition,
         splits=client_splits(partition, config.evaluation.split),

@@ -1,0 +1,249 @@
+"""From a list of examples and the place where their bytes lie to a `Dataset`; nothing is decoded until asked for.
+
+Every data set of encoded files goes the same way: its file in this folder lists `Example`s (name, label, split), says
+where the bytes are (a `Source`), and `build` does the rest: fingerprints, checksum, and what to do about examples that
+cannot be read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+
+from hushprompt.data.base import Dataset, Split
+from hushprompt.data.decoding import Media
+from hushprompt.errors import DataError
+
+logger = logging.getLogger(__name__)
+SPLITS = ("train", "validation", "test")
+OnUnreadable = Literal["error", "skip"]
+
+
+class Example(NamedTuple):
+    """One example before it is read."""
+
+    name: str
+    """Path below the data set's folder, or where in a file it lies; unique in its data set."""
+    label: int
+    split: str = ""
+    domain: int = 0
+    client: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """All examples of a data set, in order, and what their numbers mean."""
+
+    class_names: tuple[str, ...]
+    examples: Sequence[Example]
+    split_source: str
+    """Who says which example is in which split."""
+    domain_names: tuple[str, ...] = ("all",)
+    client_names: tuple[str, ...] = ()
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Where the bytes of examples lie; row i is the listing's example i."""
+
+    def describe(self, row: int) -> str:
+        """Name an example so that a reader can find it."""
+
+    def stamp(self, row: int) -> str:
+        """Give a text that changes when the example does, without reading it; DataError if it is not there."""
+
+    def fetch(self, row: int) -> bytes:
+        """Read an example's bytes; DataError if it is not there."""
+
+
+@dataclass(frozen=True)
+class Files:
+    """One file per example, below one folder. None is held open."""
+
+    folder: Path
+    names: Sequence[str] = field(repr=False)
+
+    def describe(self, row: int) -> str:
+        """Give the path."""
+        return str(self.folder / self.names[row])
+
+    def stamp(self, row: int) -> str:
+        """Give size and time of the last change."""
+        try:
+            status = (self.folder / self.names[row]).stat()
+        except OSError as error:
+            raise DataError(f"The file {self.describe(row)} is missing ({error.strerror}).") from error
+        return f"{status.st_size} {status.st_mtime_ns}"
+
+    def fetch(self, row: int) -> bytes:
+        """Read the file."""
+        try:
+            return (self.folder / self.names[row]).read_bytes()
+        except OSError as error:
+            raise DataError(f"The file {self.describe(row)} cannot be read ({error.strerror}).") from error
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """The reader of one split: fetches and decodes when asked."""
+
+    source: Source
+    rows: np.ndarray
+    """Which rows of the source are the split's examples [n]."""
+    media: Media
+
+    def __call__(self, indices: np.ndarray) -> list[np.ndarray]:
+        """Give examples by index within the split."""
+        return [self.decode(int(row)) for row in self.rows[indices]]
+
+    def decode(self, row: int) -> np.ndarray:
+        """Give one example of the source."""
+        return self.media.decode(self.source.fetch(row), self.source.describe(row))
+
+
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """What a reader should know of a data set, and where its files go."""
+
+    name: str
+    """As in a config."""
+    title: str
+    citation: str
+    license: str
+    homepage: str = ""
+    layout: str = ""
+    """The files below `root`, as a tree; only what is read."""
+    how_to_get: str = ""
+    """Step by step, for one without `hushprompt data fetch`."""
+    folders: tuple[str, ...] = ()
+    """What the data set's folder below `root` may be called; `root` itself is tried first."""
+    needs: tuple[str, ...] = ()
+    """What must be in that folder."""
+    torchvision: str = ""
+    """Class of torchvision.datasets that downloads it; empty where there is none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnDisk:
+    """Fields of every data set that lies on disk."""
+
+    about: ClassVar[About]
+    """The data set in words."""
+    root: str = "data"
+    """Folder that holds the data set's own folder, or that folder itself."""
+    on_unreadable: OnUnreadable = "error"
+    """"error": a damaged example stops the run and is named. "skip": all are read at every start, and damaged ones are
+    left out, named and counted."""
+
+    def home(self) -> Path:
+        """Give the data set's own folder."""
+        return find_home(Path(self.root).expanduser(), self.about)
+
+
+def find_home(root: Path, about: About) -> Path:
+    """Give the folder, `root` or one below it, that has what the data set needs.
+
+    Raises:
+        DataError: none has; the message says what is missing, the layout, and how to get it.
+    """
+    places = [root, *(root / folder for folder in about.folders)]
+    missing = [[place / need for need in about.needs if not (place / need).exists()] for place in places]
+    if [] in missing:
+        return places[missing.index([])]
+    # What was begun is named; of nothing, the first folder below root.
+    nearest = min(range(len(places)), key=lambda at: (len(missing[at]), at == 0, not places[at].is_dir()))
+    raise missing_file(missing[nearest][0], root, about)
+
+
+def missing_file(path: Path, root: Path, about: About) -> DataError:
+    """Give the error for a file of a known data set that is not there."""
+    get = f"hushprompt data fetch {about.name} --root {root}" if about.torchvision else about.how_to_get
+    return DataError(f"{about.title}: {path} is missing. Expected below {root}:\n{about.layout}\nGet it with:\n{get}")
+
+
+def build(about: About, listing: Listing, source: Source, media: Media, on_unreadable: OnUnreadable) -> Dataset:
+    """Make a `Dataset` of a listing.
+
+    Args:
+        about: names, citation, license.
+        listing: the examples and their splits.
+        source: their bytes, in the listing's order.
+        media: how they are decoded.
+        on_unreadable: "skip" reads everything now and leaves out what cannot be read; "error" reads nothing now.
+
+    Raises:
+        DataError: an example's file is missing, or the listing does not agree with itself.
+    """
+    examples = listing.examples
+    rows = list(range(len(examples)))
+    if on_unreadable == "skip":
+        rows = _readable(about.title, Decoded(source, np.array(rows, dtype=np.int64), media))
+    splits = {}
+    for split_name in SPLITS:
+        chosen = [row for row in rows if examples[row].split == split_name]
+        if not chosen:
+            continue
+        clients = [examples[row].client for row in chosen]
+        digest = hashlib.sha256(repr(media).encode())
+        for row in chosen:
+            digest.update(f"{examples[row].name}\n{source.stamp(row)}\n".encode())
+        splits[split_name] = Split(
+            labels=np.array([examples[row].label for row in chosen], dtype=np.int64),
+            domains=np.array([examples[row].domain for row in chosen], dtype=np.int64),
+            clients=None if None in clients else np.array(clients, dtype=np.int64),
+            read=Decoded(source, np.array(chosen, dtype=np.int64), media),
+            fingerprint=digest.hexdigest(),
+        )
+    return Dataset(
+        name=about.name,
+        class_names=listing.class_names,
+        domain_names=listing.domain_names,
+        client_names=listing.client_names,
+        splits=splits,
+        citation=about.citation,
+        license=about.license,
+        modality=media.modality,
+        sampling_rate=media.sampling_rate,
+        split_source=listing.split_source,
+        split_checksum=split_checksum(examples),
+        num_skipped=len(examples) - len(rows),
+    )
+
+
+def split_checksum(examples: Sequence[Example]) -> str:
+    """Give the SHA-256 of the sorted lines "split<tab>name<tab>label".
+
+    >>> split_checksum([Example("b.jpg", 1, "test"), Example("a.jpg", 0, "train")])[:12]
+    'ddd8291a5d58'
+    """
+    lines = sorted(f"{example.split}\t{example.name}\t{example.label}\n" for example in examples)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _readable(title: str, reader: Decoded) -> list[int]:
+    """Read everything, side by side; give the rows that could be read, and log the others."""
+
+    def problem(row: int) -> str:
+        try:
+            reader.source.stamp(row)
+            reader.decode(row)
+        except DataError as error:
+            return str(error)
+        return ""
+
+    with ThreadPoolExecutor() as pool:
+        problems = list(pool.map(problem, range(len(reader.rows))))
+    found = [text for text in problems if text]
+    if found:
+        logger.warning(
+            "%s: %d of %d examples cannot be read and are left out:\n%s",
+            title, len(found), len(problems), "\n".join(found),
+        )  # fmt: skip
+    return [row for row, text in enumerate(problems) if not text]

@@ -1,0 +1,146 @@
+"""Choose a preset's defaults by measurement: python tools/search.py configs/search/embedded.toml
+
+A search file names a base config, seeds and stages. A stage is a grid of overrides; each point is run with every seed
+on the validation split, and the point with the best mean harmonic mean of local and neighbor accuracy is kept for the
+stages after it. Runs are folders under `--work`: what is done is not done again. The result is one JSON file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import itertools
+import json
+import logging
+import os
+import statistics
+import tomllib
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hushprompt import cli, config, load_registries, records
+from hushprompt.federation import simulate
+from hushprompt.federation.setup import Row
+from hushprompt.records import RoundRecord
+
+logger = logging.getLogger("search")
+Point = dict[str, str]
+"""Override keys and values, as `--set` takes them."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One grid of the search."""
+
+    name: str
+    fixed: Point
+    """Overrides of this stage alone."""
+    grid: dict[str, list[Any]]
+    """Values of each override; linked ones share a key, joined by `&`."""
+    keep: bool
+    """Whether the best point holds for the stages after it; False only measures."""
+
+    def points(self) -> Iterator[Point]:
+        """Give every combination."""
+        for values in itertools.product(*self.grid.values()):
+            point: Point = {}
+            for keys, value in zip(self.grid, values, strict=True):
+                linked = keys.split("&")
+                parts = value if len(linked) > 1 else [value]
+                point.update({key: as_toml(part) for key, part in zip(linked, parts, strict=True)})
+            yield point
+
+
+class Quiet:
+    """An observer that looks away."""
+
+    def on_setup(self, what: str, done: int, total: int) -> None:
+        """Images are being encoded."""
+
+    def on_row(self, row: Row, index: int, num_rows: int, num_rounds_done: int) -> None:
+        """A row begins."""
+
+    def on_round(self, record: RoundRecord) -> None:
+        """A round is done."""
+
+
+def main() -> None:
+    """Run the stages in order."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("search", type=Path)
+    parser.add_argument("--work", type=Path, default=Path("runs/search"))
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    values = tomllib.loads(args.search.read_text(encoding="utf-8"))
+    base, seeds = values["base"], values["seeds"]
+    stages = [
+        Stage(entry["name"], {k: as_toml(v) for k, v in entry.get("fixed", {}).items()}, entry["grid"], entry["keep"])
+        for entry in values["stages"]
+    ]
+    chosen: Point = {}
+    report = []
+    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), initializer=start_worker) as pool:
+        for stage in stages:
+            points = [{**chosen, **stage.fixed, **point} for point in stage.points()]
+            jobs = [(args.work, base, point, seed) for point in points for seed in seeds]
+            scores = list(pool.map(measure, *zip(*jobs, strict=True)))
+            rows = [
+                {"point": own, **summarize(scores[at * len(seeds) : (at + 1) * len(seeds)])}
+                for at, own in enumerate(stage.points())
+            ]
+            best = max(rows, key=lambda row: row["harmonic_mean"])
+            fixed = {**chosen, **stage.fixed}
+            report.append({"stage": stage.name, "fixed": fixed, "rows": rows, "best": best["point"]})
+            if stage.keep:
+                chosen |= best["point"]
+            logger.info("%s\n%s", stage.name, "\n".join(line(row) for row in rows))
+            result = {"base": base, "seeds": seeds, "split": "validation", "stages": report, "chosen": chosen}
+            records.write_json(args.out, result)
+
+
+def start_worker() -> None:
+    """Set up a process of the pool."""
+    torch.set_num_threads(1)
+    load_registries()
+
+
+def measure(work: Path, base: str, point: Point, seed: int) -> dict[str, float]:
+    """Run one point with one seed, or read its result, and give its scores."""
+    settings = {**point, "references": "[]", "evaluation.split": '"validation"', "runtime.num_threads": "1"}
+    overrides = [f"seed={seed}", *(f"{key}={value}" for key, value in settings.items())]
+    resolved = config.load(cli.config_path(Path(base)), overrides)
+    folder = work / hashlib.sha256(resolved.identity().encode()).hexdigest()[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    row = simulate.run(resolved, folder, Quiet())[-1]
+    return {name: getattr(row, name) for name in ("local", "neighbor", "harmonic_mean", "worst_client", "seconds")}
+
+
+def summarize(scores: list[dict[str, float]]) -> dict[str, Any]:
+    """Give means over seeds, and the spread of what is maximized."""
+    means = {name: round(statistics.fmean(score[name] for score in scores), 5) for name in scores[0]}
+    spread = statistics.stdev(score["harmonic_mean"] for score in scores) if len(scores) > 1 else 0.0
+    return {**means, "harmonic_mean_std": round(spread, 5)}
+
+
+def line(row: dict[str, Any]) -> str:
+    """Write one measured point."""
+    numbers = " ".join(f"{100 * row[name]:5.1f}" for name in ("local", "neighbor", "harmonic_mean", "worst_client"))
+    return f"  {numbers}  {row['seconds']:5.0f} s  {row['point']}"
+
+
+def as_toml(value: Any) -> str:
+    """Write a value as `--set` reads it."""
+    if isinstance(value, str):
+        return json.dumps(value)
+    return "inf" if value == float("inf") else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+if __name__ == "__main__":
+    main()
