@@ -67,6 +67,8 @@ class OpenClip:
 class Recipe:
     """What open_clip's files say about a model."""
 
+    name: str
+    """The architecture, spelled as open_clip lists it."""
     model: dict[str, Any]
     """Settings of the network."""
     preprocess: dict[str, Any]
@@ -83,14 +85,14 @@ class OpenClipBackbone:
     def __init__(self, open_clip: Any, config: OpenClip, recipe: Recipe) -> None:
         """Build the network and fill it with the weights of the recipe."""
         self._model = _network(open_clip, recipe.model)
-        load_weights(open_clip, self._model, recipe.weights, config.architecture)
+        load_weights(open_clip, self._model, recipe.weights, recipe.name)
         self._model.eval().requires_grad_(requires_grad=False)
         transform = open_clip.transform
         defaults = dataclasses.asdict(transform.PreprocessCfg())
         preprocess = transform.merge_preprocess_dict(defaults, recipe.preprocess)
         preprocess["size"] = self._model.visual.image_size
         self._transform = transform.image_transform_v2(transform.PreprocessCfg(**preprocess), is_train=False)
-        tokenizer = find_tokenizer(open_clip, config.architecture)
+        tokenizer = find_tokenizer(open_clip, recipe.name)
         self.context_window: int = tokenizer.context_length
         self._tokenizer = prompt_tokenizer(tokenizer)
         self.start_ids, self.end_ids = self._tokenizer.start_ids, self._tokenizer.end_ids
@@ -140,7 +142,7 @@ def _recipe(open_clip: Any, config: OpenClip) -> Recipe:
         settings, weights = _folder(open_clip, Path(name).expanduser(), checkpoint)
     else:
         settings, weights = _hub(open_clip, name, checkpoint)
-    return Recipe(settings["model_cfg"], settings.get("preprocess_cfg", {}), weights)
+    return Recipe(config.architecture, settings["model_cfg"], settings.get("preprocess_cfg", {}), weights)
 
 
 def _known_recipe(open_clip: Any, config: OpenClip, checkpoint: Path | None) -> Recipe:
@@ -168,7 +170,7 @@ def _known_recipe(open_clip: Any, config: OpenClip, checkpoint: Path | None) -> 
         model["quick_gelu"] = bool(trained.get("quick_gelu", False))
     elif checkpoint is not None and is_torchscript(checkpoint):  # OpenAI's own files
         model["quick_gelu"] = True
-    return Recipe(model, trained, checkpoint or _download(open_clip, name, config.pretrained, trained))
+    return Recipe(name, model, trained, checkpoint or _download(open_clip, name, config.pretrained, trained))
 
 
 def _download(open_clip: Any, name: str, tag: str, trained: dict[str, Any]) -> Path:
@@ -248,7 +250,7 @@ def find_tokenizer(open_clip: Any, architecture: str) -> Any:
         ConfigError: it needs transformers, which is not installed.
         DataError: its files are nowhere.
     """
-    settings = open_clip.get_model_config(architecture.replace("/", "-") if ":" not in architecture else architecture)
+    settings = open_clip.get_model_config(architecture)
     name = settings["text_cfg"].get("hf_tokenizer_name")
     if name:
         optional("transformers", "transformers")
