@@ -299,6 +299,7 @@ def test_prompt_files_say_what_they_are_and_give_the_clients_logits(toy_config, 
     with safe_open(folder / "prompts" / "client-001.safetensors", framework="pt") as file:
         metadata, context = json.loads(file.metadata()["hushprompt"]), file.get_tensor("context")
     assert context.shape == (4, 8)
+    assert metadata["prompt"] == "[start][context][class name][end]"
     assert f"epsilon = {rows[-1].epsilon:.4g}" in metadata["privacy"]
     assert "add_remove" in metadata["privacy"]
     dataset = toy_config.data.load()
@@ -309,3 +310,19 @@ def test_prompt_files_say_what_they_are_and_give_the_clients_logits(toy_config, 
     mine = partition.clients[1].indices["test"]
     accuracy = float((logits[mine].argmax(1) == federation.eval_labels[mine]).double().mean())
     assert accuracy == pytest.approx(rows[-1].per_client[1]["local"])
+
+
+def test_class_specific_contexts_are_trained_and_published_with_their_layout(toy_values, tmp_path):
+    from safetensors import safe_open
+
+    method = {**toy_values["method"], "is_class_specific": True, "name_position": "middle"}
+    values = {**toy_values, "method": method, "references": [], "runtime": {"cache_dir": str(tmp_path / "cache")}}
+    folder = fresh(tmp_path)
+    run(configs.parse(values), folder, Silent())
+    for name in ("global", "client-002"):
+        with safe_open(folder / "prompts" / f"{name}.safetensors", framework="pt") as file:
+            metadata, context = json.loads(file.metadata()["hushprompt"]), file.get_tensor("context")
+        assert context.shape == (6, 4, 8)
+        assert metadata["prompt"] == (
+            "[start][first 2 vectors of the context][class name][rest of the context][end], one context for each class"
+        )

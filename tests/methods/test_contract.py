@@ -8,20 +8,24 @@ import torch
 
 from hushprompt.federation.checkpoint import flatten
 from hushprompt.methods.base import Batch, Method, Upload
+from hushprompt.methods.context import ContextConfig
 from hushprompt.privacy.clipping import ClippedSum
 from hushprompt.privacy.plan import Channel, Mechanism
 from hushprompt.registry import METHODS
 
 
 def small(name):
-    """The method with settings that fit the toy model."""
-    cls = METHODS.get(name)
+    """The method with settings that fit the toy model; "(middle)" has the name there and a context for each class."""
+    cls = METHODS.get(name.removesuffix(" (middle)"))
     wanted = {"num_ctx": 4, "rank": 2}
+    if name.endswith(" (middle)"):
+        wanted |= {"name_position": "middle", "is_class_specific": True}
     return cls(**{field.name: wanted[field.name] for field in dataclasses.fields(cls) if field.name in wanted})
 
 
-every_method = pytest.mark.parametrize("name", METHODS.names())
-trained_methods = pytest.mark.parametrize("name", [n for n in METHODS.names() if METHODS.get(n).channels])
+NAMES = METHODS.names() + [f"{n} (middle)" for n in METHODS.names() if issubclass(METHODS.get(n), ContextConfig)]
+every_method = pytest.mark.parametrize("name", NAMES)
+trained_methods = pytest.mark.parametrize("name", [name for name in NAMES if small(name).channels])
 
 
 def rng(seed=0):

@@ -19,18 +19,22 @@ def rng(seed=0):
 
 @pytest.mark.parametrize(("update", "form"), FORMS)
 @pytest.mark.parametrize("clip_norm", [0.05, 100.0])
+@pytest.mark.parametrize("layout", [{}, {"is_class_specific": True, "name_position": "middle"}])
 def test_a_step_without_noise_is_the_papers_step_by_plain_autograd(
-    model, batch, make_mechanism, update, form, clip_norm
+    model, batch, make_mechanism, update, form, clip_norm, layout
 ):
-    method = DPFPL(num_ctx=4, rank=2, factorization=form, update=update, global_optimizer=SGD, local_optimizer=SGD)
+    settings = {"global_optimizer": SGD, "local_optimizer": SGD, **layout}
+    method = DPFPL(num_ctx=4, rank=2, factorization=form, update=update, **settings)
     shared, personal = method.init(model, rng())
     mechanism = make_mechanism(method.channels, Channel.LOCAL, noise=0.0, clip_norm=clip_norm, count=10.0)
     upload, stepped, _ = method.client_step(model, shared, personal, batch, mechanism, rng(1))
 
-    factors = factorize(personal.context, 2, form=form, power_iterations=1, rng=rng(1))
+    stacked = personal.context.reshape(-1, 8)  # all classes' contexts below each other
+    factors = factorize(stacked, 2, form=form, power_iterations=1, rng=rng(1))
     u, v = factors.u, factors.v
-    sum_u, sum_v, sum_g = torch.zeros_like(u), torch.zeros_like(v), torch.zeros_like(personal.context)
-    for grad in slow_gradients(model, shared.context + personal.context, batch):
+    sum_u, sum_v, sum_g = torch.zeros_like(u), torch.zeros_like(v), torch.zeros_like(stacked)
+    for grad in slow_gradients(model, shared.context + personal.context, batch, method.name_position):
+        grad = grad.reshape(-1, 8)
         grad_u, grad_v = grad @ v.T, u.T @ grad
         joint = (grad_u.norm() ** 2 + grad_v.norm() ** 2).sqrt()
         sum_u += grad_u * min(1.0, clip_norm / float(joint))
@@ -40,8 +44,9 @@ def test_a_step_without_noise_is_the_papers_step_by_plain_autograd(
         expected = (u - 0.1 * sum_u / 10) @ (v - 0.1 * sum_v / 10) + factors.residual
     else:
         tangent = sum_u @ v + u @ sum_v - u @ u.T @ sum_u @ v
-        expected = personal.context - 0.1 * tangent / 10
-    torch.testing.assert_close(stepped.context, expected, rtol=1e-4, atol=1e-6)
+        expected = stacked - 0.1 * tangent / 10
+    shape, sum_g = personal.context.shape, sum_g.view_as(personal.context)
+    torch.testing.assert_close(stepped.context, expected.view(shape), rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(upload.shared_grad.value, sum_g, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(method.server_step(shared, sum_g).context, shared.context - 0.1 * sum_g)
 
@@ -81,6 +86,8 @@ def test_noise_reaches_every_coordinate_of_the_tangent_space_with_the_planned_si
 def test_impossible_settings_are_refused(model):
     with pytest.raises(ConfigError, match=r"rank must be at most min\(num_ctx, token width\)"):
         DPFPL(num_ctx=4, rank=5).init(model, rng())
+    with pytest.raises(ConfigError, match=r"min\(num_classes \* num_ctx, token width\) = min\(20, 8\) = 8, got 9"):
+        DPFPL(num_ctx=4, rank=9, is_class_specific=True).init(model, rng())
     with pytest.raises(ConfigError, match="needs both factors orthonormal"):
         DPFPL(factorization="svd", update="tangent")
     with pytest.raises(ConfigError, match="rank must be > 0"):

@@ -24,6 +24,19 @@ def test_each_row_is_that_examples_own_gradient(model, batch, is_causal, chunk, 
     torch.testing.assert_close(losses, F.cross_entropy(logits, batch.labels, reduction="none"))
 
 
+@pytest.mark.parametrize("position", ["end", "middle", "front"])
+@pytest.mark.parametrize("shape", [(3,), (5, 3)])
+@pytest.mark.parametrize("kind", [{}, {"is_causal": False, "sees_padding": True}])
+def test_each_row_is_that_examples_own_gradient_in_every_layout(model, batch, position, shape, kind):
+    model = PromptModel(Toy(**kind).load(), model.class_names)
+    context = torch.randn(*shape, model.token_width, generator=torch.Generator().manual_seed(0))
+    fast, _ = per_example_gradients(model, context, batch, position)
+    slow = slow_gradients(model, context, batch, position)
+    assert fast.shape == (7, *context.shape)
+    for quick_row, slow_row in zip(fast, slow, strict=True):
+        assert (quick_row - slow_row).norm() < 1e-5 * slow_row.norm()
+
+
 def test_an_example_does_not_feel_the_others(model, batch):
     context = torch.ones(3, model.token_width) * 0.1
     together, _ = per_example_gradients(model, context, batch)

@@ -115,7 +115,7 @@ def template_features(model: PromptModel, template: str) -> Tensor:
     backbone, rows = model.backbone, []
     for name in model.class_names:
         ids = backbone.tokenize(with_articles(template.format(name)))
-        tokens = torch.tensor([[backbone.start_id, *ids, backbone.end_id]])
+        tokens = torch.tensor([[*backbone.start_ids, *ids, *backbone.end_ids]])
         rows.append(backbone.encode_prompts(backbone.embed(tokens), torch.tensor([tokens.shape[1] - 1])))
     return torch.cat(rows)
 

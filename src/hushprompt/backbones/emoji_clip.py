@@ -19,6 +19,7 @@ from hushprompt.backbones.emoji_network import load_emoji_network
 from hushprompt.data.base import Modality
 from hushprompt.registry import BACKBONES
 
+PAD_ID = 0
 FILES = ("emoji_clip.safetensors", "emoji_clip.json", "tokenizer.json")
 
 
@@ -36,7 +37,8 @@ class EmojiClipBackbone:
     """EfficientNet-Lite0 image tower and a causal text transformer, frozen, in float32."""
 
     modality: Modality = "image"
-    is_causal = True
+    sampling_rate: int | None = None
+    sees_padding = False
     template = "a picture of a {}"
 
     def __init__(self) -> None:
@@ -55,7 +57,9 @@ class EmojiClipBackbone:
         self.token_width = config_values.text_width
         self.context_window = config_values.context_length
         self.logit_scale = float(self._network.log_logit_scale.exp())
-        self.start_id, self.end_id = self._tokenizer.start_id, self._tokenizer.end_id
+        self.start_ids: tuple[int, ...] = (self._tokenizer.start_id,)
+        self.end_ids: tuple[int, ...] = (self._tokenizer.end_id,)
+        self.pad_id = PAD_ID
 
     @torch.no_grad()
     def encode_images(self, images: Sequence[np.ndarray]) -> Float[Tensor, "n d"]:
@@ -64,7 +68,7 @@ class EmojiClipBackbone:
         return F.normalize(self._network.image(pixels), dim=-1)
 
     def tokenize(self, text: str) -> list[int]:
-        """Byte-pair ids without start and end."""
+        """Byte-pair ids without start and end; spaces only part words."""
         return self._tokenizer.encode(text)
 
     def embed(self, token_ids: Int[Tensor, "*l"]) -> Float[Tensor, "*l e"]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from hushprompt import checks, seeding
 from hushprompt.backbones.base import Backbone
 from hushprompt.data.base import Modality
+from hushprompt.errors import ConfigError
 from hushprompt.registry import BACKBONES
 
 
@@ -29,24 +30,30 @@ class Toy:
     """Width d of image and text features."""
     is_causal: bool = True
     """Whether text attention is causal; False exercises the general path."""
+    sees_padding: bool = False
+    """Whether a tower that is not causal also attends to padding, and reads its feature at the window's end."""
 
     def __post_init__(self) -> None:
         """Check the fields."""
         checks.positive(token_width=self.token_width, feature_dim=self.feature_dim)
+        if self.is_causal and self.sees_padding:
+            raise ConfigError("backbone.sees_padding needs backbone.is_causal = false: a causal tower sees no padding.")
 
     def load(self) -> Backbone:
         """Make the model; its weights depend on the fields alone."""
-        return ToyBackbone(self)
+        return CausalToyBackbone(self) if self.is_causal else ToyBackbone(self)
 
 
 class ToyBackbone:
     """One attention layer over letters of the class name, and a linear map of the mean pixel rows."""
 
     modality: Modality = "image"
+    sampling_rate: int | None = None
     context_window = 40
     logit_scale = 10.0
-    start_id = 0
-    end_id = 1
+    start_ids: tuple[int, ...] = (0,)
+    end_ids: tuple[int, ...] = (1,)
+    pad_id = 1
     template = "a {}"
 
     def __init__(self, config: Toy) -> None:
@@ -57,7 +64,8 @@ class ToyBackbone:
             return torch.from_numpy(rng.normal(size=shape)).float()
 
         e, d = config.token_width, config.feature_dim
-        self.is_causal = config.is_causal
+        self.sees_padding = config.sees_padding
+        self._is_causal = config.is_causal
         self.token_width, self.feature_dim = e, d
         self._embedding = draw(32, e)
         self._position = 0.1 * draw(self.context_window, e)
@@ -72,8 +80,9 @@ class ToyBackbone:
         return F.normalize(small.reshape(len(images), -1) @ self._image_projection, dim=-1)
 
     def tokenize(self, text: str) -> list[int]:
-        """One token a letter; anything else is token 31."""
-        return [2 + ord(letter) - ord("a") if "a" <= letter <= "z" else 31 for letter in text.lower()]
+        """One token a letter; anything else but a leading space is token 31."""
+        letters = text.lower().removeprefix(" ")
+        return [2 + ord(letter) - ord("a") if "a" <= letter <= "z" else 31 for letter in letters]
 
     def embed(self, token_ids: Int[Tensor, "*l"]) -> Float[Tensor, "*l e"]:
         """Look up token embeddings."""
@@ -83,11 +92,24 @@ class ToyBackbone:
         """Encode one sequence a class."""
         length = prompts.shape[1]
         index = torch.arange(length)
-        mask = (index[:, None] >= index) if self.is_causal else torch.ones(length, length, dtype=torch.bool)
-        # Padding behind the end must not be seen where attention is not causal.
-        visible = mask[None] & (index[None, None, :] <= end_index[:, None, None])
+        mask = (index[:, None] >= index) if self._is_causal else torch.ones(length, length, dtype=torch.bool)
+        last = torch.full_like(end_index, length - 1) if self.sees_padding else end_index
+        visible = mask[None] & (index[None, None, :] <= last[:, None, None])
         hidden = self._hidden(prompts, index, visible)
-        return F.normalize(hidden[torch.arange(len(prompts)), end_index] @ self._text_projection, dim=-1)
+        return F.normalize(hidden[torch.arange(len(prompts)), last] @ self._text_projection, dim=-1)
+
+    def _hidden(
+        self, tokens: Float[Tensor, "c l e"], positions: Int[Tensor, " l"], mask: Bool[Tensor, "c l l"]
+    ) -> Float[Tensor, "c l e"]:
+        """One residual attention layer and a tanh."""
+        x = tokens + self._position[positions]
+        scores = (x @ self._query) @ (x @ self._key).transpose(-1, -2) / self.token_width**0.5
+        attention = scores.masked_fill(~mask, float("-inf")).softmax(dim=-1)
+        return torch.tanh(x + attention @ (x @ self._value))
+
+
+class CausalToyBackbone(ToyBackbone):
+    """The toy tower that reads from left to right, and so can share a prefix."""
 
     def encode_shared_prefix(
         self, prefix: Float[Tensor, "p e"], suffixes: Sequence[Float[Tensor, "_ _ e"]]
@@ -99,12 +121,3 @@ class ToyBackbone:
         """Encode suffixes of one length."""
         prompts = torch.cat([prefix.expand(len(group), -1, -1), group], dim=1)
         return self.encode_prompts(prompts, torch.full((len(group),), prompts.shape[1] - 1))
-
-    def _hidden(
-        self, tokens: Float[Tensor, "c l e"], positions: Int[Tensor, " l"], mask: Bool[Tensor, "c l l"]
-    ) -> Float[Tensor, "c l e"]:
-        """One residual attention layer and a tanh."""
-        x = tokens + self._position[positions]
-        scores = (x @ self._query) @ (x @ self._key).transpose(-1, -2) / self.token_width**0.5
-        attention = scores.masked_fill(~mask, float("-inf")).softmax(dim=-1)
-        return torch.tanh(x + attention @ (x @ self._value))

@@ -12,10 +12,11 @@ import numpy as np
 import torch
 
 from hushprompt import files
-from hushprompt.backbones.prompts import PromptModel
+from hushprompt.backbones.prompts import NamePosition, PromptModel
 from hushprompt.config import RunConfig
 from hushprompt.federation.setup import Row
 from hushprompt.methods.base import Personal, Shared
+from hushprompt.methods.context import ContextConfig
 from hushprompt.privacy.plan import Audience, Channel
 
 SERVER = (
@@ -35,18 +36,19 @@ ROWS = "Each row is accounted for on its own; publishing several rows of one run
 def write_prompts(folder: Path, model: PromptModel, row: Row, shared: Shared, personal: tuple[Personal, ...]) -> None:
     """Write `global.safetensors` and one `client-003.safetensors` a client, as far as the method has them."""
     guarantees = row.plan.guarantees()
+    name_position: NamePosition = row.method.name_position if isinstance(row.method, ContextConfig) else "end"
     common = {
         "format": "hushprompt prompt 1",
         "method": row.method_name,
         "backbone_fingerprint": model.backbone.fingerprint,
-        "prompt": "[start][context][class name][end]",
         "class_names": model.class_names,
         "rank": getattr(row.method, "rank", None),
     }
     shared_context = row.method.shared_context(shared)
     if shared_context is not None:
         statement = guarantees[Audience.PUBLIC].statement()
-        metadata = json.dumps({**common, "privacy": statement})
+        layout = model.layout(shared_context, name_position)
+        metadata = json.dumps({**common, "prompt": layout, "privacy": statement})
         files.write_tensors(folder / "global.safetensors", {"context": shared_context}, metadata)
     if Channel.LOCAL not in row.plan.channels:
         return
@@ -54,7 +56,8 @@ def write_prompts(folder: Path, model: PromptModel, row: Row, shared: Shared, pe
         context = row.method.context(shared, state)
         assert context is not None, "a method with a local channel has a context for each client"
         statement = guarantees[Audience.PERSONAL].statement()
-        metadata = json.dumps({**common, "client_id": client_id, "privacy": statement})
+        layout = model.layout(context, name_position)
+        metadata = json.dumps({**common, "prompt": layout, "client_id": client_id, "privacy": statement})
         files.write_tensors(folder / f"client-{client_id:03d}.safetensors", {"context": context}, metadata)
 
 

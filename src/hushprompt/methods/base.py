@@ -84,10 +84,10 @@ class Method(Protocol):
     def server_step(self, shared: Shared, released: Tensor) -> Shared:
         """Move the shared state by the released (noisy) mean gradient."""
 
-    def shared_context(self, shared: Shared) -> Float[Tensor, "t e"] | None:
+    def shared_context(self, shared: Shared) -> Float[Tensor, "*c t e"] | None:
         """Give the context that the public sees; None where nothing is shared."""
 
-    def context(self, shared: Shared, personal: Personal) -> Float[Tensor, "t e"] | None:
+    def context(self, shared: Shared, personal: Personal) -> Float[Tensor, "*c t e"] | None:
         """Give the context that a client uses and may publish; None for a hand template."""
 
     def logits(

@@ -1,4 +1,7 @@
-"""What the methods that learn one plain context have in common."""
+"""What the methods with a context have in common: its shape, its start, its place in the prompt.
+
+Source: Zhou et al., "Learning to Prompt for Vision-Language Models", IJCV 2022 (arXiv:2109.01134), section 3.2.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hushprompt.backbones.prompts import PromptModel
+from hushprompt import checks
+from hushprompt.backbones.prompts import NamePosition, PromptModel
+from hushprompt.errors import ConfigError
 from hushprompt.methods.optimizer import Optimizer, OptimizerState
 
 
@@ -17,23 +22,68 @@ from hushprompt.methods.optimizer import Optimizer, OptimizerState
 class ContextState:
     """A context and the state of the optimizer that moves it."""
 
-    context: Float[Tensor, "t e"]
+    context: Float[Tensor, "*c t e"]
     optimizer: OptimizerState
 
 
-def init_context(
-    model: PromptModel, num_ctx: int, init_std: float, optimizer: Optimizer, rng: np.random.Generator
-) -> ContextState:
-    """Draw a context ~ N(0, init_std^2) with a fresh optimizer; ConfigError if a prompt would not fit the window."""
-    context = random_context(model, num_ctx, init_std, rng)
+@dataclass(frozen=True, kw_only=True)
+class ContextConfig:
+    """The fields of the `method` section that say what a context is."""
+
+    num_ctx: int = 16
+    """Number of context tokens t; CoOp's default."""
+    init_std: float = 0.02
+    """Standard deviation of the Gaussian start, in embedding units."""
+    init_words: str = ""
+    """Words that a context starts from, such as "a photo of a"; num_ctx must be their number of tokens. Empty: the
+    Gaussian start."""
+    name_position: NamePosition = "end"
+    """Where the class name stands: "end" behind the context, "middle" between its halves, "front" before it."""
+    is_class_specific: bool = False
+    """True gives every class a context of its own [c, t, e]; False has one [t, e] for all classes."""
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        checks.positive(num_ctx=self.num_ctx, init_std=self.init_std)
+
+    def start(self, model: PromptModel, rng: np.random.Generator) -> Float[Tensor, "*c t e"]:
+        """Give the context before training: the words, or a Gaussian draw; data-independent.
+
+        Raises:
+            ConfigError: a prompt would not fit the window, or num_ctx is not the number of the words' tokens.
+        """
+        return self._words(model) if self.init_words else self.draw(model, rng)
+
+    def draw(self, model: PromptModel, rng: np.random.Generator) -> Float[Tensor, "*c t e"]:
+        """Draw a context ~ N(0, init_std^2); ConfigError if a prompt would not fit the window."""
+        model.check_context(self.num_ctx, self.name_position)
+        values = rng.normal(0.0, self.init_std, size=self._shape(model))
+        return torch.from_numpy(values).float().to(model.device)
+
+    def text_features(self, model: PromptModel, context: Float[Tensor, "*c t e"]) -> Float[Tensor, "c d"]:
+        """Encode the prompts of all classes with a context in its place."""
+        return model.text_features(context, self.name_position)
+
+    def _words(self, model: PromptModel) -> Float[Tensor, "*c t e"]:
+        """Embed the initial words, once for each context."""
+        words = model.words(self.init_words, self.name_position)
+        if len(words) != self.num_ctx:
+            raise ConfigError(
+                f"method.init_words = {self.init_words!r} has {len(words)} token(s) under this tokenizer, but "
+                f"method.num_ctx is {self.num_ctx}. Set num_ctx = {len(words)}, or use other words."
+            )
+        model.check_context(self.num_ctx, self.name_position)
+        return words.expand(self._shape(model)).clone()
+
+    def _shape(self, model: PromptModel) -> tuple[int, ...]:
+        """Give [t, e] or [c, t, e]."""
+        each = (self.num_ctx, model.token_width)
+        return (model.num_classes, *each) if self.is_class_specific else each
+
+
+def fresh(context: Float[Tensor, "*c t e"], optimizer: Optimizer) -> ContextState:
+    """Pair a context with the state of an optimizer that has not moved it yet."""
     return ContextState(context, optimizer.init(context))
-
-
-def random_context(model: PromptModel, num_ctx: int, init_std: float, rng: np.random.Generator) -> Float[Tensor, "t e"]:
-    """Draw a context ~ N(0, init_std^2); ConfigError if a prompt would not fit the window."""
-    model.check_context(num_ctx)
-    draw = rng.normal(0.0, init_std, size=(num_ctx, model.token_width))
-    return torch.from_numpy(draw).float().to(model.device)
 
 
 def mean_loss(losses: Float[Tensor, " b"]) -> float:

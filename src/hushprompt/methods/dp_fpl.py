@@ -19,7 +19,7 @@ from hushprompt import checks
 from hushprompt.backbones.prompts import PromptModel
 from hushprompt.errors import ConfigError
 from hushprompt.methods.base import Batch, StepInfo, Upload
-from hushprompt.methods.context import ContextState, init_context, mean_loss
+from hushprompt.methods.context import ContextConfig, ContextState, fresh, mean_loss
 from hushprompt.methods.factorization import Factors, Form, factorize
 from hushprompt.methods.gradients import per_example_gradients
 from hushprompt.methods.optimizer import Optimizer
@@ -29,17 +29,13 @@ from hushprompt.registry import METHODS
 
 @METHODS.register("dp_fpl")
 @dataclass(frozen=True, kw_only=True)
-class DPFPL:
+class DPFPL(ContextConfig):
     """The `method` section of DP-FPL."""
 
     channels: ClassVar[frozenset[Channel]] = frozenset({Channel.LOCAL, Channel.GLOBAL})
 
-    num_ctx: int = 16
-    """Number of learnable context tokens t, of the global and of the personal prompt."""
-    init_std: float = 0.02
-    """Standard deviation of the Gaussian start of both prompts, in embedding units."""
     rank: int = 8
-    """Rank r of the factors, at most min(t, e)."""
+    """Rank r of the factors, at most min(t, e); min(c t, e) where each class has a context of its own."""
     factorization: Form = "orthonormal"
     """How l = u v + r is made: "projection", "orthonormal" or "svd"."""
     power_iterations: int = 1
@@ -55,8 +51,8 @@ class DPFPL:
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        checks.positive(num_ctx=self.num_ctx, init_std=self.init_std, rank=self.rank)
-        checks.positive(power_iterations=self.power_iterations)
+        super().__post_init__()
+        checks.positive(rank=self.rank, power_iterations=self.power_iterations)
         if self.update == "tangent" and self.factorization != "orthonormal":
             raise ConfigError(
                 'method.update = "tangent" needs both factors orthonormal, got method.factorization = '
@@ -64,16 +60,20 @@ class DPFPL:
             )
 
     def init(self, model: PromptModel, rng: np.random.Generator) -> tuple[ContextState, ContextState]:
-        """Draw the global prompt and the one start of all personal prompts."""
-        widest = min(self.num_ctx, model.token_width)
+        """Give the start of the global prompt, and draw the one start of all personal prompts.
+
+        Initial words are the global prompt's alone: the two are added up, and factors of zero would not move.
+        """
+        num_rows = self.num_ctx * (model.num_classes if self.is_class_specific else 1)
+        widest = min(num_rows, model.token_width)
         if self.rank > widest:
+            rows = "num_classes * num_ctx" if self.is_class_specific else "num_ctx"
             raise ConfigError(
-                f"method.rank must be at most min(num_ctx, token width) = min({self.num_ctx}, {model.token_width}) = "
+                f"method.rank must be at most min({rows}, token width) = min({num_rows}, {model.token_width}) = "
                 f"{widest}, got {self.rank}. Use a smaller rank."
             )
-        shared = init_context(model, self.num_ctx, self.init_std, self.global_optimizer, rng)
-        personal = init_context(model, self.num_ctx, self.init_std, self.local_optimizer, rng)
-        return shared, personal
+        shared = fresh(self.start(model, rng), self.global_optimizer)
+        return shared, fresh(self.draw(model, rng), self.local_optimizer)
 
     def client_step(
         self,
@@ -84,32 +84,37 @@ class DPFPL:
         mechanism: Mechanism,
         rng: np.random.Generator,
     ) -> tuple[Upload, ContextState, StepInfo]:
-        """Factorize, release noisy factor gradients, step the personal prompt; upload the clipped global sum."""
+        """Factorize, release noisy factor gradients, step the personal prompt; upload the clipped global sum.
+
+        Where each class has a context of its own, they are stacked to one matrix: t stands for c t in the factors.
+        """
+        stacked_context = personal.context.flatten(0, -2)  # [t, e]
         factors = factorize(
-            personal.context, self.rank, form=self.factorization, power_iterations=self.power_iterations, rng=rng
+            stacked_context, self.rank, form=self.factorization, power_iterations=self.power_iterations, rng=rng
         )
         residual = factors.residual if self.keep_residual else torch.zeros_like(factors.residual)
-        local = factors.u @ factors.v + residual
-        grads, losses = per_example_gradients(model, shared.context + local, batch)  # [b, t, e]
-        grads_u = grads @ factors.v.T  # [b, t, r]
-        grads_v = factors.u.T @ grads  # [b, r, e]
+        local = (factors.u @ factors.v + residual).view_as(personal.context)
+        grads, losses = per_example_gradients(model, shared.context + local, batch, self.name_position)
+        grad_matrices = grads.flatten(1, -2)  # [b, t, e]
+        grads_u = grad_matrices @ factors.v.T  # [b, t, r]
+        grads_v = factors.u.T @ grad_matrices  # [b, r, e]
         stacked = torch.cat([grads_u.flatten(1), grads_v.flatten(1)], dim=1)  # clipped together
         released = mechanism.release(Channel.LOCAL, mechanism.clip(Channel.LOCAL, stacked))
         grad_u, grad_v = released.split([factors.u.numel(), factors.v.numel()])
         direction = self._direction(factors, grad_u.view_as(factors.u), grad_v.view_as(factors.v))
-        context, optimizer = self.local_optimizer.step(local, direction, personal.optimizer)
+        context, optimizer = self.local_optimizer.step(local, direction.view_as(local), personal.optimizer)
         upload = Upload(mechanism.clip(Channel.GLOBAL, grads))
         return upload, ContextState(context, optimizer), StepInfo(mean_loss(losses))
 
-    def server_step(self, shared: ContextState, released: Float[Tensor, "t e"]) -> ContextState:
+    def server_step(self, shared: ContextState, released: Float[Tensor, "*c t e"]) -> ContextState:
         """Step the global prompt with the released mean gradient."""
         return ContextState(*self.global_optimizer.step(shared.context, released, shared.optimizer))
 
-    def shared_context(self, shared: ContextState) -> Float[Tensor, "t e"]:
+    def shared_context(self, shared: ContextState) -> Float[Tensor, "*c t e"]:
         """Give the global prompt."""
         return shared.context
 
-    def context(self, shared: ContextState, personal: ContextState) -> Float[Tensor, "t e"]:
+    def context(self, shared: ContextState, personal: ContextState) -> Float[Tensor, "*c t e"]:
         """Give the sum of global and personal prompt."""
         return shared.context + personal.context
 
@@ -117,7 +122,7 @@ class DPFPL:
         self, model: PromptModel, shared: ContextState, personal: ContextState, image_features: Float[Tensor, "n d"]
     ) -> Float[Tensor, "n c"]:
         """Score images with the client's context."""
-        return model.logits(image_features, model.text_features(self.context(shared, personal)))
+        return model.logits(image_features, self.text_features(model, self.context(shared, personal)))
 
     def _direction(
         self, factors: Factors, grad_u: Float[Tensor, "t r"], grad_v: Float[Tensor, "r e"]

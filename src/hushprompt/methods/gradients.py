@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from hushprompt.backbones.prompts import PromptModel
+from hushprompt.backbones.prompts import NamePosition, PromptModel
 from hushprompt.methods.base import Batch
 
 CHUNK = 64
@@ -20,23 +20,24 @@ CHUNK = 64
 
 
 def per_example_gradients(
-    model: PromptModel, context: Float[Tensor, "t e"], batch: Batch
-) -> tuple[Float[Tensor, "b t e"], Float[Tensor, " b"]]:
+    model: PromptModel, context: Float[Tensor, "*c t e"], batch: Batch, name_position: NamePosition = "end"
+) -> tuple[Float[Tensor, "b *c t e"], Float[Tensor, " b"]]:
     """Give each example's cross-entropy gradient in the context, and its loss.
 
     Args:
         model: frozen backbone and class names.
-        context: [t, e] where the gradient is taken.
+        context: [t, e], or [c, t, e] with one for each class, where the gradient is taken.
         batch: b examples; b may be 0.
+        name_position: where the class name stands.
 
     Returns:
-        [b, t, e] gradients and [b] losses, neither of them private.
+        [b, t, e] or [b, c, t, e] gradients and [b] losses, neither of them private.
     """
     if len(batch.labels) == 0:
         return context.new_zeros(0, *context.shape), context.new_zeros(0)
     leaf = context.detach().requires_grad_()
     with torch.enable_grad():
-        text_features = model.text_features(leaf)
+        text_features = model.text_features(leaf, name_position)
     logits = model.logits(batch.image_features, text_features.detach())  # [b, c]
     losses = F.cross_entropy(logits, batch.labels, reduction="none")
     residuals = logits.softmax(dim=1) - F.one_hot(batch.labels, model.num_classes)  # [b, c]

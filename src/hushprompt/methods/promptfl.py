@@ -13,10 +13,9 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from hushprompt import checks
 from hushprompt.backbones.prompts import PromptModel
 from hushprompt.methods.base import Batch, NoState, StepInfo, Upload
-from hushprompt.methods.context import ContextState, init_context, mean_loss
+from hushprompt.methods.context import ContextConfig, ContextState, fresh, mean_loss
 from hushprompt.methods.gradients import per_example_gradients
 from hushprompt.methods.optimizer import Optimizer
 from hushprompt.privacy.plan import Channel, Mechanism
@@ -25,25 +24,17 @@ from hushprompt.registry import METHODS
 
 @METHODS.register("promptfl")
 @dataclass(frozen=True, kw_only=True)
-class PromptFL:
+class PromptFL(ContextConfig):
     """The `method` section of PromptFL."""
 
     channels: ClassVar[frozenset[Channel]] = frozenset({Channel.GLOBAL})
 
-    num_ctx: int = 16
-    """Number of learnable context tokens t; CoOp's default."""
-    init_std: float = 0.02
-    """Standard deviation of the Gaussian start, in embedding units."""
     optimizer: Optimizer = field(default_factory=Optimizer)
     """Optimizer of the shared prompt."""
 
-    def __post_init__(self) -> None:
-        """Check the fields."""
-        checks.positive(num_ctx=self.num_ctx, init_std=self.init_std)
-
     def init(self, model: PromptModel, rng: np.random.Generator) -> tuple[ContextState, NoState]:
-        """Draw the shared prompt."""
-        return init_context(model, self.num_ctx, self.init_std, self.optimizer, rng), NoState()
+        """Give the start of the shared prompt."""
+        return fresh(self.start(model, rng), self.optimizer), NoState()
 
     def client_step(
         self,
@@ -55,18 +46,18 @@ class PromptFL:
         rng: np.random.Generator,
     ) -> tuple[Upload, NoState, StepInfo]:
         """Upload the sum of clipped gradients."""
-        grads, losses = per_example_gradients(model, shared.context, batch)
+        grads, losses = per_example_gradients(model, shared.context, batch, self.name_position)
         return Upload(mechanism.clip(Channel.GLOBAL, grads)), personal, StepInfo(mean_loss(losses))
 
-    def server_step(self, shared: ContextState, released: Float[Tensor, "t e"]) -> ContextState:
+    def server_step(self, shared: ContextState, released: Float[Tensor, "*c t e"]) -> ContextState:
         """Step the shared prompt with the released mean gradient."""
         return ContextState(*self.optimizer.step(shared.context, released, shared.optimizer))
 
-    def shared_context(self, shared: ContextState) -> Float[Tensor, "t e"]:
+    def shared_context(self, shared: ContextState) -> Float[Tensor, "*c t e"]:
         """Give the shared prompt."""
         return shared.context
 
-    def context(self, shared: ContextState, personal: NoState) -> Float[Tensor, "t e"]:
+    def context(self, shared: ContextState, personal: NoState) -> Float[Tensor, "*c t e"]:
         """Give the shared prompt."""
         return shared.context
 
@@ -74,4 +65,4 @@ class PromptFL:
         self, model: PromptModel, shared: ContextState, personal: NoState, image_features: Float[Tensor, "n d"]
     ) -> Float[Tensor, "n c"]:
         """Score images with the shared prompt."""
-        return model.logits(image_features, model.text_features(shared.context))
+        return model.logits(image_features, self.text_features(model, shared.context))

@@ -8,10 +8,9 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from hushprompt import checks
 from hushprompt.backbones.prompts import PromptModel
 from hushprompt.methods.base import NoState, Untrained
-from hushprompt.methods.context import random_context
+from hushprompt.methods.context import ContextConfig
 from hushprompt.registry import METHODS
 
 
@@ -19,28 +18,19 @@ from hushprompt.registry import METHODS
 class RandomContext:
     """A context that is never trained."""
 
-    context: Float[Tensor, "t e"]
+    context: Float[Tensor, "*c t e"]
 
 
 @METHODS.register("random_prompt")
 @dataclass(frozen=True, kw_only=True)
-class RandomPrompt(Untrained):
-    """A random context that is never trained: where every learned prompt starts."""
-
-    num_ctx: int = 16
-    """Number of random context tokens t."""
-    init_std: float = 0.02
-    """Standard deviation of the Gaussian draw, in embedding units."""
-
-    def __post_init__(self) -> None:
-        """Check the fields."""
-        checks.positive(num_ctx=self.num_ctx, init_std=self.init_std)
+class RandomPrompt(ContextConfig, Untrained):
+    """A random context, or the initial words, never trained: where every learned prompt starts."""
 
     def init(self, model: PromptModel, rng: np.random.Generator) -> tuple[RandomContext, NoState]:
-        """Draw the context."""
-        return RandomContext(random_context(model, self.num_ctx, self.init_std, rng)), NoState()
+        """Give the context."""
+        return RandomContext(self.start(model, rng)), NoState()
 
-    def context(self, shared: RandomContext, personal: NoState) -> Float[Tensor, "t e"]:
+    def context(self, shared: RandomContext, personal: NoState) -> Float[Tensor, "*c t e"]:
         """Give the random context."""
         return shared.context
 
@@ -48,4 +38,4 @@ class RandomPrompt(Untrained):
         self, model: PromptModel, shared: RandomContext, personal: NoState, image_features: Float[Tensor, "n d"]
     ) -> Float[Tensor, "n c"]:
         """Score images with the random context."""
-        return model.logits(image_features, model.text_features(shared.context))
+        return model.logits(image_features, self.text_features(model, shared.context))

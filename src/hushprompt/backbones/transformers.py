@@ -1,0 +1,108 @@
+"""CLIP, SigLIP and SigLIP 2 of transformers, from a hub name or a local folder.
+
+The text towers take embedded prompts and otherwise do what `get_text_features` does after the embedding, with the
+library's own modules; tests hold both to 1e-5. SigLIP's logit bias is left out: a constant on all logits changes no
+softmax over classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from PIL import Image
+from torch import Tensor, nn
+
+from hushprompt.backbones.base import Backbone, check_template, fingerprint, optional
+from hushprompt.backbones.transformers_files import load_network, load_part, settings_of
+from hushprompt.backbones.transformers_tokenizer import PromptTokenizer
+from hushprompt.data.base import Modality
+from hushprompt.registry import BACKBONES
+
+CLASSES = {"clip": "CLIPModel", "siglip": "SiglipModel", "siglip2": "Siglip2Model"}
+ATTENTION = {"text_config": "eager", "vision_config": "sdpa"}
+"""Text attention by plain matrix products: fused kernels have no rule for batched gradients."""
+
+
+@BACKBONES.register("transformers")
+@dataclass(frozen=True, kw_only=True)
+class Transformers:
+    """The `backbone` section of a CLIP, SigLIP or SigLIP 2 model of transformers."""
+
+    model: str = "openai/clip-vit-base-patch16"
+    """Hub name, or a local folder with config.json, weights, tokenizer files and preprocessor_config.json."""
+    template: str = "a photo of a {}."
+    """Hand template of the zero-shot row."""
+
+    def __post_init__(self) -> None:
+        """Check the field."""
+        check_template(self.template)
+
+    def load(self) -> Backbone:
+        """Read the model.
+
+        Raises:
+            ConfigError: transformers is not installed, or the model is of another type.
+            DataError: a file is missing or damaged.
+        """
+        return TransformersBackbone(optional("transformers", "transformers"), self)
+
+
+class TransformersBackbone:
+    """Both towers, frozen, in float32."""
+
+    modality: Modality = "image"
+    sampling_rate: int | None = None
+
+    def __init__(self, transformers: Any, config: Transformers) -> None:
+        """Read weights, tokenizer and image processor."""
+        self._model = load_network(transformers, config.model, CLASSES, ATTENTION)
+        self._tokenizer = PromptTokenizer(load_part(transformers.AutoTokenizer, config.model, "tokenizer"))
+        self._processor = load_part(
+            transformers.AutoImageProcessor, config.model, "image processor (preprocessor_config.json)", backend="pil"
+        )
+        self._text = self._model.text_model
+        self._is_clip = self._model.config.model_type == "clip"
+        self._projection: nn.Linear = self._model.text_projection if self._is_clip else self._text.head
+        self._embedding: nn.Embedding = self._text.embeddings.token_embedding
+        self.sees_padding = not self._is_clip  # SigLIP attends to its padding and pools the window's last position
+        self.start_ids, self.end_ids = self._tokenizer.start_ids, self._tokenizer.end_ids
+        self.pad_id = self._tokenizer.pad_id
+        self.context_window: int = self._model.config.text_config.max_position_embeddings
+        self.token_width = self._embedding.embedding_dim
+        self.feature_dim = self._projection.out_features
+        self.logit_scale = float(self._model.logit_scale.exp())
+        self.template = config.template
+        self.fingerprint = fingerprint(
+            self._model, settings_of(self._model.config), self._processor.to_dict(), self._tokenizer.settings()
+        )
+
+    @torch.no_grad()
+    def encode_images(self, images: Sequence[np.ndarray]) -> Float[Tensor, "n d"]:
+        """Encode uint8 images [h, w, 3] of any size by the model's own image processor."""
+        inputs = self._processor(images=[Image.fromarray(image) for image in images], return_tensors="pt")
+        return F.normalize(self._model.get_image_features(**inputs).pooler_output, dim=-1)
+
+    def tokenize(self, text: str) -> list[int]:
+        """Give the ids of the model's tokenizer without start and end."""
+        return self._tokenizer.encode(text)
+
+    def embed(self, token_ids: Int[Tensor, "*l"]) -> Float[Tensor, "*l e"]:
+        """Look up token embeddings."""
+        return self._embedding(token_ids)
+
+    def encode_prompts(self, prompts: Float[Tensor, "c l e"], end_index: Int[Tensor, " c"]) -> Float[Tensor, "c d"]:
+        """Encode one sequence a class."""
+        x = self._text.embeddings(inputs_embeds=prompts)
+        length = x.shape[1]
+        mask = None
+        if self._is_clip:
+            mask = torch.full((1, 1, length, length), float("-inf"), device=x.device).triu(diagonal=1)
+        x = self._text.final_layer_norm(self._text.encoder(inputs_embeds=x, attention_mask=mask).last_hidden_state)
+        last = end_index if self._is_clip else torch.full_like(end_index, length - 1)
+        return F.normalize(self._projection(x[torch.arange(len(x), device=x.device), last]), dim=-1)
