@@ -207,3 +207,11 @@ def test_calibrate_prints_noise_and_who_has_which_epsilon(hush):
 )
 def test_lists_name_what_can_be_used(hush, what, name):
     assert name in hush("list", what).stdout
+
+
+def test_the_bar_of_encoding_counts_only_what_this_process_did(monkeypatch):
+    setup = cli.Setup(task=0, num_done_before=100, start=50.0)
+    monkeypatch.setattr(cli.time, "monotonic", lambda: 60.0)
+    assert setup.speed(100, 400) == ""
+    assert setup.speed(200, 400) == "10/s, 0:00:20 left"
+    assert setup.speed(400, 400) == "30/s"

@@ -86,3 +86,16 @@ def test_partition_by_a_column_of_my_file(hush, tmp_path):
     done = hush("partition", "--set=data={name='table', file='mine.csv'}", "--set=partition.name=by_client")
     assert "mine, by_client, 2 clients" in done.out
     assert "hospital 1 │██│" in done.out
+
+
+def test_info_lists_what_is_cached_and_its_size(hush):
+    toy = ("--set", "data.name=toy", "--set", "backbone.name=toy")
+    assert "cached features: none in " in hush("data", "info", "toy", "--cache-dir", "cache").out
+    quick = ("--set", "training.num_rounds=0", "--set", "references=[]", "--set", "privacy.delta=1e-3")
+    few = ("--set", "partition.num_clients=3", "--set", "method={name='zero_shot'}")
+    hush("run", *toy, *quick, *few, "--set", "runtime.cache_dir=cache", "--out", "run")
+    lines = hush("data", "info", "toy", "--cache-dir", "cache").out.splitlines()
+    (train,) = [line for line in lines if line.startswith("│ train") and "float32" in line]
+    assert "72 x 6" in train
+    assert "complete" in train
+    assert any(line.startswith("cached features: 0.0 MB in cache") for line in lines)

@@ -7,6 +7,8 @@ import datetime
 import logging
 import math
 import sys
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -165,6 +167,25 @@ def main() -> None:
         sys.exit(2)
 
 
+@dataclass(frozen=True)
+class Setup:
+    """A bar of images that are encoded."""
+
+    task: TaskID
+    num_done_before: int
+    """Images that were on the disk when the bar appeared."""
+    start: float
+
+    def speed(self, done: int, total: int) -> str:
+        """Say how fast it goes, and how long it will take."""
+        seconds = time.monotonic() - self.start
+        if done == self.num_done_before or seconds == 0:
+            return ""
+        rate = (done - self.num_done_before) / seconds
+        left = datetime.timedelta(seconds=round((total - done) / rate))
+        return f"{rate:.0f}/s" + (f", {left} left" if done < total else "")
+
+
 class Bars:
     """Two progress bars: images encoded, and rounds of the row in training."""
 
@@ -180,7 +201,7 @@ class Bars:
         )
         self._task: TaskID | None = None
         self._audience = ""
-        self._setups: dict[str, TaskID] = {}
+        self._setups: dict[str, Setup] = {}
 
     def __enter__(self) -> Bars:
         """Start drawing."""
@@ -194,8 +215,10 @@ class Bars:
     def on_setup(self, what: str, done: int, total: int) -> None:
         """Images are being encoded."""
         if what not in self._setups:
-            self._setups[what] = self._progress.add_task(what, total=total, scores="")
-        self._progress.update(self._setups[what], completed=done)
+            task = self._progress.add_task(what, total=total, scores="")
+            self._setups[what] = Setup(task, done, time.monotonic())
+        setup = self._setups[what]
+        self._progress.update(setup.task, completed=done, scores=setup.speed(done, total))
 
     def on_row(self, row: Row, index: int, num_rows: int, num_rounds_done: int) -> None:
         """A row begins."""

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hushprompt import config as configs
+from hushprompt.backbones.cache import cached
 from hushprompt.data.base import Dataset
 from hushprompt.data.fetch import fetch as fetch_data
 from hushprompt.data.listing import About
@@ -31,14 +32,16 @@ def info(
     root: Annotated[str | None, typer.Option(help="With a data set's name: its folder.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override, such as data.root=images.")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Read every example, and list those that fail.")] = False,
+    cache_dir: Annotated[str, typer.Option(help="Folder of cached features, as runtime.cache_dir.")] = "",
 ) -> None:
-    """Print classes, splits, license, citation and checksums of a data set."""
+    """Print classes, splits, license, citation and checksums of a data set, and what of it is cached."""
     config = data_config(what, root, set_ or [])
     about: About | None = getattr(config, "about", None)
     if about is not None:
         show_about(about)
     dataset = config.load()
     show_dataset(dataset, has_about=about is not None)
+    show_cached(dataset, configs.RuntimeConfig(cache_dir=cache_dir).cache_path)
     if verify:
         show_unreadable(dataset)
 
@@ -133,6 +136,28 @@ def show_dataset(dataset: Dataset, *, has_about: bool) -> None:
         per_class = np.bincount(split.labels, minlength=len(dataset.class_names))
         per_domain = np.bincount(split.domains, minlength=len(dataset.domain_names))
         table.add_row(name, str(len(split)), _range(per_class), _range(per_domain), split.fingerprint[:12])
+    console.print(table)
+
+
+def show_cached(dataset: Dataset, cache_dir: Path) -> None:
+    """Print the cached features of a data set, and the disk they take."""
+    entries = [entry for entry in cached(cache_dir) if entry.dataset == dataset.name]
+    if not entries:
+        console.print(f"cached features: none in {cache_dir}", markup=False, soft_wrap=True)
+        return
+    table = Table("split", "backbone", "features", "views", "dtype", "MB", "state")
+    for entry in entries:
+        table.add_row(
+            entry.split,
+            entry.backbone[:12],
+            f"{entry.num_examples} x {entry.feature_dim}",
+            str(entry.num_views),
+            entry.dtype,
+            f"{entry.num_bytes / 1e6:.1f}",
+            "complete" if entry.is_complete else "goes on when next used",
+        )
+    total = sum(entry.num_bytes for entry in entries) / 1e6
+    console.print(f"cached features: {total:.1f} MB in {cache_dir}", markup=False, soft_wrap=True)
     console.print(table)
 
 
