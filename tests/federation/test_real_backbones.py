@@ -1,0 +1,58 @@
+"""Federated runs with small models of the real families: clients step side by side in threads."""
+
+import pytest
+
+import tiny_models
+from hushprompt import config as configs
+from hushprompt.federation.simulate import run
+
+
+class Silent:
+    """An observer that looks away."""
+
+    def on_setup(self, what, done, total):
+        pass
+
+    def on_row(self, row, index, num_rows, num_rounds_done):
+        pass
+
+    def on_round(self, record):
+        pass
+
+
+@pytest.fixture(scope="module")
+def repositories(tmp_path_factory):
+    for package in ("open_clip", "transformers", "sentencepiece", "google.protobuf"):
+        pytest.importorskip(package)
+    from safetensors.torch import save_file
+
+    folder = tmp_path_factory.mktemp("repositories")
+    (folder / "siglip").mkdir()
+    tiny_models.siglip(folder / "siglip")
+    tiny_models.write_open_clip_configs(folder)
+    __import__("open_clip").add_model_config(folder)
+    save_file(tiny_models.open_clip_model("vit").state_dict(), folder / "vit.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["open_clip", "transformers"])
+def test_results_do_not_depend_on_the_number_of_threads(toy_values, repositories, tmp_path, kind):
+    backbone = {"name": "transformers", "model": str(repositories / "siglip"), "template": "a {}"}
+    if kind == "open_clip":
+        checkpoint = str(repositories / "vit.safetensors")
+        backbone = {"name": "open_clip", "architecture": "tiny-vit", "checkpoint": checkpoint, "template": "a {}"}
+    references = [
+        {"method": {"name": "zero_shot"}},
+        {"method": {"name": "promptfl", "num_ctx": 2, "name_position": "middle"}},
+    ]
+    values = {**toy_values, "backbone": backbone, "references": references, "training": {"num_rounds": 2}}
+    prompts = []
+    for threads in (1, 3):
+        runtime = {"cache_dir": str(tmp_path / "cache"), "num_threads": threads}
+        folder = tmp_path / str(threads)
+        folder.mkdir()
+        rows = run(configs.parse({**values, "runtime": runtime}), folder, Silent())
+        assert [row.method for row in rows] == ["zero_shot", "promptfl", "dp_fpl"]
+        prompts.append({path.name: path.read_bytes() for path in (folder / "prompts").iterdir()})
+    assert prompts[0] == prompts[1]
+    assert len(prompts[0]) == 4
