@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from hushprompt.backbones.emoji_clip import EmojiClip
+from hushprompt.backbones.emoji_clip import EmojiClip, center_square
 from hushprompt.backbones.prompts import PromptModel
 from hushprompt.data.emoji100 import Emoji100
 
@@ -41,3 +41,12 @@ def test_sixteen_context_tokens_fit(backbone, dataset):
 def test_its_fingerprint_is_stable(backbone):
     assert EmojiClip().load().fingerprint == backbone.fingerprint
     assert len(backbone.fingerprint) == 64
+
+
+def test_images_of_other_sizes_are_made_square(backbone, dataset):
+    (drawing,) = dataset.splits["test"].read(np.array([0]))
+    assert center_square(drawing, 64) is drawing
+    wide = np.pad(np.kron(drawing, np.ones((4, 4, 1), np.uint8)), ((0, 0), (100, 100), (0, 0)))
+    features = backbone.encode_images([drawing, wide])
+    assert float(features[0] @ features[1]) > 0.98
+    assert center_square(np.zeros((1, 300, 3), np.uint8), 64).shape == (64, 64, 3)

@@ -1,14 +1,16 @@
 import sys
 import types
+from pathlib import Path
 
 import pytest
 
 import hushprompt
-from hushprompt.data.caltech101 import ABOUT
+from hushprompt.data.caltech101 import ABOUT, Caltech101
 from hushprompt.data.esc50 import ABOUT as ESC50
 from hushprompt.data.fetch import fetch
 from hushprompt.errors import ConfigError, DataError
 from hushprompt.registry import DATASETS
+from layouts import images
 
 
 @pytest.fixture
@@ -20,6 +22,7 @@ def torchvision(monkeypatch):
         asked.append((root, download))
         if root.endswith("offline"):
             raise OSError("no network")
+        images(Path(root) / "caltech101" / "101_ObjectCategories", [f"class_{index:03d}" for index in range(100)], 4)
 
     package, datasets = types.ModuleType("torchvision"), types.ModuleType("torchvision.datasets")
     datasets.Caltech101, package.datasets = caltech101, datasets
@@ -31,6 +34,22 @@ def torchvision(monkeypatch):
 def test_torchvision_downloads_below_the_root(torchvision, tmp_path):
     fetch(ABOUT, tmp_path / "new" / "data")
     assert torchvision == [(str(tmp_path / "new" / "data"), True)]
+
+
+def test_a_missing_data_set_is_downloaded_once_where_the_config_allows_it(torchvision, tmp_path):
+    root = str(tmp_path / "data")
+    with pytest.raises(DataError, match="is missing"):
+        Caltech101(root=root).load()
+    assert not torchvision
+    allowed = Caltech101(root=root, download=True)
+    assert len(allowed.load().class_names) == 100
+    assert allowed.load().class_names[0] == "class 000"
+    assert torchvision == [(root, True)]
+
+
+def test_a_missing_data_set_that_cannot_be_downloaded_says_what_to_put_where(torchvision, tmp_path):
+    with pytest.raises(DataError, match=r"no network(?s:.)*101_ObjectCategories/CLASS"):
+        Caltech101(root=str(tmp_path / "offline"), download=True).load()
 
 
 def test_a_failed_download_says_how_to_do_it_by_hand(torchvision, tmp_path):

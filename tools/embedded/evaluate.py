@@ -7,7 +7,6 @@ line. Writes evaluation.json into the model's folder. `--only` takes any of zero
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import logging
 import math
@@ -20,9 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from captions import with_articles
-from hushprompt.backbones.bpe import BytePairTokenizer
-from hushprompt.backbones.emoji_clip import FILES, EmojiClipBackbone
-from hushprompt.backbones.emoji_network import load_emoji_network
+from hushprompt.backbones.emoji_clip import EmojiClipBackbone
 from hushprompt.backbones.prompts import PromptModel
 from hushprompt.data.base import Dataset
 from hushprompt.data.emoji100 import read_npz
@@ -40,21 +37,6 @@ Features = dict[str, tuple[Tensor, Tensor]]
 """Image features and labels of each split."""
 
 
-class FolderBackbone(EmojiClipBackbone):
-    """The embedded backbone, read from a folder that is not the package's."""
-
-    def __init__(self, folder: Path) -> None:
-        """Read the three files."""
-        weights, config, tokenizer = (folder / name for name in FILES)
-        self._network = load_emoji_network(weights, config)
-        self._tokenizer = BytePairTokenizer.from_json(tokenizer)
-        self.fingerprint = hashlib.sha256(b"".join((folder / name).read_bytes() for name in FILES)).hexdigest()
-        sizes = self._network.config
-        self.feature_dim, self.token_width, self.context_window = sizes.dim, sizes.text_width, sizes.context_length
-        self.logit_scale = float(self._network.log_logit_scale.exp())
-        self.start_id, self.end_id = self._tokenizer.start_id, self._tokenizer.end_id
-
-
 def main() -> None:
     """Measure what was asked for."""
     parser = argparse.ArgumentParser()
@@ -63,7 +45,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=["zero_shot", "probe", "coop", "federated"])
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    backbone, dataset = FolderBackbone(args.model), read_npz(args.data)
+    backbone, dataset = EmojiClipBackbone(args.model), read_npz(args.data)
     features = encode(backbone, dataset)
     model = PromptModel(backbone, dataset.class_names)
     path = args.model / "evaluation.json"

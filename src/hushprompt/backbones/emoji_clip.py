@@ -6,11 +6,13 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
+from PIL import Image
 from torch import Tensor
 
 from hushprompt.backbones.base import Backbone
@@ -30,7 +32,8 @@ class EmojiClip:
 
     def load(self) -> Backbone:
         """Read weights and tokenizer from the package."""
-        return EmojiClipBackbone()
+        with resources.as_file(resources.files("hushprompt") / "assets") as folder:
+            return EmojiClipBackbone(folder)
 
 
 class EmojiClipBackbone:
@@ -41,16 +44,17 @@ class EmojiClipBackbone:
     sees_padding = False
     template = "a picture of a {}"
 
-    def __init__(self) -> None:
-        """Read the three files of the package's assets."""
-        assets = resources.files("hushprompt") / "assets"
-        with resources.as_file(assets) as folder:
-            weights, config, tokenizer = (folder / name for name in FILES)
-            self._network = load_emoji_network(weights, config)
-            self._tokenizer = BytePairTokenizer.from_json(tokenizer)
-            digest = hashlib.sha256(b"pixels / 255")
-            for name in FILES:
-                digest.update((folder / name).read_bytes())
+    image_size = 64
+    """Side in pixels of the square that the tower sees."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read the model's three files."""
+        weights, config, tokenizer = (folder / name for name in FILES)
+        self._network = load_emoji_network(weights, config)
+        self._tokenizer = BytePairTokenizer.from_json(tokenizer)
+        digest = hashlib.sha256(b"short side to 64, center crop, pixels / 255")
+        for name in FILES:
+            digest.update((folder / name).read_bytes())
         self.fingerprint = digest.hexdigest()
         config_values = self._network.config
         self.feature_dim = config_values.dim
@@ -63,8 +67,9 @@ class EmojiClipBackbone:
 
     @torch.no_grad()
     def encode_images(self, images: Sequence[np.ndarray]) -> Float[Tensor, "n d"]:
-        """Encode uint8 images [64, 64, 3]."""
-        pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
+        """Encode uint8 images [h, w, 3]: short side to 64 pixels, center crop."""
+        squares = np.stack([center_square(image, self.image_size) for image in images])
+        pixels = torch.from_numpy(squares).permute(0, 3, 1, 2).float() / 255
         return F.normalize(self._network.image(pixels), dim=-1)
 
     def tokenize(self, text: str) -> list[int]:
@@ -84,3 +89,15 @@ class EmojiClipBackbone:
     ) -> Float[Tensor, "c d"]:
         """Encode prompts that begin alike, reading the beginning once."""
         return F.normalize(self._network.text.shared_prefix(prefix, suffixes), dim=-1)
+
+
+def center_square(image: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "s s 3"]:
+    """Resize an image's short side to `size` pixels and cut out the center; one of that size stays as it is."""
+    height, width = image.shape[:2]
+    if (height, width) == (size, size):
+        return image
+    scale = size / min(height, width)
+    shape = (max(size, round(width * scale)), max(size, round(height * scale)))
+    resized = np.asarray(Image.fromarray(image).resize(shape, Image.Resampling.BICUBIC))
+    top, left = (resized.shape[0] - size) // 2, (resized.shape[1] - size) // 2
+    return resized[top : top + size, left : left + size]

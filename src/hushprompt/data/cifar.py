@@ -13,7 +13,7 @@ import numpy as np
 from hushprompt import checks
 from hushprompt.data import pickles
 from hushprompt.data.base import Dataset, Split
-from hushprompt.data.listing import SPLITS, About, Example, find_home, split_checksum
+from hushprompt.data.listing import SPLITS, About, Example, Known, split_checksum
 from hushprompt.data.splitting import hold_out
 from hushprompt.errors import DataError
 from hushprompt.registry import DATASETS
@@ -74,12 +74,9 @@ class Pixels:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cifar:
+class Cifar(Known):
     """Fields of both."""
 
-    about: ClassVar[About]
-    root: str = "data"
-    """Folder that holds the data set's own folder, or that folder itself."""
     validation_fraction: float = 0.0
     """Share of each class's training images that is held out for choosing settings; the authors hold out none."""
 
@@ -96,7 +93,7 @@ class Cifar:
             meta: file of class names.
             names_key: where that keeps them.
         """
-        home = find_home(Path(self.root).expanduser(), self.about)
+        home = self.home()
         class_names = tuple(name.decode().replace("_", " ") for name in _read(home / meta, names_key))
         parts, examples = [], []
         for file, split in files.items():

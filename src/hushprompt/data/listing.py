@@ -131,20 +131,37 @@ class About:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OnDisk:
-    """Fields of every data set that lies on disk."""
+class Known:
+    """Fields of every data set of the field: where it lies, and whether it may be fetched."""
 
     about: ClassVar[About]
     """The data set in words."""
     root: str = "data"
     """Folder that holds the data set's own folder, or that folder itself."""
+    download: bool = False
+    """Whether a data set that is missing is downloaded, as by `hushprompt data fetch`, where torchvision can."""
+
+    def home(self) -> Path:
+        """Give the data set's own folder, after a download where it is missing and `download` allows it."""
+        root = Path(self.root).expanduser()
+        try:
+            return find_home(root, self.about)
+        except DataError:
+            if not self.download:
+                raise
+        from hushprompt.data.fetch import fetch  # which knows listings
+
+        fetch(self.about, root)
+        return find_home(root, self.about)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnDisk(Known):
+    """Fields of every data set of encoded files."""
+
     on_unreadable: OnUnreadable = "error"
     """"error": a damaged example stops the run and is named. "skip": all are read at every start, and damaged ones are
     left out, named and counted."""
-
-    def home(self) -> Path:
-        """Give the data set's own folder."""
-        return find_home(Path(self.root).expanduser(), self.about)
 
 
 def find_home(root: Path, about: About) -> Path:
