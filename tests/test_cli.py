@@ -161,7 +161,7 @@ def test_a_dry_run_prints_config_and_statement_and_writes_nothing(hush, tmp_path
             ["run", "--set", "partition.num_clients=101"],
             "at most the number of classes, 100, in a disjoint split, got 101",
         ),
-        (["run", "--set", "privacy.delta=0.01"], "delta must be below 1 / (examples of the smallest client)"),
+        (["run", "--set", "privacy.delta=0.01"], "delta must be below 1 / (examples of the largest client)"),
         (["run", "--set", "sampling.name=shuffle"], "There is no sampler 'shuffle'"),
         (["run", "nothing.toml"], "cannot be read"),
         (["run", "--resume", "nowhere"], "is not a run folder"),

@@ -287,7 +287,7 @@ def test_disjoint_batches_and_empty_poisson_batches_run_through(toy_config, tmp_
 
 def test_a_delta_as_large_as_one_over_n_is_refused(toy_values, tmp_path):
     values = {**toy_values, "privacy": {"epsilon": 8.0, "delta": 0.05}, "runtime": {"cache_dir": str(tmp_path)}}
-    with pytest.raises(PrivacyError, match="smallest client"):
+    with pytest.raises(PrivacyError, match="largest client"):
         run(configs.parse(values), fresh(tmp_path), Silent())
 
 

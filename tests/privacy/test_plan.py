@@ -116,7 +116,7 @@ def test_a_sum_clipped_to_another_norm_is_refused():
 @pytest.mark.parametrize(
     ("privacy", "message"),
     [
-        ({"delta": 1 / 300}, "smallest client"),
+        ({"delta": 1 / 400}, "largest client"),
         ({"delta": 0.0}, "delta must lie"),
         ({"epsilon": -1.0}, "epsilon must be > 0"),
         ({"epsilon": 1.0, "noise_multiplier_local": 1.0}, "exclude each other"),

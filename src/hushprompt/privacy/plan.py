@@ -57,7 +57,7 @@ class PrivacyConfig:
     epsilon: float | None = 8.0
     """Target epsilon of `audience` over the whole run; inf clips and adds no noise. Not with noise multipliers."""
     delta: float = 1e-5
-    """Target delta; must be below 1 / (examples of the smallest client)."""
+    """Target delta; must be below 1 / (examples of the largest client)."""
     audience: Audience = Audience.PERSONAL
     """Whom the target epsilon is for: "personal" (holder of a personal prompt) or "public" (global prompt only)."""
     local_share: float = 0.5
@@ -210,10 +210,10 @@ def make_plan(
         PrivacyError: delta is not below 1/n, or the method makes no release that the budget's audience could see.
     """
     checks.non_negative(num_rounds=num_rounds)
-    smallest = min(client_sizes)
-    if config.delta * smallest >= 1:
+    largest = max(client_sizes)
+    if config.delta * largest >= 1:
         raise PrivacyError(
-            f"delta must be below 1 / (examples of the smallest client) = 1 / {smallest} = {1 / smallest:.3g}, got "
+            f"delta must be below 1 / (examples of the largest client) = 1 / {largest} = {1 / largest:.3g}, got "
             f"{config.delta:g}: a larger delta allows publishing an example outright. Take 1e-5, or 1 / (10 n) or less."
         )
     norms = {Channel.LOCAL: config.clip_norm_local, Channel.GLOBAL: config.clip_norm_global}
