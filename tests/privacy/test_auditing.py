@@ -1,0 +1,113 @@
+"""The audit stays below what is proven, finds broken privacy code, and is itself checked by simulation."""
+
+import numpy as np
+import pytest
+import torch
+
+from hushprompt.errors import ConfigError
+from hushprompt.privacy import plan as plans
+from hushprompt.privacy.auditing import audit_mechanism, best_guesses, epsilon_lower_bound
+from hushprompt.privacy.clipping import ClippedSum
+from hushprompt.privacy.plan import Audience, Channel, PrivacyConfig, make_plan
+from hushprompt.privacy.sampling import DisjointSampler
+
+NUM_CANARIES = 1000
+
+
+def plan_of(epsilon, num_rounds=10):
+    config = PrivacyConfig(epsilon=epsilon, delta=1e-5, audience=Audience.PUBLIC)
+    sampler = DisjointSampler(steps_per_round=1)
+    return make_plan(config, sampler, channels=frozenset({Channel.GLOBAL}), num_rounds=num_rounds, client_sizes=[500])
+
+
+def audited(epsilon, norm=1.0, seed=0):
+    rng = np.random.default_rng(seed)
+    return audit_mechanism(plan_of(epsilon), Channel.GLOBAL, num_canaries=NUM_CANARIES, norm=norm, rng=rng)
+
+
+@pytest.mark.parametrize("epsilon", [0.5, 1.0, 2.0, 4.0, 8.0])
+@pytest.mark.parametrize("norm", [1.0, 1000.0])
+def test_the_real_mechanism_never_shows_more_than_is_claimed(epsilon, norm):
+    assert plan_of(epsilon).epsilon(Audience.PUBLIC) == pytest.approx(epsilon, rel=1e-4)
+    for seed in range(3):
+        assert audited(epsilon, norm, seed).epsilon_lower_bound <= epsilon
+
+
+def test_it_has_power():
+    assert audited(8.0).epsilon_lower_bound > 2.0
+    assert audited(4.0).epsilon_lower_bound > 0.8
+    assert audited(np.inf).epsilon_lower_bound > 4.0  # no noise: every guess is right
+
+
+def without_noise(value, std, rng):
+    return value
+
+
+def a_tenth_of_the_noise(value, std, rng):
+    return value + torch.from_numpy(rng.normal(0.0, std / 10, size=tuple(value.shape))).to(value)
+
+
+@pytest.mark.parametrize("broken", [without_noise, a_tenth_of_the_noise])
+def test_broken_noise_is_caught(monkeypatch, broken):
+    monkeypatch.setattr(plans, "add_gaussian", broken)
+    assert audited(1.0).epsilon_lower_bound > 1.0
+
+
+def unclipped(grads, clip_norm):
+    return ClippedSum(grads.sum(dim=0), clip_norm)
+
+
+def clipped_as_a_batch(grads, clip_norm):
+    mean = grads.mean(dim=0)
+    return ClippedSum(mean * min(1.0, clip_norm / float(mean.norm())) * len(grads), clip_norm)
+
+
+@pytest.mark.parametrize("broken", [unclipped, clipped_as_a_batch])
+def test_broken_clipping_is_caught_by_large_canaries(monkeypatch, broken):
+    monkeypatch.setattr(plans, "clipped_sum", broken)
+    assert audited(1.0, norm=1000.0).epsilon_lower_bound > 1.0
+
+
+def test_noise_set_for_a_tenth_of_the_rounds_is_caught():
+    plan = plan_of(2.0, num_rounds=1)
+    longer = plans.PrivacyPlan(**{**plan.__dict__, "num_rounds": 30})
+    found = audit_mechanism(longer, Channel.GLOBAL, num_canaries=NUM_CANARIES, rng=np.random.default_rng(0))
+    assert found.epsilon_lower_bound > 2.0
+
+
+def test_the_bound_holds_for_randomized_response_as_often_as_it_says():
+    rng, epsilon, too_large = np.random.default_rng(1), 1.0, 0
+    for _ in range(200):
+        right = rng.binomial(500, 1 / (1 + np.exp(-epsilon)))
+        bound = epsilon_lower_bound(num_canaries=500, num_guesses=500, num_correct=right, delta=0.0)
+        too_large += bound > epsilon
+    assert too_large <= 20  # 10 expected at 95 %
+
+
+def test_the_bound_is_the_clopper_pearson_limit_where_delta_is_zero():
+    from scipy.stats import beta
+
+    low = beta.ppf(0.05, 90, 11)
+    found = epsilon_lower_bound(num_canaries=100, num_guesses=100, num_correct=90, delta=0.0)
+    assert found == pytest.approx(np.log(low / (1 - low)), abs=1e-6)
+
+
+def test_a_larger_delta_leaves_a_smaller_bound():
+    bounds = [
+        epsilon_lower_bound(num_canaries=1000, num_guesses=200, num_correct=190, delta=delta)
+        for delta in (0.0, 1e-6, 1e-5, 1e-4)
+    ]
+    assert bounds == sorted(bounds, reverse=True)
+    assert bounds[-1] < bounds[0]
+
+
+def test_guesses_without_information_show_nothing():
+    rng = np.random.default_rng(2)
+    found = best_guesses(rng.normal(size=2000), rng.random(2000) < 0.5, delta=1e-5)
+    assert found.epsilon_lower_bound < 0.3
+    assert epsilon_lower_bound(num_canaries=10, num_guesses=0, num_correct=0, delta=0.0) == 0.0
+
+
+def test_too_few_canaries_are_refused():
+    with pytest.raises(ConfigError, match="at least 10, got 3"):
+        audit_mechanism(plan_of(1.0), Channel.GLOBAL, num_canaries=3, rng=np.random.default_rng(0))
