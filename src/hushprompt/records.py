@@ -58,6 +58,8 @@ class RowSummary:
 
     row: str
     method: str
+    title: str
+    """How a table calls the method."""
     epsilon: float | None
     """Proven epsilon of the budget's audience; None where nothing private was used, inf where no noise was added."""
     delta: float

@@ -7,10 +7,10 @@ from hushprompt.records import RowSummary
 from hushprompt.report.tables import captions, result_table
 
 
-def row(method="dp_fpl", epsilon=7.9954, local=0.6543):
+def row(method="dp_fpl", title="DP-FPL", epsilon=7.9954, local=0.6543):
     return RowSummary(
-        row=method, method=method, epsilon=epsilon, delta=1e-5, audience="personal", local=local, neighbor=0.5,
-        harmonic_mean=0.567, worst_client=0.1, calibration_error=0.1, seconds=12.3, seed=1, num_rounds=3,
+        row=method, method=method, title=title, epsilon=epsilon, delta=1e-5, audience="personal", local=local,
+        neighbor=0.5, harmonic_mean=0.567, worst_client=0.1, calibration_error=0.1, seconds=12.3, seed=1, num_rounds=3,
         per_client=[], per_class=[],
     )  # fmt: skip
 
@@ -22,7 +22,7 @@ def rendered(rows, width=80):
 
 
 def test_the_table_fits_80_columns_with_every_name_and_number_whole():
-    text = rendered([row("random_prompt", None), row("dp_fpl", math.inf), row()])
+    text = rendered([row("random_prompt", "untrained random context", None), row(epsilon=math.inf), row()])
     for part in (
         "untrained random context",
         "DP-FPL without noise",

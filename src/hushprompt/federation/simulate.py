@@ -215,6 +215,7 @@ class Trainer:
         summary = RowSummary(
             row=row.label,
             method=row.method_name,
+            title=row.method.title,
             epsilon=row.plan.epsilon(audience) if row.plan.channels else None,
             delta=row.plan.config.delta,
             audience=str(audience),

@@ -55,6 +55,8 @@ class StepInfo:
 class Method(Protocol):
     """What the loop asks of a method. Implementations are frozen dataclasses; their fields are the config section."""
 
+    title: ClassVar[str]
+    """How a table calls the method."""
     channels: ClassVar[frozenset[Channel]]
     """The releases that `client_step` (LOCAL) and the server (GLOBAL) make each step; empty: nothing is trained."""
 

@@ -32,6 +32,7 @@ from hushprompt.registry import METHODS
 class DPFPL(ContextConfig):
     """The `method` section of DP-FPL."""
 
+    title: ClassVar[str] = "DP-FPL"
     channels: ClassVar[frozenset[Channel]] = frozenset({Channel.LOCAL, Channel.GLOBAL})
 
     rank: int = 8

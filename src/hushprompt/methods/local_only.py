@@ -27,6 +27,7 @@ from hushprompt.registry import METHODS
 class LocalOnly(ContextConfig):
     """The `method` section of local-only CoOp."""
 
+    title: ClassVar[str] = "local-only"
     channels: ClassVar[frozenset[Channel]] = frozenset({Channel.LOCAL})
 
     optimizer: Optimizer = field(default_factory=Optimizer)

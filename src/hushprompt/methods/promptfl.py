@@ -27,6 +27,7 @@ from hushprompt.registry import METHODS
 class PromptFL(ContextConfig):
     """The `method` section of PromptFL."""
 
+    title: ClassVar[str] = "PromptFL"
     channels: ClassVar[frozenset[Channel]] = frozenset({Channel.GLOBAL})
 
     optimizer: Optimizer = field(default_factory=Optimizer)

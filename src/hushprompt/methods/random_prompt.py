@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float
@@ -25,6 +26,8 @@ class RandomContext:
 @dataclass(frozen=True, kw_only=True)
 class RandomPrompt(ContextConfig, Untrained):
     """A random context, or the initial words, never trained: where every learned prompt starts."""
+
+    title: ClassVar[str] = "untrained random context"
 
     def init(self, model: PromptModel, rng: np.random.Generator) -> tuple[RandomContext, NoState]:
         """Give the context."""

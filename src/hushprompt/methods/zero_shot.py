@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float
@@ -17,6 +18,8 @@ from hushprompt.registry import METHODS
 @dataclass(frozen=True, kw_only=True)
 class ZeroShot(Untrained):
     """The backbone's hand template, untouched by any client's data. Source: CLIP (arXiv:2103.00020), section 3.1."""
+
+    title: ClassVar[str] = "zero-shot template"
 
     def init(self, model: PromptModel, rng: np.random.Generator) -> tuple[NoState, NoState]:
         """Nothing to learn."""

@@ -10,15 +10,6 @@ from rich.table import Table
 
 from hushprompt.records import RowSummary
 
-TITLES = {
-    "zero_shot": "zero-shot template",
-    "random_prompt": "untrained random context",
-    "local_only": "local-only",
-    "promptfl": "PromptFL",
-    "dp_fpl": "DP-FPL",
-}
-"""How the table calls the methods it knows; others go by their registered name."""
-
 
 def result_table(rows: Sequence[RowSummary]) -> Table:
     """Give one line a row: accuracies in percent, epsilon, seconds."""
@@ -36,8 +27,7 @@ def result_table(rows: Sequence[RowSummary]) -> Table:
 
 def row_title(row: RowSummary) -> str:
     """Name a row as a reader would."""
-    title = TITLES.get(row.method, row.method)
-    return f"{title} without noise" if row.epsilon == float("inf") else title
+    return f"{row.title} without noise" if row.epsilon == float("inf") else row.title
 
 
 def epsilon_text(epsilon: float | None) -> str:
