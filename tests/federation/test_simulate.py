@@ -8,10 +8,9 @@ import torch
 
 from hushprompt import config as configs
 from hushprompt import records
-from hushprompt.backbones.prompts import PromptModel
-from hushprompt.errors import PrivacyError, ResumeError
+from hushprompt.errors import ConfigError, PrivacyError, ResumeError
 from hushprompt.federation import simulate as loop
-from hushprompt.federation.setup import assemble, client_sizes, cut, plan_rows
+from hushprompt.federation.setup import assemble, client_sizes, cut, load_model, plan_rows
 from hushprompt.federation.simulate import run
 from hushprompt.methods.base import Batch
 from hushprompt.seeding import stream
@@ -172,7 +171,8 @@ def test_a_round_without_noise_is_plain_federated_descent(toy_values, tmp_path):
     got = load_file(folder / "prompts" / "global.safetensors")["context"]
 
     dataset = config.data.load()
-    federation = assemble(config, dataset, cut(config, dataset), lambda *_: None)
+    model = load_model(config, dataset, [])
+    federation = assemble(config, model, dataset, cut(config, dataset), lambda *_: None)
     shared, _ = config.method.init(federation.model, stream(config.seed, "init"))
     context = shared.context
     for _ in range(2):
@@ -304,8 +304,8 @@ def test_prompt_files_say_what_they_are_and_give_the_clients_logits(toy_config, 
     assert "add_remove" in metadata["privacy"]
     dataset = toy_config.data.load()
     partition = cut(toy_config, dataset)
-    federation = assemble(toy_config, dataset, partition, lambda *_: None)
-    model = PromptModel(toy_config.backbone.load(), dataset.class_names)
+    model = load_model(toy_config, dataset, [])
+    federation = assemble(toy_config, model, dataset, partition, lambda *_: None)
     logits = model.logits(federation.eval_features, model.text_features(context))
     mine = partition.clients[1].indices["test"]
     accuracy = float((logits[mine].argmax(1) == federation.eval_labels[mine]).double().mean())
@@ -326,3 +326,16 @@ def test_class_specific_contexts_are_trained_and_published_with_their_layout(toy
         assert metadata["prompt"] == (
             "[start][first 2 vectors of the context][class name][rest of the context][end], one context for each class"
         )
+
+
+def test_a_method_that_does_not_fit_the_model_is_refused_before_anything_is_encoded_or_trained(toy_values, tmp_path):
+    class Untouched(Silent):
+        def on_setup(self, what, done, total):
+            raise AssertionError("images were encoded")
+
+        on_row = on_setup
+
+    values = {**toy_values, "method": {"name": "dp_fpl", "num_ctx": 4, "rank": 5}}
+    config = configs.parse({**values, "runtime": {"cache_dir": str(tmp_path / "cache")}})
+    with pytest.raises(ConfigError, match="rank must be at most"):
+        run(config, fresh(tmp_path), Untouched())

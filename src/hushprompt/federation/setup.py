@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -74,15 +75,28 @@ def client_sizes(partition: Partition) -> list[int]:
     return [len(client.indices["train"]) for client in partition.clients]
 
 
-def assemble(config: RunConfig, dataset: Dataset, partition: Partition, on_progress: Progress) -> Federation:
-    """Load the backbone and encode the images once, or take their features from the cache."""
-    backbone = config.backbone.load()
+def load_model(config: RunConfig, dataset: Dataset, rows: Sequence[Row]) -> PromptModel:
+    """Load the backbone, and see that every row's method fits it before anything is encoded or trained.
+
+    Raises:
+        ConfigError: a method's settings are impossible for this model or these class names.
+    """
+    model = PromptModel(config.backbone.load(), dataset.class_names)
+    for row in rows:
+        row.method.init(model, seeding.stream(config.seed, "init"))
+    return model
+
+
+def assemble(
+    config: RunConfig, model: PromptModel, dataset: Dataset, partition: Partition, on_progress: Progress
+) -> Federation:
+    """Encode the images once, or take their features from the cache."""
     train, scored = (
-        image_features(backbone, dataset, split, config.runtime.cache_path, config.features, on_progress)
+        image_features(model.backbone, dataset, split, config.runtime.cache_path, config.features, on_progress)
         for split in ("train", config.evaluation.split)
     )
     return Federation(
-        model=PromptModel(backbone, dataset.class_names),
+        model=model,
         train_features=train,
         train_labels=torch.from_numpy(dataset.splits["train"].labels),
         eval_features=scored.tensor(),

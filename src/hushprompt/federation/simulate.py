@@ -25,7 +25,7 @@ from hushprompt.evaluation.evaluate import Scores, evaluate
 from hushprompt.federation import aggregate, checkpoint
 from hushprompt.federation.checkpoint import Progress
 from hushprompt.federation.publish import privacy_record, provenance, write_prompts
-from hushprompt.federation.setup import Federation, Row, assemble, client_sizes, cut, plan_rows
+from hushprompt.federation.setup import Federation, Row, assemble, client_sizes, cut, load_model, plan_rows
 from hushprompt.methods.base import Batch, NoState, Personal, Shared, StepInfo, Upload
 from hushprompt.privacy.plan import Audience, Channel
 from hushprompt.records import RoundRecord, RowSummary
@@ -87,7 +87,8 @@ def run(config: RunConfig, folder: Path, observer: Observer) -> list[RowSummary]
         rows = plan_rows(config, client_sizes(partition))
         progress = _progress(config, folder)
         records.truncate_records(folder / "records.jsonl", progress.records_size)
-        federation = assemble(config, dataset, partition, observer.on_setup)
+        model = load_model(config, dataset, rows)
+        federation = assemble(config, model, dataset, partition, observer.on_setup)
         # Clients run side by side on one thread each, so results do not depend on the number of cores.
         with ThreadPoolExecutor(_num_workers(config), initializer=torch.set_num_threads, initargs=(1,)) as pool:
             trainer = Trainer(config, federation, folder, pool, observer)
