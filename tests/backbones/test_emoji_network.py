@@ -1,5 +1,3 @@
-import warnings
-
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -18,35 +16,6 @@ def network():
 
 def random(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def one_by_one(text, prefix, groups):
-    rows = []
-    for group in groups:
-        for suffix in group:
-            whole = torch.cat([prefix, suffix])[None]
-            rows.append(text(whole, torch.tensor([whole.shape[1] - 1])))
-    return torch.cat(rows)
-
-
-@pytest.mark.parametrize("lengths", [[(3, 1)], [(2, 1), (1, 2), (4, 4)], [(1, 3)]])
-def test_sharing_the_prefix_changes_neither_features_nor_gradients(network, lengths):
-    prefix = random(5, 16).requires_grad_()
-    groups = [random(count, length, 16, seed=length) for count, length in lengths]
-    fast, slow = network.text.shared_prefix(prefix, groups), one_by_one(network.text, prefix, groups)
-    torch.testing.assert_close(fast, slow, rtol=1e-5, atol=1e-6)
-    weights = random(*slow.shape, seed=9)
-    got, expected = (torch.autograd.grad((f * weights).sum(), prefix)[0] for f in (fast, slow))
-    assert (got - expected).norm() < 1e-5 * expected.norm()
-
-
-def test_a_batch_of_backward_passes_runs_without_a_warning(network):
-    prefix = random(5, 16).requires_grad_()
-    features = network.text.shared_prefix(prefix, [random(2, 1, 16), random(3, 2, 16)])
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        (rows,) = torch.autograd.grad(features, prefix, random(7, *features.shape), is_grads_batched=True)
-    assert rows.shape == (7, 5, 16)
 
 
 def test_a_token_behind_the_end_changes_nothing(network):

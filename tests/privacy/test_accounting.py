@@ -67,6 +67,17 @@ def test_sampled_epsilon_is_dp_accountings(z, q, steps):
     assert eps(z, steps, q, accountant="rdp") == rdp.RdpAccountant(orders).compose(event).get_epsilon(DELTA)
 
 
+def test_epsilon_so_far_is_dp_accountings_after_every_round():
+    for steps in (1, 2, 3, 17, 40):
+        event = dp_accounting.SelfComposedDpEvent(
+            dp_accounting.PoissonSampledDpEvent(0.05, dp_accounting.GaussianDpEvent(1.1)), steps
+        )
+        ledger = pld.PLDAccountant(value_discretization_interval=1e-3).compose(event)
+        assert eps(1.1, steps, 0.05) == ledger.get_epsilon(DELTA)
+        losses = accounting.SampledLosses(releases(1.1, steps, 0.05), 1e-3)
+        assert losses.get_delta(0.5) == ledger.get_delta(0.5)
+
+
 def test_sampled_calibration_gives_the_known_noise():
     z = calibrate(target_epsilon=1.0, delta=DELTA, num_steps=1000, sampling_prob=0.05, relation="add_remove")
     assert z == pytest.approx(5.99, abs=0.01)

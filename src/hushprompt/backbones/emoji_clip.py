@@ -18,6 +18,7 @@ from torch import Tensor
 from hushprompt.backbones.base import Backbone
 from hushprompt.backbones.bpe import BytePairTokenizer
 from hushprompt.backbones.emoji_network import load_emoji_network
+from hushprompt.backbones.emoji_prefix import encode_shared_prefix
 from hushprompt.data.base import Modality
 from hushprompt.registry import BACKBONES
 
@@ -88,7 +89,7 @@ class EmojiClipBackbone:
         self, prefix: Float[Tensor, "p e"], suffixes: Sequence[Float[Tensor, "_ _ e"]]
     ) -> Float[Tensor, "c d"]:
         """Encode prompts that begin alike, reading the beginning once."""
-        return F.normalize(self._network.text.shared_prefix(prefix, suffixes), dim=-1)
+        return F.normalize(encode_shared_prefix(self._network.text, prefix, suffixes), dim=-1)
 
 
 def center_square(image: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "s s 3"]:

@@ -7,7 +7,6 @@ Sources: EfficientNet-Lite (Tan & Le 2019, arXiv:1905.11946, Lite variant withou
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -34,8 +33,6 @@ NUM_FEATURES = 1280
 """Channels of the image trunk's output."""
 NUM_EARLY_BLOCKS = 11
 """Blocks that pre-training left as they were on ImageNet."""
-Shapes = list[tuple[int, int]]
-"""Number and length of the suffixes of each length."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,47 +153,6 @@ class TextBlock(nn.Module):
         mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
         return self._rest(x, mixed.transpose(-3, -2).flatten(-2))
 
-    def shared_prefix(
-        self, prefix: Float[Tensor, "p e"], suffix: Float[Tensor, "l e"], shapes: Shapes, *, is_last: bool
-    ) -> tuple[Float[Tensor, "p e"], Float[Tensor, "m e"]]:
-        """Run the block on one prefix and many suffixes, each of which sees the prefix and itself, causally.
-
-        All products are plain ones with weights split by purpose: torch's fused attention has no rule for a batch of
-        backward passes, and joining split gradients again would cost more than the products.
-
-        Args:
-            prefix: [p, e] shared by all.
-            suffix: [l, e] tokens of all suffixes, end to end, by length.
-            shapes: number and length of the suffixes of each length.
-            is_last: give only each suffix's last token, m = c, and leave the prefix as it is: nobody looks at it again.
-        """
-        (query_w, key_w, value_w), (query_b, key_b, value_b) = self.qkv.weight.chunk(3), self.qkv.bias.chunk(3)
-        normed_prefix, normed = self.norm_1(prefix), self.norm_1(suffix)
-        prefix_key = self._heads(F.linear(normed_prefix, key_w, key_b))  # [h, p, e / h]
-        prefix_value = self._heads(F.linear(normed_prefix, value_w, value_b))
-        keys = F.linear(normed, key_w, key_b).split([count * length for count, length in shapes])
-        values = F.linear(normed, value_w, value_b).split([count * length for count, length in shapes])
-        rows = shapes
-        if is_last:
-            ends = last_rows(shapes).to(suffix.device)
-            suffix, normed, rows = suffix[ends], normed[ends], [(count, 1) for count, _ in shapes]
-        query = F.linear(normed, query_w, query_b) * self.scale
-        queries = query.split([count * length for count, length in rows])
-        to_prefix = self._heads(query) @ prefix_key.transpose(-1, -2)  # [h, m, p]
-        longest = max(length for _, length in shapes)
-        to_itself = [self._own_scores(q, k, shape, longest) for q, k, shape in zip(queries, keys, shapes, strict=True)]
-        attention = torch.cat([to_prefix, torch.cat(to_itself, dim=1)], dim=-1).softmax(dim=-1)  # [h, m, p + longest]
-        num_prefix = len(prefix)
-        mixed = (attention[..., :num_prefix] @ prefix_value).transpose(0, 1).flatten(1)  # [m, e]
-        own = attention[..., num_prefix:].split([count * length for count, length in rows], dim=1)
-        mixed = mixed + torch.cat([self._own_mix(a, v, shape) for a, v, shape in zip(own, values, shapes, strict=True)])
-        updated = self._rest(suffix, mixed)
-        if is_last:
-            return prefix, updated
-        prefix_query = self._heads(F.linear(normed_prefix, query_w, query_b) * self.scale)
-        scores = prefix_query @ prefix_key.transpose(-1, -2) + causal_bias(num_prefix).to(prefix)
-        return self._rest(prefix, (scores.softmax(dim=-1) @ prefix_value).transpose(0, 1).flatten(1)), updated
-
     @property
     def scale(self) -> float:
         """Factor on attention scores."""
@@ -206,41 +162,11 @@ class TextBlock(nn.Module):
         """Split the width into heads, f = e / h."""
         return x.unflatten(-1, (self.heads, -1)).transpose(-3, -2)
 
-    def _own_scores(
-        self, query: Float[Tensor, "m e"], key: Float[Tensor, "k e"], shape: tuple[int, int], longest: int
-    ) -> Float[Tensor, "h m longest"]:
-        """Score each suffix of one length against itself; columns beyond its length get -inf."""
-        count, length = shape
-        q, k = (self._heads(part.unflatten(0, (count, -1))) for part in (query, key))  # [count, h, *, f]
-        bias = causal_bias(length)[-q.shape[-2] :].to(query)
-        scores = F.pad(q @ k.transpose(-1, -2) + bias, (0, longest - length), value=float("-inf"))
-        return scores.transpose(0, 1).flatten(1, 2)
-
-    def _own_mix(
-        self, attention: Float[Tensor, "h m longest"], value: Float[Tensor, "k e"], shape: tuple[int, int]
-    ) -> Float[Tensor, "m e"]:
-        """Mix each suffix's own values."""
-        count, length = shape
-        weights = attention[..., :length].unflatten(1, (count, -1)).transpose(0, 1)  # [count, h, *, length]
-        mixed = weights @ self._heads(value.unflatten(0, (count, length)))
-        return mixed.transpose(1, 2).flatten(2).flatten(0, 1)
-
     def _rest(self, x: Float[Tensor, "*c l e"], mixed: Float[Tensor, "*c l e"]) -> Float[Tensor, "*c l e"]:
         """Project the attention's output and run the MLP, both residual."""
         x = x + self.out(mixed)
         updated: Tensor = x + self.down(F.gelu(self.up(self.norm_2(x))))
         return updated
-
-
-def causal_bias(length: int) -> Float[Tensor, "l l"]:
-    """Give what to add to attention scores: -inf where the column lies behind the row."""
-    return torch.full((length, length), float("-inf")).triu(diagonal=1)
-
-
-def last_rows(shapes: Shapes) -> Int[Tensor, " c"]:
-    """Give where each suffix's last token stands."""
-    lengths = torch.tensor([length for count, length in shapes for _ in range(count)])
-    return lengths.cumsum(0) - 1
 
 
 class TextTower(nn.Module):
@@ -262,24 +188,6 @@ class TextTower(nn.Module):
         for block in self.blocks:
             x = block(x)
         return self._feature(x[torch.arange(len(x), device=x.device), end_index])
-
-    def shared_prefix(
-        self, prefix: Float[Tensor, "p e"], suffixes: Sequence[Float[Tensor, "_ _ e"]]
-    ) -> Float[Tensor, "c d"]:
-        """Encode sequences that begin alike; give the feature at each end, in the order of `suffixes`.
-
-        Args:
-            prefix: [p, e] embedded tokens that all sequences begin with.
-            suffixes: one [count, length, e] for each length: what follows the prefix, up to the end token.
-        """
-        shapes = [(len(group), group.shape[1]) for group in suffixes]
-        table = self.positional_embedding
-        x = prefix + table[: len(prefix)]
-        y = torch.cat([(group + table[len(prefix) :][: group.shape[1]]).flatten(0, 1) for group in suffixes])
-        for index, block in enumerate(self.blocks):
-            assert isinstance(block, TextBlock)
-            x, y = block.shared_prefix(x, y, shapes, is_last=index == len(self.blocks) - 1)
-        return self._feature(y)
 
     def _feature(self, x: Float[Tensor, "c e"]) -> Float[Tensor, "c d"]:
         """Norm and project."""

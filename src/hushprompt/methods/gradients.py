@@ -41,8 +41,12 @@ def per_example_gradients(
     logits = model.logits(batch.image_features, text_features.detach())  # [b, c]
     losses = F.cross_entropy(logits, batch.labels, reduction="none")
     residuals = logits.softmax(dim=1) - F.one_hot(batch.labels, model.num_classes)  # [b, c]
+
+    def pull_back(cotangent: Float[Tensor, "c d"]) -> Float[Tensor, "*c t e"]:
+        return torch.autograd.grad(text_features, leaf, cotangent, retain_graph=True)[0]
+
     rows: list[Tensor] = []
     for weights, features in zip(residuals.split(CHUNK), batch.image_features.split(CHUNK), strict=True):
         cotangents = model.logit_scale * torch.einsum("bc,bd->bcd", weights, features)
-        rows += torch.autograd.grad(text_features, leaf, cotangents, is_grads_batched=True, retain_graph=True)
+        rows.append(torch.vmap(pull_back)(cotangents))
     return torch.cat(rows), losses
