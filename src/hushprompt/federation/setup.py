@@ -82,7 +82,7 @@ def assemble(config: RunConfig, dataset: Dataset, partition: Partition, on_progr
         for split in ("train", config.evaluation.split)
     )
     return Federation(
-        model=PromptModel(backbone, dataset.class_names),
+        model=PromptModel(backbone, dataset.class_names, memory_mb=config.runtime.memory_mb),
         train_features=train,
         train_labels=torch.from_numpy(dataset.splits["train"].labels),
         eval_features=scored.tensor(),
