@@ -49,7 +49,7 @@ def test_the_preset_survives_a_round_trip_with_its_infinite_epsilon():
 
 def test_the_runtime_is_no_part_of_the_identity(toy_values):
     first = configs.parse({**toy_values, "runtime": {"num_threads": 1}})
-    second = configs.parse({**toy_values, "runtime": {"num_threads": 2}})
+    second = configs.parse({**toy_values, "runtime": {"num_threads": 2, "memory_mb": 8}})
     assert first.identity() == second.identity()
     assert first.identity() != configs.parse({**toy_values, "seed": 4}).identity()
 

@@ -71,12 +71,17 @@ class RuntimeConfig:
 
     num_threads: int = 0
     """CPU threads of the arithmetic; 0 takes all cores. Resume with the same number for the same last bits."""
+    memory_mb: int = 160
+    """Memory in MB that the backward passes of one client's step may take, beside its one forward pass; num_threads
+    clients take it at once. Larger batches go in parts, which changes results by rounding alone. More is seldom faster
+    on a CPU: small parts stay in its cache."""
     cache_dir: str = ""
     """Folder for cached features; empty: $XDG_CACHE_HOME/hushprompt or ~/.cache/hushprompt."""
 
     def __post_init__(self) -> None:
-        """Check the field."""
+        """Check the fields."""
         checks.non_negative(num_threads=self.num_threads)
+        checks.positive(memory_mb=self.memory_mb)
 
     @property
     def cache_path(self) -> Path:

@@ -10,13 +10,14 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import tiny_models
+from hushprompt.backbones.base import SharedPrefixBackbone
 from hushprompt.backbones.open_clip import OpenClip, find_tokenizer
 from hushprompt.backbones.prompts import PromptModel
 from hushprompt.errors import ConfigError, DataError
 from hushprompt.methods.base import Batch
 from hushprompt.methods.context import ContextConfig
 from hushprompt.methods.gradients import per_example_gradients
-from slow_twins import slow_gradients
+from slow_twins import check_packing, slow_gradients
 from tiny_models import NAMES
 
 pytest.importorskip("open_clip")
@@ -118,6 +119,17 @@ def test_per_example_gradients_are_those_of_a_loop(backbones, kind, shape, posit
     fast, _ = per_example_gradients(model, context, batch, position)
     for quick_row, slow_row in zip(fast, slow_gradients(model, context, batch, position), strict=True):
         assert (quick_row - slow_row).norm() < 1e-4 * slow_row.norm()
+
+
+@every_kind
+def test_only_causal_towers_that_read_the_end_share_a_prefix(backbones, kind):
+    shares = isinstance(backbones[kind], SharedPrefixBackbone)
+    assert shares == (kind in ("vit", "vit-quickgelu", "resnet", "worldwide"))
+
+
+@pytest.mark.parametrize("kind", ["vit", "vit-quickgelu", "resnet", "worldwide"])
+def test_the_packed_sequence_is_exact(backbones, kind, monkeypatch):
+    check_packing(backbones[kind], monkeypatch)
 
 
 @every_kind

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 import tiny_models
+from hushprompt.backbones.base import SharedPrefixBackbone
 from hushprompt.backbones.clap import Clap
 from hushprompt.backbones.prompts import PromptModel
 from hushprompt.backbones.transformers import Transformers
@@ -14,7 +15,7 @@ from hushprompt.errors import ConfigError, DataError
 from hushprompt.methods.base import Batch
 from hushprompt.methods.context import ContextConfig
 from hushprompt.methods.gradients import per_example_gradients
-from slow_twins import slow_gradients
+from slow_twins import check_packing, slow_gradients
 from tiny_models import NAMES
 
 for package in ("transformers", "sentencepiece", "google.protobuf", "open_clip"):  # open_clip has CLIP's vocabulary
@@ -116,6 +117,15 @@ def test_per_example_gradients_are_those_of_a_loop(loaded, shape, position):
     fast, _ = per_example_gradients(model, context, batch, position)
     for quick_row, slow_row in zip(fast, slow_gradients(model, context, batch, position), strict=True):
         assert (quick_row - slow_row).norm() < 1e-4 * slow_row.norm()
+
+
+def test_only_clip_shares_a_prefix(loaded):
+    backbone, network, _ = loaded
+    assert isinstance(backbone, SharedPrefixBackbone) == (network.config.model_type == "clip")
+
+
+def test_the_packed_sequence_is_exact(folders, monkeypatch):
+    check_packing(load(folders / "clip"), monkeypatch)
 
 
 def test_it_declares_what_it_is(loaded):

@@ -2,18 +2,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from hushprompt import config
 from hushprompt.backbones.prompts import PromptModel
 from hushprompt.backbones.toy import Toy
-from hushprompt.methods import gradients
 from hushprompt.methods.base import Batch
-from hushprompt.methods.gradients import per_example_gradients
+from hushprompt.methods.gradients import examples_per_pass, per_example_gradients
 from slow_twins import slow_gradients
 
 
 @pytest.mark.parametrize("is_causal", [True, False])
-@pytest.mark.parametrize("chunk", [2, 64])
-def test_each_row_is_that_examples_own_gradient(model, batch, is_causal, chunk, monkeypatch):
-    monkeypatch.setattr(gradients, "CHUNK", chunk)
+def test_each_row_is_that_examples_own_gradient(model, batch, is_causal):
     model = PromptModel(Toy(is_causal=is_causal).load(), model.class_names)
     context = torch.randn(4, model.token_width, generator=torch.Generator().manual_seed(0))
     fast, losses = per_example_gradients(model, context, batch)
@@ -56,3 +54,35 @@ def test_the_context_is_left_alone(model, batch):
     per_example_gradients(model, context, batch)
     assert not context.requires_grad
     assert torch.equal(context, torch.ones(3, model.token_width))
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 7, 64])
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_results_do_not_depend_on_how_a_batch_is_cut(model, batch, chunk, is_causal, monkeypatch):
+    model = PromptModel(Toy(is_causal=is_causal).load(), model.class_names)
+    context = torch.randn(4, model.token_width, generator=torch.Generator().manual_seed(0))
+    whole, losses = per_example_gradients(model, context, batch)
+    monkeypatch.setattr("hushprompt.methods.gradients.examples_per_pass", lambda *_: chunk)
+    cut, cut_losses = per_example_gradients(model, context, batch)
+    assert (cut - whole).norm() <= 1e-6 * whole.norm()
+    assert torch.equal(cut_losses, losses)
+
+
+def test_memory_decides_how_many_examples_go_at_once(model):
+    context = torch.zeros(4, model.token_width)
+    one = 4 * 32 * model.num_tokens(context) * model.token_width
+    assert examples_per_pass(model, context) > 10**9
+    for memory_mb in (1, 50):
+        limited = PromptModel(model.backbone, model.class_names, memory_mb=memory_mb)
+        assert examples_per_pass(limited, context) == memory_mb * 2**20 // one > 1
+    own = context.expand(model.num_classes, -1, -1)  # a context for each class shares nothing
+    assert model.num_tokens(own) > model.num_tokens(context)
+    many = PromptModel(model.backbone, model.class_names * 10**4, memory_mb=1)
+    assert examples_per_pass(many, context) == 1
+
+
+def test_the_presets_batches_go_in_one_pass():
+    preset = config.load(config.locate(None))
+    model = PromptModel(preset.backbone.load(), preset.data.load().class_names, memory_mb=preset.runtime.memory_mb)
+    context = torch.zeros(preset.method.num_ctx, model.token_width)
+    assert examples_per_pass(model, context) >= 40  # expected batch: 20

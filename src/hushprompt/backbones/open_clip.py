@@ -23,7 +23,7 @@ from torch import Tensor
 
 from hushprompt import checks
 from hushprompt.backbones.base import Backbone, check_template, fingerprint, optional
-from hushprompt.backbones.open_clip_text import prompt_tokenizer, text_tower
+from hushprompt.backbones.open_clip_text import OwnTower, prompt_tokenizer, text_tower
 from hushprompt.backbones.open_clip_weights import is_torchscript, load_weights
 from hushprompt.data.base import Modality
 from hushprompt.errors import ConfigError, DataError
@@ -60,7 +60,12 @@ class OpenClip:
             DataError: weights or tokenizer are missing, damaged, or of another architecture.
         """
         open_clip = optional("open_clip", "open_clip")
-        return OpenClipBackbone(open_clip, self, _recipe(open_clip, self))
+        recipe = _recipe(open_clip, self)
+        network = _load_network(open_clip, recipe)
+        tokenizer = find_tokenizer(open_clip, recipe.name)
+        if text_tower(network, prompt_tokenizer(tokenizer).pad_id).reads_prefix_once:
+            return CausalOpenClipBackbone(open_clip, self, recipe, network, tokenizer)
+        return OpenClipBackbone(open_clip, self, recipe, network, tokenizer)
 
 
 @dataclass(frozen=True)
@@ -82,17 +87,14 @@ class OpenClipBackbone:
     modality: Modality = "image"
     sampling_rate: int | None = None
 
-    def __init__(self, open_clip: Any, config: OpenClip, recipe: Recipe) -> None:
-        """Build the network and fill it with the weights of the recipe."""
-        self._model = _network(open_clip, recipe.model)
-        load_weights(open_clip, self._model, recipe.weights, recipe.name)
-        self._model.eval().requires_grad_(requires_grad=False)
+    def __init__(self, open_clip: Any, config: OpenClip, recipe: Recipe, network: Any, tokenizer: Any) -> None:
+        """Put a frozen network, its tokenizer and its image transform together."""
+        self._model = network
         transform = open_clip.transform
         defaults = dataclasses.asdict(transform.PreprocessCfg())
         preprocess = transform.merge_preprocess_dict(defaults, recipe.preprocess)
         preprocess["size"] = self._model.visual.image_size
         self._transform = transform.image_transform_v2(transform.PreprocessCfg(**preprocess), is_train=False)
-        tokenizer = find_tokenizer(open_clip, recipe.name)
         self.context_window: int = tokenizer.context_length
         self._tokenizer = prompt_tokenizer(tokenizer)
         self.start_ids, self.end_ids = self._tokenizer.start_ids, self._tokenizer.end_ids
@@ -123,6 +125,17 @@ class OpenClipBackbone:
     def encode_prompts(self, prompts: Float[Tensor, "c l e"], end_index: Int[Tensor, " c"]) -> Float[Tensor, "c d"]:
         """Encode one sequence a class."""
         return F.normalize(self._text.encode(prompts, end_index), dim=-1)
+
+
+class CausalOpenClipBackbone(OpenClipBackbone):
+    """A model with a causal text tower whose feature is the end token's: CLIP, OpenAI's and LAION's."""
+
+    def encode_shared_prefix(
+        self, prefix: Float[Tensor, "p e"], suffixes: Sequence[Float[Tensor, "_ _ e"]]
+    ) -> Float[Tensor, "c d"]:
+        """Encode prompts that begin alike, packed into one sequence with a tree mask."""
+        assert isinstance(self._text, OwnTower)
+        return F.normalize(self._text.encode_shared_prefix(prefix, suffixes), dim=-1)
 
 
 def _recipe(open_clip: Any, config: OpenClip) -> Recipe:
@@ -217,6 +230,13 @@ def _hub(open_clip: Any, name: str, checkpoint: Path | None) -> tuple[dict[str, 
             f"The model {name} could not be fetched ({error}). On a machine with internet: hf download {name} "
             f"--local-dir FOLDER; copy the folder here, {LOCAL_DIR}"
         ) from error
+
+
+def _load_network(open_clip: Any, recipe: Recipe) -> Any:
+    """Build the network of a recipe and fill it with its weights; frozen."""
+    network = _network(open_clip, recipe.model)
+    load_weights(open_clip, network, recipe.weights, recipe.name)
+    return network.eval().requires_grad_(requires_grad=False)
 
 
 def _network(open_clip: Any, settings: dict[str, Any]) -> Any:

@@ -6,12 +6,14 @@ modules: positions, blocks, final norm, pooling, projection.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from hushprompt.backbones.packing import Packing, encode_packed
 from hushprompt.backbones.transformers_tokenizer import PromptTokenizer
 from hushprompt.errors import ConfigError
 
@@ -74,6 +76,11 @@ class OwnTower:
                 f"A text tower with the pooling {self._pool!r} gives no single feature. Use another model."
             )
 
+    @property
+    def reads_prefix_once(self) -> bool:
+        """True if a feature is what the end token sees of the tokens before it, and of nothing else."""
+        return not self.sees_padding and self._pool in ("argmax", "eos")
+
     def encode(self, prompts: Float[Tensor, "c l e"], end_index: Int[Tensor, " c"]) -> Float[Tensor, "c d"]:
         """Give features, not normalized."""
         text, length = self._text, prompts.shape[1]
@@ -85,11 +92,19 @@ class OwnTower:
             x = torch.cat([prompts, self._class_token.expand(len(prompts), 1, -1)], dim=1)
             x = text.transformer(x + text.positional_embedding[: length + 1], attn_mask=self._class_mask(x, end_index))
             pooled = text.ln_final(x[:, -1])
-        projection = text.text_projection
-        if projection is None:
-            return pooled
-        projected: Tensor = projection(pooled) if isinstance(projection, nn.Module) else pooled @ projection
-        return projected
+        return self._projected(pooled)
+
+    def encode_shared_prefix(
+        self, prefix: Float[Tensor, "p e"], suffixes: Sequence[Float[Tensor, "_ _ e"]]
+    ) -> Float[Tensor, "c d"]:
+        """Give the features of prompts that begin alike, not normalized; only where `reads_prefix_once`."""
+        text = self._text
+
+        def run(tokens: Float[Tensor, "l e"], packing: Packing) -> Float[Tensor, "m e"]:
+            x = (tokens + text.positional_embedding[packing.positions])[None]
+            return text.transformer(x, attn_mask=packing.mask)[0, packing.ends]
+
+        return self._projected(text.ln_final(encode_packed(run, prefix, suffixes)))
 
     def unfuse(self) -> None:
         """Compute attention by plain matrix products."""
@@ -107,6 +122,14 @@ class OwnTower:
             return x[:, 0 if self._pool == "first" else -1]
         return x[torch.arange(len(x), device=x.device), end_index]
 
+    def _projected(self, pooled: Float[Tensor, "c e"]) -> Float[Tensor, "c d"]:
+        """Apply the projection, of which there are two kinds, or none."""
+        projection = self._text.text_projection
+        if projection is None:
+            return pooled
+        projected: Tensor = projection(pooled) if isinstance(projection, nn.Module) else pooled @ projection
+        return projected
+
     def _class_mask(self, x: Float[Tensor, "c l e"], end_index: Int[Tensor, " c"]) -> Tensor:
         """Give CoCa's mask: causal, and blind to padding in the way its weights were trained with."""
         is_text = torch.arange(x.shape[1] - 1, device=x.device) <= end_index[:, None]
@@ -119,6 +142,7 @@ class HubTower:
     """A transformers encoder inside open_clip (RoBERTa, XLM-R, mT5, NLLB); padding is masked."""
 
     sees_padding = False
+    reads_prefix_once = False
 
     def __init__(self, text: Any) -> None:
         """Take an HFTextEncoder."""

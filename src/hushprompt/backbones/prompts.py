@@ -43,13 +43,16 @@ class PromptModel:
     All methods are pure: the same context gives the same features.
     """
 
-    def __init__(self, backbone: Backbone, class_names: tuple[str, ...], device: str = "cpu") -> None:
+    def __init__(
+        self, backbone: Backbone, class_names: tuple[str, ...], device: str = "cpu", memory_mb: int | None = None
+    ) -> None:
         """Tokenize the class names once.
 
         Args:
             backbone: two frozen towers.
             class_names: names in label order.
             device: where the contexts will live.
+            memory_mb: what the backward passes of one step may take; None: as much as they need.
 
         Raises:
             ConfigError: a name has no token.
@@ -57,6 +60,7 @@ class PromptModel:
         self.backbone = backbone
         self.class_names = class_names
         self.device = device
+        self.memory_mb = memory_mb
         self._first_names = [backbone.tokenize(name) for name in class_names]
         self._later_names = [backbone.tokenize(f" {name}") for name in class_names]  # behind another word
         for name, ids in zip(class_names, self._later_names, strict=True):
@@ -103,9 +107,15 @@ class PromptModel:
             context: [t, e] for all classes, or [c, t, e] with one for each.
             name_position: where the class name stands.
         """
-        if self._shared_prefix is not None and name_position == "end" and context.ndim == 2:
+        if self._shared_prefix is not None and _can_share(context, name_position):
             return self._shared_prefix.encode(context)
         return self.backbone.encode_prompts(*self.plain_prompts(context, name_position))
+
+    def num_tokens(self, context: Float[Tensor, "*c t e"], name_position: NamePosition = "end") -> int:
+        """Count the tokens that the text tower reads for all classes."""
+        if self._shared_prefix is not None and _can_share(context, name_position):
+            return self._shared_prefix.num_tokens(len(context))
+        return self._frame(context.shape[-2], name_position).tokens.shape[:2].numel()
 
     def plain_prompts(
         self, context: Float[Tensor, "*c t e"], name_position: NamePosition = "end"
@@ -211,6 +221,15 @@ class SharedPrefix:
         """Give unit-norm features in label order."""
         prefix = torch.cat([self._start, context])
         return self._backbone.encode_shared_prefix(prefix, self._groups)[self._class_order]
+
+    def num_tokens(self, num_ctx: int) -> int:
+        """Count the tokens that are read for all classes."""
+        return len(self._start) + num_ctx + sum(group.shape[:2].numel() for group in self._groups)
+
+
+def _can_share(context: Float[Tensor, "*c t e"], name_position: NamePosition) -> bool:
+    """True if all prompts begin with one and the same context."""
+    return name_position == "end" and context.ndim == 2
 
 
 def _num_before_name(num_ctx: int, name_position: NamePosition) -> int:

@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from hushprompt.backbones.base import Backbone, check_template, fingerprint, optional
+from hushprompt.backbones.packing import Packing, encode_packed
 from hushprompt.backbones.transformers_files import load_network, load_part, settings_of
 from hushprompt.backbones.transformers_tokenizer import PromptTokenizer
 from hushprompt.data.base import Modality
@@ -50,7 +51,10 @@ class Transformers:
             ConfigError: transformers is not installed, or the model is of another type.
             DataError: a file is missing or damaged.
         """
-        return TransformersBackbone(optional("transformers", "transformers"), self)
+        transformers = optional("transformers", "transformers")
+        network = load_network(transformers, self.model, CLASSES, ATTENTION)
+        is_clip = network.config.model_type == "clip"
+        return (ClipBackbone if is_clip else TransformersBackbone)(transformers, self, network)
 
 
 class TransformersBackbone:
@@ -59,9 +63,9 @@ class TransformersBackbone:
     modality: Modality = "image"
     sampling_rate: int | None = None
 
-    def __init__(self, transformers: Any, config: Transformers) -> None:
-        """Read weights, tokenizer and image processor."""
-        self._model = load_network(transformers, config.model, CLASSES, ATTENTION)
+    def __init__(self, transformers: Any, config: Transformers, network: Any) -> None:
+        """Read tokenizer and image processor of a network."""
+        self._model = network
         self._tokenizer = PromptTokenizer(load_part(transformers.AutoTokenizer, config.model, "tokenizer"))
         self._processor = load_part(
             transformers.AutoImageProcessor, config.model, "image processor (preprocessor_config.json)", backend="pil"
@@ -106,3 +110,21 @@ class TransformersBackbone:
         x = self._text.final_layer_norm(self._text.encoder(inputs_embeds=x, attention_mask=mask).last_hidden_state)
         last = end_index if self._is_clip else torch.full_like(end_index, length - 1)
         return F.normalize(self._projection(x[torch.arange(len(x), device=x.device), last]), dim=-1)
+
+
+class ClipBackbone(TransformersBackbone):
+    """CLIP, whose text tower is causal and whose feature is the end token's."""
+
+    def encode_shared_prefix(
+        self, prefix: Float[Tensor, "p e"], suffixes: Sequence[Float[Tensor, "_ _ e"]]
+    ) -> Float[Tensor, "c d"]:
+        """Encode prompts that begin alike, packed into one sequence with a tree mask."""
+        text = self._text
+
+        def run(tokens: Float[Tensor, "l e"], packing: Packing) -> Float[Tensor, "m e"]:
+            x = tokens + text.embeddings.position_embedding(packing.positions)
+            hidden = text.encoder(inputs_embeds=x[None], attention_mask=packing.mask[None, None]).last_hidden_state
+            return hidden[0, packing.ends]
+
+        features = self._projection(text.final_layer_norm(encode_packed(run, prefix, suffixes)))
+        return F.normalize(features, dim=-1)

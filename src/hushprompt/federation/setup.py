@@ -81,7 +81,7 @@ def load_model(config: RunConfig, dataset: Dataset, rows: Sequence[Row]) -> Prom
     Raises:
         ConfigError: a method's settings are impossible for this model or these class names.
     """
-    model = PromptModel(config.backbone.load(), dataset.class_names)
+    model = PromptModel(config.backbone.load(), dataset.class_names, memory_mb=config.runtime.memory_mb)
     for row in rows:
         row.method.init(model, seeding.stream(config.seed, "init"))
     return model
