@@ -169,7 +169,7 @@ def table(rows: list[Row], peak: float) -> Table:
     for row in rows:
         plain = row.to_plain(peak)
         result.add_row(
-            row.name, f"{row.ours.seconds:.2f}", f"{row.reference.seconds:.1f}", f"{row.speedup:.1f}x",
+            row.name, f"{row.ours.seconds:.2f}", f"{row.reference.seconds:.1f}", f"{row.speedup:.4g}x",
             f"{row.target:g}x" + ("" if plain["is_target_met"] else " missed"), f"{row.ours.peak_mb:.0f}",
             f"{row.reference.peak_mb:.0f}", f"{plain['ours_share_of_peak']:.0%}", f"{row.relative_difference:.1e}",
         )  # fmt: skip
