@@ -1,7 +1,8 @@
 """The benchmark of the fast path: `python benchmarks/run.py [--short] [--out FILE.json]`.
 
-One thread, about 6 CPU minutes, short 2. Ours and the reference take turns in one process. Seconds are the process's own CPU time, the least of the passes, so
-that other programs on the machine matter little. docs/fast-path.md explains the rows.
+One thread, about 6 CPU minutes, short 2. Ours and the reference take turns in one process. Seconds are the process's
+own CPU time, the least of the passes, so that other programs on the machine matter little. docs/fast-path.md explains
+the rows.
 """
 
 from __future__ import annotations
