@@ -131,6 +131,7 @@ class Trainer:
             state = checkpoint.load_state(self.folder, state)
         for round_index in range(progress.num_rounds_done, row.num_rounds):
             start = time.perf_counter()
+            epsilons = {who: self.pool.submit(row.plan.epsilon, who, round_index + 1) for who in Audience}
             state, info = self.round(row, state, round_index)
             scores = self.evaluate(row, state)
             seconds = time.perf_counter() - start
@@ -145,7 +146,7 @@ class Trainer:
                 worst_client=scores.worst_client,
                 bytes_up=info.bytes_up,
                 bytes_down=info.bytes_down,
-                epsilon={str(audience): row.plan.epsilon(audience, round_index + 1) for audience in Audience},
+                epsilon={str(who): epsilon.result() for who, epsilon in epsilons.items()},
             )
             progress = Progress(
                 config_identity=progress.config_identity,
@@ -181,7 +182,9 @@ class Trainer:
         def client_step(client_id: int) -> tuple[Upload, Personal, StepInfo]:
             return self._client_step(row, state, client_id, chosen[client_id], place)
 
-        outcomes = list(self.pool.map(client_step, range(len(chosen))))
+        largest_first = sorted(range(len(chosen)), key=lambda client_id: -len(chosen[client_id]))  # evens out the end
+        running = {client_id: self.pool.submit(client_step, client_id) for client_id in largest_first}
+        outcomes = [running[client_id].result() for client_id in range(len(chosen))]
         sent = [aggregate.pack(upload) for upload, _, _ in outcomes]
         summed = aggregate.unpack_sum(sent)
         shared = state.shared
