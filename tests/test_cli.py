@@ -215,3 +215,14 @@ def test_the_bar_of_encoding_counts_only_what_this_process_did(monkeypatch):
     assert setup.speed(100, 400) == ""
     assert setup.speed(200, 400) == "10/s, 0:00:20 left"
     assert setup.speed(400, 400) == "30/s"
+
+
+def test_a_refused_run_leaves_nothing_behind(hush, tmp_path):
+    hush("run", *SETTINGS, "--set", "method.rank=5", "--out", "r", ok=False)
+    assert not (tmp_path / "r").exists()
+    hush("run", *SETTINGS, "--set", "training.num_rounds=1", "--out", "r")
+    (tmp_path / "r" / "config.toml").write_text(
+        (tmp_path / "r" / "config.toml").read_text().replace("rank = 2", "rank = 5")
+    )
+    hush("run", "--resume", "r", ok=False)
+    assert (tmp_path / "r" / "summary.json").exists()

@@ -81,6 +81,10 @@ def run(
     try:
         with Bars() as bars:
             rows = simulate(resolved, folder, bars)
+    except ConfigError:
+        if resume is None:
+            discard(folder)
+        raise
     except KeyboardInterrupt:
         console.print(f"Stopped. Everything up to the last round is in {folder}; go on with:")
         console.print(f"  hushprompt run --resume {folder}", soft_wrap=True)
@@ -247,6 +251,13 @@ def new_folder(config: configs.RunConfig) -> Path:
         count += 1
         folder = base.with_name(f"{base.name}-{count}")
     return folder
+
+
+def discard(folder: Path) -> None:
+    """Remove the folder of a run that was refused, if it holds nothing but its config."""
+    if [path.name for path in folder.iterdir()] == ["config.toml"]:
+        (folder / "config.toml").unlink()
+        folder.rmdir()
 
 
 def planned_privacy(config: configs.RunConfig) -> dict[str, Any]:
