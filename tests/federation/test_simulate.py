@@ -182,6 +182,17 @@ def test_a_round_without_noise_is_plain_federated_descent(toy_values, tmp_path):
     torch.testing.assert_close(got, context, rtol=1e-4, atol=1e-6)
 
 
+def test_every_round_begins_once_and_before_its_steps(toy_config, tmp_path, monkeypatch):
+    from hushprompt.methods.dp_fpl import DPFPL
+
+    calls = []
+    true_step = DPFPL.server_step
+    monkeypatch.setattr(DPFPL, "begin_round", lambda self, shared: calls.append("round") or shared)
+    monkeypatch.setattr(DPFPL, "server_step", lambda *args: calls.append("step") or true_step(*args))
+    run(with_sampling(toy_config, name="poisson", sampling_prob=0.5, steps_per_round=2), fresh(tmp_path), Silent())
+    assert calls == ["round", "step", "step"] * 3
+
+
 def noise_streams(config, folder, monkeypatch):
     """All streams that a run asks for, by purpose."""
     asked = []

@@ -55,6 +55,18 @@ def test_the_same_stream_starts_it_alike(name, model):
         assert_same(left, right)
 
 
+@every_method
+def test_a_round_begins_without_any_data_and_the_same_way_each_time(name, model):
+    method = small(name)
+    shared, _ = method.init(model, rng())
+    before = {key: tensor.clone() for key, tensor in flatten(shared).items()}
+    first, second = method.begin_round(shared), method.begin_round(shared)
+    assert_same(first, second)
+    assert {key: tensor.shape for key, tensor in flatten(first).items()} == {k: v.shape for k, v in before.items()}
+    for key, tensor in flatten(shared).items():
+        assert torch.equal(tensor, before[key])
+
+
 @trained_methods
 def test_a_step_is_pure_and_repeatable(name, model, batch, make_mechanism):
     method = small(name)

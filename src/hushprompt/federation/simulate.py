@@ -167,6 +167,7 @@ class Trainer:
             row.plan.sampler.batches(len(index), stream(self.config.seed, "batch", *place, client_id))
             for client_id, index in enumerate(self._train_index)
         ]
+        state = dataclasses.replace(state, shared=row.method.begin_round(state.shared))
         infos: list[RoundInfo] = []
         for step, chosen in enumerate(zip(*batches, strict=True)):
             state, info = self._step(row, state, chosen, (*place, step))
