@@ -9,7 +9,7 @@ import torch
 from hushprompt import config as configs
 from hushprompt import records
 from hushprompt.errors import ConfigError, PrivacyError, ResumeError
-from hushprompt.federation import simulate as loop
+from hushprompt.federation import rounds as loop
 from hushprompt.federation.setup import assemble, client_sizes, cut, load_model, plan_rows
 from hushprompt.federation.simulate import run
 from hushprompt.methods.base import Batch
@@ -39,7 +39,7 @@ def files(folder):
     """Everything a run leaves, without the clock."""
     found = {}
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name != "state.safetensors":
+        if path.is_file() and path.parent.name != "checkpoint":
             text = path.read_bytes()
             if path.suffix in (".json", ".jsonl"):
                 text = [json.loads(line, object_hook=without_clock) for line in json_lines(path)]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from hushprompt.federation.checkpoint import flatten
+from hushprompt.federation.states import flatten
 from hushprompt.methods.base import Batch, Method, Upload
 from hushprompt.methods.context import ContextConfig
 from hushprompt.privacy.clipping import ClippedSum
