@@ -17,7 +17,7 @@ from hushprompt.errors import ConfigError
 from hushprompt.federation.simulate import Trainer
 from hushprompt.methods.dp_fpl import DPFPL
 from hushprompt.methods.promptfl import PromptFL
-from hushprompt.report.tables import captions, result_table
+from hushprompt.report.tables import base_to_new_table, captions, has_new_classes
 from runs import files, run_with
 
 FULL = {"name": "disjoint", "steps_per_round": 1}
@@ -123,20 +123,21 @@ def test_prompts_are_scored_on_classes_that_nobody_trained_on(base_to_new):
     assert all(row.new is not None for row in rows), "untrained rows too"
 
 
-def test_new_classes_have_columns_only_where_they_are_asked_for(base_to_new, toy_values, tmp_path):
-    console = Console(width=130, record=True, file=io.StringIO())
-    console.print(result_table(base_to_new[2]))
+def test_new_classes_have_a_table_where_they_are_asked_for(base_to_new, toy_values, tmp_path):
+    rows = base_to_new[2]
+    assert has_new_classes(rows)
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(base_to_new_table(rows))
     text = console.export_text()
-    assert "new" in text
-    assert f"{100 * base_to_new[2][-1].new:.1f}" in text
-    caption = captions(base_to_new[2], {"rows": [{"row": "x", "audiences": {}}], "server": "", "several_rows": ""})
+    for score in (rows[-1].base, rows[-1].new, rows[-1].base_new_harmonic_mean):
+        assert f"{100 * score:.1f}" in text
+    assert "…" not in text
+    caption = captions(rows, {"rows": [{"row": "x", "audiences": {}}], "server": "", "several_rows": ""})
     assert "all base classes compete" in caption[0]
     assert "nobody trained on" in caption[1]
-    rows = run_with(quick(toy_values, 1), tmp_path, "plain")[1]
-    console.print(result_table(rows))
-    assert "base" not in console.export_text()
-    assert rows[-1].new is None
-    assert set(rows[-1].per_client[0]) == {"client_id", "local", "neighbor", "calibration_error"}
+    plain = run_with(quick(toy_values, 1), tmp_path, "plain")[1]
+    assert not has_new_classes(plain)
+    assert set(plain[-1].per_client[0]) == {"client_id", "local", "neighbor", "calibration_error"}
 
 
 def test_a_context_for_each_class_has_none_for_new_classes(toy_values, tmp_path):
