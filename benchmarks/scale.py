@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import multiprocessing
 import os
@@ -152,7 +153,7 @@ def train(case: Case, federation: Any, folder: Path, pool: ThreadPoolExecutor) -
     )
     trainer = Trainer(config, federation, folder, pool, Watch(), Checkpoints(folder, progress))
     state, _ = trainer.train(row, progress)
-    rounds = [(b[0] - a[0], b[1] - a[1]) for a, b in zip(ticks[:-2], ticks[1:-1], strict=True)]
+    rounds = [(b[0] - a[0], b[1] - a[1]) for a, b in itertools.pairwise(ticks[:-1])]
     start = time.process_time()
     trainer.evaluate(row, state)
     evaluation = time.process_time() - start
