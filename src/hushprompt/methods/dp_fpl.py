@@ -93,8 +93,9 @@ class DPFPL(ContextConfig):
         factors = factorize(
             stacked_context, self.rank, form=self.factorization, power_iterations=self.power_iterations, rng=rng
         )
-        residual = factors.residual if self.keep_residual else torch.zeros_like(factors.residual)
-        local = (factors.u @ factors.v + residual).view_as(personal.context)
+        local = personal.context  # = u v + r
+        if not self.keep_residual:
+            local = (factors.u @ factors.v).view_as(personal.context)
         grads, losses = per_example_gradients(model, shared.context + local, batch, self.name_position)
         grad_matrices = grads.flatten(1, -2)  # [b, t, e]
         grads_u = grad_matrices @ factors.v.T  # [b, t, r]
