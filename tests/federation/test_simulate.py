@@ -9,7 +9,7 @@ import torch
 from hushprompt import config as configs
 from hushprompt import records
 from hushprompt.errors import ConfigError, PrivacyError, ResumeError
-from hushprompt.federation import simulate as loop
+from hushprompt.federation import rounds as loop
 from hushprompt.federation.setup import assemble, client_sizes, cut, load_model, plan_rows
 from hushprompt.federation.simulate import run
 from hushprompt.methods.base import Batch
@@ -39,7 +39,7 @@ def files(folder):
     """Everything a run leaves, without the clock."""
     found = {}
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name != "state.safetensors":
+        if path.is_file() and path.parent.name != "checkpoint":
             text = path.read_bytes()
             if path.suffix in (".json", ".jsonl"):
                 text = [json.loads(line, object_hook=without_clock) for line in json_lines(path)]
@@ -180,6 +180,17 @@ def test_a_round_without_noise_is_plain_federated_descent(toy_values, tmp_path):
         grads = slow_gradients(federation.model, context, batch)
         context = context - 0.1 * grads.mean(dim=0)
     torch.testing.assert_close(got, context, rtol=1e-4, atol=1e-6)
+
+
+def test_every_round_begins_once_and_before_its_steps(toy_config, tmp_path, monkeypatch):
+    from hushprompt.methods.dp_fpl import DPFPL
+
+    calls = []
+    true_step = DPFPL.server_step
+    monkeypatch.setattr(DPFPL, "begin_round", lambda self, shared: calls.append("round") or shared)
+    monkeypatch.setattr(DPFPL, "server_step", lambda *args: calls.append("step") or true_step(*args))
+    run(with_sampling(toy_config, name="poisson", sampling_prob=0.5, steps_per_round=2), fresh(tmp_path), Silent())
+    assert calls == ["round", "step", "step"] * 3
 
 
 def noise_streams(config, folder, monkeypatch):

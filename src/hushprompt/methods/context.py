@@ -15,6 +15,7 @@ from torch import Tensor
 from hushprompt import checks
 from hushprompt.backbones.prompts import NamePosition, PromptModel
 from hushprompt.errors import ConfigError
+from hushprompt.methods.base import Shared
 from hushprompt.methods.optimizer import Optimizer, OptimizerState
 
 
@@ -45,6 +46,10 @@ class ContextConfig:
     def __post_init__(self) -> None:
         """Check the fields."""
         checks.positive(num_ctx=self.num_ctx, init_std=self.init_std)
+
+    def begin_round(self, shared: Shared) -> Shared:
+        """Give the state back: a step needs nothing from where its round began."""
+        return shared
 
     def start(self, model: PromptModel, rng: np.random.Generator) -> Float[Tensor, "*c t e"]:
         """Give the context before training: the words, or a Gaussian draw; data-independent.

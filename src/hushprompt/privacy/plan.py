@@ -37,7 +37,7 @@ class Channel(StrEnum):
     LOCAL = "local"
     """Into the client's own personal prompt; noise is added on the client."""
     GLOBAL = "global"
-    """Into the prompt that all share; noise is added to the sum over clients."""
+    """Into the prompt that all share; noise is added to the sum over clients, or by each client to its own."""
 
 
 class Audience(StrEnum):
@@ -47,6 +47,8 @@ class Audience(StrEnum):
     """Sees the global prompt after every round. Other clients see the same."""
     PERSONAL = "personal"
     """Holds one client's personal prompt, and sees what the public sees."""
+    SERVER = "server"
+    """Receives every client's upload; has a guarantee only where clients add the noise themselves."""
 
 
 @SECTIONS.register("privacy")
@@ -59,7 +61,11 @@ class PrivacyConfig:
     delta: float = 1e-5
     """Target delta; must be below 1 / (examples of the largest client)."""
     audience: Audience = Audience.PERSONAL
-    """Whom the target epsilon is for: "personal" (holder of a personal prompt) or "public" (global prompt only)."""
+    """Whom the target epsilon is for: "personal" (holder of a personal prompt), "public" (global prompt only), or
+    "server" (every client's uploads; needs noise_at = "client")."""
+    noise_at: Literal["server", "client"] = "server"
+    """Where the global noise is added: "server", once to the sum over clients, which trusts the server; or "client", by
+    every client in full to its own sum before it leaves, which protects from the server too and costs accuracy."""
     local_share: float = 0.5
     """Share of the budget (of 1/z^2) that the local release gets where a method makes both; in (0, 1)."""
     clip_norm_local: float = 1.0
@@ -85,6 +91,11 @@ class PrivacyConfig:
             )
         if not 0 < self.local_share < 1:
             raise PrivacyError(f"local_share must lie in (0, 1), got {self.local_share}.")
+        if self.audience is Audience.SERVER and self.noise_at == "server":
+            raise PrivacyError(
+                'privacy.audience = "server" needs privacy.noise_at = "client": a server that adds the noise itself '
+                "sees every client's sum without it."
+            )
         explicit = [self.noise_multiplier_local, self.noise_multiplier_global]
         if self.epsilon is None:
             if any(z is None for z in explicit):
@@ -114,9 +125,23 @@ class PrivacyPlan:
     config: PrivacyConfig
     sampler: Sampler
     num_rounds: int
+    """Rounds of the client that takes part in the most."""
+
+    @property
+    def audiences(self) -> tuple[Audience, ...]:
+        """Those who have a guarantee; the server only where no upload reaches it without noise."""
+        return tuple(who for who in Audience if who is not Audience.SERVER or self.config.noise_at == "client")
 
     def releases(self, audience: Audience, num_rounds: int | None = None) -> accounting.GaussianReleases:
-        """Give what `audience` sees of one example over the first `num_rounds` rounds (None: all of them)."""
+        """Give what `audience` sees of one example of a client that takes part in `num_rounds` rounds.
+
+        Where clients add the noise, the public sees a mean of uploads and the server each one; both are accounted for
+        as if only the client's own noise were there.
+
+        Args:
+            audience: who looks.
+            num_rounds: None: as many as any client takes part in.
+        """
         rounds = self.num_rounds if num_rounds is None else num_rounds
         seen = self.channels if audience is Audience.PERSONAL else self.channels - {Channel.LOCAL}
         return accounting.GaussianReleases(
@@ -126,7 +151,7 @@ class PrivacyPlan:
         )
 
     def epsilon(self, audience: Audience, num_rounds: int | None = None) -> float:
-        """Give the epsilon of `audience` after `num_rounds` rounds; inf without noise, 0 where it sees nothing."""
+        """Give the epsilon of `audience` after `num_rounds` rounds of a client; inf without noise, 0 if unseen."""
         return accounting.epsilon(
             self.releases(audience, num_rounds), delta=self.config.delta, relation=self.config.neighboring_relation
         )
@@ -142,7 +167,7 @@ class PrivacyPlan:
                 unit=self.config.privacy_unit,
                 sampling_description=self.sampler.description,
             )
-            for audience in Audience
+            for audience in self.audiences
         }
 
     def mechanism(self, *, allowed: Channel, expected_count: float, rng: np.random.Generator) -> Mechanism:
@@ -203,7 +228,7 @@ def make_plan(
         config: the `privacy` section.
         sampler: how batches are drawn; it names its own amplification.
         channels: the releases that the method makes.
-        num_rounds: communication rounds.
+        num_rounds: rounds of the client that takes part in the most.
         client_sizes: public number of training examples of every client.
 
     Raises:
@@ -240,10 +265,10 @@ def _noise_multipliers(
     if len(channels) == 1:
         share = dict.fromkeys(channels, 1.0)
     seen = 1.0 if config.audience is Audience.PERSONAL else share.get(Channel.GLOBAL, 0.0)
-    if seen == 0 or (config.audience is Audience.PUBLIC and Channel.GLOBAL not in channels):
+    if seen == 0 or (config.audience is not Audience.PERSONAL and Channel.GLOBAL not in channels):
         raise PrivacyError(
-            'privacy.audience = "public" sees no release of this method, which trains personal prompts only. '
-            'Use privacy.audience = "personal".'
+            f'privacy.audience = "{config.audience}" sees no release of this method, which trains personal prompts '
+            'only. Use privacy.audience = "personal".'
         )
     z = accounting.calibrate(
         target_epsilon=config.epsilon,
