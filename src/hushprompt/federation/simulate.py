@@ -191,7 +191,9 @@ class Trainer:
         if summed is not None:
             expected = sum(row.plan.sampler.expected_batch_size(len(index)) for index in self._train_index)
             noise = stream(self.config.seed, "noise", "global", *place)
-            mechanism = row.plan.mechanism(allowed=Channel.GLOBAL, expected_count=expected, rng=noise)
+            mechanism = row.plan.mechanism(
+                allowed=Channel.GLOBAL, expected_count=expected, rng=noise, num_clients=len(sent)
+            )
             shared = row.method.server_step(shared, mechanism.release(Channel.GLOBAL, summed))
         losses = [info.loss for _, _, info in outcomes if not math.isnan(info.loss)]  # an empty batch has none
         up, down = sum(map(aggregate.num_bytes, sent)), aggregate.num_bytes(summed) * len(sent)
