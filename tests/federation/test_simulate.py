@@ -241,9 +241,9 @@ def test_noise_divides_by_the_public_count_whoever_showed_up(toy_config, tmp_pat
     counts = set()
     true_mechanism = PrivacyPlan.mechanism
 
-    def spy(self, *, allowed, expected_count, rng):
+    def spy(self, *, allowed, expected_count, **others):
         counts.add((allowed, expected_count))
-        return true_mechanism(self, allowed=allowed, expected_count=expected_count, rng=rng)
+        return true_mechanism(self, allowed=allowed, expected_count=expected_count, **others)
 
     monkeypatch.setattr(PrivacyPlan, "mechanism", spy)
     run(toy_config, fresh(tmp_path), Silent())
@@ -285,6 +285,31 @@ def test_views_change_the_training_and_one_view_does_not(toy_values, tmp_path):
     run(configs.parse({**toy_values, "runtime": {"cache_dir": str(tmp_path / "cache")}}), plain, Silent())
     assert results[1] == (plain / "prompts" / "global.safetensors").read_bytes()
     assert results[2] != results[1]
+
+
+def test_client_level_privacy_divides_by_the_clients_and_leaves_personal_prompts_unclaimed(
+    toy_values, tmp_path, monkeypatch
+):
+    from hushprompt.privacy.plan import Channel, Mechanism
+
+    divisors = set()
+    true_release = Mechanism.release
+
+    def spy(self, channel, summed):
+        divisors.add((channel, self.expected_count))
+        return true_release(self, channel, summed)
+
+    monkeypatch.setattr(Mechanism, "release", spy)
+    privacy = {"epsilon": 8.0, "delta": 1e-3, "privacy_unit": "client", "audience": "public"}
+    folder = fresh(tmp_path)
+    rows = run(
+        configs.parse({**toy_values, "privacy": privacy, "runtime": {"cache_dir": str(tmp_path)}}), folder, Silent()
+    )
+    assert divisors == {(Channel.LOCAL, 12.0), (Channel.GLOBAL, 3.0)}
+    assert 7.9 < rows[-1].epsilon <= 8.0
+    audiences = records.read_json(folder / "privacy.json")["rows"][-1]["audiences"]
+    assert audiences["personal"]["epsilon"] == "inf"
+    assert audiences["public"]["privacy_unit"] == "client"
 
 
 @pytest.mark.parametrize(

@@ -162,7 +162,9 @@ class RoundRunner:
             assert summed is not None, "there is a message"
             expected = sum(self._expected_batch_size(row, client_id) for client_id in cohort)
             noise = stream(self.seed, "noise", "global", *place)
-            mechanism = row.plan.mechanism(allowed=Channel.GLOBAL, expected_count=expected, rng=noise)
+            mechanism = row.plan.mechanism(
+                allowed=Channel.GLOBAL, expected_count=expected, rng=noise, num_clients=len(cohort)
+            )
             return row.method.server_step(shared, mechanism.release(Channel.GLOBAL, summed))
         total = sum(map(self._weight, cohort))
         weights = [self._weight(client_id) / total for client_id in present]
