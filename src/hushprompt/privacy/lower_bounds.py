@@ -17,6 +17,7 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
+from scipy.optimize import brentq
 from scipy.stats import beta, binom
 
 from hushprompt import checks
@@ -52,11 +53,15 @@ def epsilon_lower_bound(
     3.49
     """
     _check(num_canaries, num_guesses, num_correct, delta, confidence)
-    if num_correct == 0:
+
+    def excess(epsilon: float) -> float:
+        return _chance(epsilon, num_canaries, num_guesses, num_correct, delta) - (1 - confidence)
+
+    if num_correct == 0 or excess(0.0) >= 0:
         return 0.0
-    return _largest_ruled_out(
-        lambda epsilon: _chance(epsilon, num_canaries, num_guesses, num_correct, delta) <= 1 - confidence
-    )
+    if excess(LARGEST) < 0:
+        return LARGEST
+    return float(brentq(excess, 0.0, LARGEST, xtol=1e-9))
 
 
 def f_dp_lower_bound(
@@ -168,10 +173,12 @@ def _largest_ruled_out(is_ruled_out: Callable[[float], bool]) -> float:
     """Bisect for the largest value that is ruled out, from below; 0 if none is."""
     if not is_ruled_out(0.0):
         return 0.0
-    if is_ruled_out(LARGEST):
-        return LARGEST
-    low, high = 0.0, LARGEST
-    while high - low > 1e-9 * max(1.0, low):
+    low, high = 0.0, 1.0
+    while is_ruled_out(high):
+        low, high = high, 2 * high
+        if low > LARGEST:
+            return LARGEST
+    while high - low > 1e-6:
         middle = (low + high) / 2
         low, high = (middle, high) if is_ruled_out(middle) else (low, middle)
     return low
