@@ -76,15 +76,16 @@ def test_clopper_pearson_at_a_fixed_threshold_is_that_of_another_implementation(
 
 def test_bounds_of_independent_trials_come_near_and_stay_below():
     draws, mu, delta = np.random.default_rng(3), 1.0, 1e-2
-    truth, too_large = gdp_epsilon(mu, delta), 0
-    for _ in range(100):
+    truth, too_large, found = gdp_epsilon(mu, delta), 0, []
+    for _ in range(60):
         in_scores, out_scores = draws.normal(mu, 1, 4000), draws.normal(0, 1, 4000)
         by_mu = gdp_lower_bound(in_scores, out_scores, delta=delta)
         by_rates = clopper_pearson_lower_bound(in_scores, out_scores, delta=delta)
         too_large += max(by_mu, by_rates) > truth
-        assert by_mu > 0.6 * truth
-        assert by_rates > 0.4 * truth
-    assert too_large <= 8
+        found.append((by_mu, by_rates))
+    assert too_large <= 6
+    assert np.median(found, axis=0)[0] > 0.75 * truth
+    assert np.median(found, axis=0)[1] > 0.5 * truth
 
 
 @pytest.mark.parametrize("bound", [clopper_pearson_lower_bound, gdp_lower_bound])

@@ -220,13 +220,7 @@ def _contradicts(
 
 def _gaussian(mu: float) -> Callable[[float], float]:
     """Give x -> f(1 - x) = Phi(Phi^-1(x) - mu), the curve of a mu-GDP mechanism."""
-
-    def least(share: float) -> float:
-        if share <= 0 or share >= 1:
-            return 0.0 if share <= 0 else 1.0
-        return 0.5 * math.erfc((mu - _NORMAL.inv_cdf(share)) / math.sqrt(2))
-
-    return least
+    return lambda x: 0.5 * math.erfc((mu - _NORMAL.inv_cdf(x)) / math.sqrt(2)) if 0 < x < 1 else float(x >= 1)
 
 
 def _approximate(epsilon: float, delta: float) -> Callable[[float], float]:
