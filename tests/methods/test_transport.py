@@ -6,7 +6,7 @@ import torch
 from hushprompt.errors import ConfigError
 from hushprompt.methods.transport import Transport
 
-EXACT = {"max_iterations": 20_000, "tolerance": 1e-7}
+EXACT = {"max_iterations": 20_000, "tolerance": 1e-6}
 
 
 def costs(*shape, seed=0, scale=1.0):

@@ -29,8 +29,8 @@ class Transport:
     max_iterations: int = 100
     """Iterations at most."""
     tolerance: float = 1e-3
-    """A problem is done when an iteration moves no potential by more than that, in natural log units. The published code
-    has the same number, but stops all problems of a batch together, by their mean."""
+    """A problem is done when an iteration moves no potential by more than that, in natural log units. The published
+    code has the same number, but stops all problems of a batch together, by their mean."""
 
     def __post_init__(self) -> None:
         """Check the fields."""
