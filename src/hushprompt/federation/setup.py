@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from hushprompt import seeding
-from hushprompt.backbones.cache import Progress, image_features
+from hushprompt.backbones.base import FeatureKind
+from hushprompt.backbones.cache import Progress, check_kind, image_features
 from hushprompt.backbones.feature_files import StoredFeatures
 from hushprompt.backbones.prompts import PromptModel
 from hushprompt.config import RunConfig
@@ -45,11 +46,11 @@ class Federation:
     """Model, data and clients, ready to train."""
 
     model: PromptModel
-    train_features: StoredFeatures
-    """Stay on the disk; a step reads the rows of its batch."""
+    train_features: dict[FeatureKind, StoredFeatures]
+    """Of the kinds that the rows need. They stay on the disk; a step reads the rows of its batch."""
     train_labels: Int[Tensor, " n"]
-    eval_features: Float[Tensor, "m d"]
-    """A window onto the file where it is float32."""
+    eval_features: dict[FeatureKind, Tensor]
+    """[m, d], or [m, patches, d]: windows onto the files where these are float32."""
     eval_labels: Int[Tensor, " m"]
     partition: Partition
     splits: tuple[ClientSplit, ...]
@@ -79,27 +80,38 @@ def load_model(config: RunConfig, dataset: Dataset, rows: Sequence[Row]) -> Prom
     """Load the backbone, and see that every row's method fits it before anything is encoded or trained.
 
     Raises:
-        ConfigError: a method's settings are impossible for this model or these class names.
+        ConfigError: a method's settings are impossible for this model or these class names, or it needs features that
+            the backbone does not have.
     """
     model = PromptModel(config.backbone.load(), dataset.class_names, memory_mb=config.runtime.memory_mb)
     for row in rows:
+        check_kind(model.backbone, row.method.feature_kind)
         row.method.init(model, seeding.stream(config.seed, "init"))
     return model
 
 
 def assemble(
-    config: RunConfig, model: PromptModel, dataset: Dataset, partition: Partition, on_progress: Progress
+    config: RunConfig,
+    model: PromptModel,
+    dataset: Dataset,
+    partition: Partition,
+    on_progress: Progress,
+    kinds: Set[FeatureKind] = frozenset({"pooled"}),
 ) -> Federation:
-    """Encode the images once, or take their features from the cache."""
-    train, scored = (
-        image_features(model.backbone, dataset, split, config.runtime.cache_path, config.features, on_progress)
-        for split in ("train", config.evaluation.split)
-    )
+    """Encode the images once, or take their features from the cache; only the kinds that are asked for."""
+
+    def load(split: str) -> dict[FeatureKind, StoredFeatures]:
+        where = config.runtime.cache_path
+        return {
+            kind: image_features(model.backbone, dataset, split, where, config.features, on_progress, kind)
+            for kind in sorted(kinds)
+        }
+
     return Federation(
         model=model,
-        train_features=train,
+        train_features=load("train"),
         train_labels=torch.from_numpy(dataset.splits["train"].labels),
-        eval_features=scored.tensor(),
+        eval_features={kind: stored.tensor() for kind, stored in load(config.evaluation.split).items()},
         eval_labels=torch.from_numpy(dataset.splits[config.evaluation.split].labels),
         partition=partition,
         splits=client_splits(partition, config.evaluation.split),

@@ -88,7 +88,8 @@ def run(config: RunConfig, folder: Path, observer: Observer) -> list[RowSummary]
         progress = _progress(config, folder)
         records.truncate_records(folder / "records.jsonl", progress.records_size)
         model = load_model(config, dataset, rows)
-        federation = assemble(config, model, dataset, partition, observer.on_setup)
+        kinds = {row.method.feature_kind for row in rows}
+        federation = assemble(config, model, dataset, partition, observer.on_setup, kinds)
         # Clients run side by side on one thread each, so results do not depend on the number of cores.
         with ThreadPoolExecutor(_num_workers(config), initializer=torch.set_num_threads, initargs=(1,)) as pool:
             trainer = Trainer(config, federation, folder, pool, observer)
@@ -199,7 +200,7 @@ class Trainer:
 
     def evaluate(self, row: Row, state: State) -> Scores:
         """Score every client's prompt on all evaluation images."""
-        features = self.federation.eval_features
+        features = self.federation.eval_features[row.method.feature_kind]
 
         def logits(personal: Personal) -> torch.Tensor:
             with torch.no_grad():
@@ -252,7 +253,7 @@ class Trainer:
         # Which view stands for an example is drawn uniformly, for each example on its own and whatever the data: given
         # the draws, one example still gives one clipped gradient, so sensitivity and epsilon are those of one view.
         views = stream(self.config.seed, "view", *place, client_id)
-        features = self.federation.train_features
+        features = self.federation.train_features[row.method.feature_kind]
         rows = features.rows(chosen.numpy(), views.integers(features.num_views, size=len(chosen)))
         batch = Batch(rows, self.federation.train_labels[chosen])
         mechanism = row.plan.mechanism(
