@@ -2,10 +2,10 @@
 
 Source: Li et al. 2024 (arXiv:2403.00041), section 4. The logit of class y is logit_scale sum_mn T_mn <f_m, t_n>, with
 f_m the image's patches, t_n the text features of y under prompt n, and T the transport plan of y's costs
-1 - <f_m, t_n>. The plan counts as a constant: no gradient passes through it. A logit is then linear in the text features,
-logit_scale sum_n <a_n, t_n> with a_n = sum_m T_mn f_m, so the gradient of example x's loss in the text features of
-prompt n is logit_scale (softmax_x - onehot_x) a_n, and each context's own Jacobian, which all examples share, pulls it
-back.
+1 - <f_m, t_n>. The plan counts as a constant: no gradient passes through it. A logit is then linear in the text
+features, logit_scale sum_n <a_n, t_n> with a_n = sum_m T_mn f_m, so the gradient of example x's loss in the text
+features of prompt n is logit_scale (softmax_x - onehot_x) a_n. Each context's own Jacobian, which all examples share,
+pulls it back.
 """
 
 from __future__ import annotations
