@@ -176,7 +176,7 @@ def test_a_round_without_noise_is_plain_federated_descent(toy_values, tmp_path):
     shared, _ = config.method.init(federation.model, stream(config.seed, "init"))
     context = shared.context
     for _ in range(2):
-        batch = Batch(federation.train_features.tensor(), federation.train_labels)
+        batch = Batch(federation.train_features["pooled"].tensor(), federation.train_labels)
         grads = slow_gradients(federation.model, context, batch)
         context = context - 0.1 * grads.mean(dim=0)
     torch.testing.assert_close(got, context, rtol=1e-4, atol=1e-6)
@@ -342,7 +342,7 @@ def test_prompt_files_say_what_they_are_and_give_the_clients_logits(toy_config, 
     partition = cut(toy_config, dataset)
     model = load_model(toy_config, dataset, [])
     federation = assemble(toy_config, model, dataset, partition, lambda *_: None)
-    logits = model.logits(federation.eval_features, model.text_features(context))
+    logits = model.logits(federation.eval_features["pooled"], model.text_features(context))
     mine = partition.clients[1].indices["test"]
     accuracy = float((logits[mine].argmax(1) == federation.eval_labels[mine]).double().mean())
     assert accuracy == pytest.approx(rows[-1].per_client[1]["local"])

@@ -140,7 +140,7 @@ class RoundRunner:
         # Which view stands for an example is drawn uniformly, for each example on its own and whatever the data: given
         # the draws, one example still gives one clipped gradient, so sensitivity and epsilon are those of one view.
         views = stream(self.seed, "view", *place, client_id)
-        features = self.federation.train_features
+        features = self.federation.train_features[row.method.feature_kind]
         rows = features.rows(chosen.numpy(), views.integers(features.num_views, size=len(chosen)))
         batch = Batch(rows, self.federation.train_labels[chosen])
         mechanism = self._mechanism(row, Channel.LOCAL, client_id, place)

@@ -74,7 +74,8 @@ def run(config: RunConfig, folder: Path, observer: Observer) -> list[RowSummary]
         progress = _progress(config, folder)
         records.truncate_records(folder / "records.jsonl", progress.records_size)
         model = load_model(config, dataset, rows)
-        federation = assemble(config, model, dataset, partition, observer.on_setup)
+        kinds = {row.method.feature_kind for row in rows}
+        federation = assemble(config, model, dataset, partition, observer.on_setup, kinds)
         # Clients run side by side on one thread each, so results do not depend on the number of cores.
         with ThreadPoolExecutor(_num_workers(config), initializer=torch.set_num_threads, initargs=(1,)) as pool:
             trainer = Trainer(config, federation, folder, pool, observer, Checkpoints(folder, progress))
@@ -160,10 +161,10 @@ class Trainer:
         federation = self.federation
         new_classes = None
         if federation.new is not None and with_new_classes:
-            logits = self._logits_fn(row, state, federation.new.model, federation.new.features)
-            new_classes = NewClasses(logits, federation.new.labels)
+            features = federation.new.features[row.method.feature_kind]
+            new_classes = NewClasses(self._logits_fn(row, state, federation.new.model, features), federation.new.labels)
         return evaluate(
-            self._logits_fn(row, state, federation.model, federation.eval_features),
+            self._logits_fn(row, state, federation.model, federation.eval_features[row.method.feature_kind]),
             federation.eval_labels,
             federation.splits,
             new_classes=new_classes,
@@ -217,7 +218,7 @@ class Trainer:
         return self.evaluate(row, state, with_new_classes=evaluation.is_reported(num_done, row.num_rounds))
 
     def _logits_fn(
-        self, row: Row, state: State, model: PromptModel, features: Float[Tensor, "n d"]
+        self, row: Row, state: State, model: PromptModel, features: Float[Tensor, "n *m d"]
     ) -> Callable[[int], Float[Tensor, "n c"]]:
         """Give what computes a client's logits; those of clients with one and the same state are computed once."""
 
