@@ -20,6 +20,7 @@ from hushprompt.data.partition import Partition
 from hushprompt.errors import ConfigError
 from hushprompt.evaluation.splits import ClientSplit, client_splits
 from hushprompt.methods.base import Method
+from hushprompt.methods.optimizer import with_schedule_steps
 from hushprompt.privacy.plan import PrivacyPlan, make_plan
 from hushprompt.registry import METHODS
 
@@ -132,6 +133,7 @@ def plan_rows(config: RunConfig, sizes: list[int]) -> list[Row]:
             client_sizes=sizes,
         )
         name = METHODS.name_of(method)
+        method = with_schedule_steps(method, config.training.num_rounds * config.sampling.steps_per_round)
         label = _label(name, plan)
         num_same = sum(row.label.partition(" #")[0] == label for row in rows)
         rows.append(Row(f"{label} #{num_same + 1}" if num_same else label, name, method, plan))
