@@ -5,7 +5,8 @@ Source: Zhou et al., "Learning to Prompt for Vision-Language Models", IJCV 2022 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -79,6 +80,53 @@ class ContextConfig:
         """Give [t, e] or [c, t, e]."""
         each = (self.num_ctx, model.token_width)
         return (model.num_classes, *each) if self.is_class_specific else each
+
+
+@dataclass(frozen=True, kw_only=True)
+class GlobalAndPersonalConfig(ContextConfig):
+    """What methods have in common whose clients add a personal prompt to the global one.
+
+    `shared` is a `ContextState`; what `personal` is, `personal_context` knows.
+    """
+
+    global_optimizer: Optimizer = field(default_factory=Optimizer)
+    """Optimizer of the global prompt."""
+    local_optimizer: Optimizer = field(default_factory=Optimizer)
+    """Optimizer of the personal prompt; every client has its own state."""
+
+    def personal_context(self, personal: Any) -> Float[Tensor, "*c t e"]:
+        """Give what the client adds to the global prompt."""
+        context: Tensor = personal.context
+        return context
+
+    def server_step(self, shared: ContextState, released: Float[Tensor, "*c t e"]) -> ContextState:
+        """Step the global prompt with the released mean gradient."""
+        return ContextState(*self.global_optimizer.step(shared.context, released, shared.optimizer))
+
+    def shared_context(self, shared: ContextState) -> Float[Tensor, "*c t e"]:
+        """Give the global prompt."""
+        return shared.context
+
+    def context(self, shared: ContextState, personal: Any) -> Float[Tensor, "*c t e"]:
+        """Give the sum of global and personal prompt."""
+        return shared.context + self.personal_context(personal)
+
+    def logits(
+        self, model: PromptModel, shared: ContextState, personal: Any, image_features: Float[Tensor, "n d"]
+    ) -> Float[Tensor, "n c"]:
+        """Score images with the client's context."""
+        return model.logits(image_features, self.text_features(model, self.context(shared, personal)))
+
+    def check_rank(self, model: PromptModel, rank: int) -> None:
+        """Raise ConfigError if factors of this rank would be wider than a personal prompt."""
+        num_rows = self.num_ctx * (model.num_classes if self.is_class_specific else 1)
+        widest = min(num_rows, model.token_width)
+        if rank > widest:
+            rows = "num_classes * num_ctx" if self.is_class_specific else "num_ctx"
+            raise ConfigError(
+                f"method.rank must be at most min({rows}, token width) = min({num_rows}, {model.token_width}) = "
+                f"{widest}, got {rank}. Use a smaller rank."
+            )
 
 
 def fresh(context: Float[Tensor, "*c t e"], optimizer: Optimizer) -> ContextState:
