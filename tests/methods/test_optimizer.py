@@ -92,7 +92,7 @@ def test_a_schedule_is_torchs(name, which):
 def test_a_cosine_stays_down_where_the_run_goes_on():
     ours = Optimizer(learning_rate=0.1, schedule="cosine", schedule_steps=10, final_fraction=0.25)
     for steps in (10, 11, 25):
-        assert float(ours.rate(torch.tensor(float(steps)))) == pytest.approx(0.025)
+        assert float(ours.rate(torch.tensor(steps))) == pytest.approx(0.025)
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def test_the_run_tells_a_cosine_how_long_it_is():
     with pytest.raises(ConfigError, match=r"schedule_steps must be > warmup_steps = 2, got 2"):
         with_schedule_steps(TwoOptimizers(untold, told), 2)
     with pytest.raises(ConfigError, match="outside a run"):
-        untold.rate(torch.tensor(0.0))
+        untold.rate(torch.tensor(0))
 
 
 def test_a_step_leaves_its_arguments_alone():

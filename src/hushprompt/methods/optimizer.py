@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from hushprompt import checks
@@ -25,7 +25,7 @@ T = TypeVar("T")
 class OptimizerState:
     """What an optimizer remembers of one parameter."""
 
-    num_steps: Float[Tensor, ""]
+    num_steps: Int[Tensor, ""]
     """Steps taken so far."""
     first: Float[Tensor, "*p"]
     """Momentum buffer (SGD), or first moment (Adam)."""
@@ -90,9 +90,9 @@ class Optimizer:
     def init(self, parameter: Float[Tensor, "*p"]) -> OptimizerState:
         """Give the state before the first step."""
         zeros = torch.zeros_like(parameter)
-        return OptimizerState(torch.zeros((), device=parameter.device), zeros, zeros)
+        return OptimizerState(torch.zeros((), dtype=torch.int64, device=parameter.device), zeros, zeros)
 
-    def rate(self, num_steps: Float[Tensor, ""]) -> Float[Tensor, ""]:
+    def rate(self, num_steps: Int[Tensor, ""]) -> Float[Tensor, ""]:
         """Give the rate of the step that follows `num_steps` taken ones, in float64.
 
         Raises:
@@ -126,8 +126,8 @@ class Optimizer:
             return parameter - rate * direction, OptimizerState(count, first, state.second)
         first = self.momentum * state.first + (1 - self.momentum) * grad
         second = self.second_moment_decay * state.second + (1 - self.second_moment_decay) * grad**2
-        mean = first / (1 - self.momentum**count)
-        scale = (second / (1 - self.second_moment_decay**count)).sqrt() + 1e-8
+        mean = first / (1 - self.momentum ** count.double())
+        scale = (second / (1 - self.second_moment_decay ** count.double())).sqrt() + 1e-8
         return parameter - rate * mean / scale, OptimizerState(count, first, second)
 
 
