@@ -58,8 +58,7 @@ class ContextConfig:
     def draw(self, model: PromptModel, rng: np.random.Generator) -> Float[Tensor, "*c t e"]:
         """Draw a context ~ N(0, init_std^2); ConfigError if a prompt would not fit the window."""
         model.check_context(self.num_ctx, self.name_position)
-        values = rng.normal(0.0, self.init_std, size=self._shape(model))
-        return torch.from_numpy(values).float().to(model.device)
+        return gaussian(self._shape(model), self.init_std, rng).to(model.device)
 
     def text_features(self, model: PromptModel, context: Float[Tensor, "*c t e"]) -> Float[Tensor, "c d"]:
         """Encode the prompts of all classes with a context in its place."""
@@ -84,20 +83,12 @@ class ContextConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class GlobalAndPersonalConfig(ContextConfig):
-    """What methods have in common whose clients add a personal prompt to the global one.
-
-    `shared` is a `ContextState`; what `personal` is, `personal_context` knows.
-    """
+    """What methods have in common that train a global prompt, `shared.context`, beside a personal one."""
 
     global_optimizer: Optimizer = field(default_factory=Optimizer)
     """Optimizer of the global prompt."""
     local_optimizer: Optimizer = field(default_factory=Optimizer)
     """Optimizer of the personal prompt; every client has its own state."""
-
-    def personal_context(self, personal: Any) -> Float[Tensor, "*c t e"]:
-        """Give what the client adds to the global prompt."""
-        context: Tensor = personal.context
-        return context
 
     def server_step(self, shared: ContextState, released: Float[Tensor, "*c t e"]) -> ContextState:
         """Step the global prompt with the released mean gradient."""
@@ -109,7 +100,8 @@ class GlobalAndPersonalConfig(ContextConfig):
 
     def context(self, shared: ContextState, personal: Any) -> Float[Tensor, "*c t e"]:
         """Give the sum of global and personal prompt."""
-        return shared.context + self.personal_context(personal)
+        total: Tensor = shared.context + personal.context
+        return total
 
     def logits(
         self, model: PromptModel, shared: ContextState, personal: Any, image_features: Float[Tensor, "n d"]
@@ -127,6 +119,11 @@ class GlobalAndPersonalConfig(ContextConfig):
                 f"method.rank must be at most min({rows}, token width) = min({num_rows}, {model.token_width}) = "
                 f"{widest}, got {rank}. Use a smaller rank."
             )
+
+
+def gaussian(shape: tuple[int, ...], std: float, rng: np.random.Generator) -> Float[Tensor, "*p"]:
+    """Draw a start ~ N(0, std^2); not privacy noise."""
+    return torch.from_numpy(rng.normal(0.0, std, size=shape)).float()
 
 
 def fresh(context: Float[Tensor, "*c t e"], optimizer: Optimizer) -> ContextState:
