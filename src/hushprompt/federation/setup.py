@@ -23,6 +23,7 @@ from hushprompt.evaluation.base_to_new import base_images, num_base_classes
 from hushprompt.evaluation.splits import ClientSplit, client_splits
 from hushprompt.federation.cohort import Cohorts, draw_cohorts
 from hushprompt.methods.base import Method
+from hushprompt.methods.optimizer import with_schedule_steps
 from hushprompt.privacy.plan import Channel, PrivacyPlan, make_plan
 from hushprompt.registry import METHODS
 
@@ -218,6 +219,7 @@ def plan_rows(config: RunConfig, sizes: list[int]) -> list[Row]:
         )
         _check_local_steps(config, plan)
         name = METHODS.name_of(method)
+        method = with_schedule_steps(method, config.training.num_rounds * config.sampling.steps_per_round)
         label = _label(name, plan)
         num_same = sum(row.label.partition(" #")[0] == label for row in rows)
         rows.append(Row(f"{label} #{num_same + 1}" if num_same else label, name, method, plan, own_cohorts))
