@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from hushprompt.federation.checkpoint import flatten
+from hushprompt.federation.states import flatten
 from hushprompt.methods.base import Batch, Method, Upload
 from hushprompt.methods.context import ContextConfig
 from hushprompt.privacy.clipping import ClippedSum
@@ -61,6 +61,18 @@ def test_it_is_a_method(name):
 def test_the_same_stream_starts_it_alike(name, model):
     for left, right in zip(small(name).init(model, rng(3)), small(name).init(model, rng(3)), strict=True):
         assert_same(left, right)
+
+
+@every_method
+def test_a_round_begins_without_any_data_and_the_same_way_each_time(name, model):
+    method = small(name)
+    shared, _ = method.init(model, rng())
+    before = {key: tensor.clone() for key, tensor in flatten(shared).items()}
+    first, second = method.begin_round(shared), method.begin_round(shared)
+    assert_same(first, second)
+    assert {key: tensor.shape for key, tensor in flatten(first).items()} == {k: v.shape for k, v in before.items()}
+    for key, tensor in flatten(shared).items():
+        assert torch.equal(tensor, before[key])
 
 
 @trained_methods

@@ -18,9 +18,13 @@ from hushprompt.federation.setup import Row
 from hushprompt.methods.base import Personal, Published, Shared
 from hushprompt.privacy.plan import Audience, Channel
 
-SERVER = (
+TRUSTED_SERVER = (
     "The server is trusted: it sees each client's clipped sum before noise, so nothing here protects a client from the "
     "server. Secure aggregation is not part of this version."
+)
+UNTRUSTED_SERVER = (
+    "The server need not be trusted with the data: every client adds the noise itself, in full, before anything leaves "
+    "it. The server has the guarantee of the audience named server, from what it receives of each client alone."
 )
 NOT_PRIVATE = (
     "Not private, simulation only: training losses in records.jsonl, and the checkpoint, which belongs to the "
@@ -70,6 +74,7 @@ def privacy_record(rows: list[Row]) -> dict[str, Any]:
                 "noise_multipliers": {str(c): value for c, value in row.plan.noise_multipliers.items()},
                 "sampling": row.plan.sampler.description,
                 "num_rounds": row.num_rounds,
+                "participation": participation(row),
                 "audiences": {
                     str(audience): {**guarantee.to_json(), "statement": guarantee.statement()}
                     for audience, guarantee in row.plan.guarantees().items()
@@ -78,10 +83,33 @@ def privacy_record(rows: list[Row]) -> dict[str, Any]:
             for row in rows
         ],
         "other_client": "Sees what the public sees, and has the same guarantee as the public.",
-        "server": SERVER,
+        "server": UNTRUSTED_SERVER if rows[-1].plan.config.noise_at == "client" else TRUSTED_SERVER,
         "not_private": NOT_PRIVATE,
         "noise_source": SIMULATED_NOISE,
         "several_rows": ROWS,
+    }
+
+
+def participation(row: Row) -> dict[str, Any]:
+    """Say who takes part how often: clients counted by their number of rounds, each with its own epsilon."""
+    cohorts = row.cohorts
+    rounds, num_clients = np.unique(cohorts.rounds_of_clients(), return_counts=True)
+    own = [{str(who): row.plan.epsilon(who, count) for who in row.plan.audiences} for count in rounds.tolist()]
+    statement = ""
+    if cohorts.is_partial and len(cohorts):
+        statement = (
+            f"{cohorts.cohort_size} of {cohorts.num_clients} clients take part in a round, by a public schedule from "
+            "which no amplification is claimed: the guarantees are those of a client with the most rounds, "
+            f"{rounds.max()} of {len(cohorts)}. A client that fails in a round is charged for it."
+        )
+    return {
+        "cohort_size": cohorts.cohort_size,
+        "num_clients": cohorts.num_clients,
+        "statement": statement,
+        "clients_by_rounds": [
+            {"rounds": count, "num_clients": number, "epsilon": epsilon}
+            for count, number, epsilon in zip(rounds.tolist(), num_clients.tolist(), own, strict=True)
+        ],
     }
 
 

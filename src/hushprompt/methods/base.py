@@ -1,6 +1,6 @@
 """The contract of a method: what a client learns, what it sends, what the server does with it.
 
-All four functions are pure. Data enters a state only through `Mechanism.release`: an `Upload` is clipped but not yet
+All functions are pure. Data enters a state only through `Mechanism.release`: an `Upload` is clipped but not yet
 private and goes to the aggregation alone; `StepInfo` is not private and goes to the simulation's record alone.
 """
 
@@ -77,6 +77,12 @@ class Method(Protocol):
     def init(self, model: PromptModel, rng: np.random.Generator) -> tuple[Shared, Personal]:
         """Give the state of the server and the state that every client starts with; data-independent."""
 
+    def begin_round(self, shared: Shared) -> Shared:
+        """Get the shared state ready for a round, before its first step; knows no data.
+
+        Here a method keeps what a round starts from, such as the context that FedProx stays close to.
+        """
+
     def client_step(
         self,
         model: PromptModel,
@@ -123,6 +129,10 @@ class Untrained:
 
     channels: ClassVar[frozenset[Channel]] = frozenset()
     feature_kind: ClassVar[FeatureKind] = "pooled"
+
+    def begin_round(self, shared: Shared) -> Shared:
+        """Give the state back; no round ever begins."""
+        return shared
 
     def client_step(
         self,

@@ -64,6 +64,10 @@ class ContextConfig:
         """Check the fields."""
         checks.positive(num_ctx=self.num_ctx, init_std=self.init_std)
 
+    def begin_round(self, shared: Shared) -> Shared:
+        """Give the state back: a step needs nothing from where its round began."""
+        return shared
+
     def public_file(self: HasContext, model: PromptModel, shared: Shared) -> Published | None:
         """Give the shared context."""
         context = self.shared_context(shared)

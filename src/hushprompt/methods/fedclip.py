@@ -74,6 +74,10 @@ class FedCLIP:
         parameters = torch.from_numpy(values).float().to(model.device)
         return AdapterState(parameters, self.optimizer.init(parameters)), NoState()
 
+    def begin_round(self, shared: AdapterState) -> AdapterState:
+        """Give the state back: a step needs nothing from where its round began."""
+        return shared
+
     def client_step(
         self,
         model: PromptModel,
