@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +23,7 @@ from hushprompt.evaluation.base_to_new import base_images, num_base_classes
 from hushprompt.evaluation.splits import ClientSplit, client_splits
 from hushprompt.federation.cohort import Cohorts, draw_cohorts
 from hushprompt.methods.base import Method
+from hushprompt.methods.optimizer import with_schedule_steps
 from hushprompt.privacy.plan import Channel, PrivacyPlan, make_plan
 from hushprompt.registry import METHODS
 
@@ -52,7 +53,7 @@ class NewImages:
     model: PromptModel
     """Knows the new class names alone."""
     features: dict[FeatureKind, Tensor]
-    """[m, d], or [m, patches, d]."""
+    """[m, d] or [m, patches, d] of each kind that the rows need."""
     labels: Int[Tensor, " m"]
     """Counted from the first new class."""
 
@@ -137,17 +138,18 @@ def assemble(
         }
 
     train = load("train")
-    scored = {kind: stored.tensor() for kind, stored in load(config.evaluation.split).items()}
+    scored = load(config.evaluation.split)
+    eval_features = {kind: stored.tensor() for kind, stored in scored.items()}
     eval_labels = torch.from_numpy(dataset.splits[config.evaluation.split].labels)
     return Federation(
         model=model,
         train_features=train,
         train_labels=torch.from_numpy(dataset.splits["train"].labels),
-        eval_features=scored,
+        eval_features=eval_features,
         eval_labels=eval_labels,
         partition=partition,
         splits=client_splits(partition, config.evaluation.split),
-        new=_new_images(model, dataset, scored, eval_labels),
+        new=_new_images(model, dataset, eval_features, eval_labels),
     )
 
 
@@ -159,7 +161,7 @@ def _num_trained_classes(config: RunConfig, dataset: Dataset) -> int:
 
 
 def _new_images(
-    model: PromptModel, dataset: Dataset, features: dict[FeatureKind, Tensor], labels: Int[Tensor, " n"]
+    model: PromptModel, dataset: Dataset, features: Mapping[FeatureKind, Tensor], labels: Int[Tensor, " n"]
 ) -> NewImages | None:
     """Give the images of the classes that the model does not know; None if it knows all.
 
@@ -175,8 +177,8 @@ def _new_images(
             "evaluation.base_classes is set, but no evaluation image shows a new class. Use another split."
         )
     new_model = PromptModel(model.backbone, new_names, memory_mb=model.memory_mb)
-    of_new = {kind: tensor[is_new] for kind, tensor in features.items()}
-    return NewImages(new_model, of_new, labels[is_new] - model.num_classes)
+    own = {kind: values[is_new] for kind, values in features.items()}
+    return NewImages(new_model, own, labels[is_new] - model.num_classes)
 
 
 def plan_rows(config: RunConfig, sizes: list[int]) -> list[Row]:
@@ -217,6 +219,7 @@ def plan_rows(config: RunConfig, sizes: list[int]) -> list[Row]:
         )
         _check_local_steps(config, plan)
         name = METHODS.name_of(method)
+        method = with_schedule_steps(method, config.training.num_rounds * config.sampling.steps_per_round)
         label = _label(name, plan)
         num_same = sum(row.label.partition(" #")[0] == label for row in rows)
         rows.append(Row(f"{label} #{num_same + 1}" if num_same else label, name, method, plan, own_cohorts))

@@ -158,13 +158,13 @@ class Trainer:
 
     def evaluate(self, row: Row, state: State, *, with_new_classes: bool = False) -> Scores:
         """Score every client's prompt on all evaluation images, and on classes that nobody trains on."""
-        federation, kind = self.federation, row.method.feature_kind
+        federation = self.federation
         new_classes = None
         if federation.new is not None and with_new_classes:
-            logits = self._logits_fn(row, state, federation.new.model, federation.new.features[kind])
-            new_classes = NewClasses(logits, federation.new.labels)
+            features = federation.new.features[row.method.feature_kind]
+            new_classes = NewClasses(self._logits_fn(row, state, federation.new.model, features), federation.new.labels)
         return evaluate(
-            self._logits_fn(row, state, federation.model, federation.eval_features[kind]),
+            self._logits_fn(row, state, federation.model, federation.eval_features[row.method.feature_kind]),
             federation.eval_labels,
             federation.splits,
             new_classes=new_classes,

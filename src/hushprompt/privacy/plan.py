@@ -266,6 +266,22 @@ class Mechanism:
         rows = as_one_contribution(grads) if channel in self.plan.clipped_as_one else grads
         return clipped_sum(rows, self.plan.clip_norms[channel])
 
+    def add_penalty(self, summed: ClippedSum, grad: Float[Tensor, "*p"]) -> ClippedSum:
+        """Add the gradient of a penalty on prompts to a clipped sum; the release divides it back to `grad`.
+
+        Guarantee: the sensitivity stays, because a penalty knows an example only through earlier releases, which the
+        guarantee of the run counts. The contract suite checks that of every method.
+
+        Raises:
+            PrivacyError: the unit is larger than an example: a client's prompts are its own data then.
+        """
+        if self.plan.config.privacy_unit != "example":
+            raise PrivacyError(
+                f'privacy.privacy_unit = "{self.plan.config.privacy_unit}" does not cover a penalty on personal '
+                'prompts in what is shared: it would leave clients unclipped. Use privacy.privacy_unit = "example".'
+            )
+        return ClippedSum(summed.value + self.expected_count * grad, summed.sensitivity)
+
     def release(self, channel: Channel, summed: ClippedSum) -> Float[Tensor, "*p"]:
         """Add the channel's noise to a clipped sum and divide by the public expected count.
 
