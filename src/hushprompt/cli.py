@@ -272,6 +272,9 @@ def planned_privacy(config: configs.RunConfig) -> dict[str, Any]:
 def show_results(rows: list[RowSummary], folder: Path) -> None:
     """Print the table, what its epsilon means, and where everything lies."""
     console.print(tables.result_table(rows))
+    if tables.has_new_classes(rows):
+        console.print()
+        console.print(tables.base_to_new_table(rows))
     for line in tables.captions(rows, records.read_json(folder / "privacy.json")):
         console.print(line, soft_wrap=True)
     for path in ("summary.json", "privacy.json", "records.jsonl", "prompts/", "config.toml"):
