@@ -16,9 +16,10 @@ ALLOWED = {
     "methods": {"backbones", "privacy"},
     "evaluation": {"data", "backbones", "methods", "privacy"},
     "federation": {"data", "backbones", "methods", "privacy", "evaluation"},
+    "sweeps": {"federation"},
     "report": set(),
 }
-FREE = {"__init__.py", "cli.py", "cli_data.py"}
+FREE = {"__init__.py", "cli.py", "cli_compare.py", "cli_data.py", "cli_sweep.py"}
 FILES = sorted(path for path in SOURCE.rglob("*.py"))
 
 

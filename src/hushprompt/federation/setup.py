@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -22,6 +23,9 @@ from hushprompt.evaluation.splits import ClientSplit, client_splits
 from hushprompt.methods.base import Method
 from hushprompt.privacy.plan import PrivacyPlan, make_plan
 from hushprompt.registry import METHODS
+
+Load = Callable[[Any], Any]
+"""Loads the thing that a `data` or `backbone` section describes. Who makes many runs may keep what it loaded."""
 
 
 @dataclass(frozen=True)
@@ -75,13 +79,18 @@ def client_sizes(partition: Partition) -> list[int]:
     return [len(client.indices["train"]) for client in partition.clients]
 
 
-def load_model(config: RunConfig, dataset: Dataset, rows: Sequence[Row]) -> PromptModel:
+def load_fresh(section: Any) -> Any:
+    """Load a data set or a backbone anew."""
+    return section.load()
+
+
+def load_model(config: RunConfig, dataset: Dataset, rows: Sequence[Row], load: Load = load_fresh) -> PromptModel:
     """Load the backbone, and see that every row's method fits it before anything is encoded or trained.
 
     Raises:
         ConfigError: a method's settings are impossible for this model or these class names.
     """
-    model = PromptModel(config.backbone.load(), dataset.class_names, memory_mb=config.runtime.memory_mb)
+    model = PromptModel(load(config.backbone), dataset.class_names, memory_mb=config.runtime.memory_mb)
     for row in rows:
         row.method.init(model, seeding.stream(config.seed, "init"))
     return model
