@@ -51,12 +51,12 @@ def test_the_ending_of_the_file_says_the_form(hush, tmp_path, name, words):
 
 def test_csv_has_a_line_for_each_group_of_all_tables(hush, tmp_path):
     assert hush("runs", "--by", "privacy.epsilon", "--against", "promptfl", "-o", "t.csv")[0] == 0
-    lines = list(csv.DictReader((tmp_path / "t.csv").open()))
+    lines = list(csv.DictReader((tmp_path / "t.csv").read_text().splitlines()))
     assert [(line["table"], line["method"]) for line in lines] == [
-        ("privacy.epsilon = 2", "promptfl"), ("privacy.epsilon = 2", "dp_fpl"),
-        ("privacy.epsilon = 8", "promptfl"), ("privacy.epsilon = 8", "dp_fpl"),
+        ("privacy.epsilon = 2", "dp_fpl"), ("privacy.epsilon = 2", "promptfl"),
+        ("privacy.epsilon = 8", "dp_fpl"), ("privacy.epsilon = 8", "promptfl"),
     ]  # fmt: skip
-    assert float(lines[1]["local_difference"]) == pytest.approx(0.015)
+    assert float(lines[0]["local_difference"]) == pytest.approx(0.015)
 
 
 @pytest.mark.parametrize(

@@ -85,11 +85,12 @@ def find_key(text: str, keys: Sequence[str]) -> str:
 
 
 def _ordered(groups: Sequence[Group], columns: Sequence[str]) -> list[Group]:
-    """Sort by method as they appeared, then by epsilon from none down, then by what is shown."""
+    """Sort by method, untrained ones first and else as they appeared, then by what is shown, then by epsilon."""
     methods = list(dict.fromkeys(group.settings[METHOD] for group in groups))
     return sorted(
         groups,
         key=lambda group: (
+            group.epsilon is not None,  # what costs no privacy comes first
             methods.index(group.settings[METHOD]),
             [by_value(group.label(key)) for key in columns],
             by_value(group.label(EPSILON)),

@@ -107,7 +107,9 @@ def _encoded(runs: Sequence[SweepRun], worker: WorkerProcess, shares: Shares, ob
     for run in runs:
         config = run.planned.config
         # A method may need features of its own kind.
-        key = (config.backbone, config.data, config.features, config.evaluation, METHODS.name_of(config.method))
+        methods = (config.method, *(row.method for row in config.references))
+        kinds = frozenset(METHODS.name_of(method) for method in methods)
+        key = (config.backbone, config.data, config.features, config.evaluation, kinds)
         if key not in outcomes:
             job = Job(kind="encode", config=_with_threads(config, shares.num_cores).to_toml())
             outcomes[key] = worker.do(job, observer.on_encoding)

@@ -95,7 +95,8 @@ class Worker:
         torch.set_num_threads(config.runtime.num_threads or len(os.sched_getaffinity(0)))
         try:
             model = load_model(config, dataset, [], self._load)
-            assemble(config, model, dataset, cut(config, dataset), Watcher(self._send).on_setup)
+            kinds = {method.feature_kind for method in (config.method, *(row.method for row in config.references))}
+            assemble(config, model, dataset, cut(config, dataset), Watcher(self._send).on_setup, kinds)
         finally:
             torch.set_num_threads(1)
 
