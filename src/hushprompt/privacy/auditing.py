@@ -231,9 +231,7 @@ def _bound(
     )
 
 
-def _by_independent_trials(
-    scores: Float[np.ndarray, " m"], is_in: Bool[np.ndarray, " m"], delta: float
-) -> AuditResult:
+def _by_independent_trials(scores: Float[np.ndarray, " m"], is_in: Bool[np.ndarray, " m"], delta: float) -> AuditResult:
     """Bound mu by the errors of the test "likelihood ratio above 1", where neither error is preferred."""
     guessed_in = scores >= 0
     return AuditResult(

@@ -258,5 +258,3 @@ def _error_limits(
         for count, size in zip(wrong, (len(out_scores), len(in_scores)), strict=True)
     ]
     return limits[0], limits[1]
-
-
