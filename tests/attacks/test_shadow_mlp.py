@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 
 from hushprompt.attacks import shadow_mlp as module
 from hushprompt.attacks.metrics import auc
@@ -39,3 +40,18 @@ def test_the_same_stream_gives_the_same_scores_and_no_network_has_seen_the_model
     changed = shadow_mlp(log_probs, labels, others, np.random.default_rng(2))
     assert np.array_equal(first[0], changed[0])
     assert not np.array_equal(first[1], changed[1])
+
+
+def test_its_gradient_is_autograds():
+    draws = np.random.default_rng(3)
+    network = module._start(5, draws)
+    inputs, is_in = draws.random((7, 5)), draws.random(7) < 0.5
+    leaves = [
+        torch.from_numpy(value).requires_grad_()
+        for value in (network.first, network.first_bias, network.second, network.second_bias)
+    ]
+    outputs = (torch.from_numpy(inputs) @ leaves[0] + leaves[1]).relu() @ leaves[2] + leaves[3]
+    torch.nn.functional.cross_entropy(outputs.sigmoid(), torch.from_numpy(is_in).long()).backward()
+    one_hot = np.stack([~is_in, is_in], axis=1).astype(float)
+    for found, leaf in zip(module._gradients(network, inputs, one_hot), leaves, strict=True):
+        np.testing.assert_allclose(found, leaf.grad.numpy(), atol=1e-12)
