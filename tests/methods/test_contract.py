@@ -32,6 +32,14 @@ def rng(seed=0):
     return np.random.default_rng(seed)
 
 
+@pytest.fixture
+def batch(name, model):
+    """Seven examples of the kind that the method needs."""
+    patches = (4,) if small(name).feature_kind == "patches" else ()
+    features = torch.from_numpy(rng(5).normal(size=(7, *patches, model.backbone.feature_dim))).float()
+    return Batch(torch.nn.functional.normalize(features, dim=-1), torch.tensor([0, 1, 2, 3, 4, 0, 2]))
+
+
 def step(method, model, batch, mechanism, states=None):
     shared, personal = states or method.init(model, rng())
     return shared, method.client_step(model, shared, personal, batch, mechanism, rng(1))

@@ -12,11 +12,10 @@ import numpy as np
 import torch
 
 from hushprompt import files
-from hushprompt.backbones.prompts import NamePosition, PromptModel
+from hushprompt.backbones.prompts import PromptModel
 from hushprompt.config import RunConfig
 from hushprompt.federation.setup import Row
-from hushprompt.methods.base import Personal, Shared
-from hushprompt.methods.context import ContextConfig
+from hushprompt.methods.base import Personal, Published, Shared
 from hushprompt.privacy.plan import Audience, Channel
 
 TRUSTED_SERVER = (
@@ -40,7 +39,6 @@ ROWS = "Each row is accounted for on its own; publishing several rows of one run
 def write_prompts(folder: Path, model: PromptModel, row: Row, shared: Shared, personal: tuple[Personal, ...]) -> None:
     """Write `global.safetensors` and one `client-003.safetensors` a client, as far as the method has them."""
     guarantees = row.plan.guarantees()
-    name_position: NamePosition = row.method.name_position if isinstance(row.method, ContextConfig) else "end"
     common = {
         "format": "hushprompt prompt 1",
         "method": row.method_name,
@@ -48,21 +46,20 @@ def write_prompts(folder: Path, model: PromptModel, row: Row, shared: Shared, pe
         "class_names": model.class_names,
         "rank": getattr(row.method, "rank", None),
     }
-    shared_context = row.method.shared_context(shared)
-    if shared_context is not None:
-        statement = guarantees[Audience.PUBLIC].statement()
-        layout = model.layout(shared_context, name_position)
-        metadata = json.dumps({**common, "prompt": layout, "privacy": statement})
-        files.write_tensors(folder / "global.safetensors", {"context": shared_context}, metadata)
+
+    def write(name: str, published: Published, audience: Audience, **more: int) -> None:
+        metadata = {**common, "prompt": published.prompt, **more, "privacy": guarantees[audience].statement()}
+        files.write_tensors(folder / f"{name}.safetensors", published.tensors, json.dumps(metadata))
+
+    public = row.method.public_file(model, shared)
+    if public is not None:
+        write("global", public, Audience.PUBLIC)
     if Channel.LOCAL not in row.plan.channels:
         return
     for client_id, state in enumerate(personal):
-        context = row.method.context(shared, state)
-        assert context is not None, "a method with a local channel has a context for each client"
-        statement = guarantees[Audience.PERSONAL].statement()
-        layout = model.layout(context, name_position)
-        metadata = json.dumps({**common, "prompt": layout, "client_id": client_id, "privacy": statement})
-        files.write_tensors(folder / f"client-{client_id:03d}.safetensors", {"context": context}, metadata)
+        mine = row.method.personal_file(model, shared, state)
+        assert mine is not None, "a method with a local channel has something of its own for each client"
+        write(f"client-{client_id:03d}", mine, Audience.PERSONAL, client_id=client_id)
 
 
 def privacy_record(rows: list[Row]) -> dict[str, Any]:

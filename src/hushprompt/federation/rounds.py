@@ -140,7 +140,7 @@ class RoundRunner:
         # Which view stands for an example is drawn uniformly, for each example on its own and whatever the data: given
         # the draws, one example still gives one clipped gradient, so sensitivity and epsilon are those of one view.
         views = stream(self.seed, "view", *place, client_id)
-        features = self.federation.train_features
+        features = self.federation.train_features[row.method.feature_kind]
         rows = features.rows(chosen.numpy(), views.integers(features.num_views, size=len(chosen)))
         batch = Batch(rows, self.federation.train_labels[chosen])
         mechanism = self._mechanism(row, Channel.LOCAL, client_id, place)
@@ -162,7 +162,9 @@ class RoundRunner:
             assert summed is not None, "there is a message"
             expected = sum(self._expected_batch_size(row, client_id) for client_id in cohort)
             noise = stream(self.seed, "noise", "global", *place)
-            mechanism = row.plan.mechanism(allowed=Channel.GLOBAL, expected_count=expected, rng=noise)
+            mechanism = row.plan.mechanism(
+                allowed=Channel.GLOBAL, expected_count=expected, rng=noise, num_clients=len(cohort)
+            )
             return row.method.server_step(shared, mechanism.release(Channel.GLOBAL, summed))
         total = sum(map(self._weight, cohort))
         weights = [self._weight(client_id) / total for client_id in present]

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from hushprompt import seeding
-from hushprompt.backbones.cache import Progress, image_features
+from hushprompt.backbones.base import FeatureKind
+from hushprompt.backbones.cache import Progress, check_kind, image_features
 from hushprompt.backbones.feature_files import StoredFeatures
 from hushprompt.backbones.prompts import PromptModel
 from hushprompt.config import RunConfig
@@ -22,8 +24,12 @@ from hushprompt.evaluation.base_to_new import base_images, num_base_classes
 from hushprompt.evaluation.splits import ClientSplit, client_splits
 from hushprompt.federation.cohort import Cohorts, draw_cohorts
 from hushprompt.methods.base import Method
+from hushprompt.methods.optimizer import with_schedule_steps
 from hushprompt.privacy.plan import Channel, PrivacyPlan, make_plan
 from hushprompt.registry import METHODS
+
+Load = Callable[[Any], Any]
+"""Loads the thing that a `data` or `backbone` section describes. Who makes many runs may keep what it loaded."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,8 @@ class NewImages:
 
     model: PromptModel
     """Knows the new class names alone."""
-    features: Float[Tensor, "m d"]
+    features: dict[FeatureKind, Tensor]
+    """[m, d] or [m, patches, d] of each kind that the rows need."""
     labels: Int[Tensor, " m"]
     """Counted from the first new class."""
 
@@ -60,11 +67,11 @@ class Federation:
     """Model, data and clients, ready to train."""
 
     model: PromptModel
-    train_features: StoredFeatures
-    """Stay on the disk; a step reads the rows of its batch."""
+    train_features: dict[FeatureKind, StoredFeatures]
+    """Of the kinds that the rows need. They stay on the disk; a step reads the rows of its batch."""
     train_labels: Int[Tensor, " n"]
-    eval_features: Float[Tensor, "m d"]
-    """A window onto the file where it is float32."""
+    eval_features: dict[FeatureKind, Tensor]
+    """[m, d], or [m, patches, d]: windows onto the files where these are float32."""
     eval_labels: Int[Tensor, " m"]
     partition: Partition
     splits: tuple[ClientSplit, ...]
@@ -97,15 +104,22 @@ def client_sizes(partition: Partition) -> list[int]:
     return [len(client.indices["train"]) for client in partition.clients]
 
 
-def load_model(config: RunConfig, dataset: Dataset, rows: Sequence[Row]) -> PromptModel:
+def load_fresh(section: Any) -> Any:
+    """Load a data set or a backbone anew."""
+    return section.load()
+
+
+def load_model(config: RunConfig, dataset: Dataset, rows: Sequence[Row], load: Load = load_fresh) -> PromptModel:
     """Load the backbone, and see that every row's method fits it before anything is encoded or trained.
 
     Raises:
-        ConfigError: a method's settings are impossible for this model or these class names.
+        ConfigError: a method's settings are impossible for this model or these class names, or it needs features that
+            the backbone does not have.
     """
     num_trained = _num_trained_classes(config, dataset)
-    model = PromptModel(config.backbone.load(), dataset.class_names[:num_trained], memory_mb=config.runtime.memory_mb)
+    model = PromptModel(load(config.backbone), dataset.class_names[:num_trained], memory_mb=config.runtime.memory_mb)
     for row in rows:
+        check_kind(model.backbone, row.method.feature_kind)
         if num_trained < len(dataset.class_names) and getattr(row.method, "is_class_specific", False):
             raise ConfigError(
                 f"{row.label}: method.is_class_specific = true has no context for classes that nobody trains on. Use "
@@ -116,23 +130,35 @@ def load_model(config: RunConfig, dataset: Dataset, rows: Sequence[Row]) -> Prom
 
 
 def assemble(
-    config: RunConfig, model: PromptModel, dataset: Dataset, partition: Partition, on_progress: Progress
+    config: RunConfig,
+    model: PromptModel,
+    dataset: Dataset,
+    partition: Partition,
+    on_progress: Progress,
+    kinds: Set[FeatureKind] = frozenset({"pooled"}),
 ) -> Federation:
-    """Encode the images once, or take their features from the cache."""
-    train, scored = (
-        image_features(model.backbone, dataset, split, config.runtime.cache_path, config.features, on_progress)
-        for split in ("train", config.evaluation.split)
-    )
+    """Encode the images once, or take their features from the cache; only the kinds that are asked for."""
+
+    def load(split: str) -> dict[FeatureKind, StoredFeatures]:
+        where = config.runtime.cache_path
+        return {
+            kind: image_features(model.backbone, dataset, split, where, config.features, on_progress, kind)
+            for kind in sorted(kinds)
+        }
+
+    train = load("train")
+    scored = load(config.evaluation.split)
+    eval_features = {kind: stored.tensor() for kind, stored in scored.items()}
     eval_labels = torch.from_numpy(dataset.splits[config.evaluation.split].labels)
     return Federation(
         model=model,
         train_features=train,
         train_labels=torch.from_numpy(dataset.splits["train"].labels),
-        eval_features=scored.tensor(),
+        eval_features=eval_features,
         eval_labels=eval_labels,
         partition=partition,
         splits=client_splits(partition, config.evaluation.split),
-        new=_new_images(model, dataset, scored.tensor(), eval_labels),
+        new=_new_images(model, dataset, eval_features, eval_labels),
     )
 
 
@@ -144,7 +170,7 @@ def _num_trained_classes(config: RunConfig, dataset: Dataset) -> int:
 
 
 def _new_images(
-    model: PromptModel, dataset: Dataset, features: Float[Tensor, "n d"], labels: Int[Tensor, " n"]
+    model: PromptModel, dataset: Dataset, features: Mapping[FeatureKind, Tensor], labels: Int[Tensor, " n"]
 ) -> NewImages | None:
     """Give the images of the classes that the model does not know; None if it knows all.
 
@@ -160,7 +186,8 @@ def _new_images(
             "evaluation.base_classes is set, but no evaluation image shows a new class. Use another split."
         )
     new_model = PromptModel(model.backbone, new_names, memory_mb=model.memory_mb)
-    return NewImages(new_model, features[is_new], labels[is_new] - model.num_classes)
+    own = {kind: values[is_new] for kind, values in features.items()}
+    return NewImages(new_model, own, labels[is_new] - model.num_classes)
 
 
 def plan_rows(config: RunConfig, sizes: list[int]) -> list[Row]:
@@ -201,6 +228,7 @@ def plan_rows(config: RunConfig, sizes: list[int]) -> list[Row]:
         )
         _check_local_steps(config, plan)
         name = METHODS.name_of(method)
+        method = with_schedule_steps(method, config.training.num_rounds * config.sampling.steps_per_round)
         label = _label(name, plan)
         num_same = sum(row.label.partition(" #")[0] == label for row in rows)
         rows.append(Row(f"{label} #{num_same + 1}" if num_same else label, name, method, plan, own_cohorts))
