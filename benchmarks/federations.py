@@ -1,4 +1,4 @@
-"""Federations of random features, for the benchmarks: any number of clients and examples, on the disk as in real runs."""
+"""Federations of random features, for benchmarks: any number of clients and examples, on the disk as in real runs."""
 
 from __future__ import annotations
 
@@ -62,9 +62,9 @@ def random_federation(
     partition = Partition(tuple(clients))
     return Federation(
         model=model,
-        train_features=StoredFeatures(np.load(path, mmap_mode="r")),
+        train_features={"pooled": StoredFeatures(np.load(path, mmap_mode="r"))},
         train_labels=torch.from_numpy(labels),
-        eval_features=test,
+        eval_features={"pooled": test},
         eval_labels=torch.from_numpy(rng.integers(model.num_classes, size=num_test)),
         partition=partition,
         splits=client_splits(partition, "test"),
