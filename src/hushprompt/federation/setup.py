@@ -19,7 +19,7 @@ from hushprompt.data.base import Dataset
 from hushprompt.data.partition import Partition
 from hushprompt.errors import ConfigError
 from hushprompt.evaluation.splits import ClientSplit, client_splits
-from hushprompt.methods.base import Method
+from hushprompt.methods.base import ClipsBatches, Method
 from hushprompt.methods.optimizer import with_schedule_steps
 from hushprompt.privacy.plan import PrivacyPlan, make_plan
 from hushprompt.registry import METHODS
@@ -131,6 +131,7 @@ def plan_rows(config: RunConfig, sizes: list[int]) -> list[Row]:
             channels=method.channels,
             num_rounds=config.training.num_rounds if method.channels else 0,
             client_sizes=sizes,
+            batch_clipping=method.batch_clipping if isinstance(method, ClipsBatches) else None,
         )
         name = METHODS.name_of(method)
         method = with_schedule_steps(method, config.training.num_rounds * config.sampling.steps_per_round)
@@ -148,4 +149,6 @@ def _label(method_name: str, plan: PrivacyPlan) -> str:
         return f"{method_name}, no noise"
     if plan.config.epsilon is None:
         return f"{method_name}, given noise"
+    if plan.batch_clipping is not None and plan.batch_clipping.calibration == "paper":
+        return f"{method_name}, nominal epsilon {plan.config.epsilon:g}"
     return f"{method_name}, epsilon {plan.config.epsilon:g}"

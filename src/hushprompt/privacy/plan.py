@@ -9,10 +9,14 @@ with Gaussian noise of `noise_multiplier` times its clip norm. Contexts, factors
 functions of earlier releases and of data-independent randomness, so they are post-processing. Two releases on one
 batch, with multipliers z_l and z_g, are one Gaussian release with 1/z^2 = 1/z_l^2 + 1/z_g^2. Accounting composes
 `Sampler.num_releases` of them, adaptively, with the sampler's amplification.
+
+A method for comparison may clip the mean gradient of a batch instead. Its sums state their worst-case sensitivity,
+which `batch_clipping.py` derives, and its epsilon is the one that follows from that, whatever its noise is called by.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from enum import StrEnum
@@ -25,6 +29,12 @@ from torch import Tensor
 from hushprompt import checks
 from hushprompt.errors import PrivacyError
 from hushprompt.privacy import accounting
+from hushprompt.privacy.batch_clipping import (
+    BatchClipping,
+    batch_sensitivity,
+    clipped_means,
+    published_noise_multiplier,
+)
 from hushprompt.privacy.clipping import ClippedSum, clipped_sum
 from hushprompt.privacy.noise import add_gaussian
 from hushprompt.privacy.sampling import Sampler
@@ -110,10 +120,18 @@ class PrivacyPlan:
     """The releases that the method makes; empty where it learns nothing from data."""
     clip_norms: dict[Channel, float]
     noise_multipliers: dict[Channel, float]
-    """Noise std over clip norm; 0 is no noise. Only for the channels that are used."""
+    """Noise std over sensitivity, which is the clip norm; 0 is no noise. Only for the channels that are used."""
     config: PrivacyConfig
     sampler: Sampler
     num_rounds: int
+    batch_clipping: BatchClipping | None = None
+    """Set where the mean gradient of a batch is clipped instead of each example's."""
+    num_clients: int = 1
+    """Public number of clients; the divisor of clipped means."""
+
+    def sensitivity(self, channel: Channel) -> float:
+        """Give what one example can move a channel's sum by: the clip norm, unless batches are clipped."""
+        return _sensitivity(self.clip_norms[channel], channel, self.batch_clipping)
 
     def releases(self, audience: Audience, num_rounds: int | None = None) -> accounting.GaussianReleases:
         """Give what `audience` sees of one example over the first `num_rounds` rounds (None: all of them)."""
@@ -128,25 +146,46 @@ class PrivacyPlan:
     def epsilon(self, audience: Audience, num_rounds: int | None = None) -> float:
         """Give the epsilon of `audience` after `num_rounds` rounds; inf without noise, 0 where it sees nothing."""
         return accounting.epsilon(
-            self.releases(audience, num_rounds), delta=self.config.delta, relation=self.config.neighboring_relation
+            self.releases(audience, num_rounds), delta=self.config.delta, relation=self._accounted_relation
         )
 
     def guarantees(self) -> dict[Audience, accounting.Guarantee]:
         """Give the guarantee of every audience for the whole run, with cross-checks by other accountants."""
         return {
-            audience: accounting.guarantee(
-                audience=str(audience),
-                releases=self.releases(audience),
-                delta=self.config.delta,
-                relation=self.config.neighboring_relation,
-                unit=self.config.privacy_unit,
-                sampling_description=self.sampler.description,
+            audience: dataclasses.replace(
+                accounting.guarantee(
+                    audience=str(audience),
+                    releases=self.releases(audience),
+                    delta=self.config.delta,
+                    relation=self._accounted_relation,
+                    unit=self.config.privacy_unit,
+                    sampling_description=self.sampler.description + self._warning,
+                ),
+                neighboring_relation=self.config.neighboring_relation,
             )
             for audience in Audience
         }
 
+    @property
+    def _accounted_relation(self) -> accounting.Relation:
+        """The config's; clipped batches without sampling have one sensitivity for both, which must not be doubled."""
+        if self.batch_clipping is not None and self.sampler.amplification_prob == 1:
+            return "add_remove"
+        return self.config.neighboring_relation
+
+    @property
+    def _warning(self) -> str:
+        """What a statement must add where batches are clipped."""
+        if self.batch_clipping is None:
+            return ""
+        is_named = self.batch_clipping.calibration == "paper" and self.config.epsilon is not None
+        nominal = f", noise by the paper's formula for a nominal epsilon of {self.config.epsilon:g}" if is_named else ""
+        return f", clipping of the batch with its worst-case sensitivity{nominal}"
+
     def mechanism(self, *, allowed: Channel, expected_count: float, rng: np.random.Generator) -> Mechanism:
         """Give the one-step tool with which a client (LOCAL) or the server (GLOBAL) makes its release."""
+        if self.batch_clipping is not None:  # what comes is a mean of each client
+            expected_count = float(self.num_clients) if allowed is Channel.GLOBAL else 1.0
         return Mechanism(plan=self, allowed=allowed, expected_count=expected_count, rng=rng)
 
 
@@ -166,14 +205,30 @@ class Mechanism:
         """Clip per-example gradients [b, *p] to the channel's norm and add them up.
 
         Raises:
-            PrivacyError: the plan does not account for a release on `channel`.
+            PrivacyError: the plan does not account for a release on `channel`, or not for one of single gradients.
         """
+        self._check_declared(channel, clips_batches=False)
+        return clipped_sum(grads, self.plan.clip_norms[channel])
+
+    def clip_batch(self, channel: Channel, *means: Float[Tensor, "..."]) -> ClippedSum:
+        """Clip the blocks of a batch's mean gradient, each to the channel's norm; for comparison only.
+
+        Raises:
+            PrivacyError: the plan does not account for a release on `channel`, or not for one of clipped batches.
+        """
+        self._check_declared(channel, clips_batches=True)
+        return clipped_means(means, self.plan.clip_norms[channel])
+
+    def _check_declared(self, channel: Channel, *, clips_batches: bool) -> None:
+        """Raise PrivacyError unless the plan accounts for such a release."""
         if channel not in self.plan.channels:
             raise PrivacyError(
                 f"The method uses the {channel} channel but declares only {sorted(self.plan.channels)}: "
                 "its release would not be accounted for. Add the channel to the method's `channels`."
             )
-        return clipped_sum(grads, self.plan.clip_norms[channel])
+        if clips_batches != (self.plan.batch_clipping is not None):
+            declared = "clipped batches" if self.plan.batch_clipping is not None else "clipped examples"
+            raise PrivacyError(f"The {channel} release is planned for {declared}, and the method makes another sum.")
 
     def add_penalty(self, summed: ClippedSum, grad: Float[Tensor, "*p"]) -> ClippedSum:
         """Add the gradient of a penalty on prompts to a clipped sum; the release divides it back to `grad`.
@@ -201,17 +256,23 @@ class Mechanism:
         """
         if channel is not self.allowed:
             raise PrivacyError(f"This party releases on the {self.allowed} channel only, not on {channel}.")
-        if summed.sensitivity != self.plan.clip_norms[channel]:
+        if summed.sensitivity != self.plan.sensitivity(channel):
             raise PrivacyError(
                 f"A sum of sensitivity {summed.sensitivity} came for the {channel} release, "
-                f"which is planned for {self.plan.clip_norms[channel]}."
+                f"which is planned for {self.plan.sensitivity(channel)}."
             )
         std = self.plan.noise_multipliers[channel] * summed.sensitivity
         return add_gaussian(summed.value, std, self.rng) / self.expected_count
 
 
 def make_plan(
-    config: PrivacyConfig, sampler: Sampler, *, channels: frozenset[Channel], num_rounds: int, client_sizes: list[int]
+    config: PrivacyConfig,
+    sampler: Sampler,
+    *,
+    channels: frozenset[Channel],
+    num_rounds: int,
+    client_sizes: list[int],
+    batch_clipping: BatchClipping | None = None,
 ) -> PrivacyPlan:
     """Calibrate the noise of a run, or take it from the config, and refuse what the theorem does not cover.
 
@@ -221,6 +282,7 @@ def make_plan(
         channels: the releases that the method makes.
         num_rounds: communication rounds.
         client_sizes: public number of training examples of every client.
+        batch_clipping: how a method clips that clips batches; None: it clips examples.
 
     Raises:
         PrivacyError: delta is not below 1/n, or the method makes no release that the budget's audience could see.
@@ -233,14 +295,41 @@ def make_plan(
             f"{config.delta:g}: a larger delta allows publishing an example outright. Take 1e-5, or 1 / (10 n) or less."
         )
     norms = {Channel.LOCAL: config.clip_norm_local, Channel.GLOBAL: config.clip_norm_global}
+    if batch_clipping is not None and config.privacy_unit != "example":
+        raise PrivacyError('Clipped batches are accounted for by privacy.privacy_unit = "example" alone. Set it.')
+    if batch_clipping is not None and batch_clipping.calibration == "paper" and config.epsilon is not None:
+        batch_size = max(sampler.expected_batch_size(size) for size in client_sizes)
+        multipliers = _published_noise(config, batch_clipping, channels, num_rounds, batch_size)
+    else:
+        multipliers = _noise_multipliers(config, sampler, channels, num_rounds)
     return PrivacyPlan(
         channels=channels,
         clip_norms={c: norms[c] for c in sorted(channels)},
-        noise_multipliers=_noise_multipliers(config, sampler, channels, num_rounds),
+        noise_multipliers=multipliers,
         config=config,
         sampler=sampler,
         num_rounds=num_rounds,
+        batch_clipping=batch_clipping,
+        num_clients=len(client_sizes),
     )
+
+
+def _sensitivity(clip_norm: float, channel: Channel, clipping: BatchClipping | None) -> float:
+    """Give the L2 sensitivity of a channel's sum."""
+    if clipping is None:
+        return clip_norm
+    return batch_sensitivity(clip_norm, clipping.num_local_blocks if channel is Channel.LOCAL else 1)
+
+
+def _published_noise(
+    config: PrivacyConfig, clipping: BatchClipping, channels: frozenset[Channel], num_rounds: int, batch_size: float
+) -> dict[Channel, float]:
+    """Give noise std over the true sensitivity where the std is the paper's: its z times C / B, on every block."""
+    assert config.epsilon is not None
+    if math.isinf(config.epsilon):
+        return dict.fromkeys(sorted(channels), 0.0)
+    z = published_noise_multiplier(nominal_epsilon=config.epsilon, delta=config.delta, num_rounds=num_rounds)
+    return {c: z / batch_size / _sensitivity(1.0, c, clipping) for c in sorted(channels)}
 
 
 def _noise_multipliers(
