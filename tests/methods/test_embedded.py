@@ -1,4 +1,4 @@
-"""Every trained method, on the embedded model and drawings, few of them: without noise it beats the untrained context."""
+"""Every trained method on a few of the embedded drawings: without noise it beats the untrained context."""
 
 import dataclasses
 
