@@ -205,6 +205,8 @@ class Bars:
         )
         self._task: TaskID | None = None
         self._audience = ""
+        self._scores = ""
+        """Of the last round that was evaluated."""
         self._setups: dict[str, Setup] = {}
 
     def __enter__(self) -> Bars:
@@ -227,7 +229,7 @@ class Bars:
     def on_row(self, row: Row, index: int, num_rows: int, num_rounds_done: int) -> None:
         """A row begins."""
         description = f"{index + 1}/{num_rows} {row.label}"
-        self._audience = str(row.plan.config.audience)
+        self._audience, self._scores = str(row.plan.config.audience), ""
         total = row.num_rounds or 1
         done = num_rounds_done if row.num_rounds else 1
         self._task = self._progress.add_task(description, total=total, completed=done, scores="")
@@ -235,10 +237,10 @@ class Bars:
     def on_round(self, record: RoundRecord) -> None:
         """A round is done."""
         assert self._task is not None, "on_row comes before on_round"
-        scores = (
-            f"loss {record.loss:.2f} local {100 * record.local:.0f} neighbor {100 * record.neighbor:.0f} "
-            f"epsilon {_epsilon(record.epsilon[self._audience])}"
-        )
+        if record.is_evaluated:
+            self._scores = f"local {100 * record.local:.0f} neighbor {100 * record.neighbor:.0f} "
+        epsilon = _epsilon(record.epsilon[self._audience])
+        scores = f"loss {record.loss:.2f} {self._scores}epsilon {epsilon}"
         self._progress.update(self._task, completed=record.round_index, scores=scores)
 
 

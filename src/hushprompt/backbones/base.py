@@ -6,7 +6,7 @@ import hashlib
 import importlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -15,6 +15,9 @@ from torch import Tensor
 
 from hushprompt.data.base import Modality
 from hushprompt.errors import ConfigError
+
+FeatureKind = Literal["pooled", "patches"]
+"""What is kept of an image: one feature [d] for all of it, or one for each patch [m, d]."""
 
 
 @runtime_checkable
@@ -92,6 +95,21 @@ class SharedPrefixBackbone(Backbone, Protocol):
 
         Returns:
             [c, d] unit-norm features in the order of `suffixes`.
+        """
+
+
+@runtime_checkable
+class PatchBackbone(Backbone, Protocol):
+    """A backbone that also places the parts of an image in the space of the texts. Having the method declares it."""
+
+    num_patches: int
+    """m, patches of an image."""
+
+    def encode_patches(self, images: Sequence[np.ndarray]) -> Float[Tensor, "n m d"]:
+        """Preprocess as `encode_images` does, and give unit-norm features of all patches, row by row of the image.
+
+        Args:
+            images: as for `encode_images`.
         """
 
 

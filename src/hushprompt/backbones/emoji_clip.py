@@ -47,6 +47,7 @@ class EmojiClipBackbone:
 
     image_size = 64
     """Side in pixels of the square that the tower sees."""
+    num_patches = 9
 
     def __init__(self, folder: Path) -> None:
         """Read the model's three files."""
@@ -69,9 +70,12 @@ class EmojiClipBackbone:
     @torch.no_grad()
     def encode_images(self, images: Sequence[np.ndarray]) -> Float[Tensor, "n d"]:
         """Encode uint8 images [h, w, 3]: short side to 64 pixels, center crop."""
-        squares = np.stack([center_square(image, self.image_size) for image in images])
-        pixels = torch.from_numpy(squares).permute(0, 3, 1, 2).float() / 255
-        return F.normalize(self._network.image(pixels), dim=-1)
+        return F.normalize(self._network.image(self._pixels(images)), dim=-1)
+
+    @torch.no_grad()
+    def encode_patches(self, images: Sequence[np.ndarray]) -> Float[Tensor, "n m d"]:
+        """Encode the nine places of the last feature map."""
+        return F.normalize(self._network.image.patches(self._pixels(images)), dim=-1)
 
     def tokenize(self, text: str) -> list[int]:
         """Byte-pair ids without start and end; spaces only part words."""
@@ -90,6 +94,11 @@ class EmojiClipBackbone:
     ) -> Float[Tensor, "c d"]:
         """Encode prompts that begin alike, reading the beginning once."""
         return F.normalize(encode_shared_prefix(self._network.text, prefix, suffixes), dim=-1)
+
+    def _pixels(self, images: Sequence[np.ndarray]) -> Float[Tensor, "n 3 s s"]:
+        """Preprocess."""
+        squares = np.stack([center_square(image, self.image_size) for image in images])
+        return torch.from_numpy(squares).permute(0, 3, 1, 2).float() / 255
 
 
 def center_square(image: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "s s 3"]:

@@ -6,7 +6,7 @@ Source: Zhou et al., "Learning to Prompt for Vision-Language Models", IJCV 2022 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -14,8 +14,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hushprompt import checks
+from hushprompt.backbones.base import FeatureKind
 from hushprompt.backbones.prompts import NamePosition, PromptModel
 from hushprompt.errors import ConfigError
+from hushprompt.methods.base import Personal, Published, Shared
 from hushprompt.methods.optimizer import Optimizer, OptimizerState
 
 
@@ -27,9 +29,24 @@ class ContextState:
     optimizer: OptimizerState
 
 
+@runtime_checkable
+class HasContext(Protocol):
+    """A method whose files hold one context each."""
+
+    name_position: NamePosition
+
+    def shared_context(self, shared: Shared) -> Float[Tensor, "*c t e"] | None:
+        """Give the context that the public sees; None where nothing is shared."""
+
+    def context(self, shared: Shared, personal: Personal) -> Float[Tensor, "*c t e"]:
+        """Give the context that a client uses and may publish."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ContextConfig:
-    """The fields of the `method` section that say what a context is."""
+    """The fields of the `method` section that say what a context is, and what follows from there being one."""
+
+    feature_kind: ClassVar[FeatureKind] = "pooled"
 
     num_ctx: int = 16
     """Number of context tokens t; CoOp's default."""
@@ -46,6 +63,19 @@ class ContextConfig:
     def __post_init__(self) -> None:
         """Check the fields."""
         checks.positive(num_ctx=self.num_ctx, init_std=self.init_std)
+
+    def begin_round(self, shared: Shared) -> Shared:
+        """Give the state back: a step needs nothing from where its round began."""
+        return shared
+
+    def public_file(self: HasContext, model: PromptModel, shared: Shared) -> Published | None:
+        """Give the shared context."""
+        context = self.shared_context(shared)
+        return None if context is None else _file(model, context, self.name_position)
+
+    def personal_file(self: HasContext, model: PromptModel, shared: Shared, personal: Personal) -> Published | None:
+        """Give the client's context."""
+        return _file(model, self.context(shared, personal), self.name_position)
 
     def start(self, model: PromptModel, rng: np.random.Generator) -> Float[Tensor, "*c t e"]:
         """Give the context before training: the words, or a Gaussian draw; data-independent.
@@ -79,6 +109,11 @@ class ContextConfig:
         """Give [t, e] or [c, t, e]."""
         each = (self.num_ctx, model.token_width)
         return (model.num_classes, *each) if self.is_class_specific else each
+
+
+def _file(model: PromptModel, context: Float[Tensor, "*c t e"], name_position: NamePosition) -> Published:
+    """Pair a context with the layout of its prompt."""
+    return Published({"context": context}, model.layout(context, name_position))
 
 
 @dataclass(frozen=True, kw_only=True)
