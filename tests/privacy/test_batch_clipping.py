@@ -109,10 +109,11 @@ def test_a_budget_can_be_kept_with_clipped_batches_at_the_price_of_more_noise(sa
 
 def test_means_are_divided_by_the_number_of_clients_and_not_of_examples():
     plan = plan_of(epsilon=math.inf)
-    for channel, divisor in ((Channel.LOCAL, 1.0), (Channel.GLOBAL, 2.0)):
-        assert (
-            plan.mechanism(allowed=channel, expected_count=52.0, rng=np.random.default_rng(0)).expected_count == divisor
-        )
+    rng = np.random.default_rng(0)
+    for channel in Channel:
+        for num_clients in (1, 2):
+            mechanism = plan.mechanism(allowed=channel, expected_count=52.0, rng=rng, num_clients=num_clients)
+            assert mechanism.expected_count == num_clients
 
 
 def test_a_method_makes_the_sums_that_it_declares():
