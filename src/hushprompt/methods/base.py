@@ -110,7 +110,8 @@ class Method(Protocol):
     def public_file(self, model: PromptModel, shared: Shared) -> Published | None:
         """Give what everybody sees, other clients among them; None where nothing is trained that is shared.
 
-        A function of the shared state, which moves by GLOBAL releases alone; the public's epsilon counts just these.
+        A function of the shared state, which moves by GLOBAL releases. The public's epsilon counts LOCAL ones too,
+        where a method makes them: what is uploaded depends on the personal state that they moved.
         """
 
     def personal_file(self, model: PromptModel, shared: Shared, personal: Personal) -> Published | None:
