@@ -67,7 +67,7 @@ def slow_gradients(model, contexts, batch, transport, name_position):
 def test_a_step_without_noise_is_the_papers_step_by_plain_autograd_and_pot(
     model, batch, make_mechanism, mass, clip_norm, layout
 ):
-    transport = Transport(mass=mass, max_iterations=5000, tolerance=1e-6)
+    transport = Transport(mass=mass, num_iterations=2000)
     settings = {"global_optimizer": SGD, "local_optimizer": SGD, "init_std": 0.5, **layout}
     method = FedOTP(num_ctx=4, transport=transport, **settings)
     shared, personal = method.init(model, rng())

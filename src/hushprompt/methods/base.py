@@ -110,14 +110,14 @@ class Method(Protocol):
     def public_file(self, model: PromptModel, shared: Shared) -> Published | None:
         """Give what everybody sees, other clients among them; None where nothing is trained that is shared.
 
-        A function of the shared state, which moves by GLOBAL releases. The public's epsilon counts LOCAL ones too,
-        where a method makes them: what is uploaded depends on the personal state that they moved.
+        A function of the shared state, which moves by GLOBAL releases alone. Whatever more a method would show, such as
+        clients' prompts to each other, has to be accounted for first: `privacy/plan.py` says who is charged for what.
         """
 
     def personal_file(self, model: PromptModel, shared: Shared, personal: Personal) -> Published | None:
         """Give what the holder of one client's prompt sees, and may use; None where nothing is personal.
 
-        A function of both states. The holder's epsilon counts GLOBAL and LOCAL releases.
+        A function of both states. The holder is charged for GLOBAL and LOCAL releases.
         """
 
     def logits(
