@@ -17,9 +17,10 @@ ALLOWED = {
     "evaluation": {"data", "backbones", "methods", "privacy"},
     "federation": {"data", "backbones", "methods", "privacy", "evaluation"},
     "attacks": {"data", "backbones", "methods", "privacy", "evaluation", "federation"},
+    "sweeps": {"federation"},
     "report": set(),
 }
-FREE = {"__init__.py", "cli.py", "cli_data.py", "cli_audit.py"}
+FREE = {"__init__.py", "cli.py", "cli_audit.py", "cli_compare.py", "cli_data.py", "cli_sweep.py"}
 FILES = sorted(path for path in SOURCE.rglob("*.py"))
 
 

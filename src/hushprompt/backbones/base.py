@@ -99,6 +99,29 @@ class SharedPrefixBackbone(Backbone, Protocol):
 
 
 @runtime_checkable
+class TextPass(Protocol):
+    """A forward pass of the text tower that stands ready to go backward for many examples."""
+
+    features: Float[Tensor, "c d"]
+    """Unit-norm text features."""
+
+    def pull_back(self, weights: Float[Tensor, "b c"], directions: Float[Tensor, "b d"]) -> Float[Tensor, "b *p e"]:
+        """Give b gradients in what the pass was made from.
+
+        Args:
+            weights: [b, c] one for each example and class.
+            directions: [b, d] one for each example; its cotangent of class c's feature is `weights[c] * direction`.
+        """
+
+
+@runtime_checkable
+class PullBackBackbone(SharedPrefixBackbone, Protocol):
+    """A backbone with a backward pass of its own for many examples. Having the method declares it."""
+
+    def read_shared_prefix(self, prefix: Float[Tensor, "p e"], suffixes: Sequence[Float[Tensor, "_ _ e"]]) -> TextPass:
+        """Encode prompts that begin alike, as `encode_shared_prefix`; gradients are those in the prefix [p, e]."""
+
+
 class PatchBackbone(Backbone, Protocol):
     """A backbone that also places the parts of an image in the space of the texts. Having the method declares it."""
 

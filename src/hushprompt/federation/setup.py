@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -26,6 +27,9 @@ from hushprompt.methods.base import Method
 from hushprompt.methods.optimizer import with_schedule_steps
 from hushprompt.privacy.plan import Channel, PrivacyPlan, make_plan
 from hushprompt.registry import METHODS
+
+Load = Callable[[Any], Any]
+"""Loads the thing that a `data` or `backbone` section describes. Who makes many runs may keep what it loaded."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,12 @@ def client_sizes(partition: Partition) -> list[int]:
     return [len(client.indices["train"]) for client in partition.clients]
 
 
-def load_model(config: RunConfig, dataset: Dataset, rows: Sequence[Row]) -> PromptModel:
+def load_fresh(section: Any) -> Any:
+    """Load a data set or a backbone anew."""
+    return section.load()
+
+
+def load_model(config: RunConfig, dataset: Dataset, rows: Sequence[Row], load: Load = load_fresh) -> PromptModel:
     """Load the backbone, and see that every row's method fits it before anything is encoded or trained.
 
     Raises:
@@ -108,7 +117,7 @@ def load_model(config: RunConfig, dataset: Dataset, rows: Sequence[Row]) -> Prom
             the backbone does not have.
     """
     num_trained = _num_trained_classes(config, dataset)
-    model = PromptModel(config.backbone.load(), dataset.class_names[:num_trained], memory_mb=config.runtime.memory_mb)
+    model = PromptModel(load(config.backbone), dataset.class_names[:num_trained], memory_mb=config.runtime.memory_mb)
     for row in rows:
         check_kind(model.backbone, row.method.feature_kind)
         if num_trained < len(dataset.class_names) and getattr(row.method, "is_class_specific", False):
