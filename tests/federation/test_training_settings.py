@@ -114,9 +114,9 @@ def test_a_failed_client_is_charged_and_the_divisor_stays(toy_values, tmp_path, 
     counts = set()
     true_mechanism = PrivacyPlan.mechanism
 
-    def spy(self, *, allowed, expected_count, rng):
+    def spy(self, *, allowed, expected_count, **others):
         counts.add((allowed, expected_count))
-        return true_mechanism(self, allowed=allowed, expected_count=expected_count, rng=rng)
+        return true_mechanism(self, allowed=allowed, expected_count=expected_count, **others)
 
     monkeypatch.setattr(PrivacyPlan, "mechanism", spy)
     _, _, seen = run_with(values, tmp_path)
