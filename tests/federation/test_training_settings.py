@@ -201,7 +201,7 @@ def test_local_steps_are_federated_averaging_written_out(toy_values, tmp_path, w
     folder, _, seen = run_with(values, tmp_path)
     config, federation = federation_of(values, tmp_path)
     shared, _ = config.method.init(federation.model, stream(3, "init"))
-    context, features = shared.context, federation.train_features.tensor()
+    context, features = shared.context, federation.train_features["pooled"].tensor()
     (row,) = rows_of(values)
     for index in range(2):
         copies, sizes = [], []
