@@ -54,6 +54,20 @@ AUDIENCES = {
 }
 
 
+def cross_check_lines(row: dict[str, Any]) -> list[str]:
+    """Give, for each audience of one row of `privacy.json`, epsilon by every accountant that applies."""
+    lines = []
+    for audience, guarantee in row["audiences"].items():
+        values = ", ".join(
+            f"{name} {value if isinstance(value, str) else f'{value:.4g}'}"
+            for name, value in guarantee["cross_checks"].items()
+        )
+        warnings = guarantee.get("warnings") or ["no contradiction"]
+        claimed = guarantee["accountant"]
+        lines.append(f"  {audience}: epsilon by accountant: {values}; claimed: {claimed}; {' '.join(warnings)}.")
+    return lines
+
+
 def statement_lines(row: dict[str, Any]) -> list[str]:
     """Give the guarantee of each audience of one row of `privacy.json`."""
     return [
