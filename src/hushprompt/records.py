@@ -77,6 +77,8 @@ class RowSummary:
     """Local and neighbor accuracy of every client."""
     per_class: list[float | None]
     """Accuracy of each class at its own client, in label order; None where a class has no image."""
+    stopped: str | None = None
+    """Why training ended before its last round; None if it did not."""
 
 
 def to_json(value: Any) -> Any:

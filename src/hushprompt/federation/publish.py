@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import json
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from hushprompt.config import RunConfig
 from hushprompt.federation.setup import Row
 from hushprompt.methods.base import Personal, Shared
 from hushprompt.methods.context import ContextConfig
+from hushprompt.privacy.ledger import Account
 from hushprompt.privacy.plan import Audience, Channel
 
 SERVER = (
@@ -61,8 +64,13 @@ def write_prompts(folder: Path, model: PromptModel, row: Row, shared: Shared, pe
         files.write_tensors(folder / f"client-{client_id:03d}.safetensors", {"context": context}, metadata)
 
 
-def privacy_record(rows: list[Row]) -> dict[str, Any]:
-    """Give `privacy.json`: per row the mechanisms, their composed event, and the guarantee of every audience."""
+def privacy_record(rows: list[Row], accounts: Mapping[str, list[Account]] | None = None) -> dict[str, Any]:
+    """Give `privacy.json`: per row the mechanisms, their composed event, and the guarantee of every audience.
+
+    Args:
+        rows: with plans that say what was spent, or, for a run that is not trained, what is planned.
+        accounts: by row, each distinct guarantee and its clients, from the ledger; None before training.
+    """
     return {
         "rows": [
             {
@@ -73,6 +81,8 @@ def privacy_record(rows: list[Row]) -> dict[str, Any]:
                 "noise_multipliers": {str(c): value for c, value in row.plan.noise_multipliers.items()},
                 "sampling": row.plan.sampler.description,
                 "num_rounds": row.num_rounds,
+                "limit": row.plan.config.limit,
+                "clients": [dataclasses.asdict(account) for account in (accounts or {}).get(row.label, [])],
                 "audiences": {
                     str(audience): {**guarantee.to_json(), "statement": guarantee.statement()}
                     for audience, guarantee in row.plan.guarantees().items()

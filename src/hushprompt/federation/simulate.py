@@ -24,9 +24,11 @@ from hushprompt.errors import ResumeError
 from hushprompt.evaluation.evaluate import Scores, evaluate
 from hushprompt.federation import aggregate, checkpoint
 from hushprompt.federation.checkpoint import Progress
+from hushprompt.federation.ledger_file import LedgerFile
 from hushprompt.federation.publish import privacy_record, provenance, write_prompts
 from hushprompt.federation.setup import Federation, Row, assemble, client_sizes, cut, load_model, plan_rows
 from hushprompt.methods.base import Batch, NoState, Personal, Shared, StepInfo, Upload
+from hushprompt.privacy.ledger import accounts as accounts_of
 from hushprompt.privacy.plan import Audience, Channel
 from hushprompt.records import RoundRecord, RowSummary
 from hushprompt.seeding import stream
@@ -96,11 +98,15 @@ def run(config: RunConfig, folder: Path, observer: Observer) -> list[RowSummary]
                 if index < progress.row_index:
                     continue
                 observer.on_row(row, index, len(rows), progress.num_rounds_done)
-                state, progress = trainer.train(row, progress)
-                progress = trainer.close_row(row, state, progress)
+                state, progress, stopped = trainer.train(row, progress)
+                progress = trainer.close_row(row, state, progress, stopped)
                 if index == len(rows) - 1:
-                    write_prompts(folder / "prompts", federation.model, row, state.shared, state.personal)
-                    records.write_json(folder / "privacy.json", privacy_record(rows))
+                    spent = trainer.spent(row)
+                    write_prompts(folder / "prompts", federation.model, spent, state.shared, state.personal)
+                    accounts = {done.label: accounts_of(done.plan, trainer.ledger.of(done.label)) for done in rows}
+                    records.write_json(
+                        folder / "privacy.json", privacy_record([trainer.spent(done) for done in rows], accounts)
+                    )
                     records.write_json(
                         folder / "summary.json", {"rows": progress.finished_rows, "provenance": provenance(config)}
                     )
@@ -120,18 +126,28 @@ class Trainer:
         self.folder = folder
         self.pool = pool
         self.observer = observer
+        self.ledger = LedgerFile(folder)
         clients = federation.partition.clients
         self._train_index = [torch.from_numpy(client.indices["train"]) for client in clients]
 
-    def train(self, row: Row, progress: Progress) -> tuple[State, Progress]:
-        """Train a row from the start, or from the checkpoint in the folder."""
+    def spent(self, row: Row) -> Row:
+        """Give a row whose plan claims what its worst client was charged for, no more and no less."""
+        return dataclasses.replace(row, plan=row.plan.after(self.ledger.of(row.label).most_rounds))
+
+    def train(self, row: Row, progress: Progress) -> tuple[State, Progress, str | None]:
+        """Train a row from the start, or from the checkpoint in the folder; also say why it ended early, if it did."""
+        self.ledger.check(row, progress.num_rounds_done)
         shared, personal = row.method.init(self.federation.model, stream(self.config.seed, "init"))
         state = State(shared, (personal,) * len(self._train_index))
         if progress.num_rounds_done:
             state = checkpoint.load_state(self.folder, state)
         for round_index in range(progress.num_rounds_done, row.num_rounds):
             start = time.perf_counter()
-            epsilons = {who: self.pool.submit(row.plan.epsilon, who, round_index + 1) for who in Audience}
+            stopped = self.ledger.charge(row, round_index, range(len(self._train_index)))
+            if stopped is not None:
+                return state, progress, stopped
+            charged = self.ledger.of(row.label).most_rounds
+            epsilons = {who: self.pool.submit(row.plan.epsilon, who, charged) for who in Audience}
             state, info = self.round(row, state, round_index)
             scores = self.evaluate(row, state)
             seconds = time.perf_counter() - start
@@ -158,7 +174,7 @@ class Trainer:
             )
             checkpoint.save(self.folder, state, progress)
             self.observer.on_round(record)
-        return state, progress
+        return state, progress, None
 
     def round(self, row: Row, state: State, round_index: int) -> tuple[State, RoundInfo]:
         """Take the steps of one round."""
@@ -213,16 +229,16 @@ class Trainer:
             everyone = list(self.pool.map(logits, state.personal))
         return evaluate(everyone.__getitem__, self.federation.eval_labels, self.federation.splits)
 
-    def close_row(self, row: Row, state: State, progress: Progress) -> Progress:
+    def close_row(self, row: Row, state: State, progress: Progress, stopped: str | None) -> Progress:
         """Score the trained row and add its summary to the finished ones."""
         start = time.perf_counter()
         scores = self.evaluate(row, state)
-        audience = row.plan.config.audience
+        audience, plan = row.plan.config.audience, self.spent(row).plan
         summary = RowSummary(
             row=row.label,
             method=row.method_name,
             title=row.method.title,
-            epsilon=row.plan.epsilon(audience) if row.plan.channels else None,
+            epsilon=plan.epsilon(audience) if plan.channels else None,
             delta=row.plan.config.delta,
             audience=str(audience),
             local=scores.local,
@@ -232,7 +248,8 @@ class Trainer:
             calibration_error=scores.calibration_error,
             seconds=progress.row_seconds + time.perf_counter() - start,
             seed=self.config.seed,
-            num_rounds=row.num_rounds,
+            num_rounds=progress.num_rounds_done,
+            stopped=stopped,
             per_client=[dataclasses.asdict(client) for client in scores.clients],
             per_class=list(scores.per_class),
         )

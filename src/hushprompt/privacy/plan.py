@@ -23,6 +23,7 @@ one client's data, so it has no guarantee, and none is claimed.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from enum import StrEnum
@@ -83,6 +84,9 @@ class PrivacyConfig:
     """L2 bound of one example's contribution to a client's local sum, in gradient units."""
     clip_norm_global: float = 1.0
     """L2 bound of one example's contribution to the sum over clients, in gradient units."""
+    max_epsilon: float | None = None
+    """Training ends before the epsilon of `audience` would exceed this, also across resumes and retries; left out: the
+    target epsilon, where one is set."""
     noise_multiplier_local: float | None = None
     """Noise std over clip norm of the local release, instead of `epsilon`."""
     noise_multiplier_global: float | None = None
@@ -117,6 +121,21 @@ class PrivacyConfig:
                     'Keep one; to give the noise yourself, set privacy.epsilon="none".'
                 )
             checks.positive(epsilon=self.epsilon)
+        if self.max_epsilon is not None:
+            checks.positive(max_epsilon=self.max_epsilon)
+            checks.finite(max_epsilon=self.max_epsilon)
+            if self.epsilon == math.inf:
+                raise PrivacyError(
+                    f"privacy.max_epsilon = {self.max_epsilon:g} cannot be kept without noise (privacy.epsilon = inf). "
+                    "Set a finite privacy.epsilon, or leave max_epsilon out."
+                )
+
+    @property
+    def limit(self) -> float | None:
+        """The epsilon of `audience` that training must not exceed; None where there is no limit."""
+        if self.max_epsilon is not None:
+            return self.max_epsilon
+        return None if self.epsilon is None or math.isinf(self.epsilon) else self.epsilon
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +184,15 @@ class PrivacyPlan:
         return accounting.epsilon(
             self.releases(audience, num_rounds), delta=self.config.delta, relation=self.config.neighboring_relation
         )
+
+    @property
+    def is_replay_exact(self) -> bool:
+        """True where a round that runs again gives the same releases bit for bit, and so need not be charged again."""
+        return True
+
+    def after(self, num_rounds: int) -> PrivacyPlan:
+        """Give the plan as it stands after `num_rounds` charged rounds: what is claimed is what was spent."""
+        return dataclasses.replace(self, num_rounds=num_rounds)
 
     def guarantees(self) -> dict[Audience, accounting.Guarantee]:
         """Give the guarantee of every audience for the whole run, with cross-checks by other accountants."""

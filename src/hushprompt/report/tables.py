@@ -45,7 +45,8 @@ def captions(rows: Sequence[RowSummary], privacy: dict[str, Any]) -> list[str]:
         "clients'; all classes compete. epsilon -: no private data used; inf: clipped, no noise, no guarantee.",
         f"epsilon is for {AUDIENCES[rows[-1].audience]}; delta, unit, neighbors, sampling and accountant as follows.",
     ]
-    return [*lines, *statement_lines(last), privacy["server"], privacy["several_rows"]]
+    stopped = [f"{row.row} ended after {row.num_rounds} rounds: {row.stopped}." for row in rows if row.stopped]
+    return [*lines, *stopped, *statement_lines(last), privacy["server"], privacy["several_rows"]]
 
 
 AUDIENCES = {
