@@ -30,9 +30,14 @@ NOT_PRIVATE = (
     "Not private, simulation only: training losses in records.jsonl, and the checkpoint, which belongs to the "
     "simulation. Accuracies are read from evaluation images, which this guarantee does not cover."
 )
-SIMULATED_NOISE = (
-    "Noise comes from the run's seed: a repeatable simulation. Whoever knows the seed can remove the noise."
-)
+NOISE_SOURCE = {
+    "seeded": "Noise comes from the run's seed: a repeatable simulation. Whoever knows the seed can remove the noise.",
+    "secure": (
+        "Noise comes from the operating system's cryptographic generator, as exact discrete Gaussians on a grid, and "
+        "batches from streams seeded by it. The run's seed says nothing about either, so the run cannot be repeated. It "
+        "can be resumed; a round that runs again is charged again."
+    ),
+}
 ROWS = "Each row is accounted for on its own; publishing several rows of one run adds up their privacy losses."
 
 
@@ -93,7 +98,7 @@ def privacy_record(rows: list[Row], accounts: Mapping[str, list[Account]] | None
         "other_client": "Sees what the public sees, and has the same guarantee as the public.",
         "server": SERVER,
         "not_private": NOT_PRIVATE,
-        "noise_source": SIMULATED_NOISE,
+        "noise_source": NOISE_SOURCE[rows[-1].plan.config.noise_source],
         "several_rows": ROWS,
     }
 

@@ -180,7 +180,9 @@ class Trainer:
         """Take the steps of one round."""
         place = (row.label, round_index)
         batches = [
-            row.plan.sampler.batches(len(index), stream(self.config.seed, "batch", *place, client_id))
+            row.plan.sampler.batches(
+                len(index), row.plan.private_stream(stream(self.config.seed, "batch", *place, client_id))
+            )
             for client_id, index in enumerate(self._train_index)
         ]
         infos: list[RoundInfo] = []

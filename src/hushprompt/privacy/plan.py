@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import secrets
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
@@ -37,7 +38,7 @@ from hushprompt import checks
 from hushprompt.errors import PrivacyError
 from hushprompt.privacy import accounting
 from hushprompt.privacy.clipping import ClippedSum, as_one_contribution, clipped_sum
-from hushprompt.privacy.noise import add_gaussian
+from hushprompt.privacy.noise import add_gaussian, add_secure_gaussian
 from hushprompt.privacy.sampling import Sampler
 from hushprompt.registry import SECTIONS
 
@@ -84,6 +85,9 @@ class PrivacyConfig:
     """L2 bound of one example's contribution to a client's local sum, in gradient units."""
     clip_norm_global: float = 1.0
     """L2 bound of one example's contribution to the sum over clients, in gradient units."""
+    noise_source: Literal["seeded", "secure"] = "seeded"
+    """Where noise and private batches come from: "seeded" (the run's seed: a repeatable simulation, not a release) or
+    "secure" (the operating system's cryptographic generator, on a grid: fit for a release, never the same twice)."""
     max_epsilon: float | None = None
     """Training ends before the epsilon of `audience` would exceed this, also across resumes and retries; left out: the
     target epsilon, where one is set."""
@@ -188,7 +192,17 @@ class PrivacyPlan:
     @property
     def is_replay_exact(self) -> bool:
         """True where a round that runs again gives the same releases bit for bit, and so need not be charged again."""
-        return True
+        return self.config.noise_source == "seeded"
+
+    def private_stream(self, seeded: np.random.Generator) -> np.random.Generator:
+        """Give the stream for draws that must stay secret, such as who is in a batch: amplification rests on that.
+
+        With secure noise it is a fresh stream that holds 256 bits of the operating system's generator, whatever the
+        seed; nothing of it is ever shown, only sums under noise.
+        """
+        if self.config.noise_source == "seeded":
+            return seeded
+        return np.random.default_rng(secrets.randbits(256))
 
     def after(self, num_rounds: int) -> PrivacyPlan:
         """Give the plan as it stands after `num_rounds` charged rounds: what is claimed is what was spent."""
@@ -267,6 +281,8 @@ class Mechanism:
                 "its release would not be accounted for. Add the channel to the method's `channels`."
             )
         rows = as_one_contribution(grads) if channel in self.plan.clipped_as_one else grads
+        if self.plan.config.noise_source == "secure":  # rounding of the sum must be small against clipping's margin
+            rows = rows.double()
         return clipped_sum(rows, self.plan.clip_norms[channel])
 
     def release(self, channel: Channel, summed: ClippedSum) -> Float[Tensor, "*p"]:
@@ -285,6 +301,8 @@ class Mechanism:
                 f"which is planned for {self.plan.clip_norms[channel]}."
             )
         std = self.plan.noise_multipliers[channel] * summed.sensitivity
+        if self.plan.config.noise_source == "secure":
+            return (add_secure_gaussian(summed.value, std, summed.sensitivity) / self.expected_count).float()
         return add_gaussian(summed.value, std, self.rng) / self.expected_count
 
 
