@@ -1,14 +1,14 @@
 """What the released code of the DP-FPL paper guarantees, recomputed; prints the table of docs/privacy.md.
 
-The code (linhhtran/DP-FPL at cce74b4) sets sigma = sqrt(T ln(1/delta)) / epsilon with T = rounds and delta = 1e-5, clips
-the mean gradient of a batch of B to C, and adds noise of std sigma C / B: to the gradients of u and of v on the client,
-and to the average of the clients' global gradients (divided by the K clients, as is the noise). T releases of k tensors
-in which one example can move a tensor by s C / B are one Gaussian mechanism with mu = s sqrt(T k) / sigma.
+The code (linhhtran/DP-FPL at cce74b4) sets sigma = sqrt(T ln(1/delta)) / epsilon with T = rounds, delta = 1e-5. It
+clips the mean gradient of a batch of B to C, and adds noise of std sigma C / B: to the gradients of u and of v on the
+client, and to the average of the clients' global gradients (divided by the K clients, as is the noise). T releases of
+k tensors in which one example can move a tensor by s C / B are one Gaussian mechanism with mu = s sqrt(T k) / sigma.
 
 - One example of B moves the mean of *per-example clipped* gradients by C / B (added or removed) or 2 C / B (replaced).
   The noise is set for the first; the code does not clip per example.
-- It moves a *clipped mean* by up to 2 C: the clipped mean lies anywhere in the ball, and one example can turn it around.
-  So s = 2 B, for either relation.
+- It moves a *clipped mean* by up to 2 C: that mean lies anywhere in the ball, and one example can turn it around. So
+  s = 2 B, for either relation.
 - The factors u and v are two releases of one batch; the global prompt is a third. The code charges for one.
 
 Usage: python tools/released_code.py

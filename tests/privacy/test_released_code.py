@@ -38,7 +38,7 @@ def test_the_recomputed_table_is_the_known_one(tool, claimed):
         assert tool.true_epsilon(claimed, 1.0, k) == pytest.approx(one[k - 1], abs=0.006)
         assert tool.true_epsilon(claimed, 2.0, k) == pytest.approx(two[k - 1], abs=0.006)
     for k in (2, 3):
-        assert tool.true_epsilon(claimed, 64.0, k) == pytest.approx(batch[k - 2], rel=0.03)
+        assert tool.true_epsilon(claimed, 64.0, k) == pytest.approx(batch[k - 2], rel=0.04)
 
 
 def test_one_example_turns_a_clipped_batch_mean_around(tool):

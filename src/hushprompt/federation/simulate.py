@@ -270,11 +270,12 @@ class Trainer:
         """Run one client's step on its own data, with its own noise stream."""
         index = self._train_index[client_id]
         chosen = index[torch.from_numpy(batch_index)]
-        # Which view stands for an example is drawn uniformly, for each example on its own and whatever the data: given
-        # the draws, one example still gives one clipped gradient, so sensitivity and epsilon are those of one view.
+        # Which view stands for an example is drawn uniformly, for each of the client's examples on its own and whoever
+        # is in the batch: given the draws, one example gives one clipped gradient and changes no other example's view,
+        # so sensitivity and epsilon are those of one view.
         views = stream(self.config.seed, "view", *place, client_id)
         features = self.federation.train_features
-        rows = features.rows(chosen.numpy(), views.integers(features.num_views, size=len(chosen)))
+        rows = features.rows(chosen.numpy(), views.integers(features.num_views, size=len(index))[batch_index])
         batch = Batch(rows, self.federation.train_labels[chosen])
         mechanism = row.plan.mechanism(
             allowed=Channel.LOCAL,

@@ -57,9 +57,9 @@ def add_secure_gaussian(value: Tensor, std: float, sensitivity: float, read: Byt
     Guarantee: with noise multiplier z = std / sensitivity, a Gaussian mechanism of multiplier z. Rounding moves each of
     d entries by at most half a step g, so two neighboring sums differ by at most sensitivity + sqrt(d) g; the noise is
     made larger by as much, which is about z sqrt(d) / 2^30 of it. Whole numbers are added exactly, and what follows is
-    post-processing. The discrete Gaussian satisfies the Renyi bounds of the continuous one (Canonne et al., Proposition
-    5); its total variation distance from the rounded continuous one is below 0.05 / 4^30 an entry (docs/privacy.md), so
-    every epsilon of a continuous Gaussian holds with delta larger by less than 1e-10 in any run of practical size.
+    post-processing. The discrete Gaussian satisfies the Renyi bounds of the continuous one (Canonne et al. 2020); its
+    total variation distance from the rounded continuous one is below 0.05 / 4^30 an entry, so every epsilon of a
+    continuous Gaussian holds with a delta larger by far less than any usable delta. docs/privacy.md has the sum.
 
     Args:
         value: [*p] clipped sum, float64: its own rounding must be small against the margin that clipping leaves.
