@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from safetensors.torch import load_file
 
 from hushprompt import config as configs
 from hushprompt import records
@@ -182,3 +183,22 @@ def test_a_damaged_or_lost_ledger_is_no_free_budget(toy_values, tmp_path):
     path.write_text(whole)
     (row,) = run(config, folder, Silent())
     assert row.num_rounds == 6
+
+
+@pytest.mark.parametrize("unit", ["example", "client"])
+def test_adaptive_norms_are_state_and_a_stopped_run_goes_on_to_the_same_bits(toy_values, tmp_path, unit):
+    config = config_of(
+        toy_values, tmp_path, epsilon=8.0, adaptive_quantile=0.3, privacy_unit=unit, audience="public"
+    )  # fmt: skip
+    run(config, folder_of(tmp_path, "whole"), Silent())
+    with pytest.raises(KeyboardInterrupt):
+        run(config, folder_of(tmp_path, "stopped"), Silent(stop_after=3))
+    run(config, tmp_path / "stopped", Silent())
+    states = [load_file(tmp_path / name / "checkpoint" / "state.safetensors") for name in ("whole", "stopped")]
+    for name, tensor in states[0].items():
+        assert tensor.equal(states[1][name]), name
+    assert states[0]["norms.shared"] != 1.0
+    assert (states[0]["norms.local"] != 1.0).all()
+    adaptive = records.read_json(tmp_path / "whole" / "privacy.json")["rows"][0]["adaptive_clipping"]
+    assert adaptive["quantile"] == 0.3
+    assert set(adaptive["count_noise_std"]) == {"local", "global"}

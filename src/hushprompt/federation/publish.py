@@ -19,6 +19,7 @@ from hushprompt.config import RunConfig
 from hushprompt.federation.setup import Row
 from hushprompt.methods.base import Personal, Shared
 from hushprompt.methods.context import ContextConfig
+from hushprompt.privacy.adaptive import count_std
 from hushprompt.privacy.ledger import Account
 from hushprompt.privacy.plan import Audience, Channel
 
@@ -84,6 +85,7 @@ def privacy_record(rows: list[Row], accounts: Mapping[str, list[Account]] | None
                 "channels": sorted(row.plan.channels),
                 "clip_norms": {str(c): value for c, value in row.plan.clip_norms.items()},
                 "noise_multipliers": {str(c): value for c, value in row.plan.noise_multipliers.items()},
+                "adaptive_clipping": _adaptive_clipping(row),
                 "sampling": row.plan.sampler.description,
                 "num_rounds": row.num_rounds,
                 "limit": row.plan.config.limit,
@@ -100,6 +102,22 @@ def privacy_record(rows: list[Row], accounts: Mapping[str, list[Account]] | None
         "not_private": NOT_PRIVATE,
         "noise_source": NOISE_SOURCE[rows[-1].plan.config.noise_source],
         "several_rows": ROWS,
+    }
+
+
+def _adaptive_clipping(row: Row) -> dict[str, Any] | None:
+    """Say how clip norms follow the data, and how each release's noise is shared between sum and count."""
+    config = row.plan.config
+    if config.adaptive_quantile is None:
+        return None
+    return {
+        "quantile": config.adaptive_quantile,
+        "rate": config.adaptive_rate,
+        "sum_noise_multipliers": {str(c): row.plan.sum_multiplier(c) for c in sorted(row.plan.channels)},
+        "count_noise_std": {
+            str(c): count_std(z, config.adaptive_share) for c, z in sorted(row.plan.noise_multipliers.items())
+        },
+        "note": "clip_norms are those of the first step; noise_multipliers are those of sum and count together.",
     }
 
 

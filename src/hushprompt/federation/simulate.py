@@ -28,6 +28,7 @@ from hushprompt.federation.ledger_file import LedgerFile
 from hushprompt.federation.publish import privacy_record, provenance, write_prompts
 from hushprompt.federation.setup import Federation, Row, assemble, client_sizes, cut, load_model, plan_rows
 from hushprompt.methods.base import Batch, NoState, Personal, Shared, StepInfo, Upload
+from hushprompt.privacy.adaptive import ClipNorms
 from hushprompt.privacy.ledger import accounts as accounts_of
 from hushprompt.privacy.plan import Audience, Channel
 from hushprompt.records import RoundRecord, RowSummary
@@ -54,6 +55,8 @@ class State:
 
     shared: Shared
     personal: tuple[Personal, ...]
+    norms: ClipNorms
+    """Clip norms of the next step; they move only where privacy.adaptive_quantile is set."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,8 @@ class Trainer:
         """Train a row from the start, or from the checkpoint in the folder; also say why it ended early, if it did."""
         self.ledger.check(row, progress.num_rounds_done)
         shared, personal = row.method.init(self.federation.model, stream(self.config.seed, "init"))
-        state = State(shared, (personal,) * len(self._train_index))
+        num_clients = len(self._train_index)
+        state = State(shared, (personal,) * num_clients, row.plan.first_norms(num_clients))
         if progress.num_rounds_done:
             state = checkpoint.load_state(self.folder, state)
         for round_index in range(progress.num_rounds_done, row.num_rounds):
@@ -197,25 +201,34 @@ class Trainer:
     ) -> tuple[State, RoundInfo]:
         """Step every client, side by side, then the server."""
 
-        def client_step(client_id: int) -> tuple[Upload, Personal, StepInfo]:
+        def client_step(client_id: int) -> tuple[Upload, Personal, StepInfo, float]:
             return self._client_step(row, state, client_id, chosen[client_id], place)
 
         largest_first = sorted(range(len(chosen)), key=lambda client_id: -len(chosen[client_id]))  # evens out the end
         running = {client_id: self.pool.submit(client_step, client_id) for client_id in largest_first}
         outcomes = [running[client_id].result() for client_id in range(len(chosen))]
-        sent = [aggregate.pack(upload) for upload, _, _ in outcomes]
+        sent = [aggregate.pack(upload) for upload, _, _, _ in outcomes]
         summed = aggregate.unpack_sum(sent)
-        shared = state.shared
+        shared, shared_norm = state.shared, state.norms.shared
         if summed is not None:
             expected = sum(row.plan.sampler.expected_batch_size(len(index)) for index in self._train_index)
             noise = stream(self.config.seed, "noise", "global", *place)
             mechanism = row.plan.mechanism(
-                allowed=Channel.GLOBAL, expected_count=expected, rng=noise, num_clients=len(sent)
+                allowed=Channel.GLOBAL,
+                expected_count=expected,
+                rng=noise,
+                num_clients=len(sent),
+                clip_norms={Channel.GLOBAL: float(shared_norm)},
             )
             shared = row.method.server_step(shared, mechanism.release(Channel.GLOBAL, summed))
-        losses = [info.loss for _, _, info in outcomes if not math.isnan(info.loss)]  # an empty batch has none
+            shared_norm = torch.tensor(
+                mechanism.next_norms.get(Channel.GLOBAL, float(shared_norm)), dtype=torch.float64
+            )
+        norms = ClipNorms(shared_norm, torch.tensor([norm for *_, norm in outcomes], dtype=torch.float64))
+        losses = [info.loss for _, _, info, _ in outcomes if not math.isnan(info.loss)]  # an empty batch has none
         up, down = sum(map(aggregate.num_bytes, sent)), aggregate.num_bytes(summed) * len(sent)
-        return State(shared, tuple(personal for _, personal, _ in outcomes)), RoundInfo(_mean(losses), up, down)
+        personal = tuple(personal for _, personal, _, _ in outcomes)
+        return State(shared, personal, norms), RoundInfo(_mean(losses), up, down)
 
     def evaluate(self, row: Row, state: State) -> Scores:
         """Score every client's prompt on all evaluation images."""
@@ -266,8 +279,8 @@ class Trainer:
 
     def _client_step(
         self, row: Row, state: State, client_id: int, batch_index: np.ndarray, place: tuple[str, int, int]
-    ) -> tuple[Upload, Personal, StepInfo]:
-        """Run one client's step on its own data, with its own noise stream."""
+    ) -> tuple[Upload, Personal, StepInfo, float]:
+        """Run one client's step on its own data, with its own noise stream; the last value is its next clip norm."""
         index = self._train_index[client_id]
         chosen = index[torch.from_numpy(batch_index)]
         # Which view stands for an example is drawn uniformly, for each of the client's examples on its own and whoever
@@ -281,10 +294,12 @@ class Trainer:
             allowed=Channel.LOCAL,
             expected_count=row.plan.sampler.expected_batch_size(len(index)),
             rng=stream(self.config.seed, "noise", "local", *place, client_id),
+            clip_norms={Channel.GLOBAL: float(state.norms.shared), Channel.LOCAL: float(state.norms.local[client_id])},
         )
         rng = stream(self.config.seed, "method", *place, client_id)
         personal = state.personal[client_id]
-        return row.method.client_step(self.federation.model, state.shared, personal, batch, mechanism, rng)
+        outcome = row.method.client_step(self.federation.model, state.shared, personal, batch, mechanism, rng)
+        return *outcome, mechanism.next_norms.get(Channel.LOCAL, float(state.norms.local[client_id]))
 
 
 def _progress(config: RunConfig, folder: Path) -> Progress:

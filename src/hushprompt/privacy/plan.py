@@ -26,17 +26,27 @@ from __future__ import annotations
 import dataclasses
 import math
 import secrets
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from hushprompt import checks
 from hushprompt.errors import PrivacyError
 from hushprompt.privacy import accounting
+from hushprompt.privacy.adaptive import (
+    COUNT_SENSITIVITY,
+    ClipNorms,
+    count_std,
+    first_norms,
+    next_norm,
+    sum_multiplier,
+)
 from hushprompt.privacy.clipping import ClippedSum, as_one_contribution, clipped_sum
 from hushprompt.privacy.noise import add_gaussian, add_secure_gaussian
 from hushprompt.privacy.sampling import Sampler
@@ -85,6 +95,13 @@ class PrivacyConfig:
     """L2 bound of one example's contribution to a client's local sum, in gradient units."""
     clip_norm_global: float = 1.0
     """L2 bound of one example's contribution to the sum over clients, in gradient units."""
+    adaptive_quantile: float | None = None
+    """Share of contributions that should stay unclipped: clip norms then follow this quantile, from noisy counts that
+    the budget pays for (Andrew et al. 2021). Left out: clip norms stay as given."""
+    adaptive_rate: float = 0.2
+    """Largest relative change of a clip norm in one step."""
+    adaptive_share: float = 0.05
+    """Share of each release's budget (of 1/z^2) that its count gets, in (0, 1)."""
     noise_source: Literal["seeded", "secure"] = "seeded"
     """Where noise and private batches come from: "seeded" (the run's seed: a repeatable simulation, not a release) or
     "secure" (the operating system's cryptographic generator, on a grid: fit for a release, never the same twice)."""
@@ -125,6 +142,10 @@ class PrivacyConfig:
                     'Keep one; to give the noise yourself, set privacy.epsilon="none".'
                 )
             checks.positive(epsilon=self.epsilon)
+        checks.positive(adaptive_rate=self.adaptive_rate)
+        for name, share in (("quantile", self.adaptive_quantile), ("share", self.adaptive_share)):
+            if share is not None and not 0 < share < 1:
+                raise PrivacyError(f"adaptive_{name} must lie in (0, 1), got {share}.")
         if self.max_epsilon is not None:
             checks.positive(max_epsilon=self.max_epsilon)
             checks.finite(max_epsilon=self.max_epsilon)
@@ -150,7 +171,8 @@ class PrivacyPlan:
     """The releases that the method makes; empty where it learns nothing from data."""
     clip_norms: dict[Channel, float]
     noise_multipliers: dict[Channel, float]
-    """Noise std over clip norm; 0 is no noise. Only for the channels that are used."""
+    """Noise std over clip norm; 0 is no noise. Only for the channels that are used. Where clip norms are adaptive: of
+    the sum and its count together."""
     config: PrivacyConfig
     sampler: Sampler
     num_rounds: int
@@ -223,8 +245,25 @@ class PrivacyPlan:
             for audience in Audience
         }
 
+    def first_norms(self, num_clients: int) -> ClipNorms:
+        """Give the clip norms of the first step; 1 stands for a channel that is not used."""
+        return first_norms(
+            self.clip_norms.get(Channel.GLOBAL, 1.0), self.clip_norms.get(Channel.LOCAL, 1.0), num_clients
+        )
+
+    def sum_multiplier(self, channel: Channel) -> float:
+        """Give the noise std over clip norm of a channel's sum alone."""
+        z = self.noise_multipliers[channel]
+        return z if self.config.adaptive_quantile is None else sum_multiplier(z, self.config.adaptive_share)
+
     def mechanism(
-        self, *, allowed: Channel, expected_count: float, rng: np.random.Generator, num_clients: int = 1
+        self,
+        *,
+        allowed: Channel,
+        expected_count: float,
+        rng: np.random.Generator,
+        num_clients: int = 1,
+        clip_norms: Mapping[Channel, float] | None = None,
     ) -> Mechanism:
         """Give the one-step tool with which a client (LOCAL) or the server (GLOBAL) makes its release.
 
@@ -233,10 +272,12 @@ class PrivacyPlan:
             expected_count: public expected number of examples behind the sum.
             rng: noise stream of this step and party.
             num_clients: public number of clients behind the sum, the divisor where the unit is a client.
+            clip_norms: of this step; None for those of the first.
         """
         if allowed in self.clipped_as_one:
             expected_count = float(num_clients)
-        return Mechanism(plan=self, allowed=allowed, expected_count=expected_count, rng=rng)
+        norms = dict(self.clip_norms if clip_norms is None else clip_norms)
+        return Mechanism(plan=self, allowed=allowed, expected_count=expected_count, rng=rng, clip_norms=norms)
 
     @property
     def clipped_as_one(self) -> frozenset[Channel]:
@@ -265,6 +306,10 @@ class Mechanism:
     divisor, whoever showed up."""
     rng: np.random.Generator
     """The noise stream of this step and party."""
+    clip_norms: dict[Channel, float]
+    """Clip norms of this step."""
+    next_norms: dict[Channel, float] = field(default_factory=dict)
+    """Filled by `release` where clip norms are adaptive: the norm of the next step, a function of what was released."""
 
     def clip(self, channel: Channel, grads: Float[Tensor, "b *p"]) -> ClippedSum:
         """Clip per-example gradients [b, *p] to the channel's norm and add them up.
@@ -283,27 +328,49 @@ class Mechanism:
         rows = as_one_contribution(grads) if channel in self.plan.clipped_as_one else grads
         if self.plan.config.noise_source == "secure":  # rounding of the sum must be small against clipping's margin
             rows = rows.double()
-        return clipped_sum(rows, self.plan.clip_norms[channel])
+        return clipped_sum(rows, self.clip_norms[channel])
 
     def release(self, channel: Channel, summed: ClippedSum) -> Float[Tensor, "*p"]:
         """Add the channel's noise to a clipped sum and divide by the public expected count.
 
-        Guarantee: one Gaussian mechanism with the plan's noise multiplier, whatever the batch was.
+        Guarantee: one Gaussian mechanism with the plan's noise multiplier, whatever the batch was. Where clip norms are
+        adaptive it gives the sum and, into `next_norms`, the count.
 
         Raises:
             PrivacyError: this party may not release on `channel`, or the sum was clipped to another norm.
         """
         if channel is not self.allowed:
             raise PrivacyError(f"This party releases on the {self.allowed} channel only, not on {channel}.")
-        if summed.sensitivity != self.plan.clip_norms[channel]:
+        if summed.sensitivity != self.clip_norms[channel]:
             raise PrivacyError(
                 f"A sum of sensitivity {summed.sensitivity} came for the {channel} release, "
-                f"which is planned for {self.plan.clip_norms[channel]}."
+                f"which is planned for {self.clip_norms[channel]}."
             )
-        std = self.plan.noise_multipliers[channel] * summed.sensitivity
+        noisy = self._noisy(summed.value, self.plan.sum_multiplier(channel) * summed.sensitivity, summed.sensitivity)
+        if self.plan.config.adaptive_quantile is not None:
+            self.next_norms[channel] = self._adapted(channel, summed)
+        released = noisy / self.expected_count
+        return released.float() if self.plan.config.noise_source == "secure" else released
+
+    def _adapted(self, channel: Channel, summed: ClippedSum) -> float:
+        """Release the count of what was not clipped, and give the next clip norm."""
+        config = self.plan.config
+        std = count_std(self.plan.noise_multipliers[channel], config.adaptive_share)
+        count = torch.tensor([summed.centered_count], dtype=torch.float64)
+        assert config.adaptive_quantile is not None, "asked for only where clip norms are adaptive"
+        return next_norm(
+            self.clip_norms[channel],
+            float(self._noisy(count, std, COUNT_SENSITIVITY)),
+            self.expected_count,
+            quantile=config.adaptive_quantile,
+            rate=config.adaptive_rate,
+        )
+
+    def _noisy(self, value: Tensor, std: float, sensitivity: float) -> Tensor:
+        """Add noise from the source that the config names."""
         if self.plan.config.noise_source == "secure":
-            return (add_secure_gaussian(summed.value, std, summed.sensitivity) / self.expected_count).float()
-        return add_gaussian(summed.value, std, self.rng) / self.expected_count
+            return add_secure_gaussian(value, std, sensitivity)
+        return add_gaussian(value, std, self.rng)
 
 
 def make_plan(
