@@ -290,7 +290,7 @@ def show_statement(privacy_json: dict[str, Any]) -> None:
     for row in privacy_json["rows"]:
         for line in tables.statement_lines(row):
             console.print(line, soft_wrap=True)
-        for line in tables.cross_check_lines(row):
+        for line in [*tables.cross_check_lines(row), *tables.account_lines(row)]:
             console.print(line, soft_wrap=True)
     for key in ("other_client", "server", "not_private", "noise_source", "several_rows"):
         console.print(f"{key.replace('_', ' ')}: {privacy_json[key]}", soft_wrap=True)

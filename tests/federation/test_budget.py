@@ -164,7 +164,7 @@ def test_a_torn_line_is_a_charge_whose_round_did_not_start(tmp_path):
     path = tmp_path / "ledger.jsonl"
     path.write_text('{"row": "a", "round": 1, "clients": [[0, 1], [4, 4]]}\n{"row": "a", "rou')
     ledger = LedgerFile(tmp_path).of("a")
-    assert ledger.by_rounds() == {1: [0, 1, 4]}
+    assert [ledger.rounds(client_id) for client_id in range(6)] == [1, 1, 0, 0, 1, 0]
     assert path.read_text().endswith("]}\n")
 
 

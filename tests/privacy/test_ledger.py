@@ -7,7 +7,7 @@ import pytest
 from hushprompt.errors import ConfigError, PrivacyError
 from hushprompt.privacy.ledger import Account, Charge, Ledger, accounts, why_not
 from hushprompt.privacy.plan import Audience, Channel, PrivacyConfig, make_plan
-from hushprompt.privacy.sampling import DisjointSampler, PoissonSampler
+from hushprompt.privacy.sampling import DisjointSampler, EqualBatchesSampler, PoissonSampler
 
 BOTH = frozenset(Channel)
 
@@ -34,7 +34,6 @@ def test_each_client_is_charged_for_the_rounds_it_takes_part_in():
     ledger = charged((0, 1), (0,), (0, 2))
     assert [ledger.rounds(client_id) for client_id in range(4)] == [3, 1, 1, 0]
     assert ledger.most_rounds == 3
-    assert ledger.by_rounds() == {3: [0], 1: [1, 2]}
 
 
 def test_a_late_joiner_starts_at_zero_and_has_its_own_epsilon():
@@ -44,7 +43,11 @@ def test_a_late_joiner_starts_at_zero_and_has_its_own_epsilon():
     assert [account.clients for account in found] == [(0, 1), (2,)]
     assert [account.num_releases for account in found] == [6, 2]
     assert found[1] == Account(
-        clients=(2,), num_rounds=1, num_releases=2, epsilon={str(who): plan.epsilon(who, 1) for who in Audience}
+        clients=(2,),
+        num_rounds=1,
+        num_releases=2,
+        sampling_prob=0.1,
+        epsilon={str(who): plan.epsilon(who, 1) for who in Audience},
     )
     assert found[0].epsilon["personal"] == plan.epsilon(Audience.PERSONAL, 3) > found[1].epsilon["personal"]
 
@@ -109,3 +112,27 @@ def test_without_a_budget_nothing_is_refused():
 def test_an_impossible_limit_is_refused(privacy, message):
     with pytest.raises(ConfigError, match=message):
         PrivacyConfig(**privacy)
+
+
+def test_clients_of_different_size_have_guarantees_of_their_own_and_the_smallest_sets_the_noise():
+    sampler = EqualBatchesSampler(batch_size=5, steps_per_round=2)
+    plan = plan_of(sampler=sampler, epsilon=2.0, num_rounds=4)  # 400, 300 and 10 examples
+    ledger = charged(*[(0, 1, 2)] * 4)
+    found = accounts(plan, ledger)
+    assert [account.clients for account in found] == [(2,), (1,), (0,)]
+    assert [account.sampling_prob for account in found] == [0.5, 5 / 300, 5 / 400]
+    spent = [account.epsilon["personal"] for account in found]
+    assert 1.99 < spent[0] <= 2.0
+    assert spent == sorted(spent, reverse=True)
+    assert plan.epsilon(Audience.PERSONAL) == spent[0]
+    assert "probability 0.5 at the worst client, of 10 examples" in plan.guarantees()[Audience.PERSONAL].statement()
+
+
+def test_each_clients_own_sampling_decides_when_it_has_to_stop():
+    sampler = EqualBatchesSampler(batch_size=5)
+    plan = given_noise(z=1.0, sampler=sampler, max_epsilon=3.0)
+    ledger = Ledger()
+    while why_not(plan, ledger, Charge(0, (2,))) is None:
+        ledger = ledger.with_charge(Charge(0, (0, 1, 2)))
+    assert why_not(plan, ledger, Charge(0, (0, 1))) is None
+    assert "client 2" in why_not(plan, ledger, Charge(0, (0, 1, 2)))

@@ -67,13 +67,6 @@ class Ledger:
         made = self._made.get(charge.round_index, frozenset()) | frozenset(charge.clients)
         return Ledger((*self.charges, charge), rounds, {**self._made, charge.round_index: made})
 
-    def by_rounds(self) -> dict[int, list[int]]:
-        """Give the clients of each number of charged rounds, most rounds first."""
-        groups: dict[int, list[int]] = {}
-        for client_id, count in sorted(self._rounds.items()):
-            groups.setdefault(count, []).append(client_id)
-        return dict(sorted(groups.items(), reverse=True))
-
 
 def why_not(plan: PrivacyPlan, ledger: Ledger, charge: Charge) -> str | None:
     """Say why a charge would overspend the budget of the plan, or give None where it fits.
@@ -84,39 +77,59 @@ def why_not(plan: PrivacyPlan, ledger: Ledger, charge: Charge) -> str | None:
     if limit is None or not plan.channels:
         return None
     audience = plan.config.audience
-    for client_id in sorted(charge.clients, key=lambda client_id: -ledger.rounds(client_id)):
-        spent = plan.epsilon(audience, ledger.rounds(client_id))
-        after = plan.epsilon(audience, ledger.rounds(client_id) + 1)
+    for client_id in _one_of_each_kind(plan, ledger, charge.clients):
+        spent = plan.epsilon(audience, ledger.rounds(client_id), client_id)
+        after = plan.epsilon(audience, ledger.rounds(client_id) + 1, client_id)
         if after > limit:
             return (
                 f"privacy budget: round {charge.round_index + 1} would bring client {client_id} from epsilon "
                 f"{spent:.4g} to {after:.4g} for the {audience} audience, above {limit:g}"
             )
-        break  # all others have been charged for as many rounds or fewer
     return None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Account:
-    """What one group of clients has spent: all that were charged for the same number of rounds."""
+    """What one group of clients has spent: all that took part in as many rounds and are sampled alike."""
 
     clients: tuple[int, ...]
     num_rounds: int
     """Rounds charged, wasted ones included."""
     num_releases: int
     """Releases charged to one example (or client, where that is the unit)."""
+    sampling_prob: float
+    """Amplification that is claimed for them; 1 claims none."""
     epsilon: dict[str, float]
     """By audience, at the plan's delta."""
 
 
 def accounts(plan: PrivacyPlan, ledger: Ledger) -> list[Account]:
-    """Give every distinct guarantee with its clients, the worst first."""
-    return [
-        Account(
-            clients=tuple(clients),
-            num_rounds=count,
-            num_releases=max(plan.releases(audience, count).num_steps for audience in Audience),
-            epsilon={str(audience): plan.epsilon(audience, count) for audience in Audience},
+    """Give every distinct guarantee with its clients, the worst for the budget's audience first."""
+    found = []
+    for clients in _kinds(plan, ledger, range(len(plan.client_sizes))).values():
+        first, count = clients[0], ledger.rounds(clients[0])
+        found.append(
+            Account(
+                clients=tuple(clients),
+                num_rounds=count,
+                num_releases=max(plan.releases(audience, count).num_steps for audience in Audience),
+                sampling_prob=plan.releases(plan.config.audience, count, first).sampling_prob,
+                epsilon={str(audience): plan.epsilon(audience, count, first) for audience in Audience},
+            )
         )
-        for count, clients in ledger.by_rounds().items()
-    ]
+    return sorted(found, key=lambda account: -account.epsilon[str(plan.config.audience)])
+
+
+def _kinds(plan: PrivacyPlan, ledger: Ledger, clients: Iterable[int]) -> dict[tuple[int, float], list[int]]:
+    """Group clients that the ledger and the sampler treat alike: their guarantees are the same."""
+    groups: dict[tuple[int, float], list[int]] = {}
+    for client_id in clients:
+        prob = plan.releases(plan.config.audience, 0, client_id).sampling_prob
+        groups.setdefault((ledger.rounds(client_id), prob), []).append(client_id)
+    return groups
+
+
+def _one_of_each_kind(plan: PrivacyPlan, ledger: Ledger, clients: Iterable[int]) -> list[int]:
+    """Give one client of each kind, most rounds first."""
+    groups = _kinds(plan, ledger, clients)
+    return [groups[kind][0] for kind in sorted(groups, reverse=True)]

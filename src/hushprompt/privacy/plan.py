@@ -26,7 +26,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
@@ -176,9 +176,16 @@ class PrivacyPlan:
     config: PrivacyConfig
     sampler: Sampler
     num_rounds: int
+    client_sizes: tuple[int, ...]
+    """Public number of training examples of every client."""
 
-    def releases(self, audience: Audience, num_rounds: int | None = None) -> accounting.GaussianReleases:
-        """Give what `audience` sees of one example over the first `num_rounds` rounds (None: all of them)."""
+    def releases(
+        self, audience: Audience, num_rounds: int | None = None, client_id: int | None = None
+    ) -> accounting.GaussianReleases:
+        """Give what `audience` sees of one unit over its first `num_rounds` rounds (None: all of them).
+
+        Where samplers treat clients differently, it is the client's with that id; None: the worst client's.
+        """
         rounds = self.num_rounds if num_rounds is None else num_rounds
         charged = self.charged_channels(audience)
         z = accounting.combine_noise_multipliers(*(self.noise_multipliers[c] for c in sorted(charged)))
@@ -187,7 +194,9 @@ class PrivacyPlan:
         return accounting.GaussianReleases(
             num_steps=_num_releases(self.config, self.sampler, rounds) if charged else 0,
             noise_multiplier=z,
-            sampling_prob=_amplification_prob(self.config, self.sampler),
+            sampling_prob=_amplification_prob(
+                self.config, self.sampler, self.client_sizes if client_id is None else [self.client_sizes[client_id]]
+            ),
         )
 
     def charged_channels(self, audience: Audience) -> frozenset[Channel]:
@@ -205,10 +214,12 @@ class PrivacyPlan:
         """True where no theorem protects the unit from `audience`, however much noise there is."""
         return self.config.privacy_unit == "client" and audience is Audience.PERSONAL and Channel.LOCAL in self.channels
 
-    def epsilon(self, audience: Audience, num_rounds: int | None = None) -> float:
+    def epsilon(self, audience: Audience, num_rounds: int | None = None, client_id: int | None = None) -> float:
         """Give the epsilon of `audience` after `num_rounds` rounds; inf without noise, 0 where it sees nothing."""
         return accounting.epsilon(
-            self.releases(audience, num_rounds), delta=self.config.delta, relation=self.config.neighboring_relation
+            self.releases(audience, num_rounds, client_id),
+            delta=self.config.delta,
+            relation=self.config.neighboring_relation,
         )
 
     @property
@@ -287,7 +298,11 @@ class PrivacyPlan:
     def _sampling(self) -> str:
         """Say how units take part, in the words of a statement."""
         if self.config.privacy_unit == "example":
-            return self.sampler.description
+            probs = {self.sampler.amplification_for(size) for size in self.client_sizes}
+            if len(probs) == 1:
+                return self.sampler.description
+            worst, size = max(probs), min(self.client_sizes)
+            return f"{self.sampler.description}, probability {worst:.4g} at the worst client, of {size} examples"
         return (
             f"every client contributes to each of the {self.sampler.steps_per_round} steps of a round, "
             f"no amplification claimed (inside a client: {self.sampler.description})"
@@ -394,10 +409,11 @@ def make_plan(
     return PrivacyPlan(
         channels=channels,
         clip_norms={c: norms[c] for c in sorted(channels)},
-        noise_multipliers=_noise_multipliers(config, sampler, channels, num_rounds),
+        noise_multipliers=_noise_multipliers(config, sampler, channels, num_rounds, client_sizes),
         config=config,
         sampler=sampler,
         num_rounds=num_rounds,
+        client_sizes=tuple(client_sizes),
     )
 
 
@@ -421,13 +437,15 @@ def _num_releases(config: PrivacyConfig, sampler: Sampler, num_rounds: int) -> i
     return num_rounds * sampler.steps_per_round
 
 
-def _amplification_prob(config: PrivacyConfig, sampler: Sampler) -> float:
-    """Give the sampling probability that accounting may use; drawing examples hides no client."""
-    return sampler.amplification_prob if config.privacy_unit == "example" else 1.0
+def _amplification_prob(config: PrivacyConfig, sampler: Sampler, client_sizes: Iterable[int]) -> float:
+    """Give the sampling probability that accounting may use for all these clients; drawing examples hides no client."""
+    if config.privacy_unit == "client":
+        return 1.0
+    return max(sampler.amplification_for(size) for size in set(client_sizes))
 
 
 def _noise_multipliers(
-    config: PrivacyConfig, sampler: Sampler, channels: frozenset[Channel], num_rounds: int
+    config: PrivacyConfig, sampler: Sampler, channels: frozenset[Channel], num_rounds: int, client_sizes: list[int]
 ) -> dict[Channel, float]:
     """Split the budget: 1/z_local^2 gets `local_share`, 1/z_global^2 the rest; one channel alone gets all.
 
@@ -459,7 +477,7 @@ def _noise_multipliers(
         target_epsilon=config.epsilon,
         delta=config.delta,
         num_steps=_num_releases(config, sampler, num_rounds),
-        sampling_prob=_amplification_prob(config, sampler),
+        sampling_prob=_amplification_prob(config, sampler, client_sizes),
         relation=config.neighboring_relation,
     )
     # 1/z_c^2 = share_c / z^2. Rounding up in the last digits keeps the combination at or above z.

@@ -69,6 +69,22 @@ def cross_check_lines(row: dict[str, Any]) -> list[str]:
     return lines
 
 
+def account_lines(row: dict[str, Any]) -> list[str]:
+    """Give each distinct guarantee of one row of `privacy.json` and its clients, the worst first."""
+    lines = []
+    for account in row.get("clients", []):
+        clients = ", ".join(map(str, account["clients"][:10])) + (", ..." if len(account["clients"]) > 10 else "")
+        spent = ", ".join(
+            f"{audience} {value if isinstance(value, str) else f'{value:.4g}'}"
+            for audience, value in account["epsilon"].items()
+        )
+        lines.append(
+            f"  {len(account['clients'])} clients ({clients}): {account['num_rounds']} rounds charged, "
+            f"sampling probability {account['sampling_prob']:.4g}; epsilon so far: {spent}."
+        )
+    return lines
+
+
 def statement_lines(row: dict[str, Any]) -> list[str]:
     """Give the guarantee of each audience of one row of `privacy.json`."""
     return [
