@@ -9,6 +9,7 @@ from hushprompt import config as configs
 from hushprompt import records
 from hushprompt.errors import ResumeError
 from hushprompt.federation.ledger_file import LedgerFile
+from hushprompt.federation.rounds import RoundRunner
 from hushprompt.federation.setup import client_sizes, cut, plan_rows
 from hushprompt.federation.simulate import Trainer, run
 from hushprompt.privacy.plan import Audience, Mechanism
@@ -62,7 +63,7 @@ def charges(folder):
 
 def crash_in_round(monkeypatch, *rounds):
     """Kill a round after it was charged and has released, before its checkpoint."""
-    true_round, crashes = Trainer.round, list(rounds)
+    true_round, crashes = RoundRunner.round, list(rounds)
 
     def broken(self, row, state, round_index):
         result = true_round(self, row, state, round_index)
@@ -71,7 +72,7 @@ def crash_in_round(monkeypatch, *rounds):
             raise KeyboardInterrupt
         return result
 
-    monkeypatch.setattr(Trainer, "round", broken)
+    monkeypatch.setattr(RoundRunner, "round", broken)
 
 
 def run_through(config, folder):
@@ -197,8 +198,8 @@ def test_adaptive_norms_are_state_and_a_stopped_run_goes_on_to_the_same_bits(toy
     states = [load_file(tmp_path / name / "checkpoint" / "state.safetensors") for name in ("whole", "stopped")]
     for name, tensor in states[0].items():
         assert tensor.equal(states[1][name]), name
-    assert states[0]["norms.shared"] != 1.0
-    assert (states[0]["norms.local"] != 1.0).all()
+    assert states[0]["clip_norms.shared"] != 1.0
+    assert (states[0]["clip_norms.local"] != 1.0).all()
     adaptive = records.read_json(tmp_path / "whole" / "privacy.json")["rows"][0]["adaptive_clipping"]
     assert adaptive["quantile"] == 0.3
     assert set(adaptive["count_noise_std"]) == {"local", "global"}

@@ -24,7 +24,7 @@ def plan_of(channels=BOTH, sampler=POISSON, num_rounds=20, sizes=(400, 300), **p
 @pytest.mark.parametrize("sampler", [POISSON, DisjointSampler(steps_per_round=5)])
 @pytest.mark.parametrize("audience", list(Audience))
 def test_the_target_is_met_however_it_is_split_and_the_public_is_charged_for_both_releases(share, sampler, audience):
-    plan = plan_of(sampler=sampler, epsilon=4.0, local_share=share, audience=audience)
+    plan = plan_of(sampler=sampler, epsilon=4.0, local_share=share, audience=audience, noise_at="client")
     for who in Audience:
         assert 4.0 * 0.99 < plan.epsilon(who) <= 4.0
 
@@ -135,5 +135,19 @@ def test_a_public_budget_for_a_method_that_publishes_nothing_is_refused():
 
 def test_every_audience_has_a_guarantee():
     guarantees = plan_of(epsilon=4.0).guarantees()
-    assert set(guarantees) == set(Audience)
+    assert set(guarantees) == {Audience.PUBLIC, Audience.PERSONAL}, "a server that adds the noise has none"
     assert guarantees[Audience.PERSONAL].epsilon <= 4.0
+
+
+def test_a_server_that_gets_noisy_uploads_has_a_guarantee_and_may_be_the_target():
+    plan = plan_of(epsilon=4.0, noise_at="client", local_share=0.25)
+    guarantees = plan.guarantees()
+    assert set(guarantees) == set(Audience)
+    assert guarantees[Audience.SERVER].epsilon == guarantees[Audience.PUBLIC].epsilon <= 4.0
+    target = plan_of(epsilon=4.0, noise_at="client", audience=Audience.SERVER)
+    assert 4.0 * 0.99 < target.epsilon(Audience.SERVER) <= 4.0
+    assert target.epsilon(Audience.PERSONAL) == target.epsilon(Audience.SERVER)
+    with pytest.raises(PrivacyError, match=r'"server" needs privacy.noise_at = "client"'):
+        plan_of(epsilon=4.0, audience=Audience.SERVER)
+    with pytest.raises(PrivacyError, match="personal prompts only"):
+        plan_of(channels=frozenset({Channel.LOCAL}), audience=Audience.SERVER, noise_at="client")

@@ -6,14 +6,16 @@ ledger that counts at least what was released. A torn last line is a charge whos
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from hushprompt.errors import ResumeError
+from hushprompt.federation.cohort import Cohorts
 from hushprompt.federation.setup import Row
-from hushprompt.privacy.ledger import Charge, Ledger, why_not
+from hushprompt.privacy.ledger import Account, Charge, Ledger, accounts, why_not
 
 FILE = "ledger.jsonl"
 
@@ -46,6 +48,17 @@ class LedgerFile:
     def of(self, row_label: str) -> Ledger:
         """Give the ledger of a row."""
         return self._ledgers.get(row_label, Ledger())
+
+    def spent(self, row: Row) -> Row:
+        """Give a row that claims what its worst client was charged for, over the rounds that were charged."""
+        ledger = self.of(row.label)
+        cohorts = Cohorts(row.cohorts.members[: ledger.num_rounds], row.cohorts.num_clients)
+        return dataclasses.replace(row, plan=row.plan.after(ledger.most_rounds), cohorts=cohorts)
+
+    def outcome(self, rows: Iterable[Row]) -> tuple[list[Row], dict[str, list[Account]]]:
+        """Give all rows as `spent` does, and by row each distinct guarantee and its clients."""
+        spent = [self.spent(row) for row in rows]
+        return spent, {row.label: accounts(row.plan, self.of(row.label)) for row in spent}
 
     def check(self, row: Row, num_rounds_done: int) -> None:
         """Refuse to go on where the checkpoint knows of rounds that were never charged.

@@ -10,27 +10,39 @@ import dataclasses
 import math
 import os
 import time
+from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from hushprompt import records
+from hushprompt.backbones.prompts import PromptModel
 from hushprompt.config import RunConfig
 from hushprompt.errors import ResumeError
-from hushprompt.evaluation.evaluate import Scores, evaluate
-from hushprompt.federation import aggregate, checkpoint
-from hushprompt.federation.checkpoint import Progress
+from hushprompt.evaluation.evaluate import NewClasses, Scores, evaluate, mean_scores
+from hushprompt.federation import checkpoint
+from hushprompt.federation.checkpoint import Checkpoints, Progress
 from hushprompt.federation.ledger_file import LedgerFile
 from hushprompt.federation.publish import privacy_record, provenance, write_prompts
-from hushprompt.federation.setup import Federation, Row, assemble, client_sizes, cut, load_model, plan_rows
-from hushprompt.methods.base import Batch, NoState, Personal, Shared, StepInfo, Upload
-from hushprompt.privacy.adaptive import ClipNorms
-from hushprompt.privacy.ledger import accounts as accounts_of
-from hushprompt.privacy.plan import Audience, Channel
+from hushprompt.federation.rounds import RoundRunner
+from hushprompt.federation.setup import (
+    Federation,
+    Load,
+    Row,
+    assemble,
+    client_sizes,
+    cut,
+    load_fresh,
+    load_model,
+    plan_rows,
+)
+from hushprompt.federation.states import State
+from hushprompt.methods.base import NoState, Personal
 from hushprompt.records import RoundRecord, RowSummary
 from hushprompt.seeding import stream
 
@@ -49,27 +61,7 @@ class Observer(Protocol):
         """A round is done and on disk."""
 
 
-@dataclass(frozen=True)
-class State:
-    """What training moves and a checkpoint stores."""
-
-    shared: Shared
-    personal: tuple[Personal, ...]
-    norms: ClipNorms
-    """Clip norms of the next step; they move only where privacy.adaptive_quantile is set."""
-
-
-@dataclass(frozen=True)
-class RoundInfo:
-    """What a round's record needs beside the scores."""
-
-    loss: float
-    """Mean over clients and steps; NaN if no batch had an example. Not private."""
-    bytes_up: int
-    bytes_down: int
-
-
-def run(config: RunConfig, folder: Path, observer: Observer) -> list[RowSummary]:
+def run(config: RunConfig, folder: Path, observer: Observer, load: Load = load_fresh) -> list[RowSummary]:
     """Train, evaluate and account for every row; go on where a checkpoint in `folder` stopped.
 
     Killed at any moment and called again, it leaves the same files, measured seconds aside, as if it had gone through.
@@ -78,6 +70,7 @@ def run(config: RunConfig, folder: Path, observer: Observer) -> list[RowSummary]
         config: what to run; the runtime section may differ between calls.
         folder: the run folder, which exists.
         observer: who watches.
+        load: loads data set and backbone; who makes many runs may keep what it loaded.
 
     Returns:
         The rows of the result table, the method itself last.
@@ -87,16 +80,17 @@ def run(config: RunConfig, folder: Path, observer: Observer) -> list[RowSummary]
         ResumeError: the folder is in use, damaged, or belongs to another config.
     """
     with records.locked(folder):
-        dataset = config.data.load()
+        dataset = load(config.data)
         partition = cut(config, dataset)
         rows = plan_rows(config, client_sizes(partition))
         progress = _progress(config, folder)
         records.truncate_records(folder / "records.jsonl", progress.records_size)
-        model = load_model(config, dataset, rows)
-        federation = assemble(config, model, dataset, partition, observer.on_setup)
+        model = load_model(config, dataset, rows, load)
+        kinds = {row.method.feature_kind for row in rows}
+        federation = assemble(config, model, dataset, partition, observer.on_setup, kinds)
         # Clients run side by side on one thread each, so results do not depend on the number of cores.
         with ThreadPoolExecutor(_num_workers(config), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            trainer = Trainer(config, federation, folder, pool, observer)
+            trainer = Trainer(config, federation, folder, pool, observer, Checkpoints(folder, progress))
             for index, row in enumerate(rows):
                 if index < progress.row_index:
                     continue
@@ -104,16 +98,13 @@ def run(config: RunConfig, folder: Path, observer: Observer) -> list[RowSummary]
                 state, progress, stopped = trainer.train(row, progress)
                 progress = trainer.close_row(row, state, progress, stopped)
                 if index == len(rows) - 1:
-                    spent = trainer.spent(row)
+                    spent = trainer.ledger.spent(row)
                     write_prompts(folder / "prompts", federation.model, spent, state.shared, state.personal)
-                    accounts = {done.label: accounts_of(done.plan, trainer.ledger.of(done.label)) for done in rows}
-                    records.write_json(
-                        folder / "privacy.json", privacy_record([trainer.spent(done) for done in rows], accounts)
-                    )
+                    records.write_json(folder / "privacy.json", privacy_record(*trainer.ledger.outcome(rows)))
                     records.write_json(
                         folder / "summary.json", {"rows": progress.finished_rows, "provenance": provenance(config)}
                     )
-                checkpoint.save(folder, state, progress)
+                progress = trainer.checkpoints.save(state, progress, changed=())
     return [records.from_json(RowSummary, values) for values in progress.finished_rows]
 
 
@@ -121,7 +112,13 @@ class Trainer:
     """Trains one row after another over one federation, leaving a checkpoint after every round."""
 
     def __init__(
-        self, config: RunConfig, federation: Federation, folder: Path, pool: ThreadPoolExecutor, observer: Observer
+        self,
+        config: RunConfig,
+        federation: Federation,
+        folder: Path,
+        pool: ThreadPoolExecutor,
+        observer: Observer,
+        checkpoints: Checkpoints,
     ) -> None:
         """Hold what stays the same from row to row."""
         self.config = config
@@ -129,126 +126,78 @@ class Trainer:
         self.folder = folder
         self.pool = pool
         self.observer = observer
+        self.checkpoints = checkpoints
         self.ledger = LedgerFile(folder)
-        clients = federation.partition.clients
-        self._train_index = [torch.from_numpy(client.indices["train"]) for client in clients]
-
-    def spent(self, row: Row) -> Row:
-        """Give a row whose plan claims what its worst client was charged for, no more and no less."""
-        return dataclasses.replace(row, plan=row.plan.after(self.ledger.of(row.label).most_rounds))
+        self.rounds = RoundRunner(config, federation, pool)
 
     def train(self, row: Row, progress: Progress) -> tuple[State, Progress, str | None]:
         """Train a row from the start, or from the checkpoint in the folder; also say why it ended early, if it did."""
         self.ledger.check(row, progress.num_rounds_done)
         shared, personal = row.method.init(self.federation.model, stream(self.config.seed, "init"))
-        num_clients = len(self._train_index)
+        num_clients = len(self.federation.partition.clients)
         state = State(shared, (personal,) * num_clients, row.plan.first_norms(num_clients))
         if progress.num_rounds_done:
             state = checkpoint.load_state(self.folder, state)
         for round_index in range(progress.num_rounds_done, row.num_rounds):
             start = time.perf_counter()
-            stopped = self.ledger.charge(row, round_index, range(len(self._train_index)))
+            stopped = self.ledger.charge(row, round_index, row.cohorts[round_index].tolist())
             if stopped is not None:
                 return state, progress, stopped
-            charged = self.ledger.of(row.label).most_rounds
-            epsilons = {who: self.pool.submit(row.plan.epsilon, who, charged) for who in Audience}
-            state, info = self.round(row, state, round_index)
-            scores = self.evaluate(row, state)
+            most_rounds = self.ledger.of(row.label).most_rounds
+            epsilons = {who: self.pool.submit(row.plan.epsilon, who, most_rounds) for who in row.plan.audiences}
+            state, info = self.rounds.round(row, state, round_index)
+            scores = self._scores_if_due(row, state, round_index + 1)
             seconds = time.perf_counter() - start
             record = RoundRecord(
                 row=row.label,
                 round_index=round_index + 1,
                 seconds=seconds,
                 loss=info.loss,
-                local=scores.local,
-                neighbor=scores.neighbor,
-                harmonic_mean=scores.harmonic_mean,
-                worst_client=scores.worst_client,
+                local=scores.local if scores else math.nan,
+                neighbor=scores.neighbor if scores else math.nan,
+                harmonic_mean=scores.harmonic_mean if scores else math.nan,
+                worst_client=scores.worst_client if scores else math.nan,
                 bytes_up=info.bytes_up,
                 bytes_down=info.bytes_down,
                 epsilon={str(who): epsilon.result() for who, epsilon in epsilons.items()},
+                cohort_size=row.cohorts.cohort_size,
+                num_clients=len(info.clients),
             )
-            progress = Progress(
-                config_identity=progress.config_identity,
-                row_index=progress.row_index,
+            is_reported = self.config.evaluation.is_reported(round_index + 1, row.num_rounds)
+            progress = dataclasses.replace(
+                progress,
                 num_rounds_done=round_index + 1,
                 row_seconds=progress.row_seconds + seconds,
                 records_size=records.append_record(self.folder / "records.jsonl", record),
-                finished_rows=progress.finished_rows,
+                last_scores=[*progress.last_scores, dataclasses.asdict(scores)] if scores and is_reported else [],
             )
-            checkpoint.save(self.folder, state, progress)
+            progress = self.checkpoints.save(state, progress, changed=info.clients)
             self.observer.on_round(record)
         return state, progress, None
 
-    def round(self, row: Row, state: State, round_index: int) -> tuple[State, RoundInfo]:
-        """Take the steps of one round."""
-        place = (row.label, round_index)
-        batches = [
-            row.plan.sampler.batches(
-                len(index), row.plan.private_stream(stream(self.config.seed, "batch", *place, client_id))
-            )
-            for client_id, index in enumerate(self._train_index)
-        ]
-        infos: list[RoundInfo] = []
-        for step, chosen in enumerate(zip(*batches, strict=True)):
-            state, info = self._step(row, state, chosen, (*place, step))
-            infos.append(info)
-        losses = [info.loss for info in infos if not math.isnan(info.loss)]
-        return state, RoundInfo(_mean(losses), sum(i.bytes_up for i in infos), sum(i.bytes_down for i in infos))
-
-    def _step(
-        self, row: Row, state: State, chosen: tuple[np.ndarray, ...], place: tuple[str, int, int]
-    ) -> tuple[State, RoundInfo]:
-        """Step every client, side by side, then the server."""
-
-        def client_step(client_id: int) -> tuple[Upload, Personal, StepInfo, float]:
-            return self._client_step(row, state, client_id, chosen[client_id], place)
-
-        largest_first = sorted(range(len(chosen)), key=lambda client_id: -len(chosen[client_id]))  # evens out the end
-        running = {client_id: self.pool.submit(client_step, client_id) for client_id in largest_first}
-        outcomes = [running[client_id].result() for client_id in range(len(chosen))]
-        sent = [aggregate.pack(upload) for upload, _, _, _ in outcomes]
-        summed = aggregate.unpack_sum(sent)
-        shared, shared_norm = state.shared, state.norms.shared
-        if summed is not None:
-            expected = sum(row.plan.sampler.expected_batch_size(len(index)) for index in self._train_index)
-            noise = stream(self.config.seed, "noise", "global", *place)
-            mechanism = row.plan.mechanism(
-                allowed=Channel.GLOBAL,
-                expected_count=expected,
-                rng=noise,
-                num_clients=len(sent),
-                clip_norms={Channel.GLOBAL: float(shared_norm)},
-            )
-            shared = row.method.server_step(shared, mechanism.release(Channel.GLOBAL, summed))
-            shared_norm = torch.tensor(
-                mechanism.next_norms.get(Channel.GLOBAL, float(shared_norm)), dtype=torch.float64
-            )
-        norms = ClipNorms(shared_norm, torch.tensor([norm for *_, norm in outcomes], dtype=torch.float64))
-        losses = [info.loss for _, _, info, _ in outcomes if not math.isnan(info.loss)]  # an empty batch has none
-        up, down = sum(map(aggregate.num_bytes, sent)), aggregate.num_bytes(summed) * len(sent)
-        personal = tuple(personal for _, personal, _, _ in outcomes)
-        return State(shared, personal, norms), RoundInfo(_mean(losses), up, down)
-
-    def evaluate(self, row: Row, state: State) -> Scores:
-        """Score every client's prompt on all evaluation images."""
-        features = self.federation.eval_features
-
-        def logits(personal: Personal) -> torch.Tensor:
-            with torch.no_grad():
-                return row.method.logits(self.federation.model, state.shared, personal, features)
-
-        if all(isinstance(personal, NoState) for personal in state.personal):
-            everyone = [logits(state.personal[0])] * len(state.personal)
-        else:
-            everyone = list(self.pool.map(logits, state.personal))
-        return evaluate(everyone.__getitem__, self.federation.eval_labels, self.federation.splits)
+    def evaluate(self, row: Row, state: State, *, with_new_classes: bool = False) -> Scores:
+        """Score every client's prompt on all evaluation images, and on classes that nobody trains on."""
+        federation = self.federation
+        new_classes = None
+        if federation.new is not None and with_new_classes:
+            features = federation.new.features[row.method.feature_kind]
+            new_classes = NewClasses(self._logits_fn(row, state, federation.new.model, features), federation.new.labels)
+        return evaluate(
+            self._logits_fn(row, state, federation.model, federation.eval_features[row.method.feature_kind]),
+            federation.eval_labels,
+            federation.splits,
+            new_classes=new_classes,
+            map_fn=self.pool.map,
+        )
 
     def close_row(self, row: Row, state: State, progress: Progress, stopped: str | None) -> Progress:
-        """Score the trained row and add its summary to the finished ones."""
+        """Sum up the trained row and add its summary to the finished ones."""
         start = time.perf_counter()
-        scores = self.evaluate(row, state)
-        audience, plan = row.plan.config.audience, self.spent(row).plan
+        if progress.last_scores:
+            scores = mean_scores([Scores.from_plain(values) for values in progress.last_scores])
+        else:
+            scores = self.evaluate(row, state, with_new_classes=True)
+        audience, plan = row.plan.config.audience, self.ledger.spent(row).plan
         summary = RowSummary(
             row=row.label,
             method=row.method_name,
@@ -265,41 +214,51 @@ class Trainer:
             seed=self.config.seed,
             num_rounds=progress.num_rounds_done,
             stopped=stopped,
-            per_client=[dataclasses.asdict(client) for client in scores.clients],
+            per_client=[_without_none(dataclasses.asdict(client)) for client in scores.clients],
             per_class=list(scores.per_class),
+            num_last_rounds=max(1, len(progress.last_scores)),
+            base=scores.base,
+            new=scores.new,
+            base_new_harmonic_mean=scores.base_new_harmonic_mean,
         )
-        return Progress(
-            config_identity=progress.config_identity,
+        return dataclasses.replace(
+            progress,
             row_index=progress.row_index + 1,
             num_rounds_done=0,
             row_seconds=0.0,
-            records_size=progress.records_size,
             finished_rows=[*progress.finished_rows, records.to_json(summary)],
+            last_scores=[],
         )
 
-    def _client_step(
-        self, row: Row, state: State, client_id: int, batch_index: np.ndarray, place: tuple[str, int, int]
-    ) -> tuple[Upload, Personal, StepInfo, float]:
-        """Run one client's step on its own data, with its own noise stream; the last value is its next clip norm."""
-        index = self._train_index[client_id]
-        chosen = index[torch.from_numpy(batch_index)]
-        # Which view stands for an example is drawn uniformly, for each of the client's examples on its own and whoever
-        # is in the batch: given the draws, one example gives one clipped gradient and changes no other example's view,
-        # so sensitivity and epsilon are those of one view.
-        views = stream(self.config.seed, "view", *place, client_id)
-        features = self.federation.train_features
-        rows = features.rows(chosen.numpy(), views.integers(features.num_views, size=len(index))[batch_index])
-        batch = Batch(rows, self.federation.train_labels[chosen])
-        mechanism = row.plan.mechanism(
-            allowed=Channel.LOCAL,
-            expected_count=row.plan.sampler.expected_batch_size(len(index)),
-            rng=stream(self.config.seed, "noise", "local", *place, client_id),
-            clip_norms={Channel.GLOBAL: float(state.norms.shared), Channel.LOCAL: float(state.norms.local[client_id])},
-        )
-        rng = stream(self.config.seed, "method", *place, client_id)
-        personal = state.personal[client_id]
-        outcome = row.method.client_step(self.federation.model, state.shared, personal, batch, mechanism, rng)
-        return *outcome, mechanism.next_norms.get(Channel.LOCAL, float(state.norms.local[client_id]))
+    def _scores_if_due(self, row: Row, state: State, num_done: int) -> Scores | None:
+        """Score the prompts after `num_done` rounds if the config says so."""
+        evaluation = self.config.evaluation
+        if not evaluation.is_due(num_done, row.num_rounds):
+            return None
+        return self.evaluate(row, state, with_new_classes=evaluation.is_reported(num_done, row.num_rounds))
+
+    def _logits_fn(
+        self, row: Row, state: State, model: PromptModel, features: Float[Tensor, "n *m d"]
+    ) -> Callable[[int], Float[Tensor, "n c"]]:
+        """Give what computes a client's logits; those of clients with one and the same state are computed once."""
+
+        def logits(personal: Personal) -> Float[Tensor, "n c"]:
+            with torch.no_grad():
+                return row.method.logits(model, state.shared, personal, features)
+
+        def identity(personal: Personal) -> int:
+            return 0 if isinstance(personal, NoState) else id(personal)
+
+        counts = Counter(map(identity, state.personal))
+        several = {identity(personal): personal for personal in state.personal if counts[identity(personal)] > 1}
+        known = {key: logits(personal) for key, personal in several.items()}
+
+        def of_client(client_id: int) -> Float[Tensor, "n c"]:
+            personal = state.personal[client_id]
+            own = known.get(identity(personal))
+            return logits(personal) if own is None else own
+
+        return of_client
 
 
 def _progress(config: RunConfig, folder: Path) -> Progress:
@@ -315,9 +274,9 @@ def _progress(config: RunConfig, folder: Path) -> Progress:
     return progress
 
 
-def _mean(values: list[float]) -> float:
-    """Give the mean, NaN of nothing."""
-    return sum(values) / len(values) if values else math.nan
+def _without_none(values: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what was not asked for."""
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def _num_workers(config: RunConfig) -> int:

@@ -14,6 +14,7 @@ z_sum given z and s; here the count gets a share of 1/z^2, which always has a so
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -34,6 +35,22 @@ class ClipNorms:
     """Of the global channel, the same for all clients."""
     local: Float64[Tensor, " k"]
     """[k] of the local channel, each client's own."""
+
+    def of(self, client_id: int) -> dict[str, float]:
+        """Give a client's norms by channel name."""
+        return {"global": float(self.shared), "local": float(self.local[client_id])}
+
+    def with_shared(self, norm: float) -> ClipNorms:
+        """Give the norms with another one for the global channel."""
+        return ClipNorms(torch.tensor(norm, dtype=torch.float64), self.local)
+
+    def with_local(self, norms: Mapping[int, float | None]) -> ClipNorms:
+        """Give the norms with other ones for some clients' local channel; None keeps a client's."""
+        local = self.local.clone()
+        for client_id, norm in norms.items():
+            if norm is not None:
+                local[client_id] = norm
+        return ClipNorms(self.shared, local)
 
 
 def first_norms(shared: float, local: float, num_clients: int) -> ClipNorms:

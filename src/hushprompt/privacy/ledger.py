@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from hushprompt.errors import PrivacyError
-from hushprompt.privacy.plan import Audience, PrivacyPlan
+from hushprompt.privacy.plan import PrivacyPlan
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,11 @@ class Ledger:
     def rounds(self, client_id: int) -> int:
         """Give how many rounds a client was charged for; 0 for one that has not joined yet."""
         return self._rounds.get(client_id, 0)
+
+    @property
+    def num_rounds(self) -> int:
+        """Different rounds that were charged to anyone."""
+        return len(self._made)
 
     @property
     def most_rounds(self) -> int:
@@ -112,9 +117,9 @@ def accounts(plan: PrivacyPlan, ledger: Ledger) -> list[Account]:
             Account(
                 clients=tuple(clients),
                 num_rounds=count,
-                num_releases=max(plan.releases(audience, count).num_steps for audience in Audience),
+                num_releases=max(plan.releases(audience, count).num_steps for audience in plan.audiences),
                 sampling_prob=plan.releases(plan.config.audience, count, first).sampling_prob,
-                epsilon={str(audience): plan.epsilon(audience, count, first) for audience in Audience},
+                epsilon={str(audience): plan.epsilon(audience, count, first) for audience in plan.audiences},
             )
         )
     return sorted(found, key=lambda account: -account.epsilon[str(plan.config.audience)])

@@ -59,7 +59,7 @@ class Channel(StrEnum):
     LOCAL = "local"
     """Into the client's own personal prompt; noise is added on the client."""
     GLOBAL = "global"
-    """Into the prompt that all share; noise is added to the sum over clients."""
+    """Into the prompt that all share; noise is added to the sum over clients, or by each client to its own."""
 
 
 NO_CLIENT_LEVEL = (
@@ -76,6 +76,8 @@ class Audience(StrEnum):
     """Sees the global prompt after every round. Other clients see the same."""
     PERSONAL = "personal"
     """Holds one client's personal prompt, and sees what the public sees."""
+    SERVER = "server"
+    """Receives every client's upload; has a guarantee only where clients add the noise themselves."""
 
 
 @SECTIONS.register("privacy")
@@ -88,7 +90,11 @@ class PrivacyConfig:
     delta: float = 1e-5
     """Target delta; must be below 1 / (examples of the largest client)."""
     audience: Audience = Audience.PERSONAL
-    """Whom the target epsilon is for: "personal" (holder of a personal prompt) or "public" (global prompt only)."""
+    """Whom the target epsilon is for: "personal" (holder of a personal prompt), "public" (global prompt only), or
+    "server" (every client's uploads; needs noise_at = "client")."""
+    noise_at: Literal["server", "client"] = "server"
+    """Where the global noise is added: "server", once to the sum over clients, which trusts the server; or "client", by
+    every client in full to its own sum before it leaves, which protects from the server too and costs accuracy."""
     local_share: float = 0.5
     """Share of the budget (of 1/z^2) that the local release gets where a method makes both; in (0, 1)."""
     clip_norm_local: float = 1.0
@@ -127,6 +133,11 @@ class PrivacyConfig:
             )
         if not 0 < self.local_share < 1:
             raise PrivacyError(f"local_share must lie in (0, 1), got {self.local_share}.")
+        if self.audience is Audience.SERVER and self.noise_at == "server":
+            raise PrivacyError(
+                'privacy.audience = "server" needs privacy.noise_at = "client": a server that adds the noise itself '
+                "sees every client's sum without it."
+            )
         explicit = [self.noise_multiplier_local, self.noise_multiplier_global]
         if self.epsilon is None:
             if any(z is None for z in explicit):
@@ -146,6 +157,11 @@ class PrivacyConfig:
         for name, share in (("quantile", self.adaptive_quantile), ("share", self.adaptive_share)):
             if share is not None and not 0 < share < 1:
                 raise PrivacyError(f"adaptive_{name} must lie in (0, 1), got {share}.")
+        if self.adaptive_quantile is not None and self.noise_at == "client":
+            raise PrivacyError(
+                'privacy.adaptive_quantile needs privacy.noise_at = "server": clients that add the noise themselves do '
+                "not count together. Leave adaptive_quantile out."
+            )
         if self.max_epsilon is not None:
             checks.positive(max_epsilon=self.max_epsilon)
             checks.finite(max_epsilon=self.max_epsilon)
@@ -176,15 +192,27 @@ class PrivacyPlan:
     config: PrivacyConfig
     sampler: Sampler
     num_rounds: int
+    """Rounds of the client that takes part in the most."""
     client_sizes: tuple[int, ...]
     """Public number of training examples of every client."""
+
+    @property
+    def audiences(self) -> tuple[Audience, ...]:
+        """Those who have a guarantee; the server only where no upload reaches it without noise."""
+        return tuple(who for who in Audience if who is not Audience.SERVER or self.config.noise_at == "client")
 
     def releases(
         self, audience: Audience, num_rounds: int | None = None, client_id: int | None = None
     ) -> accounting.GaussianReleases:
-        """Give what `audience` sees of one unit over its first `num_rounds` rounds (None: all of them).
+        """Give what `audience` sees of one unit of a client that takes part in `num_rounds` rounds.
 
-        Where samplers treat clients differently, it is the client's with that id; None: the worst client's.
+        Where clients add the noise, the public sees a mean of uploads and the server each one; both are accounted for
+        as if only the client's own noise were there.
+
+        Args:
+            audience: who looks.
+            num_rounds: None: as many as any client takes part in.
+            client_id: whose sampling it is, where samplers treat clients differently; None: the worst client's.
         """
         rounds = self.num_rounds if num_rounds is None else num_rounds
         charged = self.charged_channels(audience)
@@ -215,7 +243,7 @@ class PrivacyPlan:
         return self.config.privacy_unit == "client" and audience is Audience.PERSONAL and Channel.LOCAL in self.channels
 
     def epsilon(self, audience: Audience, num_rounds: int | None = None, client_id: int | None = None) -> float:
-        """Give the epsilon of `audience` after `num_rounds` rounds; inf without noise, 0 where it sees nothing."""
+        """Give the epsilon of `audience` after `num_rounds` rounds of a client; inf without noise, 0 if unseen."""
         return accounting.epsilon(
             self.releases(audience, num_rounds, client_id),
             delta=self.config.delta,
@@ -253,11 +281,13 @@ class PrivacyPlan:
                 sampling_description=self._sampling(),
                 why_unbounded=NO_CLIENT_LEVEL if self.is_outside(audience) else "no noise",
             )
-            for audience in Audience
+            for audience in self.audiences
         }
 
-    def first_norms(self, num_clients: int) -> ClipNorms:
-        """Give the clip norms of the first step; 1 stands for a channel that is not used."""
+    def first_norms(self, num_clients: int) -> ClipNorms | None:
+        """Give the clip norms of the first step, 1 for a channel that is not used; None where norms are fixed."""
+        if self.config.adaptive_quantile is None:
+            return None
         return first_norms(
             self.clip_norms.get(Channel.GLOBAL, 1.0), self.clip_norms.get(Channel.LOCAL, 1.0), num_clients
         )
@@ -274,7 +304,7 @@ class PrivacyPlan:
         expected_count: float,
         rng: np.random.Generator,
         num_clients: int = 1,
-        clip_norms: Mapping[Channel, float] | None = None,
+        clip_norms: Mapping[str, float] | None = None,
     ) -> Mechanism:
         """Give the one-step tool with which a client (LOCAL) or the server (GLOBAL) makes its release.
 
@@ -287,7 +317,7 @@ class PrivacyPlan:
         """
         if allowed in self.clipped_as_one:
             expected_count = float(num_clients)
-        norms = dict(self.clip_norms if clip_norms is None else clip_norms)
+        norms = self.clip_norms if clip_norms is None else {c: clip_norms[c] for c in self.channels}
         return Mechanism(plan=self, allowed=allowed, expected_count=expected_count, rng=rng, clip_norms=norms)
 
     @property
@@ -345,6 +375,22 @@ class Mechanism:
             rows = rows.double()
         return clipped_sum(rows, self.clip_norms[channel])
 
+    def add_penalty(self, summed: ClippedSum, grad: Float[Tensor, "*p"]) -> ClippedSum:
+        """Add the gradient of a penalty on prompts to a clipped sum; the release divides it back to `grad`.
+
+        Guarantee: the sensitivity stays, because a penalty knows an example only through earlier releases, which the
+        guarantee of the run counts. The contract suite checks that of every method.
+
+        Raises:
+            PrivacyError: the unit is larger than an example: a client's prompts are its own data then.
+        """
+        if self.plan.config.privacy_unit != "example":
+            raise PrivacyError(
+                f'privacy.privacy_unit = "{self.plan.config.privacy_unit}" does not cover a penalty on personal '
+                'prompts in what is shared: it would leave clients unclipped. Use privacy.privacy_unit = "example".'
+            )
+        return dataclasses.replace(summed, value=summed.value + self.expected_count * grad)
+
     def release(self, channel: Channel, summed: ClippedSum) -> Float[Tensor, "*p"]:
         """Add the channel's noise to a clipped sum and divide by the public expected count.
 
@@ -397,7 +443,7 @@ def make_plan(
         config: the `privacy` section.
         sampler: how batches are drawn; it names its own amplification.
         channels: the releases that the method makes.
-        num_rounds: communication rounds.
+        num_rounds: rounds of the client that takes part in the most.
         client_sizes: public number of training examples of every client.
 
     Raises:
@@ -457,10 +503,10 @@ def _noise_multipliers(
         return {c: z for c in sorted(channels) if (z := explicit[c]) is not None}
     if not channels or num_rounds == 0 or math.isinf(config.epsilon):
         return dict.fromkeys(sorted(channels), 0.0)
-    if config.audience is Audience.PUBLIC and Channel.GLOBAL not in channels:
+    if config.audience is not Audience.PERSONAL and Channel.GLOBAL not in channels:
         raise PrivacyError(
-            'privacy.audience = "public" sees no release of this method, which trains personal prompts only. '
-            'Use privacy.audience = "personal".'
+            f'privacy.audience = "{config.audience}" sees no release of this method, which trains personal prompts '
+            'only. Use privacy.audience = "personal".'
         )
     if config.privacy_unit == "client" and config.audience is Audience.PERSONAL and Channel.LOCAL in channels:
         raise PrivacyError(
