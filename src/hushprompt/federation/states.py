@@ -51,5 +51,6 @@ def _children(state: Any) -> list[tuple[str, Any]]:
     if isinstance(state, tuple):
         return [(str(index), child) for index, child in enumerate(state)]
     if dataclasses.is_dataclass(state) and not isinstance(state, type):
-        return [(f.name, getattr(state, f.name)) for f in dataclasses.fields(state)]
+        fields = [(f.name, getattr(state, f.name)) for f in dataclasses.fields(state)]
+        return [(name, value) for name, value in fields if value is not None]  # None: nothing of that kind
     raise TypeError(f"A state is made of frozen dataclasses, tuples and tensors, got {type(state).__qualname__}.")

@@ -78,7 +78,7 @@ def why_not(plan: PrivacyPlan, ledger: Ledger, charge: Charge) -> str | None:
 
     The budget is `privacy.max_epsilon`, or the target epsilon where only that is set, for the audience of the target.
     """
-    limit = plan.config.limit
+    limit = plan.limit
     if limit is None or not plan.channels:
         return None
     audience = plan.config.audience
