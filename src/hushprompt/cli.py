@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Column, Table
 
-from hushprompt import checks, cli_data, files, load_registries, records
+from hushprompt import checks, cli_data, cli_report, files, load_registries, records
 from hushprompt import config as configs
 from hushprompt.errors import ConfigError, HushpromptError, ResumeError
 from hushprompt.federation.publish import privacy_record
@@ -37,6 +37,7 @@ app = typer.Typer(
 )
 app.add_typer(cli_data.app, name="data")
 app.command()(cli_data.partition)
+app.command()(cli_report.report)
 console = Console(highlight=False)
 LISTS = {
     "methods": METHODS,

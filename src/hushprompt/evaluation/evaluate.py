@@ -11,7 +11,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hushprompt.evaluation.metrics import accuracy, expected_calibration_error, harmonic_mean, per_class_accuracy
+from hushprompt.evaluation.metrics import (
+    accuracy,
+    confusion,
+    expected_calibration_error,
+    harmonic_mean,
+    per_class_accuracy,
+)
 from hushprompt.evaluation.splits import ClientSplit
 
 
@@ -43,6 +49,10 @@ class Scores:
     """Mean over clients."""
     per_class: tuple[float | None, ...]
     """Accuracy of each class over the clients' own images; None where a class has none."""
+    confusion_local: Int[Tensor, "c c"]
+    """Predictions on the clients' own images, true class by predicted class."""
+    confusion_neighbor: Int[Tensor, "c c"]
+    """The same on the other clients' images, added up over clients: an image counts once for each other client."""
 
 
 def evaluate(
@@ -56,11 +66,14 @@ def evaluate(
         splits: each client's local and neighbor images.
     """
     clients, own_logits, own_labels = [], [], []
+    on_own = on_others = torch.zeros((), dtype=torch.int64)
     for split in splits:
         logits = logits_fn(split.client_id)
         mine, others = torch.from_numpy(split.local), torch.from_numpy(split.neighbor)
         own_logits.append(logits[mine])
         own_labels.append(labels[mine])
+        on_own = on_own + confusion(logits[mine], labels[mine])
+        on_others = on_others + confusion(logits[others], labels[others])
         clients.append(
             ClientScores(
                 client_id=split.client_id,
@@ -78,6 +91,8 @@ def evaluate(
         worst_client=min((c.local for c in clients if not math.isnan(c.local)), default=math.nan),
         calibration_error=_mean(c.calibration_error for c in clients),
         per_class=tuple(per_class_accuracy(torch.cat(own_logits), torch.cat(own_labels))),
+        confusion_local=on_own,
+        confusion_neighbor=on_others,
     )
 
 

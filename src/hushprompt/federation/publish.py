@@ -11,9 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from hushprompt import files
+from hushprompt import files, records
 from hushprompt.backbones.prompts import NamePosition, PromptModel
 from hushprompt.config import RunConfig
+from hushprompt.data.base import Dataset
+from hushprompt.data.partition import Partition
+from hushprompt.evaluation.evaluate import Scores
 from hushprompt.federation.setup import Row
 from hushprompt.methods.base import Personal, Shared
 from hushprompt.methods.context import ContextConfig
@@ -29,6 +32,9 @@ NOT_PRIVATE = (
 )
 SIMULATED_NOISE = (
     "Noise comes from the run's seed: a repeatable simulation. Whoever knows the seed can remove the noise."
+)
+COUNTS_NOT_PRIVATE = (
+    "Not private, simulation only: counts of a client's examples by class are not covered by any guarantee."
 )
 ROWS = "Each row is accounted for on its own; publishing several rows of one run adds up their privacy losses."
 
@@ -85,6 +91,30 @@ def privacy_record(rows: list[Row]) -> dict[str, Any]:
         "not_private": NOT_PRIVATE,
         "noise_source": SIMULATED_NOISE,
         "several_rows": ROWS,
+    }
+
+
+def partition_record(dataset: Dataset, partition: Partition) -> dict[str, Any]:
+    """Give `partition.json`: each client's name and its examples by split and class."""
+    num_classes = len(dataset.class_names)
+    return {
+        "note": COUNTS_NOT_PRIVATE,
+        "dataset": dataset.name,
+        "class_names": list(dataset.class_names),
+        "client_names": [client.name or f"client {client.client_id}" for client in partition.clients],
+        **{
+            name: records.sparse_rows(partition.class_counts(split.labels, num_classes, name))
+            for name, split in dataset.splits.items()
+        },
+    }
+
+
+def confusion_record(row: Row, scores: Scores) -> dict[str, Any]:
+    """Give a file of `confusion/`: predictions of one row after its last round, by true and predicted class."""
+    return {
+        "row": row.label,
+        "local": records.sparse_rows(scores.confusion_local.numpy()),
+        "neighbor": records.sparse_rows(scores.confusion_neighbor.numpy()),
     }
 
 

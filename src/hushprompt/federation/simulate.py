@@ -24,7 +24,13 @@ from hushprompt.errors import ResumeError
 from hushprompt.evaluation.evaluate import Scores, evaluate
 from hushprompt.federation import aggregate, checkpoint
 from hushprompt.federation.checkpoint import Progress
-from hushprompt.federation.publish import privacy_record, provenance, write_prompts
+from hushprompt.federation.publish import (
+    confusion_record,
+    partition_record,
+    privacy_record,
+    provenance,
+    write_prompts,
+)
 from hushprompt.federation.setup import Federation, Row, assemble, client_sizes, cut, load_model, plan_rows
 from hushprompt.methods.base import Batch, NoState, Personal, Shared, StepInfo, Upload
 from hushprompt.privacy.plan import Audience, Channel
@@ -88,6 +94,7 @@ def run(config: RunConfig, folder: Path, observer: Observer) -> list[RowSummary]
         progress = _progress(config, folder)
         records.truncate_records(folder / "records.jsonl", progress.records_size)
         model = load_model(config, dataset, rows)
+        records.write_compact_json(folder / "partition.json", partition_record(dataset, partition))
         federation = assemble(config, model, dataset, partition, observer.on_setup)
         # Clients run side by side on one thread each, so results do not depend on the number of cores.
         with ThreadPoolExecutor(_num_workers(config), initializer=torch.set_num_threads, initargs=(1,)) as pool:
@@ -215,6 +222,8 @@ class Trainer:
         """Score the trained row and add its summary to the finished ones."""
         start = time.perf_counter()
         scores = self.evaluate(row, state)
+        name = f"row-{progress.row_index:03d}.json"
+        records.write_compact_json(self.folder / "confusion" / name, confusion_record(row, scores))
         audience = row.plan.config.audience
         summary = RowSummary(
             row=row.label,
