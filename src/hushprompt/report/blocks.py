@@ -68,10 +68,11 @@ def figure(slug: str, panels: Sequence[Markup], caption: str, *numbers: Markup, 
     """Give panels side by side, what they show, and the numbers behind them."""
     count = 2 if len(panels) % 2 == 0 else min(len(panels), 3)
     words = tag("div", legend, tag("figcaption", caption), class_="words")
-    return join([
+    whole = [
         tag("figure", tag("div", *panels, class_="panels"), words, id=f"{slug}-figure", class_=f"of-{count}"),
         details("The numbers", *numbers) if numbers else Markup(""),
-    ])  # fmt: skip
+    ]
+    return join(whole)
 
 
 def legend(series: Sequence[Series]) -> Markup:

@@ -62,14 +62,18 @@ def _spread_panel(score: str, drawn: Sequence[Series], values: dict[str, list[tu
         parts.append(text(x.start, y - 13, fitted(s.name, WIDTH - 90), class_=f"label {color_class(s.style)}"))
         parts.append(text(x.stop, y - 13, f"median {median:.1f}", "end", class_="tick"))
         parts.append(tag("line", x1=x(low), x2=x(high), y1=y, y2=y, class_=f"whisker {color_class(s.style)}"))
-        parts.append(tag("rect", x=x(lower), y=y - 7, width=max(x(upper) - x(lower), 1), height=14, rx=3, class_=f"box {color_class(s.style)}"))  # fmt: skip  # noqa: E501
+        width = max(x(upper) - x(lower), 1)
+        parts.append(
+            tag("rect", x=x(lower), y=y - 7, width=width, height=14, rx=3, class_=f"box {color_class(s.style)}")
+        )
         if len(found) <= MAX_DOTS:
             for place, (value, whose) in enumerate(values[s.name]):
                 tip = f"{s.name}, {whose}: {value:.1f}"
                 parts.append(mark(s.style, x(value), y + (place * 7 % 13 - 6) * 0.7, tip, size=0.42, class_="mark dot"))
         parts.append(tag("line", x1=x(median), x2=x(median), y1=y - 9, y2=y + 9, class_="median"))
         described.append(f"{s.name}: from {low:.1f} to {high:.1f}, median {median:.1f}")
-    return panel(f"clients-{score}", f"{NAMES[score]}, client by client", f"In percent. {'; '.join(described)}.", height, *parts)  # fmt: skip  # noqa: E501
+    title = f"{NAMES[score]}, client by client"
+    return panel(f"clients-{score}", title, f"In percent. {'; '.join(described)}.", height, *parts)
 
 
 def by_owner(holdings: Holdings) -> np.ndarray:
@@ -122,16 +126,18 @@ def confusion_map(slug: str, title: str, table: np.ndarray, holdings: Holdings) 
     starts = [0, *(np.flatnonzero(np.diff(owners)) + 1).tolist()]
     if len(starts) < num_classes:
         for start, stop in zip(starts, [*starts[1:], num_classes], strict=True):
-            at = left + cell * start
+            at = cell * start
             if start:
-                parts.append(tag("path", d=f"M{num(at)} {num(top)}v{num(width)}M{num(left)} {num(top + cell * start)}h{num(width)}", class_="part"))  # fmt: skip  # noqa: E501
+                lines = f"M{num(left + at)} {num(top)}v{num(width)}M{num(left)} {num(top + at)}h{num(width)}"
+                parts.append(tag("path", d=lines, class_="part"))
             if cell * (stop - start) >= 14:
                 middle = cell * (start + stop) / 2
                 parts.append(text(left + middle, top - 4, str(owners[start]), "middle", class_="tick"))
                 parts.append(text(left - 5, top + middle + 4, str(owners[start]), "end", class_="tick"))
     parts.append(_outline(left, top, width, width))
     parts.append(text(left, top - 17, "predicted class, by its client", class_="axis-title"))
-    parts.append(tag("text", "true class, by its client", class_="axis-title", text_anchor="middle", transform=f"translate(12 {num(top + width / 2)}) rotate(-90)"))  # fmt: skip  # noqa: E501
+    turned = f"translate(12 {num(top + width / 2)}) rotate(-90)"
+    parts.append(tag("text", "true class, by its client", class_="axis-title", text_anchor="middle", transform=turned))
     parts.append(_shade_key(left, bottom + 24, [3, 11, 25, 44, 69, 100], "% of a row"))
     right = int(np.trace(table)), int(table.sum())
     description = (
@@ -145,7 +151,7 @@ def _shaded(shares: np.ndarray, left: float, top: float, width: float, height: f
     levels = np.ceil(np.sqrt(shares) * NUM_SHADES).astype(int)  # the root makes small shares visible
     paths = []
     for level in range(1, NUM_SHADES + 1):
-        strokes = []
+        strokes: list[str] = []
         for row, cells in enumerate(levels == level):
             edges = np.flatnonzero(np.diff(np.concatenate(([0], cells.astype(int), [0]))))
             strokes.extend(f"M{start} {row}.5h{stop - start}" for start, stop in edges.reshape(-1, 2))
@@ -165,11 +171,11 @@ def _class_axis(names: Sequence[str], left: float, bottom: float, width: float) 
         what = f"{len(names)} classes, in order of their largest holder"
         return text(left + width / 2, bottom + 15, what, "middle", class_="tick")
     cell = width / len(names)
-    return tag("g", *(
-        tag("text", fitted(name, 70), class_="tick", text_anchor="end",
-            transform=f"translate({num(left + cell * (index + 0.5) + 3)} {num(bottom + 8)}) rotate(-50)")
-        for index, name in enumerate(names)
-    ))  # fmt: skip
+    labels = []
+    for index, name in enumerate(names):
+        turned = f"translate({num(left + cell * (index + 0.5) + 3)} {num(bottom + 10)}) rotate(-50)"
+        labels.append(tag("text", fitted(name, 70), class_="tick", text_anchor="end", transform=turned))
+    return tag("g", *labels)
 
 
 def _axis_height(num_classes: int) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from markupsafe import Markup, escape
 
@@ -33,7 +34,7 @@ def tag(name: str, /, *children: str, **attributes: str | float | None) -> Marku
     return Markup(f"<{name}{written}>{join(children)}</{name}>")
 
 
-def join(parts: list[Markup] | tuple[str, ...]) -> Markup:
+def join(parts: Sequence[str]) -> Markup:
     """Put parts one behind the other; what is not markup is escaped."""
     return Markup("").join(part if isinstance(part, Markup) else escape(UNSAFE.sub("\ufffd", part)) for part in parts)
 

@@ -47,12 +47,12 @@ def epsilon_means(series: Sequence[Series], whose: str = "") -> Markup:
     return tag("div", *(paragraph(line) for line in lines), class_="note meaning")
 
 
-def privacy(series: Sequence[Series]) -> list[Markup]:
+def statements(series: Sequence[Series]) -> list[Markup]:
     """Give the guarantee of every trained row for every audience, then what no guarantee covers."""
-    statements = [_statement(s) for s in series if s.learns]
-    parts = statements[-MAX_OPEN:]
-    if len(statements) > MAX_OPEN:
-        parts.append(details(f"The other {len(statements) - MAX_OPEN} rows", *statements[:-MAX_OPEN]))
+    every = [_statement(s) for s in series if s.learns]
+    parts = every[-MAX_OPEN:]
+    if len(every) > MAX_OPEN:
+        parts.append(details(f"The other {len(every) - MAX_OPEN} rows", *every[:-MAX_OPEN]))
     notes = _notes(series)
     if notes:
         parts.append(tag("h3", "For every row"))
@@ -80,8 +80,10 @@ def _statement(s: Series) -> Markup:
 def in_plain_words(guarantee: Mapping[str, Any]) -> str:
     """Say what the best possible test for a single example could find out.
 
-    A test on an (epsilon, delta)-DP output with a false alarm rate a finds what it looks for with probability at most
-    min(e^eps a + delta, 1 - e^-eps (1 - delta - a)). Source: Kairouz, Oh, Viswanath 2015 (arXiv:1311.0776), Theorem 2.1.
+    A test on an (epsilon, delta)-DP output with false alarm rate a finds what it looks for with probability at most
+    min(e^eps a + delta, 1 - e^-eps (1 - delta - a)).
+
+    Source: Kairouz, Oh, Viswanath 2015 (arXiv:1311.0776), Theorem 2.1.
     """
     epsilon, delta = number(guarantee.get("epsilon")), number(guarantee.get("delta"))
     unit = str(guarantee.get("privacy_unit", "example"))
@@ -89,13 +91,14 @@ def in_plain_words(guarantee: Mapping[str, Any]) -> str:
         return ""
     if math.isinf(epsilon):
         return f"In plain words: nothing limits what can be learned about a single {unit}."
-    if epsilon == 0:
+    releases = guarantee.get("releases") or {}
+    if releases.get("num_steps") == 0 or releases.get("noise_multiplier") == "inf":
         return f"In plain words: this audience sees nothing that depends on any {unit}."
     power = detection_rate(epsilon, delta, FALSE_ALARMS)
     little = " That is next to no protection by this bound alone." if power > 0.95 else ""
     return (
-        f'In plain words: a test that wrongly says "it was used" in {FALSE_ALARMS:.0%} of cases notices the use of a single '
-        f"{unit} in at most {power:.1%} of cases, whatever else the tester knows.{little}"
+        f'In plain words: a test that wrongly says "it was used" in {FALSE_ALARMS:.0%} of cases notices the use of a '
+        f"single {unit} in at most {power:.1%} of cases, whatever else the tester knows.{little}"
     )
 
 

@@ -96,7 +96,8 @@ def find(folders: Sequence[Path]) -> Found:
         below = [folder / "config.toml"] if (folder / "config.toml").exists() else sorted(folder.rglob("config.toml"))
         if not below:
             raise DataError(
-                f"{folder} holds no run: there is no config.toml in it or below it. Give run folders, or a folder of them."
+                f"{folder} holds no run: there is no config.toml in it or below it. "
+                "Give run folders, or a folder of them."
             )
         for path in below:
             configs.setdefault(path.resolve(), path)

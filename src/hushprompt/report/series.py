@@ -19,6 +19,9 @@ NOT_DECISIVE = ("seed", "runtime", "references")
 BUDGET = ("privacy.epsilon", "privacy.noise_multiplier_local", "privacy.noise_multiplier_global")
 """Settings in which the points of one privacy-utility curve may differ."""
 
+Settings = tuple[tuple[str, str], ...]
+"""Dotted keys and written values, sorted."""
+
 
 @dataclass(frozen=True)
 class Style:
@@ -72,6 +75,11 @@ class Series:
         return self.epsilon is not None and math.isfinite(self.epsilon)
 
     @property
+    def budget_epsilon(self) -> float:
+        """The finite epsilon that is proven; 0 where there is none."""
+        return self.epsilon if self.epsilon is not None and math.isfinite(self.epsilon) else 0.0
+
+    @property
     def budget(self) -> str:
         """Name within its family."""
         return self.name.removeprefix(f"{self.family}, ")
@@ -97,23 +105,38 @@ def spread(values: Sequence[float]) -> float:
     return float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
 
 
+def with_spread(values: Sequence[float]) -> str:
+    """Write a mean and, over several seeds, a standard deviation."""
+    return f"{mean(values):.1f}" + (f" ± {spread(values):.1f}" if len(values) > 1 else "")
+
+
+def families(series: Sequence[Series]) -> list[list[Series]]:
+    """Put the members of each family together, in order."""
+    found: dict[str, list[Series]] = {}
+    for s in series:
+        found.setdefault(s.family, []).append(s)
+    return list(found.values())
+
+
 def pool(runs: Sequence[Run]) -> list[Series]:
-    """Give the series of all runs: rows with equal settings are one, whichever run they come from; each seed counts once.
+    """Give the series of all runs: rows with equal settings are one, whichever run they come from.
+
+    Each seed of a series counts once: equal settings and an equal seed give equal results.
 
     They stay in the order of the first run that has them, with the points of a family beside each other, by epsilon.
     """
-    members: dict[tuple[tuple[str, str], ...], dict[int, Member]] = {}
+    members: dict[Settings, dict[int, Member]] = {}
     for run in runs:
         for index, result in enumerate(run.results):
             key = tuple(sorted(settings(run, index).items()))
             members.setdefault(key, {}).setdefault(run.seed, Member(run, result))
-    families: dict[tuple[tuple[str, str], ...], list[tuple[tuple[tuple[str, str], ...], tuple[Member, ...]]]] = {}
+    curves: dict[Settings, list[tuple[Settings, tuple[Member, ...]]]] = {}
     for key, by_seed in members.items():
         family = tuple(entry for entry in key if entry[0] not in BUDGET)
-        families.setdefault(family, []).append((key, tuple(by_seed[seed] for seed in sorted(by_seed))))
-    names = _names(list(families), [points[0][1][0].result.title for points in families.values()])
+        curves.setdefault(family, []).append((key, tuple(by_seed[seed] for seed in sorted(by_seed))))
+    names = _names(list(curves), [points[0][1][0].result.title for points in curves.values()])
     series: list[Series] = []
-    for index, (name, points) in enumerate(zip(names, families.values(), strict=True)):
+    for index, (name, points) in enumerate(zip(names, curves.values(), strict=True)):
         ordered = sorted(points, key=lambda point: _epsilon(point[1]) or 0.0)
         budgets = [budget_text(_epsilon(seeds)) for _, seeds in ordered]
         extra = _names([key for key, _ in ordered], budgets)
@@ -171,15 +194,15 @@ def _series(family: str, suffix: str, members: tuple[Member, ...], index: int, d
 
 def _with_colors(series: list[Series]) -> list[Series]:
     """Give each family that learns a color of its own, as far as they go round."""
-    families = list(dict.fromkeys(s.family for s in series if s.learns))
-    colors = {family: index % NUM_COLORS for index, family in enumerate(families)}
+    learning = dict.fromkeys(s.family for s in series if s.learns)
+    colors = {family: index % NUM_COLORS for index, family in enumerate(learning)}
     return [
         dataclasses.replace(s, style=dataclasses.replace(s.style, color=colors[s.family])) if s.learns else s
         for s in series
     ]
 
 
-def _names(keys: Sequence[tuple[tuple[str, str], ...]], titles: Sequence[str]) -> list[str]:
+def _names(keys: Sequence[Settings], titles: Sequence[str]) -> list[str]:
     """Give each key its title and, where titles repeat, the settings in which it differs from its namesakes."""
     names = []
     for key, title in zip(keys, titles, strict=True):

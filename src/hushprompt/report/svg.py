@@ -64,7 +64,7 @@ def padded(
 
 
 def log_padded(values: Sequence[float]) -> tuple[float, float]:
-    """Give a domain around positive values, for a log axis: a margin of a sixth of the decades, at least half of one."""
+    """Give a domain around positive values, for a log axis, with a margin of at least a third of a decade."""
     logs = [math.log10(value) for value in values]
     margin = max((max(logs) - min(logs)) / 6, 0.35)
     return 10 ** (min(logs) - margin), 10 ** (max(logs) + margin)
@@ -166,10 +166,8 @@ def line_class(style: Style) -> str:
 
 def whisker(x: float, low: float, high: float, style: Style) -> Markup:
     """Draw a vertical bar from `low` to `high`, in units."""
-    return tag(
-        "path", d=f"M{num(x - 3)} {num(low)}h6M{num(x)} {num(low)}V{num(high)}M{num(x - 3)} {num(high)}h6",
-        class_=f"whisker {color_class(style)}",
-    )  # fmt: skip
+    lines = f"M{num(x - 3)} {num(low)}h6M{num(x)} {num(low)}V{num(high)}M{num(x - 3)} {num(high)}h6"
+    return tag("path", d=lines, class_=f"whisker {color_class(style)}")
 
 
 def end_labels(entries: Sequence[tuple[str, float, Style]], x: float, low: float, high: float) -> Markup:
@@ -230,11 +228,9 @@ def place_labels(points: Sequence[tuple[str, float, float, Style]], box: tuple[f
     parts = []
     for name, x, y, style in points:
         width = LETTER * len(name)
-        choices = [
-            (x + 9, y - 5 + drop, x + 9 + width, y + 6 + drop) for drop in (0, -9, 9, -18, 18, -28, 28)
-        ] + [(x - 9 - width, y - 5 + drop, x - 9, y + 6 + drop) for drop in (0, -9, 9, -18, 18, -28, 28)] + [
-            (x - width / 2, y - 5 + drop, x + width / 2, y + 6 + drop) for drop in (-14, 14)
-        ]  # fmt: skip
+        sides = [(left, drop) for left in (x + 9, x - 9 - width) for drop in (0, -9, 9, -18, 18, -28, 28)]
+        above_and_below = [(x - width / 2, -14), (x - width / 2, 14)]
+        choices = [(left, y - 5 + drop, left + width, y + 6 + drop) for left, drop in sides + above_and_below]
         costs = [sum(_overlap(choice, other) for other in taken) + 4 * _outside(choice, box) for choice in choices]
         best = choices[costs.index(min(costs))]
         taken.append(best)
