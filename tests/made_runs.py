@@ -76,7 +76,7 @@ VALUES = {
     "backbone": {"name": "toy"},
     "data": {"name": "toy"},
     "partition": {"name": "disjoint_classes", "num_clients": 3},
-    "sampling": {"name": "poisson", "sampling_prob": 0.5},
+    "sampling": {"name": "disjoint", "steps_per_round": 2},
     "method": {"name": "dp_fpl", "num_ctx": 4, "rank": 2},
     "privacy": {"epsilon": 8.0, "delta": 1e-3},
     "training": {"num_rounds": 3},

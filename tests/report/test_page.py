@@ -83,7 +83,7 @@ def test_epsilon_never_stands_without_what_gives_it_meaning(finished):
     root = parsed(report([finished]))
     for slug in ("results", "utility", "spent", "privacy"):
         text = words(section(root, slug))
-        for part in ("delta = 0.001", "one example", "add_remove", "Poisson sampling", "accountant:"):
+        for part in ("delta = 0.001", "one example", "add_remove", "disjoint", "accountant:"):
             assert part in text, (slug, part)
     for part in ("The server is trusted", "Not private, simulation only", "repeatable simulation", "In plain words"):
         assert part in words(section(root, "privacy"))
