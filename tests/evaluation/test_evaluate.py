@@ -40,6 +40,9 @@ def test_scores_are_each_clients_own_and_the_others_counted_by_hand():
     assert scores.harmonic_mean == pytest.approx(2 * scores.local * scores.neighbor / (scores.local + scores.neighbor))
     assert scores.worst_client == 0.5
     assert scores.per_class == (1.0, 1.0, 0.5)
+    assert scores.confusion_local.tolist() == [[2, 0, 0], [0, 2, 0], [0, 1, 1]]
+    # client 0 says 0 of all four others; client 1 is right on 0, 0, 2 and says 0 of a 2; client 2 says 1 of all four
+    assert scores.confusion_neighbor.tolist() == [[2, 2, 0], [2, 2, 0], [3, 0, 1]]
 
 
 def test_a_client_without_test_images_is_left_out_of_the_means():
@@ -47,3 +50,4 @@ def test_a_client_without_test_images_is_left_out_of_the_means():
     assert math.isnan(scores.clients[1].local)
     assert scores.local == scores.worst_client == 1.0
     assert scores.neighbor == 1.0
+    assert scores.confusion_local.tolist() == scores.confusion_neighbor.tolist() == (2 * torch.eye(3)).tolist()

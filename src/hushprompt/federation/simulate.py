@@ -32,6 +32,7 @@ from hushprompt.federation.publish import (
     write_prompts,
 )
 from hushprompt.federation.setup import Federation, Row, assemble, client_sizes, cut, load_model, plan_rows
+from hushprompt.federation.tracking import tracked
 from hushprompt.methods.base import Batch, NoState, Personal, Shared, StepInfo, Upload
 from hushprompt.privacy.plan import Audience, Channel
 from hushprompt.records import RoundRecord, RowSummary
@@ -87,15 +88,15 @@ def run(config: RunConfig, folder: Path, observer: Observer) -> list[RowSummary]
         ConfigError: the config is impossible for this data, or outside the privacy theorem.
         ResumeError: the folder is in use, damaged, or belongs to another config.
     """
-    with records.locked(folder):
+    with records.locked(folder), tracked(config, folder, observer) as observer:
         dataset = config.data.load()
         partition = cut(config, dataset)
         rows = plan_rows(config, client_sizes(partition))
         progress = _progress(config, folder)
         records.truncate_records(folder / "records.jsonl", progress.records_size)
         model = load_model(config, dataset, rows)
-        records.write_compact_json(folder / "partition.json", partition_record(dataset, partition))
         federation = assemble(config, model, dataset, partition, observer.on_setup)
+        records.write_compact_json(folder / "partition.json", partition_record(dataset, partition))
         # Clients run side by side on one thread each, so results do not depend on the number of cores.
         with ThreadPoolExecutor(_num_workers(config), initializer=torch.set_num_threads, initargs=(1,)) as pool:
             trainer = Trainer(config, federation, folder, pool, observer)
