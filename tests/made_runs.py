@@ -23,6 +23,7 @@ def result(label="dp_fpl, epsilon 2", epsilon=2.0, local=0.5, neighbor=0.4, **ch
         "scores": {"local": local, "neighbor": neighbor, "harmonic_mean": 0.45, "worst_client": 0.3},
         "seconds": 1.0,
         "num_rounds": 3,
+        "num_last_rounds": 1,
         "clients": [{"local": local, "neighbor": neighbor}],
     }
     return Result(**{**values, **changes})

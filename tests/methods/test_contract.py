@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from hushprompt.federation.checkpoint import flatten
+from hushprompt.federation.states import flatten
 from hushprompt.methods.base import Batch, Method, Upload
 from hushprompt.methods.context import ContextConfig
 from hushprompt.privacy.clipping import ClippedSum
@@ -32,6 +32,14 @@ def rng(seed=0):
     return np.random.default_rng(seed)
 
 
+@pytest.fixture
+def batch(name, model):
+    """Seven examples of the kind that the method needs."""
+    patches = (4,) if small(name).feature_kind == "patches" else ()
+    features = torch.from_numpy(rng(5).normal(size=(7, *patches, model.backbone.feature_dim))).float()
+    return Batch(torch.nn.functional.normalize(features, dim=-1), torch.tensor([0, 1, 2, 3, 4, 0, 2]))
+
+
 def step(method, model, batch, mechanism, states=None):
     shared, personal = states or method.init(model, rng())
     return shared, method.client_step(model, shared, personal, batch, mechanism, rng(1))
@@ -53,6 +61,18 @@ def test_it_is_a_method(name):
 def test_the_same_stream_starts_it_alike(name, model):
     for left, right in zip(small(name).init(model, rng(3)), small(name).init(model, rng(3)), strict=True):
         assert_same(left, right)
+
+
+@every_method
+def test_a_round_begins_without_any_data_and_the_same_way_each_time(name, model):
+    method = small(name)
+    shared, _ = method.init(model, rng())
+    before = {key: tensor.clone() for key, tensor in flatten(shared).items()}
+    first, second = method.begin_round(shared), method.begin_round(shared)
+    assert_same(first, second)
+    assert {key: tensor.shape for key, tensor in flatten(first).items()} == {k: v.shape for k, v in before.items()}
+    for key, tensor in flatten(shared).items():
+        assert torch.equal(tensor, before[key])
 
 
 @trained_methods

@@ -6,10 +6,11 @@ import torch
 
 from hushprompt.errors import ConfigError
 from hushprompt.privacy import plan as plans
-from hushprompt.privacy.auditing import audit_mechanism, best_guesses, epsilon_lower_bound
+from hushprompt.privacy.auditing import audit_audience, audit_mechanism, best_guesses
 from hushprompt.privacy.clipping import ClippedSum
+from hushprompt.privacy.lower_bounds import epsilon_lower_bound
 from hushprompt.privacy.plan import Audience, Channel, PrivacyConfig, make_plan
-from hushprompt.privacy.sampling import DisjointSampler
+from hushprompt.privacy.sampling import DisjointSampler, PoissonSampler
 
 NUM_CANARIES = 1000
 
@@ -111,3 +112,55 @@ def test_guesses_without_information_show_nothing():
 def test_too_few_canaries_are_refused():
     with pytest.raises(ConfigError, match="at least 10, got 3"):
         audit_mechanism(plan_of(1.0), Channel.GLOBAL, num_canaries=3, rng=np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("epsilon", [0.5, 1.0, 2.0, 4.0, 8.0])
+def test_without_sampling_the_bounds_come_near_the_accountants_value_and_never_exceed_it(epsilon):
+    for seed in range(3):
+        found = audit_audience(
+            plan_of(epsilon, num_rounds=5), Audience.PUBLIC, num_canaries=5000, rng=np.random.default_rng(seed)
+        )
+        one_run, f_dp, gdp = (result.epsilon_lower_bound for result in found)
+        assert [result.bound for result in found] == ["one_run", "f_dp_gaussian", "gdp_independent_trials"]
+        assert one_run <= f_dp <= epsilon
+        assert 0.85 * epsilon - 0.5 < gdp <= epsilon
+        assert f_dp > 0.6 * epsilon - 0.4
+
+
+def both_channels(sampler, epsilon=6.0):
+    config = PrivacyConfig(epsilon=epsilon, delta=1e-5, local_share=0.7, clip_norm_local=0.3)
+    return make_plan(config, sampler, channels=frozenset(Channel), num_rounds=8, client_sizes=[500])
+
+
+@pytest.mark.parametrize(
+    "sampler", [DisjointSampler(steps_per_round=3), PoissonSampler(sampling_prob=0.3, steps_per_round=2)]
+)
+def test_the_holder_of_a_personal_prompt_learns_more_than_the_public_and_less_than_proven(sampler):
+    plan, bounds = both_channels(sampler), {}
+    for audience in Audience:
+        found = audit_audience(plan, audience, num_canaries=4000, rng=np.random.default_rng(1))
+        bounds[audience] = max(result.epsilon_lower_bound for result in found)
+        assert 0 < bounds[audience] <= plan.epsilon(audience)
+    assert bounds[Audience.PERSONAL] > bounds[Audience.PUBLIC]
+
+
+def test_sampling_that_is_observed_would_break_an_amplified_claim():
+    plan = both_channels(PoissonSampler(sampling_prob=0.05), epsilon=1.0)
+    honest = audit_audience(plan, Audience.PERSONAL, num_canaries=3000, rng=np.random.default_rng(2))
+    assert honest[0].epsilon_lower_bound <= 1.0
+
+    class EveryExample(PoissonSampler):
+        def batches(self, num_examples, rng):
+            return [np.arange(num_examples)]
+
+    always = plans.PrivacyPlan(**{**plan.__dict__, "sampler": EveryExample(sampling_prob=0.05)})
+    found = audit_audience(always, Audience.PERSONAL, num_canaries=3000, rng=np.random.default_rng(2))
+    assert found[0].epsilon_lower_bound > 1.0
+
+
+def test_an_audience_that_sees_nothing_has_no_audit():
+    config = PrivacyConfig(epsilon=1.0, delta=1e-5)
+    plan = make_plan(
+        config, DisjointSampler(steps_per_round=1), channels=frozenset({Channel.LOCAL}), num_rounds=2, client_sizes=[9]
+    )
+    assert audit_audience(plan, Audience.PUBLIC, num_canaries=1000, rng=np.random.default_rng(0)) == []

@@ -34,18 +34,6 @@ def per_class_accuracy(logits: Float[Tensor, "n c"], labels: Int[Tensor, " n"]) 
     return [float(row.mean()) if len(row) else None for row in rows]
 
 
-def confusion(logits: Float[Tensor, "n c"], labels: Int[Tensor, " n"]) -> Int[Tensor, "c c"]:
-    """Count images by class (row) and by the class with the largest logit (column).
-
-    >>> confusion(torch.tensor([[1.0, 2.0], [3.0, 0.0], [0.0, 1.0]]), torch.tensor([1, 1, 1]))
-    tensor([[0, 0],
-            [1, 2]])
-    """
-    num_classes = logits.shape[1]
-    pairs = labels * num_classes + logits.argmax(dim=1)
-    return pairs.bincount(minlength=num_classes**2).reshape(num_classes, num_classes)
-
-
 def expected_calibration_error(logits: Float[Tensor, "n c"], labels: Int[Tensor, " n"]) -> float:
     """Mean gap between confidence and accuracy over 15 equal bins of confidence, weighted by size.
 

@@ -23,6 +23,7 @@ from hushprompt import files, records
 from hushprompt.config import RunConfig
 from hushprompt.errors import ConfigError
 from hushprompt.records import RoundRecord
+from hushprompt.settings import flat
 
 if TYPE_CHECKING:
     from hushprompt.federation.setup import Row
@@ -242,7 +243,10 @@ class MLflow:
             for who, guarantee in row.plan.guarantees().items():
                 tags[f"hushprompt.privacy.{who}"] = guarantee.statement()
         run_id: str = self._client.create_run(experiment, run_name=row.label, tags=tags).info.run_id
-        params = {**_flat(tomllib.loads(self._config.to_toml())), "row": row.label}
+        params = {
+            **{key: str(value) for key, value in flat(tomllib.loads(self._config.to_toml())).items()},
+            "row": row.label,
+        }
         self._client.log_batch(run_id, params=[self._param(key, value) for key, value in params.items()])
         return run_id
 
@@ -254,13 +258,3 @@ def tracking_uri(where: str) -> str:
     ('http://localhost:5000', 'sqlite:////data/experiments/mlflow.db')
     """
     return where if "://" in where else f"sqlite:///{Path(where).expanduser().resolve() / 'mlflow.db'}"
-
-
-def _flat(values: Any, prefix: str = "") -> dict[str, str]:
-    """Give nested tables as dotted keys."""
-    if not isinstance(values, dict):
-        return {prefix: str(values)}
-    flat: dict[str, str] = {}
-    for key, value in values.items():
-        flat.update(_flat(value, f"{prefix}.{key}" if prefix else key))
-    return flat

@@ -2,30 +2,37 @@
 
 One run is enough (Steinke, Nasr, Jagielski 2023, "Privacy Auditing with One (1) Training Run", arXiv:2305.08846): each
 of many canaries is put in or left out by a fair coin, the auditor looks at what was released and guesses the coins that
-are the surest. Canaries are gradients here, one direction each, so the audit runs the real clipping, noise and division
-of a `PrivacyPlan` without any model, and the sum over steps of the release along a canary's direction is the strongest
-statistic that there is against Gaussian noise.
+are the surest. Canaries are gradients here, one direction each, so the audit runs the real sampling, clipping, noise
+and division of a `PrivacyPlan` without any model, and scores each canary by the likelihood ratio of what was released
+along its direction, which no test can beat (Neyman & Pearson 1933).
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from scipy.optimize import brentq
-from scipy.stats import binom
+from torch import Tensor
 
-from hushprompt import checks
 from hushprompt.errors import ConfigError
-from hushprompt.privacy.plan import Channel, PrivacyPlan
+from hushprompt.privacy.lower_bounds import (
+    CONFIDENCE,
+    epsilon_lower_bound,
+    f_dp_lower_bound,
+    gdp_lower_bound,
+)
+from hushprompt.privacy.plan import Audience, Channel, PrivacyPlan
 
-CONFIDENCE = 0.95
-"""The bound is too large with at most one chance in twenty."""
-LARGEST = 100.0
-"""No audit of a few thousand canaries can show more."""
+Bound = Literal["one_run", "f_dp_gaussian", "f_dp_approximate"]
+"""Steinke et al. 2023 (any mechanism), Mahloujifar et al. 2024 for Gaussian mechanisms, or the latter for any."""
+SHARES = (0.02, 0.05, 0.1, 0.3, 1.0)
+"""Shares of the canaries that are guessed about; the best is reported, at a fifth of the risk each."""
+BLOCK = 500
+"""Canaries that share one release: noise is independent from coordinate to coordinate, so blocks change nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,53 +46,74 @@ class AuditResult:
     """At `delta` and `confidence`; 0 where the guesses are no better than chance allows."""
     delta: float
     confidence: float
-
-
-def epsilon_lower_bound(
-    *, num_canaries: int, num_guesses: int, num_correct: int, delta: float, confidence: float = CONFIDENCE
-) -> float:
-    """Give the largest epsilon that is ruled out by so many correct guesses.
-
-    Source: Steinke et al. 2023, Theorem 5.2: under (epsilon, delta)-DP the number of correct guesses is at least v with
-    probability at most P[B >= v] + 2 m delta max_i P[v > B >= v - i] / i, where B ~ Binomial(r, e^epsilon / (1 +
-    e^epsilon)), m canaries, r guesses.
-
-    Args:
-        num_canaries: m, each put in or left out by a fair coin.
-        num_guesses: r, at most m.
-        num_correct: v, at most r.
-        delta: of the claim that is audited.
-        confidence: probability with which the bound holds.
-
-    >>> round(epsilon_lower_bound(num_canaries=1000, num_guesses=100, num_correct=100, delta=0.0), 2)
-    3.49
-    """
-    checks.positive(num_canaries=num_canaries)
-    checks.in_range(0, num_canaries, num_guesses=num_guesses)
-    checks.in_range(0, num_guesses, num_correct=num_correct)
-    checks.in_range(0, 1, delta=delta, confidence=confidence)
-
-    def excess(epsilon: float) -> float:
-        return _chance(epsilon, num_canaries, num_guesses, num_correct, delta) - (1 - confidence)
-
-    if num_correct == 0 or excess(0.0) >= 0:
-        return 0.0
-    if excess(LARGEST) < 0:
-        return LARGEST
-    return float(brentq(excess, 0.0, LARGEST, xtol=1e-9))
+    bound: str = "one_run"
+    """Theorem that the bound comes from."""
 
 
 def audit_mechanism(
-    plan: PrivacyPlan, channel: Channel, *, num_canaries: int, norm: float = 1.0, rng: np.random.Generator
+    plan: PrivacyPlan,
+    channel: Channel,
+    *,
+    num_canaries: int,
+    norm: float = 1.0,
+    rng: np.random.Generator,
+    bound: Bound = "one_run",
 ) -> AuditResult:
-    """Audit the releases of one channel with gradient canaries that always take part: the sampler is left out.
+    """Audit the releases of one channel with gradient canaries.
 
     Args:
-        plan: whose `mechanism` is run, once per accounted release.
+        plan: whose sampler and `mechanism` are run, step by step.
         channel: which of its releases.
         num_canaries: m, at least 1000 for a bound that says something.
         norm: of every canary before clipping, in clip norms; 1 is the strongest that an honest clipping lets through.
-        rng: stream of the coins and of the noise.
+        rng: stream of the coins, the batches and the noise.
+        bound: theorem that turns right guesses into epsilon.
+
+    Raises:
+        ConfigError: too few canaries to guess about.
+    """
+    scores, is_in = canary_scores(plan, {channel}, num_canaries=num_canaries, norm=norm, rng=rng)
+    return best_guesses(scores, is_in, delta=plan.config.delta, bound=bound)
+
+
+def audit_audience(
+    plan: PrivacyPlan, audience: Audience, *, num_canaries: int, norm: float = 1.0, rng: np.random.Generator
+) -> list[AuditResult]:
+    """Audit all releases that an audience sees, by every bound that holds for the plan.
+
+    Without sampling the releases are Gaussian mechanisms exactly, so the f-DP bound and the one of independent trials
+    (each canary has a coordinate of its own) hold too, and come near the proven epsilon.
+
+    Returns:
+        One result a bound; empty where the audience sees nothing.
+    """
+    seen = plan.channels if audience is Audience.PERSONAL else plan.channels - {Channel.LOCAL}
+    if not seen or plan.num_rounds == 0:
+        return []
+    scores, is_in = canary_scores(plan, seen, num_canaries=num_canaries, norm=norm, rng=rng)
+    delta = plan.config.delta
+    results = [best_guesses(scores, is_in, delta=delta)]
+    if plan.sampler.amplification_prob == 1:
+        results.append(best_guesses(scores, is_in, delta=delta, bound="f_dp_gaussian"))
+        results.append(_by_independent_trials(scores, is_in, delta))
+    return results
+
+
+def canary_scores(
+    plan: PrivacyPlan,
+    channels: set[Channel] | frozenset[Channel],
+    *,
+    num_canaries: int,
+    norm: float,
+    rng: np.random.Generator,
+) -> tuple[Float[np.ndarray, " m"], Bool[np.ndarray, " m"]]:
+    """Train on canaries alone, as the plan says, and score each by the likelihood ratio of "in" against "out".
+
+    Where amplification is claimed, nobody sees which step a canary took part in, and the ratio is of the mixture; where
+    none is claimed, the auditor knows the step.
+
+    Returns:
+        [m] scores and [m] coins.
 
     Raises:
         ConfigError: too few canaries to guess about.
@@ -93,17 +121,62 @@ def audit_mechanism(
     if num_canaries < 10:
         raise ConfigError(f"num_canaries must be at least 10, got {num_canaries}. 1000 give a useful bound.")
     is_in = rng.random(num_canaries) < 0.5
+    scores = np.zeros(num_canaries)
+    for start in range(0, num_canaries, BLOCK):
+        block = slice(start, min(start + BLOCK, num_canaries))
+        for score in _steps(plan, channels, is_in[block], norm, rng):
+            scores[block] += score
+    return scores, is_in
+
+
+def _steps(
+    plan: PrivacyPlan,
+    channels: set[Channel] | frozenset[Channel],
+    is_in: Bool[np.ndarray, " m"],
+    norm: float,
+    rng: np.random.Generator,
+) -> Iterator[Float[np.ndarray, " m"]]:
+    """Give each step's contribution to the scores of one block of canaries."""
+    sampling_prob, count = plan.sampler.amplification_prob, plan.sampler.expected_batch_size(len(is_in))
+    shift = min(norm, 1.0)  # what an honest clipping leaves of a canary, in clip norms
+    canaries = torch.eye(len(is_in))
+    for _ in range(plan.num_rounds):
+        for batch in plan.sampler.batches(len(is_in), rng):
+            ratio = np.zeros(len(is_in))
+            for channel in sorted(channels):
+                released = _release(plan, channel, norm * canaries[batch[is_in[batch]]], count, rng)
+                ratio += _log_ratio(released, plan.noise_multipliers[channel], shift)
+            if sampling_prob < 1:
+                yield np.logaddexp(np.log1p(-sampling_prob), np.log(sampling_prob) + ratio)
+            else:
+                knows = np.zeros(len(is_in), dtype=bool)
+                knows[batch] = True
+                yield np.where(knows, ratio, 0.0)
+
+
+def _release(
+    plan: PrivacyPlan, channel: Channel, canaries: Float[Tensor, "b m"], count: float, rng: np.random.Generator
+) -> Float[np.ndarray, " m"]:
+    """Clip, add noise and divide as the plan does, and give the sum in clip norms."""
+    mechanism = plan.mechanism(allowed=channel, expected_count=count, rng=rng)
     clip_norm = plan.clip_norms[channel]
-    gradients = (norm * clip_norm * torch.eye(num_canaries))[torch.from_numpy(is_in)]
-    scores = torch.zeros(num_canaries, dtype=torch.float64)
-    for _ in range(plan.sampler.num_releases(plan.num_rounds)):
-        mechanism = plan.mechanism(allowed=channel, expected_count=num_canaries / 2, rng=rng)
-        scores += mechanism.release(channel, mechanism.clip(channel, gradients)).double()
-    return best_guesses(scores.numpy(), is_in, delta=plan.config.delta)
+    released = mechanism.release(channel, mechanism.clip(channel, clip_norm * canaries))
+    return released.double().numpy() * count / clip_norm
+
+
+def _log_ratio(released: Float[np.ndarray, " m"], noise_multiplier: float, shift: float) -> Float[np.ndarray, " m"]:
+    """Give ln N(x; shift, z^2) / N(x; 0, z^2); without noise a large multiple of it that stays finite."""
+    variance = max(noise_multiplier, 1e-3) ** 2
+    return shift * (released - shift / 2) / variance
 
 
 def best_guesses(
-    scores: Float[np.ndarray, " m"], is_in: Bool[np.ndarray, " m"], *, delta: float, confidence: float = CONFIDENCE
+    scores: Float[np.ndarray, " m"],
+    is_in: Bool[np.ndarray, " m"],
+    *,
+    delta: float,
+    confidence: float = CONFIDENCE,
+    bound: Bound = "one_run",
 ) -> AuditResult:
     """Guess "in" for the highest scores and "out" for the lowest, and bound epsilon by how often that is right.
 
@@ -114,39 +187,59 @@ def best_guesses(
         is_in: [m] the coins.
         delta: of the claim that is audited.
         confidence: probability with which the bound holds.
+        bound: theorem that turns right guesses into epsilon.
     """
     num_canaries, order = len(scores), np.argsort(scores, kind="stable")
-    shares = (0.02, 0.05, 0.1, 0.3, 1.0)
     results = []
-    for share in shares:
+    for share in SHARES:
         half = max(1, round(share * num_canaries / 2))
         num_correct = int(is_in[order[-half:]].sum() + (~is_in[order[:half]]).sum())
-        risk = (1 - confidence) / len(shares)
-        bound = epsilon_lower_bound(
-            num_canaries=num_canaries,
-            num_guesses=2 * half,
-            num_correct=num_correct,
-            delta=delta,
-            confidence=1 - risk,
-        )
+        at_least = _bound(bound, num_canaries, 2 * half, num_correct, delta, 1 - (1 - confidence) / len(SHARES))
         results.append(
             AuditResult(
                 num_canaries=num_canaries,
                 num_guesses=2 * half,
                 num_correct=num_correct,
-                epsilon_lower_bound=bound,
+                epsilon_lower_bound=at_least,
                 delta=delta,
                 confidence=confidence,
+                bound=bound,
             )
         )
     return max(results, key=lambda result: result.epsilon_lower_bound)
 
 
-def _chance(epsilon: float, num_canaries: int, num_guesses: int, num_correct: int, delta: float) -> float:
-    """Bound the probability of so many correct guesses under (epsilon, delta)-DP; see `epsilon_lower_bound`."""
-    right = 1 / (1 + math.exp(-epsilon))
-    beta = float(binom.sf(num_correct - 1, num_guesses, right))
-    below = np.arange(1, num_correct + 1)
-    # P[v > B >= v - i] for every i at once.
-    between = binom.cdf(num_correct - 1, num_guesses, right) - binom.cdf(num_correct - 1 - below, num_guesses, right)
-    return min(1.0, beta + 2 * num_canaries * delta * float((between / below).max()))
+def _bound(
+    bound: Bound, num_canaries: int, num_guesses: int, num_correct: int, delta: float, confidence: float
+) -> float:
+    """Turn right guesses into epsilon by one of the theorems."""
+    if bound == "one_run":
+        return epsilon_lower_bound(
+            num_canaries=num_canaries,
+            num_guesses=num_guesses,
+            num_correct=num_correct,
+            delta=delta,
+            confidence=confidence,
+        )
+    return f_dp_lower_bound(
+        num_canaries=num_canaries,
+        num_guesses=num_guesses,
+        num_correct=num_correct,
+        delta=delta,
+        curve="gaussian" if bound == "f_dp_gaussian" else "approximate",
+        confidence=confidence,
+    )
+
+
+def _by_independent_trials(scores: Float[np.ndarray, " m"], is_in: Bool[np.ndarray, " m"], delta: float) -> AuditResult:
+    """Bound mu by the errors of the test "likelihood ratio above 1", where neither error is preferred."""
+    guessed_in = scores >= 0
+    return AuditResult(
+        num_canaries=len(scores),
+        num_guesses=len(scores),
+        num_correct=int((guessed_in == is_in).sum()),
+        epsilon_lower_bound=gdp_lower_bound(scores[is_in], scores[~is_in], delta=delta, threshold=0.0),
+        delta=delta,
+        confidence=CONFIDENCE,
+        bound="gdp_independent_trials",
+    )

@@ -33,7 +33,7 @@ NAMES = {
     "harmonic_mean": "harmonic mean",
     "worst_client": "worst client",
 }
-AUDIENCES = {"public": "the public", "personal": "a prompt's holder"}
+AUDIENCES = {"public": "the public", "personal": "a prompt's holder", "server": "the server"}
 LABEL_ROOM = 118
 MAX_LABELS = 12
 """More names than this do not fit beside the lines; the legend and the marks still tell them apart."""

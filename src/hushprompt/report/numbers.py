@@ -11,7 +11,7 @@ from markupsafe import Markup
 from hushprompt.report.blocks import missing, sample, table
 from hushprompt.report.figures import NAMES, spent
 from hushprompt.report.markup import join, tag
-from hushprompt.report.runs import SCORES, Holdings, Run, number
+from hushprompt.report.runs import NEW_SCORES, SCORES, Holdings, Run, number
 from hushprompt.report.series import Series, mean, spread
 
 NOTHING = "-"
@@ -32,7 +32,16 @@ def result_table(series: Sequence[Series]) -> Markup:
         ]
         for s in series
     ]
-    return table("Results, last round", header, rows, is_card=True)
+    return table("Results", header, rows, is_card=True)
+
+
+def new_class_table(series: Sequence[Series]) -> Markup | None:
+    """Give accuracies on base and new classes; None where all classes are trained on."""
+    if not any(s.values("new") for s in series):
+        return None
+    rows = [[s.name, *(_cell(s, score) for score in NEW_SCORES)] for s in series]
+    header = ["method", "base classes", "new classes", "harmonic mean"]
+    return table("Base classes among themselves, and classes that nobody trained on among themselves, %", header, rows)
 
 
 def score_table(series: Sequence[Series], scores: Sequence[str]) -> Markup:

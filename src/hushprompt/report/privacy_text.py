@@ -74,7 +74,13 @@ def _statement(s: Series) -> Markup:
         )
         for who, guarantee in guarantees.items()
     ]
-    return tag("div", tag("h3", s.name), tag("ul", *items), class_="statement")
+    return tag("div", tag("h3", s.name), tag("ul", *items), *_participation(s), class_="statement")
+
+
+def _participation(s: Series) -> list[Markup]:
+    """Say how many clients take part in a round, where not all do."""
+    words = (_row(s).get("participation") or {}).get("statement")
+    return [paragraph(str(words), "note")] if words else []
 
 
 def in_plain_words(guarantee: Mapping[str, Any]) -> str:
@@ -113,13 +119,15 @@ def detection_rate(epsilon: float, delta: float, false_alarms: float) -> float:
     return max(0.0, min(first, second, 1.0))
 
 
+def _row(s: Series) -> Mapping[str, Any]:
+    """Give a series' entry in `privacy.json`; empty where the run has none."""
+    rows: list[Mapping[str, Any]] = (s.first.run.privacy or {}).get("rows", [])
+    return next((row for row in rows if row.get("row") == s.first.result.label), {})
+
+
 def _guarantees(s: Series) -> dict[str, Mapping[str, Any]]:
-    """Give each audience's guarantee of a series; empty where the run has none on record."""
-    record = s.first.run.privacy or {}
-    for row in record.get("rows", []):
-        if row.get("row") == s.first.result.label:
-            return dict(row.get("audiences", {}))
-    return {}
+    """Give each audience's guarantee of a series; empty where none is on record."""
+    return dict(_row(s).get("audiences", {}))
 
 
 def _context(audience: str, guarantee: Mapping[str, Any]) -> str:

@@ -36,11 +36,15 @@ class Result:
     """Fractions by name: local, neighbor, harmonic_mean, worst_client; NaN where unknown."""
     seconds: float
     num_rounds: int
+    num_last_rounds: int
+    """Rounds at the end whose scores are averaged."""
     clients: Sequence[Mapping[str, float]]
     """Local and neighbor accuracy of every client, as fractions."""
 
 
 SCORES = ("local", "neighbor", "harmonic_mean", "worst_client")
+NEW_SCORES = ("base", "new", "base_new_harmonic_mean")
+"""Only where some classes are kept from training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,9 +167,10 @@ def _result(row: Mapping[str, Any], path: Path) -> Result:
         epsilon=None if row.get("epsilon") is None else number(row["epsilon"]),
         delta=number(row.get("delta")),
         audience=str(row.get("audience", "")),
-        scores={name: number(row.get(name)) for name in SCORES},
+        scores={name: number(row.get(name)) for name in (*SCORES, *NEW_SCORES)},
         seconds=number(row.get("seconds")),
         num_rounds=int(row.get("num_rounds", 0)),
+        num_last_rounds=int(row.get("num_last_rounds", 1)),
         clients=[{name: number(client.get(name)) for name in ("local", "neighbor")} for client in row["per_client"]]
         if "per_client" in row
         else [],

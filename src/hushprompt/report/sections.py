@@ -36,13 +36,17 @@ class Report:
 
 def results(report: Report) -> Markup:
     """The result table."""
+    counts = sorted({m.result.num_last_rounds for s in report.series if s.learns for m in s.members} or {1})
+    last = "after the last round" if counts == [1] else f"over the last {' or '.join(map(str, counts))} rounds"
     words = (
-        "Accuracy in percent after the last round, mean over clients, all classes competing; ± is the standard "
+        f"Accuracy in percent {last}, mean over clients, all classes competing; ± is the standard "
         "deviation over seeds. local: a client's own test images. neighbor: the other clients' test images. The "
         "highest mean of a column is bold; a small lead may be chance. epsilon -: no private data used; inf: clipped, "
         "no noise, no guarantee."
     )
     parts = [numbers.result_table(report.series), paragraph(words, "note"), privacy_text.epsilon_means(report.series)]
+    if (new_classes := numbers.new_class_table(report.series)) is not None:
+        parts.insert(1, new_classes)
     if report.unfinished:
         parts.append(missing(f"Left out, because they are not finished: {', '.join(report.unfinished)}."))
     return section("results", "Results", *parts)

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from hushprompt.report.results import TRAINING, UNSEEN, is_below
 from hushprompt.report.runs import Result, Run
+from hushprompt.settings import flat, label_of, short_names
 
 NUM_COLORS = 8
 NUM_DASHES = 6
-NOT_DECISIVE = ("seed", "runtime", "references")
-"""Config keys that do not tell one setting from another: seeds are pooled, the others do not touch a row."""
 BUDGET = ("privacy.epsilon", "privacy.noise_multiplier_local", "privacy.noise_multiplier_global")
 """Settings in which the points of one privacy-utility curve may differ."""
 
@@ -91,7 +91,7 @@ class Series:
 
     def values(self, score: str) -> list[float]:
         """Give a score in percent for every seed, NaN left out."""
-        found = [100 * member.result.scores[score] for member in self.members]
+        found = [100 * member.result.scores.get(score, math.nan) for member in self.members]
         return [value for value in found if math.isfinite(value)]
 
 
@@ -149,7 +149,7 @@ def pool(runs: Sequence[Run]) -> list[Series]:
 
 def settings(run: Run, index: int) -> dict[str, str]:
     """Give what decides a row's result, but the seed, as dotted keys: the run's config with the row's own method."""
-    config = {key: value for key, value in run.config.items() if key not in NOT_DECISIVE}
+    config = dict(run.config)
     references = run.config.get("references", [])
     if index < len(references) == len(run.results) - 1:
         reference = references[index]
@@ -162,10 +162,9 @@ def settings(run: Run, index: int) -> dict[str, str]:
                 "noise_multiplier_local": "none",
                 "noise_multiplier_global": "none",
             }
-    if run.results[index].epsilon is None:
-        for section in ("privacy", "sampling", "training"):
-            config.pop(section, None)
-    return {"row's method": run.results[index].method, **_flatten(config)}
+    unseen = UNSEEN if run.results[index].epsilon is not None else (*UNSEEN, *TRAINING)
+    decisive = {key: label_of(value) for key, value in flat(config).items() if not is_below(key, unseen)}
+    return {"row's method": run.results[index].method, **decisive}
 
 
 def budget_text(epsilon: float | None) -> str:
@@ -213,16 +212,7 @@ def _names(keys: Sequence[Settings], titles: Sequence[str]) -> list[str]:
             for name in {*mine, *(name for other in others for name in other)}
             if any(mine.get(name) != other.get(name) for other in others)
         )
-        words = [f"{name.rpartition('.')[2].replace('_', ' ')} {mine[name]}" for name in differing if name in mine]
+        short = short_names(differing)
+        words = [f"{short[name].replace('_', ' ')} {mine[name]}" for name in differing if name in mine]
         names.append(", ".join([title, *words] if title else words))
     return names
-
-
-def _flatten(values: Any, prefix: str = "") -> dict[str, str]:
-    """Give nested tables as dotted keys and written values."""
-    if not isinstance(values, Mapping):
-        return {prefix: f"{values:g}" if isinstance(values, float) else str(values)}
-    flat: dict[str, str] = {}
-    for key, value in values.items():
-        flat.update(_flatten(value, f"{prefix}.{key}" if prefix else str(key)))
-    return flat
