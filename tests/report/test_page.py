@@ -156,6 +156,13 @@ def test_every_kind_of_run_has_a_page(changes, tmp_path):
     assert len(root.findall(".//section")) == len(SECTIONS)
 
 
+def test_classes_that_nobody_trained_on_get_a_table(copied):
+    assert "nobody trained on" not in report([copied])
+    for folder in copied.iterdir():
+        edit_rows(folder, base=0.61, new=0.42, base_new_harmonic_mean=0.5)
+    assert "61.0 ± 0.0" in words(section(parsed(report([copied])), "results"))
+
+
 def test_unfinished_runs_are_named_and_left_out(copied):
     (copied / "seed-3").mkdir()
     (copied / "seed-3" / "config.toml").write_text("seed = 3")

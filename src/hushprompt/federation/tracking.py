@@ -243,11 +243,8 @@ class MLflow:
             for who, guarantee in row.plan.guarantees().items():
                 tags[f"hushprompt.privacy.{who}"] = guarantee.statement()
         run_id: str = self._client.create_run(experiment, run_name=row.label, tags=tags).info.run_id
-        params = {
-            **{key: str(value) for key, value in flat(tomllib.loads(self._config.to_toml())).items()},
-            "row": row.label,
-        }
-        self._client.log_batch(run_id, params=[self._param(key, value) for key, value in params.items()])
+        params = {**flat(tomllib.loads(self._config.to_toml())), "row": row.label}
+        self._client.log_batch(run_id, params=[self._param(key, str(value)) for key, value in params.items()])
         return run_id
 
 

@@ -32,7 +32,7 @@ def result_table(series: Sequence[Series]) -> Markup:
         ]
         for s in series
     ]
-    return table("Results", header, rows, is_card=True)
+    return table("Mean ± standard deviation over seeds, %", header, rows, is_card=True)
 
 
 def new_class_table(series: Sequence[Series]) -> Markup | None:
