@@ -49,6 +49,7 @@ def run(seed=1, results=None, *, name="run", rounds=None, config=None, holdings=
         provenance={},
         rounds=rounds or {},
         privacy=privacy,
+        audit=None,
         holdings=holdings,
         confusion=confusion or {},
     )

@@ -47,7 +47,7 @@ def section(root, slug):
 
 def test_the_page_is_whole_and_every_figure_is_there(finished):
     root = parsed(report([finished]))
-    assert len(root.findall(".//section")) == len(SECTIONS)
+    assert len(root.findall(".//section")) == len(SECTIONS) - 1  # nothing was audited
     panels = [svg.get("id") for svg in root.iter(f"{SVG}svg") if svg.get("role") == "img"]
     for name in ("utility-local", "tradeoff", "rounds-local-0", "clients-neighbor", "holdings", "confusion-0-local",
                  "confusion-0-neighbor", "epsilon-public-0", "epsilon-personal-0"):  # fmt: skip
@@ -147,13 +147,14 @@ def test_scores_that_are_no_numbers_break_nothing(copied):
         {"privacy": {"epsilon": math.inf, "delta": 1e-3}, "references": []},
         {"method": {"name": "zero_shot"}, "references": []},
         {"method": {"name": "promptfl", "num_ctx": 4}, "references": []},
+        {"evaluation": {"base_classes": 0.5}, "partition": {"name": "iid", "num_clients": 2}, "references": []},
         {"partition": {"name": "dirichlet", "num_clients": 4, "alpha": 0.5}, "references": []},
     ],
-    ids=["one round", "no round", "no noise", "nothing learned", "no personal prompt", "shared classes"],
+    ids=["one round", "no round", "no noise", "nothing learned", "no personal prompt", "new classes", "shared classes"],
 )  # fmt: skip
 def test_every_kind_of_run_has_a_page(changes, tmp_path):
     root = parsed(report([train(tmp_path / "run", tmp_path / "cache", **changes)]))
-    assert len(root.findall(".//section")) == len(SECTIONS)
+    assert len(root.findall(".//section")) == len(SECTIONS) - 1  # nothing was audited
 
 
 def test_classes_that_nobody_trained_on_get_a_table(copied):
@@ -161,6 +162,24 @@ def test_classes_that_nobody_trained_on_get_a_table(copied):
     for folder in copied.iterdir():
         edit_rows(folder, base=0.61, new=0.42, base_new_harmonic_mean=0.5)
     assert "61.0 ± 0.0" in words(section(parsed(report([copied])), "results"))
+
+
+@pytest.mark.parametrize(("measured", "says"), [(1.5, "at least 1.5"), (9.5, "More was measured than is proven")])
+def test_an_audit_stands_beside_the_claim(copied, measured, says):
+    claimed = {"epsilon": 8.0, "statement": "epsilon = 8 at delta = 0.001; accountant: PLD."}
+    one = {
+        "audience": "personal",
+        "claimed": claimed,
+        "mechanism": [{"epsilon_lower_bound": 0.5}],
+        "canaries": [{"result": {"epsilon_lower_bound": measured}}],
+        "attacks": [{"attack": "lira", "auc": {"value": 0.61}}, {"attack": "loss", "auc": {"value": None}}],
+    }
+    (copied / "seed-1" / "audit").mkdir()
+    record = {"budgets": [{"row": "dp_fpl, epsilon 8", "epsilon": 8.0, "audiences": [one]}]}
+    (copied / "seed-1" / "audit" / "audit.json").write_text(json.dumps(record))
+    text = words(section(parsed(report([copied])), "audit"))
+    for part in (says, "at least 0.5", "0.610 (lira)", claimed["statement"]):
+        assert part in text
 
 
 def test_unfinished_runs_are_named_and_left_out(copied):

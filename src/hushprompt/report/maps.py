@@ -77,9 +77,9 @@ def _spread_panel(score: str, drawn: Sequence[Series], values: dict[str, list[tu
 
 
 def by_owner(holdings: Holdings) -> np.ndarray:
-    """Give the order of classes [c] in which those that one client holds most of stand together."""
-    owner = holdings.train.argmax(axis=0)
-    return np.lexsort((np.arange(len(owner)), owner))
+    """Give the classes that somebody holds, in the order of the client that holds most of each."""
+    held = np.flatnonzero(holdings.train.sum(axis=0))
+    return held[np.argsort(holdings.train[:, held].argmax(axis=0), kind="stable")]
 
 
 def holdings_map(holdings: Holdings) -> list[Markup]:

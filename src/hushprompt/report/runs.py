@@ -73,6 +73,8 @@ class Run:
     holdings: Holdings | None
     confusion: Mapping[str, Mapping[str, np.ndarray]]
     """[c, c] counts, true by predicted class, "local" and "neighbor", by row label; empty in old runs."""
+    audit: Mapping[str, Any] | None
+    """What attacks on the run found; None where it was not audited."""
 
     @property
     def seed(self) -> int:
@@ -128,7 +130,7 @@ def read(folder: Path, name: str) -> Run:
     except tomllib.TOMLDecodeError as error:
         raise DataError(f"{folder / 'config.toml'} is damaged: {error}.") from error
     summary = records.read_json(folder / "summary.json")
-    privacy = folder / "privacy.json"
+    privacy, audit = folder / "privacy.json", folder / "audit" / "audit.json"
     holdings = _holdings(folder / "partition.json")
     return Run(
         name=name,
@@ -138,6 +140,7 @@ def read(folder: Path, name: str) -> Run:
         provenance={str(key): str(value) for key, value in summary.get("provenance", {}).items()},
         rounds=_rounds(folder / "records.jsonl"),
         privacy=records.read_json(privacy) if privacy.exists() else None,
+        audit=records.read_json(audit) if audit.exists() else None,
         holdings=holdings,
         confusion=_confusion(folder / "confusion", len(holdings.class_names)) if holdings else {},
     )
@@ -206,10 +209,13 @@ def _confusion(folder: Path, num_classes: int) -> dict[str, dict[str, np.ndarray
     tables = {}
     for path in sorted(folder.glob("row-*.json")):
         values = records.read_json(path)
-        tables[str(values["row"])] = {
-            whose: records.dense_rows(values[whose], num_classes) for whose in ("local", "neighbor")
-        }
+        tables[str(values["row"])] = {whose: _square(values[whose], num_classes) for whose in ("local", "neighbor")}
     return tables
+
+
+def _square(rows: list[dict[str, int]], num_classes: int) -> np.ndarray:
+    """Give counts of all classes [c, c], where only the first ones, which are trained on, are in the file."""
+    return records.dense_rows([*rows, *({} for _ in range(num_classes - len(rows)))], num_classes)
 
 
 def _read_text(path: Path) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from hushprompt.report import figures, maps, numbers, privacy_text, tradeoff
+from hushprompt.report import audits, figures, maps, numbers, privacy_text, tradeoff
 from hushprompt.report.blocks import curve_legend, details, figure, legend, missing, paragraph, section
 from hushprompt.report.markup import join, tag
 from hushprompt.report.runs import Run
@@ -183,6 +183,16 @@ def privacy(report: Report) -> Markup:
     return section("privacy", "What is protected from whom", *privacy_text.statements(report.series))
 
 
+def audit(report: Report) -> Markup | None:
+    """What attacks found, where a run was audited."""
+    parts = audits.audit_parts(report.runs)
+    words = (
+        "What an attacker measured, beside what is proven: a lower bound must not exceed the proven epsilon, and a "
+        "small one does not prove that little can be learned. An AUC of 0.5 is guessing."
+    )
+    return section("audit", "What attacks found", paragraph(words), *parts) if parts else None
+
+
 def provenance(report: Report) -> Markup:
     """Settings, versions, seeds."""
     words = "hushprompt run config.toml makes a run again from its config; equal identities mean equal settings."
@@ -212,5 +222,6 @@ SECTIONS: tuple[Section, ...] = (
     confusion,
     privacy_spent,
     privacy,
+    audit,
     provenance,
 )
