@@ -201,7 +201,7 @@ def test_local_steps_are_federated_averaging_written_out(toy_values, tmp_path, w
     folder, _, seen = run_with(values, tmp_path)
     config, federation = federation_of(values, tmp_path)
     shared, _ = config.method.init(federation.model, stream(3, "init"))
-    context, features = shared.context, federation.train_features.tensor()
+    context, features = shared.context, federation.train_features["pooled"].tensor()
     (row,) = rows_of(values)
     for index in range(2):
         copies, sizes = [], []
@@ -218,7 +218,7 @@ def test_local_steps_are_federated_averaging_written_out(toy_values, tmp_path, w
         context = sum(size * copy for size, copy in zip(sizes, copies, strict=True)) / sum(sizes)
     got = load_file(folder / "prompts" / "global.safetensors")["context"]
     torch.testing.assert_close(got, context, rtol=1e-4, atol=1e-6)
-    copy_bytes = sum(4 * tensor.numel() for tensor in flatten(shared).values())
+    copy_bytes = sum(tensor.element_size() * tensor.numel() for tensor in flatten(shared).values())
     assert [(record.bytes_up, record.bytes_down) for record in seen] == [(2 * copy_bytes, 2 * copy_bytes)] * 2
 
 

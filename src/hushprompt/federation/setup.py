@@ -23,7 +23,7 @@ from hushprompt.errors import ConfigError, PrivacyError
 from hushprompt.evaluation.base_to_new import base_images, num_base_classes
 from hushprompt.evaluation.splits import ClientSplit, client_splits
 from hushprompt.federation.cohort import Cohorts, draw_cohorts
-from hushprompt.methods.base import Method
+from hushprompt.methods.base import ClipsBatches, Method
 from hushprompt.methods.optimizer import with_schedule_steps
 from hushprompt.privacy.plan import Channel, PrivacyPlan, make_plan
 from hushprompt.registry import METHODS
@@ -225,6 +225,7 @@ def plan_rows(config: RunConfig, sizes: list[int]) -> list[Row]:
             channels=method.channels,
             num_rounds=int(own_cohorts.most_rounds[-1]),
             client_sizes=sizes,
+            batch_clipping=method.batch_clipping if isinstance(method, ClipsBatches) else None,
         )
         _check_local_steps(config, plan)
         name = METHODS.name_of(method)
@@ -254,4 +255,6 @@ def _label(method_name: str, plan: PrivacyPlan) -> str:
         return f"{method_name}, no noise"
     if plan.config.epsilon is None:
         return f"{method_name}, given noise"
+    if plan.batch_clipping is not None and plan.batch_clipping.calibration == "paper":
+        return f"{method_name}, nominal epsilon {plan.config.epsilon:g}"
     return f"{method_name}, epsilon {plan.config.epsilon:g}"

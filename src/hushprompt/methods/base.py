@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hushprompt.backbones.base import FeatureKind
 from hushprompt.backbones.prompts import PromptModel
+from hushprompt.privacy.batch_clipping import BatchClipping
 from hushprompt.privacy.clipping import ClippedSum
 from hushprompt.privacy.plan import Channel, Mechanism
 
@@ -123,6 +124,15 @@ class Method(Protocol):
         self, model: PromptModel, shared: Shared, personal: Personal, image_features: Float[Tensor, "n *m d"]
     ) -> Float[Tensor, "n c"]:
         """Score images against all classes."""
+
+
+@runtime_checkable
+class ClipsBatches(Protocol):
+    """A method, for comparison only, that clips the mean gradient of a batch instead of each example's."""
+
+    @property
+    def batch_clipping(self) -> BatchClipping:
+        """What the plan must know to say the epsilon that can be proven."""
 
 
 class Untrained:
