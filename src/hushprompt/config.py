@@ -113,6 +113,10 @@ class RuntimeConfig:
     on a CPU: small parts stay in its cache."""
     cache_dir: str = ""
     """Folder for cached features; empty: $XDG_CACHE_HOME/hushprompt or ~/.cache/hushprompt."""
+    tensorboard: bool = False
+    """Also write TensorBoard event files into the run folder; needs the extra tensorboard."""
+    mlflow: str = ""
+    """Also log to MLflow, at this address or in this folder; empty: not. Needs the extra mlflow."""
 
     def __post_init__(self) -> None:
         """Check the fields."""
