@@ -2,8 +2,9 @@
 
 CLIP ViT-B/16 with random weights, 100 classes, 16 context vectors, image features random and cached. Each of 10 clients
 takes one step of 32 examples a round, with exact per-example gradients, clipping and noise. Wanted: 100 rounds in under
-60 s on one GPU. `--short` runs one round of one client with two examples, so that the path can be tried anywhere. Seconds are wall time
-after one round to warm up; the share is of the device's own rate for large matrix products in the towers' precision.
+60 s on one GPU. `--short` runs one round of one client with two examples, so that the path can be tried anywhere.
+Seconds are wall time after one round to warm up; the share is of the device's own rate for large matrix products in the
+towers' precision.
 """
 
 from __future__ import annotations
@@ -135,7 +136,8 @@ def main() -> None:
     result = {
         "device": torch.cuda.get_device_name() if device == "cuda" else device,
         "precision": arguments.precision, "rounds": rounds, "clients": clients, "batch": batch, "seconds": seconds,
-        "seconds_of_100_rounds_of_10": seconds / (rounds * clients * batch) * 1000 * BATCH, "wanted_seconds": WANTED_SECONDS,
+        "seconds_of_100_rounds_of_10": seconds / (rounds * clients * batch) * 1000 * BATCH,
+        "wanted_seconds": WANTED_SECONDS,
         "gflop_per_round": gflop, "gflop_per_second": gflop * rounds / seconds, "matrix_gflop_per_second": rate,
         "share_of_matrix_rate": gflop * rounds / seconds / rate, "is_finite": finite,
     }  # fmt: skip
