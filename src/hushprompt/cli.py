@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Column, Table
 
-from hushprompt import checks, cli_data, files, load_registries, records
+from hushprompt import checks, cli_audit, cli_compare, cli_data, cli_sweep, files, load_registries, records
 from hushprompt import config as configs
 from hushprompt.errors import ConfigError, HushpromptError, ResumeError
 from hushprompt.federation.publish import privacy_record
@@ -37,6 +37,9 @@ app = typer.Typer(
 )
 app.add_typer(cli_data.app, name="data")
 app.command()(cli_data.partition)
+app.command()(cli_audit.audit)
+app.command()(cli_sweep.sweep)
+app.command(name="compare")(cli_compare.compare_runs)
 console = Console(highlight=False)
 LISTS = {
     "methods": METHODS,
@@ -272,6 +275,9 @@ def planned_privacy(config: configs.RunConfig) -> dict[str, Any]:
 def show_results(rows: list[RowSummary], folder: Path) -> None:
     """Print the table, what its epsilon means, and where everything lies."""
     console.print(tables.result_table(rows))
+    if tables.has_new_classes(rows):
+        console.print()
+        console.print(tables.base_to_new_table(rows))
     for line in tables.captions(rows, records.read_json(folder / "privacy.json")):
         console.print(line, soft_wrap=True)
     for path in ("summary.json", "privacy.json", "records.jsonl", "prompts/", "config.toml"):

@@ -200,15 +200,24 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: the file is missing or no TOML, a key is unknown, or a value is wrong.
     """
+    values = read(path)
+    for text in overrides:
+        values = override(values, text)
+    return parse(values)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read a TOML file as plain values.
+
+    Raises:
+        ConfigError: the file is missing or no TOML.
+    """
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"The config file {path} cannot be read ({error.strerror}). Check the path.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"The config file {path} is not valid TOML: {error}.") from error
-    for text in overrides:
-        values = override(values, text)
-    return parse(values)
 
 
 def parse(values: Mapping[str, Any]) -> RunConfig:

@@ -14,52 +14,8 @@ from hushprompt.federation.setup import assemble, client_sizes, cut, load_model,
 from hushprompt.federation.simulate import run
 from hushprompt.methods.base import Batch
 from hushprompt.seeding import stream
+from runs import Silent, files, fresh
 from slow_twins import slow_gradients
-
-
-class Silent:
-    """An observer that looks away, or stops the run after some rounds."""
-
-    def __init__(self, stop_after=None):
-        self.rounds, self.stop_after = [], stop_after
-
-    def on_setup(self, what, done, total):
-        pass
-
-    def on_row(self, row, index, num_rows, num_rounds_done):
-        pass
-
-    def on_round(self, record):
-        self.rounds.append(record)
-        if self.stop_after is not None and len(self.rounds) == self.stop_after:
-            raise KeyboardInterrupt
-
-
-def files(folder):
-    """Everything a run leaves, without the clock."""
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.parent.name != "checkpoint":
-            text = path.read_bytes()
-            if path.suffix in (".json", ".jsonl"):
-                text = [json.loads(line, object_hook=without_clock) for line in json_lines(path)]
-            found[str(path.relative_to(folder))] = text
-    return found
-
-
-def json_lines(path):
-    text = path.read_text()
-    return text.splitlines() if path.suffix == ".jsonl" else [text]
-
-
-def without_clock(values):
-    return {key: value for key, value in values.items() if key != "seconds"}
-
-
-def fresh(tmp_path, name="run"):
-    folder = tmp_path / name
-    folder.mkdir()
-    return folder
 
 
 def with_sampling(config, **values):

@@ -3,11 +3,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hushprompt.errors import ConfigError
+from hushprompt.errors import ConfigError, PrivacyError
 from hushprompt.methods.base import Batch
 from hushprompt.methods.fedpgp import FedPGP
 from hushprompt.methods.optimizer import Optimizer
-from hushprompt.privacy.plan import Channel
+from hushprompt.privacy.plan import Channel, PrivacyConfig, make_plan
+from hushprompt.privacy.sampling import PoissonSampler
 
 SGD = Optimizer(learning_rate=0.1, momentum=0.0)
 
@@ -89,6 +90,19 @@ def test_clients_of_unequal_size_pull_by_their_size(model, batch, make_mechanism
         mechanism = make_mechanism(method.channels, Channel.LOCAL, count=count)
         uploads.append(method.client_step(model, shared, personal, empty, mechanism, rng())[0].shared_grad.value)
     torch.testing.assert_close(3 * uploads[0], uploads[1])
+
+
+def test_a_contrast_of_a_clients_prompt_is_no_client_level_release(model, batch):
+    config = PrivacyConfig(epsilon=None, noise_multiplier_local=0.0, noise_multiplier_global=1.0, privacy_unit="client")
+    sampler = PoissonSampler(sampling_prob=0.5)
+    plan = make_plan(config, sampler, channels=FedPGP.channels, num_rounds=1, client_sizes=[9])
+    mechanism = plan.mechanism(allowed=Channel.LOCAL, expected_count=5.0, rng=rng())
+    method, plain = FedPGP(num_ctx=4, rank=2), FedPGP(num_ctx=4, rank=2, contrast_weight=0.0)
+    states = method.init(model, rng())
+    with pytest.raises(PrivacyError, match=r"would leave clients unclipped\. Use privacy\.privacy_unit = .example"):
+        method.client_step(model, *states, batch, mechanism, rng())
+    upload, _, _ = plain.client_step(model, *states, batch, mechanism, rng())
+    assert float(upload.shared_grad.value.norm()) <= 1.0
 
 
 def test_the_personal_term_has_the_rank_asked_for(model):

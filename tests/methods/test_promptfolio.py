@@ -73,6 +73,17 @@ def test_the_mixture_of_unit_features_is_not_normalized_again(model, batch):
     torch.testing.assert_close(logits, model.logit_scale * batch.image_features @ mixed.T)
 
 
+def test_a_clients_file_says_how_to_use_the_pair(model, batch):
+    method = PromptFolio(num_ctx=4, theta=0.3)
+    shared, personal = method.init(model, rng())
+    published = method.personal_file(model, shared, personal)
+    assert "once with each context" in published.prompt
+    assert "0.7 x global + 0.3 x local" in published.prompt
+    of_global, of_local = (model.text_features(published.tensors[f"{which}_context"]) for which in ("global", "local"))
+    expected = model.logits(batch.image_features, 0.7 * of_global + 0.3 * of_local)
+    torch.testing.assert_close(method.logits(model, shared, personal, batch.image_features), expected)
+
+
 def test_a_share_out_of_range_is_refused():
     with pytest.raises(ConfigError, match=r"theta must lie in \[0, 1\], got 1.5"):
         PromptFolio(theta=1.5)

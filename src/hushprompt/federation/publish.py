@@ -71,6 +71,8 @@ def privacy_record(rows: list[Row]) -> dict[str, Any]:
                 "method": row.method_name,
                 "channels": sorted(row.plan.channels),
                 "clip_norms": {str(c): value for c, value in row.plan.clip_norms.items()},
+                "clipped": "examples" if row.plan.batch_clipping is None else "batches",
+                "sensitivities": {str(c): row.plan.sensitivity(c) for c in row.plan.clip_norms},
                 "noise_multipliers": {str(c): value for c, value in row.plan.noise_multipliers.items()},
                 "sampling": row.plan.sampler.description,
                 "num_rounds": row.num_rounds,

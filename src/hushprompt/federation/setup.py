@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -23,10 +24,13 @@ from hushprompt.errors import ConfigError, PrivacyError
 from hushprompt.evaluation.base_to_new import base_images, num_base_classes
 from hushprompt.evaluation.splits import ClientSplit, client_splits
 from hushprompt.federation.cohort import Cohorts, draw_cohorts
-from hushprompt.methods.base import Method
+from hushprompt.methods.base import ClipsBatches, Method
 from hushprompt.methods.optimizer import with_schedule_steps
 from hushprompt.privacy.plan import Channel, PrivacyPlan, make_plan
 from hushprompt.registry import METHODS
+
+Load = Callable[[Any], Any]
+"""Loads the thing that a `data` or `backbone` section describes. Who makes many runs may keep what it loaded."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,12 @@ def client_sizes(partition: Partition) -> list[int]:
     return [len(client.indices["train"]) for client in partition.clients]
 
 
-def load_model(config: RunConfig, dataset: Dataset, rows: Sequence[Row]) -> PromptModel:
+def load_fresh(section: Any) -> Any:
+    """Load a data set or a backbone anew."""
+    return section.load()
+
+
+def load_model(config: RunConfig, dataset: Dataset, rows: Sequence[Row], load: Load = load_fresh) -> PromptModel:
     """Load the backbone, and see that every row's method fits it before anything is encoded or trained.
 
     Raises:
@@ -109,7 +118,7 @@ def load_model(config: RunConfig, dataset: Dataset, rows: Sequence[Row]) -> Prom
             the backbone does not have.
     """
     num_trained = _num_trained_classes(config, dataset)
-    backbone = config.backbone.load()
+    backbone = load(config.backbone)
     device = place(backbone, config.runtime.device)
     names = dataset.class_names[:num_trained]
     model = PromptModel(backbone, names, device=device, memory_mb=config.runtime.memory_mb)
@@ -220,6 +229,7 @@ def plan_rows(config: RunConfig, sizes: list[int]) -> list[Row]:
             channels=method.channels,
             num_rounds=int(own_cohorts.most_rounds[-1]),
             client_sizes=sizes,
+            batch_clipping=method.batch_clipping if isinstance(method, ClipsBatches) else None,
         )
         _check_local_steps(config, plan)
         name = METHODS.name_of(method)
@@ -249,4 +259,6 @@ def _label(method_name: str, plan: PrivacyPlan) -> str:
         return f"{method_name}, no noise"
     if plan.config.epsilon is None:
         return f"{method_name}, given noise"
+    if plan.batch_clipping is not None and plan.batch_clipping.calibration == "paper":
+        return f"{method_name}, nominal epsilon {plan.config.epsilon:g}"
     return f"{method_name}, epsilon {plan.config.epsilon:g}"

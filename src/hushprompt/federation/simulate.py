@@ -29,7 +29,17 @@ from hushprompt.federation import checkpoint
 from hushprompt.federation.checkpoint import Checkpoints, Progress
 from hushprompt.federation.publish import privacy_record, provenance, write_prompts
 from hushprompt.federation.rounds import RoundRunner
-from hushprompt.federation.setup import Federation, Row, assemble, client_sizes, cut, load_model, plan_rows
+from hushprompt.federation.setup import (
+    Federation,
+    Load,
+    Row,
+    assemble,
+    client_sizes,
+    cut,
+    load_fresh,
+    load_model,
+    plan_rows,
+)
 from hushprompt.federation.states import State
 from hushprompt.methods.base import NoState, Personal
 from hushprompt.records import RoundRecord, RowSummary
@@ -50,7 +60,7 @@ class Observer(Protocol):
         """A round is done and on disk."""
 
 
-def run(config: RunConfig, folder: Path, observer: Observer) -> list[RowSummary]:
+def run(config: RunConfig, folder: Path, observer: Observer, load: Load = load_fresh) -> list[RowSummary]:
     """Train, evaluate and account for every row; go on where a checkpoint in `folder` stopped.
 
     Killed at any moment and called again, it leaves the same files, measured seconds aside, as if it had gone through.
@@ -59,6 +69,7 @@ def run(config: RunConfig, folder: Path, observer: Observer) -> list[RowSummary]
         config: what to run; the runtime section may differ between calls.
         folder: the run folder, which exists.
         observer: who watches.
+        load: loads data set and backbone; who makes many runs may keep what it loaded.
 
     Returns:
         The rows of the result table, the method itself last.
@@ -68,12 +79,12 @@ def run(config: RunConfig, folder: Path, observer: Observer) -> list[RowSummary]
         ResumeError: the folder is in use, damaged, or belongs to another config.
     """
     with records.locked(folder):
-        dataset = config.data.load()
+        dataset = load(config.data)
         partition = cut(config, dataset)
         rows = plan_rows(config, client_sizes(partition))
         progress = _progress(config, folder)
         records.truncate_records(folder / "records.jsonl", progress.records_size)
-        model = load_model(config, dataset, rows)
+        model = load_model(config, dataset, rows, load)
         kinds = {row.method.feature_kind for row in rows}
         federation = assemble(config, model, dataset, partition, observer.on_setup, kinds)
         # Clients run side by side on one thread each, so results do not depend on the number of cores.

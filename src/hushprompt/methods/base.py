@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hushprompt.backbones.base import FeatureKind
 from hushprompt.backbones.prompts import PromptModel
+from hushprompt.privacy.batch_clipping import BatchClipping
 from hushprompt.privacy.clipping import ClippedSum
 from hushprompt.privacy.plan import Channel, Mechanism
 
@@ -109,19 +110,29 @@ class Method(Protocol):
     def public_file(self, model: PromptModel, shared: Shared) -> Published | None:
         """Give what everybody sees, other clients among them; None where nothing is trained that is shared.
 
-        A function of the shared state, which moves by GLOBAL releases alone; the public's epsilon counts just these.
+        A function of the shared state, which moves by GLOBAL releases alone. Whatever more a method would show, such as
+        clients' prompts to each other, has to be accounted for first: `privacy/plan.py` says who is charged for what.
         """
 
     def personal_file(self, model: PromptModel, shared: Shared, personal: Personal) -> Published | None:
         """Give what the holder of one client's prompt sees, and may use; None where nothing is personal.
 
-        A function of both states. The holder's epsilon counts GLOBAL and LOCAL releases.
+        A function of both states. The holder is charged for GLOBAL and LOCAL releases.
         """
 
     def logits(
         self, model: PromptModel, shared: Shared, personal: Personal, image_features: Float[Tensor, "n *m d"]
     ) -> Float[Tensor, "n c"]:
         """Score images against all classes."""
+
+
+@runtime_checkable
+class ClipsBatches(Protocol):
+    """A method, for comparison only, that clips the mean gradient of a batch instead of each example's."""
+
+    @property
+    def batch_clipping(self) -> BatchClipping:
+        """What the plan must know to say the epsilon that can be proven."""
 
 
 class Untrained:

@@ -64,7 +64,7 @@ class FedCLIP:
     channels: ClassVar[frozenset[Channel]] = frozenset({Channel.GLOBAL})
     feature_kind: ClassVar[FeatureKind] = "pooled"
 
-    optimizer: Optimizer = field(default_factory=Optimizer)
+    optimizer: Optimizer = field(default_factory=lambda: Optimizer(learning_rate=0.5))
     """Optimizer of the adapter."""
 
     def init(self, model: PromptModel, rng: np.random.Generator) -> tuple[AdapterState, NoState]:
@@ -75,7 +75,7 @@ class FedCLIP:
         return AdapterState(parameters, self.optimizer.init(parameters)), NoState()
 
     def begin_round(self, shared: AdapterState) -> AdapterState:
-        """Give the state back."""
+        """Give the state back: a step needs nothing from where its round began."""
         return shared
 
     def client_step(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hushprompt import checks
 from hushprompt.backbones.prompts import PromptModel
-from hushprompt.methods.base import Batch, StepInfo, Upload
+from hushprompt.methods.base import Batch, Published, StepInfo, Upload
 from hushprompt.methods.context import ContextState, GlobalAndPersonalConfig, fresh, mean_loss
 from hushprompt.methods.multi_gradients import TextFeatures, gradients_in_contexts
 from hushprompt.privacy.plan import Channel, Mechanism
@@ -66,9 +66,14 @@ class PromptFolio(GlobalAndPersonalConfig):
         stepped = ContextState(*self.local_optimizer.step(personal.context, released, personal.optimizer))
         return Upload(mechanism.clip(Channel.GLOBAL, of_shared)), stepped, StepInfo(mean_loss(losses))
 
-    def context(self, shared: ContextState, personal: ContextState) -> Float[Tensor, "*c t e"]:
-        """Give the personal prompt, to be used beside the global one."""
-        return personal.context
+    def personal_file(self, model: PromptModel, shared: ContextState, personal: ContextState) -> Published:
+        """Give both prompts of a client, and how they are mixed."""
+        layout = model.layout(shared.context, self.name_position)
+        how = (
+            f"{layout}, once with each context; text features of unit norm, mixed as {1 - self.theta:g} x global + "
+            f"{self.theta:g} x local, and not normalized again"
+        )
+        return Published({"global_context": shared.context, "local_context": personal.context}, how)
 
     def logits(
         self, model: PromptModel, shared: ContextState, personal: ContextState, image_features: Float[Tensor, "n d"]

@@ -26,48 +26,41 @@ class Transport:
     regularization: float = 0.1
     """Weight of the entropy, in units of cost 1 - cosine; smaller is sharper and takes more iterations. The paper's
     lambda."""
-    max_iterations: int = 100
-    """Iterations at most."""
-    tolerance: float = 1e-3
-    """A problem is done when an iteration moves no potential by more than that, in natural log units. The published
-    code has the same number, but stops all problems of a batch together, by their mean."""
+    num_iterations: int = 50
+    """Iterations, the same number for every problem whatever its costs. 50 leave a mean error in the embedded model's
+    logits of 0.00002; sharper plans need more."""
 
     def __post_init__(self) -> None:
         """Check the fields."""
         checks.positive(mass=self.mass, regularization=self.regularization)
-        checks.positive(max_iterations=self.max_iterations, tolerance=self.tolerance)
+        checks.positive(num_iterations=self.num_iterations)
         checks.in_range(0, 1, mass=self.mass)
 
     def plan(self, cost: Float[Tensor, "*p m n"]) -> Float[Tensor, "*p m n"]:
         """Give the plan of least cost minus entropy for each of many problems, by Sinkhorn's iterations in log domain.
 
         The plan T of a problem minimizes <T, cost> + regularization sum T (log T - 1) under T 1 <= 1 / m for every
-        patch and T' 1 = mass / n for every prompt. The prompts' constraint holds up to rounding, the patches' up to
-        `tolerance`, unless `max_iterations` come first.
+        patch and T' 1 = mass / n for every prompt. The prompts' constraint holds up to rounding, the patches' in the
+        limit of many iterations.
 
-        Guarantee: a plan depends on the costs of its own problem alone, as each problem stops by itself. An image's
-        plans are then a function of that image and the text features, and clipping per example bounds the image's
-        influence as it does without transport.
+        Guarantee: a plan depends on the costs of its own problem alone. An image's plans are then a function of that
+        image and the text features, and clipping per example bounds the image's influence as it does without transport.
+        That is why nothing stops early: a rule for all problems would couple them, and a rule for each would let
+        rounding, which depends on how problems lie side by side, decide about whole iterations.
 
         Args:
             cost: [*p, m, n] of moving mass from patch to prompt, one matrix a problem.
         """
         num_patches, num_prompts = cost.shape[-2:]
-        problems = cost.reshape(math.prod(cost.shape[:-2]), num_patches, num_prompts)
-        log_kernel = -problems.mT / self.regularization  # [q, n, m]
         log_patch, log_prompt = -math.log(num_patches), math.log(self.mass / num_prompts)
-        of_prompts = log_kernel.new_zeros(log_kernel.shape[:2])  # [q, n]
-        of_patches = torch.zeros_like(log_kernel[:, 0])  # [q, m]
-        active = torch.arange(len(log_kernel), device=cost.device)
-        for _ in range(self.max_iterations):
-            if len(active) == 0:
-                break
-            kernel, before = log_kernel[active], of_prompts[active]
-            rows = log_patch - (kernel + before[..., None]).logsumexp(dim=1)
+        problems = cost.reshape(math.prod(cost.shape[:-2]), num_patches, num_prompts)
+        log_kernel = (problems / -self.regularization).permute(2, 1, 0).contiguous()  # [n, m, q], problems side by side
+        of_prompts = torch.zeros_like(log_kernel[:, 0])  # [n, q] potentials over regularization
+        of_patches = torch.zeros_like(log_kernel[0])  # [m, q]
+        for _ in range(self.num_iterations):
+            of_patches = log_patch - (log_kernel + of_prompts[:, None]).logsumexp(dim=0)
             if self.mass < 1:
-                rows = rows.clamp(max=0.0)  # a patch that gives less than it may has no potential
-            columns = log_prompt - (kernel + rows[:, None]).logsumexp(dim=2)
-            of_patches[active], of_prompts[active] = rows, columns
-            active = active[(columns - before).abs().amax(dim=1) > self.tolerance]
-        plan = (log_kernel + of_prompts[..., None] + of_patches[:, None]).exp()
-        return plan.mT.view(cost.shape)
+                of_patches = of_patches.clamp(max=0.0)  # a patch that gives less than it may has no potential
+            of_prompts = log_prompt - (log_kernel + of_patches).logsumexp(dim=1)
+        plan = (log_kernel + of_prompts[:, None] + of_patches).exp()
+        return plan.permute(2, 1, 0).reshape(cost.shape)

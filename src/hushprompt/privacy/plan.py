@@ -19,10 +19,14 @@ composition is bounded. tests/privacy/test_public_audience.py breaks the claim t
 client contributes in every step of every round, whatever its sampler draws, so nothing is amplified. Whatever a client
 keeps between steps is its own, so the public is charged for the global release alone; a personal prompt is made from
 one client's data, so it has no guarantee, and none is claimed.
+
+A method for comparison may clip the mean gradient of a batch instead. Its sums state their worst-case sensitivity,
+which `batch_clipping.py` derives, and its epsilon is the one that follows from that, whatever its noise is called by.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from enum import StrEnum
@@ -35,6 +39,12 @@ from torch import Tensor
 from hushprompt import checks
 from hushprompt.errors import PrivacyError
 from hushprompt.privacy import accounting
+from hushprompt.privacy.batch_clipping import (
+    BatchClipping,
+    batch_sensitivity,
+    clipped_means,
+    published_noise_multiplier,
+)
 from hushprompt.privacy.clipping import ClippedSum, as_one_contribution, clipped_sum
 from hushprompt.privacy.noise import add_gaussian
 from hushprompt.privacy.sampling import Sampler
@@ -138,11 +148,17 @@ class PrivacyPlan:
     """The releases that the method makes; empty where it learns nothing from data."""
     clip_norms: dict[Channel, float]
     noise_multipliers: dict[Channel, float]
-    """Noise std over clip norm; 0 is no noise. Only for the channels that are used."""
+    """Noise std over sensitivity, which is the clip norm; 0 is no noise. Only for the channels that are used."""
     config: PrivacyConfig
     sampler: Sampler
     num_rounds: int
     """Rounds of the client that takes part in the most."""
+    batch_clipping: BatchClipping | None = None
+    """Set where the mean gradient of a batch is clipped instead of each example's."""
+
+    def sensitivity(self, channel: Channel) -> float:
+        """Give what one unit can move a channel's sum by: the clip norm, unless batches are clipped."""
+        return _sensitivity(self.clip_norms[channel], channel, self.batch_clipping)
 
     @property
     def audiences(self) -> tuple[Audience, ...]:
@@ -188,23 +204,42 @@ class PrivacyPlan:
     def epsilon(self, audience: Audience, num_rounds: int | None = None) -> float:
         """Give the epsilon of `audience` after `num_rounds` rounds of a client; inf without noise, 0 if unseen."""
         return accounting.epsilon(
-            self.releases(audience, num_rounds), delta=self.config.delta, relation=self.config.neighboring_relation
+            self.releases(audience, num_rounds), delta=self.config.delta, relation=self._accounted_relation
         )
 
     def guarantees(self) -> dict[Audience, accounting.Guarantee]:
         """Give the guarantee of every audience for the whole run, with cross-checks by other accountants."""
         return {
-            audience: accounting.guarantee(
-                audience=str(audience),
-                releases=self.releases(audience),
-                delta=self.config.delta,
-                relation=self.config.neighboring_relation,
-                unit=self.config.privacy_unit,
-                sampling_description=self._sampling(),
-                why_unbounded=NO_CLIENT_LEVEL if self.is_outside(audience) else "no noise",
+            audience: dataclasses.replace(
+                accounting.guarantee(
+                    audience=str(audience),
+                    releases=self.releases(audience),
+                    delta=self.config.delta,
+                    relation=self._accounted_relation,
+                    unit=self.config.privacy_unit,
+                    sampling_description=self._sampling() + self._warning,
+                    why_unbounded=NO_CLIENT_LEVEL if self.is_outside(audience) else "no noise",
+                ),
+                neighboring_relation=self.config.neighboring_relation,
             )
             for audience in self.audiences
         }
+
+    @property
+    def _accounted_relation(self) -> accounting.Relation:
+        """The config's; clipped batches without sampling have one sensitivity for both, which must not be doubled."""
+        if self.batch_clipping is not None and self.sampler.amplification_prob == 1:
+            return "add_remove"
+        return self.config.neighboring_relation
+
+    @property
+    def _warning(self) -> str:
+        """What a statement must add where batches are clipped."""
+        if self.batch_clipping is None:
+            return ""
+        is_named = self.batch_clipping.calibration == "paper" and self.config.epsilon is not None
+        nominal = f", noise by the paper's formula for a nominal epsilon of {self.config.epsilon:g}" if is_named else ""
+        return f", clipping of the batch with its worst-case sensitivity{nominal}"
 
     def mechanism(
         self, *, allowed: Channel, expected_count: float, rng: np.random.Generator, num_clients: int = 1
@@ -215,7 +250,7 @@ class PrivacyPlan:
             allowed: the channel on which this party may release.
             expected_count: public expected number of examples behind the sum.
             rng: noise stream of this step and party.
-            num_clients: public number of clients behind the sum, the divisor where the unit is a client.
+            num_clients: public number of clients behind the sum, the divisor where a client is clipped as one.
         """
         if allowed in self.clipped_as_one:
             expected_count = float(num_clients)
@@ -224,6 +259,8 @@ class PrivacyPlan:
     @property
     def clipped_as_one(self) -> frozenset[Channel]:
         """Channels on which a client's whole contribution to a step is clipped as one."""
+        if self.batch_clipping is not None:
+            return self.channels
         return frozenset() if self.config.privacy_unit == "example" else frozenset({Channel.GLOBAL})
 
     def _sampling(self) -> str:
@@ -256,15 +293,31 @@ class Mechanism:
         an empty batch contributes zero.
 
         Raises:
-            PrivacyError: the plan does not account for a release on `channel`.
+            PrivacyError: the plan does not account for a release on `channel`, or not for one of single gradients.
         """
+        self._check_declared(channel, clips_batches=False)
+        rows = as_one_contribution(grads) if channel in self.plan.clipped_as_one else grads
+        return clipped_sum(rows, self.plan.clip_norms[channel])
+
+    def clip_batch(self, channel: Channel, *means: Float[Tensor, "..."]) -> ClippedSum:
+        """Clip the blocks of a batch's mean gradient, each to the channel's norm; for comparison only.
+
+        Raises:
+            PrivacyError: the plan does not account for a release on `channel`, or not for one of clipped batches.
+        """
+        self._check_declared(channel, clips_batches=True)
+        return clipped_means(means, self.plan.clip_norms[channel])
+
+    def _check_declared(self, channel: Channel, *, clips_batches: bool) -> None:
+        """Raise PrivacyError unless the plan accounts for such a release."""
         if channel not in self.plan.channels:
             raise PrivacyError(
                 f"The method uses the {channel} channel but declares only {sorted(self.plan.channels)}: "
                 "its release would not be accounted for. Add the channel to the method's `channels`."
             )
-        rows = as_one_contribution(grads) if channel in self.plan.clipped_as_one else grads
-        return clipped_sum(rows, self.plan.clip_norms[channel])
+        if clips_batches != (self.plan.batch_clipping is not None):
+            declared = "clipped batches" if self.plan.batch_clipping is not None else "clipped examples"
+            raise PrivacyError(f"The {channel} release is planned for {declared}, and the method makes another sum.")
 
     def add_penalty(self, summed: ClippedSum, grad: Float[Tensor, "*p"]) -> ClippedSum:
         """Add the gradient of a penalty on prompts to a clipped sum; the release divides it back to `grad`.
@@ -292,17 +345,23 @@ class Mechanism:
         """
         if channel is not self.allowed:
             raise PrivacyError(f"This party releases on the {self.allowed} channel only, not on {channel}.")
-        if summed.sensitivity != self.plan.clip_norms[channel]:
+        if summed.sensitivity != self.plan.sensitivity(channel):
             raise PrivacyError(
                 f"A sum of sensitivity {summed.sensitivity} came for the {channel} release, "
-                f"which is planned for {self.plan.clip_norms[channel]}."
+                f"which is planned for {self.plan.sensitivity(channel)}."
             )
         std = self.plan.noise_multipliers[channel] * summed.sensitivity
         return add_gaussian(summed.value, std, self.rng) / self.expected_count
 
 
 def make_plan(
-    config: PrivacyConfig, sampler: Sampler, *, channels: frozenset[Channel], num_rounds: int, client_sizes: list[int]
+    config: PrivacyConfig,
+    sampler: Sampler,
+    *,
+    channels: frozenset[Channel],
+    num_rounds: int,
+    client_sizes: list[int],
+    batch_clipping: BatchClipping | None = None,
 ) -> PrivacyPlan:
     """Calibrate the noise of a run, or take it from the config, and refuse what the theorem does not cover.
 
@@ -312,6 +371,7 @@ def make_plan(
         channels: the releases that the method makes.
         num_rounds: rounds of the client that takes part in the most.
         client_sizes: public number of training examples of every client.
+        batch_clipping: how a method clips that clips batches; None: it clips examples.
 
     Raises:
         PrivacyError: delta is not below 1/n, or the method makes no release that the budget's audience could see.
@@ -319,14 +379,40 @@ def make_plan(
     checks.non_negative(num_rounds=num_rounds)
     _check_delta(config, client_sizes)
     norms = {Channel.LOCAL: config.clip_norm_local, Channel.GLOBAL: config.clip_norm_global}
+    if batch_clipping is not None and config.privacy_unit != "example":
+        raise PrivacyError('Clipped batches are accounted for by privacy.privacy_unit = "example" alone. Set it.')
+    if batch_clipping is not None and batch_clipping.calibration == "paper" and config.epsilon is not None:
+        batch_size = max(sampler.expected_batch_size(size) for size in client_sizes)
+        multipliers = _published_noise(config, batch_clipping, channels, num_rounds, batch_size)
+    else:
+        multipliers = _noise_multipliers(config, sampler, channels, num_rounds)
     return PrivacyPlan(
         channels=channels,
         clip_norms={c: norms[c] for c in sorted(channels)},
-        noise_multipliers=_noise_multipliers(config, sampler, channels, num_rounds),
+        noise_multipliers=multipliers,
         config=config,
         sampler=sampler,
         num_rounds=num_rounds,
+        batch_clipping=batch_clipping,
     )
+
+
+def _sensitivity(clip_norm: float, channel: Channel, clipping: BatchClipping | None) -> float:
+    """Give the L2 sensitivity of a channel's sum."""
+    if clipping is None:
+        return clip_norm
+    return batch_sensitivity(clip_norm, clipping.num_local_blocks if channel is Channel.LOCAL else 1)
+
+
+def _published_noise(
+    config: PrivacyConfig, clipping: BatchClipping, channels: frozenset[Channel], num_rounds: int, batch_size: float
+) -> dict[Channel, float]:
+    """Give noise std over the true sensitivity where the std is the paper's: its z times C / B, on every block."""
+    assert config.epsilon is not None
+    if math.isinf(config.epsilon):
+        return dict.fromkeys(sorted(channels), 0.0)
+    z = published_noise_multiplier(nominal_epsilon=config.epsilon, delta=config.delta, num_rounds=num_rounds)
+    return {c: z / batch_size / _sensitivity(1.0, c, clipping) for c in sorted(channels)}
 
 
 def _check_delta(config: PrivacyConfig, client_sizes: list[int]) -> None:

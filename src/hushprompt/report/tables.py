@@ -14,20 +14,30 @@ from hushprompt.records import RowSummary
 
 def result_table(rows: Sequence[RowSummary]) -> Table:
     """Give one line a row: accuracies in percent, epsilon, seconds."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False, show_edge=False)
-    table.add_column("method (accuracies in %)", no_wrap=True)
-    columns = ["local", "neighbor", "harmonic\nmean", "worst\nclient"]
-    if has_new_classes(rows):
-        columns += ["base\nclasses", "new\nclasses", "base-new\nmean"]
-    for column in (*columns, "epsilon", "seconds"):
-        table.add_column(column, justify="right", no_wrap=True)
+    table = _empty_table("local", "neighbor", "harmonic\nmean", "worst\nclient", "epsilon", "seconds")
     for row in rows:
-        scores = [row.local, row.neighbor, row.harmonic_mean, row.worst_client]
-        if has_new_classes(rows):
-            scores += [math.nan if x is None else x for x in (row.base, row.new, row.base_new_harmonic_mean)]
+        scores = (row.local, row.neighbor, row.harmonic_mean, row.worst_client)
         table.add_row(
             row_title(row), *(f"{100 * score:.1f}" for score in scores), epsilon_text(row.epsilon), f"{row.seconds:.0f}"
         )
+    return table
+
+
+def base_to_new_table(rows: Sequence[RowSummary]) -> Table:
+    """Give one line a row: accuracies in percent on classes that clients train on, and on others."""
+    table = _empty_table("base\nclasses", "new\nclasses", "harmonic\nmean", "epsilon")
+    for row in rows:
+        scores = [math.nan if score is None else score for score in (row.base, row.new, row.base_new_harmonic_mean)]
+        table.add_row(row_title(row), *(f"{100 * score:.1f}" for score in scores), epsilon_text(row.epsilon))
+    return table
+
+
+def _empty_table(*columns: str) -> Table:
+    """Give a table with a column for the row's name and columns of numbers."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False, show_edge=False)
+    table.add_column("method (accuracies in %)", no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
     return table
 
 
@@ -62,8 +72,8 @@ def captions(rows: Sequence[RowSummary], privacy: dict[str, Any]) -> list[str]:
     if has_new_classes(rows):
         lines.insert(
             1,
-            "base classes: all their images, among themselves; new classes: images of classes that nobody trained on, "
-            "among themselves; base-new mean: the harmonic mean of the two.",
+            "base classes: all clients' images, among themselves; new classes: images of classes that nobody trained "
+            "on, among themselves.",
         )
     return [*lines, *statement_lines(last), privacy["server"], privacy["several_rows"]]
 

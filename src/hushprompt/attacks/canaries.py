@@ -1,0 +1,117 @@
+"""One run with mislabelled images of one client: a lower bound on epsilon of the whole system, end to end.
+
+Some of the client's examples get a wrong label and are in or out by a fair coin each; everything else is trained as
+always. The auditor sees what an audience sees and guesses the coins (Steinke, Nasr, Jagielski 2023, arXiv:2305.08846).
+A wrong label is a strong canary: its gradient is large and points where no other example's does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hushprompt import checks
+from hushprompt.attacks.world import Candidates, Transcript, World, audiences, context_method
+from hushprompt.errors import ConfigError
+from hushprompt.federation.setup import Row
+from hushprompt.federation.simulate import State
+from hushprompt.methods.base import Batch
+from hushprompt.methods.gradients import per_example_gradients
+from hushprompt.privacy.auditing import AuditResult, best_guesses
+from hushprompt.privacy.lower_bounds import CONFIDENCE
+from hushprompt.privacy.plan import Audience
+from hushprompt.seeding import stream
+
+SEEN = {
+    Audience.PUBLIC: {"public": "last global prompt", "transcript": "global releases of all rounds"},
+    Audience.PERSONAL: {
+        "personal": "published personal prompt",
+        "public": "last global prompt",
+        "transcript": "global releases of all rounds",
+    },
+}
+"""What each audience scores canaries by: name of the scores, and what is looked at."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CanaryAudit:
+    """The bound that one score gives."""
+
+    sees: str
+    result: AuditResult
+    mean_gap: float
+    """Mean score of the canaries that were in minus that of those out, in standard deviations; power at a glance."""
+
+
+def with_canaries(world: World, num_canaries: int) -> World:
+    """Give the same federation with some of the client's examples mislabelled; they are the candidates.
+
+    Raises:
+        ConfigError: the client has fewer examples.
+    """
+    checks.positive(num_canaries=num_canaries)
+    own = world.candidates
+    if num_canaries > len(own.indices):
+        raise ConfigError(
+            f"--canaries must be at most the {len(own.indices)} examples of client {own.client_id}, got {num_canaries}."
+        )
+    rng = stream(world.config.seed, "canaries")
+    chosen = np.sort(rng.permutation(len(own.indices))[:num_canaries])
+    shift = rng.integers(1, world.federation.model.num_classes, size=num_canaries)
+    wrong = (own.labels[chosen] + shift) % world.federation.model.num_classes
+    return dataclasses.replace(world, candidates=Candidates(own.client_id, own.indices[chosen], wrong))
+
+
+def train_canaries(world: World, row: Row, num_canaries: int) -> dict[str, Tensor]:
+    """Train once, and give the coins and each score of the canaries."""
+    audited = with_canaries(world, num_canaries)
+    is_in = stream(world.config.seed, "canary inclusion").random(num_canaries) < 0.5
+    seed = int(stream(world.config.seed, "canary seed").integers(2**62))
+    state, transcript = audited.train(row, is_in, seed)
+    shared, personal = row.method.init(world.federation.model, stream(world.config.seed, "init"))
+    start = State(shared, (personal,) * len(world.federation.partition.clients))
+    kept = {"is_in": torch.from_numpy(is_in)}
+    for audience in audiences(row):
+        before, after = (audited.log_probs(row, which, audience, audited.features) for which in (start, state))
+        labels = torch.from_numpy(audited.candidates.labels)[:, None]
+        # How much more the trained prompt believes the wrong label than the public start does.
+        kept[str(audience)] = (after.gather(1, labels) - before.gather(1, labels))[:, 0]
+    if transcript.releases:
+        kept["transcript"] = _cosines(audited, row, transcript)
+    return kept
+
+
+def canary_audits(kept: Mapping[str, Tensor], audience: Audience, delta: float) -> list[CanaryAudit]:
+    """Bound epsilon by every score that an audience has; together they hold with 95 %.
+
+    Args:
+        kept: from `train_canaries`.
+        audience: who guesses.
+        delta: of the claim.
+    """
+    is_in = kept["is_in"].numpy().astype(bool)
+    mine = [(name, sees) for name, sees in SEEN[audience].items() if name in kept]
+    if is_in.all() or not is_in.any():
+        raise ConfigError("All canaries fell on one side. Use more --canaries.")
+    found = []
+    for name, sees in mine:
+        scores = kept[name].double().numpy()
+        result = best_guesses(scores, is_in, delta=delta, confidence=1 - (1 - CONFIDENCE) / len(mine))
+        gap = (scores[is_in].mean() - scores[~is_in].mean()) / max(float(scores[~is_in].std()), 1e-12)
+        result = dataclasses.replace(result, confidence=CONFIDENCE)
+        found.append(CanaryAudit(sees=sees, result=result, mean_gap=float(gap)))
+    return found
+
+
+def _cosines(audited: World, row: Row, transcript: Transcript) -> Tensor:
+    """Give projections on the releases over the gradients' lengths in the public start."""
+    batch = Batch(audited.features, torch.from_numpy(audited.candidates.labels))
+    position = context_method(row.method).name_position
+    grads, _ = per_example_gradients(audited.federation.model, transcript.contexts[0], batch, position)
+    lengths = grads.flatten(1).norm(dim=1).clamp(min=1e-12)
+    return torch.from_numpy(audited.projections(row, transcript)) / lengths

@@ -1,0 +1,185 @@
+"""What is attacked is the real training: an example that is out leaves no trace, and nothing else differs."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from hushprompt import config as configs
+from hushprompt.attacks.world import ABSENT, Transcript, World, audiences, candidates_of, context_method, watched
+from hushprompt.errors import ConfigError
+from hushprompt.federation.setup import assemble, client_sizes, cut, load_model, plan_rows
+from hushprompt.federation.simulate import run
+from hushprompt.methods.base import Batch
+from hushprompt.methods.gradients import per_example_gradients
+from hushprompt.privacy.plan import Audience, Channel, Mechanism
+from hushprompt.registry import METHODS
+
+
+def world_of(values, tmp_path, client_id=1):
+    config = configs.parse({**values, "references": [], "runtime": {"cache_dir": str(tmp_path / "cache")}})
+    dataset = config.data.load()
+    partition = cut(config, dataset)
+    (row,) = plan_rows(config, client_sizes(partition))
+    federation = assemble(config, load_model(config, dataset, [row]), dataset, partition, lambda *_: None)
+    return World(config, federation, candidates_of(federation, client_id)), row
+
+
+@pytest.fixture
+def world(toy_values, tmp_path):
+    return world_of(toy_values, tmp_path)
+
+
+def everyone(world):
+    return np.ones(len(world.candidates.indices), dtype=bool)
+
+
+class Silent:
+    def on_setup(self, what, done, total):
+        pass
+
+    def on_row(self, row, index, num_rows, num_rounds_done):
+        pass
+
+    def on_round(self, record):
+        pass
+
+
+def test_with_everyone_in_it_is_the_run_itself(world, tmp_path):
+    from safetensors.torch import load_file
+
+    world, row = world
+    folder = tmp_path / "run"
+    folder.mkdir()
+    run(world.config, folder, Silent())
+    state, transcript = world.train(row, everyone(world), world.config.seed)
+    published = load_file(folder / "prompts" / "client-001.safetensors")["context"]
+    assert torch.equal(row.method.context(state.shared, state.personal[1]), published)
+    assert torch.equal(state.shared.context, load_file(folder / "prompts" / "global.safetensors")["context"])
+    assert len(transcript.releases) == row.num_rounds
+
+
+def test_an_absent_example_leaves_no_trace(world):
+    world, row = world
+    is_in = everyone(world)
+    is_in[::2] = False
+    state, _ = world.train(row, is_in, 5)
+    features = world.federation.train_features.array.copy()
+    features[world.candidates.indices[~is_in]] *= -1  # whatever it was
+    federation = dataclasses.replace(
+        world.federation, train_features=dataclasses.replace(world.federation.train_features, array=features)
+    )
+    again, _ = dataclasses.replace(world, federation=federation).train(row, is_in, 5)
+    assert torch.equal(state.shared.context, again.shared.context)
+    assert torch.equal(state.personal[1].context, again.personal[1].context)
+    whole, _ = world.train(row, everyone(world), 5)
+    assert not torch.equal(state.personal[1].context, whole.personal[1].context)
+    assert world.federation.train_labels.min() >= 0, "the world itself is untouched"
+
+
+def test_the_divisor_stays_the_public_size_and_no_batch_shows_an_absent_example(world, monkeypatch):
+    world, row = world
+    counts, seen = set(), []
+    true_clip = Mechanism.clip
+
+    def spy(self, channel, grads):
+        counts.add((channel, self.expected_count))
+        if channel is Channel.GLOBAL:
+            seen.append(len(grads))
+        return true_clip(self, channel, grads)
+
+    monkeypatch.setattr(Mechanism, "clip", spy)
+    world.train(row, ~everyone(world), 5)
+    assert counts == {(channel, 0.5 * 24) for channel in Channel}
+    assert seen.count(0) == row.num_rounds, "the audited client has empty batches, the others have not"
+
+
+def test_other_seeds_give_other_batches_and_noise_from_the_same_start(world):
+    world, row = world
+    first, transcript = world.train(row, everyone(world), 5)
+    second, other = world.train(row, everyone(world), 6)
+    assert not torch.equal(first.shared.context, second.shared.context)
+    assert torch.equal(transcript.contexts[0], other.contexts[0])
+
+
+def test_the_transcript_replays_the_global_prompt(world):
+    world, row = world
+    state, transcript = world.train(row, everyone(world), 5)
+    shared, _ = row.method.init(world.federation.model, np.random.default_rng(0))
+    shared = dataclasses.replace(shared, context=transcript.contexts[0])
+    for release in transcript.releases:
+        shared = row.method.server_step(shared, release)
+    assert torch.equal(shared.context, state.shared.context)
+
+
+def test_projections_are_inner_products_with_exact_gradients(world):
+    world, row = world
+    _, transcript = world.train(row, everyone(world), 5)
+    batch = Batch(world.features, torch.from_numpy(world.candidates.labels))
+    expected = []
+    for context, release in zip(transcript.contexts, transcript.releases, strict=True):
+        grads, _ = per_example_gradients(world.federation.model, context, batch)
+        expected.append((grads * release).flatten(1).sum(dim=1) / release.norm())
+    expected = torch.stack(expected).mean(dim=0).numpy()
+    np.testing.assert_allclose(
+        world.projections(row, transcript), expected, rtol=0.02, atol=0.02 * np.abs(expected).max()
+    )
+    assert np.array_equal(world.projections(row, Transcript([], [])), np.zeros(24))
+
+
+def test_members_stand_out_in_the_transcript_of_a_federation_without_noise(toy_values, tmp_path):
+    values = {**toy_values, "privacy": {"epsilon": math.inf, "delta": 1e-3}, "training": {"num_rounds": 6}}
+    world, row = world_of(values, tmp_path)
+    is_in = np.random.default_rng(1).random(24) < 0.5
+    gaps = []
+    for seed in range(3):
+        _, with_members = world.train(row, is_in, seed)
+        _, without = world.train(row, ~is_in, seed)
+        gaps.append(world.projections(row, with_members) - world.projections(row, without))
+    gap = np.mean(gaps, axis=0)
+    assert gap[is_in].mean() > 0 > gap[~is_in].mean()
+
+
+def test_each_audience_sees_the_prompt_it_holds(world):
+    world, row = world
+    state, _ = world.train(row, everyone(world), 5)
+    personal = world.log_probs(row, state, Audience.PERSONAL, world.features)
+    public = world.log_probs(row, state, Audience.PUBLIC, world.features)
+    model = world.federation.model
+    for found, context in (
+        (personal, row.method.context(state.shared, state.personal[1])),
+        (public, state.shared.context),
+    ):
+        torch.testing.assert_close(found, model.logits(world.features, model.text_features(context)).log_softmax(1))
+    assert not torch.allclose(personal, public)
+    features, labels = world.population
+    assert len(features) == len(labels) == 6
+    assert set(labels) <= set(world.candidates.labels)
+
+
+def test_a_row_has_the_audiences_of_its_releases(toy_values, tmp_path):
+    _, both = world_of(toy_values, tmp_path)
+    _, shared = world_of({**toy_values, "method": {"name": "promptfl", "num_ctx": 4}}, tmp_path)
+    _, alone = world_of({**toy_values, "method": {"name": "local_only", "num_ctx": 4}}, tmp_path)
+    assert audiences(both) == [Audience.PUBLIC, Audience.PERSONAL]
+    assert audiences(shared) == [Audience.PUBLIC]
+    assert audiences(alone) == [Audience.PERSONAL]
+
+
+def test_a_watched_method_is_the_method(world):
+    _, row = world
+    twin = watched(row.method, Transcript([], []))
+    assert isinstance(twin, type(row.method))
+    assert vars(twin) == vars(row.method)
+    assert twin.channels == row.method.channels
+    assert ABSENT < 0
+
+
+def test_what_cannot_be_audited_is_refused(world):
+    world, _ = world
+    with pytest.raises(ConfigError, match=r"--client must lie in 0 to 2, got 3"):
+        candidates_of(world.federation, 3)
+    with pytest.raises(ConfigError, match="publishes none"):
+        context_method(METHODS.get("zero_shot")())
