@@ -109,7 +109,7 @@ class TextPass(Protocol):
         """Give b gradients in what the pass was made from.
 
         Args:
-            weights: [b, c] one for each example and class.
+            weights: [b, c] one for each example and class; where most are 0 a tower may have less work.
             directions: [b, d] one for each example; its cotangent of class c's feature is `weights[c] * direction`.
         """
 

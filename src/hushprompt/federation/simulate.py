@@ -267,7 +267,7 @@ class Trainer:
 
         def logits(personal: Personal) -> Float[Tensor, "n c"]:
             with torch.no_grad():
-                return row.method.logits(model, state.shared, personal, features)
+                return row.method.logits(model, state.shared, personal, features).cpu()
 
         def identity(personal: Personal) -> int:
             return 0 if isinstance(personal, NoState) else id(personal)
