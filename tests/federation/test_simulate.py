@@ -56,6 +56,28 @@ def test_a_run_leaves_the_files_of_the_design(toy_config, tmp_path):
     ]  # fmt: skip
 
 
+def test_partition_and_confusion_count_every_example_once(toy_config, tmp_path):
+    folder = fresh(tmp_path)
+    rows = run(toy_config, folder, Silent())
+    dataset = toy_config.data.load()
+    partition = records.read_json(folder / "partition.json")
+    num_classes = len(partition["class_names"])
+    for name, split in dataset.splits.items():
+        table = records.dense_rows(partition[name], num_classes)
+        assert table.shape == (3, num_classes)
+        assert table.sum(axis=0).tolist() == np.bincount(split.labels, minlength=num_classes).tolist()
+    assert "Not private" in partition["note"]
+    for index, row in enumerate(rows):
+        kept = records.read_json(folder / "confusion" / f"row-{index:03d}.json")
+        assert kept["row"] == row.row
+        local, neighbor = (records.dense_rows(kept[whose], num_classes) for whose in ("local", "neighbor"))
+        tests = np.bincount(dataset.splits["test"].labels, minlength=num_classes)
+        assert local.sum(axis=1).tolist() == tests.tolist()
+        assert neighbor.sum(axis=1).tolist() == (2 * tests).tolist()
+        right = [n / of if of else None for n, of in zip(np.diag(local), tests, strict=True)]
+        assert row.per_class == pytest.approx(right)
+
+
 def test_epsilon_so_far_ends_at_the_claim_and_bytes_are_the_shared_prompts(toy_config, tmp_path):
     watcher = Silent()
     rows = run(toy_config, fresh(tmp_path), watcher)
@@ -228,6 +250,28 @@ def test_every_step_draws_one_of_the_views_for_each_of_its_examples(toy_values, 
     monkeypatch.undo()
     run(config, fresh(tmp_path, "again"), Silent())
     assert files(tmp_path / "again") == first
+
+
+def test_who_else_is_in_the_batch_changes_no_examples_view(toy_values, tmp_path, monkeypatch):
+    """Else one example more would change the gradients of all that follow it."""
+    from hushprompt.backbones.feature_files import StoredFeatures
+    from hushprompt.privacy.sampling import PoissonSampler
+
+    values = {**toy_values, "features": {"num_views": 3}, "runtime": {"cache_dir": str(tmp_path / "cache")}}
+    config, true_batches, true_rows, drawn = configs.parse(values), PoissonSampler.batches, StoredFeatures.rows, []
+    monkeypatch.setattr(
+        StoredFeatures,
+        "rows",
+        lambda self, indices, views: drawn.append((indices, views)) or true_rows(self, indices, views),
+    )
+    run(config, fresh(tmp_path, "all"), Silent())
+    whole, drawn[:] = list(drawn), []
+    monkeypatch.setattr(PoissonSampler, "batches", lambda *args: [batch[1:] for batch in true_batches(*args)])
+    run(config, fresh(tmp_path, "first_left_out"), Silent())
+    views_by_batch = {tuple(indices[1:]): tuple(views[1:]) for indices, views in whole if len(indices)}
+    assert len(drawn) == len(whole)
+    for indices, views in drawn:
+        assert not len(indices) or views_by_batch[tuple(indices)] == tuple(views)
 
 
 def test_views_change_the_training_and_one_view_does_not(toy_values, tmp_path):

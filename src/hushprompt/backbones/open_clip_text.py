@@ -95,14 +95,20 @@ class OwnTower:
         return self._projected(pooled)
 
     def encode_shared_prefix(
-        self, prefix: Float[Tensor, "p e"], suffixes: Sequence[Float[Tensor, "_ _ e"]]
+        self, prefix: Float[Tensor, "p e"], suffixes: Sequence[Float[Tensor, "_ _ e"]], dtype: torch.dtype
     ) -> Float[Tensor, "c d"]:
-        """Give the features of prompts that begin alike, not normalized; only where `reads_prefix_once`."""
+        """Give the features of prompts that begin alike, not normalized; only where `reads_prefix_once`.
+
+        Args:
+            prefix: [p, e] embedded tokens that all prompts begin with.
+            suffixes: one [count, length, e] for each length.
+            dtype: of the tower.
+        """
         text = self._text
 
         def run(tokens: Float[Tensor, "l e"], packing: Packing) -> Float[Tensor, "m e"]:
-            x = (tokens + text.positional_embedding[packing.positions])[None]
-            return text.transformer(x, attn_mask=packing.mask)[0, packing.ends]
+            x = (tokens.to(dtype) + text.positional_embedding[packing.positions])[None]
+            return text.transformer(x, attn_mask=packing.mask.to(dtype))[0, packing.ends]
 
         return self._projected(text.ln_final(encode_packed(run, prefix, suffixes)))
 

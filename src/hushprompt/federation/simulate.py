@@ -24,10 +24,18 @@ from hushprompt import records
 from hushprompt.backbones.prompts import PromptModel
 from hushprompt.config import RunConfig
 from hushprompt.errors import ResumeError
+from hushprompt.evaluation.confusion import confusion
 from hushprompt.evaluation.evaluate import NewClasses, Scores, evaluate, mean_scores
 from hushprompt.federation import checkpoint
 from hushprompt.federation.checkpoint import Checkpoints, Progress
-from hushprompt.federation.publish import privacy_record, provenance, write_prompts
+from hushprompt.federation.ledger_file import LedgerFile
+from hushprompt.federation.publish import (
+    confusion_record,
+    partition_record,
+    privacy_record,
+    provenance,
+    write_prompts,
+)
 from hushprompt.federation.rounds import RoundRunner
 from hushprompt.federation.setup import (
     Federation,
@@ -41,6 +49,7 @@ from hushprompt.federation.setup import (
     plan_rows,
 )
 from hushprompt.federation.states import State
+from hushprompt.federation.tracking import tracked
 from hushprompt.methods.base import NoState, Personal
 from hushprompt.records import RoundRecord, RowSummary
 from hushprompt.seeding import stream
@@ -78,7 +87,7 @@ def run(config: RunConfig, folder: Path, observer: Observer, load: Load = load_f
         ConfigError: the config is impossible for this data, or outside the privacy theorem.
         ResumeError: the folder is in use, damaged, or belongs to another config.
     """
-    with records.locked(folder):
+    with records.locked(folder), tracked(config, folder, observer) as observer:
         dataset = load(config.data)
         partition = cut(config, dataset)
         rows = plan_rows(config, client_sizes(partition))
@@ -87,6 +96,7 @@ def run(config: RunConfig, folder: Path, observer: Observer, load: Load = load_f
         model = load_model(config, dataset, rows, load)
         kinds = {row.method.feature_kind for row in rows}
         federation = assemble(config, model, dataset, partition, observer.on_setup, kinds)
+        records.write_compact_json(folder / "partition.json", partition_record(dataset, partition))
         # Clients run side by side on one thread each, so results do not depend on the number of cores.
         with ThreadPoolExecutor(_num_workers(config), initializer=torch.set_num_threads, initargs=(1,)) as pool:
             trainer = Trainer(config, federation, folder, pool, observer, Checkpoints(folder, progress))
@@ -94,11 +104,12 @@ def run(config: RunConfig, folder: Path, observer: Observer, load: Load = load_f
                 if index < progress.row_index:
                     continue
                 observer.on_row(row, index, len(rows), progress.num_rounds_done)
-                state, progress = trainer.train(row, progress)
-                progress = trainer.close_row(row, state, progress)
+                state, progress, stopped = trainer.train(row, progress)
+                progress = trainer.close_row(row, state, progress, stopped)
                 if index == len(rows) - 1:
-                    write_prompts(folder / "prompts", federation.model, row, state.shared, state.personal)
-                    records.write_json(folder / "privacy.json", privacy_record(rows))
+                    spent = trainer.ledger.spent(row)
+                    write_prompts(folder / "prompts", federation.model, spent, state.shared, state.personal)
+                    records.write_json(folder / "privacy.json", privacy_record(*trainer.ledger.outcome(rows)))
                     records.write_json(
                         folder / "summary.json", {"rows": progress.finished_rows, "provenance": provenance(config)}
                     )
@@ -125,17 +136,23 @@ class Trainer:
         self.pool = pool
         self.observer = observer
         self.checkpoints = checkpoints
+        self.ledger = LedgerFile(folder)
         self.rounds = RoundRunner(config, federation, pool)
 
-    def train(self, row: Row, progress: Progress) -> tuple[State, Progress]:
-        """Train a row from the start, or from the checkpoint in the folder."""
+    def train(self, row: Row, progress: Progress) -> tuple[State, Progress, str | None]:
+        """Train a row from the start, or from the checkpoint in the folder; also say why it ended early, if it did."""
+        self.ledger.check(row, progress.num_rounds_done)
         shared, personal = row.method.init(self.federation.model, stream(self.config.seed, "init"))
-        state = State(shared, (personal,) * len(self.federation.partition.clients))
+        num_clients = len(self.federation.partition.clients)
+        state = State(shared, (personal,) * num_clients, row.plan.first_norms(num_clients))
         if progress.num_rounds_done:
             state = checkpoint.load_state(self.folder, state)
         for round_index in range(progress.num_rounds_done, row.num_rounds):
             start = time.perf_counter()
-            most_rounds = int(row.cohorts.most_rounds[round_index + 1])
+            stopped = self.ledger.charge(row, round_index, row.cohorts[round_index].tolist())
+            if stopped is not None:
+                return state, progress, stopped
+            most_rounds = self.ledger.of(row.label).most_rounds
             epsilons = {who: self.pool.submit(row.plan.epsilon, who, most_rounds) for who in row.plan.audiences}
             state, info = self.rounds.round(row, state, round_index)
             scores = self._scores_if_due(row, state, round_index + 1)
@@ -165,7 +182,7 @@ class Trainer:
             )
             progress = self.checkpoints.save(state, progress, changed=info.clients)
             self.observer.on_round(record)
-        return state, progress
+        return state, progress, None
 
     def evaluate(self, row: Row, state: State, *, with_new_classes: bool = False) -> Scores:
         """Score every client's prompt on all evaluation images, and on classes that nobody trains on."""
@@ -182,19 +199,20 @@ class Trainer:
             map_fn=self.pool.map,
         )
 
-    def close_row(self, row: Row, state: State, progress: Progress) -> Progress:
+    def close_row(self, row: Row, state: State, progress: Progress, stopped: str | None) -> Progress:
         """Sum up the trained row and add its summary to the finished ones."""
         start = time.perf_counter()
         if progress.last_scores:
             scores = mean_scores([Scores.from_plain(values) for values in progress.last_scores])
         else:
             scores = self.evaluate(row, state, with_new_classes=True)
-        audience = row.plan.config.audience
+        self._write_confusion(row, state, progress.row_index)
+        audience, plan = row.plan.config.audience, self.ledger.spent(row).plan
         summary = RowSummary(
             row=row.label,
             method=row.method_name,
             title=row.method.title,
-            epsilon=row.plan.epsilon(audience) if row.plan.channels else None,
+            epsilon=plan.epsilon(audience) if plan.channels else None,
             delta=row.plan.config.delta,
             audience=str(audience),
             local=scores.local,
@@ -204,7 +222,8 @@ class Trainer:
             calibration_error=scores.calibration_error,
             seconds=progress.row_seconds + time.perf_counter() - start,
             seed=self.config.seed,
-            num_rounds=row.num_rounds,
+            num_rounds=progress.num_rounds_done,
+            stopped=stopped,
             per_client=[_without_none(dataclasses.asdict(client)) for client in scores.clients],
             per_class=list(scores.per_class),
             num_last_rounds=max(1, len(progress.last_scores)),
@@ -221,6 +240,19 @@ class Trainer:
             last_scores=[],
         )
 
+    def _write_confusion(self, row: Row, state: State, row_index: int) -> None:
+        """Write what the trained row takes for what; a row that is closed again after a kill writes the same file."""
+        federation = self.federation
+        counts = confusion(
+            self._logits_fn(row, state, federation.model, federation.eval_features[row.method.feature_kind]),
+            federation.eval_labels,
+            federation.splits,
+            num_classes=len(federation.model.class_names),
+            map_fn=self.pool.map,
+        )
+        path = self.folder / "confusion" / f"row-{row_index:03d}.json"
+        records.write_compact_json(path, confusion_record(row, counts))
+
     def _scores_if_due(self, row: Row, state: State, num_done: int) -> Scores | None:
         """Score the prompts after `num_done` rounds if the config says so."""
         evaluation = self.config.evaluation
@@ -235,7 +267,7 @@ class Trainer:
 
         def logits(personal: Personal) -> Float[Tensor, "n c"]:
             with torch.no_grad():
-                return row.method.logits(model, state.shared, personal, features)
+                return row.method.logits(model, state.shared, personal, features).cpu()
 
         def identity(personal: Personal) -> int:
             return 0 if isinstance(personal, NoState) else id(personal)
