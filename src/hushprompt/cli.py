@@ -126,10 +126,15 @@ def calibrate(
     audience: Annotated[Audience, typer.Option(help="Whom the target is for.")] = Audience.PERSONAL,
     local_share: Annotated[float, typer.Option(help="Share of the budget for the local release.")] = 0.5,
     relation: Annotated[str, typer.Option(help="add_remove or replace_one.")] = "add_remove",
+    unit: Annotated[str, typer.Option(help="Who is protected: example or client.")] = "example",
+    clients: Annotated[
+        int, typer.Option(help="Number of clients; delta must lie below 1 / this with --unit client.")
+    ] = 1,
     method: Annotated[str, typer.Option(help="Method, which decides what is released.")] = "dp_fpl",
 ) -> None:
     """Give the noise multipliers that a budget needs, and who then has which epsilon."""
     checks.one_of(("add_remove", "replace_one"), neighboring_relation=relation)
+    checks.one_of(("example", "client"), unit=unit)
     sampler: Sampler = (
         DisjointSampler(steps_per_round=steps_per_round)
         if sampling_prob is None
@@ -141,13 +146,17 @@ def calibrate(
         audience=audience,
         local_share=local_share,
         neighboring_relation=relation,  # type: ignore[arg-type]
+        privacy_unit=unit,  # type: ignore[arg-type]
     )
     channels: frozenset[Channel] = METHODS.get(method).channels
-    plan = make_plan(privacy, sampler, channels=channels, num_rounds=rounds, client_sizes=[1])
+    plan = make_plan(privacy, sampler, channels=channels, num_rounds=rounds, client_sizes=[1] * clients)
     for channel, value in plan.noise_multipliers.items():
         console.print(f"noise_multiplier_{channel} = {value:.6g}   (noise std over clip norm)")
-    for name, guarantee in plan.guarantees().items():
+    guarantees = plan.guarantees()
+    for name, guarantee in guarantees.items():
         console.print(f"{tables.AUDIENCES[name]}:\n  {guarantee.statement()}", soft_wrap=True)
+    for line in tables.cross_check_lines({"audiences": {str(n): records.to_json(g) for n, g in guarantees.items()}}):
+        console.print(line, soft_wrap=True)
 
 
 @app.command()
@@ -288,6 +297,8 @@ def show_statement(privacy_json: dict[str, Any]) -> None:
     """Print a privacy record in sentences."""
     for row in privacy_json["rows"]:
         for line in tables.statement_lines(row):
+            console.print(line, soft_wrap=True)
+        for line in [*tables.cross_check_lines(row), *tables.account_lines(row)]:
             console.print(line, soft_wrap=True)
     for key in ("other_client", "server", "not_private", "noise_source", "several_rows"):
         console.print(f"{key.replace('_', ' ')}: {privacy_json[key]}", soft_wrap=True)

@@ -87,6 +87,8 @@ class RowSummary:
     """Local and neighbor accuracy of every client."""
     per_class: list[float | None]
     """Accuracy of each class at its own client, in label order; None where a class has no image."""
+    stopped: str | None = None
+    """Why training ended before its last round; None if it did not."""
     num_last_rounds: int = 1
     """Rounds at the end whose scores are averaged to the ones above; 1 is the last round alone."""
     base: float | None = None

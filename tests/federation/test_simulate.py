@@ -230,6 +230,28 @@ def test_every_step_draws_one_of_the_views_for_each_of_its_examples(toy_values, 
     assert files(tmp_path / "again") == first
 
 
+def test_who_else_is_in_the_batch_changes_no_examples_view(toy_values, tmp_path, monkeypatch):
+    """Else one example more would change the gradients of all that follow it."""
+    from hushprompt.backbones.feature_files import StoredFeatures
+    from hushprompt.privacy.sampling import PoissonSampler
+
+    values = {**toy_values, "features": {"num_views": 3}, "runtime": {"cache_dir": str(tmp_path / "cache")}}
+    config, true_batches, true_rows, drawn = configs.parse(values), PoissonSampler.batches, StoredFeatures.rows, []
+    monkeypatch.setattr(
+        StoredFeatures,
+        "rows",
+        lambda self, indices, views: drawn.append((indices, views)) or true_rows(self, indices, views),
+    )
+    run(config, fresh(tmp_path, "all"), Silent())
+    whole, drawn[:] = list(drawn), []
+    monkeypatch.setattr(PoissonSampler, "batches", lambda *args: [batch[1:] for batch in true_batches(*args)])
+    run(config, fresh(tmp_path, "first_left_out"), Silent())
+    views_by_batch = {tuple(indices[1:]): tuple(views[1:]) for indices, views in whole if len(indices)}
+    assert len(drawn) == len(whole)
+    for indices, views in drawn:
+        assert not len(indices) or views_by_batch[tuple(indices)] == tuple(views)
+
+
 def test_views_change_the_training_and_one_view_does_not(toy_values, tmp_path):
     results = {}
     for num_views in (1, 2):

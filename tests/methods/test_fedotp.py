@@ -6,12 +6,11 @@ import torch.nn.functional as F
 
 from hushprompt.backbones.prompts import PromptModel
 from hushprompt.backbones.toy import Toy
-from hushprompt.methods.alignment import aligned_gradients, aligned_logits, images_per_pass
 from hushprompt.methods.base import Batch
-from hushprompt.methods.fedotp import FedOTP
+from hushprompt.methods.fedotp import FedOTP, aligned_logits
 from hushprompt.methods.optimizer import Optimizer
 from hushprompt.methods.transport import Transport
-from hushprompt.privacy.plan import Channel
+from hushprompt.privacy.plan import Channel, Mechanism
 
 SGD = Optimizer(learning_rate=0.1, momentum=0.0)
 LAYOUTS = [{}, {"is_class_specific": True, "name_position": "middle"}]
@@ -89,40 +88,41 @@ def test_a_step_without_noise_is_the_papers_step_by_plain_autograd_and_pot(
     assert info.loss == pytest.approx(float(F.cross_entropy(slow, batch.labels)), rel=1e-4)
 
 
+def step_gradients(method, model, batch, make_mechanism):
+    """What a step gives to clipping, by channel."""
+    heard = {}
+
+    class Listening(Mechanism):
+        def clip(self, channel, grads):
+            heard[channel] = grads
+            return super().clip(channel, grads)
+
+    honest = make_mechanism(method.channels, Channel.LOCAL)
+    spy = Listening(plan=honest.plan, allowed=Channel.LOCAL, expected_count=7.0, rng=rng())
+    method.client_step(model, *method.init(model, rng()), batch, spy, rng())
+    return heard
+
+
 @pytest.mark.parametrize("is_causal", [True, False])
-def test_an_example_does_not_feel_the_others_not_even_through_its_plan(model, batch, is_causal):
+def test_an_example_does_not_feel_the_others_not_even_through_its_plan(model, batch, make_mechanism, is_causal):
     """What clipping per example rests on."""
-    model, transport = PromptModel(Toy(is_causal=is_causal).load(), model.class_names), Transport()
-    contexts = [torch.from_numpy(rng(seed).normal(0, 0.5, size=(4, 8))).float() for seed in (0, 1)]
-    together, losses = aligned_gradients(model, contexts, batch, transport)
+    model, method = PromptModel(Toy(is_causal=is_causal).load(), model.class_names), FedOTP(num_ctx=4, init_std=0.5)
+    together = step_gradients(method, model, batch, make_mechanism)
     for index in range(7):
         one = Batch(batch.image_features[index : index + 1], batch.labels[index : index + 1])
-        alone, loss = aligned_gradients(model, contexts, one, transport)
-        torch.testing.assert_close(losses[index], loss[0])
-        for mine, whole in zip(alone, together, strict=True):
-            assert (mine[0] - whole[index]).norm() < 1e-4 * mine.norm()
+        for channel, grads in step_gradients(method, model, one, make_mechanism).items():
+            assert (grads[0] - together[channel][index]).norm() < 1e-5 * grads.norm()
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 64])
-def test_results_do_not_depend_on_how_a_batch_is_cut(model, batch, chunk, monkeypatch):
-    transport = Transport()
-    contexts = [torch.from_numpy(rng(seed).normal(0, 0.5, size=(4, 8))).float() for seed in (0, 1)]
-    whole, losses = aligned_gradients(model, contexts, batch, transport)
-    features = torch.stack([model.text_features(context) for context in contexts])
-    logits = aligned_logits(model, features, batch.image_features, transport)
-    monkeypatch.setattr("hushprompt.methods.alignment.images_per_pass", lambda *_: chunk)
-    cut, cut_losses = aligned_gradients(model, contexts, batch, transport)
-    torch.testing.assert_close(cut_losses, losses)
-    for left, right in zip(cut, whole, strict=True):
-        assert (left - right).norm() <= 1e-5 * right.norm()
-    torch.testing.assert_close(aligned_logits(model, features, batch.image_features, transport), logits)
-
-
-def test_memory_decides_how_many_images_are_matched_at_once(model):
-    assert images_per_pass(model, 2, 9) > 10**9
-    limited = PromptModel(model.backbone, model.class_names, memory_mb=1)
-    assert images_per_pass(limited, 2, 9) == 2**20 // (4 * 5 * 2 * (8 * 9 + 2 * 6)) > 1
-    assert images_per_pass(PromptModel(model.backbone, model.class_names * 400, memory_mb=1), 2, 9) == 1
+@pytest.mark.parametrize("num_costs", [1, 90, 300, 10**6])
+def test_scores_do_not_depend_on_how_images_are_cut(model, batch, num_costs, monkeypatch):
+    method = FedOTP(num_ctx=4, init_std=0.5)
+    states = method.init(model, rng())
+    features = torch.stack([model.text_features(state.context) for state in states])
+    whole = aligned_logits(model, features, batch.image_features, method.transport)
+    monkeypatch.setattr("hushprompt.methods.fedotp.COSTS_PER_PASS", num_costs)
+    cut = method.logits(model, *states, batch.image_features)
+    torch.testing.assert_close(cut, whole, rtol=1e-5, atol=1e-5)
 
 
 def test_with_one_patch_and_all_mass_it_scores_by_the_mean_of_both_prompts(model, batch):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from hushprompt.errors import ConfigError
-from hushprompt.privacy.sampling import DisjointSampler, PoissonSampler
+from hushprompt.privacy.sampling import DisjointSampler, EqualBatchesSampler, PoissonSampler
 
 
 def test_poisson_includes_each_example_with_its_probability_independently():
@@ -19,6 +19,17 @@ def test_poisson_batch_sizes_vary_as_a_binomial_does():
     sizes = np.array([len(batch) for batch in sampler.batches(50, np.random.default_rng(1))])
     assert abs(sizes.mean() - sampler.expected_batch_size(50)) < 0.3
     assert abs(sizes.var() - 50 * 0.3 * 0.7) < 1.5
+
+
+def test_equal_batches_draw_small_clients_more_often():
+    sampler = EqualBatchesSampler(batch_size=6, steps_per_round=4000)
+    for size, prob in ((4, 1.0), (12, 0.5), (60, 0.1)):
+        assert sampler.amplification_for(size) == prob
+        assert sampler.expected_batch_size(size) == min(6, size)
+        sizes = np.array([len(batch) for batch in sampler.batches(size, np.random.default_rng(size))])
+        assert abs(sizes.mean() - min(6, size)) < 0.2
+    assert sampler.amplification_prob == 1.0
+    assert sampler.num_releases(7) == 28000
 
 
 def test_every_poisson_step_is_a_release():

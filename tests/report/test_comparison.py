@@ -52,7 +52,7 @@ def test_folder_names_and_threads_tell_nothing_apart_but_a_rank_does(toy_values,
     ]
     table = made.table(comparison(paths))
     assert table.header[:3] == ("method", "rank", "epsilon")
-    assert [(row[1], row[3], row[-1]) for row in table.rows] == [("2", "55.0 ± 7.1", "2"), ("1", "70.0", "1")]
+    assert [(row[1], row[3], row[-1]) for row in table.rows] == [("1", "70.0", "1"), ("2", "55.0 ± 7.1", "2")]
 
 
 def test_references_of_a_run_are_rows_like_those_of_runs_of_their_own(toy_values, tmp_path):
@@ -105,7 +105,7 @@ def test_what_does_not_mean_the_same_is_refused_and_named(toy_values, tmp_path, 
     assert len(tables) == 2
     assert all(section in title and len(members) == 1 for title, members in tables)
     key = f"{section}.{next(iter(change))}"
-    with pytest.raises(ConfigError, match="no row has that setting"):
+    with pytest.raises(ConfigError, match="names no setting of these rows"):
         grouping.split(groups, [f"{key}s"])
 
 
@@ -180,6 +180,14 @@ def test_a_pivot_has_a_column_for_each_budget(grid):
     assert "Seeds: 3." in table.notes
     with pytest.raises(ConfigError, match="'rank' names no setting"):
         made.pivot(comparison(grid), "rank", "local")
+
+
+def test_rows_without_a_budget_stand_in_the_table_of_every_budget(grid):
+    groups = grouping.group(results.read(grid)[0])
+    tables = grouping.split(groups, ["epsilon"])
+    assert [title for title, _ in tables] == ["privacy.epsilon = inf", "privacy.epsilon = 2"]
+    for _, members in tables:
+        assert [group.title for group in members] == ["zero-shot template", "PromptFL", "DP-FPL"]
 
 
 def test_epsilon_has_all_that_gives_it_meaning_under_the_table(grid):

@@ -171,3 +171,11 @@ def test_every_shipped_sweep_expands(path):
     assert len(runs) > 1
     assert len({run.config.seed for run in runs}) >= 2
     assert len({run.name for run in runs}) == len(runs)
+
+
+def test_the_wide_embedded_grid_goes_on_where_the_other_stopped():
+    core, wide = (
+        {run.identity for run in plan.expand(plan.load(ROOT / "configs" / "sweeps" / f"{name}.toml"))}
+        for name in ("embedded", "embedded-wide")
+    )
+    assert core < wide

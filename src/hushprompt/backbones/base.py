@@ -122,6 +122,7 @@ class PullBackBackbone(SharedPrefixBackbone, Protocol):
         """Encode prompts that begin alike, as `encode_shared_prefix`; gradients are those in the prefix [p, e]."""
 
 
+@runtime_checkable
 class PatchBackbone(Backbone, Protocol):
     """A backbone that also places the parts of an image in the space of the texts. Having the method declares it."""
 

@@ -68,7 +68,8 @@ def average(arrived: Sequence[Any], weights: Sequence[float], start: Any) -> Any
     """Give `start` plus the weighted sum of the clients' moves from it, tensor by tensor.
 
     Source: McMahan et al. 2017 (arXiv:1602.05629), Algorithm 1, with the weights of the whole cohort: a client that
-    failed counts as one that did not move, so the divisor stays public whoever showed up.
+    failed counts as one that did not move, so the divisor stays public whoever showed up. Whole numbers are counts of
+    steps and no matter of weights: all who arrived agree on them.
 
     Args:
         arrived: trees of the same tensors: copies of what is shared, or gradients.
@@ -78,10 +79,13 @@ def average(arrived: Sequence[Any], weights: Sequence[float], start: Any) -> Any
     starts, moved = flatten(start), [flatten(state) for state in arrived]
     means = {}
     for name, tensor in starts.items():
+        if not tensor.is_floating_point():
+            means[name] = torch.stack([tensors[name] for tensors in moved]).amax(dim=0)
+            continue
         total = tensor.double()
         for weight, tensors in zip(weights, moved, strict=True):
             total = total + weight * (tensors[name].double() - tensor.double())
-        means[name] = (total if tensor.is_floating_point() else total.round()).to(tensor.dtype)
+        means[name] = total.to(tensor.dtype)
     return restore(start, means)
 
 

@@ -27,6 +27,8 @@ from hushprompt.federation.states import State, flatten, restore
 
 FILE = "checkpoint/state.safetensors"
 SEGMENT = "personal-*.safetensors"
+NORMS = "clip_norms."
+"""What the names of adaptive clip norms begin with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +88,8 @@ class Checkpoints:
             self._append(state, progress, set(changed))
         progress = dataclasses.replace(progress, segments=list(self._segments))
         metadata = json.dumps(dataclasses.asdict(progress))
-        files.write_tensors(self._folder / Path(FILE).name, flatten(state.shared), metadata)
+        norms = {} if state.norms is None else flatten(state.norms, NORMS)
+        files.write_tensors(self._folder / Path(FILE).name, {**flatten(state.shared), **norms}, metadata)
         if not set(before) <= set(self._segments):
             self._tidy()
         return progress
@@ -136,7 +139,11 @@ def load_state(folder: Path, template: State) -> State:
     path = folder / FILE
     progress = load_progress(folder)
     assert progress is not None, "there is a checkpoint"
-    shared = _fitting(path, template.shared, _read(path))
+    tensors = _read(path)
+    norms, own = template.norms, {key: tensor for key, tensor in tensors.items() if key.startswith(NORMS)}
+    if norms is not None:
+        norms = _fitting(path, norms, {key.removeprefix(NORMS): tensor for key, tensor in own.items()})
+    shared = _fitting(path, template.shared, {key: tensor for key, tensor in tensors.items() if key not in own})
     personal, waiting = list(template.personal), set(range(len(template.personal)))
     for name in reversed(progress.segments):
         segment = folder / "checkpoint" / name
@@ -151,7 +158,7 @@ def load_state(folder: Path, template: State) -> State:
         for client_id, tensors in by_client.items():
             personal[client_id] = _fitting(segment, personal[client_id], tensors)
         waiting -= clients
-    return dataclasses.replace(template, shared=shared, personal=tuple(personal))
+    return dataclasses.replace(template, shared=shared, personal=tuple(personal), norms=norms)
 
 
 def _fitting(path: Path, template: Any, tensors: dict[str, Tensor]) -> Any:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import json
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from hushprompt.backbones.prompts import PromptModel
 from hushprompt.config import RunConfig
 from hushprompt.federation.setup import Row
 from hushprompt.methods.base import Personal, Published, Shared
+from hushprompt.privacy.adaptive import count_std
+from hushprompt.privacy.ledger import Account
 from hushprompt.privacy.plan import Audience, Channel
 
 TRUSTED_SERVER = (
@@ -30,9 +34,14 @@ NOT_PRIVATE = (
     "Not private, simulation only: training losses in records.jsonl, and the checkpoint, which belongs to the "
     "simulation. Accuracies are read from evaluation images, which this guarantee does not cover."
 )
-SIMULATED_NOISE = (
-    "Noise comes from the run's seed: a repeatable simulation. Whoever knows the seed can remove the noise."
-)
+NOISE_SOURCE = {
+    "seeded": "Noise comes from the run's seed: a repeatable simulation. Whoever knows the seed can remove the noise.",
+    "secure": (
+        "Noise comes from the operating system's cryptographic generator, as exact discrete Gaussians on a grid, and "
+        "batches from streams seeded by it. The run's seed says nothing about either, so the run cannot be repeated. "
+        "It can be resumed; a round that runs again is charged again."
+    ),
+}
 ROWS = "Each row is accounted for on its own; publishing several rows of one run adds up their privacy losses."
 
 
@@ -62,8 +71,13 @@ def write_prompts(folder: Path, model: PromptModel, row: Row, shared: Shared, pe
         write(f"client-{client_id:03d}", mine, Audience.PERSONAL, client_id=client_id)
 
 
-def privacy_record(rows: list[Row]) -> dict[str, Any]:
-    """Give `privacy.json`: per row the mechanisms, their composed event, and the guarantee of every audience."""
+def privacy_record(rows: list[Row], accounts: Mapping[str, list[Account]] | None = None) -> dict[str, Any]:
+    """Give `privacy.json`: per row the mechanisms, their composed event, and the guarantee of every audience.
+
+    Args:
+        rows: with plans that say what was spent, or, for a run that is not trained, what is planned.
+        accounts: by row, each distinct guarantee and its clients, from the ledger; None before training.
+    """
     return {
         "rows": [
             {
@@ -74,8 +88,11 @@ def privacy_record(rows: list[Row]) -> dict[str, Any]:
                 "clipped": "examples" if row.plan.batch_clipping is None else "batches",
                 "sensitivities": {str(c): row.plan.sensitivity(c) for c in row.plan.clip_norms},
                 "noise_multipliers": {str(c): value for c, value in row.plan.noise_multipliers.items()},
+                "adaptive_clipping": _adaptive_clipping(row),
                 "sampling": row.plan.sampler.description,
                 "num_rounds": row.num_rounds,
+                "limit": row.plan.limit,
+                "clients": [dataclasses.asdict(account) for account in (accounts or {}).get(row.label, [])],
                 "participation": participation(row),
                 "audiences": {
                     str(audience): {**guarantee.to_json(), "statement": guarantee.statement()}
@@ -87,8 +104,24 @@ def privacy_record(rows: list[Row]) -> dict[str, Any]:
         "other_client": "Sees what the public sees, and has the same guarantee as the public.",
         "server": UNTRUSTED_SERVER if rows[-1].plan.config.noise_at == "client" else TRUSTED_SERVER,
         "not_private": NOT_PRIVATE,
-        "noise_source": SIMULATED_NOISE,
+        "noise_source": NOISE_SOURCE[rows[-1].plan.config.noise_source],
         "several_rows": ROWS,
+    }
+
+
+def _adaptive_clipping(row: Row) -> dict[str, Any] | None:
+    """Say how clip norms follow the data, and how each release's noise is shared between sum and count."""
+    config = row.plan.config
+    if config.adaptive_quantile is None:
+        return None
+    return {
+        "quantile": config.adaptive_quantile,
+        "rate": config.adaptive_rate,
+        "sum_noise_multipliers": {str(c): row.plan.sum_multiplier(c) for c in sorted(row.plan.channels)},
+        "count_noise_std": {
+            str(c): count_std(z, config.adaptive_share) for c, z in sorted(row.plan.noise_multipliers.items())
+        },
+        "note": "clip_norms are those of the first step; noise_multipliers are those of sum and count together.",
     }
 
 

@@ -22,6 +22,7 @@ from hushprompt.federation.cohort import survivors
 from hushprompt.federation.setup import Federation, Row
 from hushprompt.federation.states import State
 from hushprompt.methods.base import Batch, Personal, Shared, StepInfo, Upload
+from hushprompt.privacy.adaptive import ClipNorms
 from hushprompt.privacy.plan import Channel, Mechanism
 from hushprompt.seeding import stream
 
@@ -47,6 +48,8 @@ class Turn:
     personal: Personal
     losses: tuple[float, ...]
     """One a step. Not private."""
+    norm: float | None
+    """Clip norm of the client's next local release, where norms are adaptive."""
 
 
 class RoundRunner:
@@ -64,18 +67,24 @@ class RoundRunner:
         cohort = row.cohorts[round_index]
         present = survivors(cohort, self.training.dropout_rate, stream(self.seed, "dropout", round_index)).tolist()
         batches = [
-            row.plan.sampler.batches(len(self._train_index[client_id]), stream(self.seed, "batch", *place, client_id))
+            row.plan.sampler.batches(
+                len(self._train_index[client_id]),
+                row.plan.private_stream(stream(self.seed, "batch", *place, client_id)),
+            )
             for client_id in present
         ]
         shared = row.method.begin_round(state.shared)
         personal = [state.personal[client_id] for client_id in present]
+        norms = state.norms
         losses, up, down = [], 0, 0
         for first in range(0, row.plan.sampler.steps_per_round, self.training.local_steps):
             chosen = [batch[first : first + self.training.local_steps] for batch in batches]
-            turns = self._turns(row, shared, personal, present, chosen, (*place, first))
+            turns = self._turns(row, shared, norms, personal, present, chosen, (*place, first))
             messages = [turn.message for turn in turns if turn.message is not None]
             if messages:
-                shared = self._server(row, shared, messages, present, cohort.tolist(), (*place, first))
+                shared, norms = self._server(row, shared, norms, messages, present, cohort.tolist(), (*place, first))
+            if norms is not None:
+                norms = norms.with_local(dict(zip(present, (turn.norm for turn in turns), strict=True)))
             personal = [turn.personal for turn in turns]
             losses += [_mean(step) for step in zip(*(turn.losses for turn in turns), strict=True)]
             up += sum(map(aggregate.num_bytes, messages))
@@ -83,12 +92,13 @@ class RoundRunner:
         everyone = list(state.personal)
         for client_id, own in zip(present, personal, strict=True):
             everyone[client_id] = own
-        return State(shared, tuple(everyone)), RoundInfo(_mean(losses), up, down, tuple(present))
+        return State(shared, tuple(everyone), norms), RoundInfo(_mean(losses), up, down, tuple(present))
 
     def _turns(
         self,
         row: Row,
         shared: Shared,
+        norms: ClipNorms | None,
         personal: Sequence[Personal],
         present: Sequence[int],
         chosen: Sequence[Sequence[np.ndarray]],
@@ -97,13 +107,15 @@ class RoundRunner:
         """Let every client that is present take its turn, side by side; `place` is that of the turn's first step."""
         running = {}
         for at in sorted(range(len(present)), key=lambda at: -sum(map(len, chosen[at]))):  # evens out the end
-            running[at] = self.pool.submit(self._turn, row, shared, personal[at], present[at], chosen[at], place)
+            own = (personal[at], present[at], chosen[at])
+            running[at] = self.pool.submit(self._turn, row, shared, norms, *own, place)
         return [running[at].result() for at in range(len(present))]
 
     def _turn(
         self,
         row: Row,
         shared: Shared,
+        norms: ClipNorms | None,
         personal: Personal,
         client_id: int,
         batches: Sequence[np.ndarray],
@@ -112,19 +124,22 @@ class RoundRunner:
         """Take a client's steps until it meets the server, on its own copy of what is shared."""
         label, round_index, first = place
         message: Any = None
+        norm: float | None = None
         losses = []
         for step, batch_index in enumerate(batches, start=first):
             here = (label, round_index, step)
-            upload, personal, info = self._client_step(row, shared, personal, client_id, batch_index, here)
+            mechanism = self._mechanism(row, norms, Channel.LOCAL, client_id, here)
+            upload, personal, info = self._client_step(row, shared, personal, client_id, batch_index, here, mechanism)
+            norm = mechanism.next_norms.get(Channel.LOCAL, norm)
             losses.append(info.loss)
             if self.travels is Travels.SUMS:
                 message = aggregate.pack(upload)
                 continue
-            noise = self._mechanism(row, Channel.GLOBAL, client_id, here)
+            noise = self._mechanism(row, norms, Channel.GLOBAL, client_id, here)
             message = aggregate.pack_private(upload, noise)
             if self.travels is Travels.COPIES and message is not None:
                 message = shared = row.method.server_step(shared, message)
-        return Turn(message, personal, tuple(losses))
+        return Turn(message, personal, tuple(losses), norm)
 
     def _client_step(
         self,
@@ -134,16 +149,18 @@ class RoundRunner:
         client_id: int,
         batch_index: np.ndarray,
         place: tuple[str, int, int],
+        mechanism: Mechanism,
     ) -> tuple[Upload, Personal, StepInfo]:
         """Run one client's step on its own data, with its own noise stream."""
-        chosen = self._train_index[client_id][torch.from_numpy(batch_index)]
-        # Which view stands for an example is drawn uniformly, for each example on its own and whatever the data: given
-        # the draws, one example still gives one clipped gradient, so sensitivity and epsilon are those of one view.
+        index = self._train_index[client_id]
+        chosen = index[torch.from_numpy(batch_index)]
+        # Which view stands for an example is drawn uniformly, for each of the client's examples on its own and whoever
+        # is in the batch: given the draws, one example gives one clipped gradient and changes no other example's view,
+        # so sensitivity and epsilon are those of one view.
         views = stream(self.seed, "view", *place, client_id)
         features = self.federation.train_features[row.method.feature_kind]
-        rows = features.rows(chosen.numpy(), views.integers(features.num_views, size=len(chosen)))
+        rows = features.rows(chosen.numpy(), views.integers(features.num_views, size=len(index))[batch_index])
         batch = Batch(rows, self.federation.train_labels[chosen])
-        mechanism = self._mechanism(row, Channel.LOCAL, client_id, place)
         rng = stream(self.seed, "method", *place, client_id)
         return row.method.client_step(self.federation.model, shared, personal, batch, mechanism, rng)
 
@@ -151,11 +168,12 @@ class RoundRunner:
         self,
         row: Row,
         shared: Shared,
+        norms: ClipNorms | None,
         messages: Sequence[Any],
         present: Sequence[int],
         cohort: Sequence[int],
         place: tuple[str, int, int],
-    ) -> Shared:
+    ) -> tuple[Shared, ClipNorms | None]:
         """Move what is shared by what arrived; every divisor is that of the whole cohort, whoever showed up."""
         if self.travels is Travels.SUMS:
             summed = aggregate.unpack_sum(messages)
@@ -163,20 +181,28 @@ class RoundRunner:
             expected = sum(self._expected_batch_size(row, client_id) for client_id in cohort)
             noise = stream(self.seed, "noise", "global", *place)
             mechanism = row.plan.mechanism(
-                allowed=Channel.GLOBAL, expected_count=expected, rng=noise, num_clients=len(cohort)
+                allowed=Channel.GLOBAL,
+                expected_count=expected,
+                rng=noise,
+                num_clients=len(cohort),
+                clip_norms=None if norms is None else norms.of(cohort[0]),
             )
-            return row.method.server_step(shared, mechanism.release(Channel.GLOBAL, summed))
+            shared = row.method.server_step(shared, mechanism.release(Channel.GLOBAL, summed))
+            return shared, norms if norms is None else norms.with_shared(mechanism.next_norms[Channel.GLOBAL])
         total = sum(map(self._weight, cohort))
         weights = [self._weight(client_id) / total for client_id in present]
         if self.travels is Travels.GRADIENTS:
-            return row.method.server_step(shared, aggregate.average_gradients(messages, weights))
-        return aggregate.average(messages, weights, shared)
+            return row.method.server_step(shared, aggregate.average_gradients(messages, weights)), norms
+        return aggregate.average(messages, weights, shared), norms
 
-    def _mechanism(self, row: Row, channel: Channel, client_id: int, place: tuple[str, int, int]) -> Mechanism:
+    def _mechanism(
+        self, row: Row, norms: ClipNorms | None, channel: Channel, client_id: int, place: tuple[str, int, int]
+    ) -> Mechanism:
         """Give a client its tool for one release, with a noise stream of its own."""
         noise = stream(self.seed, "noise", str(channel), *place, client_id)
         count = self._expected_batch_size(row, client_id)
-        return row.plan.mechanism(allowed=channel, expected_count=count, rng=noise)
+        own = None if norms is None else norms.of(client_id)
+        return row.plan.mechanism(allowed=channel, expected_count=count, rng=noise, clip_norms=own)
 
     def _expected_batch_size(self, row: Row, client_id: int) -> float:
         """Give the public expected size of a client's batch."""

@@ -216,7 +216,11 @@ def plan_rows(config: RunConfig, sizes: list[int]) -> list[Row]:
         privacy = config.privacy
         if epsilon is not None:
             privacy = dataclasses.replace(
-                privacy, epsilon=epsilon, noise_multiplier_local=None, noise_multiplier_global=None
+                privacy,
+                epsilon=epsilon,
+                noise_multiplier_local=None,
+                noise_multiplier_global=None,
+                max_epsilon=None,
             )
         own_cohorts = cohorts if method.channels else Cohorts(cohorts.members[:0], cohorts.num_clients)
         plan = make_plan(

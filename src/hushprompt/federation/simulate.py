@@ -27,6 +27,7 @@ from hushprompt.errors import ResumeError
 from hushprompt.evaluation.evaluate import NewClasses, Scores, evaluate, mean_scores
 from hushprompt.federation import checkpoint
 from hushprompt.federation.checkpoint import Checkpoints, Progress
+from hushprompt.federation.ledger_file import LedgerFile
 from hushprompt.federation.publish import privacy_record, provenance, write_prompts
 from hushprompt.federation.rounds import RoundRunner
 from hushprompt.federation.setup import (
@@ -94,11 +95,12 @@ def run(config: RunConfig, folder: Path, observer: Observer, load: Load = load_f
                 if index < progress.row_index:
                     continue
                 observer.on_row(row, index, len(rows), progress.num_rounds_done)
-                state, progress = trainer.train(row, progress)
-                progress = trainer.close_row(row, state, progress)
+                state, progress, stopped = trainer.train(row, progress)
+                progress = trainer.close_row(row, state, progress, stopped)
                 if index == len(rows) - 1:
-                    write_prompts(folder / "prompts", federation.model, row, state.shared, state.personal)
-                    records.write_json(folder / "privacy.json", privacy_record(rows))
+                    spent = trainer.ledger.spent(row)
+                    write_prompts(folder / "prompts", federation.model, spent, state.shared, state.personal)
+                    records.write_json(folder / "privacy.json", privacy_record(*trainer.ledger.outcome(rows)))
                     records.write_json(
                         folder / "summary.json", {"rows": progress.finished_rows, "provenance": provenance(config)}
                     )
@@ -125,17 +127,23 @@ class Trainer:
         self.pool = pool
         self.observer = observer
         self.checkpoints = checkpoints
+        self.ledger = LedgerFile(folder)
         self.rounds = RoundRunner(config, federation, pool)
 
-    def train(self, row: Row, progress: Progress) -> tuple[State, Progress]:
-        """Train a row from the start, or from the checkpoint in the folder."""
+    def train(self, row: Row, progress: Progress) -> tuple[State, Progress, str | None]:
+        """Train a row from the start, or from the checkpoint in the folder; also say why it ended early, if it did."""
+        self.ledger.check(row, progress.num_rounds_done)
         shared, personal = row.method.init(self.federation.model, stream(self.config.seed, "init"))
-        state = State(shared, (personal,) * len(self.federation.partition.clients))
+        num_clients = len(self.federation.partition.clients)
+        state = State(shared, (personal,) * num_clients, row.plan.first_norms(num_clients))
         if progress.num_rounds_done:
             state = checkpoint.load_state(self.folder, state)
         for round_index in range(progress.num_rounds_done, row.num_rounds):
             start = time.perf_counter()
-            most_rounds = int(row.cohorts.most_rounds[round_index + 1])
+            stopped = self.ledger.charge(row, round_index, row.cohorts[round_index].tolist())
+            if stopped is not None:
+                return state, progress, stopped
+            most_rounds = self.ledger.of(row.label).most_rounds
             epsilons = {who: self.pool.submit(row.plan.epsilon, who, most_rounds) for who in row.plan.audiences}
             state, info = self.rounds.round(row, state, round_index)
             scores = self._scores_if_due(row, state, round_index + 1)
@@ -165,7 +173,7 @@ class Trainer:
             )
             progress = self.checkpoints.save(state, progress, changed=info.clients)
             self.observer.on_round(record)
-        return state, progress
+        return state, progress, None
 
     def evaluate(self, row: Row, state: State, *, with_new_classes: bool = False) -> Scores:
         """Score every client's prompt on all evaluation images, and on classes that nobody trains on."""
@@ -182,19 +190,19 @@ class Trainer:
             map_fn=self.pool.map,
         )
 
-    def close_row(self, row: Row, state: State, progress: Progress) -> Progress:
+    def close_row(self, row: Row, state: State, progress: Progress, stopped: str | None) -> Progress:
         """Sum up the trained row and add its summary to the finished ones."""
         start = time.perf_counter()
         if progress.last_scores:
             scores = mean_scores([Scores.from_plain(values) for values in progress.last_scores])
         else:
             scores = self.evaluate(row, state, with_new_classes=True)
-        audience = row.plan.config.audience
+        audience, plan = row.plan.config.audience, self.ledger.spent(row).plan
         summary = RowSummary(
             row=row.label,
             method=row.method_name,
             title=row.method.title,
-            epsilon=row.plan.epsilon(audience) if row.plan.channels else None,
+            epsilon=plan.epsilon(audience) if plan.channels else None,
             delta=row.plan.config.delta,
             audience=str(audience),
             local=scores.local,
@@ -204,7 +212,8 @@ class Trainer:
             calibration_error=scores.calibration_error,
             seconds=progress.row_seconds + time.perf_counter() - start,
             seed=self.config.seed,
-            num_rounds=row.num_rounds,
+            num_rounds=progress.num_rounds_done,
+            stopped=stopped,
             per_client=[_without_none(dataclasses.asdict(client)) for client in scores.clients],
             per_class=list(scores.per_class),
             num_last_rounds=max(1, len(progress.last_scores)),

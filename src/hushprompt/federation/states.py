@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from hushprompt.methods.base import Personal, Shared
+from hushprompt.privacy.adaptive import ClipNorms
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,8 @@ class State:
     shared: Shared
     personal: tuple[Personal, ...]
     """One a client; clients that have not moved apart may have one and the same object."""
+    norms: ClipNorms | None = None
+    """Clip norms of the next step, where they are adaptive."""
 
 
 def flatten(state: Any, prefix: str = "") -> dict[str, Tensor]:
@@ -48,5 +51,6 @@ def _children(state: Any) -> list[tuple[str, Any]]:
     if isinstance(state, tuple):
         return [(str(index), child) for index, child in enumerate(state)]
     if dataclasses.is_dataclass(state) and not isinstance(state, type):
-        return [(f.name, getattr(state, f.name)) for f in dataclasses.fields(state)]
+        fields = [(f.name, getattr(state, f.name)) for f in dataclasses.fields(state)]
+        return [(name, value) for name, value in fields if value is not None]  # None: nothing of that kind
     raise TypeError(f"A state is made of frozen dataclasses, tuples and tensors, got {type(state).__qualname__}.")

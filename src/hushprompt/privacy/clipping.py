@@ -5,7 +5,7 @@ Source: Abadi et al. 2016 (arXiv:1607.00133), Algorithm 1.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
@@ -26,6 +26,8 @@ class ClippedSum:
     """[*p] the sum."""
     sensitivity: float
     """L2 distance that adding or removing one contribution can move `value`, in gradient units."""
+    centered_count: float = field(default=0.0, repr=False)
+    """Sum over contributions of 1/2 for one that was not clipped, -1/2 for one that was: for adaptive clip norms."""
 
 
 def clipped_sum(grads: Float[Tensor, "b *p"], clip_norm: float) -> ClippedSum:
@@ -49,7 +51,8 @@ def clipped_sum(grads: Float[Tensor, "b *p"], clip_norm: float) -> ClippedSum:
     checks.finite(clip_norm=clip_norm)
     scale = clip_factors(grads, clip_norm)
     finite = grads.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
-    return ClippedSum(torch.einsum("b,b...->...", scale, finite), clip_norm)
+    centered_count = float((scale == 1).sum()) - len(grads) / 2
+    return ClippedSum(torch.einsum("b,b...->...", scale, finite), clip_norm, centered_count)
 
 
 def as_one_contribution(grads: Float[Tensor, "b *p"]) -> Float[Tensor, "1 *p"]:
@@ -87,4 +90,8 @@ def add_up(sums: list[ClippedSum]) -> ClippedSum:
             f"Clipped sums with different sensitivities cannot be added: {sorted(sensitivities)}. "
             "Use one clip norm for all clients."
         )
-    return ClippedSum(torch.stack([part.value for part in sums]).sum(dim=0), sums[0].sensitivity)
+    return ClippedSum(
+        torch.stack([part.value for part in sums]).sum(dim=0),
+        sums[0].sensitivity,
+        sum(part.centered_count for part in sums),
+    )

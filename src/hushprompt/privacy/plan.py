@@ -28,17 +28,28 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass
+import secrets
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from hushprompt import checks
 from hushprompt.errors import PrivacyError
 from hushprompt.privacy import accounting
+from hushprompt.privacy.adaptive import (
+    COUNT_SENSITIVITY,
+    ClipNorms,
+    count_std,
+    first_norms,
+    next_norm,
+    sum_multiplier,
+)
 from hushprompt.privacy.batch_clipping import (
     BatchClipping,
     batch_sensitivity,
@@ -46,7 +57,7 @@ from hushprompt.privacy.batch_clipping import (
     published_noise_multiplier,
 )
 from hushprompt.privacy.clipping import ClippedSum, as_one_contribution, clipped_sum
-from hushprompt.privacy.noise import add_gaussian
+from hushprompt.privacy.noise import add_gaussian, add_secure_gaussian
 from hushprompt.privacy.sampling import Sampler
 from hushprompt.registry import SECTIONS
 
@@ -99,6 +110,19 @@ class PrivacyConfig:
     """L2 bound of one example's contribution to a client's local sum, in gradient units."""
     clip_norm_global: float = 1.0
     """L2 bound of one example's contribution to the sum over clients, in gradient units."""
+    adaptive_quantile: float | None = None
+    """Share of contributions that should stay unclipped: clip norms then follow this quantile, from noisy counts that
+    the budget pays for (Andrew et al. 2021). Left out: clip norms stay as given."""
+    adaptive_rate: float = 0.2
+    """Largest relative change of a clip norm in one step."""
+    adaptive_share: float = 0.05
+    """Share of each release's budget (of 1/z^2) that its count gets, in (0, 1)."""
+    noise_source: Literal["seeded", "secure"] = "seeded"
+    """Where noise and private batches come from: "seeded" (the run's seed: a repeatable simulation, not a release) or
+    "secure" (the operating system's cryptographic generator, on a grid: fit for a release, never the same twice)."""
+    max_epsilon: float | None = None
+    """Training ends before the epsilon of `audience` would exceed this, also across resumes and retries; left out: the
+    target epsilon, where one is set."""
     noise_multiplier_local: float | None = None
     """Noise std over clip norm of the local release, instead of `epsilon`."""
     noise_multiplier_global: float | None = None
@@ -138,6 +162,23 @@ class PrivacyConfig:
                     'Keep one; to give the noise yourself, set privacy.epsilon="none".'
                 )
             checks.positive(epsilon=self.epsilon)
+        checks.positive(adaptive_rate=self.adaptive_rate)
+        for name, share in (("quantile", self.adaptive_quantile), ("share", self.adaptive_share)):
+            if share is not None and not 0 < share < 1:
+                raise PrivacyError(f"adaptive_{name} must lie in (0, 1), got {share}.")
+        if self.adaptive_quantile is not None and self.noise_at == "client":
+            raise PrivacyError(
+                'privacy.adaptive_quantile needs privacy.noise_at = "server": clients that add the noise themselves do '
+                "not count together. Leave adaptive_quantile out."
+            )
+        if self.max_epsilon is not None:
+            checks.positive(max_epsilon=self.max_epsilon)
+            checks.finite(max_epsilon=self.max_epsilon)
+            if self.epsilon == math.inf:
+                raise PrivacyError(
+                    f"privacy.max_epsilon = {self.max_epsilon:g} cannot be kept without noise (privacy.epsilon = inf). "
+                    "Set a finite privacy.epsilon, or leave max_epsilon out."
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,25 +189,42 @@ class PrivacyPlan:
     """The releases that the method makes; empty where it learns nothing from data."""
     clip_norms: dict[Channel, float]
     noise_multipliers: dict[Channel, float]
-    """Noise std over sensitivity, which is the clip norm; 0 is no noise. Only for the channels that are used."""
+    """Noise std over sensitivity, which is the clip norm; 0 is no noise. Only for the channels that are used. Where
+    clip norms are adaptive: of the sum and its count together."""
     config: PrivacyConfig
     sampler: Sampler
     num_rounds: int
     """Rounds of the client that takes part in the most."""
+    client_sizes: tuple[int, ...]
+    """Public number of training examples of every client."""
     batch_clipping: BatchClipping | None = None
     """Set where the mean gradient of a batch is clipped instead of each example's."""
 
     def sensitivity(self, channel: Channel) -> float:
-        """Give what one unit can move a channel's sum by: the clip norm, unless batches are clipped."""
+        """Give what one unit can move a channel's first sum by: the clip norm, unless batches are clipped."""
         return _sensitivity(self.clip_norms[channel], channel, self.batch_clipping)
+
+    @property
+    def limit(self) -> float | None:
+        """The epsilon of the budget's audience that training must not exceed: `max_epsilon`, or the target.
+
+        None where there is no limit: no noise, noise that was given, or a target that is only what noise is called by.
+        """
+        if self.config.max_epsilon is not None:
+            return self.config.max_epsilon
+        if self.batch_clipping is not None and self.batch_clipping.calibration == "paper":
+            return None
+        return None if self.config.epsilon is None or math.isinf(self.config.epsilon) else self.config.epsilon
 
     @property
     def audiences(self) -> tuple[Audience, ...]:
         """Those who have a guarantee; the server only where no upload reaches it without noise."""
         return tuple(who for who in Audience if who is not Audience.SERVER or self.config.noise_at == "client")
 
-    def releases(self, audience: Audience, num_rounds: int | None = None) -> accounting.GaussianReleases:
-        """Give what `audience` sees of one example of a client that takes part in `num_rounds` rounds.
+    def releases(
+        self, audience: Audience, num_rounds: int | None = None, client_id: int | None = None
+    ) -> accounting.GaussianReleases:
+        """Give what `audience` sees of one unit of a client that takes part in `num_rounds` rounds.
 
         Where clients add the noise, the public sees a mean of uploads and the server each one; both are accounted for
         as if only the client's own noise were there.
@@ -174,6 +232,7 @@ class PrivacyPlan:
         Args:
             audience: who looks.
             num_rounds: None: as many as any client takes part in.
+            client_id: whose sampling it is, where samplers treat clients differently; None: the worst client's.
         """
         rounds = self.num_rounds if num_rounds is None else num_rounds
         charged = self.charged_channels(audience)
@@ -183,7 +242,9 @@ class PrivacyPlan:
         return accounting.GaussianReleases(
             num_steps=_num_releases(self.config, self.sampler, rounds) if charged else 0,
             noise_multiplier=z,
-            sampling_prob=_amplification_prob(self.config, self.sampler),
+            sampling_prob=_amplification_prob(
+                self.config, self.sampler, self.client_sizes if client_id is None else [self.client_sizes[client_id]]
+            ),
         )
 
     def charged_channels(self, audience: Audience) -> frozenset[Channel]:
@@ -201,11 +262,30 @@ class PrivacyPlan:
         """True where no theorem protects the unit from `audience`, however much noise there is."""
         return self.config.privacy_unit == "client" and audience is Audience.PERSONAL and Channel.LOCAL in self.channels
 
-    def epsilon(self, audience: Audience, num_rounds: int | None = None) -> float:
+    def epsilon(self, audience: Audience, num_rounds: int | None = None, client_id: int | None = None) -> float:
         """Give the epsilon of `audience` after `num_rounds` rounds of a client; inf without noise, 0 if unseen."""
         return accounting.epsilon(
-            self.releases(audience, num_rounds), delta=self.config.delta, relation=self._accounted_relation
+            self.releases(audience, num_rounds, client_id), delta=self.config.delta, relation=self._accounted_relation
         )
+
+    @property
+    def is_replay_exact(self) -> bool:
+        """True where a round that runs again gives the same releases bit for bit, and so need not be charged again."""
+        return self.config.noise_source == "seeded"
+
+    def private_stream(self, seeded: np.random.Generator) -> np.random.Generator:
+        """Give the stream for draws that must stay secret, such as who is in a batch: amplification rests on that.
+
+        With secure noise it is a fresh stream that holds 256 bits of the operating system's generator, whatever the
+        seed; nothing of it is ever shown, only sums under noise.
+        """
+        if self.config.noise_source == "seeded":
+            return seeded
+        return np.random.default_rng(secrets.randbits(256))
+
+    def after(self, num_rounds: int) -> PrivacyPlan:
+        """Give the plan as it stands after `num_rounds` charged rounds: what is claimed is what was spent."""
+        return dataclasses.replace(self, num_rounds=num_rounds)
 
     def guarantees(self) -> dict[Audience, accounting.Guarantee]:
         """Give the guarantee of every audience for the whole run, with cross-checks by other accountants."""
@@ -225,10 +305,23 @@ class PrivacyPlan:
             for audience in self.audiences
         }
 
+    def first_norms(self, num_clients: int) -> ClipNorms | None:
+        """Give the clip norms of the first step, 1 for a channel that is not used; None where norms are fixed."""
+        if self.config.adaptive_quantile is None:
+            return None
+        return first_norms(
+            self.clip_norms.get(Channel.GLOBAL, 1.0), self.clip_norms.get(Channel.LOCAL, 1.0), num_clients
+        )
+
+    def sum_multiplier(self, channel: Channel) -> float:
+        """Give the noise std over clip norm of a channel's sum alone."""
+        z = self.noise_multipliers[channel]
+        return z if self.config.adaptive_quantile is None else sum_multiplier(z, self.config.adaptive_share)
+
     @property
     def _accounted_relation(self) -> accounting.Relation:
         """The config's; clipped batches without sampling have one sensitivity for both, which must not be doubled."""
-        if self.batch_clipping is not None and self.sampler.amplification_prob == 1:
+        if self.batch_clipping is not None and _amplification_prob(self.config, self.sampler, self.client_sizes) == 1:
             return "add_remove"
         return self.config.neighboring_relation
 
@@ -242,7 +335,13 @@ class PrivacyPlan:
         return f", clipping of the batch with its worst-case sensitivity{nominal}"
 
     def mechanism(
-        self, *, allowed: Channel, expected_count: float, rng: np.random.Generator, num_clients: int = 1
+        self,
+        *,
+        allowed: Channel,
+        expected_count: float,
+        rng: np.random.Generator,
+        num_clients: int = 1,
+        clip_norms: Mapping[str, float] | None = None,
     ) -> Mechanism:
         """Give the one-step tool with which a client (LOCAL) or the server (GLOBAL) makes its release.
 
@@ -251,10 +350,12 @@ class PrivacyPlan:
             expected_count: public expected number of examples behind the sum.
             rng: noise stream of this step and party.
             num_clients: public number of clients behind the sum, the divisor where a client is clipped as one.
+            clip_norms: of this step; None for those of the first.
         """
         if allowed in self.clipped_as_one:
             expected_count = float(num_clients)
-        return Mechanism(plan=self, allowed=allowed, expected_count=expected_count, rng=rng)
+        norms = self.clip_norms if clip_norms is None else {c: clip_norms[c] for c in self.channels}
+        return Mechanism(plan=self, allowed=allowed, expected_count=expected_count, rng=rng, clip_norms=norms)
 
     @property
     def clipped_as_one(self) -> frozenset[Channel]:
@@ -266,7 +367,11 @@ class PrivacyPlan:
     def _sampling(self) -> str:
         """Say how units take part, in the words of a statement."""
         if self.config.privacy_unit == "example":
-            return self.sampler.description
+            probs = {self.sampler.amplification_for(size) for size in self.client_sizes}
+            if len(probs) == 1:
+                return self.sampler.description
+            worst, size = max(probs), min(self.client_sizes)
+            return f"{self.sampler.description}, probability {worst:.4g} at the worst client, of {size} examples"
         return (
             f"every client contributes to each of the {self.sampler.steps_per_round} steps of a round, "
             f"no amplification claimed (inside a client: {self.sampler.description})"
@@ -285,6 +390,10 @@ class Mechanism:
     divisor, whoever showed up."""
     rng: np.random.Generator
     """The noise stream of this step and party."""
+    clip_norms: dict[Channel, float]
+    """Clip norms of this step."""
+    next_norms: dict[Channel, float] = field(default_factory=dict)
+    """Filled by `release` where clip norms are adaptive: the norm of the next step, a function of what was released."""
 
     def clip(self, channel: Channel, grads: Float[Tensor, "b *p"]) -> ClippedSum:
         """Clip per-example gradients [b, *p] to the channel's norm and add them up.
@@ -297,7 +406,9 @@ class Mechanism:
         """
         self._check_declared(channel, clips_batches=False)
         rows = as_one_contribution(grads) if channel in self.plan.clipped_as_one else grads
-        return clipped_sum(rows, self.plan.clip_norms[channel])
+        if self.plan.config.noise_source == "secure":  # rounding of the sum must be small against clipping's margin
+            rows = rows.double()
+        return clipped_sum(rows, self.clip_norms[channel])
 
     def clip_batch(self, channel: Channel, *means: Float[Tensor, "..."]) -> ClippedSum:
         """Clip the blocks of a batch's mean gradient, each to the channel's norm; for comparison only.
@@ -333,25 +444,50 @@ class Mechanism:
                 f'privacy.privacy_unit = "{self.plan.config.privacy_unit}" does not cover a penalty on personal '
                 'prompts in what is shared: it would leave clients unclipped. Use privacy.privacy_unit = "example".'
             )
-        return ClippedSum(summed.value + self.expected_count * grad, summed.sensitivity)
+        return dataclasses.replace(summed, value=summed.value + self.expected_count * grad)
 
     def release(self, channel: Channel, summed: ClippedSum) -> Float[Tensor, "*p"]:
         """Add the channel's noise to a clipped sum and divide by the public expected count.
 
-        Guarantee: one Gaussian mechanism with the plan's noise multiplier, whatever the batch was.
+        Guarantee: one Gaussian mechanism with the plan's noise multiplier, whatever the batch was. Where clip norms are
+        adaptive it gives the sum and, into `next_norms`, the count.
 
         Raises:
             PrivacyError: this party may not release on `channel`, or the sum was clipped to another norm.
         """
         if channel is not self.allowed:
             raise PrivacyError(f"This party releases on the {self.allowed} channel only, not on {channel}.")
-        if summed.sensitivity != self.plan.sensitivity(channel):
+        planned = _sensitivity(self.clip_norms[channel], channel, self.plan.batch_clipping)
+        if summed.sensitivity != planned:
             raise PrivacyError(
                 f"A sum of sensitivity {summed.sensitivity} came for the {channel} release, "
-                f"which is planned for {self.plan.sensitivity(channel)}."
+                f"which is planned for {planned}."
             )
-        std = self.plan.noise_multipliers[channel] * summed.sensitivity
-        return add_gaussian(summed.value, std, self.rng) / self.expected_count
+        noisy = self._noisy(summed.value, self.plan.sum_multiplier(channel) * summed.sensitivity, summed.sensitivity)
+        if self.plan.config.adaptive_quantile is not None:
+            self.next_norms[channel] = self._adapted(channel, summed)
+        released = noisy / self.expected_count
+        return released.float() if self.plan.config.noise_source == "secure" else released
+
+    def _adapted(self, channel: Channel, summed: ClippedSum) -> float:
+        """Release the count of what was not clipped, and give the next clip norm."""
+        config = self.plan.config
+        std = count_std(self.plan.noise_multipliers[channel], config.adaptive_share)
+        count = torch.tensor([summed.centered_count], dtype=torch.float64)
+        assert config.adaptive_quantile is not None, "asked for only where clip norms are adaptive"
+        return next_norm(
+            self.clip_norms[channel],
+            float(self._noisy(count, std, COUNT_SENSITIVITY)),
+            self.expected_count,
+            quantile=config.adaptive_quantile,
+            rate=config.adaptive_rate,
+        )
+
+    def _noisy(self, value: Tensor, std: float, sensitivity: float) -> Tensor:
+        """Add noise from the source that the config names."""
+        if self.plan.config.noise_source == "secure":
+            return add_secure_gaussian(value, std, sensitivity)
+        return add_gaussian(value, std, self.rng)
 
 
 def make_plan(
@@ -381,11 +517,16 @@ def make_plan(
     norms = {Channel.LOCAL: config.clip_norm_local, Channel.GLOBAL: config.clip_norm_global}
     if batch_clipping is not None and config.privacy_unit != "example":
         raise PrivacyError('Clipped batches are accounted for by privacy.privacy_unit = "example" alone. Set it.')
+    if batch_clipping is not None and (config.noise_source == "secure" or config.adaptive_quantile is not None):
+        raise PrivacyError(
+            "Clipped batches are for comparison only: they have neither secure noise nor adaptive clip norms. Leave "
+            "privacy.noise_source and privacy.adaptive_quantile out."
+        )
     if batch_clipping is not None and batch_clipping.calibration == "paper" and config.epsilon is not None:
         batch_size = max(sampler.expected_batch_size(size) for size in client_sizes)
         multipliers = _published_noise(config, batch_clipping, channels, num_rounds, batch_size)
     else:
-        multipliers = _noise_multipliers(config, sampler, channels, num_rounds)
+        multipliers = _noise_multipliers(config, sampler, channels, num_rounds, client_sizes)
     return PrivacyPlan(
         channels=channels,
         clip_norms={c: norms[c] for c in sorted(channels)},
@@ -393,6 +534,7 @@ def make_plan(
         config=config,
         sampler=sampler,
         num_rounds=num_rounds,
+        client_sizes=tuple(client_sizes),
         batch_clipping=batch_clipping,
     )
 
@@ -435,13 +577,15 @@ def _num_releases(config: PrivacyConfig, sampler: Sampler, num_rounds: int) -> i
     return num_rounds * sampler.steps_per_round
 
 
-def _amplification_prob(config: PrivacyConfig, sampler: Sampler) -> float:
-    """Give the sampling probability that accounting may use; drawing examples hides no client."""
-    return sampler.amplification_prob if config.privacy_unit == "example" else 1.0
+def _amplification_prob(config: PrivacyConfig, sampler: Sampler, client_sizes: Iterable[int]) -> float:
+    """Give the sampling probability that accounting may use for all these clients; drawing examples hides no client."""
+    if config.privacy_unit == "client":
+        return 1.0
+    return max(sampler.amplification_for(size) for size in set(client_sizes))
 
 
 def _noise_multipliers(
-    config: PrivacyConfig, sampler: Sampler, channels: frozenset[Channel], num_rounds: int
+    config: PrivacyConfig, sampler: Sampler, channels: frozenset[Channel], num_rounds: int, client_sizes: list[int]
 ) -> dict[Channel, float]:
     """Split the budget: 1/z_local^2 gets `local_share`, 1/z_global^2 the rest; one channel alone gets all.
 
@@ -473,7 +617,7 @@ def _noise_multipliers(
         target_epsilon=config.epsilon,
         delta=config.delta,
         num_steps=_num_releases(config, sampler, num_rounds),
-        sampling_prob=_amplification_prob(config, sampler),
+        sampling_prob=_amplification_prob(config, sampler, client_sizes),
         relation=config.neighboring_relation,
     )
     # 1/z_c^2 = share_c / z^2. Rounding up in the last digits keeps the combination at or above z.

@@ -26,7 +26,10 @@ class Sampler(Protocol):
 
     @property
     def amplification_prob(self) -> float:
-        """Sampling probability that accounting may use; 1 claims no amplification."""
+        """Sampling probability that accounting may use for every client; 1 claims no amplification."""
+
+    def amplification_for(self, num_examples: int) -> float:
+        """Give the sampling probability that accounting may use for a client with `num_examples` examples."""
 
     @property
     def description(self) -> str:
@@ -66,6 +69,10 @@ class PoissonSampler:
         """The sampling probability itself."""
         return self.sampling_prob
 
+    def amplification_for(self, num_examples: int) -> float:
+        """The same for all clients."""
+        return self.sampling_prob
+
     @property
     def description(self) -> str:
         """The sampling, in the words of a privacy statement."""
@@ -82,6 +89,52 @@ class PoissonSampler:
     def batches(self, num_examples: int, rng: np.random.Generator) -> list[np.ndarray]:
         """Draw `steps_per_round` independent Poisson samples; a batch may be empty."""
         draws = rng.random((self.steps_per_round, num_examples)) < self.sampling_prob
+        return [np.flatnonzero(row) for row in draws]
+
+
+@SAMPLERS.register("poisson_equal_batches")
+@dataclass(frozen=True, kw_only=True)
+class EqualBatchesSampler:
+    """Poisson sampling with batches of one expected size at every client, so probabilities differ with client size.
+
+    A client with few examples draws each of them more often and has the larger epsilon; the calibration is for the
+    smallest client, and every distinct guarantee is on record. Probabilities follow from public client sizes.
+    """
+
+    batch_size: int = 8
+    """Expected batch size m; a client with n examples draws each with probability min(1, m / n)."""
+    steps_per_round: int = 1
+    """Steps between two records; every step draws a fresh batch."""
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        checks.positive(batch_size=self.batch_size, steps_per_round=self.steps_per_round)
+
+    @property
+    def amplification_prob(self) -> float:
+        """Without a client's size nothing can be claimed."""
+        return 1.0
+
+    def amplification_for(self, num_examples: int) -> float:
+        """The probability min(1, m / n)."""
+        return min(1.0, self.batch_size / num_examples)
+
+    @property
+    def description(self) -> str:
+        """The sampling, in the words of a privacy statement."""
+        return f"Poisson sampling of {self.batch_size} examples of each client in expectation"
+
+    def num_releases(self, num_rounds: int) -> int:
+        """Every step may see every example."""
+        return num_rounds * self.steps_per_round
+
+    def expected_batch_size(self, num_examples: int) -> float:
+        """The expected size min(m, n)."""
+        return float(min(self.batch_size, num_examples))
+
+    def batches(self, num_examples: int, rng: np.random.Generator) -> list[np.ndarray]:
+        """Draw `steps_per_round` independent Poisson samples; a batch may be empty."""
+        draws = rng.random((self.steps_per_round, num_examples)) < self.amplification_for(num_examples)
         return [np.flatnonzero(row) for row in draws]
 
 
@@ -104,6 +157,10 @@ class DisjointSampler:
 
     @property
     def amplification_prob(self) -> float:
+        """No amplification is claimed."""
+        return 1.0
+
+    def amplification_for(self, num_examples: int) -> float:
         """No amplification is claimed."""
         return 1.0
 

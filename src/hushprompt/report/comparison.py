@@ -6,10 +6,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from hushprompt import checks
 from hushprompt.errors import ConfigError
 from hushprompt.report import significance
-from hushprompt.report.grouping import EPSILON, METHOD, SCORES, Group, check_comparable, same_clients, shown
+from hushprompt.report.grouping import EPSILON, METHOD, SCORES, Group, check_comparable, find_key, same_clients, shown
 from hushprompt.report.significance import Difference, Test
 
 
@@ -65,35 +64,19 @@ def compare(
     )
 
 
-def find_key(text: str, keys: Sequence[str]) -> str:
-    """Give the dotted key that a whole key or its last parts name.
-
-    Raises:
-        ConfigError: none does, or several do.
-
-    >>> find_key("rank", ["method.rank", "privacy.epsilon"])
-    'method.rank'
-    """
-    found = [key for key in keys if key == text or key.endswith(f".{text}")]
-    if text in found or len(found) == 1:
-        return text if text in found else found[0]
-    known = ", ".join(keys)
-    raise ConfigError(
-        f"{text!r} names {'several settings' if found else 'no setting'} of these rows; known: {known}."
-        f"{checks.nearest(text, keys)}"
-    )
-
-
 def _ordered(groups: Sequence[Group], columns: Sequence[str]) -> list[Group]:
     """Sort by method, untrained ones first and else as they appeared, then by what is shown, then by epsilon."""
     methods = list(dict.fromkeys(group.settings[METHOD] for group in groups))
+    orders = {
+        key: in_order([group.label(key) for group in groups], is_descending=key == EPSILON)
+        for key in (*columns, EPSILON)
+    }
     return sorted(
         groups,
         key=lambda group: (
             group.epsilon is not None,  # what costs no privacy comes first
             methods.index(group.settings[METHOD]),
-            [by_value(group.label(key)) for key in columns],
-            by_value(group.label(EPSILON)),
+            [order.index(group.label(key)) for key, order in orders.items()],
         ),
     )
 
@@ -146,15 +129,20 @@ def _differences(
     return {at: (difference, p) for (at, difference), p in zip(found.items(), corrected, strict=True)}
 
 
-def by_value(label: str) -> tuple[int, float, str]:
-    """Sort labels: nothing, then numbers from the largest down, then words.
+def in_order(labels: Sequence[str], *, is_descending: bool) -> list[str]:
+    """Sort different labels: nothing, then numbers by size, then words as they come.
 
-    >>> sorted(["2", "inf", "svd", "10", "-"], key=by_value)
-    ['-', 'inf', '10', '2', 'svd']
+    >>> in_order(["2", "svd", "inf", "10", "-", "a"], is_descending=True)
+    ['-', 'inf', '10', '2', 'svd', 'a']
     """
-    if label == "-":
-        return 0, 0.0, ""
-    try:
-        return 1, -float(label), ""
-    except ValueError:
-        return 2, 0.0, label
+    sign = -1 if is_descending else 1
+
+    def place(label: str) -> tuple[int, float]:
+        if label == "-":
+            return 0, 0.0
+        try:
+            return 1, sign * float(label)
+        except ValueError:
+            return 2, 0.0
+
+    return sorted(dict.fromkeys(labels), key=place)

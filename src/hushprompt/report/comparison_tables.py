@@ -8,9 +8,9 @@ from typing import Any
 
 from hushprompt.errors import ConfigError
 from hushprompt.report import significance, tables
-from hushprompt.report.comparison import Comparison, by_value, find_key
+from hushprompt.report.comparison import Comparison, in_order
 from hushprompt.report.formats import Grid
-from hushprompt.report.grouping import EPSILON, METHOD, SCORES, Group, companions
+from hushprompt.report.grouping import EPSILON, METHOD, SCORES, Group, companions, find_key
 from hushprompt.report.significance import Difference
 from hushprompt.settings import short_names
 
@@ -50,7 +50,7 @@ def pivot(comparison: Comparison, key: str, score: str) -> Grid:
         ConfigError: the setting is the same in all rows, or is none that tells them apart.
     """
     key = find_key(key, [EPSILON, *comparison.columns])
-    values = sorted({group.label(key) for group in comparison.groups}, key=by_value)
+    values = in_order([group.label(key) for group in comparison.groups], is_descending=key == EPSILON)
     if len(values) < 2:
         raise ConfigError(f"--columns {key}: it is {values[0]} in all rows, so there is nothing to put side by side.")
     others = [other for other in (EPSILON, *comparison.columns) if other != key]

@@ -97,20 +97,38 @@ def group(results: Iterable[Result], ignore: Sequence[str] = ()) -> list[Group]:
 def split(groups: Sequence[Group], by: Sequence[str]) -> list[tuple[str, list[Group]]]:
     """Make one table for each value of the settings `by`, dotted keys or sections; give a title for each.
 
+    Rows that have none of these settings, such as those that learn nothing and have no budget, go into every table.
+
     Raises:
         ConfigError: no group has such a setting.
     """
-    tables: dict[str, list[Group]] = {}
-    for each in groups:
-        values = {key: value for key, value in each.settings.items() if is_below(key, by)}
-        varying = [key for key in values if any(other.settings.get(key) != values[key] for other in groups)]
-        title = ", ".join(f"{key} = {each.label(key)}" for key in sorted(varying))
-        tables.setdefault(title, []).append(each)
-    for key in by:
-        known = {found for each in groups for found in each.settings}
-        if not any(is_below(found, [key]) for found in known):
-            raise ConfigError(f"--by {key}: no row has that setting.{checks.nearest(key, known)}")
-    return list(tables.items())
+    known = sorted({key for each in groups for key in each.settings})
+    keys = [key if any(is_below(other, [key]) for other in known) else find_key(key, known) for key in by]
+    separating = [key for key in varying(groups) if is_below(key, keys) and len(_values(groups, key)) > 1]
+    titles = [_title(each, separating) for each in groups]
+    tables = [title for title in dict.fromkeys(titles) if title] or [""]
+    return [
+        (table, [each for each, title in zip(groups, titles, strict=True) if title in (table, "")]) for table in tables
+    ]
+
+
+def find_key(text: str, keys: Sequence[str]) -> str:
+    """Give the dotted key that a whole key or its last parts name.
+
+    Raises:
+        ConfigError: none does, or several do.
+
+    >>> find_key("rank", ["method.rank", "privacy.epsilon"])
+    'method.rank'
+    """
+    found = [key for key in keys if key == text or key.endswith(f".{text}")]
+    if text in found or len(found) == 1:
+        return text if text in found else found[0]
+    known = ", ".join(keys)
+    raise ConfigError(
+        f"{text!r} names {'several settings' if found else 'no setting'} of these rows; known: {known}."
+        f"{checks.nearest(text, keys)}"
+    )
 
 
 def check_comparable(groups: Sequence[Group]) -> None:
@@ -163,6 +181,11 @@ def same_clients(one: Group, other: Group) -> bool:
 def _values(groups: Sequence[Group], key: str) -> list[str]:
     """Give the different values of a setting where there is one."""
     return list(dict.fromkeys(each.label(key) for each in groups if key in each.settings))
+
+
+def _title(group: Group, keys: Sequence[str]) -> str:
+    """Say what a group has of some settings."""
+    return ", ".join(f"{key} = {group.label(key)}" for key in keys if key in group.settings)
 
 
 def _meaning(key: str) -> str:

@@ -69,13 +69,14 @@ def captions(rows: Sequence[RowSummary], privacy: dict[str, Any]) -> list[str]:
         f"clients'; {compete}. epsilon -: no private data used; inf: clipped, no noise, no guarantee.",
         f"epsilon is for {AUDIENCES[rows[-1].audience]}; delta, unit, neighbors, sampling and accountant as follows.",
     ]
+    stopped = [f"{row.row} ended after {row.num_rounds} rounds: {row.stopped}." for row in rows if row.stopped]
     if has_new_classes(rows):
         lines.insert(
             1,
             "base classes: all clients' images, among themselves; new classes: images of classes that nobody trained "
             "on, among themselves.",
         )
-    return [*lines, *statement_lines(last), privacy["server"], privacy["several_rows"]]
+    return [*lines, *stopped, *statement_lines(last), privacy["server"], privacy["several_rows"]]
 
 
 AUDIENCES = {
@@ -83,6 +84,36 @@ AUDIENCES = {
     "personal": "the holder of a client's personal prompt (who also sees all the public sees)",
     "server": "the server (receives every client's upload, with the client's own noise)",
 }
+
+
+def cross_check_lines(row: dict[str, Any]) -> list[str]:
+    """Give, for each audience of one row of `privacy.json`, epsilon by every accountant that applies."""
+    lines = []
+    for audience, guarantee in row["audiences"].items():
+        values = ", ".join(
+            f"{name} {value if isinstance(value, str) else f'{value:.4g}'}"
+            for name, value in guarantee["cross_checks"].items()
+        )
+        warnings = guarantee.get("warnings") or ["no contradiction"]
+        claimed = guarantee["accountant"]
+        lines.append(f"  {audience}: epsilon by accountant: {values}; claimed: {claimed}; {' '.join(warnings)}.")
+    return lines
+
+
+def account_lines(row: dict[str, Any]) -> list[str]:
+    """Give each distinct guarantee of one row of `privacy.json` and its clients, the worst first."""
+    lines = []
+    for account in row.get("clients", []):
+        clients = ", ".join(map(str, account["clients"][:10])) + (", ..." if len(account["clients"]) > 10 else "")
+        spent = ", ".join(
+            f"{audience} {value if isinstance(value, str) else f'{value:.4g}'}"
+            for audience, value in account["epsilon"].items()
+        )
+        lines.append(
+            f"  {len(account['clients'])} clients ({clients}): {account['num_rounds']} rounds charged, "
+            f"sampling probability {account['sampling_prob']:.4g}; epsilon so far: {spent}."
+        )
+    return lines
 
 
 def statement_lines(row: dict[str, Any]) -> list[str]:

@@ -1,0 +1,205 @@
+"""The budget across crashes, resumes and retries of a real run."""
+
+import json
+
+import pytest
+from safetensors.torch import load_file
+
+from hushprompt import config as configs
+from hushprompt import records
+from hushprompt.errors import ResumeError
+from hushprompt.federation.ledger_file import LedgerFile
+from hushprompt.federation.rounds import RoundRunner
+from hushprompt.federation.setup import client_sizes, cut, plan_rows
+from hushprompt.federation.simulate import Trainer, run
+from hushprompt.privacy.plan import Audience, Mechanism
+
+
+class Silent:
+    """An observer that looks away, or stops the run after some rounds."""
+
+    def __init__(self, stop_after=None):
+        self.rounds, self.stop_after = [], stop_after
+
+    def on_setup(self, what, done, total):
+        pass
+
+    def on_row(self, row, index, num_rows, num_rounds_done):
+        pass
+
+    def on_round(self, record):
+        self.rounds.append(record)
+        if self.stop_after is not None and len(self.rounds) == self.stop_after:
+            raise KeyboardInterrupt
+
+
+def config_of(toy_values, tmp_path, num_rounds=6, **privacy):
+    return configs.parse(
+        {
+            **toy_values,
+            "references": [],
+            "training": {"num_rounds": num_rounds},
+            "privacy": {"delta": 1e-3, **privacy},
+            "runtime": {"cache_dir": str(tmp_path / "cache")},
+        }
+    )
+
+
+NOISE = {"epsilon": "none", "noise_multiplier_local": 2.0, "noise_multiplier_global": 2.0}
+
+
+def plan_of(config):
+    return plan_rows(config, client_sizes(cut(config, config.data.load())))[-1].plan
+
+
+def folder_of(tmp_path, name="run"):
+    (tmp_path / name).mkdir()
+    return tmp_path / name
+
+
+def charges(folder):
+    return [json.loads(line) for line in (folder / "ledger.jsonl").read_text().splitlines()]
+
+
+def crash_in_round(monkeypatch, *rounds):
+    """Kill a round after it was charged and has released, before its checkpoint."""
+    true_round, crashes = RoundRunner.round, list(rounds)
+
+    def broken(self, row, state, round_index):
+        result = true_round(self, row, state, round_index)
+        if crashes and round_index == crashes[0]:
+            crashes.pop(0)
+            raise KeyboardInterrupt
+        return result
+
+    monkeypatch.setattr(RoundRunner, "round", broken)
+
+
+def run_through(config, folder):
+    """Call again after every crash, as a supervisor would."""
+    watcher = Silent()
+    while True:
+        try:
+            return run(config, folder, watcher), watcher
+        except KeyboardInterrupt:
+            continue
+
+
+def test_every_round_is_charged_on_disk_before_it_releases_anything(toy_values, tmp_path, monkeypatch):
+    config, folder = config_of(toy_values, tmp_path, num_rounds=2, epsilon=8.0), folder_of(tmp_path)
+    true_release, seen = Mechanism.release, []
+
+    def spy(self, channel, summed):
+        seen.append(len(charges(folder)))
+        return true_release(self, channel, summed)
+
+    monkeypatch.setattr(Mechanism, "release", spy)
+    run(config, folder, Silent())
+    assert seen == [1] * 4 + [2] * 4
+    assert charges(folder)[0] == {"row": "dp_fpl, epsilon 8", "round": 1, "clients": [[0, 2]]}
+
+
+def test_training_ends_before_the_limit_and_the_record_says_why(toy_values, tmp_path):
+    config = config_of(toy_values, tmp_path, num_rounds=30, max_epsilon=6.0, **NOISE)
+    folder = folder_of(tmp_path)
+    (row,) = run(config, folder, Silent())
+    plan = plan_of(config)
+    assert 0 < row.num_rounds < 30
+    assert row.epsilon == plan.epsilon(Audience.PERSONAL, row.num_rounds) <= 6.0
+    assert plan.epsilon(Audience.PERSONAL, row.num_rounds + 1) > 6.0
+    assert "would bring client 0" in row.stopped
+    (record,) = records.read_json(folder / "privacy.json")["rows"]
+    assert record["num_rounds"] == row.num_rounds
+    assert record["audiences"]["personal"]["epsilon"] == row.epsilon
+    assert record["clients"][0]["clients"] == [0, 1, 2]
+    assert len(charges(folder)) == row.num_rounds
+
+
+def test_a_seeded_round_that_crashed_is_replayed_for_its_first_charge(toy_values, tmp_path, monkeypatch):
+    config = config_of(toy_values, tmp_path, epsilon=8.0)
+    run(config, folder_of(tmp_path, "whole"), Silent())
+    crash_in_round(monkeypatch, 2, 2, 4)
+    run_through(config, folder_of(tmp_path, "crashed"))
+    for name in ("ledger.jsonl", "prompts/global.safetensors", "privacy.json"):
+        assert (tmp_path / "crashed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_secure_noise_charges_every_retry_and_ends_before_the_target_is_overspent(toy_values, tmp_path, monkeypatch):
+    config, folder = config_of(toy_values, tmp_path, epsilon=8.0, noise_source="secure"), folder_of(tmp_path)
+    crash_in_round(monkeypatch, 2, 2, 4)
+    (row,), watcher = run_through(config, folder)
+    assert [entry["round"] for entry in charges(folder)] == [1, 2, 3, 3, 3, 4]
+    assert row.num_rounds == 4
+    assert row.stopped.startswith("privacy budget: round 5 would bring client 0")
+    assert row.epsilon == watcher.rounds[-1].epsilon["personal"] == plan_of(config).epsilon(Audience.PERSONAL, 6) <= 8.0
+    assert records.read_json(folder / "privacy.json")["rows"][0]["clients"][0]["num_rounds"] == 6
+
+
+def test_a_stopped_run_stays_stopped_when_resumed(toy_values, tmp_path, monkeypatch):
+    config = config_of(toy_values, tmp_path, num_rounds=30, max_epsilon=6.0, **NOISE)
+    folder = folder_of(tmp_path)
+    true_close = Trainer.close_row
+
+    def killed(self, *args):
+        monkeypatch.setattr(Trainer, "close_row", true_close)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "close_row", killed)
+    (row,), _ = run_through(config, folder)
+    assert row.stopped
+    assert len(charges(folder)) == row.num_rounds
+    assert run(config, folder, Silent()) == [row]
+
+
+def test_secure_runs_never_repeat_and_the_record_says_so(toy_values, tmp_path):
+    config = config_of(toy_values, tmp_path, num_rounds=1, epsilon=8.0, noise_source="secure")
+    first, second = folder_of(tmp_path, "a"), folder_of(tmp_path, "b")
+    for folder in (first, second):
+        run(config, folder, Silent())
+        assert "cannot be repeated" in records.read_json(folder / "privacy.json")["noise_source"]
+    prompts = [(folder / "prompts" / "global.safetensors").read_bytes() for folder in (first, second)]
+    assert prompts[0] != prompts[1]
+
+
+def test_a_torn_line_is_a_charge_whose_round_did_not_start(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    path.write_text('{"row": "a", "round": 1, "clients": [[0, 1], [4, 4]]}\n{"row": "a", "rou')
+    ledger = LedgerFile(tmp_path).of("a")
+    assert [ledger.rounds(client_id) for client_id in range(6)] == [1, 1, 0, 0, 1, 0]
+    assert path.read_text().endswith("]}\n")
+
+
+def test_a_damaged_or_lost_ledger_is_no_free_budget(toy_values, tmp_path):
+    config, folder = config_of(toy_values, tmp_path, epsilon=8.0), folder_of(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        run(config, folder, Silent(stop_after=3))
+    path = folder / "ledger.jsonl"
+    whole = path.read_text()
+    path.write_text(whole.replace("clients", "klients", 1))
+    with pytest.raises(ResumeError, match=r"Line 1 of .* is damaged"):
+        run(config, folder, Silent())
+    path.unlink()
+    with pytest.raises(ResumeError, match="lacks rounds"):
+        run(config, folder, Silent())
+    path.write_text(whole)
+    (row,) = run(config, folder, Silent())
+    assert row.num_rounds == 6
+
+
+@pytest.mark.parametrize("unit", ["example", "client"])
+def test_adaptive_norms_are_state_and_a_stopped_run_goes_on_to_the_same_bits(toy_values, tmp_path, unit):
+    config = config_of(
+        toy_values, tmp_path, epsilon=8.0, adaptive_quantile=0.3, privacy_unit=unit, audience="public"
+    )  # fmt: skip
+    run(config, folder_of(tmp_path, "whole"), Silent())
+    with pytest.raises(KeyboardInterrupt):
+        run(config, folder_of(tmp_path, "stopped"), Silent(stop_after=3))
+    run(config, tmp_path / "stopped", Silent())
+    states = [load_file(tmp_path / name / "checkpoint" / "state.safetensors") for name in ("whole", "stopped")]
+    for name, tensor in states[0].items():
+        assert tensor.equal(states[1][name]), name
+    assert states[0]["clip_norms.shared"] != 1.0
+    assert (states[0]["clip_norms.local"] != 1.0).all()
+    adaptive = records.read_json(tmp_path / "whole" / "privacy.json")["rows"][0]["adaptive_clipping"]
+    assert adaptive["quantile"] == 0.3
+    assert set(adaptive["count_noise_std"]) == {"local", "global"}

@@ -1,0 +1,116 @@
+"""Secure noise: the exact distribution, the accounted rounding, and no way back to the run's seed."""
+
+import inspect
+import math
+import os
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import chisquare, kstest, norm
+
+from hushprompt.errors import PrivacyError
+from hushprompt.privacy import noise
+from hushprompt.privacy.noise import add_secure_gaussian, discrete_gaussian
+
+
+def bytes_of(seed):
+    """A repeatable source of bytes, for statistics that must not fail by chance."""
+    return np.random.default_rng(seed).bytes
+
+
+def weights(bits, widest):
+    values = np.arange(-widest, widest + 1)
+    unnormalized = np.exp(-(values.astype(float) ** 2) / (2 * 4.0**bits))
+    return values, unnormalized / unnormalized.sum()
+
+
+@pytest.mark.parametrize("bits", [0, 1, 3])
+def test_small_samples_have_exactly_the_discrete_gaussian_distribution(bits):
+    values, expected = weights(bits, 60)
+    drawn = discrete_gaussian(150_000, bits, bytes_of(bits))
+    counts = np.array([(drawn == value).sum() for value in values])
+    common = expected * len(drawn) > 20
+    counts = np.append(counts[common], len(drawn) - counts[common].sum())
+    shares = np.append(expected[common], 1 - expected[common].sum())
+    used = shares * len(drawn) > 5
+    assert chisquare(counts[used], shares[used] / shares[used].sum() * counts[used].sum()).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("numerator", [0, 1, 77, 255])
+def test_trials_succeed_with_probability_exp_of_minus_the_fraction(numerator):
+    got = noise._bernoulli_exp(np.full(200_000, numerator, dtype=np.uint64), 8, bytes_of(numerator)).mean()
+    expected = math.exp(-numerator / 256)
+    assert abs(got - expected) < 5 * math.sqrt(expected * (1 - expected) / 200_000 + 1e-12)
+
+
+@pytest.mark.parametrize("bound", [1, 2, 3, 7, 20])
+def test_numbers_below_a_bound_are_uniform(bound):
+    counts = np.bincount(noise._uniform_below(100_000, bound, bytes_of(bound)).astype(int), minlength=bound)
+    assert counts.size == bound
+    assert bound == 1 or chisquare(counts).pvalue > 1e-3
+
+
+def test_words_beyond_the_last_full_cycle_are_drawn_again():
+    words = iter([b"\xff" * 8, (5).to_bytes(8, "little")])
+    assert noise._uniform_below(1, 3, lambda size: next(words)) == [2]
+
+
+def test_at_the_used_width_it_is_the_gaussian_of_that_deviation():
+    drawn = discrete_gaussian(200_000, noise.GRID_BITS, bytes_of(5)) / 2**noise.GRID_BITS
+    assert kstest(drawn, norm.cdf).pvalue > 1e-3
+    assert abs(np.corrcoef(drawn[1:], drawn[:-1])[0, 1]) < 5 / math.sqrt(200_000)
+    assert abs((np.abs(drawn) > 3).mean() - 0.0027) < 5 * math.sqrt(0.0027 / 200_000)
+
+
+def test_its_distance_from_the_rounded_gaussian_is_what_is_claimed():
+    for bits in (2, 3, 4):
+        values, exact = weights(bits, 40 * 2**bits)
+        rounded = np.diff(norm.cdf(np.append(values - 0.5, values[-1] + 0.5) / 2**bits))
+        assert 0.5 * np.abs(exact - rounded).sum() < 0.05 / 4**bits
+
+
+def released(value, std, seed=0, sensitivity=1.0):
+    return add_secure_gaussian(value, std, sensitivity, bytes_of(seed))
+
+
+def test_the_noise_is_larger_by_what_rounding_to_the_grid_can_move():
+    """Two neighbors on the grid are no farther apart, in noise deviations, than sensitivity / std."""
+    rng, std, sensitivity, d = np.random.default_rng(0), 2.0**15, 1.0, 4000
+    worst, grids = 0.0, []
+    spy = lambda size, bits, read: np.zeros(size, dtype=np.int64)  # noqa: E731
+    original, noise.discrete_gaussian = noise.discrete_gaussian, spy
+    try:
+        for _ in range(20):
+            move = rng.normal(size=d)
+            move = torch.from_numpy(move / np.linalg.norm(move))
+            base = torch.from_numpy(rng.uniform(-50, 50, size=d))
+            pair = [released(v, std, sensitivity=sensitivity) for v in (base, base + move)]
+            worst = max(worst, float((pair[0] - pair[1]).norm()))
+            grids.append(pair[0])
+    finally:
+        noise.discrete_gaussian = original
+    lost = 1.1 * std / sensitivity * math.sqrt(d) / 2**noise.GRID_BITS
+    real_std = std / (1 - lost)
+    assert worst > sensitivity, "rounding does move neighbors apart"
+    assert worst / real_std <= sensitivity / std
+    steps = grids[0].numpy() / (real_std / 2**noise.GRID_BITS)
+    np.testing.assert_allclose(steps, np.round(steps), atol=1e-6)
+
+
+def test_mean_and_deviation_of_a_release():
+    out = released(torch.full((50_000,), 7.0, dtype=torch.float64), 3.0)
+    assert abs(float(out.mean()) - 7.0) < 5 * 3.0 / math.sqrt(50_000)
+    assert abs(float(out.std()) - 3.0) < 5 * 3.0 / math.sqrt(100_000)
+    assert torch.equal(released(torch.ones(3), 0.0), torch.ones(3))
+
+
+def test_two_releases_from_the_operating_system_differ():
+    value = torch.zeros(4, dtype=torch.float64)
+    assert not torch.equal(add_secure_gaussian(value, 1.0, 1.0), add_secure_gaussian(value, 1.0, 1.0))
+    assert inspect.signature(add_secure_gaussian).parameters["read"].default is os.urandom
+
+
+def test_a_grid_that_would_be_too_coarse_is_refused():
+    with pytest.raises(PrivacyError, match="too much for secure noise"):
+        released(torch.zeros(10_000, dtype=torch.float64), 1e6)
