@@ -24,7 +24,6 @@ from jaxtyping import Bool
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-import hushprompt
 from hushprompt import files, seeding
 from hushprompt.attacks.canaries import train_canaries
 from hushprompt.attacks.world import World, audiences, candidates_of
@@ -174,7 +173,6 @@ def _start(config: RunConfig, rows: Sequence[Row], client_id: int, num_canaries:
     """Make a process ready; an interrupt ends it at once, and its unfinished federation is trained again."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     torch.set_num_threads(1)
-    hushprompt.load_registries()
     _worker.append(Worker(config, rows, client_id, num_canaries))
 
 
