@@ -196,6 +196,7 @@ def power(budgets: Sequence[BudgetAudit]) -> dict[str, Any]:
                 "sees": best.sees,
                 "auc": best.auc,
                 "has_power": (best.auc.low or 0.0) > 0.5,
+                "lower_bound": one.lower_bound,
             }
     return found
 

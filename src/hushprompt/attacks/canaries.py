@@ -28,11 +28,11 @@ from hushprompt.privacy.plan import Audience
 from hushprompt.seeding import stream
 
 SEEN = {
-    Audience.PUBLIC: {"public": "last global prompt", "transcript": "global releases of all rounds"},
+    Audience.PUBLIC: {"public": "last global prompt", "transcript": "all global releases"},
     Audience.PERSONAL: {
-        "personal": "published personal prompt",
+        "personal": "personal prompt",
         "public": "last global prompt",
-        "transcript": "global releases of all rounds",
+        "transcript": "all global releases",
     },
 }
 """What each audience scores canaries by: name of the scores, and what is looked at."""

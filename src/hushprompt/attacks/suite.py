@@ -24,8 +24,8 @@ Attack = Literal["lira", "rmia", "loss", "shadow_mlp", "gradient_cosine"]
 ATTACKS: tuple[Attack, ...] = ("lira", "rmia", "loss", "shadow_mlp", "gradient_cosine")
 MIN_SHADOWS = 4
 """One federation is attacked with three others, the fewest that give means and spreads."""
-PROMPT = {Audience.PUBLIC: "last global prompt", Audience.PERSONAL: "published personal prompt"}
-RELEASES = "global releases of all rounds"
+PROMPT = {Audience.PUBLIC: "last global prompt", Audience.PERSONAL: "personal prompt"}
+RELEASES = "all global releases"
 Score = Callable[[Float[np.ndarray, " m"], Float[np.ndarray, "s m"], Bool[np.ndarray, "s m"]], Float[np.ndarray, " m"]]
 
 
