@@ -68,7 +68,7 @@ def toy_config(toy_values: dict, tmp_path) -> configs.RunConfig:
 def make_mechanism():
     """Give a function that makes a one-step mechanism for channels, noise and seed."""
 
-    def make(channels, allowed, *, noise=1.0, clip_norm=1.0, count=7.0, seed=0):
+    def make(channels, allowed, *, noise=1.0, clip_norm=1.0, count=7.0, seed=0, batch_clipping=None):
         config = PrivacyConfig(
             epsilon=None,
             delta=1e-3,
@@ -78,7 +78,14 @@ def make_mechanism():
             clip_norm_global=clip_norm,
         )
         sampler = PoissonSampler(sampling_prob=0.5)
-        plan = make_plan(config, sampler, channels=frozenset(channels), num_rounds=5, client_sizes=[100])
+        plan = make_plan(
+            config,
+            sampler,
+            channels=frozenset(channels),
+            num_rounds=5,
+            client_sizes=[100],
+            batch_clipping=batch_clipping,
+        )
         return plan.mechanism(allowed=allowed, expected_count=count, rng=np.random.default_rng(seed))
 
     return make

@@ -1,6 +1,8 @@
 """The command as a user meets it; where it is killed, in a process of its own and for real."""
 
+import dataclasses
 import json
+import math
 import os
 import signal
 import subprocess
@@ -10,7 +12,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from hushprompt import cli
+from hushprompt import cli, records
 
 SETTINGS = [
     f"--set={setting}"
@@ -226,3 +228,29 @@ def test_a_refused_run_leaves_nothing_behind(hush, tmp_path):
     )
     hush("run", "--resume", "r", ok=False)
     assert (tmp_path / "r" / "summary.json").exists()
+
+
+def test_with_rare_evaluation_the_bar_keeps_the_last_scores_and_the_run_shows_who_takes_part(hush, tmp_path):
+    extra = [
+        "sampling={name='disjoint', steps_per_round=2}",
+        "training={num_rounds=7, cohort_size=2, local_steps=2}",
+        "privacy.noise_at=client",
+        "evaluation={every=4, base_classes=0.5}",
+    ]
+    done = hush("run", *SETTINGS, *(f"--set={setting}" for setting in extra), f"--out={tmp_path / 'r'}")
+    assert done.returncode == 0, done.stderr
+    assert "nan" not in done.stdout
+    assert "base" in done.stdout
+    assert "2 of 3 clients take part in a round" in done.stdout
+    assert "for the server (receives every client's upload" in done.stdout
+    bars = cli.Bars()
+    record = records.RoundRecord(
+        row="x", round_index=3, seconds=0.0, loss=1.0, local=0.5, neighbor=0.25, harmonic_mean=0.33, worst_client=0.1,
+        bytes_up=0, bytes_down=0, epsilon={"": 1.0},
+    )  # fmt: skip
+    nan = math.nan
+    unknown = dataclasses.replace(record, local=nan, neighbor=nan, harmonic_mean=nan, worst_client=nan)
+    bars._task = bars._progress.add_task("row", total=5, scores="")
+    for each, shown in ((unknown, "loss 1.00 epsilon 1.00"), (record, "local 50 neighbor 25"), (unknown, "local 50")):
+        bars.on_round(each)
+        assert shown in bars._progress.tasks[0].fields["scores"]

@@ -99,3 +99,6 @@ def test_info_lists_what_is_cached_and_its_size(hush):
     assert "72 x 6" in train
     assert "complete" in train
     assert any(line.startswith("cached features: 0.0 MB in cache") for line in lines)
+    patches = ("--set", "partition.num_clients=3", "--set", "method={name='fedotp', num_ctx=4}")
+    hush("run", *toy, *quick, *patches, "--set", "runtime.cache_dir=cache", "--out", "patches")
+    assert "72 x 4 x 6" in hush("data", "info", "toy", "--cache-dir", "cache").out

@@ -8,25 +8,21 @@ stages after it. Runs are folders under `--work`: what is done is not done again
 from __future__ import annotations
 
 import argparse
-import hashlib
 import itertools
 import json
 import logging
-import os
 import statistics
 import tomllib
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from hushprompt import cli, config, load_registries, records
-from hushprompt.federation import simulate
-from hushprompt.federation.setup import Row
-from hushprompt.records import RoundRecord
+from hushprompt import config, load_registries, records
+from hushprompt.sweeps import folders, processes
+from hushprompt.sweeps.folders import State, SweepRun
+from hushprompt.sweeps.messages import Event
+from hushprompt.sweeps.plan import PlannedRun
 
 logger = logging.getLogger("search")
 Point = dict[str, str]
@@ -56,17 +52,19 @@ class Stage:
             yield point
 
 
-class Quiet:
-    """An observer that looks away."""
+class Watcher:
+    """Stops the search when a run fails."""
 
-    def on_setup(self, what: str, done: int, total: int) -> None:
-        """Images are being encoded."""
+    def on_encoding(self, event: Event) -> None:
+        """Features are being made."""
 
-    def on_row(self, row: Row, index: int, num_rows: int, num_rounds_done: int) -> None:
-        """A row begins."""
-
-    def on_round(self, record: RoundRecord) -> None:
+    def on_progress(self, worker: int, run: SweepRun, event: Event) -> None:
         """A round is done."""
+
+    def on_end(self, worker: int, run: SweepRun, event: Event) -> None:
+        """A run is done, or has failed."""
+        if event.kind == "failed":
+            raise RuntimeError(f"{run.folder}: {event.what}")
 
 
 def main() -> None:
@@ -77,7 +75,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    load_registries()
     values = tomllib.loads(args.search.read_text(encoding="utf-8"))
     base, seeds = values["base"], values["seeds"]
     stages = [
@@ -86,40 +84,40 @@ def main() -> None:
     ]
     chosen: Point = {}
     report = []
-    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), initializer=start_worker) as pool:
-        for stage in stages:
-            points = [{**chosen, **stage.fixed, **point} for point in stage.points()]
-            jobs = [(args.work, base, point, seed) for point in points for seed in seeds]
-            scores = list(pool.map(measure, *zip(*jobs, strict=True)))
-            rows = [
-                {"point": own, **summarize(scores[at * len(seeds) : (at + 1) * len(seeds)])}
-                for at, own in enumerate(stage.points())
-            ]
-            best = max(rows, key=lambda row: row["harmonic_mean"])
-            fixed = {**chosen, **stage.fixed}
-            report.append({"stage": stage.name, "fixed": fixed, "rows": rows, "best": best["point"]})
-            if stage.keep:
-                chosen |= best["point"]
-            logger.info("%s\n%s", stage.name, "\n".join(line(row) for row in rows))
-            result = {"base": base, "seeds": seeds, "split": "validation", "stages": report, "chosen": chosen}
-            records.write_json(args.out, result)
+    for stage in stages:
+        points = [{**chosen, **stage.fixed, **point} for point in stage.points()]
+        scores = measure(args.work, [planned(base, point, seed) for point in points for seed in seeds])
+        rows = [
+            {"point": own, **summarize(scores[at * len(seeds) : (at + 1) * len(seeds)])}
+            for at, own in enumerate(stage.points())
+        ]
+        best = max(rows, key=lambda row: row["harmonic_mean"])
+        report.append({"stage": stage.name, "fixed": {**chosen, **stage.fixed}, "rows": rows, "best": best["point"]})
+        if stage.keep:
+            chosen |= best["point"]
+        logger.info("%s\n%s", stage.name, "\n".join(line(row) for row in rows))
+        result = {"base": base, "seeds": seeds, "split": "validation", "stages": report, "chosen": chosen}
+        records.write_json(args.out, result)
 
 
-def start_worker() -> None:
-    """Set up a process of the pool."""
-    torch.set_num_threads(1)
-    load_registries()
-
-
-def measure(work: Path, base: str, point: Point, seed: int) -> dict[str, float]:
-    """Run one point with one seed, or read its result, and give its scores."""
-    settings = {**point, "references": "[]", "evaluation.split": '"validation"', "runtime.num_threads": "1"}
+def planned(base: str, point: Point, seed: int) -> PlannedRun:
+    """Give the run of one point and seed."""
+    settings = {**point, "references": "[]", "evaluation.split": '"validation"'}
     overrides = [f"seed={seed}", *(f"{key}={value}" for key, value in settings.items())]
-    resolved = config.load(cli.config_path(Path(base)), overrides)
-    folder = work / hashlib.sha256(resolved.identity().encode()).hexdigest()[:16]
-    folder.mkdir(parents=True, exist_ok=True)
-    row = simulate.run(resolved, folder, Quiet())[-1]
-    return {name: getattr(row, name) for name in ("local", "neighbor", "harmonic_mean", "worst_client", "seconds")}
+    resolved = config.load(config.locate(Path(base)), overrides)
+    identity = resolved.identity()
+    return PlannedRun(name=identity[:16], labels=point, config=resolved, identity=identity)
+
+
+def measure(work: Path, runs: list[PlannedRun]) -> list[dict[str, float]]:
+    """Make the runs that are not done, and give the scores of all."""
+    placed = folders.place(runs, work)
+    waiting = list({run.planned.identity: run for run in placed if run.state is not State.DONE}.values())
+    if waiting:
+        processes.make(waiting, processes.share(0, len(waiting)), Watcher())
+    names = ("local", "neighbor", "harmonic_mean", "worst_client", "seconds")
+    rows = [records.read_json(run.folder / "summary.json")["rows"][-1] for run in placed]
+    return [{name: row[name] for name in names} for row in rows]
 
 
 def summarize(scores: list[dict[str, float]]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Column, Table
 
-from hushprompt import checks, cli_audit, cli_data, files, load_registries, records
+from hushprompt import checks, cli_audit, cli_compare, cli_data, cli_sweep, files, load_registries, records
 from hushprompt import config as configs
 from hushprompt.errors import ConfigError, HushpromptError, ResumeError
 from hushprompt.federation.publish import privacy_record
@@ -38,6 +38,8 @@ app = typer.Typer(
 app.add_typer(cli_data.app, name="data")
 app.command()(cli_data.partition)
 app.command()(cli_audit.audit)
+app.command()(cli_sweep.sweep)
+app.command(name="compare")(cli_compare.compare_runs)
 console = Console(highlight=False)
 LISTS = {
     "methods": METHODS,
@@ -206,6 +208,8 @@ class Bars:
         )
         self._task: TaskID | None = None
         self._audience = ""
+        self._scores = ""
+        """Of the last round that was evaluated."""
         self._setups: dict[str, Setup] = {}
 
     def __enter__(self) -> Bars:
@@ -228,7 +232,7 @@ class Bars:
     def on_row(self, row: Row, index: int, num_rows: int, num_rounds_done: int) -> None:
         """A row begins."""
         description = f"{index + 1}/{num_rows} {row.label}"
-        self._audience = str(row.plan.config.audience)
+        self._audience, self._scores = str(row.plan.config.audience), ""
         total = row.num_rounds or 1
         done = num_rounds_done if row.num_rounds else 1
         self._task = self._progress.add_task(description, total=total, completed=done, scores="")
@@ -236,10 +240,10 @@ class Bars:
     def on_round(self, record: RoundRecord) -> None:
         """A round is done."""
         assert self._task is not None, "on_row comes before on_round"
-        scores = (
-            f"loss {record.loss:.2f} local {100 * record.local:.0f} neighbor {100 * record.neighbor:.0f} "
-            f"epsilon {_epsilon(record.epsilon[self._audience])}"
-        )
+        if record.is_evaluated:
+            self._scores = f"local {100 * record.local:.0f} neighbor {100 * record.neighbor:.0f} "
+        epsilon = _epsilon(record.epsilon[self._audience])
+        scores = f"loss {record.loss:.2f} {self._scores}epsilon {epsilon}"
         self._progress.update(self._task, completed=record.round_index, scores=scores)
 
 
@@ -271,6 +275,9 @@ def planned_privacy(config: configs.RunConfig) -> dict[str, Any]:
 def show_results(rows: list[RowSummary], folder: Path) -> None:
     """Print the table, what its epsilon means, and where everything lies."""
     console.print(tables.result_table(rows))
+    if tables.has_new_classes(rows):
+        console.print()
+        console.print(tables.base_to_new_table(rows))
     for line in tables.captions(rows, records.read_json(folder / "privacy.json")):
         console.print(line, soft_wrap=True)
     for path in ("summary.json", "privacy.json", "records.jsonl", "prompts/", "config.toml"):

@@ -134,13 +134,12 @@ def _show_audience(budget: BudgetAudit, one: AudienceAudit) -> None:
 def attack_table(attacks: list[AttackResult]) -> Table:
     """Give one line an attack."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False, show_edge=False)
-    table.add_column("attack", no_wrap=True)
-    table.add_column("sees", no_wrap=True)
+    table.add_column("attack, and what it sees", no_wrap=True)
     for column in ("AUC (95 %)", "TPR in %\nat 1 % FPR", "TPR in %\nat 0.1 % FPR"):
         table.add_column(column, justify="right", no_wrap=True)
     for one in attacks:
         rates = [_percent(one.tpr[point]) for point in ("0.01", "0.001")]
-        table.add_row(one.attack, one.sees, _interval(one.auc), *rates)
+        table.add_row(f"{one.attack}, {one.sees}", _interval(one.auc), *rates)
     return table
 
 
@@ -164,12 +163,12 @@ def _percent(rate: Interval) -> str:
     """Write a rate, or that it cannot be seen."""
     if rate.value is None or rate.low is None or rate.high is None:
         return "not resolvable"
-    return f"{100 * rate.value:.2f} ({100 * rate.low:.2f}-{100 * rate.high:.2f})"
+    return f"{100 * rate.value:.1f} ({100 * rate.low:.1f}-{100 * rate.high:.1f})"
 
 
 def _interval(interval: Interval) -> str:
     """Write an estimate with its interval."""
-    return f"{interval.value:.3f} ({interval.low:.2f}-{interval.high:.2f})"
+    return f"{interval.value:.2f} ({interval.low:.2f}-{interval.high:.2f})"
 
 
 def _locate(what: Path, out: Path | None, settings: list[str]) -> tuple[configs.RunConfig, Path]:
@@ -197,8 +196,8 @@ def _budget(text: str) -> float:
 
 def _audience(name: str) -> Audience:
     """Read one audience."""
-    if name not in tuple(Audience):
-        raise ConfigError(f"--audience takes {', '.join(Audience)}, by commas, got {name!r}.")
+    if name not in (Audience.PUBLIC, Audience.PERSONAL):
+        raise ConfigError(f"--audience takes public, personal, by commas, got {name!r}.")
     return Audience(name)
 
 

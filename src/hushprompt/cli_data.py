@@ -150,7 +150,7 @@ def show_cached(dataset: Dataset, cache_dir: Path) -> None:
         table.add_row(
             entry.split,
             entry.backbone[:12],
-            f"{entry.num_examples} x {entry.feature_dim}",
+            " x ".join(str(n) for n in (entry.num_examples, entry.num_patches, entry.feature_dim) if n is not None),
             str(entry.num_views),
             entry.dtype,
             f"{entry.num_bytes / 1e6:.1f}",

@@ -49,10 +49,25 @@ class TrainingConfig:
 
     num_rounds: int = 20
     """Communication rounds."""
+    cohort_size: int | None = None
+    """Clients that take part in a round, by a public schedule that gives every client its turn equally often; "none"
+    takes everyone, every round."""
+    dropout_rate: float = 0.0
+    """Probability that a client of the cohort fails in a round, before it sends anything; its budget is charged."""
+    local_steps: int = 1
+    """Steps that a client takes on its own copy of what is shared before the server averages the copies (FedAvg); 1 has
+    one common step after each batch. More need noise_at = "client". Must divide sampling.steps_per_round."""
+    weighting: Literal["size", "equal"] = "size"
+    """Weight of a client where the server averages what clients made private themselves: its public number of training
+    examples, or the same for all. Sums, which have noise_at = "server", weigh every example alike."""
 
     def __post_init__(self) -> None:
-        """Check the field."""
+        """Check the fields."""
         checks.non_negative(num_rounds=self.num_rounds)
+        checks.in_range(0, 1, dropout_rate=self.dropout_rate)
+        checks.positive(local_steps=self.local_steps)
+        if self.cohort_size is not None:
+            checks.positive(cohort_size=self.cohort_size)
 
 
 @SECTIONS.register("evaluation")
@@ -62,6 +77,27 @@ class EvaluationConfig:
 
     split: Literal["test", "validation"] = "test"
     """Images that are scored. Choose settings on "validation", report "test"."""
+    every: int = 1
+    """Rounds from one evaluation to the next; those whose scores are reported are always evaluated."""
+    last_rounds: int = 1
+    """Rounds at the end whose scores are averaged to the reported ones; never the best round."""
+    base_classes: float | None = None
+    """Base-to-new evaluation: clients train on the first classes alone, this many or (below 1) this share of them, and
+    the prompts are scored on the others too; "none" trains on all classes."""
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        checks.positive(every=self.every, last_rounds=self.last_rounds)
+        if self.base_classes is not None:
+            checks.positive(base_classes=self.base_classes)
+
+    def is_reported(self, num_done: int, num_rounds: int) -> bool:
+        """Whether the scores after `num_done` of `num_rounds` rounds enter the reported ones."""
+        return num_done > num_rounds - self.last_rounds
+
+    def is_due(self, num_done: int, num_rounds: int) -> bool:
+        """Whether the prompts are scored after `num_done` of `num_rounds` rounds."""
+        return num_done % self.every == 0 or self.is_reported(num_done, num_rounds)
 
 
 @SECTIONS.register("runtime")
@@ -161,15 +197,24 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: the file is missing or no TOML, a key is unknown, or a value is wrong.
     """
+    values = read(path)
+    for text in overrides:
+        values = override(values, text)
+    return parse(values)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read a TOML file as plain values.
+
+    Raises:
+        ConfigError: the file is missing or no TOML.
+    """
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"The config file {path} cannot be read ({error.strerror}). Check the path.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"The config file {path} is not valid TOML: {error}.") from error
-    for text in overrides:
-        values = override(values, text)
-    return parse(values)
 
 
 def parse(values: Mapping[str, Any]) -> RunConfig:

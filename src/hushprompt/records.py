@@ -39,7 +39,8 @@ class RoundRecord:
     loss: float
     """Mean training loss over clients. Not private: simulation only."""
     local: float
-    """Mean accuracy on the clients' own test images, fraction. Read from test data, not from training data."""
+    """Mean accuracy on the clients' own test images, fraction. Read from test data, not from training data. NaN, as the
+    three below, after a round that is not evaluated."""
     neighbor: float
     """Mean accuracy on the other clients' test images, fraction."""
     harmonic_mean: float
@@ -49,7 +50,16 @@ class RoundRecord:
     bytes_down: int
     """Bytes that all clients received in the round."""
     epsilon: dict[str, float]
-    """Epsilon so far of each audience, at the run's delta; inf without noise."""
+    """Epsilon so far of each audience, at the run's delta, of the client with the most rounds; inf without noise."""
+    cohort_size: int | None = None
+    """Clients of the round's cohort; None in records of version 0.1."""
+    num_clients: int | None = None
+    """Clients of the cohort that took part and did not fail; None in records of version 0.1."""
+
+    @property
+    def is_evaluated(self) -> bool:
+        """Whether the prompts were scored after this round."""
+        return not math.isnan(self.local)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +87,13 @@ class RowSummary:
     """Local and neighbor accuracy of every client."""
     per_class: list[float | None]
     """Accuracy of each class at its own client, in label order; None where a class has no image."""
+    num_last_rounds: int = 1
+    """Rounds at the end whose scores are averaged to the ones above; 1 is the last round alone."""
+    base: float | None = None
+    """Mean accuracy on all images of base classes among base classes; None where all classes are trained on."""
+    new: float | None = None
+    """Mean accuracy on images of classes that nobody trained on, among those; None likewise."""
+    base_new_harmonic_mean: float | None = None
 
 
 def to_json(value: Any) -> Any:

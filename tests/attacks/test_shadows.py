@@ -87,14 +87,14 @@ def test_what_is_kept_is_what_the_attacks_read(config, rows, tmp_path):
     trained(config, rows, tmp_path)
     shadows = load_shadows([job_path(tmp_path, rows[0], index, 12) for index in range(3)])
     assert shadows.is_in.shape == (3, 24)
-    assert set(shadows.log_probs) == set(Audience)
-    for audience in Audience:
+    assert set(shadows.log_probs) == {Audience.PUBLIC, Audience.PERSONAL}
+    for audience in shadows.log_probs:
         assert shadows.log_probs[audience].shape == (3, 24, 6)
         assert shadows.population[audience].shape == (3, 6, 6)
         np.testing.assert_allclose(np.exp(shadows.log_probs[audience]).sum(axis=-1), 1, rtol=1e-5)
     assert shadows.transcript.shape == (3, 24)
     kept = load(job_path(tmp_path, rows[0], 0, 12))
-    assert kept["context.public"].shape == kept["context.personal"].shape == (4, 8)
+    assert kept["prompt.public.context"].shape == kept["prompt.personal.context"].shape == (4, 8)
     assert np.array_equal(shadows.is_in[0], coins(config, 0, 24))
 
 
@@ -118,8 +118,8 @@ def test_an_audience_guesses_from_what_it_sees_and_pays_for_looking_twice():
     kept = {"is_in": is_in, "public": noise[0], "personal": 3.0 * is_in + noise[1], "transcript": noise[2]}
     public = canary_audits(kept, Audience.PUBLIC, 1e-5)
     personal = canary_audits(kept, Audience.PERSONAL, 1e-5)
-    assert [one.sees for one in public] == ["last global prompt", "all global releases"]
-    assert [one.sees for one in personal] == ["personal prompt", "last global prompt", "all global releases"]
+    assert [one.sees for one in public] == ["global prompt", "all releases"]
+    assert [one.sees for one in personal] == ["personal prompt", "global prompt", "all releases"]
     assert max(one.result.epsilon_lower_bound for one in public) == 0
     assert personal[0].result.epsilon_lower_bound > 1
     assert personal[0].mean_gap > 2.5

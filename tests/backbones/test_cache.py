@@ -34,12 +34,14 @@ CHUNK_BYTES = 10 * 6 * 4
 
 
 class Watched:
-    """A toy backbone that notes what it encodes, and may be made to fail."""
+    """A toy backbone without patches that notes what it encodes, and may be made to fail."""
 
     def __init__(self, backbone=None, change=lambda features: features):
         self.backbone, self.change, self.batches = backbone or ToyModel().load(), change, []
 
     def __getattr__(self, name):
+        if name == "encode_patches":
+            raise AttributeError(name)
         return getattr(self.backbone, name)
 
     def encode_images(self, images):
@@ -488,6 +490,79 @@ def test_a_batch_counts_views(backbone, data, tmp_path):
 
 def test_only_training_images_are_augmented(backbone, data, tmp_path):
     assert image_features(backbone, data, "test", tmp_path, VIEWS).num_views == 1
+
+
+# --- patches
+
+
+def patches(backbone, data, split, cache_dir, config=CONFIG, on_progress=None):
+    return image_features(backbone, data, split, cache_dir, config, on_progress, "patches")
+
+
+def test_patches_are_kept_beside_the_pooled_features(data, tmp_path):
+    backbone, seen = ToyModel().load(), []
+    pooled = image_features(backbone, data, "train", tmp_path, CONFIG)
+    stored = patches(backbone, data, "train", tmp_path, on_progress=lambda *args: seen.append(args))
+    again = patches(backbone, data, "train", tmp_path, on_progress=lambda *_: pytest.fail("nothing to encode"))
+    images = data.splits["train"].read(np.arange(72))
+    assert stored.array.shape == (72, 1, 4, 6)
+    assert isinstance(stored.array, np.memmap)
+    torch.testing.assert_close(stored.tensor(), backbone.encode_patches(images))
+    assert torch.equal(again.tensor(), stored.tensor())
+    rows = stored.rows(np.array([71, 3, 3]), np.zeros(3, dtype=np.int64))
+    assert torch.equal(rows, stored.tensor()[[71, 3, 3]])
+    torch.testing.assert_close(pooled.tensor(), plain(data, "train"))
+    assert seen[0] == ("encoding toy train, 4 patches an image, 0 MB", 0, 72)
+    entries = {entry.num_patches: entry for entry in cached(tmp_path)}
+    assert entries[4].num_bytes == HEADER_SIZE + 72 * 4 * 6 * 4
+    assert entries[None].num_bytes == HEADER_SIZE + 72 * 6 * 4
+    assert "-train-patches-" in entries[4].path.name
+
+
+def test_patches_of_views_in_half_precision_are_those_of_the_views(data, tmp_path):
+    backbone = ToyModel().load()
+    stored = patches(backbone, data, "train", tmp_path, dataclasses.replace(VIEWS, dtype="float16"))
+    assert stored.array.shape == (72, 3, 4, 6)
+    (image,) = data.splits["train"].read(np.array([40]))
+    views = [random_view(image, stream(0, "views", 40, n), min_scale=0.08, size=8) for n in range(3)]
+    got = stored.rows(np.full(3, 40), np.arange(3))
+    torch.testing.assert_close(got, backbone.encode_patches(views), rtol=0, atol=2**-11)
+    array = np.load(next(tmp_path.glob("features/toy/*-patches-*/features.npy")), mmap_mode="r")
+    assert array.shape == (72, 3, 4, 6)
+
+
+def test_damaged_patches_are_made_again(data, tmp_path, caplog):
+    backbone = ToyModel().load()
+    first = patches(backbone, data, "test", tmp_path).tensor().clone()
+    flip_a_bit(next(tmp_path.glob("features/toy/*-patches-*")))
+    with caplog.at_level(logging.WARNING):
+        assert torch.equal(patches(backbone, data, "test", tmp_path).tensor(), first)
+    assert "1 of 2 chunks are made again" in caplog.text
+
+
+def test_patches_that_are_not_finite_name_their_example(data, tmp_path):
+    backbone = ToyModel().load()
+
+    def spoil(images, true_patches=backbone.encode_patches):
+        features = true_patches(images)
+        features[3, 2, 1] = float("inf")
+        return features
+
+    backbone.encode_patches = spoil
+    with pytest.raises(DataError, match="Example 3 of toy train has features that are NaN or infinite"):
+        patches(backbone, data, "train", tmp_path)
+
+
+def test_a_backbone_without_patches_is_refused(backbone, data, tmp_path):
+    with pytest.raises(ConfigError, match=r"needs features of image patches, .* Use emoji_clip"):
+        patches(backbone, data, "train", tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_cache_from_before_there_were_patches_is_still_found(backbone, data, tmp_path):
+    key = feature_key(backbone, data, "train", CONFIG).to_json()
+    assert "num_patches" not in key
+    assert list(key)[-1] == "format"
 
 
 # --- ill input

@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
+from hushprompt.backbones.base import PatchBackbone
 from hushprompt.backbones.emoji_clip import EmojiClip, center_square
 from hushprompt.backbones.prompts import PromptModel
 from hushprompt.data.emoji100 import Emoji100
@@ -25,6 +27,19 @@ def test_it_knows_the_embedded_drawings(backbone, dataset):
     model = PromptModel(backbone, dataset.class_names)
     is_right = model.logits(features, model.template_features).argmax(dim=1) == torch.from_numpy(test.labels[chosen])
     assert float(is_right.double().mean()) > 0.35
+
+
+def test_its_patches_average_to_the_image(backbone, dataset):
+    """By the network's own modules; the projection is linear, so the mean may be taken before or after it."""
+    assert isinstance(backbone, PatchBackbone)
+    images = dataset.splits["test"].read(np.arange(0, 2000, 400))
+    patches = backbone.encode_patches(images)
+    assert patches.shape == (5, backbone.num_patches, backbone.feature_dim)
+    torch.testing.assert_close(patches.norm(dim=2), torch.ones(5, 9))
+    image = backbone._network.image
+    whole = image.patches(backbone._pixels(images)).mean(dim=1)
+    torch.testing.assert_close(whole, image(backbone._pixels(images)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(F.normalize(whole, dim=1), backbone.encode_images(images), rtol=1e-4, atol=1e-5)
 
 
 def test_its_fast_path_is_exact_on_the_real_names(backbone, dataset):

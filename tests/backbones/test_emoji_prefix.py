@@ -2,10 +2,11 @@ import dataclasses
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from hushprompt.backbones import emoji_prefix
+from hushprompt.backbones import emoji_block
 from hushprompt.backbones.emoji_network import EmojiNetworkConfig, TextTower
-from hushprompt.backbones.emoji_prefix import encode_shared_prefix
+from hushprompt.backbones.emoji_prefix import PrefixTower
 
 CONFIG = EmojiNetworkConfig(dim=12, text_width=16, text_layers=3, text_heads=2, context_length=12, vocab_size=30)
 
@@ -24,6 +25,10 @@ def random(*shape, seed=0, dtype=torch.float32):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
+def encode(tower, prefix, groups):
+    return PrefixTower(tower).encode(prefix, groups)
+
+
 def one_by_one(tower, prefix, groups):
     """The slow twin: every sequence whole and alone, plain autograd."""
     rows = []
@@ -31,7 +36,7 @@ def one_by_one(tower, prefix, groups):
         for suffix in group:
             whole = torch.cat([prefix, suffix])[None]
             rows.append(tower(whole, torch.tensor([whole.shape[1] - 1])))
-    return torch.cat(rows)
+    return F.normalize(torch.cat(rows), dim=1)
 
 
 @pytest.mark.parametrize("num_layers", [1, 3])
@@ -40,7 +45,7 @@ def test_features_and_gradients_are_those_of_whole_sequences(shapes, num_layers)
     tower = make_tower(text_layers=num_layers).double()
     prefix = random(5, 16, dtype=torch.float64).requires_grad_()
     groups = [random(count, length, 16, seed=length, dtype=torch.float64) for count, length in shapes]
-    fast, slow = encode_shared_prefix(tower, prefix, groups), one_by_one(tower, prefix, groups)
+    fast, slow = encode(tower, prefix, groups), one_by_one(tower, prefix, groups)
     torch.testing.assert_close(fast, slow, rtol=1e-10, atol=1e-12)
     weights = random(*slow.shape, seed=9, dtype=torch.float64)
     got, expected = (torch.autograd.grad((f * weights).sum(), prefix)[0] for f in (fast, slow))
@@ -52,17 +57,16 @@ def test_single_precision_is_as_good_as_autograds():
     prefix = random(5, 16).requires_grad_()
     weights = random(5, 12, seed=9)
     fast, slow = (
-        torch.autograd.grad((fn(tower, prefix, groups) * weights).sum(), prefix)[0]
-        for fn in (encode_shared_prefix, one_by_one)
+        torch.autograd.grad((fn(tower, prefix, groups) * weights).sum(), prefix)[0] for fn in (encode, one_by_one)
     )
     assert (fast - slow).norm() < 3e-6 * slow.norm()
 
 
-@pytest.mark.parametrize("chunk", [2, 100])
-def test_a_batch_of_backward_passes_is_one_after_the_other(chunk, monkeypatch):
-    monkeypatch.setattr(emoji_prefix, "CHUNK", chunk)
+@pytest.mark.parametrize("rows", [2, 1000])
+def test_a_batch_of_backward_passes_is_one_after_the_other(rows, monkeypatch):
+    monkeypatch.setattr(emoji_block, "ROWS", rows)
     prefix = random(5, 16).requires_grad_()
-    features = encode_shared_prefix(make_tower(), prefix, [random(2, 1, 16), random(3, 2, 16)])
+    features = encode(make_tower(), prefix, [random(2, 1, 16), random(3, 2, 16)])
 
     def pull_back(cotangent):
         return torch.autograd.grad(features, prefix, cotangent, retain_graph=True)[0]
@@ -72,9 +76,24 @@ def test_a_batch_of_backward_passes_is_one_after_the_other(chunk, monkeypatch):
     torch.testing.assert_close(together, torch.stack([pull_back(row) for row in cotangents]), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("num_layers", [1, 2, 3])
+@pytest.mark.parametrize("shapes", [[(3, 1)], [(2, 1), (1, 2), (4, 4)], [(2, 3), (5, 2)]])
+def test_weighted_directions_give_the_gradients_of_their_products(shapes, num_layers):
+    tower = make_tower(text_layers=num_layers).double()
+    prefix = random(5, 16, dtype=torch.float64).requires_grad_()
+    groups = [random(count, length, 16, seed=length, dtype=torch.float64) for count, length in shapes]
+    slow = one_by_one(tower, prefix, groups)
+    weights, directions = random(6, len(slow), dtype=torch.float64), random(6, slow.shape[1], dtype=torch.float64)
+    tower_pass = PrefixTower(tower).read(prefix, groups)
+    torch.testing.assert_close(tower_pass.features, slow, rtol=1e-10, atol=1e-12)
+    for row, weight, direction in zip(tower_pass.pull_back(weights, directions), weights, directions, strict=True):
+        (expected,) = torch.autograd.grad(slow, prefix, torch.outer(weight, direction), retain_graph=True)
+        assert (row - expected).norm() < 1e-10 * expected.norm()
+
+
 def test_prefix_suffixes_and_weights_are_left_alone():
     tower, prefix, groups = make_tower(), random(5, 16).requires_grad_(), [random(2, 2, 16)]
     before = [tensor.detach().clone() for tensor in (prefix, *groups, *tower.parameters())]
-    encode_shared_prefix(tower, prefix, groups).sum().backward()
+    encode(tower, prefix, groups).sum().backward()
     for tensor, old in zip((prefix, *groups, *tower.parameters()), before, strict=True):
         assert torch.equal(tensor, old)

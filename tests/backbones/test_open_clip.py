@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import tiny_models
-from hushprompt.backbones.base import SharedPrefixBackbone
+from hushprompt.backbones.base import PatchBackbone, SharedPrefixBackbone
 from hushprompt.backbones.open_clip import OpenClip, find_tokenizer
 from hushprompt.backbones.prompts import PromptModel
 from hushprompt.errors import ConfigError, DataError
@@ -106,6 +106,52 @@ def test_images_of_any_size_have_the_librarys_features(backbones, models, kind):
     features = backbones[kind].encode_images(images())
     assert features.shape == (3, backbones[kind].feature_dim)
     torch.testing.assert_close(features, expected, **EXACT)
+
+
+@every_kind
+def test_only_towers_pooled_by_a_token_offer_patches(backbones, kind):
+    assert isinstance(backbones[kind], PatchBackbone) == (kind not in ("mobile", "coca"))
+
+
+def test_a_vision_transformers_patches_are_the_librarys_tokens_projected(backbones, models):
+    visual, backbone = models["vit"].visual, backbones["vit"]
+    pixels, seen = backbone._pixels(images()), []
+    hook = visual.ln_post.register_forward_hook(lambda module, arguments, output: seen.append(output))
+    with torch.no_grad():
+        pooled = visual(pixels)
+        tokens = seen[0] @ visual.proj
+    hook.remove()
+    torch.testing.assert_close(tokens[:, 0], pooled, **EXACT)
+    patches = backbone.encode_patches(images())
+    assert patches.shape == (3, backbone.num_patches, backbone.feature_dim) == (3, 16, 16)
+    torch.testing.assert_close(patches, F.normalize(tokens[:, 1:], dim=-1), **EXACT)
+
+
+def test_a_resnets_patches_are_its_attention_pool_asked_at_every_place(backbones, models):
+    """The library's pool computes all places too, and then keeps the first one."""
+    visual, backbone = models["resnet"].visual, backbones["resnet"]
+    pixels, seen = backbone._pixels(images()), []
+    true_attention = F.multi_head_attention_forward
+
+    def spy(query, key, value, **settings):
+        mixed = true_attention(query=query, key=key, value=value, **settings)
+        seen.append(mixed[0].transpose(0, 1))
+        return mixed
+
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        patch.setattr(F, "multi_head_attention_forward", spy)
+        pooled = visual(pixels)
+    (tokens,) = seen
+    torch.testing.assert_close(tokens[:, 0], pooled, **EXACT)
+    patches = backbone.encode_patches(images())
+    assert patches.shape == (3, backbone.num_patches, 16) == (3, 4, 16)
+    torch.testing.assert_close(patches, F.normalize(tokens[:, 1:], dim=-1), **EXACT)
+
+
+@pytest.mark.parametrize("kind", ["vit", "resnet", "siglip", "clipa"])
+def test_the_forward_pass_that_gives_patches_gives_the_image_too(backbones, kind):
+    tokens = backbones[kind]._image_tokens(backbones[kind]._pixels(images()))
+    torch.testing.assert_close(F.normalize(tokens[:, 0], dim=-1), backbones[kind].encode_images(images()), **EXACT)
 
 
 @every_kind

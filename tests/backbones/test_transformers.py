@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 import tiny_models
-from hushprompt.backbones.base import SharedPrefixBackbone
+from hushprompt.backbones.base import PatchBackbone, SharedPrefixBackbone
 from hushprompt.backbones.clap import Clap
 from hushprompt.backbones.prompts import PromptModel
 from hushprompt.backbones.transformers import Transformers
@@ -105,6 +105,29 @@ def test_images_of_any_size_have_the_librarys_features(loaded):
     features = backbone.encode_images(images)
     assert features.shape == (3, backbone.feature_dim)
     torch.testing.assert_close(features, expected, **EXACT)
+
+
+def test_clips_patches_are_normed_and_projected_as_its_class_token_is(folders):
+    from transformers import AutoImageProcessor, AutoModel
+
+    backbone, network = load(folders / "clip"), AutoModel.from_pretrained(folders / "clip")
+    images = [np.random.default_rng(0).integers(0, 256, size=(40, 50, 3), dtype=np.uint8) for _ in range(2)]
+    inputs = AutoImageProcessor.from_pretrained(folders / "clip", backend="pil")(
+        images=images, return_tensors="pt", input_data_format="channels_last"
+    )
+    norm, projection = network.vision_model.post_layernorm, network.visual_projection
+    with torch.no_grad():
+        hidden = network.vision_model(**inputs).last_hidden_state
+        tokens = F.layer_norm(hidden, hidden.shape[-1:], norm.weight, norm.bias, norm.eps) @ projection.weight.T
+        torch.testing.assert_close(tokens[:, 0], network.get_image_features(**inputs).pooler_output, **EXACT)
+    patches = backbone.encode_patches(images)
+    assert patches.shape == (2, backbone.num_patches, backbone.feature_dim) == (2, 16, 16)
+    torch.testing.assert_close(patches, F.normalize(tokens[:, 1:], dim=-1), **EXACT)
+
+
+def test_only_clip_has_patches(loaded):
+    backbone, network, _ = loaded
+    assert isinstance(backbone, PatchBackbone) == (network.config.model_type == "clip")
 
 
 @pytest.mark.parametrize(("shape", "position"), [((3,), "end"), ((len(NAMES), 2), "middle")])

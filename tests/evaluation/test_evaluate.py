@@ -1,11 +1,14 @@
+import dataclasses
+import json
 import math
+import weakref
 
 import numpy as np
 import pytest
 import torch
 
 from hushprompt.data.partition import ClientShard, Partition
-from hushprompt.evaluation.evaluate import evaluate
+from hushprompt.evaluation.evaluate import NewClasses, Scores, evaluate, mean_scores
 from hushprompt.evaluation.splits import client_splits
 
 LABELS = torch.tensor([0, 0, 1, 1, 2, 2])
@@ -47,3 +50,52 @@ def test_a_client_without_test_images_is_left_out_of_the_means():
     assert math.isnan(scores.clients[1].local)
     assert scores.local == scores.worst_client == 1.0
     assert scores.neighbor == 1.0
+
+
+def test_one_clients_logits_are_gone_before_the_next_ones_come():
+    alive = weakref.WeakSet()
+
+    def logits(_):
+        value = torch.eye(3)[LABELS]
+        assert len(alive) == 0
+        alive.add(value)
+        return value
+
+    evaluate(logits, LABELS, client_splits(partition([0, 1], [2, 3], [4, 5]), "test"))
+
+
+def test_all_clients_share_the_one_array_that_names_all_images():
+    splits = client_splits(partition([0, 1], [2, 3], [4, 5]), "test")
+    assert splits[0].everyone is splits[2].everyone
+
+
+def test_images_that_nobody_has_are_not_scored_and_new_classes_are_among_themselves():
+    labels = torch.tensor([0, 0, 1, 1, 2, 3])  # base classes 0 and 1; nobody has the images of 2 and 3
+    base = torch.eye(2)[[0, 0, 1, 0, 0, 0]]
+    new = NewClasses(lambda client: torch.eye(2)[[client, client]], labels[4:] - 2)
+    scores = evaluate(lambda _: base, labels, client_splits(partition([0, 1], [2, 3]), "test"), new_classes=new)
+    assert [(c.local, c.neighbor) for c in scores.clients] == [(1.0, 0.5), (0.5, 1.0)]
+    assert [(c.base, c.new) for c in scores.clients] == [(0.75, 0.5), (0.75, 0.5)]
+    assert scores.per_class == (1.0, 0.5)
+    assert (scores.base, scores.new) == (0.75, 0.5)
+    assert scores.base_new_harmonic_mean == pytest.approx(0.6)
+
+
+def test_without_new_classes_there_is_no_such_figure():
+    scores = evaluate(lambda _: torch.eye(3)[LABELS], LABELS, client_splits(partition([0, 1, 2], [3, 4, 5]), "test"))
+    assert scores.base is scores.new is scores.base_new_harmonic_mean is scores.clients[0].base is None
+
+
+def test_the_mean_of_rounds_is_the_mean_of_every_figure():
+    splits = client_splits(partition([0, 1, 2, 3], [4], []), "test")
+    right, wrong = torch.eye(3)[LABELS], torch.eye(3)[(LABELS + 1) % 3]
+    first, second = (evaluate(lambda _, logits=logits: logits, LABELS, splits) for logits in (right, wrong))
+    mean = mean_scores([first, first, second, first])
+    assert (mean.local, mean.neighbor, mean.worst_client) == (0.75, 0.75, 0.75)
+    assert [client.local for client in mean.clients[:2]] == [0.75, 0.75]
+    assert math.isnan(mean.clients[2].local)
+    assert [client.client_id for client in mean.clients] == [0, 1, 2]
+    assert mean.per_class == (0.75, 0.75, 0.75)
+    assert mean_scores([second]) is second
+    again = Scores.from_plain(json.loads(json.dumps(dataclasses.asdict(mean))))
+    assert dataclasses.replace(again, clients=again.clients[:2]) == dataclasses.replace(mean, clients=mean.clients[:2])

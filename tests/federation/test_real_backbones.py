@@ -4,6 +4,7 @@ import pytest
 
 import tiny_models
 from hushprompt import config as configs
+from hushprompt.backbones.cache import cached
 from hushprompt.federation.simulate import run
 
 
@@ -27,11 +28,13 @@ def repositories(tmp_path_factory):
     from safetensors.torch import save_file
 
     folder = tmp_path_factory.mktemp("repositories")
-    (folder / "siglip").mkdir()
-    tiny_models.siglip(folder / "siglip")
+    for kind in ("siglip", "clip"):
+        (folder / kind).mkdir()
+        getattr(tiny_models, kind)(folder / kind)
     tiny_models.write_open_clip_configs(folder)
     __import__("open_clip").add_model_config(folder)
-    save_file(tiny_models.open_clip_model("vit").state_dict(), folder / "vit.safetensors")
+    for kind in ("vit", "resnet"):
+        save_file(tiny_models.open_clip_model(kind).state_dict(), folder / f"{kind}.safetensors")
     return folder
 
 
@@ -56,3 +59,18 @@ def test_results_do_not_depend_on_the_number_of_threads(toy_values, repositories
         prompts.append({path.name: path.read_bytes() for path in (folder / "prompts").iterdir()})
     assert prompts[0] == prompts[1]
     assert len(prompts[0]) == 4
+
+
+@pytest.mark.parametrize("kind", ["vit", "resnet", "clip"])
+def test_prompts_are_aligned_with_the_patches_of_real_towers(toy_values, repositories, tmp_path, kind):
+    backbone = {"name": "transformers", "model": str(repositories / "clip"), "template": "a {}"}
+    if kind != "clip":
+        checkpoint = str(repositories / f"{kind}.safetensors")
+        backbone = {"name": "open_clip", "architecture": f"tiny-{kind}", "checkpoint": checkpoint, "template": "a {}"}
+    values = {**toy_values, "backbone": backbone, "references": [], "training": {"num_rounds": 1}}
+    values = {**values, "method": {"name": "fedotp", "num_ctx": 2}, "runtime": {"cache_dir": str(tmp_path / "cache")}}
+    (row,) = run(configs.parse(values), tmp_path, Silent())
+    assert row.method == "fedotp"
+    num_patches = {"vit": 16, "resnet": 4, "clip": 16}[kind]
+    assert {entry.num_patches for entry in cached(tmp_path / "cache")} == {num_patches}
+    assert len(list((tmp_path / "prompts").iterdir())) == 4

@@ -9,57 +9,13 @@ import torch
 from hushprompt import config as configs
 from hushprompt import records
 from hushprompt.errors import ConfigError, PrivacyError, ResumeError
-from hushprompt.federation import simulate as loop
+from hushprompt.federation import rounds as loop
 from hushprompt.federation.setup import assemble, client_sizes, cut, load_model, plan_rows
 from hushprompt.federation.simulate import run
 from hushprompt.methods.base import Batch
 from hushprompt.seeding import stream
+from runs import Silent, files, fresh
 from slow_twins import slow_gradients
-
-
-class Silent:
-    """An observer that looks away, or stops the run after some rounds."""
-
-    def __init__(self, stop_after=None):
-        self.rounds, self.stop_after = [], stop_after
-
-    def on_setup(self, what, done, total):
-        pass
-
-    def on_row(self, row, index, num_rows, num_rounds_done):
-        pass
-
-    def on_round(self, record):
-        self.rounds.append(record)
-        if self.stop_after is not None and len(self.rounds) == self.stop_after:
-            raise KeyboardInterrupt
-
-
-def files(folder):
-    """Everything a run leaves, without the clock."""
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name != "state.safetensors":
-            text = path.read_bytes()
-            if path.suffix in (".json", ".jsonl"):
-                text = [json.loads(line, object_hook=without_clock) for line in json_lines(path)]
-            found[str(path.relative_to(folder))] = text
-    return found
-
-
-def json_lines(path):
-    text = path.read_text()
-    return text.splitlines() if path.suffix == ".jsonl" else [text]
-
-
-def without_clock(values):
-    return {key: value for key, value in values.items() if key != "seconds"}
-
-
-def fresh(tmp_path, name="run"):
-    folder = tmp_path / name
-    folder.mkdir()
-    return folder
 
 
 def with_sampling(config, **values):
@@ -176,10 +132,21 @@ def test_a_round_without_noise_is_plain_federated_descent(toy_values, tmp_path):
     shared, _ = config.method.init(federation.model, stream(config.seed, "init"))
     context = shared.context
     for _ in range(2):
-        batch = Batch(federation.train_features.tensor(), federation.train_labels)
+        batch = Batch(federation.train_features["pooled"].tensor(), federation.train_labels)
         grads = slow_gradients(federation.model, context, batch)
         context = context - 0.1 * grads.mean(dim=0)
     torch.testing.assert_close(got, context, rtol=1e-4, atol=1e-6)
+
+
+def test_every_round_begins_once_and_before_its_steps(toy_config, tmp_path, monkeypatch):
+    from hushprompt.methods.dp_fpl import DPFPL
+
+    calls = []
+    true_step = DPFPL.server_step
+    monkeypatch.setattr(DPFPL, "begin_round", lambda self, shared: calls.append("round") or shared)
+    monkeypatch.setattr(DPFPL, "server_step", lambda *args: calls.append("step") or true_step(*args))
+    run(with_sampling(toy_config, name="poisson", sampling_prob=0.5, steps_per_round=2), fresh(tmp_path), Silent())
+    assert calls == ["round", "step", "step"] * 3
 
 
 def noise_streams(config, folder, monkeypatch):
@@ -230,9 +197,9 @@ def test_noise_divides_by_the_public_count_whoever_showed_up(toy_config, tmp_pat
     counts = set()
     true_mechanism = PrivacyPlan.mechanism
 
-    def spy(self, *, allowed, expected_count, rng):
+    def spy(self, *, allowed, expected_count, **others):
         counts.add((allowed, expected_count))
-        return true_mechanism(self, allowed=allowed, expected_count=expected_count, rng=rng)
+        return true_mechanism(self, allowed=allowed, expected_count=expected_count, **others)
 
     monkeypatch.setattr(PrivacyPlan, "mechanism", spy)
     run(toy_config, fresh(tmp_path), Silent())
@@ -276,6 +243,31 @@ def test_views_change_the_training_and_one_view_does_not(toy_values, tmp_path):
     assert results[2] != results[1]
 
 
+def test_client_level_privacy_divides_by_the_clients_and_leaves_personal_prompts_unclaimed(
+    toy_values, tmp_path, monkeypatch
+):
+    from hushprompt.privacy.plan import Channel, Mechanism
+
+    divisors = set()
+    true_release = Mechanism.release
+
+    def spy(self, channel, summed):
+        divisors.add((channel, self.expected_count))
+        return true_release(self, channel, summed)
+
+    monkeypatch.setattr(Mechanism, "release", spy)
+    privacy = {"epsilon": 8.0, "delta": 1e-3, "privacy_unit": "client", "audience": "public"}
+    folder = fresh(tmp_path)
+    rows = run(
+        configs.parse({**toy_values, "privacy": privacy, "runtime": {"cache_dir": str(tmp_path)}}), folder, Silent()
+    )
+    assert divisors == {(Channel.LOCAL, 12.0), (Channel.GLOBAL, 3.0)}
+    assert 7.9 < rows[-1].epsilon <= 8.0
+    audiences = records.read_json(folder / "privacy.json")["rows"][-1]["audiences"]
+    assert audiences["personal"]["epsilon"] == "inf"
+    assert audiences["public"]["privacy_unit"] == "client"
+
+
 @pytest.mark.parametrize(
     "sampling", [{"name": "disjoint", "steps_per_round": 3}, {"name": "poisson", "sampling_prob": 0.02}]
 )
@@ -306,7 +298,7 @@ def test_prompt_files_say_what_they_are_and_give_the_clients_logits(toy_config, 
     partition = cut(toy_config, dataset)
     model = load_model(toy_config, dataset, [])
     federation = assemble(toy_config, model, dataset, partition, lambda *_: None)
-    logits = model.logits(federation.eval_features, model.text_features(context))
+    logits = model.logits(federation.eval_features["pooled"], model.text_features(context))
     mine = partition.clients[1].indices["test"]
     accuracy = float((logits[mine].argmax(1) == federation.eval_labels[mine]).double().mean())
     assert accuracy == pytest.approx(rows[-1].per_client[1]["local"])

@@ -4,18 +4,14 @@ import dataclasses
 import itertools
 
 import numpy as np
-import pytest
 import torch
 
 from hushprompt import config as configs
 from hushprompt.attacks.world import World, candidates_of
-from hushprompt.federation.checkpoint import flatten
 from hushprompt.federation.setup import assemble, client_sizes, cut, load_model, plan_rows
 from hushprompt.federation.simulate import run
-from hushprompt.methods.base import Batch
-from hushprompt.privacy.plan import Channel, Mechanism
+from hushprompt.privacy.plan import Mechanism
 from hushprompt.privacy.sampling import PoissonSampler
-from hushprompt.registry import METHODS
 
 NOISE = {"local": 2.0, "global": 3.0}
 CLIP_NORMS = {"local": 0.3, "global": 0.7}
@@ -136,26 +132,3 @@ def test_one_clients_data_do_not_reach_anothers_prompt(toy_values, tmp_path):
     assert not torch.equal(before.personal[0].context, after.personal[0].context)
     for client_id in (1, 2):
         assert torch.equal(before.personal[client_id].context, after.personal[client_id].context)
-
-
-class Mute(Mechanism):
-    """A mechanism that releases noise alone, whatever the sum: nothing that comes out can depend on data."""
-
-    def release(self, channel, summed):
-        return torch.from_numpy(self.rng.standard_normal(tuple(summed.value.shape))).float()
-
-
-@pytest.mark.parametrize("name", [name for name in METHODS.names() if METHODS.get(name).channels])
-def test_data_enters_the_personal_state_only_through_what_is_released(name, model, batch, make_mechanism):
-    fields = {field.name for field in dataclasses.fields(METHODS.get(name))}
-    method = METHODS.get(name)(**{key: value for key, value in (("num_ctx", 4), ("rank", 2)) if key in fields})
-    shared, personal = method.init(model, np.random.default_rng(0))
-    other = Batch(-batch.image_features.flip(0), (batch.labels + 1) % model.num_classes)
-    states = []
-    for data in (batch, other):
-        plain = make_mechanism(method.channels, Channel.LOCAL)
-        mute = Mute(plan=plain.plan, allowed=plain.allowed, expected_count=7.0, rng=np.random.default_rng(1))
-        _, state, _ = method.client_step(model, shared, personal, data, mute, np.random.default_rng(2))
-        states.append(flatten(state))
-    for key, tensor in states[0].items():
-        assert torch.equal(tensor, states[1][key]), key

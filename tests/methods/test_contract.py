@@ -1,14 +1,16 @@
 """What every registered method must keep, first of all that data enters only through the plan's releases."""
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
 import torch
 
-from hushprompt.federation.checkpoint import flatten
-from hushprompt.methods.base import Batch, Method, Upload
+from hushprompt.federation.states import flatten
+from hushprompt.methods.base import Batch, ClipsBatches, Method, Upload
 from hushprompt.methods.context import ContextConfig
+from hushprompt.methods.optimizer import Optimizer
 from hushprompt.privacy.clipping import ClippedSum
 from hushprompt.privacy.plan import Channel, Mechanism
 from hushprompt.registry import METHODS
@@ -18,6 +20,7 @@ def small(name):
     """The method with settings that fit the toy model; "(middle)" has the name there and a context for each class."""
     cls = METHODS.get(name.removesuffix(" (middle)"))
     wanted = {"num_ctx": 4, "rank": 2}
+    wanted |= dict.fromkeys(("optimizer", "global_optimizer", "local_optimizer"), Optimizer())
     if name.endswith(" (middle)"):
         wanted |= {"name_position": "middle", "is_class_specific": True}
     return cls(**{field.name: wanted[field.name] for field in dataclasses.fields(cls) if field.name in wanted})
@@ -30,6 +33,22 @@ trained_methods = pytest.mark.parametrize("name", [name for name in NAMES if sma
 
 def rng(seed=0):
     return np.random.default_rng(seed)
+
+
+@pytest.fixture
+def make_mechanism(make_mechanism, name):
+    """The suite's mechanisms, for the way in which a method clips."""
+    method = small(name)
+    batch_clipping = method.batch_clipping if isinstance(method, ClipsBatches) else None
+    return functools.partial(make_mechanism, batch_clipping=batch_clipping)
+
+
+@pytest.fixture
+def batch(name, model):
+    """Seven examples of the kind that the method needs."""
+    patches = (4,) if small(name).feature_kind == "patches" else ()
+    features = torch.from_numpy(rng(5).normal(size=(7, *patches, model.backbone.feature_dim))).float()
+    return Batch(torch.nn.functional.normalize(features, dim=-1), torch.tensor([0, 1, 2, 3, 4, 0, 2]))
 
 
 def step(method, model, batch, mechanism, states=None):
@@ -55,6 +74,18 @@ def test_the_same_stream_starts_it_alike(name, model):
         assert_same(left, right)
 
 
+@every_method
+def test_a_round_begins_without_any_data_and_the_same_way_each_time(name, model):
+    method = small(name)
+    shared, _ = method.init(model, rng())
+    before = {key: tensor.clone() for key, tensor in flatten(shared).items()}
+    first, second = method.begin_round(shared), method.begin_round(shared)
+    assert_same(first, second)
+    assert {key: tensor.shape for key, tensor in flatten(first).items()} == {k: v.shape for k, v in before.items()}
+    for key, tensor in flatten(shared).items():
+        assert torch.equal(tensor, before[key])
+
+
 @trained_methods
 def test_a_step_is_pure_and_repeatable(name, model, batch, make_mechanism):
     method = small(name)
@@ -74,6 +105,10 @@ class Deaf(Mechanism):
 
     def clip(self, channel, grads):
         return ClippedSum(torch.zeros(grads.shape[1:]), super().clip(channel, grads).sensitivity)
+
+    def clip_batch(self, channel, *means):
+        honest = super().clip_batch(channel, *means)
+        return ClippedSum(torch.zeros_like(honest.value), honest.sensitivity)
 
 
 @trained_methods
@@ -95,6 +130,26 @@ def test_data_enters_the_personal_state_and_the_upload_only_through_clipped_sums
             assert torch.equal(first.value, second.value)
 
 
+class Mute(Mechanism):
+    """A mechanism that releases noise alone, whatever the sum: no state that comes out can depend on data."""
+
+    def release(self, channel, summed):
+        return torch.from_numpy(self.rng.standard_normal(tuple(summed.value.shape))).float()
+
+
+@trained_methods
+def test_data_enters_the_personal_state_only_through_what_is_released(name, model, batch, make_mechanism):
+    method = small(name)
+    states = method.init(model, rng())
+    other = Batch(-batch.image_features.flip(0), (batch.labels + 1) % model.num_classes)
+    stepped = []
+    for data in (batch, other):
+        honest = make_mechanism(method.channels, Channel.LOCAL)
+        mute = Mute(plan=honest.plan, allowed=honest.allowed, expected_count=7.0, rng=rng(9))
+        stepped.append(step(method, model, data, mute, states)[1][1])
+    assert_same(*stepped)
+
+
 @trained_methods
 def test_a_step_makes_the_releases_it_declares_and_no_other(name, model, batch, make_mechanism, monkeypatch):
     method, seen = small(name), []
@@ -108,7 +163,7 @@ def test_a_step_makes_the_releases_it_declares_and_no_other(name, model, batch, 
 
 
 @trained_methods
-def test_one_example_more_moves_upload_and_release_by_no_more_than_the_clip_norm(name, model, batch, make_mechanism):
+def test_one_example_more_moves_upload_and_release_by_no_more_than_the_sensitivity(name, model, batch, make_mechanism):
     method, clip_norm, count = small(name), 0.01, 7.0
     states = method.init(model, rng())
     fewer = Batch(batch.image_features[1:], batch.labels[1:])
@@ -129,9 +184,9 @@ def test_one_example_more_moves_upload_and_release_by_no_more_than_the_clip_norm
         released.append(seen)
     if sums[0] is not None:
         moved = (sums[0].value - sums[1].value).norm()
-        assert 0 < moved <= clip_norm * (1 + 1e-4)
+        assert 0 < moved <= mechanism.plan.sensitivity(Channel.GLOBAL) * (1 + 1e-4)
     for with_one, without in zip(*released, strict=True):
-        assert 0 < (with_one - without).norm() <= clip_norm / count * (1 + 1e-4)
+        assert 0 < (with_one - without).norm() <= mechanism.plan.sensitivity(Channel.LOCAL) / count * (1 + 1e-4)
 
 
 @trained_methods

@@ -3,9 +3,11 @@ import pytest
 import torch
 
 from hushprompt.errors import ConfigError
+from hushprompt.methods.context import fresh
 from hushprompt.methods.dp_fpl import DPFPL
 from hushprompt.methods.factorization import factorize
 from hushprompt.methods.optimizer import Optimizer
+from hushprompt.methods.promptfl import PromptFL
 from hushprompt.privacy.plan import Channel
 from slow_twins import slow_gradients
 
@@ -71,6 +73,60 @@ def test_without_residual_the_personal_prompt_stays_low_rank(model, batch, make_
     assert values[1] < 1e-5 * values[0]
 
 
+@pytest.mark.parametrize("rank", [1, 2, 4, 8])
+@pytest.mark.parametrize(("update", "form"), FORMS)
+def test_every_rank_moves_the_prompt_within_its_tangent_space(model, batch, make_mechanism, rank, update, form):
+    method = DPFPL(num_ctx=8, rank=rank, factorization=form, update=update, local_optimizer=SGD)
+    shared, personal = method.init(model, rng())
+    mechanism = make_mechanism(method.channels, Channel.LOCAL, noise=0.0)
+    _, stepped, _ = method.client_step(model, shared, personal, batch, mechanism, rng(1))
+    values = torch.linalg.svdvals((stepped.context - personal.context).double())
+    assert values[0] > 1e-4
+    assert bool((values[2 * rank :] < 1e-5 * values[0]).all())  # a tangent vector at rank r has rank 2 r at most
+
+
+@pytest.mark.parametrize("clip_norm", [0.05, 100.0])
+def test_without_factorization_the_personal_prompt_steps_at_full_rank(model, batch, make_mechanism, clip_norm):
+    method = DPFPL(num_ctx=4, rank=99, factorization="none", local_optimizer=SGD)
+    shared, personal = method.init(model, rng())
+    mechanism = make_mechanism(method.channels, Channel.LOCAL, noise=0.0, clip_norm=clip_norm, count=10.0)
+    upload, stepped, _ = method.client_step(model, shared, personal, batch, mechanism, rng(1))
+    total = torch.zeros_like(personal.context)
+    for grad in slow_gradients(model, shared.context + personal.context, batch):
+        total += grad * min(1.0, clip_norm / float(grad.norm()))
+    torch.testing.assert_close(stepped.context, personal.context - 0.1 * total / 10, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(upload.shared_grad.value, total, rtol=1e-4, atol=1e-6)
+
+
+def test_without_a_local_prompt_it_is_promptfl(model, batch, make_mechanism):
+    ours = DPFPL(num_ctx=4, rank=2, global_optimizer=SGD)
+    theirs = PromptFL(num_ctx=4, optimizer=SGD)
+    shared, personal = ours.init(model, rng())
+    nothing = fresh(torch.zeros_like(personal.context), ours.local_optimizer)
+    other, none = theirs.init(model, rng())
+    assert torch.equal(shared.context, other.context)
+    for seed in range(3):
+        local, server = (make_mechanism(ours.channels, allowed, seed=seed) for allowed in Channel)
+        upload, _, _ = ours.client_step(model, shared, nothing, batch, local, rng(1))
+        shared = ours.server_step(shared, server.release(Channel.GLOBAL, upload.shared_grad))
+        local, server = (make_mechanism(theirs.channels, allowed, seed=seed) for allowed in Channel)
+        upload, _, _ = theirs.client_step(model, other, none, batch, local, rng(1))
+        other = theirs.server_step(other, server.release(Channel.GLOBAL, upload.shared_grad))
+        torch.testing.assert_close(shared.context, other.context)
+
+
+def test_the_factors_step_with_the_rate_of_their_schedule(model, batch, make_mechanism):
+    settings = {"num_ctx": 4, "rank": 2, "factorization": "projection", "update": "factors"}
+    slow, warming = Optimizer(learning_rate=0.05, momentum=0.0), Optimizer(momentum=0.0, warmup_steps=2)
+    steps = []
+    for optimizer in (slow, warming):
+        method = DPFPL(local_optimizer=optimizer, **settings)
+        shared, personal = method.init(model, rng())
+        mechanism = make_mechanism(method.channels, Channel.LOCAL)
+        steps.append(method.client_step(model, shared, personal, batch, mechanism, rng(1))[1].context)
+    torch.testing.assert_close(*steps)
+
+
 def test_noise_reaches_every_coordinate_of_the_tangent_space_with_the_planned_size(model, batch, make_mechanism):
     method = DPFPL(num_ctx=4, rank=4, local_optimizer=SGD)
     shared, personal = method.init(model, rng())
@@ -90,6 +146,10 @@ def test_impossible_settings_are_refused(model):
         DPFPL(num_ctx=4, rank=9, is_class_specific=True).init(model, rng())
     with pytest.raises(ConfigError, match="needs both factors orthonormal"):
         DPFPL(factorization="svd", update="tangent")
+    with pytest.raises(ConfigError, match="no factors to step and no residual to drop"):
+        DPFPL(factorization="none", keep_residual=False)
+    with pytest.raises(ConfigError, match="no factors to step and no residual to drop"):
+        DPFPL(factorization="none", update="factors")
     with pytest.raises(ConfigError, match="rank must be > 0"):
         DPFPL(rank=0)
     with pytest.raises(ConfigError, match=r"class 'kiwi'|class 'lynx'"):

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hushprompt.federation import aggregate, simulate
+from hushprompt.federation import aggregate, rounds
 from hushprompt.methods.base import Batch
 from hushprompt.methods.dp_fpl import DPFPL
 from hushprompt.methods.gradients import per_example_gradients
@@ -117,7 +117,7 @@ def like(mechanism, **methods):
 
 CONTRACT = "methods/test_contract.py"
 LEAVES = "federation/test_what_leaves.py"
-ONE_MORE = "test_one_example_more_moves_upload_and_release_by_no_more_than_the_clip_norm"
+ONE_MORE = "test_one_example_more_moves_upload_and_release_by_no_more_than_the_sensitivity"
 FRESH_NOISE = "test_every_release_of_a_run_carries_fresh_noise_of_the_planned_size"
 ONLY_RELEASED = "test_data_enters_the_personal_state_only_through_what_is_released"
 RELEASE = "test_a_release_is_the_sum_plus_planned_noise_over_the_public_count"
@@ -242,12 +242,12 @@ def without_noise_on(start, stop):
     return make
 
 
-@mutant("noise is forgotten on the factor u", LEAVES, ONLY_RELEASED, name="dp_fpl")
+@mutant("noise is forgotten on the factor u", CONTRACT, ONLY_RELEASED, name="dp_fpl")
 def no_noise_on_u(patch):
     around(patch, DPFPL, "client_step", without_noise_on(0, 8))
 
 
-@mutant("noise is forgotten on the factor v", LEAVES, ONLY_RELEASED, name="dp_fpl")
+@mutant("noise is forgotten on the factor v", CONTRACT, ONLY_RELEASED, name="dp_fpl")
 def no_noise_on_v(patch):
     around(patch, DPFPL, "client_step", without_noise_on(8, 24))
 
@@ -325,12 +325,12 @@ def stream_without(position):
 
 @mutant("all clients draw their noise from one stream", LEAVES, FRESH_NOISE)
 def one_stream_for_two_clients(patch):
-    patch.setattr(simulate, "stream", stream_without(-1)(("noise", "local")))
+    patch.setattr(rounds, "stream", stream_without(-1)(("noise", "local")))
 
 
 @mutant("every round draws the same noise", LEAVES, FRESH_NOISE)
 def same_noise_every_round(patch):
-    patch.setattr(simulate, "stream", stream_without(2)(("noise", "local")))
+    patch.setattr(rounds, "stream", stream_without(2)(("noise", "local")))
 
 
 @mutant("noise is uniform, with the right deviation", "privacy/test_noise.py", "test_noise_is_gaussian_in_the_tails")
@@ -370,7 +370,7 @@ def fixed_size_batches(patch):
     "test_every_round_and_client_draws_a_batch_of_its_own",
 )
 def same_batches_every_round(patch):
-    patch.setattr(simulate, "stream", stream_without(1)(("batch",)))
+    patch.setattr(rounds, "stream", stream_without(1)(("batch",)))
 
 
 @mutant(
@@ -449,17 +449,22 @@ def calibrated_too_low(patch):
 
 
 @mutant(
-    "the holder of a personal prompt is told the public's epsilon",
+    "the public is charged for the global release alone, though local ones steer what it sees",
     "privacy/test_plan.py",
-    "test_the_holder_of_a_personal_prompt_gets_the_target_and_the_public_less",
+    "test_the_target_is_met_however_it_is_split_and_the_public_is_charged_for_both_releases",
     share=0.5,
     sampler=DisjointSampler(steps_per_round=5),
+    audience=Audience.PERSONAL,
 )
-def epsilon_of_the_wrong_audience(patch):
+def public_charged_for_half(patch):
     def make(true):
-        return lambda self, audience, num_rounds=None: true(self, Audience.PUBLIC, num_rounds)
+        def charged_channels(self, audience):
+            seen = true(self, audience)
+            return seen if audience is Audience.PERSONAL else seen - {Channel.LOCAL}
 
-    around(patch, PrivacyPlan, "releases", make)
+        return charged_channels
+
+    around(patch, PrivacyPlan, "charged_channels", make)
 
 
 @mutant(
@@ -496,7 +501,7 @@ def residual_from_raw_gradients(patch):
     around(patch, DPFPL, "client_step", make)
 
 
-@mutant("momentum takes up the sum before noise", LEAVES, ONLY_RELEASED, name="local_only")
+@mutant("momentum takes up the sum before noise", CONTRACT, ONLY_RELEASED, name="local_only")
 def momentum_before_noise(patch):
     def make(true):
         def client_step(self, model, shared, personal, batch, mechanism, rng):

@@ -22,23 +22,17 @@ def plan_of(channels=BOTH, sampler=POISSON, num_rounds=20, sizes=(400, 300), **p
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
 @pytest.mark.parametrize("sampler", [POISSON, DisjointSampler(steps_per_round=5)])
-def test_the_holder_of_a_personal_prompt_gets_the_target_and_the_public_less(share, sampler):
-    plan = plan_of(sampler=sampler, epsilon=4.0, local_share=share)
-    personal, public = plan.epsilon(Audience.PERSONAL), plan.epsilon(Audience.PUBLIC)
-    assert 4.0 * 0.99 < personal <= 4.0
-    assert public < personal
+@pytest.mark.parametrize("audience", list(Audience))
+def test_the_target_is_met_however_it_is_split_and_the_public_is_charged_for_both_releases(share, sampler, audience):
+    plan = plan_of(sampler=sampler, epsilon=4.0, local_share=share, audience=audience, noise_at="client")
+    for who in Audience:
+        assert 4.0 * 0.99 < plan.epsilon(who) <= 4.0
 
 
 def test_the_split_is_the_one_asked_for():
     plan = plan_of(epsilon=4.0, local_share=0.8)
     local, shared = (plan.noise_multipliers[c] ** -2 for c in (Channel.LOCAL, Channel.GLOBAL))
     assert local / (local + shared) == pytest.approx(0.8)
-
-
-def test_a_public_target_is_met_by_the_global_release_alone():
-    plan = plan_of(epsilon=4.0, audience=Audience.PUBLIC, local_share=0.5)
-    assert 4.0 * 0.99 < plan.epsilon(Audience.PUBLIC) <= 4.0
-    assert plan.epsilon(Audience.PERSONAL) > 4.0
 
 
 @pytest.mark.parametrize("channel", list(Channel))
@@ -65,7 +59,10 @@ def test_every_step_of_every_round_is_counted():
 def test_two_releases_cost_more_than_one():
     plan = plan_of(epsilon=None, noise_multiplier_local=1.0, noise_multiplier_global=1.0)
     assert plan.releases(Audience.PERSONAL).noise_multiplier == pytest.approx(1 / math.sqrt(2))
-    assert plan.epsilon(Audience.PERSONAL) > plan.epsilon(Audience.PUBLIC)
+    alone = plan_of(
+        channels=frozenset({Channel.GLOBAL}), epsilon=None, noise_multiplier_local=1.0, noise_multiplier_global=1.0
+    )
+    assert plan.epsilon(Audience.PERSONAL) > alone.epsilon(Audience.PERSONAL)
 
 
 def test_epsilon_grows_with_the_rounds():
@@ -138,5 +135,19 @@ def test_a_public_budget_for_a_method_that_publishes_nothing_is_refused():
 
 def test_every_audience_has_a_guarantee():
     guarantees = plan_of(epsilon=4.0).guarantees()
-    assert set(guarantees) == set(Audience)
+    assert set(guarantees) == {Audience.PUBLIC, Audience.PERSONAL}, "a server that adds the noise has none"
     assert guarantees[Audience.PERSONAL].epsilon <= 4.0
+
+
+def test_a_server_that_gets_noisy_uploads_has_a_guarantee_and_may_be_the_target():
+    plan = plan_of(epsilon=4.0, noise_at="client", local_share=0.25)
+    guarantees = plan.guarantees()
+    assert set(guarantees) == set(Audience)
+    assert guarantees[Audience.SERVER].epsilon == guarantees[Audience.PUBLIC].epsilon <= 4.0
+    target = plan_of(epsilon=4.0, noise_at="client", audience=Audience.SERVER)
+    assert 4.0 * 0.99 < target.epsilon(Audience.SERVER) <= 4.0
+    assert target.epsilon(Audience.PERSONAL) == target.epsilon(Audience.SERVER)
+    with pytest.raises(PrivacyError, match=r'"server" needs privacy.noise_at = "client"'):
+        plan_of(epsilon=4.0, audience=Audience.SERVER)
+    with pytest.raises(PrivacyError, match="personal prompts only"):
+        plan_of(channels=frozenset({Channel.LOCAL}), audience=Audience.SERVER, noise_at="client")

@@ -76,13 +76,14 @@ def train_shadow(world: World, row: Row, index: int) -> dict[str, Tensor]:
         kept[f"{audience}.population"] = world.log_probs(row, state, audience, world.population[0])
     if transcript.releases:
         kept[TRANSCRIPT] = torch.from_numpy(world.projections(row, transcript))
-        shared = row.method.shared_context(state.shared)
-        assert shared is not None, "releases were noted beside a context"
-        kept["context.public"] = shared
-    if Audience.PERSONAL in audiences(row):
-        context = row.method.context(state.shared, state.personal[world.candidates.client_id])
-        assert context is not None, "a method with a local channel has a context for each client"
-        kept["context.personal"] = context
+    model, method = world.federation.model, row.method
+    files_by_name = {
+        "public": method.public_file(model, state.shared),
+        "personal": method.personal_file(model, state.shared, state.personal[world.candidates.client_id]),
+    }
+    for name, published in files_by_name.items():
+        if published is not None:
+            kept |= {f"prompt.{name}.{key}": tensor for key, tensor in published.tensors.items()}
     return kept
 
 

@@ -6,7 +6,7 @@ import hashlib
 import importlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -15,6 +15,9 @@ from torch import Tensor
 
 from hushprompt.data.base import Modality
 from hushprompt.errors import ConfigError
+
+FeatureKind = Literal["pooled", "patches"]
+"""What is kept of an image: one feature [d] for all of it, or one for each patch [m, d]."""
 
 
 @runtime_checkable
@@ -92,6 +95,44 @@ class SharedPrefixBackbone(Backbone, Protocol):
 
         Returns:
             [c, d] unit-norm features in the order of `suffixes`.
+        """
+
+
+@runtime_checkable
+class TextPass(Protocol):
+    """A forward pass of the text tower that stands ready to go backward for many examples."""
+
+    features: Float[Tensor, "c d"]
+    """Unit-norm text features."""
+
+    def pull_back(self, weights: Float[Tensor, "b c"], directions: Float[Tensor, "b d"]) -> Float[Tensor, "b *p e"]:
+        """Give b gradients in what the pass was made from.
+
+        Args:
+            weights: [b, c] one for each example and class.
+            directions: [b, d] one for each example; its cotangent of class c's feature is `weights[c] * direction`.
+        """
+
+
+@runtime_checkable
+class PullBackBackbone(SharedPrefixBackbone, Protocol):
+    """A backbone with a backward pass of its own for many examples. Having the method declares it."""
+
+    def read_shared_prefix(self, prefix: Float[Tensor, "p e"], suffixes: Sequence[Float[Tensor, "_ _ e"]]) -> TextPass:
+        """Encode prompts that begin alike, as `encode_shared_prefix`; gradients are those in the prefix [p, e]."""
+
+
+class PatchBackbone(Backbone, Protocol):
+    """A backbone that also places the parts of an image in the space of the texts. Having the method declares it."""
+
+    num_patches: int
+    """m, patches of an image."""
+
+    def encode_patches(self, images: Sequence[np.ndarray]) -> Float[Tensor, "n m d"]:
+        """Preprocess as `encode_images` does, and give unit-norm features of all patches, row by row of the image.
+
+        Args:
+            images: as for `encode_images`.
         """
 
 

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float
 
 from hushprompt import checks, seeding
-from hushprompt.backbones.base import Backbone
+from hushprompt.backbones.base import Backbone, FeatureKind, PatchBackbone
 from hushprompt.backbones.feature_files import ARRAY, FeatureFolder, FeatureKey, Precision, StoredFeatures, key_of
 from hushprompt.backbones.views import random_view
 from hushprompt.data.base import Dataset, Split
@@ -71,6 +71,8 @@ class CachedFeatures:
     """Fingerprint of the backbone."""
     num_examples: int
     feature_dim: int
+    num_patches: int | None
+    """None for pooled features."""
     num_views: int
     dtype: str
     num_bytes: int
@@ -86,6 +88,7 @@ def image_features(
     cache_dir: Path,
     config: FeaturesConfig,
     on_progress: Progress | None = None,
+    kind: FeatureKind = "pooled",
 ) -> StoredFeatures:
     """Give the unit-norm features of one split, from the cache or by encoding its images.
 
@@ -98,19 +101,25 @@ def image_features(
         split: "train", "validation" or "test"; only "train" has more than one view.
         cache_dir: folder of the cache; made if it is missing.
         config: views and precision.
-        on_progress: called after every batch of images; not at all if nothing needs to be encoded.
+        on_progress: called after every batch of images; not at all if nothing needs to be encoded. Of patches it also
+            says how much disk they take.
+        kind: one feature an image, or one a patch.
 
     Raises:
-        ConfigError: the backbone takes something else than the data set holds, or sounds were to have views.
+        ConfigError: the backbone takes something else than the data set holds, sounds were to have views, or the
+            backbone has no patches.
         DataError: an image cannot be read or has no finite features, or the disk is full; the next call goes on there.
     """
     check_fit(backbone, dataset, config)
-    key = feature_key(backbone, dataset, split, config)
+    key = feature_key(backbone, dataset, split, config, kind)
+    what = f"encoding {dataset.name} {split}"
+    if key.num_patches is not None:
+        what += f", {key.num_patches} patches an image, {key.num_bytes / 1e6:.0f} MB"
     folder = FeatureFolder(folder_of(cache_dir, key), key)
 
     def report(num_done: int) -> None:
         if on_progress is not None:
-            on_progress(f"encoding {dataset.name} {split}", num_done, key.num_examples)
+            on_progress(what, num_done, key.num_examples)
 
     if not folder.is_ready():
         with folder.locked(on_wait=lambda: report(folder.num_logged())):
@@ -139,8 +148,24 @@ def check_fit(backbone: Backbone, dataset: Dataset, config: FeaturesConfig) -> N
         )
 
 
-def feature_key(backbone: Backbone, dataset: Dataset, split: str, config: FeaturesConfig) -> FeatureKey:
-    """Give everything that decides the features of one split."""
+def check_kind(backbone: Backbone, kind: FeatureKind) -> None:
+    """Raise ConfigError if the backbone has no features of that kind."""
+    if kind == "patches" and not isinstance(backbone, PatchBackbone):
+        raise ConfigError(
+            "The method needs features of image patches, which this backbone does not have. Use emoji_clip, CLIP of "
+            "open_clip (ViT or ResNet) or CLIP of transformers, or a method that takes one feature an image."
+        )
+
+
+def feature_key(
+    backbone: Backbone, dataset: Dataset, split: str, config: FeaturesConfig, kind: FeatureKind = "pooled"
+) -> FeatureKey:
+    """Give everything that decides the features of one split.
+
+    Raises:
+        ConfigError: the backbone has no features of that kind.
+    """
+    check_kind(backbone, kind)
     num_views = config.num_views if split == "train" else 1
     is_augmented = num_views > 1
     return FeatureKey(
@@ -156,6 +181,7 @@ def feature_key(backbone: Backbone, dataset: Dataset, split: str, config: Featur
         min_scale=config.min_scale if is_augmented else None,
         view_seed=config.view_seed if is_augmented else None,
         view_size=getattr(backbone, "image_size", None) if is_augmented else None,
+        num_patches=backbone.num_patches if kind == "patches" and isinstance(backbone, PatchBackbone) else None,
     )
 
 
@@ -163,7 +189,8 @@ def folder_of(cache_dir: Path, key: FeatureKey) -> Path:
     """Give where the features of a key are kept: names for a reader, and a hash of the whole key."""
     dataset = re.sub(r"[^\w.-]|^\.|^$", "_", key.dataset)[:100]
     whole = hashlib.sha256(json.dumps(key.to_json(), sort_keys=True).encode()).hexdigest()
-    return cache_dir / "features" / dataset / f"{key.backbone[:12]}-{key.split}-{key.data[:12]}-{whole[:12]}"
+    kind = "" if key.num_patches is None else "-patches"
+    return cache_dir / "features" / dataset / f"{key.backbone[:12]}-{key.split}{kind}-{key.data[:12]}-{whole[:12]}"
 
 
 def cached(cache_dir: Path) -> list[CachedFeatures]:
@@ -182,6 +209,7 @@ def cached(cache_dir: Path) -> list[CachedFeatures]:
                 backbone=key.backbone,
                 num_examples=key.num_examples,
                 feature_dim=key.feature_dim,
+                num_patches=key.num_patches,
                 num_views=key.num_views,
                 dtype=key.dtype,
                 num_bytes=array.stat().st_size if array.exists() else 0,
@@ -239,12 +267,16 @@ def _images(key: FeatureKey, split: Split, rows: np.ndarray) -> list[np.ndarray]
 
 def _encoded(
     key: FeatureKey, backbone: Backbone, rows: np.ndarray, images: list[np.ndarray]
-) -> Float[np.ndarray, "b k d"]:
+) -> Float[np.ndarray, "b k *m d"]:
     """Encode the images of some examples."""
     with torch.no_grad():
-        features = backbone.encode_images(images).float().cpu().numpy()
-    by_example = features.reshape(len(rows), key.num_views, key.feature_dim)
-    is_finite = np.isfinite(by_example).all(axis=(1, 2))
+        if key.num_patches is None:
+            features = backbone.encode_images(images)
+        else:
+            assert isinstance(backbone, PatchBackbone)
+            features = backbone.encode_patches(images)
+    by_example = features.float().cpu().numpy().reshape(len(rows), key.num_views, *key.row_shape)
+    is_finite = np.isfinite(by_example).all(axis=tuple(range(1, by_example.ndim)))
     if not is_finite.all():
         raise DataError(
             f"Example {rows[~is_finite][0]} of {key.dataset} {key.split} has features that are NaN or infinite. Look "

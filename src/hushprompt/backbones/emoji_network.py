@@ -79,8 +79,8 @@ class InvertedResidual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the block."""
-        y = x if self.expand is None else F.relu6(self.expand(x))
-        y = self.project(F.relu6(self.depthwise(y)))
+        y = x if self.expand is None else F.relu6(self.expand(x), inplace=True)
+        y = self.project(F.relu6(self.depthwise(y), inplace=True))
         return x + y if self.has_skip else y
 
 
@@ -117,11 +117,15 @@ class ImageTower(nn.Module):
 
     def late(self, x: Float[Tensor, "n 112 s s"]) -> Float[Tensor, "n 1280"]:
         """Run the other blocks and average over the image."""
+        return self.feature_map(x).mean(dim=(2, 3))
+
+    def feature_map(self, x: Float[Tensor, "n 112 s s"]) -> Float[Tensor, "n 1280 p p"]:
+        """Run the other blocks."""
         for block in self.blocks[NUM_EARLY_BLOCKS:]:
             x = block(x)
-        return F.relu6(self.head(x)).mean(dim=(2, 3))
+        return F.relu6(self.head(x))
 
-    def project(self, features: Float[Tensor, "n 1280"]) -> Float[Tensor, "n d"]:
+    def project(self, features: Float[Tensor, "*n 1280"]) -> Float[Tensor, "*n d"]:
         """Standardize and project."""
         projected: Tensor = self.projection((features - self.mean) / self.std)
         return projected
@@ -129,6 +133,10 @@ class ImageTower(nn.Module):
     def forward(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n d"]:
         """Encode pixels in [0, 1]; the features are not normalized."""
         return self.project(self.late(self.early(pixels)))
+
+    def patches(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n m d"]:
+        """Encode each place of the feature map on its own; their mean is what `forward` gives. Not normalized."""
+        return self.project(self.feature_map(self.early(pixels)).flatten(2).mT)
 
 
 class TextBlock(nn.Module):

@@ -17,6 +17,7 @@ import dataclasses
 import errno
 import json
 import logging
+import math
 import os
 import shutil
 import time
@@ -70,6 +71,8 @@ class FeatureKey:
     view_seed: int | None
     view_size: int | None
     """Side of a view in pixels; None too where a view is as large as the short side of its image."""
+    num_patches: int | None = None
+    """Patches m of each image; None for the pooled feature."""
     format: int = 1
     """Version of the files' layout."""
 
@@ -79,16 +82,27 @@ class FeatureKey:
         return -(-self.num_examples // self.chunk_size)
 
     def to_json(self) -> dict[str, Any]:
-        """Give the key as plain values."""
-        return dataclasses.asdict(self)
+        """Give the key as plain values; that of pooled features is as it was before there were others."""
+        values = dataclasses.asdict(self)
+        return {name: value for name, value in values.items() if name != "num_patches" or value is not None}
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """Shape of the features of one view of an example: [d], or [m, d]."""
+        return (self.feature_dim,) if self.num_patches is None else (self.num_patches, self.feature_dim)
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the array's values on the disk."""
+        return self.num_examples * self.num_views * math.prod(self.row_shape) * np.dtype(self.dtype).itemsize
 
 
 @dataclass(frozen=True)
 class StoredFeatures:
     """Unit-norm features of one split, left on the disk: only rows that are asked for come into memory."""
 
-    array: Float[np.ndarray, "n k d"]
-    """[n, k, d] k views of each example, memory-mapped, float32 or float16."""
+    array: Float[np.ndarray, "n k *m d"]
+    """[n, k, d] k views of each example, or [n, k, m, d] with m patches each; memory-mapped, float32 or float16."""
 
     def __len__(self) -> int:
         """Number of examples n."""
@@ -99,11 +113,11 @@ class StoredFeatures:
         """Views k of each example."""
         return self.array.shape[1]
 
-    def rows(self, indices: Int[np.ndarray, " b"], views: Int[np.ndarray, " b"]) -> Float[Tensor, "b d"]:
+    def rows(self, indices: Int[np.ndarray, " b"], views: Int[np.ndarray, " b"]) -> Float[Tensor, "b *m d"]:
         """Copy one view of each of some examples into memory, as float32."""
         return torch.from_numpy(np.asarray(self.array[indices, views])).float()
 
-    def tensor(self) -> Float[Tensor, "n d"]:
+    def tensor(self) -> Float[Tensor, "n *m d"]:
         """Give the first view of all examples as float32: a window onto the file, or a copy if the file is float16."""
         return torch.from_numpy(np.asarray(self.array[:, 0])).float()
 
@@ -119,8 +133,8 @@ class FeatureFolder:
         """Name the folder; nothing is read or made yet."""
         self.path, self.key = path, key
         self._dtype = np.dtype(key.dtype).newbyteorder("<")
-        self._row_bytes = key.num_views * key.feature_dim * self._dtype.itemsize
-        self._size = HEADER_SIZE + key.num_examples * self._row_bytes
+        self._row_bytes = key.num_views * math.prod(key.row_shape) * self._dtype.itemsize
+        self._size = HEADER_SIZE + key.num_bytes
         self._header = self._npy_header()
 
     def rows(self, chunk: int) -> Int[np.ndarray, " b"]:
@@ -190,7 +204,7 @@ class FeatureFolder:
             self._check_space()
         return missing
 
-    def store(self, chunk: int, features: Float[np.ndarray, "b k d"]) -> None:
+    def store(self, chunk: int, features: Float[np.ndarray, "b k *m d"]) -> None:
         """Put a chunk on the disk, then its line into the log. Needs the lock."""
         data = features.astype(self._dtype).tobytes()
         line = json.dumps({"chunk": chunk, "crc32": zlib.crc32(data)}) + "\n"
@@ -213,16 +227,16 @@ class FeatureFolder:
 
     def read(self) -> StoredFeatures:
         """Map the array of a folder that is ready."""
-        shape = (self.key.num_examples, self.key.num_views, self.key.feature_dim)
+        shape = (self.key.num_examples, self.key.num_views, *self.key.row_shape)
         if not self.key.num_examples:
             return StoredFeatures(np.zeros(shape, self._dtype))
         # Copy-on-write, not read-only: torch warns of arrays it may not write to. Nothing ever reaches the file.
         return StoredFeatures(np.memmap(self.path / ARRAY, self._dtype, "c", HEADER_SIZE, shape))
 
     def _shape(self) -> tuple[int, ...]:
-        """Shape of the array in the file: [n, k, d], or [n, d] where there is one view."""
+        """Shape of the array in the file: [n, k, *m, d], or [n, *m, d] where there is one view."""
         views = (self.key.num_views,) if self.key.num_views > 1 else ()
-        return (self.key.num_examples, *views, self.key.feature_dim)
+        return (self.key.num_examples, *views, *self.key.row_shape)
 
     def _npy_header(self) -> bytes:
         """Give the header of the array's file, of one length whatever the version of numpy."""

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from hushprompt import checks
 from hushprompt.backbones.base import Backbone, check_template, fingerprint, optional
+from hushprompt.backbones.open_clip_image import patch_tower
 from hushprompt.backbones.open_clip_text import OwnTower, prompt_tokenizer, text_tower
 from hushprompt.backbones.open_clip_weights import is_torchscript, load_weights
 from hushprompt.data.base import Modality
@@ -63,9 +64,15 @@ class OpenClip:
         recipe = _recipe(open_clip, self)
         network = _load_network(open_clip, recipe)
         tokenizer = find_tokenizer(open_clip, recipe.name)
-        if text_tower(network, prompt_tokenizer(tokenizer).pad_id).reads_prefix_once:
-            return CausalOpenClipBackbone(open_clip, self, recipe, network, tokenizer)
-        return OpenClipBackbone(open_clip, self, recipe, network, tokenizer)
+        reads_prefix_once = text_tower(network, prompt_tokenizer(tokenizer).pad_id).reads_prefix_once
+        has_patches = patch_tower(open_clip, network.visual) is not None
+        kinds = {
+            (False, False): OpenClipBackbone,
+            (False, True): PatchOpenClipBackbone,
+            (True, False): CausalOpenClipBackbone,
+            (True, True): CausalPatchOpenClipBackbone,
+        }
+        return kinds[reads_prefix_once, has_patches](open_clip, self, recipe, network, tokenizer)
 
 
 @dataclass(frozen=True)
@@ -111,8 +118,7 @@ class OpenClipBackbone:
     @torch.no_grad()
     def encode_images(self, images: Sequence[np.ndarray]) -> Float[Tensor, "n d"]:
         """Encode uint8 images [h, w, 3] of any size by open_clip's own transform."""
-        pixels = torch.stack([self._transform(Image.fromarray(image)) for image in images])
-        return F.normalize(self._model.encode_image(pixels), dim=-1)
+        return F.normalize(self._model.encode_image(self._pixels(images)), dim=-1)
 
     def tokenize(self, text: str) -> list[int]:
         """Give the ids of open_clip's tokenizer without start and end."""
@@ -126,6 +132,26 @@ class OpenClipBackbone:
         """Encode one sequence a class."""
         return F.normalize(self._text.encode(prompts, end_index), dim=-1)
 
+    def _pixels(self, images: Sequence[np.ndarray]) -> Float[Tensor, "n 3 h w"]:
+        """Preprocess."""
+        return torch.stack([self._transform(Image.fromarray(image)) for image in images])
+
+
+class PatchOpenClipBackbone(OpenClipBackbone):
+    """A model whose image tower is CLIP's vision transformer or ResNet, which have a feature for each patch."""
+
+    def __init__(self, open_clip: Any, config: OpenClip, recipe: Recipe, network: Any, tokenizer: Any) -> None:
+        """Put a frozen network, its tokenizer and its image transform together."""
+        super().__init__(open_clip, config, recipe, network, tokenizer)
+        tower = patch_tower(open_clip, network.visual)
+        assert tower is not None
+        self._image_tokens, self.num_patches = tower
+
+    @torch.no_grad()
+    def encode_patches(self, images: Sequence[np.ndarray]) -> Float[Tensor, "n m d"]:
+        """Encode uint8 images [h, w, 3] of any size, and keep one feature for each patch."""
+        return F.normalize(self._image_tokens(self._pixels(images))[:, 1:], dim=-1)
+
 
 class CausalOpenClipBackbone(OpenClipBackbone):
     """A model with a causal text tower whose feature is the end token's: CLIP, OpenAI's and LAION's."""
@@ -136,6 +162,10 @@ class CausalOpenClipBackbone(OpenClipBackbone):
         """Encode prompts that begin alike, packed into one sequence with a tree mask."""
         assert isinstance(self._text, OwnTower)
         return F.normalize(self._text.encode_shared_prefix(prefix, suffixes), dim=-1)
+
+
+class CausalPatchOpenClipBackbone(CausalOpenClipBackbone, PatchOpenClipBackbone):
+    """CLIP as most know it: it shares a prefix and has patches."""
 
 
 def _recipe(open_clip: Any, config: OpenClip) -> Recipe:

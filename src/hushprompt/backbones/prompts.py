@@ -12,7 +12,6 @@ backbones and layouts take one sequence a class.
 from __future__ import annotations
 
 import functools
-import itertools
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,7 +19,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hushprompt.backbones.base import Backbone, SharedPrefixBackbone
+from hushprompt.backbones.base import Backbone, PullBackBackbone, SharedPrefixBackbone, TextPass
+from hushprompt.backbones.shared_prefix import ReadPrefix, SharedPrefix
+from hushprompt.backbones.text_pass import AutogradPass
 from hushprompt.errors import ConfigError
 
 NamePosition = Literal["end", "middle", "front"]
@@ -70,7 +71,9 @@ class PromptModel:
                 )
         self._frames: dict[tuple[int, NamePosition], Frame] = {}
         self._shared_prefix: SharedPrefix | None = None
-        if isinstance(backbone, SharedPrefixBackbone):
+        if isinstance(backbone, PullBackBackbone):
+            self._shared_prefix = ReadPrefix(backbone, self._later_names, device)
+        elif isinstance(backbone, SharedPrefixBackbone):
             self._shared_prefix = SharedPrefix(backbone, self._later_names, device)
 
     @property
@@ -110,6 +113,17 @@ class PromptModel:
         if self._shared_prefix is not None and _can_share(context, name_position):
             return self._shared_prefix.encode(context)
         return self.backbone.encode_prompts(*self.plain_prompts(context, name_position))
+
+    def text_pass(self, context: Float[Tensor, "*c t e"], name_position: NamePosition = "end") -> TextPass:
+        """Encode the prompts of all classes, ready to give many gradients in the context at once.
+
+        Args:
+            context: [t, e] for all classes, or [c, t, e] with one for each.
+            name_position: where the class name stands.
+        """
+        if isinstance(self._shared_prefix, ReadPrefix) and _can_share(context, name_position):
+            return self._shared_prefix.text_pass(context)
+        return AutogradPass(lambda leaf: self.text_features(leaf, name_position), context)
 
     def num_tokens(self, context: Float[Tensor, "*c t e"], name_position: NamePosition = "end") -> int:
         """Count the tokens that the text tower reads for all classes."""
@@ -199,32 +213,6 @@ class PromptModel:
                 f"The prompt of class {self.class_names[longest]!r} needs {needed} tokens {what}, "
                 f"but the text tower takes {self.backbone.context_window}. {advice}"
             )
-
-
-class SharedPrefix:
-    """Prompts `[start][context][name][end]` with one context for all classes, by a backbone that reads it once."""
-
-    def __init__(self, backbone: SharedPrefixBackbone, names: list[list[int]], device: str) -> None:
-        """Embed start, names and end, grouped by length."""
-        self._backbone = backbone
-        self._start = backbone.embed(torch.tensor(backbone.start_ids, dtype=torch.long, device=device))
-        suffixes = [backbone.embed(torch.tensor([*ids, *backbone.end_ids], device=device)) for ids in names]
-        lengths = [len(suffix) for suffix in suffixes]
-        by_length = sorted(range(len(lengths)), key=lambda label: lengths[label])  # stable
-        self._groups = [
-            torch.stack([suffixes[label] for label in labels])
-            for _, labels in itertools.groupby(by_length, key=lambda label: lengths[label])
-        ]  # [count, length, e] for each length
-        self._class_order = torch.tensor(by_length, device=device).argsort()
-
-    def encode(self, context: Float[Tensor, "t e"]) -> Float[Tensor, "c d"]:
-        """Give unit-norm features in label order."""
-        prefix = torch.cat([self._start, context])
-        return self._backbone.encode_shared_prefix(prefix, self._groups)[self._class_order]
-
-    def num_tokens(self, num_ctx: int) -> int:
-        """Count the tokens that are read for all classes."""
-        return len(self._start) + num_ctx + sum(group.shape[:2].numel() for group in self._groups)
 
 
 def _can_share(context: Float[Tensor, "*c t e"], name_position: NamePosition) -> bool:

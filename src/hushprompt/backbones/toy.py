@@ -45,10 +45,11 @@ class Toy:
 
 
 class ToyBackbone:
-    """One attention layer over letters of the class name, and a linear map of the mean pixel rows."""
+    """One attention layer over letters of the class name, and a linear map of the pixels."""
 
     modality: Modality = "image"
     sampling_rate: int | None = None
+    num_patches = 4
     context_window = 40
     logit_scale = 10.0
     start_ids: tuple[int, ...] = (0,)
@@ -78,6 +79,13 @@ class ToyBackbone:
         """Project images, cut or repeated to 8 x 8 pixels, and normalize."""
         small = torch.from_numpy(np.resize(np.stack(images), (len(images), 8, 8, 3))).float() / 255 - 0.5
         return F.normalize(small.reshape(len(images), -1) @ self._image_projection, dim=-1)
+
+    def encode_patches(self, images: Sequence[np.ndarray]) -> Float[Tensor, "n m d"]:
+        """Project each quarter of an image by its part of the projection: unnormalized, they sum up to the image's."""
+        small = torch.from_numpy(np.resize(np.stack(images), (len(images), 8, 8, 3))).float() / 255 - 0.5
+        quarters = small.unflatten(1, (2, 4)).unflatten(3, (2, 4))  # [n, 2, 4, 2, 4, 3]
+        weights = self._image_projection.view(2, 4, 2, 4, 3, -1)
+        return F.normalize(torch.einsum("nyhxwc,yhxwcd->nyxd", quarters, weights).flatten(1, 2), dim=-1)
 
     def tokenize(self, text: str) -> list[int]:
         """One token a letter; anything else but a leading space is token 31."""

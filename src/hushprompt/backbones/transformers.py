@@ -89,8 +89,7 @@ class TransformersBackbone:
     @torch.no_grad()
     def encode_images(self, images: Sequence[np.ndarray]) -> Float[Tensor, "n d"]:
         """Encode uint8 images [h, w, 3] of any size by the model's own image processor."""
-        inputs = self._processor(images=[Image.fromarray(image) for image in images], return_tensors="pt")
-        return F.normalize(self._model.get_image_features(**inputs).pooler_output, dim=-1)
+        return F.normalize(self._model.get_image_features(**self._inputs(images)).pooler_output, dim=-1)
 
     def tokenize(self, text: str) -> list[int]:
         """Give the ids of the model's tokenizer without start and end."""
@@ -111,9 +110,25 @@ class TransformersBackbone:
         last = end_index if self._is_clip else torch.full_like(end_index, length - 1)
         return F.normalize(self._projection(x[torch.arange(len(x), device=x.device), last]), dim=-1)
 
+    def _inputs(self, images: Sequence[np.ndarray]) -> Any:
+        """Preprocess."""
+        return self._processor(images=[Image.fromarray(image) for image in images], return_tensors="pt")
+
 
 class ClipBackbone(TransformersBackbone):
-    """CLIP, whose text tower is causal and whose feature is the end token's."""
+    """CLIP, whose text tower is causal with its feature at the end token, and whose image tower has patches."""
+
+    def __init__(self, transformers: Any, config: Transformers, network: Any) -> None:
+        """Read tokenizer and image processor of a network."""
+        super().__init__(transformers, config, network)
+        self.num_patches: int = network.vision_model.embeddings.num_patches
+
+    @torch.no_grad()
+    def encode_patches(self, images: Sequence[np.ndarray]) -> Float[Tensor, "n m d"]:
+        """Norm and project every patch as the class token is."""
+        vision = self._model.vision_model
+        patches = vision(**self._inputs(images)).last_hidden_state[:, 1:]
+        return F.normalize(self._model.visual_projection(vision.post_layernorm(patches)), dim=-1)
 
     def encode_shared_prefix(
         self, prefix: Float[Tensor, "p e"], suffixes: Sequence[Float[Tensor, "_ _ e"]]

@@ -1,17 +1,23 @@
-"""Scores of all clients' prompts on one evaluation split."""
+"""Scores of all clients' prompts on one evaluation split.
+
+A client's logits are reduced to a few counts before the next client's are computed, so memory does not grow with the
+number of clients.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hushprompt.evaluation.metrics import accuracy, expected_calibration_error, harmonic_mean, per_class_accuracy
+from hushprompt.evaluation.metrics import accuracy, expected_calibration_error, harmonic_mean
 from hushprompt.evaluation.splits import ClientSplit
 
 
@@ -24,6 +30,10 @@ class ClientScores:
     neighbor: float
     calibration_error: float
     """On the client's own images."""
+    base: float | None = None
+    """On all images of base classes, among base classes; None where all classes are trained on."""
+    new: float | None = None
+    """On all images of new classes, among new classes; None where all classes are trained on."""
 
 
 @dataclass(frozen=True)
@@ -43,45 +53,143 @@ class Scores:
     """Mean over clients."""
     per_class: tuple[float | None, ...]
     """Accuracy of each class over the clients' own images; None where a class has none."""
+    base: float | None = None
+    """Mean over clients of the accuracy on base classes; None where all classes are trained on."""
+    new: float | None = None
+    """Mean over clients of the accuracy on new classes; None where all classes are trained on."""
+    base_new_harmonic_mean: float | None = None
+    """Of the two means."""
+
+    @classmethod
+    def from_plain(cls, values: dict[str, Any]) -> Scores:
+        """Rebuild scores from what `dataclasses.asdict` gives, lists in place of tuples allowed."""
+        clients = tuple(ClientScores(**client) for client in values["clients"])
+        return cls(**{**values, "clients": clients, "per_class": tuple(values["per_class"])})
+
+
+@dataclass(frozen=True)
+class NewClasses:
+    """What scores the classes that nobody trains on."""
+
+    logits_fn: Callable[[int], Float[Tensor, "m c"]]
+    """Gives a client's logits [m, c] of all images of new classes, among the new classes."""
+    labels: Int[Tensor, " m"]
+    """[m] counted from the first new class."""
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What is left of one client's logits."""
+
+    scores: ClientScores
+    num_right: Int[np.ndarray, " c"]
+    """Own images of each class that are classified rightly."""
+    num_images: Int[np.ndarray, " c"]
+    """Own images of each class."""
 
 
 def evaluate(
-    logits_fn: Callable[[int], Float[Tensor, "n c"]], labels: Int[Tensor, " n"], splits: tuple[ClientSplit, ...]
+    logits_fn: Callable[[int], Float[Tensor, "n c"]],
+    labels: Int[Tensor, " n"],
+    splits: tuple[ClientSplit, ...],
+    *,
+    new_classes: NewClasses | None = None,
+    map_fn: Callable[..., Iterable[Tally]] = map,
 ) -> Scores:
     """Score every client on its own and on the other clients' images.
 
     Args:
         logits_fn: gives a client's logits [n, c] on all images of the evaluation split; called once a client.
-        labels: [n] of the evaluation split.
+        labels: [n] of the evaluation split; one that is no column of the logits belongs to nobody's image.
         splits: each client's local and neighbor images.
+        new_classes: how to score classes that nobody trains on; None: there are none.
+        map_fn: goes through the clients as `map` does; a pool's holds as many logits at once as it has workers.
     """
-    clients, own_logits, own_labels = [], [], []
-    for split in splits:
-        logits = logits_fn(split.client_id)
-        mine, others = torch.from_numpy(split.local), torch.from_numpy(split.neighbor)
-        own_logits.append(logits[mine])
-        own_labels.append(labels[mine])
-        clients.append(
-            ClientScores(
-                client_id=split.client_id,
-                local=accuracy(logits[mine], labels[mine]),
-                neighbor=accuracy(logits[others], labels[others]),
-                calibration_error=expected_calibration_error(logits[mine], labels[mine]),
-            )
-        )
+
+    def tally(split: ClientSplit) -> Tally:
+        counted = _tally(logits_fn(split.client_id), labels, split)
+        if new_classes is None:
+            return counted
+        new = accuracy(new_classes.logits_fn(split.client_id), new_classes.labels)
+        return dataclasses.replace(counted, scores=dataclasses.replace(counted.scores, new=new))
+
+    tallies = list(map_fn(tally, splits))
+    clients = tuple(each.scores for each in tallies)
+    if new_classes is None:
+        clients = tuple(dataclasses.replace(client, base=None) for client in clients)
     local, neighbor = _mean(c.local for c in clients), _mean(c.neighbor for c in clients)
+    base, new = (None, None) if new_classes is None else (_mean(c.base for c in clients), _mean(c.new for c in clients))
+    num_right, num_images = (sum(getattr(each, name) for each in tallies) for name in ("num_right", "num_images"))
     return Scores(
-        clients=tuple(clients),
+        clients=clients,
         local=local,
         neighbor=neighbor,
         harmonic_mean=harmonic_mean(local, neighbor),
         worst_client=min((c.local for c in clients if not math.isnan(c.local)), default=math.nan),
         calibration_error=_mean(c.calibration_error for c in clients),
-        per_class=tuple(per_class_accuracy(torch.cat(own_logits), torch.cat(own_labels))),
+        per_class=tuple(
+            right / count if count else None
+            for right, count in zip(num_right.tolist(), num_images.tolist(), strict=True)
+        ),
+        base=base,
+        new=new,
+        base_new_harmonic_mean=None if base is None or new is None else harmonic_mean(base, new),
     )
 
 
-def _mean(values: object) -> float:
+def mean_scores(rounds: Sequence[Scores]) -> Scores:
+    """Give the mean of every figure over several rounds; of one round, its scores themselves."""
+    if len(rounds) == 1:
+        return rounds[0]
+    clients = [_mean_fields(each) for each in zip(*(scores.clients for scores in rounds), strict=True)]
+    per_class = tuple(_mean_or_none(values) for values in zip(*(scores.per_class for scores in rounds), strict=True))
+    return dataclasses.replace(_mean_fields(rounds), clients=tuple(clients), per_class=per_class)
+
+
+def _tally(logits: Float[Tensor, "n c"], labels: Int[Tensor, " n"], split: ClientSplit) -> Tally:
+    """Reduce a client's logits to counts. `base` is the accuracy on all clients' images, also where nothing is new."""
+    own = torch.from_numpy(split.local)
+    is_right = logits.argmax(dim=1) == labels
+    right_own, right_all = int(is_right[own].sum()), int(is_right[torch.from_numpy(split.everyone)].sum())
+    num_own, num_all = len(split.local), len(split.everyone)
+    scores = ClientScores(
+        client_id=split.client_id,
+        local=_share(right_own, num_own),
+        neighbor=_share(right_all - right_own, num_all - num_own),
+        calibration_error=expected_calibration_error(logits[own], labels[own]),
+        base=_share(right_all, num_all),
+    )
+    num_classes = logits.shape[1]
+    own_labels = labels[own]
+    return Tally(
+        scores,
+        np.bincount(own_labels[is_right[own]].numpy(), minlength=num_classes),
+        np.bincount(own_labels.numpy(), minlength=num_classes),
+    )
+
+
+def _share(count: int, total: int) -> float:
+    """Give a fraction; NaN of nothing."""
+    return count / total if total else math.nan
+
+
+def _mean(values: Iterable[float | None]) -> float:
     """Mean of the values that are numbers; NaN if none is."""
-    array = np.array(list(values))  # type: ignore[call-overload]
+    array = np.array([math.nan if value is None else value for value in values])
     return float(np.nanmean(array)) if np.isfinite(array).any() else math.nan
+
+
+def _mean_or_none(values: Sequence[float | None]) -> float | None:
+    """Mean of figures of several rounds; None where they are None."""
+    numbers = [value for value in values if value is not None]
+    return sum(numbers) / len(numbers) if numbers else None
+
+
+def _mean_fields(each: Sequence[Any]) -> Any:
+    """Average the figures of equal dataclasses field by field; whole numbers and tuples stay those of the last one."""
+    means = {
+        field.name: _mean_or_none([getattr(one, field.name) for one in each])
+        for field in dataclasses.fields(each[-1])
+        if isinstance(getattr(each[-1], field.name), float)
+    }
+    return dataclasses.replace(each[-1], **means)

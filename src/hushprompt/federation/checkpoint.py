@@ -1,9 +1,19 @@
-"""All state of a run in one file, so that one rename makes a checkpoint: tensors, and progress as JSON metadata."""
+"""All state of a run on disk, so that one rename makes a checkpoint and a round writes no more than it changed.
+
+    checkpoint/state.safetensors            what is shared, and progress as JSON metadata: its rename is the commit
+    checkpoint/personal-2-00017.safetensors  personal states that round 17 of row 2 changed
+
+Personal states lie in segments, a log: the newest segment that has a client has its state, and a client in none is as
+it was before training. `state.safetensors` names the segments that count, so one that a kill left behind is ignored.
+When the log holds more than twice as many states as there are clients in it, all go into one new segment: that costs
+a round, on average, no more than writing its own clients again.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +23,10 @@ from torch import Tensor
 
 from hushprompt import files
 from hushprompt.errors import ResumeError
+from hushprompt.federation.states import State, flatten, restore
 
 FILE = "checkpoint/state.safetensors"
+SEGMENT = "personal-*.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,11 +45,70 @@ class Progress:
     """Bytes of `records.jsonl` that belong to this state."""
     finished_rows: list[dict[str, Any]]
     """JSON form of the finished rows' summaries."""
+    last_scores: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    """Plain form of that row's scores that enter the reported ones, so far."""
+    segments: list[str] = dataclasses.field(default_factory=list)
+    """Names of the files with personal states, oldest first."""
 
 
-def save(folder: Path, state: Any, progress: Progress) -> None:
-    """Write state and progress; whoever reads later finds the old pair or the new one."""
-    files.write_tensors(folder / FILE, flatten(state), json.dumps(dataclasses.asdict(progress)))
+class Checkpoints:
+    """Writes the checkpoints of one run."""
+
+    def __init__(self, folder: Path, progress: Progress) -> None:
+        """Go on after `progress`, which is that of the folder's checkpoint or of a fresh run."""
+        self._folder = folder / "checkpoint"
+        self._segments = list(progress.segments)
+        self._row_index = int(self._segments[0].split("-")[1]) if self._segments else progress.row_index
+        """Row whose personal states the segments hold."""
+        self._num_stored = 0
+        """States in the segments, superseded ones included."""
+        self._clients: set[int] = set()
+        for name in self._segments:
+            clients = {_client_of(key) for key in _keys(self._folder / name)}
+            self._num_stored += len(clients)
+            self._clients |= clients
+
+    def save(self, state: State, progress: Progress, changed: Collection[int]) -> Progress:
+        """Write state and progress; whoever reads later finds the old checkpoint or the new one.
+
+        Args:
+            state: after a round, or of a row that is finished.
+            progress: what is known of it; its `segments` are filled in here.
+            changed: clients whose personal state may differ from the last save.
+
+        Returns:
+            The progress as it was written.
+        """
+        before = self._segments
+        if progress.num_rounds_done and progress.row_index != self._row_index:  # the log of a finished row ends here
+            self._row_index, self._segments, self._num_stored, self._clients = progress.row_index, [], 0, set()
+        if any(flatten(state.personal[client_id]) for client_id in changed):
+            self._append(state, progress, set(changed))
+        progress = dataclasses.replace(progress, segments=list(self._segments))
+        metadata = json.dumps(dataclasses.asdict(progress))
+        files.write_tensors(self._folder / Path(FILE).name, flatten(state.shared), metadata)
+        if not set(before) <= set(self._segments):
+            self._tidy()
+        return progress
+
+    def _append(self, state: State, progress: Progress, written: set[int]) -> None:
+        """Add a segment with some clients' states, or with all if the log has grown too long."""
+        self._clients |= written
+        if self._num_stored + len(written) > 2 * len(self._clients):
+            self._segments, self._num_stored, written = [], 0, self._clients
+        tensors: dict[str, Tensor] = {}
+        for client_id in sorted(written):
+            tensors.update(flatten(state.personal[client_id], f"{client_id}."))
+        name = f"personal-{progress.row_index}-{progress.num_rounds_done:05d}.safetensors"
+        files.write_tensors(self._folder / name, tensors, "personal states")
+        self._segments = [*self._segments, name]
+        self._num_stored += len(written)
+
+    def _tidy(self) -> None:
+        """Remove the segments that no longer count, and those that a kill left behind."""
+        for path in self._folder.glob(SEGMENT):
+            if path.name not in self._segments:
+                path.unlink()
 
 
 def load_progress(folder: Path) -> Progress | None:
@@ -56,45 +127,62 @@ def load_progress(folder: Path) -> Progress | None:
         raise ResumeError(f"The checkpoint {path} is damaged ({error}). Start a new run.") from error
 
 
-def load_state(folder: Path, template: Any) -> Any:
-    """Read the state into the structure of `template`, a state of the same method, model and clients.
+def load_state(folder: Path, template: State) -> State:
+    """Read the state into the structure of `template`, a state of the same method, model and clients before training.
 
     Raises:
         ResumeError: tensors are missing or of another shape.
     """
     path = folder / FILE
+    progress = load_progress(folder)
+    assert progress is not None, "there is a checkpoint"
+    shared = _fitting(path, template.shared, _read(path))
+    personal, waiting = list(template.personal), set(range(len(template.personal)))
+    for name in reversed(progress.segments):
+        segment = folder / "checkpoint" / name
+        keys = _keys(segment)
+        clients = {_client_of(key) for key in keys}
+        if not clients <= set(range(len(personal))):
+            raise _misfit(segment)
+        newest = clients & waiting
+        by_client: dict[int, dict[str, Tensor]] = {client_id: {} for client_id in newest}
+        for key, tensor in _read(segment, [key for key in keys if _client_of(key) in newest]).items():
+            by_client[_client_of(key)][key.partition(".")[2]] = tensor
+        for client_id, tensors in by_client.items():
+            personal[client_id] = _fitting(segment, personal[client_id], tensors)
+        waiting -= clients
+    return dataclasses.replace(template, shared=shared, personal=tuple(personal))
+
+
+def _fitting(path: Path, template: Any, tensors: dict[str, Tensor]) -> Any:
+    """Rebuild `template`, if the tensors are its own."""
+    expected = {name: tensor.shape for name, tensor in flatten(template).items()}
+    if {name: tensor.shape for name, tensor in tensors.items()} != expected:
+        raise _misfit(path)
+    return restore(template, tensors)
+
+
+def _misfit(path: Path) -> ResumeError:
+    """Say that a checkpoint is of something else."""
+    return ResumeError(f"The checkpoint {path} does not fit this method, model or number of clients. Start a new run.")
+
+
+def _keys(path: Path) -> list[str]:
+    """Name the tensors of a file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return list(file.keys())
+    except (SafetensorError, OSError) as error:
+        raise ResumeError(f"The checkpoint {path} is damaged ({error}). Start a new run.") from error
+
+
+def _read(path: Path, keys: Collection[str] | None = None) -> dict[str, Tensor]:
+    """Read some tensors of a file; None: all."""
+    wanted = _keys(path) if keys is None else keys
     with safe_open(path, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    expected = flatten(template)
-    if {n: t.shape for n, t in tensors.items()} != {n: t.shape for n, t in expected.items()}:
-        raise ResumeError(
-            f"The checkpoint {path} does not fit this method, model or number of clients. Start a new run."
-        )
-    return _restore(template, tensors, "")
+        return {key: file.get_tensor(key) for key in wanted}
 
 
-def flatten(state: Any, prefix: str = "") -> dict[str, Tensor]:
-    """Name every tensor in nested frozen dataclasses and tuples: `personal.3.context`."""
-    if isinstance(state, Tensor):
-        return {prefix.rstrip("."): state}
-    named: dict[str, Tensor] = {}
-    for name, child in _children(state):
-        named.update(flatten(child, f"{prefix}{name}."))
-    return named
-
-
-def _children(state: Any) -> list[tuple[str, Any]]:
-    """Give names and values one level down."""
-    if isinstance(state, tuple):
-        return [(str(index), child) for index, child in enumerate(state)]
-    if dataclasses.is_dataclass(state) and not isinstance(state, type):
-        return [(f.name, getattr(state, f.name)) for f in dataclasses.fields(state)]
-    raise TypeError(f"A state is made of frozen dataclasses, tuples and tensors, got {type(state).__qualname__}.")
-
-
-def _restore(template: Any, tensors: dict[str, Tensor], prefix: str) -> Any:
-    """Rebuild `template` with the tensors of the same names."""
-    if isinstance(template, Tensor):
-        return tensors[prefix.rstrip(".")].to(template.device)
-    children = {name: _restore(child, tensors, f"{prefix}{name}.") for name, child in _children(template)}
-    return tuple(children.values()) if isinstance(template, tuple) else dataclasses.replace(template, **children)
+def _client_of(key: str) -> int:
+    """Give the client of a tensor's name in a segment, such as `3.context`."""
+    return int(key.partition(".")[0])

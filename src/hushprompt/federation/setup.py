@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from hushprompt import seeding
-from hushprompt.backbones.cache import Progress, image_features
+from hushprompt.backbones.base import FeatureKind
+from hushprompt.backbones.cache import Progress, check_kind, image_features
 from hushprompt.backbones.feature_files import StoredFeatures
 from hushprompt.backbones.prompts import PromptModel
 from hushprompt.config import RunConfig
 from hushprompt.data.base import Dataset
 from hushprompt.data.partition import Partition
-from hushprompt.errors import ConfigError
+from hushprompt.errors import ConfigError, PrivacyError
+from hushprompt.evaluation.base_to_new import base_images, num_base_classes
 from hushprompt.evaluation.splits import ClientSplit, client_splits
-from hushprompt.methods.base import Method
-from hushprompt.privacy.plan import PrivacyPlan, make_plan
+from hushprompt.federation.cohort import Cohorts, draw_cohorts
+from hushprompt.methods.base import ClipsBatches, Method
+from hushprompt.methods.optimizer import with_schedule_steps
+from hushprompt.privacy.plan import Channel, PrivacyPlan, make_plan
 from hushprompt.registry import METHODS
+
+Load = Callable[[Any], Any]
+"""Loads the thing that a `data` or `backbone` section describes. Who makes many runs may keep what it loaded."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +41,25 @@ class Row:
     method_name: str
     method: Method
     plan: PrivacyPlan
+    cohorts: Cohorts
+    """Who takes part in which round."""
 
     @property
     def num_rounds(self) -> int:
         """Rounds of training; 0 for a method that learns nothing."""
-        return self.plan.num_rounds
+        return len(self.cohorts)
+
+
+@dataclass(frozen=True)
+class NewImages:
+    """Classes that nobody trains on, and their images in the evaluation split."""
+
+    model: PromptModel
+    """Knows the new class names alone."""
+    features: dict[FeatureKind, Tensor]
+    """[m, d] or [m, patches, d] of each kind that the rows need."""
+    labels: Int[Tensor, " m"]
+    """Counted from the first new class."""
 
 
 @dataclass(frozen=True)
@@ -45,18 +67,20 @@ class Federation:
     """Model, data and clients, ready to train."""
 
     model: PromptModel
-    train_features: StoredFeatures
-    """Stay on the disk; a step reads the rows of its batch."""
+    train_features: dict[FeatureKind, StoredFeatures]
+    """Of the kinds that the rows need. They stay on the disk; a step reads the rows of its batch."""
     train_labels: Int[Tensor, " n"]
-    eval_features: Float[Tensor, "m d"]
-    """A window onto the file where it is float32."""
+    eval_features: dict[FeatureKind, Tensor]
+    """[m, d], or [m, patches, d]: windows onto the files where these are float32."""
     eval_labels: Int[Tensor, " m"]
     partition: Partition
     splits: tuple[ClientSplit, ...]
+    new: NewImages | None = None
+    """Where base-to-new evaluation is on; the model above then knows the base classes alone."""
 
 
 def cut(config: RunConfig, dataset: Dataset) -> Partition:
-    """Cut a data set into the config's clients.
+    """Cut a data set, or what it has of base classes, into the config's clients.
 
     Raises:
         ConfigError: the cut is impossible, or the data set lacks the split that is to be scored.
@@ -66,8 +90,13 @@ def cut(config: RunConfig, dataset: Dataset) -> Partition:
             f"evaluation.split is {config.evaluation.split!r}, but {dataset.name} has only: "
             f"{', '.join(sorted(dataset.splits))}."
         )
-    partition: Partition = config.partition.partition(dataset, seeding.stream(config.seed, "partition"))
-    return partition
+    rng = seeding.stream(config.seed, "partition")
+    num_base = _num_trained_classes(config, dataset)
+    if num_base == len(dataset.class_names):
+        whole: Partition = config.partition.partition(dataset, rng)
+        return whole
+    base = base_images(dataset, num_base)
+    return base.in_whole(config.partition.partition(base.dataset, rng))
 
 
 def client_sizes(partition: Partition) -> list[int]:
@@ -75,35 +104,90 @@ def client_sizes(partition: Partition) -> list[int]:
     return [len(client.indices["train"]) for client in partition.clients]
 
 
-def load_model(config: RunConfig, dataset: Dataset, rows: Sequence[Row]) -> PromptModel:
+def load_fresh(section: Any) -> Any:
+    """Load a data set or a backbone anew."""
+    return section.load()
+
+
+def load_model(config: RunConfig, dataset: Dataset, rows: Sequence[Row], load: Load = load_fresh) -> PromptModel:
     """Load the backbone, and see that every row's method fits it before anything is encoded or trained.
 
     Raises:
-        ConfigError: a method's settings are impossible for this model or these class names.
+        ConfigError: a method's settings are impossible for this model or these class names, or it needs features that
+            the backbone does not have.
     """
-    model = PromptModel(config.backbone.load(), dataset.class_names, memory_mb=config.runtime.memory_mb)
+    num_trained = _num_trained_classes(config, dataset)
+    model = PromptModel(load(config.backbone), dataset.class_names[:num_trained], memory_mb=config.runtime.memory_mb)
     for row in rows:
+        check_kind(model.backbone, row.method.feature_kind)
+        if num_trained < len(dataset.class_names) and getattr(row.method, "is_class_specific", False):
+            raise ConfigError(
+                f"{row.label}: method.is_class_specific = true has no context for classes that nobody trains on. Use "
+                'evaluation.base_classes = "none", or method.is_class_specific = false.'
+            )
         row.method.init(model, seeding.stream(config.seed, "init"))
     return model
 
 
 def assemble(
-    config: RunConfig, model: PromptModel, dataset: Dataset, partition: Partition, on_progress: Progress
+    config: RunConfig,
+    model: PromptModel,
+    dataset: Dataset,
+    partition: Partition,
+    on_progress: Progress,
+    kinds: Set[FeatureKind] = frozenset({"pooled"}),
 ) -> Federation:
-    """Encode the images once, or take their features from the cache."""
-    train, scored = (
-        image_features(model.backbone, dataset, split, config.runtime.cache_path, config.features, on_progress)
-        for split in ("train", config.evaluation.split)
-    )
+    """Encode the images once, or take their features from the cache; only the kinds that are asked for."""
+
+    def load(split: str) -> dict[FeatureKind, StoredFeatures]:
+        where = config.runtime.cache_path
+        return {
+            kind: image_features(model.backbone, dataset, split, where, config.features, on_progress, kind)
+            for kind in sorted(kinds)
+        }
+
+    train = load("train")
+    scored = load(config.evaluation.split)
+    eval_features = {kind: stored.tensor() for kind, stored in scored.items()}
+    eval_labels = torch.from_numpy(dataset.splits[config.evaluation.split].labels)
     return Federation(
         model=model,
         train_features=train,
         train_labels=torch.from_numpy(dataset.splits["train"].labels),
-        eval_features=scored.tensor(),
-        eval_labels=torch.from_numpy(dataset.splits[config.evaluation.split].labels),
+        eval_features=eval_features,
+        eval_labels=eval_labels,
         partition=partition,
         splits=client_splits(partition, config.evaluation.split),
+        new=_new_images(model, dataset, eval_features, eval_labels),
     )
+
+
+def _num_trained_classes(config: RunConfig, dataset: Dataset) -> int:
+    """Give the number of classes that clients train on, which come first."""
+    total = len(dataset.class_names)
+    wanted = config.evaluation.base_classes
+    return total if wanted is None else num_base_classes(wanted, total)
+
+
+def _new_images(
+    model: PromptModel, dataset: Dataset, features: Mapping[FeatureKind, Tensor], labels: Int[Tensor, " n"]
+) -> NewImages | None:
+    """Give the images of the classes that the model does not know; None if it knows all.
+
+    Raises:
+        ConfigError: there is no such image.
+    """
+    new_names = dataset.class_names[model.num_classes :]
+    if not new_names:
+        return None
+    is_new = labels >= model.num_classes
+    if not is_new.any():
+        raise ConfigError(
+            "evaluation.base_classes is set, but no evaluation image shows a new class. Use another split."
+        )
+    new_model = PromptModel(model.backbone, new_names, memory_mb=model.memory_mb)
+    own = {kind: values[is_new] for kind, values in features.items()}
+    return NewImages(new_model, own, labels[is_new] - model.num_classes)
 
 
 def plan_rows(config: RunConfig, sizes: list[int]) -> list[Row]:
@@ -114,8 +198,18 @@ def plan_rows(config: RunConfig, sizes: list[int]) -> list[Row]:
         sizes: public number of training examples of every client.
 
     Raises:
+        ConfigError: the cohorts or the local steps are impossible.
         PrivacyError: the configuration is outside the theorem.
     """
+    if config.sampling.steps_per_round % config.training.local_steps:
+        raise ConfigError(
+            f"training.local_steps = {config.training.local_steps} must divide sampling.steps_per_round = "
+            f"{config.sampling.steps_per_round}: the batches of a round are dealt out in groups of local_steps."
+        )
+    # One schedule for all rows: they are compared on the same cohorts.
+    cohorts = draw_cohorts(
+        len(sizes), config.training.cohort_size, config.training.num_rounds, seeding.stream(config.seed, "cohorts")
+    )
     wanted = [(entry.method, entry.epsilon) for entry in config.references] + [(config.method, None)]
     rows: list[Row] = []
     for method, epsilon in wanted:
@@ -124,18 +218,33 @@ def plan_rows(config: RunConfig, sizes: list[int]) -> list[Row]:
             privacy = dataclasses.replace(
                 privacy, epsilon=epsilon, noise_multiplier_local=None, noise_multiplier_global=None
             )
+        own_cohorts = cohorts if method.channels else Cohorts(cohorts.members[:0], cohorts.num_clients)
         plan = make_plan(
             privacy,
             config.sampling,
             channels=method.channels,
-            num_rounds=config.training.num_rounds if method.channels else 0,
+            num_rounds=int(own_cohorts.most_rounds[-1]),
             client_sizes=sizes,
+            batch_clipping=method.batch_clipping if isinstance(method, ClipsBatches) else None,
         )
+        _check_local_steps(config, plan)
         name = METHODS.name_of(method)
+        method = with_schedule_steps(method, config.training.num_rounds * config.sampling.steps_per_round)
         label = _label(name, plan)
         num_same = sum(row.label.partition(" #")[0] == label for row in rows)
-        rows.append(Row(f"{label} #{num_same + 1}" if num_same else label, name, method, plan))
+        rows.append(Row(f"{label} #{num_same + 1}" if num_same else label, name, method, plan, own_cohorts))
     return rows
+
+
+def _check_local_steps(config: RunConfig, plan: PrivacyPlan) -> None:
+    """Raise PrivacyError where a client would step its copy with a sum that the server was to make private."""
+    is_noisy = plan.noise_multipliers.get(Channel.GLOBAL, 0.0) > 0
+    if config.training.local_steps > 1 and config.privacy.noise_at == "server" and is_noisy:
+        raise PrivacyError(
+            f"training.local_steps = {config.training.local_steps} lets clients step the shared prompt on their own, "
+            'before the server could add its noise. Set privacy.noise_at = "client", so that every client makes each '
+            "of its gradients private itself, or training.local_steps = 1."
+        )
 
 
 def _label(method_name: str, plan: PrivacyPlan) -> str:
@@ -146,4 +255,6 @@ def _label(method_name: str, plan: PrivacyPlan) -> str:
         return f"{method_name}, no noise"
     if plan.config.epsilon is None:
         return f"{method_name}, given noise"
+    if plan.batch_clipping is not None and plan.batch_clipping.calibration == "paper":
+        return f"{method_name}, nominal epsilon {plan.config.epsilon:g}"
     return f"{method_name}, epsilon {plan.config.epsilon:g}"

@@ -10,24 +10,38 @@ import dataclasses
 import math
 import os
 import time
+from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from hushprompt import records
+from hushprompt.backbones.prompts import PromptModel
 from hushprompt.config import RunConfig
 from hushprompt.errors import ResumeError
-from hushprompt.evaluation.evaluate import Scores, evaluate
-from hushprompt.federation import aggregate, checkpoint
-from hushprompt.federation.checkpoint import Progress
+from hushprompt.evaluation.evaluate import NewClasses, Scores, evaluate, mean_scores
+from hushprompt.federation import checkpoint
+from hushprompt.federation.checkpoint import Checkpoints, Progress
 from hushprompt.federation.publish import privacy_record, provenance, write_prompts
-from hushprompt.federation.setup import Federation, Row, assemble, client_sizes, cut, load_model, plan_rows
-from hushprompt.methods.base import Batch, NoState, Personal, Shared, StepInfo, Upload
-from hushprompt.privacy.plan import Audience, Channel
+from hushprompt.federation.rounds import RoundRunner
+from hushprompt.federation.setup import (
+    Federation,
+    Load,
+    Row,
+    assemble,
+    client_sizes,
+    cut,
+    load_fresh,
+    load_model,
+    plan_rows,
+)
+from hushprompt.federation.states import State
+from hushprompt.methods.base import NoState, Personal
 from hushprompt.records import RoundRecord, RowSummary
 from hushprompt.seeding import stream
 
@@ -46,25 +60,7 @@ class Observer(Protocol):
         """A round is done and on disk."""
 
 
-@dataclass(frozen=True)
-class State:
-    """What training moves and a checkpoint stores."""
-
-    shared: Shared
-    personal: tuple[Personal, ...]
-
-
-@dataclass(frozen=True)
-class RoundInfo:
-    """What a round's record needs beside the scores."""
-
-    loss: float
-    """Mean over clients and steps; NaN if no batch had an example. Not private."""
-    bytes_up: int
-    bytes_down: int
-
-
-def run(config: RunConfig, folder: Path, observer: Observer) -> list[RowSummary]:
+def run(config: RunConfig, folder: Path, observer: Observer, load: Load = load_fresh) -> list[RowSummary]:
     """Train, evaluate and account for every row; go on where a checkpoint in `folder` stopped.
 
     Killed at any moment and called again, it leaves the same files, measured seconds aside, as if it had gone through.
@@ -73,6 +69,7 @@ def run(config: RunConfig, folder: Path, observer: Observer) -> list[RowSummary]
         config: what to run; the runtime section may differ between calls.
         folder: the run folder, which exists.
         observer: who watches.
+        load: loads data set and backbone; who makes many runs may keep what it loaded.
 
     Returns:
         The rows of the result table, the method itself last.
@@ -82,16 +79,17 @@ def run(config: RunConfig, folder: Path, observer: Observer) -> list[RowSummary]
         ResumeError: the folder is in use, damaged, or belongs to another config.
     """
     with records.locked(folder):
-        dataset = config.data.load()
+        dataset = load(config.data)
         partition = cut(config, dataset)
         rows = plan_rows(config, client_sizes(partition))
         progress = _progress(config, folder)
         records.truncate_records(folder / "records.jsonl", progress.records_size)
-        model = load_model(config, dataset, rows)
-        federation = assemble(config, model, dataset, partition, observer.on_setup)
+        model = load_model(config, dataset, rows, load)
+        kinds = {row.method.feature_kind for row in rows}
+        federation = assemble(config, model, dataset, partition, observer.on_setup, kinds)
         # Clients run side by side on one thread each, so results do not depend on the number of cores.
         with ThreadPoolExecutor(_num_workers(config), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            trainer = Trainer(config, federation, folder, pool, observer)
+            trainer = Trainer(config, federation, folder, pool, observer, Checkpoints(folder, progress))
             for index, row in enumerate(rows):
                 if index < progress.row_index:
                     continue
@@ -104,7 +102,7 @@ def run(config: RunConfig, folder: Path, observer: Observer) -> list[RowSummary]
                     records.write_json(
                         folder / "summary.json", {"rows": progress.finished_rows, "provenance": provenance(config)}
                     )
-                checkpoint.save(folder, state, progress)
+                progress = trainer.checkpoints.save(state, progress, changed=())
     return [records.from_json(RowSummary, values) for values in progress.finished_rows]
 
 
@@ -112,7 +110,13 @@ class Trainer:
     """Trains one row after another over one federation, leaving a checkpoint after every round."""
 
     def __init__(
-        self, config: RunConfig, federation: Federation, folder: Path, pool: ThreadPoolExecutor, observer: Observer
+        self,
+        config: RunConfig,
+        federation: Federation,
+        folder: Path,
+        pool: ThreadPoolExecutor,
+        observer: Observer,
+        checkpoints: Checkpoints,
     ) -> None:
         """Hold what stays the same from row to row."""
         self.config = config
@@ -120,101 +124,71 @@ class Trainer:
         self.folder = folder
         self.pool = pool
         self.observer = observer
-        clients = federation.partition.clients
-        self._train_index = [torch.from_numpy(client.indices["train"]) for client in clients]
+        self.checkpoints = checkpoints
+        self.rounds = RoundRunner(config, federation, pool)
 
     def train(self, row: Row, progress: Progress) -> tuple[State, Progress]:
         """Train a row from the start, or from the checkpoint in the folder."""
         shared, personal = row.method.init(self.federation.model, stream(self.config.seed, "init"))
-        state = State(shared, (personal,) * len(self._train_index))
+        state = State(shared, (personal,) * len(self.federation.partition.clients))
         if progress.num_rounds_done:
             state = checkpoint.load_state(self.folder, state)
         for round_index in range(progress.num_rounds_done, row.num_rounds):
             start = time.perf_counter()
-            epsilons = {who: self.pool.submit(row.plan.epsilon, who, round_index + 1) for who in Audience}
-            state, info = self.round(row, state, round_index)
-            scores = self.evaluate(row, state)
+            most_rounds = int(row.cohorts.most_rounds[round_index + 1])
+            epsilons = {who: self.pool.submit(row.plan.epsilon, who, most_rounds) for who in row.plan.audiences}
+            state, info = self.rounds.round(row, state, round_index)
+            scores = self._scores_if_due(row, state, round_index + 1)
             seconds = time.perf_counter() - start
             record = RoundRecord(
                 row=row.label,
                 round_index=round_index + 1,
                 seconds=seconds,
                 loss=info.loss,
-                local=scores.local,
-                neighbor=scores.neighbor,
-                harmonic_mean=scores.harmonic_mean,
-                worst_client=scores.worst_client,
+                local=scores.local if scores else math.nan,
+                neighbor=scores.neighbor if scores else math.nan,
+                harmonic_mean=scores.harmonic_mean if scores else math.nan,
+                worst_client=scores.worst_client if scores else math.nan,
                 bytes_up=info.bytes_up,
                 bytes_down=info.bytes_down,
                 epsilon={str(who): epsilon.result() for who, epsilon in epsilons.items()},
+                cohort_size=row.cohorts.cohort_size,
+                num_clients=len(info.clients),
             )
-            progress = Progress(
-                config_identity=progress.config_identity,
-                row_index=progress.row_index,
+            is_reported = self.config.evaluation.is_reported(round_index + 1, row.num_rounds)
+            progress = dataclasses.replace(
+                progress,
                 num_rounds_done=round_index + 1,
                 row_seconds=progress.row_seconds + seconds,
                 records_size=records.append_record(self.folder / "records.jsonl", record),
-                finished_rows=progress.finished_rows,
+                last_scores=[*progress.last_scores, dataclasses.asdict(scores)] if scores and is_reported else [],
             )
-            checkpoint.save(self.folder, state, progress)
+            progress = self.checkpoints.save(state, progress, changed=info.clients)
             self.observer.on_round(record)
         return state, progress
 
-    def round(self, row: Row, state: State, round_index: int) -> tuple[State, RoundInfo]:
-        """Take the steps of one round."""
-        place = (row.label, round_index)
-        batches = [
-            row.plan.sampler.batches(len(index), stream(self.config.seed, "batch", *place, client_id))
-            for client_id, index in enumerate(self._train_index)
-        ]
-        infos: list[RoundInfo] = []
-        for step, chosen in enumerate(zip(*batches, strict=True)):
-            state, info = self._step(row, state, chosen, (*place, step))
-            infos.append(info)
-        losses = [info.loss for info in infos if not math.isnan(info.loss)]
-        return state, RoundInfo(_mean(losses), sum(i.bytes_up for i in infos), sum(i.bytes_down for i in infos))
-
-    def _step(
-        self, row: Row, state: State, chosen: tuple[np.ndarray, ...], place: tuple[str, int, int]
-    ) -> tuple[State, RoundInfo]:
-        """Step every client, side by side, then the server."""
-
-        def client_step(client_id: int) -> tuple[Upload, Personal, StepInfo]:
-            return self._client_step(row, state, client_id, chosen[client_id], place)
-
-        largest_first = sorted(range(len(chosen)), key=lambda client_id: -len(chosen[client_id]))  # evens out the end
-        running = {client_id: self.pool.submit(client_step, client_id) for client_id in largest_first}
-        outcomes = [running[client_id].result() for client_id in range(len(chosen))]
-        sent = [aggregate.pack(upload) for upload, _, _ in outcomes]
-        summed = aggregate.unpack_sum(sent)
-        shared = state.shared
-        if summed is not None:
-            expected = sum(row.plan.sampler.expected_batch_size(len(index)) for index in self._train_index)
-            noise = stream(self.config.seed, "noise", "global", *place)
-            mechanism = row.plan.mechanism(allowed=Channel.GLOBAL, expected_count=expected, rng=noise)
-            shared = row.method.server_step(shared, mechanism.release(Channel.GLOBAL, summed))
-        losses = [info.loss for _, _, info in outcomes if not math.isnan(info.loss)]  # an empty batch has none
-        up, down = sum(map(aggregate.num_bytes, sent)), aggregate.num_bytes(summed) * len(sent)
-        return State(shared, tuple(personal for _, personal, _ in outcomes)), RoundInfo(_mean(losses), up, down)
-
-    def evaluate(self, row: Row, state: State) -> Scores:
-        """Score every client's prompt on all evaluation images."""
-        features = self.federation.eval_features
-
-        def logits(personal: Personal) -> torch.Tensor:
-            with torch.no_grad():
-                return row.method.logits(self.federation.model, state.shared, personal, features)
-
-        if all(isinstance(personal, NoState) for personal in state.personal):
-            everyone = [logits(state.personal[0])] * len(state.personal)
-        else:
-            everyone = list(self.pool.map(logits, state.personal))
-        return evaluate(everyone.__getitem__, self.federation.eval_labels, self.federation.splits)
+    def evaluate(self, row: Row, state: State, *, with_new_classes: bool = False) -> Scores:
+        """Score every client's prompt on all evaluation images, and on classes that nobody trains on."""
+        federation = self.federation
+        new_classes = None
+        if federation.new is not None and with_new_classes:
+            features = federation.new.features[row.method.feature_kind]
+            new_classes = NewClasses(self._logits_fn(row, state, federation.new.model, features), federation.new.labels)
+        return evaluate(
+            self._logits_fn(row, state, federation.model, federation.eval_features[row.method.feature_kind]),
+            federation.eval_labels,
+            federation.splits,
+            new_classes=new_classes,
+            map_fn=self.pool.map,
+        )
 
     def close_row(self, row: Row, state: State, progress: Progress) -> Progress:
-        """Score the trained row and add its summary to the finished ones."""
+        """Sum up the trained row and add its summary to the finished ones."""
         start = time.perf_counter()
-        scores = self.evaluate(row, state)
+        if progress.last_scores:
+            scores = mean_scores([Scores.from_plain(values) for values in progress.last_scores])
+        else:
+            scores = self.evaluate(row, state, with_new_classes=True)
         audience = row.plan.config.audience
         summary = RowSummary(
             row=row.label,
@@ -231,38 +205,51 @@ class Trainer:
             seconds=progress.row_seconds + time.perf_counter() - start,
             seed=self.config.seed,
             num_rounds=row.num_rounds,
-            per_client=[dataclasses.asdict(client) for client in scores.clients],
+            per_client=[_without_none(dataclasses.asdict(client)) for client in scores.clients],
             per_class=list(scores.per_class),
+            num_last_rounds=max(1, len(progress.last_scores)),
+            base=scores.base,
+            new=scores.new,
+            base_new_harmonic_mean=scores.base_new_harmonic_mean,
         )
-        return Progress(
-            config_identity=progress.config_identity,
+        return dataclasses.replace(
+            progress,
             row_index=progress.row_index + 1,
             num_rounds_done=0,
             row_seconds=0.0,
-            records_size=progress.records_size,
             finished_rows=[*progress.finished_rows, records.to_json(summary)],
+            last_scores=[],
         )
 
-    def _client_step(
-        self, row: Row, state: State, client_id: int, batch_index: np.ndarray, place: tuple[str, int, int]
-    ) -> tuple[Upload, Personal, StepInfo]:
-        """Run one client's step on its own data, with its own noise stream."""
-        index = self._train_index[client_id]
-        chosen = index[torch.from_numpy(batch_index)]
-        # Which view stands for an example is drawn uniformly, for each example on its own and whatever the data: given
-        # the draws, one example still gives one clipped gradient, so sensitivity and epsilon are those of one view.
-        views = stream(self.config.seed, "view", *place, client_id)
-        features = self.federation.train_features
-        rows = features.rows(chosen.numpy(), views.integers(features.num_views, size=len(chosen)))
-        batch = Batch(rows, self.federation.train_labels[chosen])
-        mechanism = row.plan.mechanism(
-            allowed=Channel.LOCAL,
-            expected_count=row.plan.sampler.expected_batch_size(len(index)),
-            rng=stream(self.config.seed, "noise", "local", *place, client_id),
-        )
-        rng = stream(self.config.seed, "method", *place, client_id)
-        personal = state.personal[client_id]
-        return row.method.client_step(self.federation.model, state.shared, personal, batch, mechanism, rng)
+    def _scores_if_due(self, row: Row, state: State, num_done: int) -> Scores | None:
+        """Score the prompts after `num_done` rounds if the config says so."""
+        evaluation = self.config.evaluation
+        if not evaluation.is_due(num_done, row.num_rounds):
+            return None
+        return self.evaluate(row, state, with_new_classes=evaluation.is_reported(num_done, row.num_rounds))
+
+    def _logits_fn(
+        self, row: Row, state: State, model: PromptModel, features: Float[Tensor, "n *m d"]
+    ) -> Callable[[int], Float[Tensor, "n c"]]:
+        """Give what computes a client's logits; those of clients with one and the same state are computed once."""
+
+        def logits(personal: Personal) -> Float[Tensor, "n c"]:
+            with torch.no_grad():
+                return row.method.logits(model, state.shared, personal, features)
+
+        def identity(personal: Personal) -> int:
+            return 0 if isinstance(personal, NoState) else id(personal)
+
+        counts = Counter(map(identity, state.personal))
+        several = {identity(personal): personal for personal in state.personal if counts[identity(personal)] > 1}
+        known = {key: logits(personal) for key, personal in several.items()}
+
+        def of_client(client_id: int) -> Float[Tensor, "n c"]:
+            personal = state.personal[client_id]
+            own = known.get(identity(personal))
+            return logits(personal) if own is None else own
+
+        return of_client
 
 
 def _progress(config: RunConfig, folder: Path) -> Progress:
@@ -278,9 +265,9 @@ def _progress(config: RunConfig, folder: Path) -> Progress:
     return progress
 
 
-def _mean(values: list[float]) -> float:
-    """Give the mean, NaN of nothing."""
-    return sum(values) / len(values) if values else math.nan
+def _without_none(values: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what was not asked for."""
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def _num_workers(config: RunConfig) -> int:

@@ -1,6 +1,6 @@
 """The contract of a method: what a client learns, what it sends, what the server does with it.
 
-All four functions are pure. Data enters a state only through `Mechanism.release`: an `Upload` is clipped but not yet
+All functions are pure. Data enters a state only through `Mechanism.release`: an `Upload` is clipped but not yet
 private and goes to the aggregation alone; `StepInfo` is not private and goes to the simulation's record alone.
 """
 
@@ -13,7 +13,9 @@ import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from hushprompt.backbones.base import FeatureKind
 from hushprompt.backbones.prompts import PromptModel
+from hushprompt.privacy.batch_clipping import BatchClipping
 from hushprompt.privacy.clipping import ClippedSum
 from hushprompt.privacy.plan import Channel, Mechanism
 
@@ -27,7 +29,8 @@ Personal = Any
 class Batch:
     """One client's examples of one step; b may be 0."""
 
-    image_features: Float[Tensor, "b d"]
+    image_features: Float[Tensor, "b *m d"]
+    """[b, d], or [b, m, d] for a method whose `feature_kind` is "patches"."""
     labels: Int[Tensor, " b"]
 
 
@@ -51,6 +54,16 @@ class StepInfo:
     """Mean cross-entropy of the batch before the step; NaN for an empty batch."""
 
 
+@dataclass(frozen=True)
+class Published:
+    """What a file of a run holds: enough to use a prompt, or whatever else a method learns, without this package."""
+
+    tensors: dict[str, Tensor]
+    """By name. A method with one context calls it "context"."""
+    prompt: str
+    """How class names and tensors become what an image is compared with."""
+
+
 @runtime_checkable
 class Method(Protocol):
     """What the loop asks of a method. Implementations are frozen dataclasses; their fields are the config section."""
@@ -59,9 +72,17 @@ class Method(Protocol):
     """How a table calls the method."""
     channels: ClassVar[frozenset[Channel]]
     """The releases that `client_step` (LOCAL) and the server (GLOBAL) make each step; empty: nothing is trained."""
+    feature_kind: ClassVar[FeatureKind]
+    """What it needs to know of an image: "pooled", or "patches", which takes a backbone that has them."""
 
     def init(self, model: PromptModel, rng: np.random.Generator) -> tuple[Shared, Personal]:
         """Give the state of the server and the state that every client starts with; data-independent."""
+
+    def begin_round(self, shared: Shared) -> Shared:
+        """Get the shared state ready for a round, before its first step; knows no data.
+
+        Here a method keeps what a round starts from, such as the context that FedProx stays close to.
+        """
 
     def client_step(
         self,
@@ -86,22 +107,43 @@ class Method(Protocol):
     def server_step(self, shared: Shared, released: Tensor) -> Shared:
         """Move the shared state by the released (noisy) mean gradient."""
 
-    def shared_context(self, shared: Shared) -> Float[Tensor, "*c t e"] | None:
-        """Give the context that the public sees; None where nothing is shared."""
+    def public_file(self, model: PromptModel, shared: Shared) -> Published | None:
+        """Give what everybody sees, other clients among them; None where nothing is trained that is shared.
 
-    def context(self, shared: Shared, personal: Personal) -> Float[Tensor, "*c t e"] | None:
-        """Give the context that a client uses and may publish; None for a hand template."""
+        A function of the shared state, which moves by GLOBAL releases alone. Whatever more a method would show, such as
+        clients' prompts to each other, has to be accounted for first: `privacy/plan.py` says who is charged for what.
+        """
+
+    def personal_file(self, model: PromptModel, shared: Shared, personal: Personal) -> Published | None:
+        """Give what the holder of one client's prompt sees, and may use; None where nothing is personal.
+
+        A function of both states. The holder is charged for GLOBAL and LOCAL releases.
+        """
 
     def logits(
-        self, model: PromptModel, shared: Shared, personal: Personal, image_features: Float[Tensor, "n d"]
+        self, model: PromptModel, shared: Shared, personal: Personal, image_features: Float[Tensor, "n *m d"]
     ) -> Float[Tensor, "n c"]:
         """Score images against all classes."""
+
+
+@runtime_checkable
+class ClipsBatches(Protocol):
+    """A method, for comparison only, that clips the mean gradient of a batch instead of each example's."""
+
+    @property
+    def batch_clipping(self) -> BatchClipping:
+        """What the plan must know to say the epsilon that can be proven."""
 
 
 class Untrained:
     """A method without releases: the loop takes no step, so a call of one is a bug."""
 
     channels: ClassVar[frozenset[Channel]] = frozenset()
+    feature_kind: ClassVar[FeatureKind] = "pooled"
+
+    def begin_round(self, shared: Shared) -> Shared:
+        """Give the state back; no round ever begins."""
+        return shared
 
     def client_step(
         self,
@@ -119,5 +161,8 @@ class Untrained:
         """Learn nothing."""
         return shared
 
-    def shared_context(self, shared: Shared) -> None:
+    def public_file(self, model: PromptModel, shared: Shared) -> None:
+        """Nothing is trained, so nothing is published."""
+
+    def personal_file(self, model: PromptModel, shared: Shared, personal: Personal) -> None:
         """Nothing is trained, so nothing is published."""

@@ -5,7 +5,8 @@ Source: Zhou et al., "Learning to Prompt for Vision-Language Models", IJCV 2022 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -13,8 +14,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hushprompt import checks
+from hushprompt.backbones.base import FeatureKind
 from hushprompt.backbones.prompts import NamePosition, PromptModel
 from hushprompt.errors import ConfigError
+from hushprompt.methods.base import Personal, Published, Shared
 from hushprompt.methods.optimizer import Optimizer, OptimizerState
 
 
@@ -26,9 +29,24 @@ class ContextState:
     optimizer: OptimizerState
 
 
+@runtime_checkable
+class HasContext(Protocol):
+    """A method whose files hold one context each."""
+
+    name_position: NamePosition
+
+    def shared_context(self, shared: Shared) -> Float[Tensor, "*c t e"] | None:
+        """Give the context that the public sees; None where nothing is shared."""
+
+    def context(self, shared: Shared, personal: Personal) -> Float[Tensor, "*c t e"]:
+        """Give the context that a client uses and may publish."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ContextConfig:
-    """The fields of the `method` section that say what a context is."""
+    """The fields of the `method` section that say what a context is, and what follows from there being one."""
+
+    feature_kind: ClassVar[FeatureKind] = "pooled"
 
     num_ctx: int = 16
     """Number of context tokens t; CoOp's default."""
@@ -46,6 +64,19 @@ class ContextConfig:
         """Check the fields."""
         checks.positive(num_ctx=self.num_ctx, init_std=self.init_std)
 
+    def begin_round(self, shared: Shared) -> Shared:
+        """Give the state back: a step needs nothing from where its round began."""
+        return shared
+
+    def public_file(self: HasContext, model: PromptModel, shared: Shared) -> Published | None:
+        """Give the shared context."""
+        context = self.shared_context(shared)
+        return None if context is None else _file(model, context, self.name_position)
+
+    def personal_file(self: HasContext, model: PromptModel, shared: Shared, personal: Personal) -> Published | None:
+        """Give the client's context."""
+        return _file(model, self.context(shared, personal), self.name_position)
+
     def start(self, model: PromptModel, rng: np.random.Generator) -> Float[Tensor, "*c t e"]:
         """Give the context before training: the words, or a Gaussian draw; data-independent.
 
@@ -57,8 +88,7 @@ class ContextConfig:
     def draw(self, model: PromptModel, rng: np.random.Generator) -> Float[Tensor, "*c t e"]:
         """Draw a context ~ N(0, init_std^2); ConfigError if a prompt would not fit the window."""
         model.check_context(self.num_ctx, self.name_position)
-        values = rng.normal(0.0, self.init_std, size=self._shape(model))
-        return torch.from_numpy(values).float().to(model.device)
+        return gaussian(self._shape(model), self.init_std, rng).to(model.device)
 
     def text_features(self, model: PromptModel, context: Float[Tensor, "*c t e"]) -> Float[Tensor, "c d"]:
         """Encode the prompts of all classes with a context in its place."""
@@ -79,6 +109,56 @@ class ContextConfig:
         """Give [t, e] or [c, t, e]."""
         each = (self.num_ctx, model.token_width)
         return (model.num_classes, *each) if self.is_class_specific else each
+
+
+def _file(model: PromptModel, context: Float[Tensor, "*c t e"], name_position: NamePosition) -> Published:
+    """Pair a context with the layout of its prompt."""
+    return Published({"context": context}, model.layout(context, name_position))
+
+
+@dataclass(frozen=True, kw_only=True)
+class GlobalAndPersonalConfig(ContextConfig):
+    """What methods have in common that train a global prompt, `shared.context`, beside a personal one."""
+
+    global_optimizer: Optimizer = field(default_factory=Optimizer)
+    """Optimizer of the global prompt."""
+    local_optimizer: Optimizer = field(default_factory=Optimizer)
+    """Optimizer of the personal prompt; every client has its own state."""
+
+    def server_step(self, shared: ContextState, released: Float[Tensor, "*c t e"]) -> ContextState:
+        """Step the global prompt with the released mean gradient."""
+        return ContextState(*self.global_optimizer.step(shared.context, released, shared.optimizer))
+
+    def shared_context(self, shared: ContextState) -> Float[Tensor, "*c t e"]:
+        """Give the global prompt."""
+        return shared.context
+
+    def context(self, shared: ContextState, personal: Any) -> Float[Tensor, "*c t e"]:
+        """Give the sum of global and personal prompt."""
+        total: Tensor = shared.context + personal.context
+        return total
+
+    def logits(
+        self, model: PromptModel, shared: ContextState, personal: Any, image_features: Float[Tensor, "n d"]
+    ) -> Float[Tensor, "n c"]:
+        """Score images with the client's context."""
+        return model.logits(image_features, self.text_features(model, self.context(shared, personal)))
+
+    def check_rank(self, model: PromptModel, rank: int) -> None:
+        """Raise ConfigError if factors of this rank would be wider than a personal prompt."""
+        num_rows = self.num_ctx * (model.num_classes if self.is_class_specific else 1)
+        widest = min(num_rows, model.token_width)
+        if rank > widest:
+            rows = "num_classes * num_ctx" if self.is_class_specific else "num_ctx"
+            raise ConfigError(
+                f"method.rank must be at most min({rows}, token width) = min({num_rows}, {model.token_width}) = "
+                f"{widest}, got {rank}. Use a smaller rank."
+            )
+
+
+def gaussian(shape: tuple[int, ...], std: float, rng: np.random.Generator) -> Float[Tensor, "*p"]:
+    """Draw a start ~ N(0, std^2); not privacy noise."""
+    return torch.from_numpy(rng.normal(0.0, std, size=shape)).float()
 
 
 def fresh(context: Float[Tensor, "*c t e"], optimizer: Optimizer) -> ContextState:

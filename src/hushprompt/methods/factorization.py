@@ -59,3 +59,18 @@ def orthonormal_columns(matrix: Float[Tensor, "m r"]) -> Float[Tensor, "m r"]:
     q, triangle = torch.linalg.qr(matrix.double())
     sign = torch.where(triangle.diagonal() < 0, -1.0, 1.0)
     return (q * sign).to(matrix)
+
+
+def factor_gradients(
+    u: Float[Tensor, "t r"], v: Float[Tensor, "r e"], grads: Float[Tensor, "b t e"]
+) -> Float[Tensor, "b p"]:
+    """Give, in one row, each example's gradients in the factors from its gradient G in u v: G v^T and u^T G."""
+    return torch.cat([(grads @ v.T).flatten(1), (u.T @ grads).flatten(1)], dim=1)
+
+
+def unstack(
+    u: Float[Tensor, "t r"], v: Float[Tensor, "r e"], row: Float[Tensor, " p"]
+) -> tuple[Float[Tensor, "t r"], Float[Tensor, "r e"]]:
+    """Take apart what `factor_gradients` put in one row."""
+    part_u, part_v = row.split([u.numel(), v.numel()])
+    return part_u.view_as(u), part_v.view_as(v)

@@ -39,21 +39,15 @@ def per_example_gradients(
     """
     if len(batch.labels) == 0:
         return context.new_zeros(0, *context.shape), context.new_zeros(0)
-    leaf = context.detach().requires_grad_()
-    with torch.enable_grad():
-        text_features = model.text_features(leaf, name_position)
-    logits = model.logits(batch.image_features, text_features.detach())  # [b, c]
+    text_pass = model.text_pass(context, name_position)
+    logits = model.logits(batch.image_features, text_pass.features)  # [b, c]
     losses = F.cross_entropy(logits, batch.labels, reduction="none")
     residuals = logits.softmax(dim=1) - F.one_hot(batch.labels, model.num_classes)  # [b, c]
-
-    def pull_back(cotangent: Float[Tensor, "c d"]) -> Float[Tensor, "*c t e"]:
-        return torch.autograd.grad(text_features, leaf, cotangent, retain_graph=True)[0]
-
-    rows: list[Tensor] = []
     chunk = examples_per_pass(model, context, name_position)
-    for weights, features in zip(residuals.split(chunk), batch.image_features.split(chunk), strict=True):
-        cotangents = model.logit_scale * torch.einsum("bc,bd->bcd", weights, features)
-        rows.append(torch.vmap(pull_back)(cotangents))
+    rows = [
+        text_pass.pull_back(model.logit_scale * weights, features)
+        for weights, features in zip(residuals.split(chunk), batch.image_features.split(chunk), strict=True)
+    ]
     return torch.cat(rows), losses
 
 

@@ -1,11 +1,13 @@
-"""PromptFL: federated averaging of one shared context.
+"""PromptFL: federated averaging of one shared context, with FedProx's proximal term as an option.
 
-Source: Guo et al., "PromptFL: Let Federated Participants Cooperatively Learn Prompts Instead of Models", 2022
-(arXiv:2208.11625). Our `shared.context` is their prompt P; one step a round, averaged over examples.
+Sources: Guo et al., "PromptFL: Let Federated Participants Cooperatively Learn Prompts Instead of Models", 2022
+(arXiv:2208.11625); our `shared.context` is their prompt P. Li et al., "Federated Optimization in Heterogeneous
+Networks", MLSys 2020 (arXiv:1812.06127), Algorithm 2; our `proximal_weight` is their mu, `shared.anchor` their w^t.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -13,6 +15,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
+from hushprompt import checks
 from hushprompt.backbones.prompts import PromptModel
 from hushprompt.methods.base import Batch, NoState, StepInfo, Upload
 from hushprompt.methods.context import ContextConfig, ContextState, fresh, mean_loss
@@ -20,6 +23,13 @@ from hushprompt.methods.gradients import per_example_gradients
 from hushprompt.methods.optimizer import Optimizer
 from hushprompt.privacy.plan import Channel, Mechanism
 from hushprompt.registry import METHODS
+
+
+@dataclass(frozen=True)
+class AnchoredState(ContextState):
+    """A context that knows where its round began."""
+
+    anchor: Float[Tensor, "*c t e"]
 
 
 @METHODS.register("promptfl")
@@ -32,15 +42,28 @@ class PromptFL(ContextConfig):
 
     optimizer: Optimizer = field(default_factory=Optimizer)
     """Optimizer of the shared prompt."""
+    proximal_weight: float = 0.0
+    """FedProx's mu: pull of a client's copy toward the start of the round, per unit of distance. It acts where clients
+    take several steps between averages; 0 is PromptFL."""
 
-    def init(self, model: PromptModel, rng: np.random.Generator) -> tuple[ContextState, NoState]:
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        super().__post_init__()
+        checks.non_negative(proximal_weight=self.proximal_weight)
+
+    def init(self, model: PromptModel, rng: np.random.Generator) -> tuple[AnchoredState, NoState]:
         """Give the start of the shared prompt."""
-        return fresh(self.start(model, rng), self.optimizer), NoState()
+        start = fresh(self.start(model, rng), self.optimizer)
+        return AnchoredState(start.context, start.optimizer, anchor=start.context), NoState()
+
+    def begin_round(self, shared: AnchoredState) -> AnchoredState:
+        """Note where the round begins."""
+        return dataclasses.replace(shared, anchor=shared.context)
 
     def client_step(
         self,
         model: PromptModel,
-        shared: ContextState,
+        shared: AnchoredState,
         personal: NoState,
         batch: Batch,
         mechanism: Mechanism,
@@ -50,20 +73,25 @@ class PromptFL(ContextConfig):
         grads, losses = per_example_gradients(model, shared.context, batch, self.name_position)
         return Upload(mechanism.clip(Channel.GLOBAL, grads)), personal, StepInfo(mean_loss(losses))
 
-    def server_step(self, shared: ContextState, released: Float[Tensor, "*c t e"]) -> ContextState:
-        """Step the shared prompt with the released mean gradient."""
-        return ContextState(*self.optimizer.step(shared.context, released, shared.optimizer))
+    def server_step(self, shared: AnchoredState, released: Float[Tensor, "*c t e"]) -> AnchoredState:
+        """Step the shared prompt, or a client's copy of it, with the released mean gradient and the proximal pull.
 
-    def shared_context(self, shared: ContextState) -> Float[Tensor, "*c t e"]:
+        The pull is a function of released contexts, so it costs no privacy and is neither clipped nor noised.
+        """
+        pull = self.proximal_weight * (shared.context - shared.anchor)
+        context, optimizer = self.optimizer.step(shared.context, released + pull, shared.optimizer)
+        return AnchoredState(context, optimizer, shared.anchor)
+
+    def shared_context(self, shared: AnchoredState) -> Float[Tensor, "*c t e"]:
         """Give the shared prompt."""
         return shared.context
 
-    def context(self, shared: ContextState, personal: NoState) -> Float[Tensor, "*c t e"]:
+    def context(self, shared: AnchoredState, personal: NoState) -> Float[Tensor, "*c t e"]:
         """Give the shared prompt."""
         return shared.context
 
     def logits(
-        self, model: PromptModel, shared: ContextState, personal: NoState, image_features: Float[Tensor, "n d"]
+        self, model: PromptModel, shared: AnchoredState, personal: NoState, image_features: Float[Tensor, "n d"]
     ) -> Float[Tensor, "n c"]:
         """Score images with the shared prompt."""
         return model.logits(image_features, self.text_features(model, shared.context))

@@ -24,7 +24,7 @@ class RandomContext:
 
 @METHODS.register("random_prompt")
 @dataclass(frozen=True, kw_only=True)
-class RandomPrompt(ContextConfig, Untrained):
+class RandomPrompt(Untrained, ContextConfig):
     """A random context, or the initial words, never trained: where every learned prompt starts."""
 
     title: ClassVar[str] = "untrained random context"
@@ -32,10 +32,6 @@ class RandomPrompt(ContextConfig, Untrained):
     def init(self, model: PromptModel, rng: np.random.Generator) -> tuple[RandomContext, NoState]:
         """Give the context."""
         return RandomContext(self.start(model, rng)), NoState()
-
-    def context(self, shared: RandomContext, personal: NoState) -> Float[Tensor, "*c t e"]:
-        """Give the random context."""
-        return shared.context
 
     def logits(
         self, model: PromptModel, shared: RandomContext, personal: NoState, image_features: Float[Tensor, "n d"]

@@ -25,9 +25,6 @@ class ZeroShot(Untrained):
         """Nothing to learn."""
         return NoState(), NoState()
 
-    def context(self, shared: NoState, personal: NoState) -> None:
-        """A hand template has no context."""
-
     def logits(
         self, model: PromptModel, shared: NoState, personal: NoState, image_features: Float[Tensor, "n d"]
     ) -> Float[Tensor, "n c"]:

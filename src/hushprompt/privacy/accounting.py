@@ -159,16 +159,20 @@ class Guarantee:
     """The composed event, as dp_accounting spells it."""
     cross_checks: dict[str, float]
     """Epsilon by every accountant that applies."""
+    why_unbounded: str = "no noise"
+    """Where epsilon is infinite: the reason, in the words of a statement."""
 
     def statement(self) -> str:
         """Say the guarantee in one sentence; epsilon never stands alone."""
-        differ = "one example more or less" if self.neighboring_relation == "add_remove" else "one example exchanged"
+        one = "one example" if self.privacy_unit == "example" else "one client's whole data"
+        differ = f"{one} more or less" if self.neighboring_relation == "add_remove" else f"{one} exchanged"
+        unit = "one example of one client" if self.privacy_unit == "example" else "one client with all of its examples"
         context = (
-            f"at delta = {self.delta:g} for one {self.privacy_unit} of one client, neighbors differing by {differ} "
+            f"at delta = {self.delta:g} for {unit}, neighbors differing by {differ} "
             f"({self.neighboring_relation}), {self.sampling}, {self.releases.num_steps} releases"
         )
         if math.isinf(self.epsilon):
-            return f"No guarantee (epsilon = inf, no noise) {context}."
+            return f"No guarantee (epsilon = inf, {self.why_unbounded}) {context}."
         if self.releases.is_empty:
             return f"Nothing derived from private data is released (epsilon = 0) {context}."
         return f"epsilon = {self.epsilon:.4g} {context}; accountant: {self.accountant}."
@@ -186,6 +190,7 @@ def guarantee(
     relation: Relation,
     unit: str,
     sampling_description: str,
+    why_unbounded: str = "no noise",
 ) -> Guarantee:
     """Account for the releases and cross-check by every other accountant that applies.
 
@@ -215,6 +220,7 @@ def guarantee(
         releases=releases,
         event=repr(releases.event()),
         cross_checks=values,
+        why_unbounded=why_unbounded,
     )
 
 

@@ -52,6 +52,15 @@ def clipped_sum(grads: Float[Tensor, "b *p"], clip_norm: float) -> ClippedSum:
     return ClippedSum(torch.einsum("b,b...->...", scale, finite), clip_norm)
 
 
+def as_one_contribution(grads: Float[Tensor, "b *p"]) -> Float[Tensor, "1 *p"]:
+    """Make a client's per-example gradients its one contribution to a step: their mean, or zero for an empty batch.
+
+    Nothing about the mean is bounded: it is clipped as one row, and one client then moves a sum by at most the clip
+    norm, whatever its data and however many rows there were.
+    """
+    return grads.sum(dim=0, keepdim=True) / max(len(grads), 1)
+
+
 def clip_factors(grads: Float[Tensor, "b *p"], clip_norm: float) -> Float[Tensor, " b"]:
     """Give [b] the factor in [0, 1] that puts each gradient into the ball; 0 for a gradient that is not finite.
 

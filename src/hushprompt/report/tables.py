@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,16 +14,36 @@ from hushprompt.records import RowSummary
 
 def result_table(rows: Sequence[RowSummary]) -> Table:
     """Give one line a row: accuracies in percent, epsilon, seconds."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False, show_edge=False)
-    table.add_column("method (accuracies in %)", no_wrap=True)
-    for column in ("local", "neighbor", "harmonic\nmean", "worst\nclient", "epsilon", "seconds"):
-        table.add_column(column, justify="right", no_wrap=True)
+    table = _empty_table("local", "neighbor", "harmonic\nmean", "worst\nclient", "epsilon", "seconds")
     for row in rows:
         scores = (row.local, row.neighbor, row.harmonic_mean, row.worst_client)
         table.add_row(
             row_title(row), *(f"{100 * score:.1f}" for score in scores), epsilon_text(row.epsilon), f"{row.seconds:.0f}"
         )
     return table
+
+
+def base_to_new_table(rows: Sequence[RowSummary]) -> Table:
+    """Give one line a row: accuracies in percent on classes that clients train on, and on others."""
+    table = _empty_table("base\nclasses", "new\nclasses", "harmonic\nmean", "epsilon")
+    for row in rows:
+        scores = [math.nan if score is None else score for score in (row.base, row.new, row.base_new_harmonic_mean)]
+        table.add_row(row_title(row), *(f"{100 * score:.1f}" for score in scores), epsilon_text(row.epsilon))
+    return table
+
+
+def _empty_table(*columns: str) -> Table:
+    """Give a table with a column for the row's name and columns of numbers."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False, show_edge=False)
+    table.add_column("method (accuracies in %)", no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
+
+
+def has_new_classes(rows: Sequence[RowSummary]) -> bool:
+    """Whether the rows were scored on classes that nobody trained on."""
+    return any(row.new is not None for row in rows)
 
 
 def row_title(row: RowSummary) -> str:
@@ -40,23 +61,35 @@ def epsilon_text(epsilon: float | None) -> str:
 def captions(rows: Sequence[RowSummary], privacy: dict[str, Any]) -> list[str]:
     """Give the lines that must stand under every table: what its epsilon means, and what it does not cover."""
     last = privacy["rows"][-1]
+    count = rows[-1].num_last_rounds
+    when = "last round" if count == 1 else f"mean of the last {count} rounds"
+    compete = "all base classes compete" if has_new_classes(rows) else "all classes compete"
     lines = [
-        f"Seed {rows[-1].seed}, last round, means over clients. local: a client's own images; neighbor: the other "
-        "clients'; all classes compete. epsilon -: no private data used; inf: clipped, no noise, no guarantee.",
+        f"Seed {rows[-1].seed}, {when}, means over clients. local: a client's own images; neighbor: the other "
+        f"clients'; {compete}. epsilon -: no private data used; inf: clipped, no noise, no guarantee.",
         f"epsilon is for {AUDIENCES[rows[-1].audience]}; delta, unit, neighbors, sampling and accountant as follows.",
     ]
+    if has_new_classes(rows):
+        lines.insert(
+            1,
+            "base classes: all clients' images, among themselves; new classes: images of classes that nobody trained "
+            "on, among themselves.",
+        )
     return [*lines, *statement_lines(last), privacy["server"], privacy["several_rows"]]
 
 
 AUDIENCES = {
     "public": "the public (sees the global prompt after every round; other clients see the same)",
     "personal": "the holder of a client's personal prompt (who also sees all the public sees)",
+    "server": "the server (receives every client's upload, with the client's own noise)",
 }
 
 
 def statement_lines(row: dict[str, Any]) -> list[str]:
-    """Give the guarantee of each audience of one row of `privacy.json`."""
-    return [
+    """Give the guarantee of each audience of one row of `privacy.json`, and who takes part where not everyone does."""
+    lines = [
         f"{row['row']}: for {AUDIENCES[audience]}: {guarantee['statement']}"
         for audience, guarantee in row["audiences"].items()
     ]
+    statement = row.get("participation", {}).get("statement")  # missing in records of version 0.1
+    return [*lines, f"{row['row']}: {statement}"] if statement else lines

@@ -1,0 +1,237 @@
+"""One block of the embedded text tower on prompts that begin alike: forward and backward, written out.
+
+The backward pass takes the gradients of b examples at once and holds them as [n, b, e]: what a token brings along (the
+slopes of its GELUs, its norms, its keys) is then the same for b rows in succession.
+
+Axis letters beside the usual ones: n all tokens, m the tokens that go on (all, or the ends alone in the last block), p
+prefix tokens, k suffix tokens, q those of them that go on, s places of the longest suffix, h heads, f = e / h, g = 4 e.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from hushprompt.backbones.emoji_layout import Layout, Link
+from hushprompt.backbones.emoji_network import TextBlock
+
+ROWS = 320
+"""Rows of [tokens x examples] that go backward through an MLP together: few enough to stay in a processor's cache."""
+
+
+def into_norm(weight: Float[Tensor, "g e"], norm: nn.LayerNorm) -> Float[Tensor, "g e"]:
+    """Give a linear map behind a layer norm with the norm's scale and its loss of the mean worked in."""
+    scaled = weight.detach() * norm.weight.detach()
+    return scaled - scaled.mean(dim=1, keepdim=True)
+
+
+class FoldedBlock:
+    """A block, and its weights as the backward pass wants them; made once for a tower."""
+
+    def __init__(self, block: TextBlock) -> None:
+        """Work the layer norms into the maps behind them."""
+        width, self.heads = block.qkv.in_features, block.heads
+        query, key, value = block.qkv.weight.chunk(3)
+        self.block = block
+        self.up = into_norm(block.up.weight, block.norm_2)
+        self.down = block.down.weight.detach()
+        self.out = block.out.weight.detach()
+        self.out_by_head = self.out.T.reshape(self.heads, -1, width)  # [h, f, e]
+        self.query = into_norm(query * block.scale, block.norm_1).view(self.heads, -1, width)
+        self.key = into_norm(key, block.norm_1)
+        self.key_by_head = self.key.view(self.heads, -1, width)
+        self.value = into_norm(value, block.norm_1)
+
+
+class Normed:
+    """A layer norm's output, and what its backward pass needs."""
+
+    def __init__(self, norm: nn.LayerNorm, x: Float[Tensor, "m e"]) -> None:
+        """Norm x."""
+        self.unit, _, self.rstd = torch.native_layer_norm(x, norm.normalized_shape, None, None, norm.eps)
+        self.value = torch.addcmul(norm.bias, self.unit, norm.weight)
+
+    def project_(self, grads: Float[Tensor, "w b e"], rows: slice) -> Float[Tensor, "w b e"]:
+        """Take from gradients at some rows of `unit`, in place, what would change no norm; `rstd` is left to multiply.
+
+        The gradients have mean 0; see `into_norm`.
+        """
+        unit = self.unit[rows].unsqueeze(1)
+        along = torch.bmm(unit, grads.transpose(1, 2)).transpose(1, 2)  # [w, b, 1]
+        return grads.addcmul_(along, unit, value=-1 / unit.shape[2])
+
+
+class BlockPass:
+    """One block's forward pass, and its backward pass, which leaves nothing behind."""
+
+    def __init__(self, folded: FoldedBlock, x: Float[Tensor, "n e"], layout: Layout, *, is_last: bool) -> None:
+        """Run the block. Of the last one only the end tokens go on: the others have keys and values there, no more."""
+        block = folded.block
+        self.folded, self.layout, self.is_last = folded, layout, is_last
+        self.normed_1 = Normed(block.norm_1, x)
+        query, self.key, self.value = (
+            part.unflatten(-1, (block.heads, -1))
+            for part in F.linear(self.normed_1.value, block.qkv.weight, block.qkv.bias).chunk(3, dim=-1)
+        )
+        if is_last:
+            x, query = (part[layout.num_prefix :][layout.ends] for part in (x, query))
+        self.query = query * block.scale  # [m, h, f]
+        self.weights = self._scores().softmax(dim=-1)  # [m, h, p + s]
+        x = x + F.linear(self._mixed().flatten(1), block.out.weight, block.out.bias)
+        self.normed_2 = Normed(block.norm_2, x)
+        self.raised = F.linear(self.normed_2.value, block.up.weight, block.up.bias)
+        self.output = x + F.linear(F.gelu(self.raised), block.down.weight, block.down.bias)
+
+    @property
+    def num_first(self) -> int:
+        """How many prefix tokens go on."""
+        return 0 if self.is_last else self.layout.num_prefix
+
+    @property
+    def links(self) -> tuple[Link, ...]:
+        """Which suffix tokens that go on see which."""
+        return self.layout.end_links if self.is_last else self.layout.links
+
+    def _scores(self) -> Float[Tensor, "m h s"]:
+        """Score the prefix causally, then the places of one's own suffix; -inf for what is not seen."""
+        p, first = self.layout.num_prefix, self.num_first
+        scores = self.query.new_full((*self.query.shape[:2], p + self.layout.num_places), -math.inf)
+        scores[..., :p] = torch.einsum("mhf,phf->mhp", self.query, self.key[:p])
+        if first:
+            scores[:p, :, :p] += scores.new_full((p, p), -math.inf).triu(diagonal=1).unsqueeze(1)
+        for viewers, _, keys, place in self.links:
+            products = self.query[first:][viewers] * self.key[p:][keys]
+            scores[first:][viewers, :, p + place] = products.sum(dim=-1)
+        return scores
+
+    def _mixed(self) -> Float[Tensor, "m h f"]:
+        """Mix the values of what is seen."""
+        p, first = self.layout.num_prefix, self.num_first
+        mixed = torch.einsum("mhp,phf->mhf", self.weights[..., :p], self.value[:p])
+        for viewers, _, keys, place in self.links:
+            mixed[first:][viewers] += self.weights[first:][viewers, :, p + place, None] * self.value[p:][keys]
+        return mixed
+
+    def pull_back(
+        self, grads: Float[Tensor, "m b e"], lifted: Float[Tensor, "m b g"] | None = None, *, to_prefix: bool = False
+    ) -> Float[Tensor, "w b e"]:
+        """Pull the output's gradients back to the input, or to its prefix alone; writes over what it is given.
+
+        Args:
+            grads: [m, b, e] gradients of the output.
+            lifted: [m, b, g] their product with the MLP's last map, where that is known already.
+            to_prefix: the suffixes are constants.
+        """
+        slope = torch.ops.aten.gelu_backward(torch.ones_like(self.raised), self.raised)  # of the GELU, [m, g]
+        slope = slope.mul_(self.normed_2.rstd).unsqueeze(1)  # and what the norm in front of it leaves to multiply
+        step = max(1, ROWS // max(1, grads.shape[1]))
+        for rows in (slice(start, start + step) for start in range(0, len(grads), step)):
+            inner = grads[rows] @ self.folded.down if lifted is None else lifted[rows]
+            grads[rows] += self.normed_2.project_(inner.mul_(slope[rows]) @ self.folded.up, rows)
+        pulled = AttentionBack(self).pull_back(grads, to_prefix=to_prefix)
+        pulled = self.normed_1.project_(pulled, slice(0, len(pulled)))
+        rstd = self.normed_1.rstd[: len(pulled)].unsqueeze(1)
+        if not self.is_last:
+            return grads[: len(pulled)].addcmul_(pulled, rstd)
+        pulled *= rstd
+        if not to_prefix:
+            pulled[self.layout.num_prefix :].index_add_(0, self.layout.ends, grads)
+        return pulled
+
+
+class AttentionBack:
+    """Attention's backward pass.
+
+    A query or key matters through its scores alone. So a score's gradient is pulled through the products of the other
+    side's vectors with the weights, which are made once for all examples, and never becomes a query or key itself.
+    """
+
+    def __init__(self, block: BlockPass) -> None:
+        """Make those products."""
+        folded, layout = block.folded, block.layout
+        self.folded, self.layout, self.links, self.is_last = folded, layout, block.links, block.is_last
+        self.query, self.first, p = block.query, block.num_first, layout.num_prefix
+        values = torch.einsum("nhf,hfe->nhe", block.value, folded.out_by_head)
+        keys = torch.einsum("nhf,hfe->nhe", block.key, folded.query)
+        queries = torch.einsum("mhf,hfe->mhe", block.query, folded.key_by_head)[self.first :]
+        self.prefix_values = values[:p].permute(2, 1, 0).flatten(1)  # [e, h p]
+        self.prefix_keys = keys[:p].transpose(0, 1).flatten(0, 1)  # [h p, e]
+        self.prefix_weights = block.weights[..., :p].unsqueeze(1)  # [m, 1, h, p]
+        own_weights = block.weights[self.first :, :, p:].transpose(1, 2)  # [q, s, h]
+        self.own_weights = own_weights.unsqueeze(1).contiguous()
+        self.spread_weights = own_weights.repeat_interleave(block.query.shape[2], dim=2).unsqueeze(2)  # [q, s, 1, e]
+        partners = layout.partners[layout.ends] if self.is_last else layout.partners
+        self.own_values = _take(values, partners).transpose(1, 2)  # [q, e, s h]
+        if self.is_last:
+            self.own_keys = _take(keys, partners)  # [q, s h, e]
+            self.own_queries = torch.cat([queries[viewers] for viewers, *_ in self.links])  # [k, h, e]
+        else:  # a token's score with a later one moves its key as its own scores move its query: one product for both
+            both = _take(torch.cat([keys, queries]), partners + layout.is_later * len(queries))
+            for viewers, place, *_ in self.links[: layout.num_places]:
+                both.unflatten(1, (layout.num_places, -1))[viewers, place] += queries[viewers]
+            self.own_keys = both
+
+    def pull_back(self, grads: Float[Tensor, "m b e"], *, to_prefix: bool) -> Float[Tensor, "w b e"]:
+        """Pull gradients of the attention's output back to the norm before it, or to the norm's prefix alone."""
+        p, first, heads = self.layout.num_prefix, self.first, self.folded.heads
+        mixed = grads @ self.folded.out  # [m, b, e]
+        scores = (grads @ self.prefix_values).unflatten(2, (heads, p)).mul_(self.prefix_weights)  # [m, b, h, p]
+        own = torch.bmm(grads[first:], self.own_values).unflatten(2, (-1, heads)).mul_(self.own_weights)  # [q, b, s, h]
+        total = scores.sum(dim=3)
+        total[first:] += own.sum(dim=2)
+        scores.addcmul_(self.prefix_weights, total.unsqueeze(3), value=-1)
+        pulled = grads.new_empty(p if to_prefix else len(self.layout.positions), *grads.shape[1:])
+        pulled[:p] = self._to_prefix(scores, mixed)
+        if first:
+            pulled[:p] += scores[:first].flatten(2) @ self.prefix_keys
+        if not to_prefix:
+            own.addcmul_(self.own_weights, total[first:].unsqueeze(2), value=-1)
+            self._to_own(scores[first:].flatten(2), own, mixed[first:], pulled[p:])
+        return pulled
+
+    def _to_prefix(self, scores: Float[Tensor, "m b h p"], mixed: Float[Tensor, "m b e"]) -> Float[Tensor, "p b e"]:
+        """Pull back to the prefix as what is seen."""
+        num_examples, size = mixed.shape[1], self.query.shape[2]
+        key, value = (mixed.new_empty(num_examples, scores.shape[3], mixed.shape[2]) for _ in range(2))  # [b, p, e]
+        for head in range(self.folded.heads):
+            part = slice(head * size, (head + 1) * size)
+            query = self.query[:, head].expand(num_examples, -1, -1)
+            weights = self.prefix_weights[:, 0, head].T.expand(num_examples, -1, -1)
+            key[:, :, part] = torch.bmm(scores[:, :, head].permute(1, 2, 0), query)
+            value[:, :, part] = torch.bmm(weights, mixed[:, :, part].transpose(0, 1))
+        return (key @ self.folded.key).add_(value @ self.folded.value).transpose(0, 1)
+
+    def _to_own(
+        self,
+        scores: Float[Tensor, "q b hp"],
+        own: Float[Tensor, "q b s h"],
+        mixed: Float[Tensor, "q b e"],
+        pulled: Float[Tensor, "k b e"],
+    ) -> None:
+        """Write into `pulled` what comes to the suffix tokens, as those that look and as what is seen."""
+        value = torch.empty_like(pulled)
+        for index, (viewers, viewer_place, keys, place) in enumerate(self.links):
+            if index < self.layout.num_places:  # the first links have every key once
+                torch.mul(mixed[viewers], self.spread_weights[viewers, place], out=value[keys])
+            else:
+                value[keys].addcmul_(mixed[viewers], self.spread_weights[viewers, place])
+                own[keys, :, viewer_place] = own[viewers, :, place]
+        looking = torch.bmm(own.flatten(2), self.own_keys)
+        looking.flatten(0, 1).addmm_(scores.flatten(0, 1), self.prefix_keys)
+        if self.is_last:
+            seen = torch.cat([own[viewers, :, place] for viewers, _, _, place in self.links])  # [k, b, h]
+            torch.bmm(seen, self.own_queries, out=pulled)
+            pulled.index_add_(0, self.layout.ends, looking)
+            pulled.flatten(0, 1).addmm_(value.flatten(0, 1), self.folded.value)
+        else:
+            torch.addmm(looking.flatten(0, 1), value.flatten(0, 1), self.folded.value, out=pulled.flatten(0, 1))
+
+
+def _take(vectors: Float[Tensor, "n h e"], rows: Int[Tensor, "k s"]) -> Float[Tensor, "k sh e"]:
+    """Gather [h, e] vectors by row."""
+    taken = vectors.flatten(1).index_select(0, rows.flatten())
+    return taken.view(len(rows), -1, vectors.shape[2])

@@ -1,0 +1,52 @@
+"""Passes through the text tower that go forward once and backward for many examples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from hushprompt.backbones.base import TextPass
+
+
+class AutogradPass:
+    """Any tower, by batched gradients of torch."""
+
+    def __init__(
+        self, encode: Callable[[Float[Tensor, "*c t e"]], Float[Tensor, "c d"]], context: Float[Tensor, "*c t e"]
+    ) -> None:
+        """Run the tower on a context."""
+        self._leaf = context.detach().requires_grad_()
+        with torch.enable_grad():
+            self._features = encode(self._leaf)
+        self.features = self._features.detach()
+
+    def pull_back(self, weights: Float[Tensor, "b c"], directions: Float[Tensor, "b d"]) -> Float[Tensor, "b *c t e"]:
+        """Give each example's gradient in the context."""
+
+        def pull_one(cotangent: Float[Tensor, "c d"]) -> Float[Tensor, "*c t e"]:
+            return torch.autograd.grad(self._features, self._leaf, cotangent, retain_graph=True)[0]
+
+        return torch.vmap(pull_one)(torch.einsum("bc,bd->bcd", weights, directions))
+
+
+class OrderedPass:
+    """A backbone's own pass over a prefix and suffixes, in label order and to the context alone."""
+
+    def __init__(self, inner: TextPass, class_order: Int[Tensor, " c"], num_start: int) -> None:
+        """Wrap a pass.
+
+        Args:
+            inner: the backbone's pass, whose prefix is the start tokens and the context.
+            class_order: which row of its features belongs to each class.
+            num_start: number of start tokens.
+        """
+        self._inner, self._num_start = inner, num_start
+        self._suffix_order = class_order.argsort()
+        self.features = inner.features[class_order]
+
+    def pull_back(self, weights: Float[Tensor, "b c"], directions: Float[Tensor, "b d"]) -> Float[Tensor, "b t e"]:
+        """Give each example's gradient in the context."""
+        return self._inner.pull_back(weights[:, self._suffix_order], directions)[:, self._num_start :]

@@ -1,0 +1,140 @@
+"""FedPGP: a global prompt plus a trainable low-rank term, with a contrastive loss between prompts.
+
+Source: Cui, Li, Wang, Shi, "Harmonizing Generalization and Personalization in Federated Prompt Learning", ICML 2024
+(arXiv:2405.09771). Our `shared.context` is their global prompt p_G, `u` and `v` their U_i and V_i, so a client's prompt
+is p_i = p_G + U_i V_i; `template_features` are those of their hand-crafted prompt. What differs is listed in
+docs/methods/fedpgp.md.
+
+The contrastive loss depends on the prompts alone, and the prompts on data only through earlier releases, so its
+gradient is post-processing. It is added behind clipping and noise, and costs no privacy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from hushprompt import checks
+from hushprompt.backbones.prompts import PromptModel
+from hushprompt.methods.base import Batch, StepInfo, Upload
+from hushprompt.methods.context import ContextState, GlobalAndPersonalConfig, fresh, gaussian, mean_loss
+from hushprompt.methods.factorization import factor_gradients, unstack
+from hushprompt.methods.gradients import per_example_gradients
+from hushprompt.methods.optimizer import OptimizerState
+from hushprompt.privacy.plan import Channel, Mechanism
+from hushprompt.registry import METHODS
+
+
+@dataclass(frozen=True)
+class LowRankState:
+    """A client's factors, and the states of the optimizers that move them."""
+
+    u: Float[Tensor, "t r"]
+    v: Float[Tensor, "r e"]
+    optimizer_u: OptimizerState
+    optimizer_v: OptimizerState
+
+
+class Pull(NamedTuple):
+    """Gradient of the weighted contrastive loss in the three things that are trained."""
+
+    context: Float[Tensor, "*c t e"]
+    u: Float[Tensor, "t r"]
+    v: Float[Tensor, "r e"]
+
+
+@METHODS.register("fedpgp")
+@dataclass(frozen=True, kw_only=True)
+class FedPGP(GlobalAndPersonalConfig):
+    """The `method` section of FedPGP."""
+
+    title: ClassVar[str] = "FedPGP"
+    channels: ClassVar[frozenset[Channel]] = frozenset({Channel.LOCAL, Channel.GLOBAL})
+
+    rank: int = 4
+    """Rank r of the personal term, the authors' bottleneck; at most min(t, e), or min(c t, e) where each class has a
+    context of its own."""
+    contrast_weight: float = 1.0
+    """Weight mu of the contrastive loss beside the cross-entropy; 0 leaves the sum of prompts alone (ablation)."""
+    temperature: float = 0.5
+    """Temperature tau of the contrastive loss, in cosine units."""
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        super().__post_init__()
+        checks.positive(rank=self.rank, temperature=self.temperature)
+        checks.non_negative(contrast_weight=self.contrast_weight)
+
+    def init(self, model: PromptModel, rng: np.random.Generator) -> tuple[ContextState, LowRankState]:
+        """Give the start of the global prompt, and draw the one start of all clients' factors."""
+        self.check_rank(model, self.rank)
+        shared = fresh(self.start(model, rng), self.global_optimizer)
+        num_rows = shared.context.shape[:-1].numel()
+        u = gaussian((num_rows, self.rank), self.init_std, rng).to(model.device)
+        v = gaussian((self.rank, model.token_width), self.init_std, rng).to(model.device)
+        return shared, LowRankState(u, v, self.local_optimizer.init(u), self.local_optimizer.init(v))
+
+    def client_step(
+        self,
+        model: PromptModel,
+        shared: ContextState,
+        personal: LowRankState,
+        batch: Batch,
+        mechanism: Mechanism,
+        rng: np.random.Generator,
+    ) -> tuple[Upload, LowRankState, StepInfo]:
+        """Release noisy factor gradients and step the factors; upload the clipped global sum.
+
+        The contrastive pull on the global prompt travels in the upload, and the server's division makes it the mean
+        over clients, weighted by their sizes as in federated averaging.
+        """
+        u, v = personal.u, personal.v
+        grads, losses = per_example_gradients(model, self.context(shared, personal), batch, self.name_position)
+        stacked = factor_gradients(u, v, grads.flatten(1, -2))  # clipped together
+        grad_u, grad_v = unstack(u, v, mechanism.release(Channel.LOCAL, mechanism.clip(Channel.LOCAL, stacked)))
+        upload = mechanism.clip(Channel.GLOBAL, grads)
+        if self.contrast_weight > 0:
+            pull = self._pull(model, shared, personal)
+            grad_u, grad_v = grad_u + pull.u, grad_v + pull.v
+            upload = mechanism.add_penalty(upload, pull.context)
+        u, optimizer_u = self.local_optimizer.step(u, grad_u, personal.optimizer_u)
+        v, optimizer_v = self.local_optimizer.step(v, grad_v, personal.optimizer_v)
+        return Upload(upload), LowRankState(u, v, optimizer_u, optimizer_v), StepInfo(mean_loss(losses))
+
+    def context(self, shared: ContextState, personal: LowRankState) -> Float[Tensor, "*c t e"]:
+        """Give the global prompt plus the low-rank term."""
+        return shared.context + (personal.u @ personal.v).view_as(shared.context)
+
+    def _pull(self, model: PromptModel, shared: ContextState, personal: LowRankState) -> Pull:
+        """Differentiate the weighted contrastive loss; no data enters."""
+        leaves = tuple(leaf.detach().requires_grad_() for leaf in (shared.context, personal.u, personal.v))
+        with torch.enable_grad():
+            context, u, v = leaves
+            loss = contrastive_loss(
+                self.text_features(model, context),
+                self.text_features(model, context + (u @ v).view_as(context)),
+                model.template_features,
+                self.temperature,
+            )
+        return Pull(*torch.autograd.grad(self.contrast_weight * loss, leaves))
+
+
+def contrastive_loss(
+    of_global: Float[Tensor, "c d"],
+    of_personal: Float[Tensor, "c d"],
+    of_template: Float[Tensor, "c d"],
+    temperature: float,
+) -> Float[Tensor, ""]:
+    """Give the prompt-wise contrastive loss, a mean over classes.
+
+    The anchor is the global prompt, the hand template its positive, the personal prompt its one negative:
+    -log(exp(cos(g, h) / tau) / (exp(cos(g, h) / tau) + exp(cos(g, p) / tau))). All features have unit norm.
+    """
+    positive, negative = (of_global * of_template).sum(dim=1), (of_global * of_personal).sum(dim=1)
+    return F.softplus((negative - positive) / temperature).mean()
