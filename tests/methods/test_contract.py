@@ -151,7 +151,7 @@ def test_data_enters_the_personal_state_only_through_what_is_released(name, mode
     stepped = []
     for data in (batch, other):
         honest = make_mechanism(method.channels, Channel.LOCAL)
-        mute = Mute(plan=honest.plan, allowed=honest.allowed, expected_count=7.0, rng=rng(9))
+        mute = twin(Mute, honest, rng=rng(9))
         stepped.append(step(method, model, data, mute, states)[1][1])
     assert_same(*stepped)
 
@@ -184,7 +184,7 @@ def test_one_example_more_moves_upload_and_release_by_no_more_than_the_sensitivi
                 seen.append(value)
                 return value
 
-        spy = twin(Spy, mechanism)
+        spy = twin(Spy, mechanism, rng=rng())
         upload = step(method, model, data, spy, states)[1][0]
         sums.append(upload.shared_grad)
         released.append(seen)
