@@ -41,3 +41,19 @@ def check_packing(backbone, monkeypatch):
         assert (fast_grad - slow_grad).norm() < 1e-5 * slow_grad.norm()
         for fast_row, slow_row in zip(per_example_gradients(model, context, batch)[0], slow_rows, strict=True):
             assert (fast_row - slow_row).norm() < 1e-5 * slow_row.norm()
+
+
+def check_lower_precision(exact, lower, images):
+    """A tower in bfloat16 gives float32 features and gradients, near those of the exact one."""
+    names = ("cat", "zebra kiwi", "ox")
+    models = [PromptModel(backbone, names) for backbone in (exact, lower)]
+    assert exact.fingerprint != lower.fingerprint
+    context = 0.3 * torch.randn(3, exact.token_width, generator=torch.Generator().manual_seed(0))
+    seen = [model.backbone.encode_images(images) for model in models]
+    batch = Batch(seen[0], torch.arange(len(images)) % len(names))
+    grads = [per_example_gradients(model, context, batch)[0] for model in models]
+    own = [model.text_features(context.expand(len(names), -1, -1)) for model in models]  # one sequence a class
+    shared = [model.text_features(context) for model in models]
+    for (first, second), tolerance in ((seen, 0.05), (shared, 0.05), (own, 0.05), (grads, 0.15)):
+        assert second.dtype == torch.float32
+        assert 0 < (first - second).norm() < tolerance * first.norm()

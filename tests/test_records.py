@@ -1,6 +1,7 @@
 import json
 import math
 
+import numpy as np
 import pytest
 
 from hushprompt import files, records
@@ -62,3 +63,14 @@ def test_a_folder_has_one_writer(tmp_path):
         pass
     with records.locked(tmp_path):
         pass
+
+
+def test_tables_of_counts_come_back_and_strange_columns_are_refused(tmp_path):
+    table = np.array([[0, 3, 0], [1, 0, 2], [0, 0, 0]])
+    records.write_compact_json(tmp_path / "t.json", {"note": "counts", "table": records.sparse_rows(table)})
+    text = (tmp_path / "t.json").read_text()
+    assert text == '{\n"note": "counts",\n"table": [{"1":3},{"0":1,"2":2},{}]\n}\n'
+    assert records.dense_rows(records.read_json(tmp_path / "t.json")["table"], 3).tolist() == table.tolist()
+    for column in ("3", "-1", "x"):
+        with pytest.raises(DataError, match="only 3 columns"):
+            records.dense_rows([{column: 1}], 3)

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Column, Table
 
-from hushprompt import checks, cli_audit, cli_compare, cli_data, cli_sweep, files, load_registries, records
+from hushprompt import checks, cli_audit, cli_compare, cli_data, cli_report, cli_sweep, files, load_registries, records
 from hushprompt import config as configs
 from hushprompt.errors import ConfigError, HushpromptError, ResumeError
 from hushprompt.federation.publish import privacy_record
@@ -40,6 +40,7 @@ app.command()(cli_data.partition)
 app.command()(cli_audit.audit)
 app.command()(cli_sweep.sweep)
 app.command(name="compare")(cli_compare.compare_runs)
+app.command()(cli_report.report)
 console = Console(highlight=False)
 LISTS = {
     "methods": METHODS,

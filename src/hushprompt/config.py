@@ -111,8 +111,15 @@ class RuntimeConfig:
     """Memory in MB that the backward passes of one client's step may take, beside its one forward pass; num_threads
     clients take it at once. Larger batches go in parts, which changes results by rounding alone. More is seldom faster
     on a CPU: small parts stay in its cache."""
+    device: Literal["auto", "cpu", "cuda"] = "cpu"
+    """Where the towers and prompts are: "cuda" for a GPU, "auto" for a GPU if there is one and the backbone can use it.
+    Noise is drawn on the CPU in any case, so devices differ by rounding alone."""
     cache_dir: str = ""
     """Folder for cached features; empty: $XDG_CACHE_HOME/hushprompt or ~/.cache/hushprompt."""
+    tensorboard: bool = False
+    """Also write TensorBoard event files into the run folder; needs the extra tensorboard."""
+    mlflow: str = ""
+    """Also log to MLflow, at this address or in this folder; empty: not. Needs the extra mlflow."""
 
     def __post_init__(self) -> None:
         """Check the fields."""

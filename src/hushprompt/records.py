@@ -1,7 +1,8 @@
 """What a run leaves on disk, and its JSON form.
 
 A run folder holds `config.toml`, `records.jsonl` (one line a row and round), `summary.json`, `privacy.json`,
-`checkpoint/` and `prompts/`. Every file is written whole or not at all; `records.jsonl` only grows.
+`partition.json` (who has how many examples of which class), `confusion/` (one file a row), `checkpoint/` and
+`prompts/`. Every file is written whole or not at all; `records.jsonl` only grows.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ import json
 import math
 import os
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from hushprompt import files
 from hushprompt.errors import DataError, ResumeError
@@ -134,6 +137,38 @@ def from_json(cls: type[Any], values: dict[str, Any]) -> Any:
 def write_json(path: Path, value: Any) -> None:
     """Write records as indented JSON, atomically."""
     files.write_text(path, json.dumps(to_json(value), indent=2) + "\n")
+
+
+def write_compact_json(path: Path, value: Any) -> None:
+    """Write records as JSON with one line a top-level entry, atomically: for tables that nobody reads line by line."""
+    entries = (
+        f"{json.dumps(key)}: {json.dumps(entry, separators=(',', ':'))}" for key, entry in to_json(value).items()
+    )
+    files.write_text(path, "{\n" + ",\n".join(entries) + "\n}\n")
+
+
+def sparse_rows(table: np.ndarray) -> list[dict[str, int]]:
+    """Give a table of counts [n, m] as one mapping a row, from column to count, zeros left out.
+
+    >>> sparse_rows(np.array([[0, 3], [0, 0]]))
+    [{'1': 3}, {}]
+    """
+    return [{str(column): int(row[column]) for column in np.flatnonzero(row)} for row in table]
+
+
+def dense_rows(rows: Sequence[Mapping[str, int]], num_columns: int) -> np.ndarray:
+    """Give back the table of counts [n, num_columns] that `sparse_rows` wrote.
+
+    Raises:
+        DataError: a column is not one of 0 to num_columns - 1.
+    """
+    table = np.zeros((len(rows), num_columns), dtype=np.int64)
+    for index, row in enumerate(rows):
+        for column, count in row.items():
+            if not (column.isdecimal() and int(column) < num_columns):
+                raise DataError(f"A table of counts has the column {column!r}, but only {num_columns} columns.")
+            table[index, int(column)] = count
+    return table
 
 
 def read_json(path: Path) -> Any:

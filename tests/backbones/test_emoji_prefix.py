@@ -91,6 +91,23 @@ def test_weighted_directions_give_the_gradients_of_their_products(shapes, num_la
         assert (row - expected).norm() < 1e-10 * expected.norm()
 
 
+@pytest.mark.parametrize("num_layers", [1, 3])
+@pytest.mark.parametrize("shapes", [[(3, 1)], [(2, 1), (1, 2), (4, 4)], [(2, 3), (5, 2)]])
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_pairs_without_a_weight_need_no_work(shapes, num_layers, share):
+    tower = make_tower(text_layers=num_layers).double()
+    groups = [random(count, length, 16, seed=length, dtype=torch.float64) for count, length in shapes]
+    tower_pass = PrefixTower(tower).read(random(5, 16, dtype=torch.float64), groups)
+    num_classes = len(tower_pass.features)
+    keep = torch.rand(6, num_classes, generator=torch.Generator().manual_seed(3)) < share
+    keep[4] = False  # an example without any pair
+    weights = random(6, num_classes, dtype=torch.float64) * keep
+    directions = random(6, 12, dtype=torch.float64)
+    fast, slow = tower_pass.pull_back_pairs(weights, directions), tower_pass.pull_back_all(weights, directions)
+    torch.testing.assert_close(fast, slow, rtol=1e-9, atol=1e-12)
+    assert not fast[4].any()
+
+
 def test_prefix_suffixes_and_weights_are_left_alone():
     tower, prefix, groups = make_tower(), random(5, 16).requires_grad_(), [random(2, 2, 16)]
     before = [tensor.detach().clone() for tensor in (prefix, *groups, *tower.parameters())]

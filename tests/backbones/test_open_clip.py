@@ -17,7 +17,7 @@ from hushprompt.errors import ConfigError, DataError
 from hushprompt.methods.base import Batch
 from hushprompt.methods.context import ContextConfig
 from hushprompt.methods.gradients import per_example_gradients
-from slow_twins import check_packing, slow_gradients
+from slow_twins import check_lower_precision, check_packing, slow_gradients
 from tiny_models import NAMES
 
 pytest.importorskip("open_clip")
@@ -353,3 +353,9 @@ def test_a_missing_package_names_the_extra(monkeypatch):
 def test_a_template_has_one_place_for_the_name():
     with pytest.raises(ConfigError, match=r"must contain \{\} once"):
         OpenClip(template="a photo")
+
+
+@every_kind
+def test_a_tower_in_bfloat16_is_near_the_exact_one(folder, backbones, kind):
+    lower = load(kind, folder / f"{kind}.safetensors", precision="bfloat16")
+    check_lower_precision(backbones[kind], lower, images())

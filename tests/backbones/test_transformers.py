@@ -15,7 +15,7 @@ from hushprompt.errors import ConfigError, DataError
 from hushprompt.methods.base import Batch
 from hushprompt.methods.context import ContextConfig
 from hushprompt.methods.gradients import per_example_gradients
-from slow_twins import check_packing, slow_gradients
+from slow_twins import check_lower_precision, check_packing, slow_gradients
 from tiny_models import NAMES
 
 for package in ("transformers", "sentencepiece", "google.protobuf", "open_clip"):  # open_clip has CLIP's vocabulary
@@ -297,3 +297,13 @@ def test_of_a_long_sound_the_beginning_is_heard(folders, fused, is_fused):
     alone, first = backbone.encode_images([long]), backbone.encode_images([waves()[0]])
     assert torch.equal(alone, first)
     assert torch.equal(backbone.encode_images([long]), alone)
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_a_tower_in_bfloat16_is_near_the_exact_one(folders, kind):
+    exact, lower = (
+        Transformers(model=str(folders / kind), precision=precision).load() for precision in ("float32", "bfloat16")
+    )
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, size=(40, 50, 3), dtype=np.uint8) for _ in range(3)]
+    check_lower_precision(exact, lower, images)

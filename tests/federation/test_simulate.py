@@ -56,6 +56,28 @@ def test_a_run_leaves_the_files_of_the_design(toy_config, tmp_path):
     ]  # fmt: skip
 
 
+def test_partition_and_confusion_count_every_example_once(toy_config, tmp_path):
+    folder = fresh(tmp_path)
+    rows = run(toy_config, folder, Silent())
+    dataset = toy_config.data.load()
+    partition = records.read_json(folder / "partition.json")
+    num_classes = len(partition["class_names"])
+    for name, split in dataset.splits.items():
+        table = records.dense_rows(partition[name], num_classes)
+        assert table.shape == (3, num_classes)
+        assert table.sum(axis=0).tolist() == np.bincount(split.labels, minlength=num_classes).tolist()
+    assert "Not private" in partition["note"]
+    for index, row in enumerate(rows):
+        kept = records.read_json(folder / "confusion" / f"row-{index:03d}.json")
+        assert kept["row"] == row.row
+        local, neighbor = (records.dense_rows(kept[whose], num_classes) for whose in ("local", "neighbor"))
+        tests = np.bincount(dataset.splits["test"].labels, minlength=num_classes)
+        assert local.sum(axis=1).tolist() == tests.tolist()
+        assert neighbor.sum(axis=1).tolist() == (2 * tests).tolist()
+        right = [n / of if of else None for n, of in zip(np.diag(local), tests, strict=True)]
+        assert row.per_class == pytest.approx(right)
+
+
 def test_epsilon_so_far_ends_at_the_claim_and_bytes_are_the_shared_prompts(toy_config, tmp_path):
     watcher = Silent()
     rows = run(toy_config, fresh(tmp_path), watcher)

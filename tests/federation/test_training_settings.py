@@ -1,5 +1,6 @@
 """Partial participation, dropout, local steps and client-side noise: what they do, and what the claim must count."""
 
+import dataclasses
 import json
 import math
 from collections import Counter
@@ -17,6 +18,7 @@ from hushprompt.federation.setup import assemble, client_sizes, cut, load_model,
 from hushprompt.federation.states import flatten
 from hushprompt.methods.base import Batch
 from hushprompt.privacy.plan import Audience, Channel, Mechanism, PrivacyPlan
+from hushprompt.registry import METHODS
 from hushprompt.seeding import stream
 from runs import files, run_with
 from slow_twins import slow_gradients
@@ -303,3 +305,22 @@ def test_a_stopped_run_goes_on_to_the_same_bits_with_every_setting(toy_values, t
             run_with(values, tmp_path, "stopped", stop)
     stopped = run_with({**values, "runtime": {"num_threads": 2}}, tmp_path, "stopped")[0]
     assert files(stopped) == files(whole)
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS.names() if METHODS.get(name).channels])
+def test_every_method_takes_every_setting(toy_values, tmp_path, name):
+    """Local steps on copies, a cohort, a client that fails, and classes that nobody trains on."""
+    known = {"num_ctx": 4, "rank": 2}
+    fields = {field.name for field in dataclasses.fields(METHODS.get(name))}
+    method = {"name": name, **{key: value for key, value in known.items() if key in fields}}
+    training = {"local_steps": 2, "cohort_size": 2, "dropout_rate": 0.3, "num_rounds": 3}
+    values = small(toy_values, training, num_clients=3, method=method, evaluation={"base_classes": 0.5})
+    values["sampling"] = {"name": "disjoint", "steps_per_round": 2}
+    values["privacy"] = {
+        "epsilon": "none", "delta": 1e-3, "noise_at": "client", "noise_multiplier_local": 1.0,
+        "noise_multiplier_global": 1.0,
+    }  # fmt: skip
+    _, (row,), seen = run_with(values, tmp_path)
+    assert 0 <= row.new <= 1
+    assert 0 < row.epsilon < math.inf
+    assert (seen[0].bytes_up > 0) == (Channel.GLOBAL in METHODS.get(name).channels)

@@ -130,6 +130,26 @@ def test_data_enters_the_personal_state_and_the_upload_only_through_clipped_sums
             assert torch.equal(first.value, second.value)
 
 
+class Mute(Mechanism):
+    """A mechanism that releases noise alone, whatever the sum: no state that comes out can depend on data."""
+
+    def release(self, channel, summed):
+        return torch.from_numpy(self.rng.standard_normal(tuple(summed.value.shape))).float()
+
+
+@trained_methods
+def test_data_enters_the_personal_state_only_through_what_is_released(name, model, batch, make_mechanism):
+    method = small(name)
+    states = method.init(model, rng())
+    other = Batch(-batch.image_features.flip(0), (batch.labels + 1) % model.num_classes)
+    stepped = []
+    for data in (batch, other):
+        honest = make_mechanism(method.channels, Channel.LOCAL)
+        mute = Mute(plan=honest.plan, allowed=honest.allowed, expected_count=7.0, rng=rng(9))
+        stepped.append(step(method, model, data, mute, states)[1][1])
+    assert_same(*stepped)
+
+
 @trained_methods
 def test_a_step_makes_the_releases_it_declares_and_no_other(name, model, batch, make_mechanism, monkeypatch):
     method, seen = small(name), []

@@ -109,7 +109,7 @@ class TextPass(Protocol):
         """Give b gradients in what the pass was made from.
 
         Args:
-            weights: [b, c] one for each example and class.
+            weights: [b, c] one for each example and class; where most are 0 a tower may have less work.
             directions: [b, d] one for each example; its cotangent of class c's feature is `weights[c] * direction`.
         """
 
@@ -122,6 +122,7 @@ class PullBackBackbone(SharedPrefixBackbone, Protocol):
         """Encode prompts that begin alike, as `encode_shared_prefix`; gradients are those in the prefix [p, e]."""
 
 
+@runtime_checkable
 class PatchBackbone(Backbone, Protocol):
     """A backbone that also places the parts of an image in the space of the texts. Having the method declares it."""
 

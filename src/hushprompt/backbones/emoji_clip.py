@@ -69,6 +69,13 @@ class EmojiClipBackbone:
         self.start_ids: tuple[int, ...] = (self._tokenizer.start_id,)
         self.end_ids: tuple[int, ...] = (self._tokenizer.end_id,)
         self.pad_id = PAD_ID
+        self._device = "cpu"
+
+    def to(self, device: str) -> None:
+        """Move both towers."""
+        self._network.to(device)
+        self._prefix_tower = PrefixTower(self._network.text)
+        self._device = device
 
     @torch.no_grad()
     def encode_images(self, images: Sequence[np.ndarray]) -> Float[Tensor, "n d"]:
@@ -107,7 +114,7 @@ class EmojiClipBackbone:
     def _pixels(self, images: Sequence[np.ndarray]) -> Float[Tensor, "n 3 s s"]:
         """Preprocess."""
         squares = np.stack([center_square(image, self.image_size) for image in images])
-        return torch.from_numpy(squares).permute(0, 3, 1, 2).float() / 255
+        return torch.from_numpy(squares).to(self._device).permute(0, 3, 1, 2).float() / 255
 
 
 def center_square(image: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "s s 3"]:

@@ -21,6 +21,10 @@ from torch import Tensor
 from hushprompt.backbones.emoji_block import BlockPass, FoldedBlock, Normed, into_norm
 from hushprompt.backbones.emoji_layout import layout
 from hushprompt.backbones.emoji_network import TextBlock, TextTower
+from hushprompt.backbones.emoji_pairs import Pairs
+
+MAX_SHARE_OF_PAIRS = 0.5
+"""Share of (example, class) pairs with a weight up to which it is faster to gather them: measured, 0.55."""
 
 
 class PrefixTower:
@@ -81,6 +85,12 @@ class TowerPass:
 
     def pull_back(self, weights: Float[Tensor, "b c"], directions: Float[Tensor, "b d"]) -> Float[Tensor, "b p e"]:
         """Give each example's gradient in the prefix; its cotangent of class c is `weights[c]` times its direction."""
+        if weights.count_nonzero() < MAX_SHARE_OF_PAIRS * weights.numel():
+            return self.pull_back_pairs(weights, directions)
+        return self.pull_back_all(weights, directions)
+
+    def pull_back_all(self, weights: Float[Tensor, "b c"], directions: Float[Tensor, "b d"]) -> Float[Tensor, "b p e"]:
+        """Do so with the same work for every pair."""
         unit, down = self._normed.unit, self._blocks[-1].folded.down
         shared, own = directions @ self._final, self._ranked @ self._final  # [b, e], [c, e]
         cosine = self._ranked @ directions.T  # [c, b]; the normalization takes cosine * own from shared
@@ -93,6 +103,25 @@ class TowerPass:
             for of_all, of_each in ((shared, each), (shared @ down, each @ down))
         )
         return self._through_blocks(grads, lifted)
+
+    def pull_back_pairs(
+        self, weights: Float[Tensor, "b c"], directions: Float[Tensor, "b d"]
+    ) -> Float[Tensor, "b p e"]:
+        """Do so with work for those pairs alone whose weight is not 0."""
+        ranked = weights.T[self._layout.ranked]
+        pairs = Pairs(self._layout, ranked)
+        classes, examples = pairs.classes, pairs.examples
+        if not len(classes):
+            return directions.new_zeros(len(directions), self._layout.num_prefix, self._final.shape[1])
+        unit, feature = self._normed.unit[classes], self._ranked[classes]
+        cosine = torch.linalg.vecdot(feature, directions[examples]).unsqueeze(1)
+        grads = (directions @ self._final)[examples] - cosine * (self._ranked @ self._final)[classes]
+        grads -= torch.linalg.vecdot(grads, unit).unsqueeze(1) / unit.shape[1] * unit
+        grads *= ranked[classes, examples].unsqueeze(1) * self._scale[classes]
+        for block in reversed(self._blocks):
+            grads = pairs.pull_back(block, grads)
+        prefix = grads[: pairs.num_prefix * pairs.num_examples].unflatten(0, (pairs.num_prefix, -1))
+        return prefix.transpose(0, 1)
 
     def pull_back_any(self, cotangents: Float[Tensor, "b c d"]) -> Float[Tensor, "b p e"]:
         """Give the prefix's gradient for cotangents of any form."""

@@ -26,6 +26,7 @@ from hushprompt.backbones.base import Backbone, check_template, fingerprint, opt
 from hushprompt.backbones.open_clip_image import patch_tower
 from hushprompt.backbones.open_clip_text import OwnTower, prompt_tokenizer, text_tower
 from hushprompt.backbones.open_clip_weights import is_torchscript, load_weights
+from hushprompt.backbones.placing import Precision, lowered, precision_settings
 from hushprompt.data.base import Modality
 from hushprompt.errors import ConfigError, DataError
 from hushprompt.registry import BACKBONES
@@ -46,6 +47,8 @@ class OpenClip:
     trained (activation, preprocessing), and nothing is downloaded."""
     checkpoint: str = ""
     """Local file of weights: safetensors, a .pt state dict, OpenAI's TorchScript archive, or .npz of big_vision."""
+    precision: Precision = "float32"
+    """Of both towers; "bfloat16" and "float16" change results. Prompts, clipping and noise stay float32."""
     template: str = "a photo of a {}."
     """Hand template of the zero-shot row."""
 
@@ -89,7 +92,7 @@ class Recipe:
 
 
 class OpenClipBackbone:
-    """Both towers of an open_clip model, frozen, in float32."""
+    """Both towers of an open_clip model, frozen."""
 
     modality: Modality = "image"
     sampling_rate: int | None = None
@@ -106,7 +109,8 @@ class OpenClipBackbone:
         self._tokenizer = prompt_tokenizer(tokenizer)
         self.start_ids, self.end_ids = self._tokenizer.start_ids, self._tokenizer.end_ids
         self.pad_id = self._tokenizer.pad_id
-        self.fingerprint = fingerprint(self._model, recipe.model, preprocess, self._tokenizer.settings())
+        settings = [recipe.model, preprocess, self._tokenizer.settings(), *precision_settings(config.precision)]
+        self.fingerprint = fingerprint(self._model, *settings)
         self._text = text_tower(self._model, self.pad_id)
         self._text.unfuse()
         self.sees_padding = self._text.sees_padding
@@ -114,11 +118,17 @@ class OpenClipBackbone:
         self.feature_dim: int = recipe.model["embed_dim"]
         self.logit_scale = float(self._model.logit_scale.exp())
         self.template = config.template
+        self._dtype, self._device = lowered(self._model, config.precision), "cpu"
+
+    def to(self, device: str) -> None:
+        """Move both towers."""
+        self._model.to(device)
+        self._device = device
 
     @torch.no_grad()
     def encode_images(self, images: Sequence[np.ndarray]) -> Float[Tensor, "n d"]:
         """Encode uint8 images [h, w, 3] of any size by open_clip's own transform."""
-        return F.normalize(self._model.encode_image(self._pixels(images)), dim=-1)
+        return F.normalize(self._model.encode_image(self._pixels(images)).float(), dim=-1)
 
     def tokenize(self, text: str) -> list[int]:
         """Give the ids of open_clip's tokenizer without start and end."""
@@ -126,15 +136,16 @@ class OpenClipBackbone:
 
     def embed(self, token_ids: Int[Tensor, "*l"]) -> Float[Tensor, "*l e"]:
         """Look up token embeddings."""
-        return self._text.embedding(token_ids)
+        return self._text.embedding(token_ids).float()
 
     def encode_prompts(self, prompts: Float[Tensor, "c l e"], end_index: Int[Tensor, " c"]) -> Float[Tensor, "c d"]:
         """Encode one sequence a class."""
-        return F.normalize(self._text.encode(prompts, end_index), dim=-1)
+        return F.normalize(self._text.encode(prompts.to(self._dtype), end_index).float(), dim=-1)
 
     def _pixels(self, images: Sequence[np.ndarray]) -> Float[Tensor, "n 3 h w"]:
         """Preprocess."""
-        return torch.stack([self._transform(Image.fromarray(image)) for image in images])
+        pixels = torch.stack([self._transform(Image.fromarray(image)) for image in images])
+        return pixels.to(device=self._device, dtype=self._dtype)
 
 
 class PatchOpenClipBackbone(OpenClipBackbone):
@@ -150,7 +161,7 @@ class PatchOpenClipBackbone(OpenClipBackbone):
     @torch.no_grad()
     def encode_patches(self, images: Sequence[np.ndarray]) -> Float[Tensor, "n m d"]:
         """Encode uint8 images [h, w, 3] of any size, and keep one feature for each patch."""
-        return F.normalize(self._image_tokens(self._pixels(images))[:, 1:], dim=-1)
+        return F.normalize(self._image_tokens(self._pixels(images))[:, 1:].float(), dim=-1)
 
 
 class CausalOpenClipBackbone(OpenClipBackbone):
@@ -161,7 +172,7 @@ class CausalOpenClipBackbone(OpenClipBackbone):
     ) -> Float[Tensor, "c d"]:
         """Encode prompts that begin alike, packed into one sequence with a tree mask."""
         assert isinstance(self._text, OwnTower)
-        return F.normalize(self._text.encode_shared_prefix(prefix, suffixes), dim=-1)
+        return F.normalize(self._text.encode_shared_prefix(prefix, suffixes, self._dtype).float(), dim=-1)
 
 
 class CausalPatchOpenClipBackbone(CausalOpenClipBackbone, PatchOpenClipBackbone):

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from hushprompt.backbones.base import Backbone, check_template, fingerprint, optional
 from hushprompt.backbones.packing import Packing, encode_packed
+from hushprompt.backbones.placing import Precision, lowered, precision_settings
 from hushprompt.backbones.transformers_files import load_network, load_part, settings_of
 from hushprompt.backbones.transformers_tokenizer import PromptTokenizer
 from hushprompt.data.base import Modality
@@ -37,6 +38,8 @@ class Transformers:
 
     model: str = "openai/clip-vit-base-patch16"
     """Hub name, or a local folder with config.json, weights, tokenizer files and preprocessor_config.json."""
+    precision: Precision = "float32"
+    """Of both towers; "bfloat16" and "float16" change results. Prompts, clipping and noise stay float32."""
     template: str = "a photo of a {}."
     """Hand template of the zero-shot row."""
 
@@ -58,7 +61,7 @@ class Transformers:
 
 
 class TransformersBackbone:
-    """Both towers, frozen, in float32."""
+    """Both towers, frozen."""
 
     modality: Modality = "image"
     sampling_rate: int | None = None
@@ -82,14 +85,19 @@ class TransformersBackbone:
         self.feature_dim = self._projection.out_features
         self.logit_scale = float(self._model.logit_scale.exp())
         self.template = config.template
-        self.fingerprint = fingerprint(
-            self._model, settings_of(self._model.config), self._processor.to_dict(), self._tokenizer.settings()
-        )
+        settings = [settings_of(self._model.config), self._processor.to_dict(), self._tokenizer.settings()]
+        self.fingerprint = fingerprint(self._model, *settings, *precision_settings(config.precision))
+        self._dtype, self._device = lowered(self._model, config.precision), "cpu"
+
+    def to(self, device: str) -> None:
+        """Move both towers."""
+        self._model.to(device)
+        self._device = device
 
     @torch.no_grad()
     def encode_images(self, images: Sequence[np.ndarray]) -> Float[Tensor, "n d"]:
         """Encode uint8 images [h, w, 3] of any size by the model's own image processor."""
-        return F.normalize(self._model.get_image_features(**self._inputs(images)).pooler_output, dim=-1)
+        return F.normalize(self._model.get_image_features(**self._inputs(images)).pooler_output.float(), dim=-1)
 
     def tokenize(self, text: str) -> list[int]:
         """Give the ids of the model's tokenizer without start and end."""
@@ -97,22 +105,23 @@ class TransformersBackbone:
 
     def embed(self, token_ids: Int[Tensor, "*l"]) -> Float[Tensor, "*l e"]:
         """Look up token embeddings."""
-        return self._embedding(token_ids)
+        return self._embedding(token_ids).float()
 
     def encode_prompts(self, prompts: Float[Tensor, "c l e"], end_index: Int[Tensor, " c"]) -> Float[Tensor, "c d"]:
         """Encode one sequence a class."""
-        x = self._text.embeddings(inputs_embeds=prompts)
+        x = self._text.embeddings(inputs_embeds=prompts.to(self._dtype))
         length = x.shape[1]
         mask = None
         if self._is_clip:
-            mask = torch.full((1, 1, length, length), float("-inf"), device=x.device).triu(diagonal=1)
+            mask = x.new_full((1, 1, length, length), float("-inf")).triu(diagonal=1)
         x = self._text.final_layer_norm(self._text.encoder(inputs_embeds=x, attention_mask=mask).last_hidden_state)
         last = end_index if self._is_clip else torch.full_like(end_index, length - 1)
-        return F.normalize(self._projection(x[torch.arange(len(x), device=x.device), last]), dim=-1)
+        return F.normalize(self._projection(x[torch.arange(len(x), device=x.device), last]).float(), dim=-1)
 
     def _inputs(self, images: Sequence[np.ndarray]) -> Any:
         """Preprocess."""
-        return self._processor(images=[Image.fromarray(image) for image in images], return_tensors="pt")
+        inputs = self._processor(images=[Image.fromarray(image) for image in images], return_tensors="pt")
+        return inputs.to(device=self._device, dtype=self._dtype)  # whole numbers stay what they are
 
 
 class ClipBackbone(TransformersBackbone):
@@ -128,7 +137,7 @@ class ClipBackbone(TransformersBackbone):
         """Norm and project every patch as the class token is."""
         vision = self._model.vision_model
         patches = vision(**self._inputs(images)).last_hidden_state[:, 1:]
-        return F.normalize(self._model.visual_projection(vision.post_layernorm(patches)), dim=-1)
+        return F.normalize(self._model.visual_projection(vision.post_layernorm(patches)).float(), dim=-1)
 
     def encode_shared_prefix(
         self, prefix: Float[Tensor, "p e"], suffixes: Sequence[Float[Tensor, "_ _ e"]]
@@ -137,9 +146,10 @@ class ClipBackbone(TransformersBackbone):
         text = self._text
 
         def run(tokens: Float[Tensor, "l e"], packing: Packing) -> Float[Tensor, "m e"]:
-            x = tokens + text.embeddings.position_embedding(packing.positions)
-            hidden = text.encoder(inputs_embeds=x[None], attention_mask=packing.mask[None, None]).last_hidden_state
+            x = tokens.to(self._dtype) + text.embeddings.position_embedding(packing.positions)
+            mask = packing.mask.to(self._dtype)[None, None]
+            hidden = text.encoder(inputs_embeds=x[None], attention_mask=mask).last_hidden_state
             return hidden[0, packing.ends]
 
         features = self._projection(text.final_layer_norm(encode_packed(run, prefix, suffixes)))
-        return F.normalize(features, dim=-1)
+        return F.normalize(features.float(), dim=-1)

@@ -13,9 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from hushprompt import files
+from hushprompt import files, records
 from hushprompt.backbones.prompts import PromptModel
 from hushprompt.config import RunConfig
+from hushprompt.data.base import Dataset
+from hushprompt.data.partition import Partition
+from hushprompt.evaluation.confusion import Confusion
 from hushprompt.federation.setup import Row
 from hushprompt.methods.base import Personal, Published, Shared
 from hushprompt.privacy.adaptive import count_std
@@ -42,6 +45,9 @@ NOISE_SOURCE = {
         "It can be resumed; a round that runs again is charged again."
     ),
 }
+COUNTS_NOT_PRIVATE = (
+    "Not private, simulation only: counts of a client's examples by class are not covered by any guarantee."
+)
 ROWS = "Each row is accounted for on its own; publishing several rows of one run adds up their privacy losses."
 
 
@@ -145,6 +151,30 @@ def participation(row: Row) -> dict[str, Any]:
             {"rounds": count, "num_clients": number, "epsilon": epsilon}
             for count, number, epsilon in zip(rounds.tolist(), num_clients.tolist(), own, strict=True)
         ],
+    }
+
+
+def partition_record(dataset: Dataset, partition: Partition) -> dict[str, Any]:
+    """Give `partition.json`: each client's name and its examples by split and class."""
+    num_classes = len(dataset.class_names)
+    return {
+        "note": COUNTS_NOT_PRIVATE,
+        "dataset": dataset.name,
+        "class_names": list(dataset.class_names),
+        "client_names": [client.name or f"client {client.client_id}" for client in partition.clients],
+        **{
+            name: records.sparse_rows(partition.class_counts(split.labels, num_classes, name))
+            for name, split in dataset.splits.items()
+        },
+    }
+
+
+def confusion_record(row: Row, counts: Confusion) -> dict[str, Any]:
+    """Give a file of `confusion/`: predictions of one row after its last round, by true and predicted class."""
+    return {
+        "row": row.label,
+        "local": records.sparse_rows(counts.local),
+        "neighbor": records.sparse_rows(counts.neighbor),
     }
 
 

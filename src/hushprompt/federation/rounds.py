@@ -160,7 +160,8 @@ class RoundRunner:
         views = stream(self.seed, "view", *place, client_id)
         features = self.federation.train_features[row.method.feature_kind]
         rows = features.rows(chosen.numpy(), views.integers(features.num_views, size=len(index))[batch_index])
-        batch = Batch(rows, self.federation.train_labels[chosen])
+        device = self.federation.model.device
+        batch = Batch(rows.to(device), self.federation.train_labels[chosen].to(device))
         rng = stream(self.seed, "method", *place, client_id)
         return row.method.client_step(self.federation.model, shared, personal, batch, mechanism, rng)
 

@@ -15,6 +15,7 @@ from hushprompt import seeding
 from hushprompt.backbones.base import FeatureKind
 from hushprompt.backbones.cache import Progress, check_kind, image_features
 from hushprompt.backbones.feature_files import StoredFeatures
+from hushprompt.backbones.placing import place
 from hushprompt.backbones.prompts import PromptModel
 from hushprompt.config import RunConfig
 from hushprompt.data.base import Dataset
@@ -117,7 +118,10 @@ def load_model(config: RunConfig, dataset: Dataset, rows: Sequence[Row], load: L
             the backbone does not have.
     """
     num_trained = _num_trained_classes(config, dataset)
-    model = PromptModel(load(config.backbone), dataset.class_names[:num_trained], memory_mb=config.runtime.memory_mb)
+    backbone = load(config.backbone)
+    device = place(backbone, config.runtime.device)
+    names = dataset.class_names[:num_trained]
+    model = PromptModel(backbone, names, device=device, memory_mb=config.runtime.memory_mb)
     for row in rows:
         check_kind(model.backbone, row.method.feature_kind)
         if num_trained < len(dataset.class_names) and getattr(row.method, "is_class_specific", False):
@@ -148,7 +152,7 @@ def assemble(
 
     train = load("train")
     scored = load(config.evaluation.split)
-    eval_features = {kind: stored.tensor() for kind, stored in scored.items()}
+    eval_features = {kind: stored.tensor().to(model.device) for kind, stored in scored.items()}
     eval_labels = torch.from_numpy(dataset.splits[config.evaluation.split].labels)
     return Federation(
         model=model,
@@ -185,8 +189,8 @@ def _new_images(
         raise ConfigError(
             "evaluation.base_classes is set, but no evaluation image shows a new class. Use another split."
         )
-    new_model = PromptModel(model.backbone, new_names, memory_mb=model.memory_mb)
-    own = {kind: values[is_new] for kind, values in features.items()}
+    new_model = PromptModel(model.backbone, new_names, device=model.device, memory_mb=model.memory_mb)
+    own = {kind: values[is_new.to(values.device)] for kind, values in features.items()}
     return NewImages(new_model, own, labels[is_new] - model.num_classes)
 
 

@@ -24,11 +24,18 @@ from hushprompt import records
 from hushprompt.backbones.prompts import PromptModel
 from hushprompt.config import RunConfig
 from hushprompt.errors import ResumeError
+from hushprompt.evaluation.confusion import confusion
 from hushprompt.evaluation.evaluate import NewClasses, Scores, evaluate, mean_scores
 from hushprompt.federation import checkpoint
 from hushprompt.federation.checkpoint import Checkpoints, Progress
 from hushprompt.federation.ledger_file import LedgerFile
-from hushprompt.federation.publish import privacy_record, provenance, write_prompts
+from hushprompt.federation.publish import (
+    confusion_record,
+    partition_record,
+    privacy_record,
+    provenance,
+    write_prompts,
+)
 from hushprompt.federation.rounds import RoundRunner
 from hushprompt.federation.setup import (
     Federation,
@@ -42,6 +49,7 @@ from hushprompt.federation.setup import (
     plan_rows,
 )
 from hushprompt.federation.states import State
+from hushprompt.federation.tracking import tracked
 from hushprompt.methods.base import NoState, Personal
 from hushprompt.records import RoundRecord, RowSummary
 from hushprompt.seeding import stream
@@ -79,7 +87,7 @@ def run(config: RunConfig, folder: Path, observer: Observer, load: Load = load_f
         ConfigError: the config is impossible for this data, or outside the privacy theorem.
         ResumeError: the folder is in use, damaged, or belongs to another config.
     """
-    with records.locked(folder):
+    with records.locked(folder), tracked(config, folder, observer) as observer:
         dataset = load(config.data)
         partition = cut(config, dataset)
         rows = plan_rows(config, client_sizes(partition))
@@ -88,6 +96,7 @@ def run(config: RunConfig, folder: Path, observer: Observer, load: Load = load_f
         model = load_model(config, dataset, rows, load)
         kinds = {row.method.feature_kind for row in rows}
         federation = assemble(config, model, dataset, partition, observer.on_setup, kinds)
+        records.write_compact_json(folder / "partition.json", partition_record(dataset, partition))
         # Clients run side by side on one thread each, so results do not depend on the number of cores.
         with ThreadPoolExecutor(_num_workers(config), initializer=torch.set_num_threads, initargs=(1,)) as pool:
             trainer = Trainer(config, federation, folder, pool, observer, Checkpoints(folder, progress))
@@ -197,6 +206,7 @@ class Trainer:
             scores = mean_scores([Scores.from_plain(values) for values in progress.last_scores])
         else:
             scores = self.evaluate(row, state, with_new_classes=True)
+        self._write_confusion(row, state, progress.row_index)
         audience, plan = row.plan.config.audience, self.ledger.spent(row).plan
         summary = RowSummary(
             row=row.label,
@@ -230,6 +240,19 @@ class Trainer:
             last_scores=[],
         )
 
+    def _write_confusion(self, row: Row, state: State, row_index: int) -> None:
+        """Write what the trained row takes for what; a row that is closed again after a kill writes the same file."""
+        federation = self.federation
+        counts = confusion(
+            self._logits_fn(row, state, federation.model, federation.eval_features[row.method.feature_kind]),
+            federation.eval_labels,
+            federation.splits,
+            num_classes=len(federation.model.class_names),
+            map_fn=self.pool.map,
+        )
+        path = self.folder / "confusion" / f"row-{row_index:03d}.json"
+        records.write_compact_json(path, confusion_record(row, counts))
+
     def _scores_if_due(self, row: Row, state: State, num_done: int) -> Scores | None:
         """Score the prompts after `num_done` rounds if the config says so."""
         evaluation = self.config.evaluation
@@ -244,7 +267,7 @@ class Trainer:
 
         def logits(personal: Personal) -> Float[Tensor, "n c"]:
             with torch.no_grad():
-                return row.method.logits(model, state.shared, personal, features)
+                return row.method.logits(model, state.shared, personal, features).cpu()
 
         def identity(personal: Personal) -> int:
             return 0 if isinstance(personal, NoState) else id(personal)

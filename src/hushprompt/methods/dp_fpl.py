@@ -19,15 +19,15 @@ from hushprompt.backbones.prompts import PromptModel
 from hushprompt.errors import ConfigError
 from hushprompt.methods.base import Batch, StepInfo, Upload
 from hushprompt.methods.context import ContextState, GlobalAndPersonalConfig, fresh, mean_loss
+from hushprompt.methods.dropping import DroppingConfig
 from hushprompt.methods.factorization import Factors, factor_gradients, factorize, unstack
-from hushprompt.methods.gradients import per_example_gradients
 from hushprompt.privacy.plan import Channel, Mechanism
 from hushprompt.registry import METHODS
 
 
 @METHODS.register("dp_fpl")
 @dataclass(frozen=True, kw_only=True)
-class DPFPL(GlobalAndPersonalConfig):
+class DPFPL(DroppingConfig, GlobalAndPersonalConfig):
     """The `method` section of DP-FPL."""
 
     title: ClassVar[str] = "DP-FPL"
@@ -88,7 +88,7 @@ class DPFPL(GlobalAndPersonalConfig):
         local = personal.context
         if factors is not None and not self.keep_residual:
             local = (factors.u @ factors.v).view_as(local)
-        grads, losses = per_example_gradients(model, shared.context + local, batch, self.name_position)
+        grads, losses = self.gradients(model, shared.context + local, batch)
         if factors is None:
             direction = mechanism.release(Channel.LOCAL, mechanism.clip(Channel.LOCAL, grads))
         else:

@@ -64,7 +64,7 @@ class FedCLIP:
     channels: ClassVar[frozenset[Channel]] = frozenset({Channel.GLOBAL})
     feature_kind: ClassVar[FeatureKind] = "pooled"
 
-    optimizer: Optimizer = field(default_factory=lambda: Optimizer(learning_rate=0.5))
+    optimizer: Optimizer = field(default_factory=lambda: Optimizer(learning_rate=0.4))
     """Optimizer of the adapter."""
 
     def init(self, model: PromptModel, rng: np.random.Generator) -> tuple[AdapterState, NoState]:

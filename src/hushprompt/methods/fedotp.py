@@ -28,6 +28,7 @@ from hushprompt.backbones.prompts import PromptModel
 from hushprompt.methods.base import Batch, Published, StepInfo, Upload
 from hushprompt.methods.context import ContextState, GlobalAndPersonalConfig, fresh, mean_loss
 from hushprompt.methods.multi_gradients import TextFeatures, gradients_in_contexts
+from hushprompt.methods.optimizer import Optimizer
 from hushprompt.methods.transport import Transport
 from hushprompt.privacy.plan import Channel, Mechanism
 from hushprompt.registry import METHODS
@@ -48,6 +49,8 @@ class FedOTP(GlobalAndPersonalConfig):
 
     transport: Transport = field(default_factory=Transport)
     """How patches and prompts are matched."""
+    global_optimizer: Optimizer = field(default_factory=lambda: Optimizer(learning_rate=0.4))
+    """Optimizer of the global prompt."""
 
     def init(self, model: PromptModel, rng: np.random.Generator) -> tuple[ContextState, ContextState]:
         """Give the start of the global prompt, and the one start of all local prompts: words, or two draws."""

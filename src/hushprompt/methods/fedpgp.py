@@ -24,8 +24,8 @@ from hushprompt import checks
 from hushprompt.backbones.prompts import PromptModel
 from hushprompt.methods.base import Batch, StepInfo, Upload
 from hushprompt.methods.context import ContextState, GlobalAndPersonalConfig, fresh, gaussian, mean_loss
+from hushprompt.methods.dropping import DroppingConfig
 from hushprompt.methods.factorization import factor_gradients, unstack
-from hushprompt.methods.gradients import per_example_gradients
 from hushprompt.methods.optimizer import OptimizerState
 from hushprompt.privacy.plan import Channel, Mechanism
 from hushprompt.registry import METHODS
@@ -51,7 +51,7 @@ class Pull(NamedTuple):
 
 @METHODS.register("fedpgp")
 @dataclass(frozen=True, kw_only=True)
-class FedPGP(GlobalAndPersonalConfig):
+class FedPGP(DroppingConfig, GlobalAndPersonalConfig):
     """The `method` section of FedPGP."""
 
     title: ClassVar[str] = "FedPGP"
@@ -95,7 +95,7 @@ class FedPGP(GlobalAndPersonalConfig):
         over clients, weighted by their sizes as in federated averaging.
         """
         u, v = personal.u, personal.v
-        grads, losses = per_example_gradients(model, self.context(shared, personal), batch, self.name_position)
+        grads, losses = self.gradients(model, self.context(shared, personal), batch)
         stacked = factor_gradients(u, v, grads.flatten(1, -2))  # clipped together
         grad_u, grad_v = unstack(u, v, mechanism.release(Channel.LOCAL, mechanism.clip(Channel.LOCAL, stacked)))
         upload = mechanism.clip(Channel.GLOBAL, grads)

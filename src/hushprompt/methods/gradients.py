@@ -24,15 +24,25 @@ Measured with CLIP ViT-B/16, packed: about 20."""
 
 
 def per_example_gradients(
-    model: PromptModel, context: Float[Tensor, "*c t e"], batch: Batch, name_position: NamePosition = "end"
+    model: PromptModel,
+    context: Float[Tensor, "*c t e"],
+    batch: Batch,
+    name_position: NamePosition = "end",
+    *,
+    drop_below: float = 0.0,
 ) -> tuple[Float[Tensor, "b *c t e"], Float[Tensor, " b"]]:
     """Give each example's cross-entropy gradient in the context, and its loss.
+
+    Guarantee: row x is a function of the context and of example x alone, up to rounding, also where pairs are dropped:
+    which ones follows from that example's own probabilities. Clipped, it is one contribution like any other, so the
+    sensitivity of a clipped sum, and with it epsilon, do not change.
 
     Args:
         model: frozen backbone and class names.
         context: [t, e], or [c, t, e] with one for each class, where the gradient is taken.
         batch: b examples; b may be 0.
         name_position: where the class name stands.
+        drop_below: leave out the classes in which |probability - label| is smaller; 0 for the exact gradient.
 
     Returns:
         [b, t, e] or [b, c, t, e] gradients and [b] losses, neither of them private.
@@ -43,6 +53,7 @@ def per_example_gradients(
     logits = model.logits(batch.image_features, text_pass.features)  # [b, c]
     losses = F.cross_entropy(logits, batch.labels, reduction="none")
     residuals = logits.softmax(dim=1) - F.one_hot(batch.labels, model.num_classes)  # [b, c]
+    residuals = residuals.where(residuals.abs() >= drop_below, 0.0)
     chunk = examples_per_pass(model, context, name_position)
     rows = [
         text_pass.pull_back(model.logit_scale * weights, features)

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from hushprompt.backbones.prompts import PromptModel
 from hushprompt.methods.base import Batch, NoState, StepInfo, Upload
-from hushprompt.methods.context import ContextConfig, ContextState, fresh, mean_loss
-from hushprompt.methods.gradients import per_example_gradients
+from hushprompt.methods.context import ContextState, fresh, mean_loss
+from hushprompt.methods.dropping import DroppingConfig
 from hushprompt.methods.optimizer import Optimizer
 from hushprompt.privacy.plan import Channel, Mechanism
 from hushprompt.registry import METHODS
@@ -24,7 +24,7 @@ from hushprompt.registry import METHODS
 
 @METHODS.register("local_only")
 @dataclass(frozen=True, kw_only=True)
-class LocalOnly(ContextConfig):
+class LocalOnly(DroppingConfig):
     """The `method` section of local-only CoOp."""
 
     title: ClassVar[str] = "local-only"
@@ -47,7 +47,7 @@ class LocalOnly(ContextConfig):
         rng: np.random.Generator,
     ) -> tuple[Upload, ContextState, StepInfo]:
         """Step the client's prompt with the released mean gradient."""
-        grads, losses = per_example_gradients(model, personal.context, batch, self.name_position)
+        grads, losses = self.gradients(model, personal.context, batch)
         released = mechanism.release(Channel.LOCAL, mechanism.clip(Channel.LOCAL, grads))
         stepped = ContextState(*self.optimizer.step(personal.context, released, personal.optimizer))
         return Upload(None), stepped, StepInfo(mean_loss(losses))

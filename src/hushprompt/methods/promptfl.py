@@ -18,8 +18,8 @@ from torch import Tensor
 from hushprompt import checks
 from hushprompt.backbones.prompts import PromptModel
 from hushprompt.methods.base import Batch, NoState, StepInfo, Upload
-from hushprompt.methods.context import ContextConfig, ContextState, fresh, mean_loss
-from hushprompt.methods.gradients import per_example_gradients
+from hushprompt.methods.context import ContextState, fresh, mean_loss
+from hushprompt.methods.dropping import DroppingConfig
 from hushprompt.methods.optimizer import Optimizer
 from hushprompt.privacy.plan import Channel, Mechanism
 from hushprompt.registry import METHODS
@@ -34,7 +34,7 @@ class AnchoredState(ContextState):
 
 @METHODS.register("promptfl")
 @dataclass(frozen=True, kw_only=True)
-class PromptFL(ContextConfig):
+class PromptFL(DroppingConfig):
     """The `method` section of PromptFL."""
 
     title: ClassVar[str] = "PromptFL"
@@ -70,7 +70,7 @@ class PromptFL(ContextConfig):
         rng: np.random.Generator,
     ) -> tuple[Upload, NoState, StepInfo]:
         """Upload the sum of clipped gradients."""
-        grads, losses = per_example_gradients(model, shared.context, batch, self.name_position)
+        grads, losses = self.gradients(model, shared.context, batch)
         return Upload(mechanism.clip(Channel.GLOBAL, grads)), personal, StepInfo(mean_loss(losses))
 
     def server_step(self, shared: AnchoredState, released: Float[Tensor, "*c t e"]) -> AnchoredState:

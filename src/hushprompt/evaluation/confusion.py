@@ -1,0 +1,58 @@
+"""What is taken for what: predictions counted by true and predicted class, over all clients' prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from hushprompt.evaluation.splits import ClientSplit
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Counts by true class (row) and predicted class (column)."""
+
+    local: Int[np.ndarray, "c c"]
+    """On the clients' own images; every image counts once."""
+    neighbor: Int[np.ndarray, "c c"]
+    """On the other clients' images; an image counts once for each other client."""
+
+
+def confusion(
+    logits_fn: Callable[[int], Float[Tensor, "n c"]],
+    labels: Int[Tensor, " n"],
+    splits: tuple[ClientSplit, ...],
+    *,
+    num_classes: int,
+    map_fn: Callable[..., Iterable[Int[np.ndarray, " n"]]] = map,
+) -> Confusion:
+    """Count what every client's prompt takes its own and the other clients' images for.
+
+    Args:
+        logits_fn: gives a client's logits [n, c] on all images of the evaluation split; called once a client.
+        labels: [n] of the evaluation split; one that is no column of the logits belongs to nobody's image.
+        splits: each client's local and neighbor images.
+        num_classes: columns c of the logits.
+        map_fn: goes through the clients as `map` does.
+    """
+
+    def predict(split: ClientSplit) -> Int[np.ndarray, " n"]:
+        predicted: Int[np.ndarray, " n"] = logits_fn(split.client_id).argmax(dim=1).numpy()
+        return predicted
+
+    true = labels.numpy()
+    local, everyone = np.zeros((2, num_classes, num_classes), dtype=np.int64)
+    for split, predicted in zip(splits, map_fn(predict, splits), strict=True):
+        local += _counts(true[split.local], predicted[split.local], num_classes)
+        everyone += _counts(true[split.everyone], predicted[split.everyone], num_classes)
+    return Confusion(local=local, neighbor=everyone - local)
+
+
+def _counts(true: Int[np.ndarray, " m"], predicted: Int[np.ndarray, " m"], num_classes: int) -> Int[np.ndarray, "c c"]:
+    """Count pairs of classes."""
+    pairs = np.bincount(true * num_classes + predicted, minlength=num_classes**2)
+    return pairs.reshape(num_classes, num_classes)

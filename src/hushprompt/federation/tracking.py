@@ -1,0 +1,257 @@
+"""TensorBoard and MLflow as observers of a run: what `records.jsonl` holds, where other tools look for it.
+
+The records stay the one source of truth: whoever starts or resumes a run finds every round of them once, whenever the
+run was killed. Values that no guarantee covers stand under `not_private/`; infinite ones (epsilon without noise) and
+unknown ones are left out, since neither tool can draw them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import re
+import shutil
+import time
+import tomllib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hushprompt import files, records
+from hushprompt.config import RunConfig
+from hushprompt.errors import ConfigError
+from hushprompt.records import RoundRecord
+from hushprompt.settings import flat
+
+if TYPE_CHECKING:
+    from hushprompt.federation.setup import Row
+    from hushprompt.federation.simulate import Observer
+
+TENSORBOARD_FOLDER = "tensorboard"
+"""In the run folder; below it one folder a row."""
+MLFLOW_FILE = "mlflow.json"
+"""In the run folder: which MLflow run holds which row, for a resume."""
+EXPERIMENT = "hushprompt"
+
+
+@contextlib.contextmanager
+def tracked(config: RunConfig, folder: Path, observer: Observer) -> Iterator[Observer]:
+    """Give an observer that also feeds what the runtime section asks for; closes it however the run ends.
+
+    Raises:
+        ConfigError: a package that is needed is missing; nothing is written then.
+    """
+    trackers: list[TensorBoard | MLflow] = []
+    if config.runtime.tensorboard:
+        trackers.append(TensorBoard(folder))
+    if config.runtime.mlflow:
+        trackers.append(MLflow(config, folder))
+    is_finished = False
+    try:
+        yield Several([*trackers, observer]) if trackers else observer
+        is_finished = True
+    finally:
+        for tracker in trackers:
+            tracker.close(is_finished=is_finished)
+
+
+def scalars(record: RoundRecord) -> dict[str, float]:
+    """Give the finite values of a round by the names under which they are logged.
+
+    Accuracies are read from evaluation images, which no guarantee covers either; the privacy statement says so.
+    """
+    values = {
+        **{
+            f"accuracy/{name}": getattr(record, name) for name in ("local", "neighbor", "harmonic_mean", "worst_client")
+        },
+        **{f"privacy/epsilon_{audience}": epsilon for audience, epsilon in record.epsilon.items()},
+        "cost/seconds": record.seconds,
+        "cost/bytes_up": float(record.bytes_up),
+        "cost/bytes_down": float(record.bytes_down),
+        "not_private/loss": record.loss,
+    }
+    return {name: value for name, value in values.items() if math.isfinite(value)}
+
+
+def recorded(folder: Path) -> list[RoundRecord]:
+    """Read the rounds that are on the disk."""
+    path = folder / "records.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [records.from_json(RoundRecord, json.loads(line)) for line in lines]
+
+
+class Several:
+    """Observers that watch together."""
+
+    def __init__(self, observers: Sequence[Any]) -> None:
+        """Hold them; the first hears everything first."""
+        self._observers = observers
+
+    def on_setup(self, what: str, done: int, total: int) -> None:
+        """Images are being encoded."""
+        for observer in self._observers:
+            observer.on_setup(what, done, total)
+
+    def on_row(self, row: Row, index: int, num_rows: int, num_rounds_done: int) -> None:
+        """A row begins, or goes on after a resume."""
+        for observer in self._observers:
+            observer.on_row(row, index, num_rows, num_rounds_done)
+
+    def on_round(self, record: RoundRecord) -> None:
+        """A round is done and on disk."""
+        for observer in self._observers:
+            observer.on_round(record)
+
+
+class TensorBoard:
+    """Writes event files into the run folder, afresh from the records whenever a run starts or goes on."""
+
+    def __init__(self, folder: Path) -> None:
+        """Find the writer; nothing is written before the first row begins.
+
+        Raises:
+            ConfigError: tensorboard is missing.
+        """
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise ConfigError(
+                f"runtime.tensorboard needs the tensorboard package ({error}). "
+                "Get it with: pip install 'hushprompt[tensorboard]', or leave the setting out."
+            ) from error
+        self._make_writer = SummaryWriter
+        self._folder = folder
+        self._writers: dict[str, Any] = {}
+        self._has_begun = False
+
+    def on_setup(self, what: str, done: int, total: int) -> None:
+        """Nothing to log."""
+
+    def on_row(self, row: Row, index: int, num_rows: int, num_rounds_done: int) -> None:
+        """Write the rounds on the disk again, once; then the row's privacy statement."""
+        if not self._has_begun:
+            self._has_begun = True
+            shutil.rmtree(self._folder / TENSORBOARD_FOLDER, ignore_errors=True)
+            for record in recorded(self._folder):
+                self.on_round(record)
+        if row.plan.channels:
+            statements = [f"For {who}: {guarantee.statement()}" for who, guarantee in row.plan.guarantees().items()]
+            self._writer(row.label).add_text("privacy", "\n\n".join(statements))
+
+    def on_round(self, record: RoundRecord) -> None:
+        """Write a round, to the disk at once."""
+        writer = self._writer(record.row)
+        for name, value in scalars(record).items():
+            writer.add_scalar(name, value, record.round_index)
+        writer.flush()
+
+    def close(self, *, is_finished: bool) -> None:
+        """Close the files."""
+        for writer in self._writers.values():
+            writer.close()
+
+    def _writer(self, label: str) -> Any:
+        """Give the writer of a row."""
+        if label not in self._writers:
+            name = re.sub(r"[^\w.#-]+", "_", label)
+            self._writers[label] = self._make_writer(str(self._folder / TENSORBOARD_FOLDER / name))
+        return self._writers[label]
+
+
+class MLflow:
+    """Logs every row as an MLflow run of its own; on a resume it goes on behind the last step that is there."""
+
+    def __init__(self, config: RunConfig, folder: Path) -> None:
+        """Connect; nothing is logged before the first row begins.
+
+        Raises:
+            ConfigError: mlflow is missing.
+        """
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # a run tells nobody about itself unless asked to
+        try:
+            from mlflow import MlflowClient
+            from mlflow.entities import Metric, Param
+        except ImportError as error:
+            raise ConfigError(
+                f"runtime.mlflow needs the mlflow package ({error}). "
+                "Get it with: pip install 'hushprompt[mlflow]', or leave the setting out."
+            ) from error
+        self._metric, self._param = Metric, Param
+        where = config.runtime.mlflow
+        if "://" not in where:
+            Path(where).expanduser().mkdir(parents=True, exist_ok=True)
+        self._client = MlflowClient(tracking_uri=tracking_uri(where))
+        self._config = config
+        self._folder = folder
+        self._runs: dict[str, str] = {}
+        self._last_steps: dict[str, int] = {}
+        self._open: str | None = None
+
+    def on_setup(self, what: str, done: int, total: int) -> None:
+        """Nothing to log."""
+
+    def on_row(self, row: Row, index: int, num_rows: int, num_rounds_done: int) -> None:
+        """End the row before, and start the row's run or go on with it; rounds it lacks are logged from the records."""
+        self._end("FINISHED")
+        path = self._folder / MLFLOW_FILE
+        if not self._runs and path.exists():
+            self._runs = records.read_json(path)
+        if row.label in self._runs:
+            self._client.update_run(self._runs[row.label], status="RUNNING")
+        else:
+            self._runs[row.label] = self._create(row)
+            files.write_text(path, json.dumps(self._runs, indent=2) + "\n")
+        self._open = self._runs[row.label]
+        history = self._client.get_metric_history(self._open, "cost/seconds")
+        self._last_steps[row.label] = max((metric.step for metric in history), default=0)
+        for record in recorded(self._folder):
+            if record.row == row.label:
+                self.on_round(record)
+
+    def on_round(self, record: RoundRecord) -> None:
+        """Log a round that is not there yet."""
+        if record.round_index <= self._last_steps[record.row]:
+            return
+        now = int(time.time() * 1000)
+        metrics = [self._metric(name, value, now, record.round_index) for name, value in scalars(record).items()]
+        self._client.log_batch(self._runs[record.row], metrics=metrics)
+        self._last_steps[record.row] = record.round_index
+
+    def close(self, *, is_finished: bool) -> None:
+        """End the row that was open."""
+        self._end("FINISHED" if is_finished else "KILLED")
+
+    def _end(self, status: str) -> None:
+        """Set the status of the open run."""
+        if self._open is not None:
+            self._client.set_terminated(self._open, status)
+            self._open = None
+
+    def _create(self, row: Row) -> str:
+        """Create the run of a row, with its settings and its privacy statement."""
+        found = self._client.get_experiment_by_name(EXPERIMENT)
+        experiment = found.experiment_id if found is not None else self._client.create_experiment(EXPERIMENT)
+        tags = {
+            "hushprompt.row": row.label,
+            "hushprompt.folder": str(self._folder.resolve()),
+            "hushprompt.config_identity": self._config.identity(),
+            "hushprompt.not_private": "Metrics under not_private/ and accuracies are covered by no guarantee.",
+        }
+        if row.plan.channels:
+            for who, guarantee in row.plan.guarantees().items():
+                tags[f"hushprompt.privacy.{who}"] = guarantee.statement()
+        run_id: str = self._client.create_run(experiment, run_name=row.label, tags=tags).info.run_id
+        params = {**flat(tomllib.loads(self._config.to_toml())), "row": row.label}
+        self._client.log_batch(run_id, params=[self._param(key, str(value)) for key, value in params.items()])
+        return run_id
+
+
+def tracking_uri(where: str) -> str:
+    """Give MLflow's name of a place: an address stays, anything else is a folder that gets a database of its own.
+
+    >>> tracking_uri("http://localhost:5000"), tracking_uri("/data/experiments")
+    ('http://localhost:5000', 'sqlite:////data/experiments/mlflow.db')
+    """
+    return where if "://" in where else f"sqlite:///{Path(where).expanduser().resolve() / 'mlflow.db'}"
