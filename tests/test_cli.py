@@ -101,6 +101,9 @@ def test_a_run_prints_the_table_and_writes_the_folder(hush, tmp_path):
     statement = hush("privacy", "r").stdout
     for part in ("epsilon = ", "The server is trusted", "Not private, simulation only", "repeatable simulation"):
         assert part in statement
+    assert "personal: epsilon by accountant: pld " in statement
+    assert "no contradiction" in statement
+    assert "3 clients (0, 1, 2): 2 rounds charged, sampling probability 0.5; epsilon so far: " in statement
 
 
 def test_killed_at_random_moments_and_resumed_a_run_leaves_the_same_files(hush, tmp_path, env):
