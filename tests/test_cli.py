@@ -94,7 +94,7 @@ def test_a_run_prints_the_table_and_writes_the_folder(hush, tmp_path):
         assert part in out
     assert {p.name for p in (tmp_path / "r").iterdir()} == {
         "config.toml", "records.jsonl", "summary.json", "privacy.json", "partition.json", "confusion", "checkpoint",
-        "prompts",
+        "ledger.jsonl", "prompts",
     }  # fmt: skip
     again = hush("show", "r").stdout
     assert "DP-FPL" in again

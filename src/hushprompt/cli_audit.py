@@ -134,13 +134,12 @@ def _show_audience(budget: BudgetAudit, one: AudienceAudit) -> None:
 def attack_table(attacks: list[AttackResult]) -> Table:
     """Give one line an attack."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False, show_edge=False)
-    table.add_column("attack", no_wrap=True)
-    table.add_column("sees")
-    for column in ("AUC", "TPR at\n1% FPR", "TPR at\n0.1% FPR"):
-        table.add_column(column, justify="right")
+    table.add_column("attack, and what it sees", no_wrap=True)
+    for column in ("AUC (95 %)", "TPR in %\nat 1 % FPR", "TPR in %\nat 0.1 % FPR"):
+        table.add_column(column, justify="right", no_wrap=True)
     for one in attacks:
         rates = [_percent(one.tpr[point]) for point in ("0.01", "0.001")]
-        table.add_row(one.attack, one.sees, _interval(one.auc, "{:.3f}"), *rates)
+        table.add_row(f"{one.attack}, {one.sees}", _interval(one.auc), *rates)
     return table
 
 
@@ -154,22 +153,22 @@ def _power(record: AuditRecord) -> str:
             continue
         verdict = "the attacks work" if found["has_power"] else "NO POWER: nothing can be read into the other budgets"
         lines.append(
-            f"without noise, for {name}, {found['attack']} has AUC {_interval(found['auc'], '{:.3f}')}: {verdict}."
+            f"without noise, for {name}, the best attack ({found['attack']}) has AUC {_interval(found['auc'])}: "
+            f"{verdict}."
         )
     return "\nPower: " + " ".join(lines)
 
 
 def _percent(rate: Interval) -> str:
     """Write a rate, or that it cannot be seen."""
-    if rate.value is None:
+    if rate.value is None or rate.low is None or rate.high is None:
         return "not resolvable"
-    return _interval(rate, "{:.2%}")
+    return f"{100 * rate.value:.1f} ({100 * rate.low:.1f}-{100 * rate.high:.1f})"
 
 
-def _interval(interval: Interval, form: str) -> str:
+def _interval(interval: Interval) -> str:
     """Write an estimate with its interval."""
-    value, low, high = (form.format(part) for part in (interval.value, interval.low, interval.high))
-    return f"{value} ({low} to {high})"
+    return f"{interval.value:.2f} ({interval.low:.2f}-{interval.high:.2f})"
 
 
 def _locate(what: Path, out: Path | None, settings: list[str]) -> tuple[configs.RunConfig, Path]:
@@ -197,8 +196,8 @@ def _budget(text: str) -> float:
 
 def _audience(name: str) -> Audience:
     """Read one audience."""
-    if name not in tuple(Audience):
-        raise ConfigError(f"--audience takes {', '.join(Audience)}, by commas, got {name!r}.")
+    if name not in (Audience.PUBLIC, Audience.PERSONAL):
+        raise ConfigError(f"--audience takes public, personal, by commas, got {name!r}.")
     return Audience(name)
 
 

@@ -2,7 +2,8 @@
 
 A run folder holds `config.toml`, `records.jsonl` (one line a row and round), `summary.json`, `privacy.json`,
 `partition.json` (who has how many examples of which class), `confusion/` (one file a row), `checkpoint/` and
-`prompts/`. Every file is written whole or not at all; `records.jsonl` only grows.
+`prompts/`, and `ledger.jsonl` (what was charged to whom, before it was spent). Every file is written whole or not at
+all; `records.jsonl` and `ledger.jsonl` only grow.
 """
 
 from __future__ import annotations

@@ -66,10 +66,11 @@ def test_an_absent_example_leaves_no_trace(world):
     is_in = everyone(world)
     is_in[::2] = False
     state, _ = world.train(row, is_in, 5)
-    features = world.federation.train_features.array.copy()
+    stored = world.federation.train_features["pooled"]
+    features = stored.array.copy()
     features[world.candidates.indices[~is_in]] *= -1  # whatever it was
     federation = dataclasses.replace(
-        world.federation, train_features=dataclasses.replace(world.federation.train_features, array=features)
+        world.federation, train_features={"pooled": dataclasses.replace(stored, array=features)}
     )
     again, _ = dataclasses.replace(world, federation=federation).train(row, is_in, 5)
     assert torch.equal(state.shared.context, again.shared.context)
@@ -181,5 +182,5 @@ def test_what_cannot_be_audited_is_refused(world):
     world, _ = world
     with pytest.raises(ConfigError, match=r"--client must lie in 0 to 2, got 3"):
         candidates_of(world.federation, 3)
-    with pytest.raises(ConfigError, match="publishes none"):
+    with pytest.raises(ConfigError, match="has none"):
         context_method(METHODS.get("zero_shot")())

@@ -100,6 +100,12 @@ def test_a_step_is_pure_and_repeatable(name, model, batch, make_mechanism):
         assert torch.equal(tensor, before[key])
 
 
+def twin(cls, mechanism, **changes):
+    """A mechanism of a class that a test made, with the fields of an honest one."""
+    fields = {field.name: getattr(mechanism, field.name) for field in dataclasses.fields(mechanism)}
+    return cls(**{**fields, **changes})
+
+
 class Deaf(Mechanism):
     """A mechanism that clips nothing into its sums: what comes out cannot depend on data."""
 
@@ -120,7 +126,7 @@ def test_data_enters_the_personal_state_and_the_upload_only_through_clipped_sums
     outcomes = []
     for data in (batch, other, empty):
         honest = make_mechanism(method.channels, Channel.LOCAL)
-        deaf = Deaf(plan=honest.plan, allowed=honest.allowed, expected_count=7.0, rng=rng(9))
+        deaf = twin(Deaf, honest, rng=rng(9))
         outcomes.append(step(method, model, data, deaf, states)[1])
     for outcome in outcomes[1:]:
         assert_same(outcomes[0][1], outcome[1])
@@ -128,6 +134,26 @@ def test_data_enters_the_personal_state_and_the_upload_only_through_clipped_sums
         assert (first is None) == (second is None)
         if first is not None:
             assert torch.equal(first.value, second.value)
+
+
+class Mute(Mechanism):
+    """A mechanism that releases noise alone, whatever the sum: no state that comes out can depend on data."""
+
+    def release(self, channel, summed):
+        return torch.from_numpy(self.rng.standard_normal(tuple(summed.value.shape))).float()
+
+
+@trained_methods
+def test_data_enters_the_personal_state_only_through_what_is_released(name, model, batch, make_mechanism):
+    method = small(name)
+    states = method.init(model, rng())
+    other = Batch(-batch.image_features.flip(0), (batch.labels + 1) % model.num_classes)
+    stepped = []
+    for data in (batch, other):
+        honest = make_mechanism(method.channels, Channel.LOCAL)
+        mute = twin(Mute, honest, rng=rng(9))
+        stepped.append(step(method, model, data, mute, states)[1][1])
+    assert_same(*stepped)
 
 
 @trained_methods
@@ -158,7 +184,7 @@ def test_one_example_more_moves_upload_and_release_by_no_more_than_the_sensitivi
                 seen.append(value)
                 return value
 
-        spy = Spy(plan=mechanism.plan, allowed=Channel.LOCAL, expected_count=count, rng=rng())
+        spy = twin(Spy, mechanism, rng=rng())
         upload = step(method, model, data, spy, states)[1][0]
         sums.append(upload.shared_grad)
         released.append(seen)

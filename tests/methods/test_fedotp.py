@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import ot
 import pytest
@@ -98,7 +100,7 @@ def step_gradients(method, model, batch, make_mechanism):
             return super().clip(channel, grads)
 
     honest = make_mechanism(method.channels, Channel.LOCAL)
-    spy = Listening(plan=honest.plan, allowed=Channel.LOCAL, expected_count=7.0, rng=rng())
+    spy = Listening(**{field.name: getattr(honest, field.name) for field in dataclasses.fields(honest)})
     method.client_step(model, *method.init(model, rng()), batch, spy, rng())
     return heard
 

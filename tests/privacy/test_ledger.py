@@ -5,6 +5,7 @@ import math
 import pytest
 
 from hushprompt.errors import ConfigError, PrivacyError
+from hushprompt.privacy.batch_clipping import BatchClipping
 from hushprompt.privacy.ledger import Account, Charge, Ledger, accounts, why_not
 from hushprompt.privacy.plan import Audience, Channel, PrivacyConfig, make_plan
 from hushprompt.privacy.sampling import DisjointSampler, EqualBatchesSampler, PoissonSampler
@@ -136,3 +137,25 @@ def test_each_clients_own_sampling_decides_when_it_has_to_stop():
         ledger = ledger.with_charge(Charge(0, (0, 1, 2)))
     assert why_not(plan, ledger, Charge(0, (0, 1))) is None
     assert "client 2" in why_not(plan, ledger, Charge(0, (0, 1, 2)))
+
+
+@pytest.mark.parametrize(("calibration", "limit"), [("paper", None), ("accountant", 2.0)])
+def test_an_epsilon_that_noise_is_only_called_by_is_no_limit(calibration, limit):
+    clipping = BatchClipping(num_local_blocks=2, calibration=calibration)
+    config = PrivacyConfig(epsilon=2.0)
+    plan = make_plan(
+        config, DisjointSampler(), channels=BOTH, num_rounds=5, client_sizes=[100], batch_clipping=clipping
+    )  # fmt: skip
+    assert plan.limit == limit
+    assert why_not(plan, charged((0,)), Charge(1, (0,))) is None
+    assert (plan.epsilon(Audience.PERSONAL) > 2.0) == (calibration == "paper")
+
+
+@pytest.mark.parametrize("setting", [{"noise_source": "secure"}, {"adaptive_quantile": 0.5}])
+def test_clipped_batches_are_for_comparison_only(setting):
+    clipping = BatchClipping(num_local_blocks=2, calibration="accountant")
+    with pytest.raises(PrivacyError, match="comparison only"):
+        make_plan(
+            PrivacyConfig(**setting), DisjointSampler(), channels=BOTH, num_rounds=5, client_sizes=[100],
+            batch_clipping=clipping,
+        )  # fmt: skip

@@ -190,6 +190,18 @@ def test_rows_without_a_budget_stand_in_the_table_of_every_budget(grid):
         assert [group.title for group in members] == ["zero-shot template", "PromptFL", "DP-FPL"]
 
 
+def test_an_epsilon_that_is_only_named_never_stands_for_a_proven_one(grid, tmp_path):
+    for path in grid:
+        if "dp_fpl2" in path.name:
+            summary = records.read_json(path / "summary.json")
+            summary["rows"][0]["epsilon"] = 36.0
+            records.write_json(path / "summary.json", summary)
+    compared = comparison(grid, against="promptfl")
+    assert [row[1] for row in made.table(compared).rows] == ["-", "inf", "2", "inf", "36"]
+    assert made.pivot(compared, "epsilon", "local").rows[-1][-1] == "51.2 ± 0.1 (proven: 36)"
+    assert [compared.groups[at].epsilon for at in compared.references] == [math.inf]  # no rival has that budget
+
+
 def test_epsilon_has_all_that_gives_it_meaning_under_the_table(grid):
     note = "\n".join(made.table(comparison(grid)).notes)
     for words in ("holder of a client's personal prompt", "delta = 0.001", "one example of one client", "add_remove",

@@ -13,7 +13,7 @@ from hushprompt.attacks.canaries import CanaryAudit, canary_audits
 from hushprompt.attacks.metrics import AttackResult
 from hushprompt.attacks.shadows import OnShadow, job_path, load, load_shadows, run_shadows
 from hushprompt.attacks.suite import ATTACKS, MIN_SHADOWS, attack_all
-from hushprompt.attacks.world import audiences
+from hushprompt.attacks.world import audiences, context_method
 from hushprompt.checks import one_of
 from hushprompt.config import RunConfig
 from hushprompt.errors import ConfigError
@@ -35,7 +35,7 @@ class AuditSettings:
     """Target budgets, each trained and attacked on its own; none: the config's. inf shows the audit's power."""
     attacks: tuple[str, ...] = ATTACKS
     """Attacks on shadow federations; none leaves the shadow federations out."""
-    audiences: tuple[Audience, ...] = tuple(Audience)
+    audiences: tuple[Audience, ...] = (Audience.PUBLIC, Audience.PERSONAL)
     """Who attacks."""
     num_shadows: int = 64
     """Shadow federations of every budget."""
@@ -132,6 +132,12 @@ def audit(
     rows = budget_rows(config, settings.epsilons, client_sizes(partition))
     if not audiences(rows[0]):
         raise ConfigError("The method trains nothing on private data, so there is nothing to audit.")
+    context_method(rows[0].method)
+    if config.privacy.privacy_unit != "example":
+        raise ConfigError(
+            f'privacy.privacy_unit = "{config.privacy.privacy_unit}", but the audit asks whether one example was used. '
+            "Audit with --set privacy.privacy_unit=example."
+        )
     clients = partition.clients
     if not 0 <= settings.client_id < len(clients):
         raise ConfigError(f"--client must lie in 0 to {len(clients) - 1}, got {settings.client_id}.")
@@ -196,6 +202,7 @@ def power(budgets: Sequence[BudgetAudit]) -> dict[str, Any]:
                 "sees": best.sees,
                 "auc": best.auc,
                 "has_power": (best.auc.low or 0.0) > 0.5,
+                "lower_bound": one.lower_bound,
             }
     return found
 

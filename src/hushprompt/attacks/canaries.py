@@ -19,7 +19,7 @@ from hushprompt import checks
 from hushprompt.attacks.world import Candidates, Transcript, World, audiences, context_method
 from hushprompt.errors import ConfigError
 from hushprompt.federation.setup import Row
-from hushprompt.federation.simulate import State
+from hushprompt.federation.states import State
 from hushprompt.methods.base import Batch
 from hushprompt.methods.gradients import per_example_gradients
 from hushprompt.privacy.auditing import AuditResult, best_guesses
@@ -28,11 +28,11 @@ from hushprompt.privacy.plan import Audience
 from hushprompt.seeding import stream
 
 SEEN = {
-    Audience.PUBLIC: {"public": "last global prompt", "transcript": "global releases of all rounds"},
+    Audience.PUBLIC: {"public": "global prompt", "transcript": "all releases"},
     Audience.PERSONAL: {
-        "personal": "published personal prompt",
-        "public": "last global prompt",
-        "transcript": "global releases of all rounds",
+        "personal": "personal prompt",
+        "public": "global prompt",
+        "transcript": "all releases",
     },
 }
 """What each audience scores canaries by: name of the scores, and what is looked at."""

@@ -24,7 +24,6 @@ from jaxtyping import Bool
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-import hushprompt
 from hushprompt import files, seeding
 from hushprompt.attacks.canaries import train_canaries
 from hushprompt.attacks.world import World, audiences, candidates_of
@@ -77,13 +76,14 @@ def train_shadow(world: World, row: Row, index: int) -> dict[str, Tensor]:
         kept[f"{audience}.population"] = world.log_probs(row, state, audience, world.population[0])
     if transcript.releases:
         kept[TRANSCRIPT] = torch.from_numpy(world.projections(row, transcript))
-        shared = row.method.shared_context(state.shared)
-        assert shared is not None, "releases were noted beside a context"
-        kept["context.public"] = shared
-    if Audience.PERSONAL in audiences(row):
-        context = row.method.context(state.shared, state.personal[world.candidates.client_id])
-        assert context is not None, "a method with a local channel has a context for each client"
-        kept["context.personal"] = context
+    model, method = world.federation.model, row.method
+    files_by_name = {
+        "public": method.public_file(model, state.shared),
+        "personal": method.personal_file(model, state.shared, state.personal[world.candidates.client_id]),
+    }
+    for name, published in files_by_name.items():
+        if published is not None:
+            kept |= {f"prompt.{name}.{key}": tensor for key, tensor in published.tensors.items()}
     return kept
 
 
@@ -174,7 +174,6 @@ def _start(config: RunConfig, rows: Sequence[Row], client_id: int, num_canaries:
     """Make a process ready; an interrupt ends it at once, and its unfinished federation is trained again."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     torch.set_num_threads(1)
-    hushprompt.load_registries()
     _worker.append(Worker(config, rows, client_id, num_canaries))
 
 

@@ -24,8 +24,8 @@ Attack = Literal["lira", "rmia", "loss", "shadow_mlp", "gradient_cosine"]
 ATTACKS: tuple[Attack, ...] = ("lira", "rmia", "loss", "shadow_mlp", "gradient_cosine")
 MIN_SHADOWS = 4
 """One federation is attacked with three others, the fewest that give means and spreads."""
-PROMPT = {Audience.PUBLIC: "last global prompt", Audience.PERSONAL: "published personal prompt"}
-RELEASES = "global releases of all rounds"
+PROMPT = {Audience.PUBLIC: "global prompt", Audience.PERSONAL: "personal prompt"}
+RELEASES = "all releases"
 Score = Callable[[Float[np.ndarray, " m"], Float[np.ndarray, "s m"], Bool[np.ndarray, "s m"]], Float[np.ndarray, " m"]]
 
 
@@ -96,10 +96,10 @@ def _scores(
     if attack == "rmia":
         return {"RMIA offline": rmia_scores(log_probs, labels, population, population_labels, is_in)}
     if attack == "loss":
-        return {"loss threshold": scores.true_log_probs(log_probs, labels)}
+        return {"loss": scores.true_log_probs(log_probs, labels)}
     if attack == "shadow_mlp":
         rng = stream(seed, "shadow mlp", audience)
-        return {"shadow-model MLP": shadow_mlp(log_probs, labels, is_in, rng)}
+        return {"shadow MLP": shadow_mlp(log_probs, labels, is_in, rng)}
     return {}
 
 

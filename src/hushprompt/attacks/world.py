@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,17 +20,21 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hushprompt import seeding
+from hushprompt.backbones.base import FeatureKind
 from hushprompt.config import RunConfig
 from hushprompt.errors import ConfigError
+from hushprompt.federation.aggregate import Travels
+from hushprompt.federation.rounds import RoundRunner
 from hushprompt.federation.setup import Federation, Row
-from hushprompt.federation.simulate import State, Trainer
+from hushprompt.federation.states import State
 from hushprompt.methods.base import Batch, Method, Personal, Shared, StepInfo, Upload
 from hushprompt.methods.context import ContextConfig
 from hushprompt.privacy.plan import Audience, Channel, Mechanism
-from hushprompt.records import RoundRecord
 
 ABSENT = -1
 """Label of an example that is left out."""
+KIND: FeatureKind = "pooled"
+"""Image features that the attacks read."""
 STEP = 0.01
 """Length of the finite difference along a release, in lengths of the context."""
 
@@ -68,13 +71,14 @@ class World:
     @property
     def features(self) -> Float[Tensor, "m d"]:
         """Image features of the candidates, first view."""
-        return self.federation.train_features.rows(self.candidates.indices, np.zeros_like(self.candidates.indices))
+        stored = self.federation.train_features[KIND]
+        return stored.rows(self.candidates.indices, np.zeros_like(self.candidates.indices))
 
     @property
     def population(self) -> tuple[Float[Tensor, "p d"], Int[np.ndarray, " p"]]:
         """Features and labels of the client's evaluation images, which nobody trains on."""
         chosen = self.federation.splits[self.candidates.client_id].local
-        return self.federation.eval_features[chosen], self.federation.eval_labels[chosen].numpy()
+        return self.federation.eval_features[KIND][chosen], self.federation.eval_labels[chosen].numpy()
 
     def train(self, row: Row, is_in: Bool[np.ndarray, " m"], seed: int) -> tuple[State, Transcript]:
         """Train a row from its start without the candidates that are out.
@@ -89,14 +93,21 @@ class World:
         labels[self.candidates.indices[~is_in]] = ABSENT
         federation = dataclasses.replace(self.federation, train_labels=labels)
         transcript = Transcript([], [])
-        row = dataclasses.replace(row, method=watched(row.method, transcript))
         config = dataclasses.replace(self.config, seed=seed)
         with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            trainer = Trainer(config, federation, Path(), pool, Nobody())
+            runner = RoundRunner(config, federation, pool)
+            # Clients that step copies of their own call server_step too, and nobody else sees that.
+            is_seen = runner.travels is not Travels.COPIES
+            row = dataclasses.replace(row, method=watched(row.method, transcript if is_seen else None))
             shared, personal = row.method.init(federation.model, seeding.stream(self.config.seed, "init"))
             state = State(shared, (personal,) * len(federation.partition.clients))
             for round_index in range(row.num_rounds):
-                state, _ = trainer.round(row, state, round_index)
+                before = _shared_context(row.method, state.shared)
+                state, _ = runner.round(row, state, round_index)
+                after = _shared_context(row.method, state.shared)
+                if not is_seen and before is not None and after is not None:
+                    transcript.contexts.append(before)
+                    transcript.releases.append(before - after)  # what the round moved, against the gradients
         return state, transcript
 
     def log_probs(
@@ -108,7 +119,7 @@ class World:
             if audience is Audience.PERSONAL:
                 personal = state.personal[self.candidates.client_id]
                 return method.logits(model, state.shared, personal, features).log_softmax(dim=1)
-            context = method.shared_context(state.shared)
+            context = _shared_context(method, state.shared)
             assert context is not None, "the public is attacked only where it sees a prompt"
             text_features = context_method(method).text_features(model, context)
             return model.logits(features, text_features).log_softmax(dim=1)
@@ -140,21 +151,13 @@ class World:
         return torch.stack(slopes).mean(dim=0).numpy() if slopes else np.zeros(len(labels))
 
 
-class Nobody:
-    """An observer that looks away."""
+def watched(method: Method, transcript: Transcript | None) -> Method:
+    """Give the same method, which leaves absent examples out of its batches and notes what the server releases.
 
-    def on_setup(self, what: str, done: int, total: int) -> None:
-        """Look away."""
-
-    def on_row(self, row: Row, index: int, num_rows: int, num_rounds_done: int) -> None:
-        """Look away."""
-
-    def on_round(self, record: RoundRecord) -> None:
-        """Look away."""
-
-
-def watched(method: Method, transcript: Transcript) -> Method:
-    """Give the same method, which leaves absent examples out of its batches and notes what the server releases."""
+    Args:
+        method: what is trained.
+        transcript: takes the releases; None: nothing is noted.
+    """
     base: Any = type(method)
 
     class Watched(base):  # type: ignore[misc]
@@ -173,8 +176,8 @@ def watched(method: Method, transcript: Transcript) -> Method:
 
         def server_step(self, shared: Shared, released: Tensor) -> Shared:
             """Note the release, and step."""
-            context = base.shared_context(self, shared)
-            if context is not None:
+            context = _shared_context(self, shared)
+            if transcript is not None and context is not None:
                 transcript.contexts.append(context)
                 transcript.releases.append(released)
             return base.server_step(self, shared, released)
@@ -189,11 +192,20 @@ def context_method(method: Method) -> ContextConfig:
     """Give the method as one with a context.
 
     Raises:
-        ConfigError: what it publishes is not a context.
+        ConfigError: what it publishes is not a context, or it reads other features than one vector an image.
     """
-    if not isinstance(method, ContextConfig):
-        raise ConfigError(f"The audit reads prompts, and {type(method).__name__} publishes none. Use another method.")
+    if not isinstance(method, ContextConfig) or method.feature_kind != KIND:
+        raise ConfigError(
+            f"The audit attacks contexts that are scored against {KIND} features, and {type(method).__name__} has "
+            "none. Use another method."
+        )
     return method
+
+
+def _shared_context(method: Any, shared: Shared) -> Tensor | None:
+    """Give the global context; None where nothing, or something else, is shared."""
+    context: Tensor | None = method.shared_context(shared) if hasattr(method, "shared_context") else None
+    return context
 
 
 def audiences(row: Row) -> list[Audience]:

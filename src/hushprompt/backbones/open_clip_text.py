@@ -105,10 +105,14 @@ class OwnTower:
             dtype: of the tower.
         """
         text = self._text
+        *blocks, last = text.transformer.resblocks
+        assert text.transformer.batch_first
 
         def run(tokens: Float[Tensor, "l e"], packing: Packing) -> Float[Tensor, "m e"]:
-            x = (tokens.to(dtype) + text.positional_embedding[packing.positions])[None]
-            return text.transformer(x, attn_mask=packing.mask.to(dtype))[0, packing.ends]
+            x, mask = (tokens.to(dtype) + text.positional_embedding[packing.positions])[None], packing.mask.to(dtype)
+            for block in blocks:
+                x = block(x, attn_mask=mask)
+            return _run_at(last, x, mask, packing.ends)[0]
 
         return self._projected(text.ln_final(encode_packed(run, prefix, suffixes)))
 
@@ -165,6 +169,16 @@ class HubTower:
     def unfuse(self) -> None:
         """Compute attention by plain matrix products."""
         self._text.transformer.set_attn_implementation("eager")
+
+
+def _run_at(
+    block: Any, x: Float[Tensor, "1 l e"], mask: Float[Tensor, "l l"], rows: Int[Tensor, " m"]
+) -> Float[Tensor, "1 m e"]:
+    """Run a block for some tokens; the others are looked at and need no more than keys and values."""
+    normed = block.ln_1(x)
+    x = x[:, rows] + block.ls_1(block.attention(normed[:, rows], normed, normed, attn_mask=mask[rows]))
+    output: Tensor = x + block.ls_2(block.mlp(block.ln_2(x)))
+    return output
 
 
 def text_tower(model: Any, pad_id: int) -> OwnTower | HubTower:

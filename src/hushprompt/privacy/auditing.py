@@ -85,10 +85,10 @@ def audit_audience(
     (each canary has a coordinate of its own) hold too, and come near the proven epsilon.
 
     Returns:
-        One result a bound; empty where the audience sees nothing.
+        One result a bound; empty where the audience sees nothing, and where batches are clipped, not examples.
     """
     seen = plan.channels if audience is Audience.PERSONAL else plan.channels - {Channel.LOCAL}
-    if not seen or plan.num_rounds == 0:
+    if not seen or plan.num_rounds == 0 or plan.batch_clipping is not None:
         return []
     scores, is_in = canary_scores(plan, seen, num_canaries=num_canaries, norm=norm, rng=rng)
     delta = plan.config.delta

@@ -354,7 +354,7 @@ class PrivacyPlan:
         """
         if allowed in self.clipped_as_one:
             expected_count = float(num_clients)
-        norms = self.clip_norms if clip_norms is None else {c: clip_norms[c] for c in self.channels}
+        norms = {} if clip_norms is None else {c: clip_norms[c] for c in self.channels}
         return Mechanism(plan=self, allowed=allowed, expected_count=expected_count, rng=rng, clip_norms=norms)
 
     @property
@@ -390,10 +390,15 @@ class Mechanism:
     divisor, whoever showed up."""
     rng: np.random.Generator
     """The noise stream of this step and party."""
-    clip_norms: dict[Channel, float]
-    """Clip norms of this step."""
+    clip_norms: dict[Channel, float] = field(default_factory=dict)
+    """Clip norms of this step; left out: the plan's, which are those of the first."""
     next_norms: dict[Channel, float] = field(default_factory=dict)
     """Filled by `release` where clip norms are adaptive: the norm of the next step, a function of what was released."""
+
+    def __post_init__(self) -> None:
+        """Take the plan's clip norms where none are given."""
+        if not self.clip_norms:
+            self.clip_norms.update(self.plan.clip_norms)
 
     def clip(self, channel: Channel, grads: Float[Tensor, "b *p"]) -> ClippedSum:
         """Clip per-example gradients [b, *p] to the channel's norm and add them up.

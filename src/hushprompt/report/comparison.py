@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from hushprompt.errors import ConfigError
-from hushprompt.report import significance
+from hushprompt.report import significance, tables
 from hushprompt.report.grouping import EPSILON, METHOD, SCORES, Group, check_comparable, find_key, same_clients, shown
 from hushprompt.report.significance import Difference, Test
 
@@ -110,8 +110,10 @@ def _condition(groups: Sequence[Group], part: str) -> Callable[[Group], bool]:
 
 
 def _agree(one: Group, other: Group, columns: Sequence[str]) -> bool:
-    """Tell whether two groups have the same budget, and the same of what is shown where both have it."""
-    return all("-" in (pair := {one.label(key), other.label(key)}) or len(pair) == 1 for key in (EPSILON, *columns))
+    """Tell whether two groups have the same proven epsilon, and the same of what is shown, where both have it."""
+    pairs = [{tables.epsilon_text(one.epsilon), tables.epsilon_text(other.epsilon)}]
+    pairs += [{one.label(key), other.label(key)} for key in columns]
+    return all("-" in pair or len(pair) == 1 for pair in pairs)
 
 
 def _differences(

@@ -58,7 +58,7 @@ def pivot(comparison: Comparison, key: str, score: str) -> Grid:
     lines: dict[tuple[str, ...], dict[str, str]] = {}
     for at, group in enumerate(comparison.groups):
         line = lines.setdefault((group.title, *(group.label(other) for other in others)), {})
-        line[group.label(key)] = _cell(comparison, at, score)
+        line[group.label(key)] = _cell(comparison, at, score) + _proven(group)
     name = _names([key])[0]
     return Grid(
         title=f"{WORDS[score]} accuracy by {name}" + (f", {comparison.title}" if comparison.title else ""),
@@ -173,11 +173,19 @@ def _cell(comparison: Comparison, at: int, score: str) -> str:
     return f"{text}*" if p is not None and p < LEVEL else text
 
 
+def _proven(group: Group) -> str:
+    """Say which epsilon is proven where a method's setting of that name does not hold; empty where it does."""
+    asked = group.settings.get(EPSILON, "none")
+    if group.epsilon is None or asked == "none" or tables.epsilon_text(group.epsilon) == tables.epsilon_text(asked):
+        return ""
+    return f" (proven: {tables.epsilon_text(group.epsilon)})"
+
+
 def _row_name(comparison: Comparison, group: Group) -> str:
     """Name a group in a sentence."""
     keys = (EPSILON, *comparison.columns)
     parts = [
-        f"{name} {group.label(key)}"
+        f"{name} {tables.epsilon_text(group.epsilon) if key == EPSILON else group.label(key)}"
         for key, name in zip(keys, _names(keys), strict=True)
         if group.label(key) != "-" and len({other.label(key) for other in comparison.groups}) > 1
     ]

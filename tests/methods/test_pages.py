@@ -1,0 +1,33 @@
+"""The sections that methods' pages tell readers to write."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from hushprompt import config as configs
+from hushprompt.federation.setup import plan_rows
+
+DOCS = Path(__file__).parent.parent.parent / "docs"
+BLOCKS = [
+    (path.stem, block)
+    for path in sorted([*DOCS.glob("methods/*.md"), DOCS / "optimizers.md"])
+    for block in re.findall(r"```toml\n(.*?)```", path.read_text(), re.DOTALL)
+]
+
+
+@pytest.mark.parametrize(("page", "block"), BLOCKS, ids=[page for page, _ in BLOCKS])
+def test_a_section_of_a_page_fits_the_embedded_preset(page, block):
+    values = tomllib.loads(configs.locate(None).read_text())
+    resolved = configs.parse({**values, "references": [], **tomllib.loads(block)})
+    assert plan_rows(resolved, [400] * 10)[-1].plan.channels
+
+
+def test_the_fedprox_of_the_page_can_be_run():
+    settings = re.findall(r"--set\s+([\w.]+=[\w.]+)", (DOCS / "methods" / "promptfl.md").read_text())
+    assert "training.local_steps=4" in settings
+    method = ['method={name="promptfl"}', "references=[]"]
+    resolved = configs.load(configs.locate(None), [*method, *settings])
+    assert resolved.method.proximal_weight == 0.1
+    assert plan_rows(resolved, [400] * 10)

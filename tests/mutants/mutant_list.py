@@ -1,0 +1,601 @@
+"""Privacy code broken on purpose, one fault at a time, and the check that must notice each.
+
+A mutant replaces a piece of the real code by what a plausible mistake would make of it. Its check is a test of this
+repository, run once on the healthy code, where it must pass, and once on the mutant, where it must fail. A check that
+passes on both would show that the tests do not test; `test_mutants.py` fails then. Run this file to get the table of
+docs/mutants.md.
+"""
+
+import dataclasses
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from hushprompt.federation import aggregate, rounds
+from hushprompt.methods.base import Batch
+from hushprompt.methods.dp_fpl import DPFPL
+from hushprompt.methods.gradients import per_example_gradients
+from hushprompt.methods.local_only import LocalOnly
+from hushprompt.methods.promptfl import PromptFL
+from hushprompt.privacy import accounting, clipping, noise
+from hushprompt.privacy import plan as plans
+from hushprompt.privacy.clipping import ClippedSum
+from hushprompt.privacy.plan import Audience, Channel, Mechanism, PrivacyPlan
+from hushprompt.privacy.sampling import DisjointSampler, PoissonSampler
+from hushprompt.seeding import stream
+
+TESTS = Path(__file__).parent.parent
+
+
+@dataclass(frozen=True)
+class Check:
+    """A test function of this repository, and the values of its parameters; the rest are fixtures."""
+
+    path: str
+    function: str
+    values: dict = field(default_factory=dict)
+
+    @property
+    def label(self):
+        return f"{self.path}::{self.function}"
+
+    def load(self):
+        """Import the file under a name of its own, once."""
+        name = "checked_" + self.path.removesuffix(".py").replace("/", "_")
+        if name not in sys.modules:
+            spec = importlib.util.spec_from_file_location(name, TESTS / self.path)
+            sys.modules[name] = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(sys.modules[name])
+        return getattr(sys.modules[name], self.function)
+
+    def run(self, request):
+        """Call it with its values and its fixtures."""
+        function = self.load()
+        names = inspect.signature(function).parameters
+        fixtures = {name: request.getfixturevalue(name) for name in names if name not in self.values}
+        function(**fixtures, **self.values)
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One fault."""
+
+    name: str
+    what: str
+    check: Check
+    apply: Callable
+
+
+MUTANTS: list[Mutant] = []
+
+
+def mutant(what, path, function, **values):
+    """Enroll a function that breaks the code through a monkeypatch."""
+
+    def enroll(apply):
+        MUTANTS.append(Mutant(apply.__name__, what, Check(path, function, values), apply))
+        return apply
+
+    return enroll
+
+
+def everywhere(patch, original, replacement):
+    """Replace a function wherever the package or a check has imported it."""
+    found = 0
+    for name, module in list(sys.modules.items()):
+        if name.startswith(("hushprompt", "checked_")):
+            for key, value in list(vars(module).items()):
+                if value is original:
+                    patch.setattr(module, key, replacement)
+                    found += 1
+    assert found, "the mutant changes nothing"
+
+
+def around(patch, owner, name, make):
+    """Replace a method by `make(the method)`."""
+    patch.setattr(owner, name, make(getattr(owner, name)))
+
+
+def like(mechanism, **methods):
+    """Give the same mechanism with some methods replaced; each takes (self, the true method, ...)."""
+    base = type(mechanism)
+
+    def bind(name, function):
+        return lambda self, *args: function(self, lambda *inner: getattr(base, name)(self, *inner), *args)
+
+    cls = type("Mutated", (base,), {name: bind(name, function) for name, function in methods.items()})
+    twin = object.__new__(cls)
+    twin.__dict__.update(vars(mechanism))
+    return twin
+
+
+CONTRACT = "methods/test_contract.py"
+LEAVES = "federation/test_what_leaves.py"
+ONE_MORE = "test_one_example_more_moves_upload_and_release_by_no_more_than_the_sensitivity"
+FRESH_NOISE = "test_every_release_of_a_run_carries_fresh_noise_of_the_planned_size"
+ONLY_RELEASED = "test_data_enters_the_personal_state_only_through_what_is_released"
+RELEASE = "test_a_release_is_the_sum_plus_planned_noise_over_the_public_count"
+
+# ---------------------------------------------------------------------------------------------------- clipping
+
+
+@mutant("the mean gradient is clipped, not each example's", CONTRACT, ONE_MORE, name="promptfl")
+def batch_clipping(patch):
+    def clipped(grads, clip_norm):
+        mean = grads.mean(dim=0) if len(grads) else grads.sum(dim=0)
+        return ClippedSum(mean * min(1.0, clip_norm / max(float(mean.norm()), 1e-12)) * len(grads), clip_norm)
+
+    everywhere(patch, clipping.clipped_sum, clipped)
+
+
+@mutant("what is uploaded is not clipped", CONTRACT, ONE_MORE, name="promptfl")
+def unclipped_upload(patch):
+    def make(true):
+        def clip(self, channel, grads):
+            return ClippedSum(grads.sum(dim=0), self.plan.clip_norms[channel])
+
+        return clip
+
+    around(patch, Mechanism, "clip", make)
+
+
+@mutant("the two factors are clipped one by one, so together they exceed the norm", CONTRACT, ONE_MORE, name="dp_fpl")
+def factors_clipped_apart(patch):
+    def make(true):
+        def clip(self, channel, grads):
+            if channel is not Channel.LOCAL:
+                return true(self, channel, grads)
+            halves = [true(self, channel, half) for half in grads.split([8, grads.shape[1] - 8], dim=1)]
+            return ClippedSum(torch.cat([half.value for half in halves]), halves[0].sensitivity)
+
+        return clip
+
+    around(patch, Mechanism, "clip", make)
+
+
+@mutant(
+    "noise is added to the raw sum, and the noisy sum is clipped",
+    "privacy/test_auditing.py",
+    "test_the_real_mechanism_never_shows_more_than_is_claimed",
+    epsilon=1.0,
+    norm=1000.0,
+)
+def clip_after_noise(patch):
+    def make_clip(true):
+        return lambda self, channel, grads: ClippedSum(grads.sum(dim=0), self.plan.clip_norms[channel])
+
+    def make_release(true):
+        def release(self, channel, summed):
+            noisy = true(self, channel, summed)
+            return noisy * min(1.0, summed.sensitivity * self.expected_count / float(noisy.norm()))
+
+        return release
+
+    around(patch, Mechanism, "clip", make_clip)
+    around(patch, Mechanism, "release", make_release)
+
+
+@mutant(
+    "the clip factor comes from the batch's median norm",
+    "privacy/test_clipping.py",
+    "test_removing_an_example_moves_the_sum_by_at_most_its_sensitivity",
+)
+def clip_norm_from_the_data(patch):
+    def clipped(grads, clip_norm):
+        if not len(grads):
+            return ClippedSum(grads.sum(dim=0), clip_norm)
+        median = grads.flatten(1).norm(dim=1).median().clamp(min=1e-12)
+        return ClippedSum(grads.sum(dim=0) * clip_norm / median, clip_norm)
+
+    everywhere(patch, clipping.clipped_sum, clipped)
+
+
+@mutant(
+    "a gradient that is not a number is passed on",
+    "privacy/test_clipping.py",
+    "test_a_gradient_that_is_not_finite_counts_as_zero",
+    bad=float("nan"),
+)
+def not_a_number(patch):
+    def clipped(grads, clip_norm):
+        norms = grads.flatten(1).norm(dim=1)
+        return ClippedSum(torch.einsum("b,b...->...", (clip_norm / norms).clamp(max=1.0), grads), clip_norm)
+
+    everywhere(patch, clipping.clipped_sum, clipped)
+
+
+@mutant("every view of an example is clipped and added on its own", CONTRACT, ONE_MORE, name="promptfl")
+def every_view_counts(patch):
+    def make(true):
+        def client_step(self, model, shared, personal, batch, mechanism, rng):
+            views = Batch(batch.image_features.repeat(2, 1), batch.labels.repeat(2))
+            return true(self, model, shared, personal, views, mechanism, rng)
+
+        return client_step
+
+    around(patch, PromptFL, "client_step", make)
+
+
+# ------------------------------------------------------------------------------------------------------- noise
+
+
+def without_noise_on(start, stop):
+    """Break DP-FPL: part of its factor gradients comes from the clipped sum itself."""
+
+    def release(self, true, channel, summed):
+        released = true(channel, summed).clone()
+        released[start:stop] = summed.value[start:stop] / self.expected_count
+        return released
+
+    def make(true):
+        def client_step(self, model, shared, personal, batch, mechanism, rng):
+            return true(self, model, shared, personal, batch, like(mechanism, release=release), rng)
+
+        return client_step
+
+    return make
+
+
+@mutant("noise is forgotten on the factor u", CONTRACT, ONLY_RELEASED, name="dp_fpl")
+def no_noise_on_u(patch):
+    around(patch, DPFPL, "client_step", without_noise_on(0, 8))
+
+
+@mutant("noise is forgotten on the factor v", CONTRACT, ONLY_RELEASED, name="dp_fpl")
+def no_noise_on_v(patch):
+    around(patch, DPFPL, "client_step", without_noise_on(8, 24))
+
+
+@mutant("noise is forgotten on the global prompt", LEAVES, FRESH_NOISE)
+def no_noise_on_g(patch):
+    def make(true):
+        def release(self, channel, summed):
+            if channel is Channel.GLOBAL:
+                return summed.value / self.expected_count
+            return true(self, channel, summed)
+
+        return release
+
+    around(patch, Mechanism, "release", make)
+
+
+def scaled_noise(factor):
+    """Break the release: the noise is multiplied by `factor(mechanism, channel)`."""
+
+    def make(true):
+        def release(self, channel, summed):
+            clean = summed.value / self.expected_count
+            return clean + (true(self, channel, summed) - clean) * factor(self, channel)
+
+        return release
+
+    return make
+
+
+@mutant("noise is scaled for the mean, and divided by the batch once more", "privacy/test_plan.py", RELEASE)
+def noise_of_the_mean(patch):
+    around(patch, Mechanism, "release", scaled_noise(lambda self, channel: 1 / self.expected_count))
+
+
+@mutant("the noise does not know the clip norm", "privacy/test_plan.py", RELEASE)
+def noise_without_clip_norm(patch):
+    around(patch, Mechanism, "release", scaled_noise(lambda self, channel: 1 / self.plan.clip_norms[channel]))
+
+
+@mutant("local noise takes the global multiplier", "privacy/test_plan.py", RELEASE)
+def noise_of_the_other_channel(patch):
+    def factor(self, channel):
+        z = self.plan.noise_multipliers
+        return z[Channel.GLOBAL] / z[channel]
+
+    around(patch, Mechanism, "release", scaled_noise(factor))
+
+
+@mutant("noise is drawn once and used again", LEAVES, FRESH_NOISE)
+def noise_drawn_once(patch):
+    drawn = {}
+
+    def add_gaussian(value, std, rng):
+        if value.shape not in drawn:
+            drawn[value.shape] = torch.from_numpy(rng.standard_normal(tuple(value.shape))).float()
+        return value + std * drawn[value.shape]
+
+    everywhere(patch, noise.add_gaussian, add_gaussian)
+
+
+def stream_without(position):
+    """Break the streams: local noise, or a batch, does not depend on one part of its place."""
+
+    def broken(purposes):
+        def ask(seed, purpose, *place):
+            if (purpose, *place)[: len(purposes)] == purposes:
+                place = tuple(part for index, part in enumerate(place) if index != position % len(place))
+            return stream(seed, purpose, *place)
+
+        return ask
+
+    return broken
+
+
+@mutant("all clients draw their noise from one stream", LEAVES, FRESH_NOISE)
+def one_stream_for_two_clients(patch):
+    patch.setattr(rounds, "stream", stream_without(-1)(("noise", "local")))
+
+
+@mutant("every round draws the same noise", LEAVES, FRESH_NOISE)
+def same_noise_every_round(patch):
+    patch.setattr(rounds, "stream", stream_without(2)(("noise", "local")))
+
+
+@mutant("noise is uniform, with the right deviation", "privacy/test_noise.py", "test_noise_is_gaussian_in_the_tails")
+def uniform_noise(patch):
+    def add_uniform(value, std, rng):
+        bound = std * 3**0.5
+        return value + torch.from_numpy(rng.uniform(-bound, bound, size=tuple(value.shape))).to(value)
+
+    everywhere(patch, noise.add_gaussian, add_uniform)
+
+
+@mutant("a variance is taken for a deviation", "privacy/test_noise.py", "test_noise_has_the_asked_mean_and_deviation")
+def variance_for_deviation(patch):
+    true = noise.add_gaussian
+    everywhere(patch, true, lambda value, std, rng: true(value, std**0.5, rng))
+
+
+# ---------------------------------------------------------------------------------------------------- sampling
+
+
+@mutant(
+    "batches have a fixed size, accounted as Poisson",
+    "privacy/test_sampling.py",
+    "test_poisson_batch_sizes_vary_as_a_binomial_does",
+)
+def fixed_size_batches(patch):
+    def batches(self, num_examples, rng):
+        size = round(self.sampling_prob * num_examples)
+        return [np.sort(rng.permutation(num_examples)[:size]) for _ in range(self.steps_per_round)]
+
+    patch.setattr(PoissonSampler, "batches", batches)
+
+
+@mutant(
+    "every round draws the same batches, and amplification is claimed",
+    LEAVES,
+    "test_every_round_and_client_draws_a_batch_of_its_own",
+)
+def same_batches_every_round(patch):
+    patch.setattr(rounds, "stream", stream_without(1)(("batch",)))
+
+
+@mutant(
+    "examples are drawn twice as often as accounted",
+    "privacy/test_sampling.py",
+    "test_poisson_includes_each_example_with_its_probability_independently",
+)
+def drawn_twice_as_often(patch):
+    def batches(self, num_examples, rng):
+        draws = rng.random((self.steps_per_round, num_examples)) < 2 * self.sampling_prob
+        return [np.flatnonzero(row) for row in draws]
+
+    patch.setattr(PoissonSampler, "batches", batches)
+
+
+@mutant(
+    "a shuffle is cut into equal pieces, so one example more moves all later ones",
+    "privacy/test_sampling.py",
+    "test_one_example_more_changes_one_disjoint_batch_and_leaves_the_others",
+)
+def shuffled_pieces(patch):
+    def batches(self, num_examples, rng):
+        return [np.sort(part) for part in np.array_split(rng.permutation(num_examples), self.steps_per_round)]
+
+    patch.setattr(DisjointSampler, "batches", batches)
+
+
+@mutant(
+    "amplification is claimed for disjoint batches",
+    "privacy/test_sampling.py",
+    "test_disjoint_batches_use_each_example_exactly_once_a_round",
+)
+def amplified_disjoint_batches(patch):
+    patch.setattr(DisjointSampler, "amplification_prob", property(lambda self: 1 / self.steps_per_round))
+
+
+# -------------------------------------------------------------------------------------------------- accounting
+
+
+@mutant(
+    "an exchanged example is accounted as one more or less",
+    "privacy/test_accounting.py",
+    "test_replace_one_doubles_the_sensitivity_without_sampling",
+)
+def replace_one_as_add_remove(patch):
+    true = accounting.epsilon
+    everywhere(patch, true, lambda *args, relation, **others: true(*args, relation="add_remove", **others))
+
+
+@mutant(
+    "rounds are counted where every step is a release",
+    "privacy/test_sampling.py",
+    "test_every_poisson_step_is_a_release",
+)
+def rounds_for_steps(patch):
+    patch.setattr(PoissonSampler, "num_releases", lambda self, num_rounds: num_rounds)
+
+
+@mutant("two releases of one batch are charged as one", "privacy/test_plan.py", "test_two_releases_cost_more_than_one")
+def two_releases_as_one(patch):
+    everywhere(patch, accounting.combine_noise_multipliers, lambda *values: max(values, default=float("inf")))
+
+
+@mutant(
+    "calibration rounds to less noise",
+    "privacy/test_accounting.py",
+    "test_calibration_meets_the_target_and_a_little_less_noise_does_not",
+    q=1.0,
+    tolerance=1e-5,
+    relation="add_remove",
+    target=3.0,
+)
+def calibrated_too_low(patch):
+    true = accounting.calibrate
+    everywhere(patch, true, lambda **settings: true(**settings) * (1 - 1e-4))
+
+
+@mutant(
+    "the public is charged for the global release alone, though local ones steer what it sees",
+    "privacy/test_plan.py",
+    "test_the_target_is_met_however_it_is_split_and_the_public_is_charged_for_both_releases",
+    share=0.5,
+    sampler=DisjointSampler(steps_per_round=5),
+    audience=Audience.PERSONAL,
+)
+def public_charged_for_half(patch):
+    def make(true):
+        def charged_channels(self, audience):
+            seen = true(self, audience)
+            return seen if audience is Audience.PERSONAL else seen - {Channel.LOCAL}
+
+        return charged_channels
+
+    around(patch, PrivacyPlan, "charged_channels", make)
+
+
+@mutant(
+    "delta is not checked against the number of examples",
+    "privacy/test_plan.py",
+    "test_a_setting_outside_the_theorem_is_refused",
+    privacy={"delta": 1 / 400},
+    message="largest client",
+)
+def delta_not_checked(patch):
+    true = plans.make_plan
+    everywhere(patch, true, lambda *args, client_sizes, **others: true(*args, client_sizes=[1], **others))
+
+
+# --------------------------------------------------------------------------------------------------- data flow
+
+
+@mutant(
+    "the residual of the personal prompt takes up raw gradients",
+    CONTRACT,
+    "test_data_enters_the_personal_state_and_the_upload_only_through_clipped_sums",
+    name="dp_fpl",
+)
+def residual_from_raw_gradients(patch):
+    def make(true):
+        def client_step(self, model, shared, personal, batch, mechanism, rng):
+            upload, stepped, info = true(self, model, shared, personal, batch, mechanism, rng)
+            grads, _ = per_example_gradients(model, self.context(shared, personal), batch)
+            raw = dataclasses.replace(stepped, context=stepped.context - 1e-3 * grads.sum(dim=0))
+            return upload, raw, info
+
+        return client_step
+
+    around(patch, DPFPL, "client_step", make)
+
+
+@mutant("momentum takes up the sum before noise", CONTRACT, ONLY_RELEASED, name="local_only")
+def momentum_before_noise(patch):
+    def make(true):
+        def client_step(self, model, shared, personal, batch, mechanism, rng):
+            upload, stepped, info = true(self, model, shared, personal, batch, mechanism, rng)
+            grads, _ = per_example_gradients(model, personal.context, batch)
+            clean = mechanism.clip(Channel.LOCAL, grads).value / mechanism.expected_count
+            optimizer = dataclasses.replace(stepped.optimizer, first=clean)
+            return upload, dataclasses.replace(stepped, optimizer=optimizer), info
+
+        return client_step
+
+    around(patch, LocalOnly, "client_step", make)
+
+
+@mutant("the sum is divided by the batch that showed up", LEAVES, FRESH_NOISE)
+def divided_by_the_actual_batch(patch):
+    def make(true):
+        def client_step(self, model, shared, personal, batch, mechanism, rng):
+            actual = dataclasses.replace(mechanism, expected_count=float(max(1, len(batch.labels))))
+            return true(self, model, shared, personal, batch, actual, rng)
+
+        return client_step
+
+    around(patch, DPFPL, "client_step", make)
+
+
+@mutant(
+    "a client with an empty batch sends nothing, so sizes tell who was drawn",
+    LEAVES,
+    "test_what_travels_has_one_size_whatever_the_batch",
+)
+def sizes_depend_on_data(patch):
+    true = aggregate.pack
+
+    def pack(upload):
+        return true(upload) if bool(upload.shared_grad.value.any()) else None
+
+    everywhere(patch, true, pack)
+
+
+@mutant(
+    "every client's prompt is stepped with the last client's release",
+    LEAVES,
+    "test_one_clients_data_do_not_reach_anothers_prompt",
+)
+def one_clients_gradient_for_all(patch):
+    last = []
+
+    def release(self, true, channel, summed):
+        last.append(true(channel, summed))
+        return last[-2] if len(last) > 1 else last[-1]
+
+    def make(true):
+        def client_step(self, model, shared, personal, batch, mechanism, rng):
+            return true(self, model, shared, personal, batch, like(mechanism, release=release), rng)
+
+        return client_step
+
+    around(patch, LocalOnly, "client_step", make)
+
+
+@mutant(
+    "a method may release on a channel that it did not declare",
+    "privacy/test_plan.py",
+    "test_a_channel_that_the_method_did_not_declare_is_refused",
+)
+def undeclared_channel(patch):
+    def make(true):
+        return lambda self, channel, grads: clipping.clipped_sum(grads, self.plan.clip_norms.get(channel, 1.0))
+
+    around(patch, Mechanism, "clip", make)
+
+
+@mutant(
+    "a sum clipped to another norm is released as if it fitted",
+    "privacy/test_plan.py",
+    "test_a_sum_clipped_to_another_norm_is_refused",
+)
+def sum_of_another_norm(patch):
+    def make(true):
+        return lambda self, channel, summed: true(
+            self, channel, ClippedSum(summed.value, self.plan.clip_norms[channel])
+        )
+
+    around(patch, Mechanism, "release", make)
+
+
+def table():
+    """Give the table of docs/mutants.md."""
+    lines = ["| mutant | what is broken | caught by |", "|---|---|---|"]
+    for one in MUTANTS:
+        lines.append(f"| `{one.name}` | {one.what} | `{one.check.label}` |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(table())

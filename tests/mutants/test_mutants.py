@@ -1,0 +1,31 @@
+"""Every mutant is caught, by a check that passes where nothing is broken."""
+
+import _pytest.outcomes
+import pytest
+from mutant_list import MUTANTS, TESTS, table
+
+CHECKS = list({(one.check.label, repr(one.check.values)): one.check for one in MUTANTS}.values())
+NOTICED = (AssertionError, _pytest.outcomes.Failed)
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.label.rpartition("::")[2])
+def test_the_check_passes_on_healthy_code(check, request):
+    check.run(request)
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_the_mutant_is_caught(mutant, request, monkeypatch):
+    mutant.check.load()  # before the code is broken, so that the names it imported are broken too
+    mutant.apply(monkeypatch)
+    try:
+        mutant.check.run(request)
+    except NOTICED:
+        return
+    pytest.fail(f"{mutant.name} survives: {mutant.check.label} passes although {mutant.what}.")
+
+
+def test_there_are_many_and_the_page_lists_them():
+    assert len(MUTANTS) >= 30
+    assert len({one.name for one in MUTANTS}) == len(MUTANTS)
+    page = (TESTS.parent / "docs" / "mutants.md").read_text()
+    assert table() in page, "run `python tests/mutants/mutant_list.py` and put its table into docs/mutants.md"
