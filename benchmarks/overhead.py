@@ -1,7 +1,7 @@
 """What the simulator costs beside the towers: `python benchmarks/overhead.py [--short] [--out FILE.json]`.
 
 A round of DP-FPL through the real loop: batches, features from the disk, clipping, factors, noise, aggregation, scores,
-accounting, records and checkpoint. Tower arithmetic is the CPU time inside `per_example_gradients` (one forward pass
+accounting, records and checkpoint. Tower arithmetic is the CPU time inside `DPFPL.gradients` (one forward pass
 and all backward passes) and inside the encoding of prompts for evaluation and their product with the image features;
 overhead is all other CPU time of the process. One worker, so that times add up; the first round warms up and is left
 out. The embedded preset is as shipped; CLIP ViT-B/16 has random weights, ten clients and Caltech101's shapes.
@@ -37,7 +37,7 @@ from hushprompt.config import RunConfig
 from hushprompt.federation.checkpoint import Checkpoints, Progress
 from hushprompt.federation.setup import Federation, assemble, client_sizes, cut, load_model, plan_rows
 from hushprompt.federation.simulate import Trainer
-from hushprompt.methods import dp_fpl
+from hushprompt.methods.dp_fpl import DPFPL
 from measure import machine
 
 
@@ -106,7 +106,7 @@ def measure(name: str, config: RunConfig, federation: Federation, num_rounds: in
     with (
         tempfile.TemporaryDirectory() as folder,
         ThreadPoolExecutor(1) as pool,
-        mock.patch.object(dp_fpl, "per_example_gradients", clock.timing(dp_fpl.per_example_gradients)),
+        mock.patch.object(DPFPL, "gradients", clock.timing(DPFPL.gradients)),
         mock.patch.object(PromptModel, "text_features", clock.timing(PromptModel.text_features)),
         mock.patch.object(PromptModel, "logits", clock.timing(PromptModel.logits)),
     ):

@@ -152,7 +152,7 @@ def train(case: Case, federation: Any, folder: Path, pool: ThreadPoolExecutor) -
         config_identity="", row_index=0, num_rounds_done=0, row_seconds=0.0, records_size=0, finished_rows=[]
     )
     trainer = Trainer(config, federation, folder, pool, Watch(), Checkpoints(folder, progress))
-    state, _ = trainer.train(row, progress)
+    state, *_ = trainer.train(row, progress)
     rounds = [(b[0] - a[0], b[1] - a[1]) for a, b in itertools.pairwise(ticks[:-1])]
     start = time.process_time()
     trainer.evaluate(row, state)
