@@ -23,7 +23,7 @@ from hushprompt.methods.dp_fpl import DPFPL
 from hushprompt.methods.gradients import per_example_gradients
 from hushprompt.methods.local_only import LocalOnly
 from hushprompt.methods.promptfl import PromptFL
-from hushprompt.privacy import accounting, clipping, noise
+from hushprompt.privacy import accounting, clipping, ledger, noise
 from hushprompt.privacy import plan as plans
 from hushprompt.privacy.clipping import ClippedSum
 from hushprompt.privacy.plan import Audience, Channel, Mechanism, PrivacyPlan
@@ -477,6 +477,35 @@ def public_charged_for_half(patch):
 def delta_not_checked(patch):
     true = plans.make_plan
     everywhere(patch, true, lambda *args, client_sizes, **others: true(*args, client_sizes=[1], **others))
+
+
+@mutant(
+    "a retry with fresh noise is not charged again",
+    "privacy/test_ledger.py",
+    "test_a_replay_bit_for_bit_is_charged_once_and_one_with_fresh_noise_again",
+)
+def retry_not_charged(patch):
+    def make(true):
+        return lambda self, round_index, clients, *, is_replay_exact: true(
+            self, round_index, clients, is_replay_exact=True
+        )
+
+    around(patch, ledger.Ledger, "due", make)
+
+
+@mutant(
+    "the budget stops training one round after it is overspent",
+    "privacy/test_ledger.py",
+    "test_training_ends_before_the_limit_is_passed_and_not_a_round_earlier",
+    audience=Audience.PERSONAL,
+    sampler=None,
+)
+def stopped_a_round_too_late(patch):
+    def late(plan, book, charge):
+        spent = plan.epsilon(plan.config.audience, book.most_rounds)
+        return f"epsilon {spent} is above {plan.limit}" if spent > plan.limit else None
+
+    everywhere(patch, ledger.why_not, late)
 
 
 # --------------------------------------------------------------------------------------------------- data flow

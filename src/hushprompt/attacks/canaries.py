@@ -74,7 +74,7 @@ def train_canaries(world: World, row: Row, num_canaries: int) -> dict[str, Tenso
     seed = int(stream(world.config.seed, "canary seed").integers(2**62))
     state, transcript = audited.train(row, is_in, seed)
     shared, personal = row.method.init(world.federation.model, stream(world.config.seed, "init"))
-    start = State(shared, (personal,) * len(world.federation.partition.clients))
+    start = State(shared, (personal,) * len(world.federation.partition.clients), None)
     kept = {"is_in": torch.from_numpy(is_in)}
     for audience in audiences(row):
         before, after = (audited.log_probs(row, which, audience, audited.features) for which in (start, state))

@@ -100,7 +100,8 @@ class World:
             is_seen = runner.travels is not Travels.COPIES
             row = dataclasses.replace(row, method=watched(row.method, transcript if is_seen else None))
             shared, personal = row.method.init(federation.model, seeding.stream(self.config.seed, "init"))
-            state = State(shared, (personal,) * len(federation.partition.clients))
+            num_clients = len(federation.partition.clients)
+            state = State(shared, (personal,) * num_clients, row.plan.first_norms(num_clients))
             for round_index in range(row.num_rounds):
                 before = _shared_context(row.method, state.shared)
                 state, _ = runner.round(row, state, round_index)

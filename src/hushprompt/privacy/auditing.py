@@ -85,10 +85,13 @@ def audit_audience(
     (each canary has a coordinate of its own) hold too, and come near the proven epsilon.
 
     Returns:
-        One result a bound; empty where the audience sees nothing, and where batches are clipped, not examples.
+        One result a bound; empty where the audience sees nothing, where batches are clipped, not examples, and where
+        the sampling probability depends on a client's size, which the canaries are not.
     """
     seen = plan.channels if audience is Audience.PERSONAL else plan.channels - {Channel.LOCAL}
     if not seen or plan.num_rounds == 0 or plan.batch_clipping is not None:
+        return []
+    if plan.sampler.amplification_for(BLOCK) != plan.sampler.amplification_for(2 * BLOCK):
         return []
     scores, is_in = canary_scores(plan, seen, num_canaries=num_canaries, norm=norm, rng=rng)
     delta = plan.config.delta
@@ -145,7 +148,7 @@ def _steps(
             ratio = np.zeros(len(is_in))
             for channel in sorted(channels):
                 released = _release(plan, channel, norm * canaries[batch[is_in[batch]]], count, rng)
-                ratio += _log_ratio(released, plan.noise_multipliers[channel], shift)
+                ratio += _log_ratio(released, plan.sum_multiplier(channel), shift)
             if sampling_prob < 1:
                 yield np.logaddexp(np.log1p(-sampling_prob), np.log(sampling_prob) + ratio)
             else:
