@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 from jaxtyping import install_import_hook
 
@@ -15,6 +16,8 @@ import torch  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
 import hushprompt  # noqa: E402
+from commands import Done  # noqa: E402
+from hushprompt import cli  # noqa: E402
 from hushprompt import config as configs  # noqa: E402
 from hushprompt.backbones.prompts import PromptModel  # noqa: E402
 from hushprompt.backbones.toy import Toy as ToyModel  # noqa: E402
@@ -89,3 +92,21 @@ def make_mechanism():
         return plan.mechanism(allowed=allowed, expected_count=count, rng=np.random.default_rng(seed))
 
     return make
+
+
+@pytest.fixture
+def hush(tmp_path, monkeypatch, capsys):
+    """Call the command in this process, in a folder and with a cache of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "100")
+
+    def call(*args, ok=True):
+        monkeypatch.setattr(sys, "argv", ["hushprompt", *map(str, args)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        done = Done(int(stop.value.code or 0), *capsys.readouterr())
+        assert (done.code == 0) == ok, done.out + done.err
+        return done
+
+    return call

@@ -8,6 +8,7 @@ from hushprompt import config as configs
 from hushprompt import files
 from hushprompt.federation import simulate
 from hushprompt.report.runs import Holdings, Result, Run
+from runs import Silent
 
 TRAINED = {"name": "dp_fpl", "rank": 8}
 
@@ -88,19 +89,6 @@ VALUES = {
         {"epsilon": float("inf")},
     ],
 }
-
-
-class Silent:
-    """An observer that looks away."""
-
-    def on_setup(self, what, done, total):
-        pass
-
-    def on_row(self, row, index, num_rows, num_rounds_done):
-        pass
-
-    def on_round(self, record):
-        pass
 
 
 def train(folder, cache, **changes):

@@ -7,13 +7,13 @@ from hushprompt.federation.simulate import run
 
 
 class Silent:
-    """An observer that looks away, or stops the run after some rounds."""
+    """An observer that keeps what it is told, and may stop the run after some rounds, as a kill would."""
 
     def __init__(self, stop_after=None):
-        self.rounds, self.stop_after = [], stop_after
+        self.rounds, self.encoded, self.stop_after = [], set(), stop_after
 
     def on_setup(self, what, done, total):
-        pass
+        self.encoded.add(what)
 
     def on_row(self, row, index, num_rows, num_rounds_done):
         pass

@@ -1,87 +1,31 @@
 """The command as a user meets it; where it is killed, in a process of its own and for real."""
 
 import dataclasses
-import json
 import math
 import os
 import signal
 import subprocess
-import sys
 import time
-from dataclasses import dataclass
 
 import pytest
 
+import commands
+from commands import command
 from hushprompt import cli, records
+from runs import files
 
-SETTINGS = [
-    f"--set={setting}"
-    for setting in (
-        "backbone.name=toy",
-        "data.name=toy",
-        "partition.num_clients=3",
-        "privacy.delta=1e-3",
-        "method={name='dp_fpl', num_ctx=4, rank=2}",
-        "sampling.sampling_prob=0.5",
-        "references=[{method={name='zero_shot'}}, {method={name='promptfl', num_ctx=4}}, {epsilon=inf}]",
-    )
-]
-
-
-def command(*args):
-    return [sys.executable, "-m", "hushprompt.cli", *map(str, args)]
+REFERENCES = "references=[{method={name='zero_shot'}}, {method={name='promptfl', num_ctx=4}}, {epsilon=inf}]"
+SETTINGS = [*commands.SETTINGS, f"--set={REFERENCES}"]
 
 
 @pytest.fixture
 def env(tmp_path):
+    """What a process of its own sees, as `hush` does."""
     return {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "COLUMNS": "100"}
 
 
-@dataclass
-class Done:
-    """What a command left."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-@pytest.fixture
-def hush(tmp_path, env, monkeypatch, capsys):
-    """Call the command in this process."""
-    monkeypatch.chdir(tmp_path)
-    for name in ("XDG_CACHE_HOME", "COLUMNS"):
-        monkeypatch.setenv(name, env[name])
-
-    def call(*args, ok=True):
-        monkeypatch.setattr(sys, "argv", ["hushprompt", *map(str, args)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        done = Done(int(stop.value.code or 0), *capsys.readouterr())
-        assert (done.returncode == 0) == ok, done.stdout + done.stderr
-        return done
-
-    return call
-
-
-def results(folder):
-    """Everything a run leaves, without the clock and the checkpoint."""
-
-    def without_clock(values):
-        return {key: value for key, value in values.items() if key != "seconds"}
-
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        if path.suffix in (".json", ".jsonl"):
-            lines = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
-            found[path.name] = [json.loads(line, object_hook=without_clock) for line in lines]
-        elif path.is_file() and path.parent.name != "checkpoint":
-            found[path.name] = path.read_bytes()
-    return found
-
-
 def test_a_run_prints_the_table_and_writes_the_folder(hush, tmp_path):
-    out = hush("run", *SETTINGS, "--set", "training.num_rounds=2", "--out", "r").stdout
+    out = hush("run", *SETTINGS, "--set", "training.num_rounds=2", "--out", "r").out
     for part in (
         "zero-shot template",
         "PromptFL",
@@ -96,9 +40,9 @@ def test_a_run_prints_the_table_and_writes_the_folder(hush, tmp_path):
         "config.toml", "records.jsonl", "summary.json", "privacy.json", "partition.json", "confusion", "checkpoint",
         "ledger.jsonl", "prompts",
     }  # fmt: skip
-    again = hush("show", "r").stdout
+    again = hush("show", "r").out
     assert "DP-FPL" in again
-    statement = hush("privacy", "r").stdout
+    statement = hush("privacy", "r").out
     for part in ("epsilon = ", "The server is trusted", "Not private, simulation only", "repeatable simulation"):
         assert part in statement
     assert "personal: epsilon by accountant: pld " in statement
@@ -131,7 +75,7 @@ def test_killed_at_random_moments_and_resumed_a_run_leaves_the_same_files(hush, 
             assert time.monotonic() - start < 200
     assert process.returncode == 0
     assert kills > 0
-    assert results(tmp_path / "killed") == results(tmp_path / "whole")
+    assert files(tmp_path / "killed") == files(tmp_path / "whole")
 
 
 def test_ctrl_c_keeps_the_rounds_and_says_how_to_go_on(hush, tmp_path, env):
@@ -151,7 +95,7 @@ def test_ctrl_c_keeps_the_rounds_and_says_how_to_go_on(hush, tmp_path, env):
 
 
 def test_a_dry_run_prints_config_and_statement_and_writes_nothing(hush, tmp_path):
-    out = hush("run", *SETTINGS, "--dry-run").stdout
+    out = hush("run", *SETTINGS, "--dry-run").out
     assert 'name = "dp_fpl"' in out
     assert "epsilon = " in out
     assert "accountant" in out
@@ -181,21 +125,21 @@ def test_a_mistake_gets_one_sentence_and_status_2(hush, args, message):
         if args[0] == "run" and "--resume" not in args
         else hush(*args, ok=False)
     )
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.code == 2
+    assert message in done.err
+    assert "Traceback" not in done.err
 
 
 def test_a_folder_with_something_in_it_is_not_overwritten(hush, tmp_path):
     (tmp_path / "r").mkdir()
     (tmp_path / "r" / "thesis.txt").write_text("mine")
     done = hush("run", *SETTINGS, "--out", "r", ok=False)
-    assert "is not empty" in done.stderr
+    assert "is not empty" in done.err
     assert [p.name for p in (tmp_path / "r").iterdir()] == ["thesis.txt"]
 
 
 def test_calibrate_prints_noise_and_who_has_which_epsilon(hush):
-    out = hush("calibrate", "--epsilon", 0.4, "--rounds", 100, "--method", "promptfl").stdout
+    out = hush("calibrate", "--epsilon", 0.4, "--rounds", 100, "--method", "promptfl").out
     assert "noise_multiplier_global = 86.29" in out
     assert "epsilon = 0.4 at delta = 1e-05" in out
     assert "exact Gaussian (GDP)" in out
@@ -212,7 +156,7 @@ def test_calibrate_prints_noise_and_who_has_which_epsilon(hush):
     ],
 )
 def test_lists_name_what_can_be_used(hush, what, name):
-    assert name in hush("list", what).stdout
+    assert name in hush("list", what).out
 
 
 def test_the_bar_of_encoding_counts_only_what_this_process_did(monkeypatch):
@@ -242,11 +186,11 @@ def test_with_rare_evaluation_the_bar_keeps_the_last_scores_and_the_run_shows_wh
         "evaluation={every=4, base_classes=0.5}",
     ]
     done = hush("run", *SETTINGS, *(f"--set={setting}" for setting in extra), f"--out={tmp_path / 'r'}")
-    assert done.returncode == 0, done.stderr
-    assert "nan" not in done.stdout
-    assert "base" in done.stdout
-    assert "2 of 3 clients take part in a round" in done.stdout
-    assert "for the server (receives every client's upload" in done.stdout
+    assert done.code == 0, done.err
+    assert "nan" not in done.out
+    assert "base" in done.out
+    assert "2 of 3 clients take part in a round" in done.out
+    assert "for the server (receives every client's upload" in done.out
     bars = cli.Bars()
     record = records.RoundRecord(
         row="x", round_index=3, seconds=0.0, loss=1.0, local=0.5, neighbor=0.25, harmonic_mean=0.33, worst_client=0.1,

@@ -1,34 +1,6 @@
-import sys
-from dataclasses import dataclass
-
 import pytest
 
-from hushprompt import cli
 from layouts import images
-
-
-@dataclass
-class Done:
-    returncode: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def hush(tmp_path, monkeypatch, capsys):
-    """Call the command in this process."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "100")
-
-    def call(*args, ok=True):
-        monkeypatch.setattr(sys, "argv", ["hushprompt", *map(str, args)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        done = Done(int(stop.value.code or 0), *capsys.readouterr())
-        assert (done.returncode == 0) == ok, done.out + done.err
-        return done
-
-    return call
 
 
 def test_info_of_a_config_shows_splits_and_checksums(hush, tmp_path):

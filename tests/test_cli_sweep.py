@@ -4,15 +4,15 @@ import json
 import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import tomli_w
 
-from hushprompt import cli, files, records
+from commands import command
 from hushprompt import config as configs
+from hushprompt import files, records
 from hushprompt.federation import simulate
 from hushprompt.sweeps import plan
 from hushprompt.sweeps.worker import Watcher
@@ -21,11 +21,8 @@ CHILDREN = Path("/proc/self/task").exists()
 
 
 @pytest.fixture
-def toy_sweep(tmp_path, toy_values, monkeypatch):
+def toy_sweep(tmp_path, toy_values, hush):
     """A sweep of two methods and two seeds."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("COLUMNS", "100")
-    monkeypatch.chdir(tmp_path)
     (tmp_path / "base.toml").write_text(tomli_w.dumps({**toy_values, "training": {"num_rounds": 40}}))
     path = tmp_path / "toy.toml"
     path.write_text("""
@@ -39,13 +36,6 @@ def toy_sweep(tmp_path, toy_values, monkeypatch):
     return path
 
 
-def hush(monkeypatch, capsys, *args):
-    monkeypatch.setattr(sys, "argv", ["hushprompt", *map(str, args)])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    return int(stop.value.code or 0), *capsys.readouterr()
-
-
 def results(folder):
     """What a run says, without the clock and the number of threads."""
     lines = [*(folder / "records.jsonl").read_text().splitlines(), (folder / "summary.json").read_text()]
@@ -55,9 +45,9 @@ def results(folder):
 
 
 @pytest.mark.skipif(not CHILDREN, reason="reads the children of a process from /proc")
-def test_killed_and_made_by_one_or_two_processes_runs_are_as_if_made_alone(toy_sweep, tmp_path, monkeypatch, capsys):
+def test_killed_and_made_by_one_or_two_processes_runs_are_as_if_made_alone(hush, toy_sweep, tmp_path):
     process = subprocess.Popen(
-        [sys.executable, "-m", "hushprompt.cli", "sweep", str(toy_sweep), "-o", "killed", "--jobs", "2"],
+        command("sweep", toy_sweep, "-o", "killed", "--jobs", "2"),
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     deadline = time.monotonic() + 200
@@ -71,39 +61,38 @@ def test_killed_and_made_by_one_or_two_processes_runs_are_as_if_made_alone(toy_s
         assert time.monotonic() < deadline
         time.sleep(0.01)
     assert len(list(Path("killed").glob("*/summary.json"))) < 4
-    status, out, err = hush(monkeypatch, capsys, "sweep", toy_sweep, "-o", "killed", "--jobs", "1")
-    assert status == 0, out + err
+    hush("sweep", toy_sweep, "-o", "killed", "--jobs", "1")
     for run in plan.expand(plan.load(toy_sweep)):
         files.write_text(tmp_path / "alone" / run.name / "config.toml", run.config.to_toml())
         simulate.run(run.config, tmp_path / "alone" / run.name, Watcher(lambda event: None))
         assert results(tmp_path / "killed" / run.name) == results(tmp_path / "alone" / run.name)
 
 
-def test_a_run_that_fails_is_reported_at_the_end_and_stops_no_other(toy_sweep, tmp_path, monkeypatch, capsys):
+def test_a_run_that_fails_is_reported_at_the_end_and_stops_no_other(hush, toy_sweep, tmp_path):
     text = toy_sweep.read_text()
     toy_sweep.write_text(text.replace("seed = [1, 2]", "seed = [1]").replace("dp_fpl = {}", "dp_fpl.method.rank = 9"))
-    status, out, _ = hush(monkeypatch, capsys, "sweep", toy_sweep, "--set", "training.num_rounds=2", "--jobs", "1")
+    status, out, _ = hush("sweep", toy_sweep, "--set", "training.num_rounds=2", "--jobs", "1", ok=False)
     assert status == 1
     assert "2 runs in runs/toy, 0 done before." in out
     assert re.search(r"1 failed: .*rank must be at most.*\n  dp_fpl-seed1\n", out), out
     states = {run["folder"]: run["state"] for run in json.loads(Path("runs/toy/sweep.json").read_text())["runs"]}
     assert states == {"dp_fpl-seed1": "failed", "promptfl-seed1": "done"}
-    status, out, _ = hush(monkeypatch, capsys, "sweep", toy_sweep, "--set", "training.num_rounds=2", "--dry-run")
-    assert (status, "2 runs in runs/toy: 1 waiting, 1 done." in out) == (0, True), out
+    out = hush("sweep", toy_sweep, "--set", "training.num_rounds=2", "--dry-run").out
+    assert "2 runs in runs/toy: 1 waiting, 1 done." in out
 
 
-def test_ctrl_c_says_how_to_go_on(toy_sweep, monkeypatch, capsys):
+def test_ctrl_c_says_how_to_go_on(hush, toy_sweep, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("hushprompt.cli_sweep.processes.make", interrupted)
-    status, out, _ = hush(monkeypatch, capsys, "sweep", toy_sweep)
+    status, out, _ = hush("sweep", toy_sweep, ok=False)
     assert (status, "the same command goes on" in out) == (130, True), out
     assert json.loads(Path("runs/toy/sweep.json").read_text())["runs"][0]["state"] == "waiting"
 
 
-def test_a_folder_in_use_is_refused(toy_sweep, tmp_path, monkeypatch, capsys):
+def test_a_folder_in_use_is_refused(hush, toy_sweep, tmp_path):
     (tmp_path / "runs" / "toy").mkdir(parents=True)
     with records.locked(tmp_path / "runs" / "toy"):
-        status, _, err = hush(monkeypatch, capsys, "sweep", toy_sweep)
+        status, _, err = hush("sweep", toy_sweep, ok=False)
     assert (status, "Another process is writing" in err) == (2, True), err

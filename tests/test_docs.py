@@ -16,22 +16,10 @@ from hushprompt import cli
 from hushprompt import config as configs
 from hushprompt.backbones.prompts import PromptModel
 from hushprompt.federation.simulate import run
+from runs import Silent
 
 PROMPTS = Path(__file__).parent.parent / "docs" / "prompt-files.md"
 PAGE = Path(__file__).parent.parent / "docs" / "bring-your-own-images.md"
-
-
-class Quiet:
-    """An observer that looks away."""
-
-    def on_setup(self, what, done, total):
-        pass
-
-    def on_row(self, row, index, num_rows, num_rounds_done):
-        pass
-
-    def on_round(self, record):
-        pass
 
 
 @pytest.mark.slow
@@ -79,7 +67,7 @@ def test_a_prompt_file_gives_the_same_classes_without_this_package(library, toy_
     values = {**toy_values, "backbone": backbone, "partition": {"name": "disjoint_classes", "num_clients": 6}}
     values = {**values, "references": [], "runtime": {"cache_dir": "cache"}, "training": {"num_rounds": 1}}
     config = configs.parse(values)
-    run(config, tmp_path, Quiet())
+    run(config, tmp_path, Silent())
     test = config.data.load().splits["test"]
     model = PromptModel(config.backbone.load(), config.data.load().class_names)
     context = load_file("prompts/client-003.safetensors")["context"]

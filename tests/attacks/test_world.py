@@ -16,6 +16,7 @@ from hushprompt.methods.base import Batch
 from hushprompt.methods.gradients import per_example_gradients
 from hushprompt.privacy.plan import Audience, Channel, Mechanism
 from hushprompt.registry import METHODS
+from runs import Silent
 
 
 def world_of(values, tmp_path, client_id=1):
@@ -34,17 +35,6 @@ def world(toy_values, tmp_path):
 
 def everyone(world):
     return np.ones(len(world.candidates.indices), dtype=bool)
-
-
-class Silent:
-    def on_setup(self, what, done, total):
-        pass
-
-    def on_row(self, row, index, num_rows, num_rounds_done):
-        pass
-
-    def on_round(self, record):
-        pass
 
 
 def test_with_everyone_in_it_is_the_run_itself(world, tmp_path):

@@ -13,24 +13,7 @@ from hushprompt.federation.rounds import RoundRunner
 from hushprompt.federation.setup import client_sizes, cut, plan_rows
 from hushprompt.federation.simulate import Trainer, run
 from hushprompt.privacy.plan import Audience, Mechanism
-
-
-class Silent:
-    """An observer that looks away, or stops the run after some rounds."""
-
-    def __init__(self, stop_after=None):
-        self.rounds, self.stop_after = [], stop_after
-
-    def on_setup(self, what, done, total):
-        pass
-
-    def on_row(self, row, index, num_rows, num_rounds_done):
-        pass
-
-    def on_round(self, record):
-        self.rounds.append(record)
-        if self.stop_after is not None and len(self.rounds) == self.stop_after:
-            raise KeyboardInterrupt
+from runs import Silent, fresh
 
 
 def config_of(toy_values, tmp_path, num_rounds=6, **privacy):
@@ -50,11 +33,6 @@ NOISE = {"epsilon": "none", "noise_multiplier_local": 2.0, "noise_multiplier_glo
 
 def plan_of(config):
     return plan_rows(config, client_sizes(cut(config, config.data.load())))[-1].plan
-
-
-def folder_of(tmp_path, name="run"):
-    (tmp_path / name).mkdir()
-    return tmp_path / name
 
 
 def charges(folder):
@@ -86,7 +64,7 @@ def run_through(config, folder):
 
 
 def test_every_round_is_charged_on_disk_before_it_releases_anything(toy_values, tmp_path, monkeypatch):
-    config, folder = config_of(toy_values, tmp_path, num_rounds=2, epsilon=8.0), folder_of(tmp_path)
+    config, folder = config_of(toy_values, tmp_path, num_rounds=2, epsilon=8.0), fresh(tmp_path)
     true_release, seen = Mechanism.release, []
 
     def spy(self, channel, summed):
@@ -101,7 +79,7 @@ def test_every_round_is_charged_on_disk_before_it_releases_anything(toy_values, 
 
 def test_training_ends_before_the_limit_and_the_record_says_why(toy_values, tmp_path):
     config = config_of(toy_values, tmp_path, num_rounds=30, max_epsilon=6.0, **NOISE)
-    folder = folder_of(tmp_path)
+    folder = fresh(tmp_path)
     (row,) = run(config, folder, Silent())
     plan = plan_of(config)
     assert 0 < row.num_rounds < 30
@@ -117,15 +95,15 @@ def test_training_ends_before_the_limit_and_the_record_says_why(toy_values, tmp_
 
 def test_a_seeded_round_that_crashed_is_replayed_for_its_first_charge(toy_values, tmp_path, monkeypatch):
     config = config_of(toy_values, tmp_path, epsilon=8.0)
-    run(config, folder_of(tmp_path, "whole"), Silent())
+    run(config, fresh(tmp_path, "whole"), Silent())
     crash_in_round(monkeypatch, 2, 2, 4)
-    run_through(config, folder_of(tmp_path, "crashed"))
+    run_through(config, fresh(tmp_path, "crashed"))
     for name in ("ledger.jsonl", "prompts/global.safetensors", "privacy.json"):
         assert (tmp_path / "crashed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 def test_secure_noise_charges_every_retry_and_ends_before_the_target_is_overspent(toy_values, tmp_path, monkeypatch):
-    config, folder = config_of(toy_values, tmp_path, epsilon=8.0, noise_source="secure"), folder_of(tmp_path)
+    config, folder = config_of(toy_values, tmp_path, epsilon=8.0, noise_source="secure"), fresh(tmp_path)
     crash_in_round(monkeypatch, 2, 2, 4)
     (row,), watcher = run_through(config, folder)
     assert [entry["round"] for entry in charges(folder)] == [1, 2, 3, 3, 3, 4]
@@ -137,7 +115,7 @@ def test_secure_noise_charges_every_retry_and_ends_before_the_target_is_overspen
 
 def test_a_stopped_run_stays_stopped_when_resumed(toy_values, tmp_path, monkeypatch):
     config = config_of(toy_values, tmp_path, num_rounds=30, max_epsilon=6.0, **NOISE)
-    folder = folder_of(tmp_path)
+    folder = fresh(tmp_path)
     true_close = Trainer.close_row
 
     def killed(self, *args):
@@ -153,7 +131,7 @@ def test_a_stopped_run_stays_stopped_when_resumed(toy_values, tmp_path, monkeypa
 
 def test_secure_runs_never_repeat_and_the_record_says_so(toy_values, tmp_path):
     config = config_of(toy_values, tmp_path, num_rounds=1, epsilon=8.0, noise_source="secure")
-    first, second = folder_of(tmp_path, "a"), folder_of(tmp_path, "b")
+    first, second = fresh(tmp_path, "a"), fresh(tmp_path, "b")
     for folder in (first, second):
         run(config, folder, Silent())
         assert "cannot be repeated" in records.read_json(folder / "privacy.json")["noise_source"]
@@ -170,7 +148,7 @@ def test_a_torn_line_is_a_charge_whose_round_did_not_start(tmp_path):
 
 
 def test_a_damaged_or_lost_ledger_is_no_free_budget(toy_values, tmp_path):
-    config, folder = config_of(toy_values, tmp_path, epsilon=8.0), folder_of(tmp_path)
+    config, folder = config_of(toy_values, tmp_path, epsilon=8.0), fresh(tmp_path)
     with pytest.raises(KeyboardInterrupt):
         run(config, folder, Silent(stop_after=3))
     path = folder / "ledger.jsonl"
@@ -191,9 +169,9 @@ def test_adaptive_norms_are_state_and_a_stopped_run_goes_on_to_the_same_bits(toy
     config = config_of(
         toy_values, tmp_path, epsilon=8.0, adaptive_quantile=0.3, privacy_unit=unit, audience="public"
     )  # fmt: skip
-    run(config, folder_of(tmp_path, "whole"), Silent())
+    run(config, fresh(tmp_path, "whole"), Silent())
     with pytest.raises(KeyboardInterrupt):
-        run(config, folder_of(tmp_path, "stopped"), Silent(stop_after=3))
+        run(config, fresh(tmp_path, "stopped"), Silent(stop_after=3))
     run(config, tmp_path / "stopped", Silent())
     states = [load_file(tmp_path / name / "checkpoint" / "state.safetensors") for name in ("whole", "stopped")]
     for name, tensor in states[0].items():

@@ -14,25 +14,7 @@ from hushprompt.errors import ConfigError
 from hushprompt.federation.setup import assemble, cut, load_model
 from hushprompt.federation.simulate import run
 from hushprompt.seeding import stream
-
-
-class Silent:
-    """An observer that notes what is encoded, and may stop a run after some rounds."""
-
-    def __init__(self, stop_after=0):
-        self.encoded, self.left = set(), stop_after
-
-    def on_setup(self, what, done, total):
-        self.encoded.add(what)
-
-    def on_row(self, row, index, num_rows, num_rounds_done):
-        pass
-
-    def on_round(self, record):
-        self.left -= 1
-        if self.left == 0:
-            raise KeyboardInterrupt
-
+from runs import Silent, fresh
 
 FEDOTP = {"name": "fedotp", "num_ctx": 4}
 
@@ -40,11 +22,6 @@ FEDOTP = {"name": "fedotp", "num_ctx": 4}
 def config_of(toy_values, tmp_path, method, references=(), **more):
     values = {**toy_values, "method": method, "references": list(references), **more}
     return configs.parse({**values, "runtime": {"cache_dir": str(tmp_path / "cache")}})
-
-
-def fresh(tmp_path, name="run"):
-    (tmp_path / name).mkdir()
-    return tmp_path / name
 
 
 def read(path):

@@ -6,19 +6,7 @@ import tiny_models
 from hushprompt import config as configs
 from hushprompt.backbones.cache import cached
 from hushprompt.federation.simulate import run
-
-
-class Silent:
-    """An observer that looks away."""
-
-    def on_setup(self, what, done, total):
-        pass
-
-    def on_row(self, row, index, num_rows, num_rounds_done):
-        pass
-
-    def on_round(self, record):
-        pass
+from runs import Silent
 
 
 @pytest.fixture(scope="module")

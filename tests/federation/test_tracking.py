@@ -9,19 +9,7 @@ import pytest
 from hushprompt.errors import ConfigError
 from hushprompt.federation.simulate import run
 from hushprompt.federation.tracking import recorded, scalars, tracking_uri
-from made_runs import Silent
-
-
-class StopAfter(Silent):
-    """An observer that stops a run."""
-
-    def __init__(self, rounds):
-        self.left = rounds
-
-    def on_round(self, record):
-        self.left -= 1
-        if self.left == 0:
-            raise KeyboardInterrupt
+from runs import Silent
 
 
 def with_runtime(config, **settings):
@@ -41,7 +29,7 @@ def run_in_pieces(config, folder, stops):
     """Run, stopped after some rounds as often as said, then to the end."""
     for stop in stops:
         with pytest.raises(KeyboardInterrupt):
-            run(config, folder, StopAfter(stop))
+            run(config, folder, Silent(stop))
     run(config, folder, Silent())
 
 

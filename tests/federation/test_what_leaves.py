@@ -12,6 +12,7 @@ from hushprompt.federation.setup import assemble, client_sizes, cut, load_model,
 from hushprompt.federation.simulate import run
 from hushprompt.privacy.plan import Mechanism
 from hushprompt.privacy.sampling import PoissonSampler
+from runs import Silent
 
 NOISE = {"local": 2.0, "global": 3.0}
 CLIP_NORMS = {"local": 0.3, "global": 0.7}
@@ -95,29 +96,14 @@ def test_every_round_and_client_draws_a_batch_of_its_own(toy_values, tmp_path, m
     assert 8 < np.mean(sizes) < 16
 
 
-class Silent:
-    """An observer that counts bytes."""
-
-    def __init__(self):
-        self.bytes = set()
-
-    def on_setup(self, what, done, total):
-        pass
-
-    def on_row(self, row, index, num_rows, num_rounds_done):
-        pass
-
-    def on_round(self, record):
-        self.bytes.add((record.bytes_up, record.bytes_down))
-
-
 def test_what_travels_has_one_size_whatever_the_batch(toy_values, tmp_path):
     sampling = {"name": "poisson", "sampling_prob": 0.03}
     world, _ = world_of(toy_values, tmp_path, sampling=sampling)
     watcher, folder = Silent(), tmp_path / "run"
     folder.mkdir()
     run(world.config, folder, watcher)
-    assert watcher.bytes == {(NUM_CLIENTS * NUM_CTX * WIDTH * 4,) * 2}
+    travelled = {(record.bytes_up, record.bytes_down) for record in watcher.rounds}
+    assert travelled == {(NUM_CLIENTS * NUM_CTX * WIDTH * 4,) * 2}
 
 
 def test_one_clients_data_do_not_reach_anothers_prompt(toy_values, tmp_path):

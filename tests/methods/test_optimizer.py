@@ -9,6 +9,7 @@ from hushprompt import config as configs
 from hushprompt.errors import ConfigError
 from hushprompt.federation.simulate import run
 from hushprompt.methods.optimizer import Optimizer, with_schedule_steps
+from runs import Silent
 
 NUM_STEPS = 12
 
@@ -143,25 +144,6 @@ def test_a_useless_setting_is_refused(settings, message):
         Optimizer(**settings)
 
 
-class Stops:
-    """An observer that stops a run after some rounds, as a kill would."""
-
-    def __init__(self, after=None):
-        self.left = after
-
-    def on_setup(self, what, done, total):
-        pass
-
-    def on_row(self, row, index, num_rows, num_rounds_done):
-        pass
-
-    def on_round(self, record):
-        if self.left is not None:
-            self.left -= 1
-            if self.left == 0:
-                raise KeyboardInterrupt
-
-
 @pytest.mark.parametrize("name", ["sgd", "adam"])
 def test_a_resumed_run_is_on_the_same_point_of_its_schedule(toy_values, tmp_path, name):
     optimizer = {"name": name, "learning_rate": 0.01, "schedule": "cosine", "warmup_steps": 1}
@@ -172,8 +154,8 @@ def test_a_resumed_run_is_on_the_same_point_of_its_schedule(toy_values, tmp_path
         (tmp_path / folder).mkdir()
         if stop:
             with pytest.raises(KeyboardInterrupt):
-                run(config, tmp_path / folder, Stops(stop))
-        run(config, tmp_path / folder, Stops())
+                run(config, tmp_path / folder, Silent(stop))
+        run(config, tmp_path / folder, Silent())
         lines = (tmp_path / folder / "records.jsonl").read_text().splitlines()
         records.append([{**json.loads(line), "seconds": 0} for line in lines])
         assert (tmp_path / folder / "prompts" / "global.safetensors").exists()

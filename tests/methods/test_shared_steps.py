@@ -6,19 +6,7 @@ from safetensors.torch import load_file
 
 from hushprompt import config as configs
 from hushprompt.federation.simulate import run
-
-
-class Quiet:
-    """An observer that looks away."""
-
-    def on_setup(self, what, done, total):
-        pass
-
-    def on_row(self, row, index, num_rows, num_rounds_done):
-        pass
-
-    def on_round(self, record):
-        pass
+from runs import Silent
 
 
 @pytest.fixture
@@ -38,7 +26,7 @@ def global_prompt(toy_values, tmp_path):
         }
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
         folder.mkdir()
-        run(configs.parse(values), folder, Quiet())
+        run(configs.parse(values), folder, Silent())
         return load_file(folder / "prompts" / "global.safetensors")["context"]
 
     return train
