@@ -12,7 +12,8 @@ from typing import Any
 
 from hushprompt import checks
 from hushprompt.errors import ConfigError, DataError
-from hushprompt.report.results import Result, is_below
+from hushprompt.report.pooling import by_seed, is_below
+from hushprompt.report.results import Result
 from hushprompt.settings import label_of
 
 SCORES = ("local", "neighbor", "harmonic_mean", "worst_client")
@@ -80,18 +81,18 @@ def group(results: Iterable[Result], ignore: Sequence[str] = ()) -> list[Group]:
     Raises:
         DataError: two runs of the same settings and seed have other results.
     """
-    found: dict[str, dict[int, Result]] = {}
-    for result in results:
-        kept = {key: value for key, value in result.settings.items() if not is_below(key, ignore)}
-        seeds = found.setdefault(json.dumps(kept, sort_keys=True), {})
-        twin = seeds.setdefault(result.summary.seed, dataclasses.replace(result, settings=kept))
-        if any(abs(getattr(twin.summary, score) - getattr(result.summary, score)) > 1e-9 for score in SCORES):
-            raise DataError(
-                f"{twin.folder} and {result.folder} have a row with the same settings and seed but other results "
-                f"(hushprompt {twin.provenance.get('hushprompt')}, {result.provenance.get('hushprompt')}; row "
-                f"{result.summary.row!r}). Leave one of them out."
-            )
-    return [Group(tuple(seeds[seed] for seed in sorted(seeds))) for seeds in found.values()]
+    kept = [
+        dataclasses.replace(
+            result, settings={key: value for key, value in result.settings.items() if not is_below(key, ignore)}
+        )
+        for result in results
+    ]
+    found = by_seed((json.dumps(each.settings, sort_keys=True), each.summary.seed, each) for each in kept)
+    for seeds in found.values():
+        for first, *others in seeds.values():
+            for other in others:
+                _check_same(first, other)
+    return [Group(tuple(same[0] for same in seeds.values())) for seeds in found.values()]
 
 
 def split(groups: Sequence[Group], by: Sequence[str]) -> list[tuple[str, list[Group]]]:
@@ -176,6 +177,16 @@ def companions(groups: Sequence[Group]) -> list[str]:
 def same_clients(one: Group, other: Group) -> bool:
     """Tell whether equal seeds mean equal clients in both groups."""
     return not [key for key in varying([one, other]) if is_below(key, SAME_CLIENTS)]
+
+
+def _check_same(one: Result, other: Result) -> None:
+    """Refuse other results of the same settings and seed."""
+    if any(abs(getattr(one.summary, score) - getattr(other.summary, score)) > 1e-9 for score in SCORES):
+        raise DataError(
+            f"{one.folder} and {other.folder} have a row with the same settings and seed but other results "
+            f"(hushprompt {one.provenance.get('hushprompt')}, {other.provenance.get('hushprompt')}; row "
+            f"{other.summary.row!r}). Leave one of them out."
+        )
 
 
 def _values(groups: Sequence[Group], key: str) -> list[str]:

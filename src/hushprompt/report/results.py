@@ -12,12 +12,7 @@ from hushprompt import config as configs
 from hushprompt import records
 from hushprompt.errors import DataError
 from hushprompt.records import RowSummary
-from hushprompt.settings import flat
-
-UNSEEN = ("seed", "runtime", "references", "data.download", "evaluation.every")
-"""Settings that tell no two rows apart: the seed is what is averaged over, the rest never changes a row's result."""
-TRAINING = ("sampling", "training", "privacy")
-"""Sections that mean nothing to a method that learns nothing."""
+from hushprompt.report.pooling import row_settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,29 +73,10 @@ def _rows(folder: Path) -> list[Result]:
         results.append(
             Result(
                 summary=result,
-                settings=_settings(plain, change, is_trained=result.epsilon is not None),
+                settings=row_settings(plain, change, is_trained=result.epsilon is not None),
                 privacy=entry,
                 provenance=summary["provenance"],
                 folder=folder,
             )
         )
     return results
-
-
-def _settings(plain: dict[str, Any], change: dict[str, Any], *, is_trained: bool) -> dict[str, Any]:
-    """Give the settings of one row: the run's own, changed as its reference says."""
-    values = {**plain, "method": change.get("method", plain["method"])}
-    if change.get("epsilon", "none") != "none":
-        multipliers = dict.fromkeys(("noise_multiplier_local", "noise_multiplier_global"), "none")
-        values["privacy"] = {**plain["privacy"], **multipliers, "epsilon": change["epsilon"]}
-    unseen = UNSEEN if is_trained else (*UNSEEN, *TRAINING)
-    return {key: value for key, value in flat(values).items() if not is_below(key, unseen)}
-
-
-def is_below(key: str, keys: Sequence[str]) -> bool:
-    """Tell whether a dotted key is one of `keys`, or lies in one of them.
-
-    >>> is_below("data.root", ["data"]), is_below("database", ["data"])
-    (True, False)
-    """
-    return any(key == other or key.startswith(f"{other}.") for other in keys)

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from hushprompt.report.results import TRAINING, UNSEEN, is_below
+from hushprompt.report.pooling import by_seed, row_settings
 from hushprompt.report.runs import Result, Run
-from hushprompt.settings import flat, label_of, short_names
+from hushprompt.settings import label_of, short_names
 
 NUM_COLORS = 8
 NUM_DASHES = 6
@@ -125,46 +125,37 @@ def pool(runs: Sequence[Run]) -> list[Series]:
 
     They stay in the order of the first run that has them, with the points of a family beside each other, by epsilon.
     """
-    members: dict[Settings, dict[int, Member]] = {}
-    for run in runs:
-        for index, result in enumerate(run.results):
-            key = tuple(sorted(settings(run, index).items()))
-            members.setdefault(key, {}).setdefault(run.seed, Member(run, result))
+    members = by_seed(
+        (tuple(sorted(settings(run, index).items())), run.seed, Member(run, result))
+        for run in runs
+        for index, result in enumerate(run.results)
+    )
     curves: dict[Settings, list[tuple[Settings, tuple[Member, ...]]]] = {}
-    for key, by_seed in members.items():
+    for key, seeds in members.items():
         family = tuple(entry for entry in key if entry[0] not in BUDGET)
-        curves.setdefault(family, []).append((key, tuple(by_seed[seed] for seed in sorted(by_seed))))
+        curves.setdefault(family, []).append((key, tuple(same[0] for same in seeds.values())))
     names = _names(list(curves), [points[0][1][0].result.title for points in curves.values()])
     series: list[Series] = []
     for index, (name, points) in enumerate(zip(names, curves.values(), strict=True)):
         ordered = sorted(points, key=lambda point: _epsilon(point[1]) or 0.0)
-        budgets = [budget_text(_epsilon(seeds)) for _, seeds in ordered]
+        budgets = [budget_text(_epsilon(of_seeds)) for _, of_seeds in ordered]
         extra = _names([key for key, _ in ordered], budgets)
         series.extend(
-            _series(name, suffix, seeds, index, dash)
-            for dash, (suffix, (_, seeds)) in enumerate(zip(extra, ordered, strict=True))
+            _series(name, suffix, of_seeds, index, dash)
+            for dash, (suffix, (_, of_seeds)) in enumerate(zip(extra, ordered, strict=True))
         )
     return _with_colors(series)
 
 
 def settings(run: Run, index: int) -> dict[str, str]:
     """Give what decides a row's result, but the seed, as dotted keys: the run's config with the row's own method."""
-    config = dict(run.config)
     references = run.config.get("references", [])
-    if index < len(references) == len(run.results) - 1:
-        reference = references[index]
-        config["method"] = reference.get("method", config.get("method"))
-        epsilon = reference.get("epsilon", "none")
-        if epsilon != "none":
-            config["privacy"] = {
-                **config.get("privacy", {}),
-                "epsilon": epsilon,
-                "noise_multiplier_local": "none",
-                "noise_multiplier_global": "none",
-            }
-    unseen = UNSEEN if run.results[index].epsilon is not None else (*UNSEEN, *TRAINING)
-    decisive = {key: label_of(value) for key, value in flat(config).items() if not is_below(key, unseen)}
-    return {"row's method": run.results[index].method, **decisive}
+    is_reference = index < len(references) == len(run.results) - 1
+    result = run.results[index]
+    decisive = row_settings(
+        run.config, references[index] if is_reference else {}, is_trained=result.epsilon is not None
+    )
+    return {"row's method": result.method, **{key: label_of(value) for key, value in decisive.items()}}
 
 
 def budget_text(epsilon: float | None) -> str:
