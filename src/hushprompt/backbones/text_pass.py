@@ -25,11 +25,16 @@ class AutogradPass:
 
     def pull_back(self, weights: Float[Tensor, "b c"], directions: Float[Tensor, "b d"]) -> Float[Tensor, "b *c t e"]:
         """Give each example's gradient in the context."""
+        return self.pull_back_matrices(torch.einsum("bc,bd->bcd", weights, directions))
+
+    def pull_back_matrices(self, cotangents: Float[Tensor, "b c d"]) -> Float[Tensor, "b *c t e"]:
+        """Multiply each cotangent, of whatever rank, with the Jacobian of the text features."""
 
         def pull_one(cotangent: Float[Tensor, "c d"]) -> Float[Tensor, "*c t e"]:
             return torch.autograd.grad(self._features, self._leaf, cotangent, retain_graph=True)[0]
 
-        return torch.vmap(pull_one)(torch.einsum("bc,bd->bcd", weights, directions))
+        rows: Tensor = torch.vmap(pull_one)(cotangents)
+        return rows
 
 
 class OrderedPass:

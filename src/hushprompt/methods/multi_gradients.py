@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hushprompt.backbones.prompts import NamePosition, PromptModel
+from hushprompt.backbones.text_pass import AutogradPass
 from hushprompt.methods.gradients import examples_per_pass
 
 TextFeatures = tuple[Float[Tensor, "c d"], ...]
@@ -46,32 +47,18 @@ def gradients_in_contexts(
     """
     if len(labels) == 0:
         return tuple(context.new_zeros(0, *context.shape) for context in contexts), image_features.new_zeros(0)
-    leaves = tuple(context.detach().requires_grad_() for context in contexts)
-    with torch.enable_grad():
-        text_features = tuple(model.text_features(leaf, name_position) for leaf in leaves)
+    passes = [AutogradPass(lambda leaf: model.text_features(leaf, name_position), context) for context in contexts]
 
     def loss(features: TextFeatures, image: Tensor, label: Tensor) -> Tensor:
         return F.cross_entropy(logits_fn(features, image), label)
 
     cotangents_of = torch.func.vmap(torch.func.grad_and_value(loss), in_dims=(None, 0, 0))
-    fixed = tuple(features.detach() for features in text_features)
+    fixed = tuple(each.features for each in passes)
     chunk = min(examples_per_pass(model, context, name_position) for context in contexts)
     rows: list[tuple[Tensor, ...]] = []
     losses: list[Tensor] = []
     for images, targets in zip(image_features.split(chunk), labels.split(chunk), strict=True):
         cotangents, values = cotangents_of(fixed, images, targets)
-        rows.append(tuple(map(_pull_back, text_features, leaves, cotangents)))
+        rows.append(tuple(map(AutogradPass.pull_back_matrices, passes, cotangents)))
         losses.append(values)
     return tuple(torch.cat(parts) for parts in zip(*rows, strict=True)), torch.cat(losses)
-
-
-def _pull_back(
-    text_features: Float[Tensor, "c d"], leaf: Float[Tensor, "*c t e"], cotangents: Float[Tensor, "b c d"]
-) -> Float[Tensor, "b *c t e"]:
-    """Multiply each cotangent with the Jacobian of one context's text features."""
-
-    def pull(cotangent: Tensor) -> Tensor:
-        return torch.autograd.grad(text_features, leaf, cotangent, retain_graph=True)[0]
-
-    rows: Tensor = torch.vmap(pull)(cotangents)
-    return rows
