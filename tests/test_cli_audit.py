@@ -56,7 +56,9 @@ def test_a_measurement_above_the_claim_is_said_aloud_and_fails(hush, monkeypatch
         return [dataclasses.replace(one, epsilon_lower_bound=9.0) for one in true(*args, **others)]
 
     monkeypatch.setattr(audits, "audit_audience", too_much)
-    done = hush("audit", "embedded", *SETTINGS, "--attack=none", "--canaries=0", "--gradient-canaries=100", "--out=a", ok=False)
+    done = hush(
+        "audit", "embedded", *SETTINGS, "--attack=none", "--canaries=0", "--gradient-canaries=100", "--out=a", ok=False
+    )
     assert done.code == cli_audit.CONTRADICTED
     assert "CONTRADICTED: more was measured (9)" in done.out
 
