@@ -8,36 +8,23 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import statistics
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file
 
+from federations import Silent
 from hushprompt import config as configs
 from hushprompt import load_registries
 from hushprompt.backbones.cache import image_features
 from hushprompt.backbones.prompts import PromptModel
 from hushprompt.federation.simulate import run
-from hushprompt.records import RoundRecord, RowSummary
-
-
-class Silent:
-    """An observer that says nothing."""
-
-    def on_setup(self, what: str, done: int, total: int) -> None:
-        """Say nothing."""
-
-    def on_row(self, row: Any, index: int, num_rows: int, num_rounds_done: int) -> None:
-        """Say nothing."""
-
-    def on_round(self, record: RoundRecord) -> None:
-        """Say nothing."""
+from hushprompt.records import RowSummary
+from measure import write_json
 
 
 def one_run(threshold: float, seed: int, rounds: int, settings: list[str]) -> tuple[RowSummary, float]:
@@ -88,9 +75,8 @@ def main() -> None:
         )  # fmt: skip
     Console().print(table)
     if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
         setting = {"rounds": arguments.rounds, "seeds": arguments.seeds, "settings": arguments.settings}
-        arguments.out.write_text(json.dumps({"setting": setting, "rows": lines}, indent=1) + "\n", encoding="utf-8")
+        write_json(arguments.out, {"setting": setting, "rows": lines})
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ towers' precision.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import tempfile
 import time
@@ -34,7 +33,7 @@ from hushprompt.methods.dp_fpl import DPFPL
 from hushprompt.privacy.plan import Channel, PrivacyConfig, PrivacyPlan, make_plan
 from hushprompt.privacy.sampling import PoissonSampler
 from hushprompt.seeding import stream
-from measure import count_gflop, machine
+from measure import count_gflop, machine, write_json
 
 WANTED_SECONDS = 60.0
 
@@ -144,8 +143,7 @@ def main() -> None:
     for name, value in result.items():
         Console().print(f"{name:<30}{value:.4g}" if isinstance(value, float) else f"{name:<30}{value}")
     if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps({**result, "machine": machine()}, indent=1) + "\n", encoding="utf-8")
+        write_json(arguments.out, {**result, "machine": machine()})
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
 import tempfile
 import time
@@ -38,7 +37,7 @@ from hushprompt.federation.checkpoint import Checkpoints, Progress
 from hushprompt.federation.setup import Federation, assemble, client_sizes, cut, load_model, plan_rows
 from hushprompt.federation.simulate import Trainer
 from hushprompt.methods.dp_fpl import DPFPL
-from measure import machine
+from measure import machine, write_json
 
 
 @dataclass(frozen=True)
@@ -165,9 +164,8 @@ def main() -> None:
     rows = [embedded(4 if short else 20), clip(1 if short else 3, 2 if short else 10)]
     Console(width=100).print(table(rows))
     if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
         values = {"machine": machine(), "is_short": short, "rows": [row.to_plain() for row in rows]}
-        arguments.out.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+        write_json(arguments.out, values)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from torch import Tensor
 
 import clip_step
 from hushprompt.config import RuntimeConfig
-from measure import Cost, best, count_gflop, gemm_peak, machine, measured
+from measure import Cost, best, count_gflop, gemm_peak, machine, measured, write_json
 
 
 @dataclass(frozen=True)
@@ -188,7 +187,6 @@ def main() -> None:
     rows, peak = run(is_short=arguments.short, memory_mb=arguments.memory_mb)
     Console(width=130).print(table(rows, peak))
     if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
         values = {
             "machine": {**machine(), "gemm_gflop_per_second": peak},
             "setting": {
@@ -198,7 +196,7 @@ def main() -> None:
             },
             "rows": [row.to_plain(peak) for row in rows],
         }  # fmt: skip
-        arguments.out.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+        write_json(arguments.out, values)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
-import json
 import multiprocessing
 import os
 import tempfile
@@ -41,7 +40,7 @@ from hushprompt.data.toy import NAMES
 from hushprompt.federation.checkpoint import Checkpoints, Progress
 from hushprompt.federation.setup import client_sizes, plan_rows
 from hushprompt.federation.simulate import Trainer
-from measure import machine, measured
+from measure import machine, measured, write_json
 
 EXAMPLES_OF_A_CLIENT, WIDTH = 100, 512
 
@@ -90,13 +89,12 @@ def main() -> None:
             results.append(process.apply(measure, (case,)))
     Console(width=110).print(table(results))
     if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
         values = {
             "machine": machine(),
             "is_short": arguments.short,
             "rows": [dataclasses.asdict(result) for result in results],
         }
-        arguments.out.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+        write_json(arguments.out, values)
 
 
 def cases(*, is_short: bool) -> list[Case]:
