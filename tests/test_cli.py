@@ -140,11 +140,15 @@ def test_ctrl_c_keeps_the_rounds_and_says_how_to_go_on(hush, tmp_path, env):
         command(*args), cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     records = tmp_path / "r" / "records.jsonl"
-    deadline = time.monotonic() + 60
-    while not records.exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=30)
+    deadline = time.monotonic() + 120
+    try:
+        while not records.exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=120)
+    finally:
+        process.kill()
+        process.wait()
     assert process.returncode == 130, out
     assert "--resume r" in out
     assert (tmp_path / "r" / "checkpoint" / "state.safetensors").exists()

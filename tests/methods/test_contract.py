@@ -170,12 +170,12 @@ def test_a_step_makes_the_releases_it_declares_and_no_other(name, model, batch, 
 
 @trained_methods
 def test_one_example_more_moves_upload_and_release_by_no_more_than_the_sensitivity(name, model, batch, make_mechanism):
-    method, clip_norm = small(name), 0.01
+    method, clip_norm, count = small(name), 0.01, 7.0
     states = method.init(model, rng())
     fewer = Batch(batch.image_features[1:], batch.labels[1:])
     sums, released = [], []
     for data in (batch, fewer):
-        mechanism = make_mechanism(method.channels, Channel.LOCAL, noise=0.0, clip_norm=clip_norm, count=7.0)
+        mechanism = make_mechanism(method.channels, Channel.LOCAL, noise=0.0, clip_norm=clip_norm, count=count)
         seen = []
 
         class Spy(Mechanism):
@@ -192,8 +192,11 @@ def test_one_example_more_moves_upload_and_release_by_no_more_than_the_sensitivi
         moved = (sums[0].value - sums[1].value).norm()
         assert 0 < moved <= mechanism.plan.sensitivity(Channel.GLOBAL) * (1 + 1e-4)
     for with_one, without in zip(*released, strict=True):
-        bound = mechanism.plan.sensitivity(Channel.LOCAL) / mechanism.expected_count
-        assert 0 < (with_one - without).norm() <= bound * (1 + 1e-4)
+        assert (
+            0
+            < (with_one - without).norm()
+            <= mechanism.plan.sensitivity(Channel.LOCAL) / mechanism.expected_count * (1 + 1e-4)
+        )
 
 
 @trained_methods
