@@ -21,7 +21,7 @@ from hushprompt import checks, cli_audit, cli_compare, cli_data, cli_report, cli
 from hushprompt import config as configs
 from hushprompt.errors import ConfigError, HushpromptError, ResumeError
 from hushprompt.federation.publish import privacy_record
-from hushprompt.federation.setup import Row, client_sizes, cut, plan_rows
+from hushprompt.federation.setup import Row, client_sizes, cut, plan_metrics, plan_rows
 from hushprompt.federation.simulate import run as simulate
 from hushprompt.privacy.plan import Audience, Channel, PrivacyConfig, make_plan
 from hushprompt.privacy.sampling import DisjointSampler, PoissonSampler, Sampler
@@ -278,7 +278,8 @@ def discard(folder: Path) -> None:
 def planned_privacy(config: configs.RunConfig) -> dict[str, Any]:
     """Give the privacy record of a run that is not trained."""
     partition = cut(config, config.data.load())
-    record: dict[str, Any] = records.to_json(privacy_record(plan_rows(config, client_sizes(partition))))
+    rows = plan_rows(config, client_sizes(partition))
+    record: dict[str, Any] = records.to_json(privacy_record(rows, metrics=plan_metrics(config, rows, partition)))
     return record
 
 
@@ -301,8 +302,9 @@ def show_statement(privacy_json: dict[str, Any]) -> None:
             console.print(line, soft_wrap=True)
         for line in [*tables.cross_check_lines(row), *tables.account_lines(row)]:
             console.print(line, soft_wrap=True)
-    for key in ("other_client", "server", "not_private", "noise_source", "several_rows"):
-        console.print(f"{key.replace('_', ' ')}: {privacy_json[key]}", soft_wrap=True)
+    for key in ("other_client", "server", "not_private", "evaluation_images", "noise_source", "several_rows"):
+        if key in privacy_json:  # one is there only where accuracies are noisy
+            console.print(f"{key.replace('_', ' ')}: {privacy_json[key]}", soft_wrap=True)
 
 
 def _epsilon(value: float) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import os
 import re
 import tomllib
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import tomli_w
 
 from hushprompt import checks
-from hushprompt.errors import ConfigError
+from hushprompt.errors import ConfigError, PrivacyError
 from hushprompt.registry import BACKBONES, DATASETS, METHODS, PARTITIONS, SAMPLERS, SECTIONS
 
 if TYPE_CHECKING:
@@ -84,12 +85,29 @@ class EvaluationConfig:
     base_classes: float | None = None
     """Base-to-new evaluation: clients train on the first classes alone, this many or (below 1) this share of them, and
     the prompts are scored on the others too; "none" trains on all classes."""
+    metrics_epsilon: float | None = None
+    """Epsilon of one evaluation image over all accuracies of the run, which then come from noisy counts; "none" gives
+    exact accuracies, which are not private: simulation only."""
+    metrics_delta: float = 1e-5
+    """Delta of metrics_epsilon; must be below 1 / (evaluation images of the largest client)."""
 
     def __post_init__(self) -> None:
         """Check the fields."""
         checks.positive(every=self.every, last_rounds=self.last_rounds)
         if self.base_classes is not None:
             checks.positive(base_classes=self.base_classes)
+        if not 0 < self.metrics_delta < 1:
+            raise PrivacyError(f"metrics_delta must lie in (0, 1), got {self.metrics_delta}.")
+        if self.metrics_epsilon is None:
+            return
+        checks.positive(metrics_epsilon=self.metrics_epsilon)
+        if math.isinf(self.metrics_epsilon):
+            raise PrivacyError('metrics_epsilon = inf would be no guarantee. For exact accuracies take "none".')
+        if self.base_classes is not None:
+            raise PrivacyError(
+                "evaluation.metrics_epsilon does not account for scores on new classes. Leave evaluation.base_classes "
+                "out, or metrics_epsilon."
+            )
 
     def is_reported(self, num_done: int, num_rounds: int) -> bool:
         """Whether the scores after `num_done` of `num_rounds` rounds enter the reported ones."""
@@ -98,6 +116,13 @@ class EvaluationConfig:
     def is_due(self, num_done: int, num_rounds: int) -> bool:
         """Whether the prompts are scored after `num_done` of `num_rounds` rounds."""
         return num_done % self.every == 0 or self.is_reported(num_done, num_rounds)
+
+    def num_due(self, num_rounds: int) -> int:
+        """Give how often a row of `num_rounds` rounds is scored at most: one that is not trained, once.
+
+        A row that is stopped early is scored where it stops, in the place of a later round.
+        """
+        return max(1, sum(self.is_due(num_done, num_rounds) for num_done in range(1, num_rounds + 1)))
 
 
 @SECTIONS.register("runtime")

@@ -23,7 +23,7 @@ from hushprompt.methods.dp_fpl import DPFPL
 from hushprompt.methods.gradients import per_example_gradients
 from hushprompt.methods.local_only import LocalOnly
 from hushprompt.methods.promptfl import PromptFL
-from hushprompt.privacy import accounting, clipping, ledger, noise
+from hushprompt.privacy import accounting, clipping, ledger, metrics, noise
 from hushprompt.privacy import plan as plans
 from hushprompt.privacy.clipping import ClippedSum
 from hushprompt.privacy.plan import Audience, Channel, Mechanism, PrivacyPlan
@@ -616,6 +616,43 @@ def sum_of_another_norm(patch):
         )
 
     around(patch, Mechanism, "release", make)
+
+
+# ------------------------------------------------------------------------------------------- evaluation counts
+
+
+@mutant(
+    "evaluation counts leave without noise",
+    "privacy/test_metrics.py",
+    "test_released_counts_are_the_true_ones_with_the_planned_noise",
+    source="seeded",
+)
+def no_noise_on_metrics(patch):
+    around(patch, metrics.MetricsPlan, "release", lambda true: lambda self, answers, rng: answers)
+
+
+@mutant(
+    "an evaluation image counts in its own client's accuracy alone, not in every other client's",
+    "privacy/test_metrics.py",
+    "test_what_one_image_moves_in_units_of_noise_is_what_the_budget_allows",
+)
+def neighbor_counts_forgotten(patch):
+    everywhere(patch, metrics.neighbor_sensitivity, lambda num_clients: 1.0)
+
+
+@mutant(
+    "the neighbor counts are released and not accounted for",
+    "privacy/test_metrics.py",
+    "test_what_one_image_moves_in_units_of_noise_is_what_the_budget_allows",
+)
+def neighbor_release_not_charged(patch):
+    def make(true):
+        def releases(self, num_releases):
+            return accounting.GaussianReleases(num_steps=num_releases, noise_multiplier=self.noise_multiplier_local)
+
+        return releases
+
+    around(patch, metrics.MetricsPlan, "releases", make)
 
 
 def table():

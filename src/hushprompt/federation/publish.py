@@ -23,6 +23,7 @@ from hushprompt.federation.setup import Row
 from hushprompt.methods.base import Personal, Published, Shared
 from hushprompt.privacy.adaptive import count_std
 from hushprompt.privacy.ledger import Account
+from hushprompt.privacy.metrics import LOCAL_SENSITIVITY, MetricsPlan, neighbor_sensitivity
 from hushprompt.privacy.plan import Audience, Channel
 
 TRUSTED_SERVER = (
@@ -36,6 +37,17 @@ UNTRUSTED_SERVER = (
 NOT_PRIVATE = (
     "Not private, simulation only: training losses in records.jsonl, and the checkpoint, which belongs to the "
     "simulation. Accuracies are read from evaluation images, which this guarantee does not cover."
+)
+LOSSES_NOT_PRIVATE = (
+    "Not private, simulation only: training losses in records.jsonl, and the checkpoint, which belongs to the "
+    "simulation."
+)
+EVALUATION_IMAGES = (
+    "{statement} It covers all accuracies of all rows of this run, which come from noisy counts: at each evaluation, "
+    "noise of standard deviation {local:.4g} images on each client's local count and {neighbor:.4g} on its neighbor "
+    "count. "
+    "Whoever evaluates is trusted: it sees the counts before noise. The budget, limit and ledger of training, and the "
+    "guarantees of its examples, are apart from this."
 )
 NOISE_SOURCE = {
     "seeded": "Noise comes from the run's seed: a repeatable simulation. Whoever knows the seed can remove the noise.",
@@ -77,12 +89,19 @@ def write_prompts(folder: Path, model: PromptModel, row: Row, shared: Shared, pe
         write(f"client-{client_id:03d}", mine, Audience.PERSONAL, client_id=client_id)
 
 
-def privacy_record(rows: list[Row], accounts: Mapping[str, list[Account]] | None = None) -> dict[str, Any]:
+def privacy_record(
+    rows: list[Row],
+    accounts: Mapping[str, list[Account]] | None = None,
+    metrics: MetricsPlan | None = None,
+    num_released: int | None = None,
+) -> dict[str, Any]:
     """Give `privacy.json`: per row the mechanisms, their composed event, and the guarantee of every audience.
 
     Args:
         rows: with plans that say what was spent, or, for a run that is not trained, what is planned.
         accounts: by row, each distinct guarantee and its clients, from the ledger; None before training.
+        metrics: how evaluation counts get noise; None: accuracies are exact.
+        num_released: evaluations that were released; None: all that are planned.
     """
     return {
         "rows": [
@@ -109,9 +128,30 @@ def privacy_record(rows: list[Row], accounts: Mapping[str, list[Account]] | None
         ],
         "other_client": "Sees what the public sees, and has the same guarantee as the public.",
         "server": UNTRUSTED_SERVER if rows[-1].plan.config.noise_at == "client" else TRUSTED_SERVER,
-        "not_private": NOT_PRIVATE,
+        "not_private": NOT_PRIVATE if metrics is None else LOSSES_NOT_PRIVATE,
+        **({} if metrics is None else _evaluation_images(metrics, num_released)),
         "noise_source": NOISE_SOURCE[rows[-1].plan.config.noise_source],
         "several_rows": ROWS,
+    }
+
+
+def _evaluation_images(metrics: MetricsPlan, num_released: int | None) -> dict[str, Any]:
+    """Give the guarantee of evaluation images in words, and what it follows from."""
+    guarantee = metrics.guarantee(num_released)
+    words = EVALUATION_IMAGES.format(
+        statement=guarantee.statement(),
+        local=metrics.std_local,
+        neighbor=metrics.std_neighbor,
+    )
+    return {
+        "evaluation_images": words,
+        "evaluation": {
+            "guarantee": {**guarantee.to_json(), "statement": guarantee.statement()},
+            "num_clients": metrics.num_clients,
+            "num_planned": metrics.num_releases,
+            "sensitivities": {"local": LOCAL_SENSITIVITY, "neighbor": neighbor_sensitivity(metrics.num_clients)},
+            "noise_stds": {"local": metrics.std_local, "neighbor": metrics.std_neighbor},
+        },
     }
 
 

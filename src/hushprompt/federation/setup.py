@@ -26,6 +26,7 @@ from hushprompt.evaluation.splits import ClientSplit, client_splits
 from hushprompt.federation.cohort import Cohorts, draw_cohorts
 from hushprompt.methods.base import ClipsBatches, Method
 from hushprompt.methods.optimizer import with_schedule_steps
+from hushprompt.privacy.metrics import MetricsPlan, make_metrics_plan
 from hushprompt.privacy.plan import Channel, PrivacyPlan, make_plan
 from hushprompt.registry import METHODS
 
@@ -242,6 +243,24 @@ def plan_rows(config: RunConfig, sizes: list[int]) -> list[Row]:
         num_same = sum(row.label.partition(" #")[0] == label for row in rows)
         rows.append(Row(f"{label} #{num_same + 1}" if num_same else label, name, method, plan, own_cohorts))
     return rows
+
+
+def plan_metrics(config: RunConfig, rows: Sequence[Row], partition: Partition) -> MetricsPlan | None:
+    """Calibrate the noise of evaluation counts, over all rows together; None where accuracies are exact.
+
+    Raises:
+        PrivacyError: metrics_delta allows publishing an image outright.
+    """
+    evaluation = config.evaluation
+    if evaluation.metrics_epsilon is None:
+        return None
+    return make_metrics_plan(
+        epsilon=evaluation.metrics_epsilon,
+        delta=evaluation.metrics_delta,
+        num_releases=sum(evaluation.num_due(row.num_rounds) for row in rows),
+        client_sizes=[len(client.indices[evaluation.split]) for client in partition.clients],
+        noise_source=config.privacy.noise_source,
+    )
 
 
 def _check_local_steps(config: RunConfig, plan: PrivacyPlan) -> None:

@@ -26,9 +26,11 @@ from hushprompt.config import RunConfig
 from hushprompt.errors import ResumeError
 from hushprompt.evaluation.confusion import confusion
 from hushprompt.evaluation.evaluate import NewClasses, Scores, evaluate, mean_scores
+from hushprompt.evaluation.private import count_right, scores_of
 from hushprompt.federation import checkpoint
 from hushprompt.federation.checkpoint import Checkpoints, Progress
 from hushprompt.federation.ledger_file import LedgerFile
+from hushprompt.federation.metrics_file import MetricsFile
 from hushprompt.federation.publish import (
     confusion_record,
     partition_record,
@@ -46,11 +48,13 @@ from hushprompt.federation.setup import (
     cut,
     load_fresh,
     load_model,
+    plan_metrics,
     plan_rows,
 )
 from hushprompt.federation.states import State
 from hushprompt.federation.tracking import tracked
 from hushprompt.methods.base import NoState, Personal
+from hushprompt.privacy.metrics import MetricsPlan, RightAnswers
 from hushprompt.records import RoundRecord, RowSummary
 from hushprompt.seeding import stream
 
@@ -91,6 +95,7 @@ def run(config: RunConfig, folder: Path, observer: Observer, load: Load = load_f
         dataset = load(config.data)
         partition = cut(config, dataset)
         rows = plan_rows(config, client_sizes(partition))
+        metrics = plan_metrics(config, rows, partition)
         progress = _progress(config, folder)
         records.truncate_records(folder / "records.jsonl", progress.records_size)
         model = load_model(config, dataset, rows, load)
@@ -99,7 +104,7 @@ def run(config: RunConfig, folder: Path, observer: Observer, load: Load = load_f
         records.write_compact_json(folder / "partition.json", partition_record(dataset, partition))
         # Clients run side by side on one thread each, so results do not depend on the number of cores.
         with ThreadPoolExecutor(_num_workers(config), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            trainer = Trainer(config, federation, folder, pool, observer, Checkpoints(folder, progress))
+            trainer = Trainer(config, federation, folder, pool, observer, Checkpoints(folder, progress), metrics)
             for index, row in enumerate(rows):
                 if index < progress.row_index:
                     continue
@@ -109,7 +114,9 @@ def run(config: RunConfig, folder: Path, observer: Observer, load: Load = load_f
                 if index == len(rows) - 1:
                     spent = trainer.ledger.spent(row)
                     write_prompts(folder / "prompts", federation.model, spent, state.shared, state.personal)
-                    records.write_json(folder / "privacy.json", privacy_record(*trainer.ledger.outcome(rows)))
+                    outcome = trainer.ledger.outcome(rows)
+                    statement = privacy_record(*outcome, metrics, trainer.released.num_releases)
+                    records.write_json(folder / "privacy.json", statement)
                     records.write_json(
                         folder / "summary.json", {"rows": progress.finished_rows, "provenance": provenance(config)}
                     )
@@ -128,8 +135,9 @@ class Trainer:
         pool: ThreadPoolExecutor,
         observer: Observer,
         checkpoints: Checkpoints,
+        metrics: MetricsPlan | None = None,
     ) -> None:
-        """Hold what stays the same from row to row."""
+        """Hold what stays the same from row to row; with `metrics`, accuracies come from noisy counts."""
         self.config = config
         self.federation = federation
         self.folder = folder
@@ -137,11 +145,15 @@ class Trainer:
         self.observer = observer
         self.checkpoints = checkpoints
         self.ledger = LedgerFile(folder)
+        self.metrics = metrics
+        self.released = MetricsFile(folder)
         self.rounds = RoundRunner(config, federation, pool)
 
     def train(self, row: Row, progress: Progress) -> tuple[State, Progress, str | None]:
         """Train a row from the start, or from the checkpoint in the folder; also say why it ended early, if it did."""
         self.ledger.check(row, progress.num_rounds_done)
+        if self.metrics is not None:
+            self.released.check(row, progress.num_rounds_done, self.config.evaluation)
         shared, personal = row.method.init(self.federation.model, stream(self.config.seed, "init"))
         num_clients = len(self.federation.partition.clients)
         state = State(shared, (personal,) * num_clients, row.plan.first_norms(num_clients))
@@ -199,14 +211,30 @@ class Trainer:
             map_fn=self.pool.map,
         )
 
+    def released_scores(self, row: Row, state: State, num_done: int, metrics: MetricsPlan) -> Scores:
+        """Score every client's prompt after `num_done` rounds from noisy counts, which are made once."""
+        federation = self.federation
+
+        def make() -> RightAnswers:
+            counts = count_right(
+                self._logits_fn(row, state, federation.model, federation.eval_features[row.method.feature_kind]),
+                federation.eval_labels,
+                federation.splits,
+                map_fn=self.pool.map,
+            )
+            return metrics.release(counts, stream(self.config.seed, "noise", "metrics", row.label, num_done))
+
+        return scores_of(self.released.once(row, num_done, make), federation.splits)
+
     def close_row(self, row: Row, state: State, progress: Progress, stopped: str | None) -> Progress:
         """Sum up the trained row and add its summary to the finished ones."""
         start = time.perf_counter()
         if progress.last_scores:
             scores = mean_scores([Scores.from_plain(values) for values in progress.last_scores])
         else:
-            scores = self.evaluate(row, state, with_new_classes=True)
-        self._write_confusion(row, state, progress.row_index)
+            scores = self._scores(row, state, progress.num_rounds_done, with_new_classes=True)
+        if self.metrics is None:
+            self._write_confusion(row, state, progress.row_index)
         audience, plan = row.plan.config.audience, self.ledger.spent(row).plan
         summary = RowSummary(
             row=row.label,
@@ -258,7 +286,13 @@ class Trainer:
         evaluation = self.config.evaluation
         if not evaluation.is_due(num_done, row.num_rounds):
             return None
-        return self.evaluate(row, state, with_new_classes=evaluation.is_reported(num_done, row.num_rounds))
+        return self._scores(row, state, num_done, with_new_classes=evaluation.is_reported(num_done, row.num_rounds))
+
+    def _scores(self, row: Row, state: State, num_done: int, *, with_new_classes: bool) -> Scores:
+        """Score the prompts exactly, or from noisy counts where the config asks for that."""
+        if self.metrics is not None:
+            return self.released_scores(row, state, num_done, self.metrics)
+        return self.evaluate(row, state, with_new_classes=with_new_classes)
 
     def _logits_fn(
         self, row: Row, state: State, model: PromptModel, features: Float[Tensor, "n *m d"]

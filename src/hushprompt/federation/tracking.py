@@ -60,7 +60,8 @@ def tracked(config: RunConfig, folder: Path, observer: Observer) -> Iterator[Obs
 def scalars(record: RoundRecord) -> dict[str, float]:
     """Give the finite values of a round by the names under which they are logged.
 
-    Accuracies are read from evaluation images, which no guarantee covers either; the privacy statement says so.
+    Accuracies are read from evaluation images: exactly, which no guarantee covers either, or from noisy counts
+    (evaluation.metrics_epsilon); the privacy statement says which.
     """
     values = {
         **{
@@ -233,11 +234,12 @@ class MLflow:
         """Create the run of a row, with its settings and its privacy statement."""
         found = self._client.get_experiment_by_name(EXPERIMENT)
         experiment = found.experiment_id if found is not None else self._client.create_experiment(EXPERIMENT)
+        accuracies = " and accuracies" if self._config.evaluation.metrics_epsilon is None else ""
         tags = {
             "hushprompt.row": row.label,
             "hushprompt.folder": str(self._folder.resolve()),
             "hushprompt.config_identity": self._config.identity(),
-            "hushprompt.not_private": "Metrics under not_private/ and accuracies are covered by no guarantee.",
+            "hushprompt.not_private": f"Metrics under not_private/{accuracies} are covered by no guarantee.",
         }
         if row.plan.channels:
             for who, guarantee in row.plan.guarantees().items():

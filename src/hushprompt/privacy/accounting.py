@@ -153,6 +153,14 @@ def calibrate(
     return _calibrate(target_epsilon, delta, num_steps, sampling_prob, relation)
 
 
+UNITS = {
+    "example": ("one example", "one example of one client"),
+    "client": ("one client's whole data", "one client with all of its examples"),
+    "evaluation image": ("one evaluation image", "one evaluation image of one client"),
+}
+"""Privacy units in the words of a statement: what neighbors differ by, and who is protected."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Guarantee:
     """An epsilon with all that gives it meaning."""
@@ -176,9 +184,8 @@ class Guarantee:
 
     def statement(self) -> str:
         """Say the guarantee in one sentence; epsilon never stands alone."""
-        one = "one example" if self.privacy_unit == "example" else "one client's whole data"
+        one, unit = UNITS[self.privacy_unit]
         differ = f"{one} more or less" if self.neighboring_relation == "add_remove" else f"{one} exchanged"
-        unit = "one example of one client" if self.privacy_unit == "example" else "one client with all of its examples"
         context = (
             f"at delta = {self.delta:g} for {unit}, neighbors differing by {differ} "
             f"({self.neighboring_relation}), {self.sampling}, {self.releases.num_steps} releases"

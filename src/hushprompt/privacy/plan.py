@@ -1,7 +1,8 @@
-"""The privacy of a whole run: what is clipped to what, how much noise, and who may claim which epsilon.
+"""The privacy of a run's training: what is clipped to what, how much noise, and who may claim which epsilon.
 
 The only file that joins clipping, noise, sampling and accounting. Methods and aggregation ask the plan; nothing that
-derives from data leaves a client or enters a prompt except through `Mechanism.release`.
+derives from training data leaves a client or enters a prompt except through `Mechanism.release`.
+Evaluation images are apart from it (`metrics.py`).
 
 **The guarantee of the whole.** In every step each example of client i enters at most two sums: the client's local
 sum, clipped to `clip_norm_local`, and the sum over clients, clipped to `clip_norm_global`. Each sum is released once

@@ -132,7 +132,10 @@ def confusion(report: Report) -> Markup:
     title = "What is taken for what"
     chosen = [s for s in _one_a_family(report) if s.first.result.label in s.first.run.confusion]
     if not chosen:
-        text = "The run folders hold no confusion counts (they are from an older version), so there is no map."
+        text = (
+            "The run folders hold no confusion counts (their evaluation images are protected, or they are from an "
+            "older version), so there is no map."
+        )
         return section("confusion", title, missing(text))
     first, *others = (_confusion_of(s, f"confusion-{index}") for index, s in enumerate(chosen))
     folded = [details(s.name, whole) for s, whole in zip(chosen[1:], others, strict=True)]

@@ -76,6 +76,8 @@ def captions(rows: Sequence[RowSummary], privacy: dict[str, Any]) -> list[str]:
             "base classes: all clients' images, among themselves; new classes: images of classes that nobody trained "
             "on, among themselves.",
         )
+    if "evaluation_images" in privacy:
+        stopped.append(f"evaluation images: {privacy['evaluation_images']}")
     return [*lines, *stopped, *statement_lines(last), privacy["server"], privacy["several_rows"]]
 
 
