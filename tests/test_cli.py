@@ -81,18 +81,24 @@ def test_killed_at_random_moments_and_resumed_a_run_leaves_the_same_files(hush, 
 def test_ctrl_c_keeps_the_rounds_and_says_how_to_go_on(hush, tmp_path, env):
     args = ["run", *SETTINGS, "--set", "training.num_rounds=4000", "--out", "r"]
     process = subprocess.Popen(
-        command(*args), cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command(*args),
+        cwd=tmp_path,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
     records = tmp_path / "r" / "records.jsonl"
     deadline = time.monotonic() + 120
-    try:
-        while not records.exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        out, _ = process.communicate(timeout=120)
-    finally:
-        process.kill()
-        process.wait()
+    with process:
+        try:
+            while not records.exists() and time.monotonic() < deadline:
+                time.sleep(0.05)
+            process.send_signal(signal.SIGINT)
+            out, _ = process.communicate(timeout=120)
+        finally:
+            process.kill()
     assert process.returncode == 130, out
     assert "--resume r" in out
     assert (tmp_path / "r" / "checkpoint" / "state.safetensors").exists()
