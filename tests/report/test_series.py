@@ -4,6 +4,7 @@ import pytest
 
 import made_runs as made
 from hushprompt.report.series import families, mean, pool, spread
+from hushprompt.report.svg import SHAPES
 
 ZERO = made.result("zero_shot", None)
 
@@ -57,6 +58,12 @@ def test_style_never_rests_on_color_alone():
     assert len(looks) == len(everyone) == 4
     assert [s.style.color for s in everyone] == [None, 0, 0, 1]
     assert [s.style.is_hollow for s in everyone] == [True, False, False, False]
+
+
+def test_no_two_methods_look_alike_however_many_there_are():
+    everyone = pool([made.run(1, config={"method": {"name": "dp_fpl", "rank": rank}}) for rank in range(1, 15)])
+    looks = {(s.style.shape % len(SHAPES), s.style.color) for s in everyone}
+    assert len(looks) == len(everyone)
 
 
 def test_values_are_percent_and_leave_nan_out():

@@ -185,7 +185,8 @@ def _series(family: str, suffix: str, members: tuple[Member, ...], index: int, d
 def _with_colors(series: list[Series]) -> list[Series]:
     """Give each family that learns a color of its own, as far as they go round."""
     learning = dict.fromkeys(s.family for s in series if s.learns)
-    colors = {family: index % NUM_COLORS for index, family in enumerate(learning)}
+    # Shapes go round as well: each time around, colors move on by one, so that no two families share both.
+    colors = {family: (index + index // NUM_COLORS) % NUM_COLORS for index, family in enumerate(learning)}
     return [
         dataclasses.replace(s, style=dataclasses.replace(s.style, color=colors[s.family])) if s.learns else s
         for s in series
