@@ -623,7 +623,7 @@ def sum_of_another_norm(patch):
 
 @mutant(
     "evaluation counts leave without noise",
-    "privacy/test_metrics.py",
+    "privacy/test_counts_release.py",
     "test_released_counts_are_the_true_ones_with_the_planned_noise",
     source="seeded",
 )
@@ -633,7 +633,7 @@ def no_noise_on_metrics(patch):
 
 @mutant(
     "an evaluation image counts in its own client's accuracy alone, not in every other client's",
-    "privacy/test_metrics.py",
+    "privacy/test_counts_release.py",
     "test_what_one_image_moves_in_units_of_noise_is_what_the_budget_allows",
 )
 def neighbor_counts_forgotten(patch):
@@ -642,7 +642,7 @@ def neighbor_counts_forgotten(patch):
 
 @mutant(
     "the neighbor counts are released and not accounted for",
-    "privacy/test_metrics.py",
+    "privacy/test_counts_release.py",
     "test_what_one_image_moves_in_units_of_noise_is_what_the_budget_allows",
 )
 def neighbor_release_not_charged(patch):
