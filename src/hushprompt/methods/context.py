@@ -133,6 +133,11 @@ class GlobalAndPersonalConfig(ContextConfig):
         """Give the global prompt."""
         return shared.context
 
+
+@dataclass(frozen=True, kw_only=True)
+class PromptSumConfig(GlobalAndPersonalConfig):
+    """What methods have in common whose clients use the sum of the two prompts."""
+
     def context(self, shared: ContextState, personal: Any) -> Float[Tensor, "*c t e"]:
         """Give the sum of global and personal prompt."""
         total: Tensor = shared.context + personal.context

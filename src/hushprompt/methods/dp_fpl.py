@@ -18,7 +18,7 @@ from hushprompt import checks
 from hushprompt.backbones.prompts import PromptModel
 from hushprompt.errors import ConfigError
 from hushprompt.methods.base import Batch, StepInfo, Upload
-from hushprompt.methods.context import ContextState, GlobalAndPersonalConfig, fresh, mean_loss
+from hushprompt.methods.context import ContextState, PromptSumConfig, fresh, mean_loss
 from hushprompt.methods.dropping import DroppingConfig
 from hushprompt.methods.factorization import Factors, factor_gradients, factorize, unstack
 from hushprompt.privacy.plan import Channel, Mechanism
@@ -27,7 +27,7 @@ from hushprompt.registry import METHODS
 
 @METHODS.register("dp_fpl")
 @dataclass(frozen=True, kw_only=True)
-class DPFPL(DroppingConfig, GlobalAndPersonalConfig):
+class DPFPL(DroppingConfig, PromptSumConfig):
     """The `method` section of DP-FPL."""
 
     title: ClassVar[str] = "DP-FPL"

@@ -26,7 +26,7 @@ from torch import Tensor
 from hushprompt import checks
 from hushprompt.backbones.prompts import PromptModel
 from hushprompt.methods.base import Batch, StepInfo, Upload
-from hushprompt.methods.context import ContextState, GlobalAndPersonalConfig, fresh, mean_loss
+from hushprompt.methods.context import ContextState, PromptSumConfig, fresh, mean_loss
 from hushprompt.methods.factorization import Factors, factorize, unstack
 from hushprompt.methods.gradients import per_example_gradients
 from hushprompt.methods.optimizer import Optimizer
@@ -39,7 +39,7 @@ _released_optimizer = partial(Optimizer, learning_rate=1e-3, momentum=0.9, weigh
 
 @METHODS.register("dp_fpl_released")
 @dataclass(frozen=True, kw_only=True)
-class DPFPLReleased(GlobalAndPersonalConfig):
+class DPFPLReleased(PromptSumConfig):
     """The `method` section of DP-FPL as released."""
 
     title: ClassVar[str] = "DP-FPL as released"

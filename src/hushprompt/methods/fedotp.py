@@ -18,19 +18,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from hushprompt.backbones.base import FeatureKind
 from hushprompt.backbones.prompts import PromptModel
-from hushprompt.methods.base import Batch, Published, StepInfo, Upload
-from hushprompt.methods.context import ContextState, GlobalAndPersonalConfig, fresh, mean_loss
-from hushprompt.methods.multi_gradients import TextFeatures, gradients_in_contexts
+from hushprompt.methods.multi_gradients import TextFeatures
 from hushprompt.methods.optimizer import Optimizer
+from hushprompt.methods.prompt_pair import PromptPairConfig
 from hushprompt.methods.transport import Transport
-from hushprompt.privacy.plan import Channel, Mechanism
 from hushprompt.registry import METHODS
 
 COSTS_PER_PASS = 2**18
@@ -40,11 +37,10 @@ holds. With the embedded model that takes half the time of all at once."""
 
 @METHODS.register("fedotp")
 @dataclass(frozen=True, kw_only=True)
-class FedOTP(GlobalAndPersonalConfig):
+class FedOTP(PromptPairConfig):
     """The `method` section of FedOTP."""
 
     title: ClassVar[str] = "FedOTP"
-    channels: ClassVar[frozenset[Channel]] = frozenset({Channel.LOCAL, Channel.GLOBAL})
     feature_kind: ClassVar[FeatureKind] = "patches"
 
     transport: Transport = field(default_factory=Transport)
@@ -52,55 +48,22 @@ class FedOTP(GlobalAndPersonalConfig):
     global_optimizer: Optimizer = field(default_factory=lambda: Optimizer(learning_rate=0.4))
     """Optimizer of the global prompt."""
 
-    def init(self, model: PromptModel, rng: np.random.Generator) -> tuple[ContextState, ContextState]:
-        """Give the start of the global prompt, and the one start of all local prompts: words, or two draws."""
-        shared = fresh(self.start(model, rng), self.global_optimizer)
-        return shared, fresh(self.start(model, rng), self.local_optimizer)
-
-    def client_step(
-        self,
-        model: PromptModel,
-        shared: ContextState,
-        personal: ContextState,
-        batch: Batch,
-        mechanism: Mechanism,
-        rng: np.random.Generator,
-    ) -> tuple[Upload, ContextState, StepInfo]:
-        """Step the local prompt with its released mean gradient; upload the clipped sum for the global one."""
-
-        def logits(text_features: TextFeatures, patches: Float[Tensor, "m d"]) -> Float[Tensor, " c"]:
-            return aligned_logits(model, torch.stack(text_features), patches[None], self.transport)[0]
-
-        contexts = (shared.context, personal.context)
-        (of_global, of_local), losses = gradients_in_contexts(
-            model, contexts, logits, batch.image_features, batch.labels, self.name_position
-        )
-        released = mechanism.release(Channel.LOCAL, mechanism.clip(Channel.LOCAL, of_local))
-        stepped = ContextState(*self.local_optimizer.step(personal.context, released, personal.optimizer))
-        return Upload(mechanism.clip(Channel.GLOBAL, of_global)), stepped, StepInfo(mean_loss(losses))
-
-    def personal_file(self, model: PromptModel, shared: ContextState, personal: ContextState) -> Published:
-        """Give both prompts of a client."""
-        layout = model.layout(shared.context, self.name_position)
-        how = (
-            f"{layout}, once with each context; logit of a class: logit scale times the sum over patches and contexts "
-            f"of transport plan times cosine; the plan is that of cost 1 - cosine, mass {self.transport.mass:g} and "
-            f"entropy weight {self.transport.regularization:g}"
-        )
-        return Published({"global_context": shared.context, "local_context": personal.context}, how)
-
-    def logits(
-        self,
-        model: PromptModel,
-        shared: ContextState,
-        personal: ContextState,
-        image_features: Float[Tensor, "n m d"],
+    def scores(
+        self, model: PromptModel, text_features: TextFeatures, image_features: Float[Tensor, "n m d"]
     ) -> Float[Tensor, "n c"]:
         """Score images by both prompts and the plans that match them to the patches."""
-        features = torch.stack([self.text_features(model, state.context) for state in (shared, personal)])
+        features = torch.stack(text_features)
         chunk = max(1, COSTS_PER_PASS // (len(features) * model.num_classes * image_features.shape[1]))
         rows = [aligned_logits(model, features, part, self.transport) for part in image_features.split(chunk)]
         return torch.cat(rows)
+
+    def how_to_score(self) -> str:
+        """Say what the plans are."""
+        return (
+            "logit of a class: logit scale times the sum over patches and contexts of transport plan times cosine; the "
+            f"plan is that of cost 1 - cosine, mass {self.transport.mass:g} and entropy weight "
+            f"{self.transport.regularization:g}"
+        )
 
 
 def aligned_logits(

@@ -23,7 +23,7 @@ from torch import Tensor
 from hushprompt import checks
 from hushprompt.backbones.prompts import PromptModel
 from hushprompt.methods.base import Batch, StepInfo, Upload
-from hushprompt.methods.context import ContextState, GlobalAndPersonalConfig, fresh, gaussian, mean_loss
+from hushprompt.methods.context import ContextState, PromptSumConfig, fresh, gaussian, mean_loss
 from hushprompt.methods.dropping import DroppingConfig
 from hushprompt.methods.factorization import factor_gradients, unstack
 from hushprompt.methods.optimizer import OptimizerState
@@ -51,7 +51,7 @@ class Pull(NamedTuple):
 
 @METHODS.register("fedpgp")
 @dataclass(frozen=True, kw_only=True)
-class FedPGP(DroppingConfig, GlobalAndPersonalConfig):
+class FedPGP(DroppingConfig, PromptSumConfig):
     """The `method` section of FedPGP."""
 
     title: ClassVar[str] = "FedPGP"

@@ -1,0 +1,81 @@
+"""What methods have in common that score an image by two prompts, a global and a personal one, without adding them up.
+
+Each prompt has text features of its own, so an example has one gradient in each; that of the personal prompt is
+released on the client, that of the global prompt over all clients.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+from hushprompt.backbones.prompts import PromptModel
+from hushprompt.methods.base import Batch, Published, StepInfo, Upload
+from hushprompt.methods.context import ContextState, GlobalAndPersonalConfig, fresh, mean_loss
+from hushprompt.methods.multi_gradients import TextFeatures, gradients_in_contexts
+from hushprompt.privacy.plan import Channel, Mechanism
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptPairConfig(GlobalAndPersonalConfig):
+    """A subclass says how two sets of text features score images, and how its files are to be used."""
+
+    channels: ClassVar[frozenset[Channel]] = frozenset({Channel.LOCAL, Channel.GLOBAL})
+
+    def scores(
+        self, model: PromptModel, text_features: TextFeatures, image_features: Float[Tensor, "n *m d"]
+    ) -> Float[Tensor, "n c"]:
+        """Score images by the text features of the global and of the personal prompt, each image on its own."""
+        raise NotImplementedError
+
+    def how_to_score(self) -> str:
+        """Say it in the words of a prompt file."""
+        raise NotImplementedError
+
+    def init(self, model: PromptModel, rng: np.random.Generator) -> tuple[ContextState, ContextState]:
+        """Give the start of the global prompt and the one start of all personal prompts: words, or two draws."""
+        shared = fresh(self.start(model, rng), self.global_optimizer)
+        return shared, fresh(self.start(model, rng), self.local_optimizer)
+
+    def client_step(
+        self,
+        model: PromptModel,
+        shared: ContextState,
+        personal: ContextState,
+        batch: Batch,
+        mechanism: Mechanism,
+        rng: np.random.Generator,
+    ) -> tuple[Upload, ContextState, StepInfo]:
+        """Release the noisy gradient in the personal prompt and step it; upload the clipped sum for the global one."""
+
+        def logits(text_features: TextFeatures, image: Float[Tensor, "*m d"]) -> Float[Tensor, " c"]:
+            return self.scores(model, text_features, image[None])[0]
+
+        contexts = (shared.context, personal.context)
+        (of_shared, of_personal), losses = gradients_in_contexts(
+            model, contexts, logits, batch.image_features, batch.labels, self.name_position
+        )
+        released = mechanism.release(Channel.LOCAL, mechanism.clip(Channel.LOCAL, of_personal))
+        stepped = ContextState(*self.local_optimizer.step(personal.context, released, personal.optimizer))
+        return Upload(mechanism.clip(Channel.GLOBAL, of_shared)), stepped, StepInfo(mean_loss(losses))
+
+    def public_file(self, model: PromptModel, shared: ContextState) -> Published:
+        """Give the global prompt."""
+        return Published({"context": shared.context}, model.layout(shared.context, self.name_position))
+
+    def personal_file(self, model: PromptModel, shared: ContextState, personal: ContextState) -> Published:
+        """Give both prompts of a client, and how they score together."""
+        layout = model.layout(shared.context, self.name_position)
+        tensors = {"global_context": shared.context, "local_context": personal.context}
+        return Published(tensors, f"{layout}, once with each context; {self.how_to_score()}")
+
+    def logits(
+        self, model: PromptModel, shared: ContextState, personal: ContextState, image_features: Float[Tensor, "n *m d"]
+    ) -> Float[Tensor, "n c"]:
+        """Score images with both prompts of a client."""
+        both = (self.text_features(model, shared.context), self.text_features(model, personal.context))
+        return self.scores(model, both, image_features)
