@@ -1,4 +1,4 @@
-"""Files are written whole or not at all: to a temporary name, to the disk, then renamed."""
+"""Files are written whole or not at all: to a temporary name, to the disk, then renamed; or grow by whole lines."""
 
 from __future__ import annotations
 
@@ -26,6 +26,24 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: str) -> N
     owned = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     with _replacing(path) as temporary:
         save_file(owned, temporary, metadata={"hushprompt": metadata})
+
+
+def append_line(path: Path, text: str) -> int:
+    """Append a line, on the disk when this returns, and give the file's new size in bytes."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(text + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+        return file.tell()
+
+
+def whole_lines(path: Path) -> list[bytes]:
+    """Read the lines of a file that `append_line` writes, none if it is missing; a torn last line is cut off."""
+    content = path.read_bytes() if path.exists() else b""
+    complete = content[: content.rfind(b"\n") + 1]
+    if len(complete) < len(content):
+        os.truncate(path, len(complete))
+    return complete.splitlines()
 
 
 @contextlib.contextmanager

@@ -189,11 +189,7 @@ def read_json(path: Path) -> Any:
 
 def append_record(path: Path, record: RoundRecord) -> int:
     """Append one line and give the file's new size in bytes."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(to_json(record)) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-        return file.tell()
+    return files.append_line(path, json.dumps(to_json(record)))
 
 
 def truncate_records(path: Path, size: int) -> None:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from hushprompt import files
 from hushprompt.errors import ResumeError
 from hushprompt.federation.cohort import Cohorts
 from hushprompt.federation.setup import Row
@@ -31,11 +31,7 @@ class LedgerFile:
         """
         self._path = folder / FILE
         self._ledgers: dict[str, Ledger] = {}
-        whole = self._path.read_bytes() if self._path.exists() else b""
-        complete = whole[: whole.rfind(b"\n") + 1]
-        if len(complete) < len(whole):
-            os.truncate(self._path, len(complete))
-        for number, line in enumerate(complete.splitlines(), start=1):
+        for number, line in enumerate(files.whole_lines(self._path), start=1):
             try:
                 entry = json.loads(line)
                 charge = Charge(int(entry["round"]) - 1, tuple(_unfold(entry["clients"])))
@@ -83,10 +79,7 @@ class LedgerFile:
         if reason is not None:
             return reason
         entry = {"row": row.label, "round": round_index + 1, "clients": _fold(charge.clients)}
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        files.append_line(self._path, json.dumps(entry))
         self._ledgers[row.label] = ledger.with_charge(charge)
         return None
 

@@ -9,12 +9,12 @@ those of the first attempt.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
+from hushprompt import files
 from hushprompt.config import EvaluationConfig
 from hushprompt.errors import ResumeError
 from hushprompt.federation.setup import Row
@@ -34,11 +34,7 @@ class MetricsFile:
         """
         self._path = folder / FILE
         self._released: dict[tuple[str, int], RightAnswers] = {}
-        whole = self._path.read_bytes() if self._path.exists() else b""
-        complete = whole[: whole.rfind(b"\n") + 1]
-        if len(complete) < len(whole):
-            os.truncate(self._path, len(complete))
-        for number, line in enumerate(complete.splitlines(), start=1):
+        for number, line in enumerate(files.whole_lines(self._path), start=1):
             try:
                 entry = json.loads(line)
                 counts = {name: np.array(entry[name], dtype=np.float64) for name in ("local", "neighbor")}
@@ -73,9 +69,6 @@ class MetricsFile:
             counts = make()
             entry = {"row": row.label, "num_rounds": num_done}
             entry |= {name: getattr(counts, name).tolist() for name in ("local", "neighbor")}
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(entry) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
+            files.append_line(self._path, json.dumps(entry))
             self._released[key] = counts
         return self._released[key]
