@@ -30,7 +30,8 @@ from hushprompt.backbones.prompts import PromptModel
 from hushprompt.federation import aggregate
 from hushprompt.methods.base import Batch
 from hushprompt.methods.dp_fpl import DPFPL
-from hushprompt.privacy.plan import Channel, PrivacyConfig, PrivacyPlan, make_plan
+from hushprompt.privacy.config import Channel, PrivacyConfig
+from hushprompt.privacy.plan import PrivacyPlan, make_plan
 from hushprompt.privacy.sampling import PoissonSampler
 from hushprompt.seeding import stream
 from measure import count_gflop, machine, write_json

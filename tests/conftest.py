@@ -22,7 +22,8 @@ from hushprompt import config as configs  # noqa: E402
 from hushprompt.backbones.prompts import PromptModel  # noqa: E402
 from hushprompt.backbones.toy import Toy as ToyModel  # noqa: E402
 from hushprompt.methods.base import Batch  # noqa: E402
-from hushprompt.privacy.plan import PrivacyConfig, make_plan  # noqa: E402
+from hushprompt.privacy.config import PrivacyConfig  # noqa: E402
+from hushprompt.privacy.plan import make_plan  # noqa: E402
 from hushprompt.privacy.sampling import PoissonSampler  # noqa: E402
 
 settings.register_profile("hushprompt", deadline=None, max_examples=50)

@@ -23,7 +23,8 @@ from hushprompt.errors import ConfigError, HushpromptError, ResumeError
 from hushprompt.federation.publish import privacy_record
 from hushprompt.federation.setup import Row, client_sizes, cut, plan_metrics, plan_rows
 from hushprompt.federation.simulate import run as simulate
-from hushprompt.privacy.plan import Audience, Channel, PrivacyConfig, make_plan
+from hushprompt.privacy.config import Audience, Channel, PrivacyConfig
+from hushprompt.privacy.plan import make_plan
 from hushprompt.privacy.sampling import DisjointSampler, PoissonSampler, Sampler
 from hushprompt.records import RoundRecord, RowSummary
 from hushprompt.registry import BACKBONES, DATASETS, METHODS, PARTITIONS, SAMPLERS

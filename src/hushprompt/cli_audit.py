@@ -21,7 +21,7 @@ from hushprompt.attacks.metrics import AttackResult, Interval
 from hushprompt.attacks.roc import write_roc
 from hushprompt.attacks.suite import ATTACKS
 from hushprompt.errors import ConfigError
-from hushprompt.privacy.plan import Audience
+from hushprompt.privacy.config import Audience
 from hushprompt.report.tables import AUDIENCES, epsilon_text
 
 console = Console(highlight=False)

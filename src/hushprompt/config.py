@@ -30,7 +30,7 @@ from hushprompt.registry import BACKBONES, DATASETS, METHODS, PARTITIONS, SAMPLE
 if TYPE_CHECKING:
     from hushprompt.backbones.cache import FeaturesConfig
     from hushprompt.methods.base import Method
-    from hushprompt.privacy.plan import PrivacyConfig
+    from hushprompt.privacy.config import PrivacyConfig
     from hushprompt.privacy.sampling import Sampler
 
 CHOICES = {

@@ -9,7 +9,7 @@ from hushprompt.attacks.canaries import canary_audits, with_canaries
 from hushprompt.attacks.shadows import Worker, coins, job_path, load, load_shadows, run_shadows
 from hushprompt.errors import ConfigError, ResumeError
 from hushprompt.federation.setup import client_sizes, cut
-from hushprompt.privacy.plan import Audience
+from hushprompt.privacy.config import Audience
 
 
 @pytest.fixture

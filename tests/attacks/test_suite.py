@@ -4,7 +4,7 @@ import pytest
 from hushprompt.attacks.shadows import Shadows
 from hushprompt.attacks.suite import ATTACKS, attack_all, leave_one_out
 from hushprompt.errors import ConfigError
-from hushprompt.privacy.plan import Audience
+from hushprompt.privacy.config import Audience
 
 ATTACKED = (Audience.PUBLIC, Audience.PERSONAL)
 LABELS = np.repeat([0, 1, 2], 20)

@@ -14,7 +14,8 @@ from hushprompt.federation.setup import assemble, client_sizes, cut, load_model,
 from hushprompt.federation.simulate import run
 from hushprompt.methods.base import Batch
 from hushprompt.methods.gradients import per_example_gradients
-from hushprompt.privacy.plan import Audience, Channel, Mechanism
+from hushprompt.privacy.config import Audience, Channel
+from hushprompt.privacy.plan import Mechanism
 from hushprompt.registry import METHODS
 from runs import Silent
 

@@ -12,7 +12,8 @@ from hushprompt.federation.ledger_file import LedgerFile
 from hushprompt.federation.rounds import RoundRunner
 from hushprompt.federation.setup import client_sizes, cut, plan_rows
 from hushprompt.federation.simulate import Trainer, run
-from hushprompt.privacy.plan import Audience, Mechanism
+from hushprompt.privacy.config import Audience
+from hushprompt.privacy.plan import Mechanism
 from runs import Silent, fresh
 
 

@@ -195,7 +195,8 @@ def test_every_release_has_a_noise_stream_of_its_own(toy_config, tmp_path, monke
 
 def test_the_number_of_releases_is_the_accounted_one(toy_config, tmp_path, monkeypatch):
     config = with_sampling(toy_config, name="poisson", sampling_prob=0.5, steps_per_round=2)
-    from hushprompt.privacy.plan import Audience, Channel, Mechanism
+    from hushprompt.privacy.config import Audience, Channel
+    from hushprompt.privacy.plan import Mechanism
 
     releases = []
     true_release = Mechanism.release
@@ -214,7 +215,8 @@ def test_the_number_of_releases_is_the_accounted_one(toy_config, tmp_path, monke
 
 
 def test_noise_divides_by_the_public_count_whoever_showed_up(toy_config, tmp_path, monkeypatch):
-    from hushprompt.privacy.plan import Channel, PrivacyPlan
+    from hushprompt.privacy.config import Channel
+    from hushprompt.privacy.plan import PrivacyPlan
 
     counts = set()
     true_mechanism = PrivacyPlan.mechanism
@@ -290,7 +292,8 @@ def test_views_change_the_training_and_one_view_does_not(toy_values, tmp_path):
 def test_client_level_privacy_divides_by_the_clients_and_leaves_personal_prompts_unclaimed(
     toy_values, tmp_path, monkeypatch
 ):
-    from hushprompt.privacy.plan import Channel, Mechanism
+    from hushprompt.privacy.config import Channel
+    from hushprompt.privacy.plan import Mechanism
 
     divisors = set()
     true_release = Mechanism.release

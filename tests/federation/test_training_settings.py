@@ -17,7 +17,8 @@ from hushprompt.federation import aggregate, rounds
 from hushprompt.federation.setup import assemble, client_sizes, cut, load_model, plan_rows
 from hushprompt.federation.states import flatten
 from hushprompt.methods.base import Batch
-from hushprompt.privacy.plan import Audience, Channel, Mechanism, PrivacyPlan
+from hushprompt.privacy.config import Audience, Channel
+from hushprompt.privacy.plan import Mechanism, PrivacyPlan
 from hushprompt.registry import METHODS
 from hushprompt.seeding import stream
 from runs import files, run_with

@@ -12,7 +12,8 @@ from hushprompt.methods.base import Batch, ClipsBatches, Method, Upload
 from hushprompt.methods.context import ContextConfig
 from hushprompt.methods.optimizer import Optimizer
 from hushprompt.privacy.clipping import ClippedSum
-from hushprompt.privacy.plan import Channel, Mechanism
+from hushprompt.privacy.config import Channel
+from hushprompt.privacy.plan import Mechanism
 from hushprompt.registry import METHODS
 
 

@@ -8,7 +8,7 @@ from hushprompt.methods.dp_fpl import DPFPL
 from hushprompt.methods.factorization import factorize
 from hushprompt.methods.optimizer import Optimizer
 from hushprompt.methods.promptfl import PromptFL
-from hushprompt.privacy.plan import Channel
+from hushprompt.privacy.config import Channel
 from slow_twins import slow_gradients
 
 SGD = Optimizer(learning_rate=0.1, momentum=0.0)

@@ -11,7 +11,7 @@ from hushprompt.federation.setup import plan_rows
 from hushprompt.methods.base import Batch
 from hushprompt.methods.dp_fpl_released import DPFPLReleased
 from hushprompt.methods.optimizer import Optimizer
-from hushprompt.privacy.plan import Audience, Channel
+from hushprompt.privacy.config import Audience, Channel
 from hushprompt.seeding import stream
 
 SGD = Optimizer(learning_rate=0.1, momentum=0.0)

@@ -13,7 +13,7 @@ from hushprompt.methods.dp_fpl import DPFPL
 from hushprompt.methods.gradients import per_example_gradients
 from hushprompt.methods.promptfl import PromptFL
 from hushprompt.privacy.clipping import clipped_sum
-from hushprompt.privacy.plan import Channel
+from hushprompt.privacy.config import Channel
 
 NAMES = ("red apple", "cat", "smiling face with sunglasses", "dog", "tree", "car", "fish")
 THRESHOLD = 0.12

@@ -11,7 +11,7 @@ from hushprompt.backbones.prompts import PromptModel
 from hushprompt.methods.base import Batch, ClipsBatches
 from hushprompt.methods.optimizer import Optimizer
 from hushprompt.methods.random_prompt import RandomPrompt
-from hushprompt.privacy.plan import Channel
+from hushprompt.privacy.config import Channel
 from hushprompt.registry import METHODS
 
 NUM_CLASSES, NUM_CLIENTS, NUM_TRAIN, NUM_TEST, NUM_ROUNDS = 12, 2, 4, 15, 6

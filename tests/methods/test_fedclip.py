@@ -6,7 +6,7 @@ from torch import nn
 
 from hushprompt.methods.fedclip import FedCLIP, unpack
 from hushprompt.methods.optimizer import Optimizer
-from hushprompt.privacy.plan import Channel
+from hushprompt.privacy.config import Channel
 
 SGD = Optimizer(learning_rate=0.1, momentum=0.0)
 

@@ -12,7 +12,8 @@ from hushprompt.methods.base import Batch
 from hushprompt.methods.fedotp import FedOTP, aligned_logits
 from hushprompt.methods.optimizer import Optimizer
 from hushprompt.methods.transport import Transport
-from hushprompt.privacy.plan import Channel, Mechanism
+from hushprompt.privacy.config import Channel
+from hushprompt.privacy.plan import Mechanism
 
 SGD = Optimizer(learning_rate=0.1, momentum=0.0)
 LAYOUTS = [{}, {"is_class_specific": True, "name_position": "middle"}]

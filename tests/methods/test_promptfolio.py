@@ -8,7 +8,7 @@ from hushprompt.methods.local_only import LocalOnly
 from hushprompt.methods.optimizer import Optimizer
 from hushprompt.methods.promptfl import PromptFL
 from hushprompt.methods.promptfolio import PromptFolio
-from hushprompt.privacy.plan import Channel
+from hushprompt.privacy.config import Channel
 
 SGD = Optimizer(learning_rate=0.1, momentum=0.0)
 

@@ -26,7 +26,8 @@ from hushprompt.methods.promptfl import PromptFL
 from hushprompt.privacy import accounting, clipping, ledger, metrics, noise
 from hushprompt.privacy import plan as plans
 from hushprompt.privacy.clipping import ClippedSum
-from hushprompt.privacy.plan import Audience, Channel, Mechanism, PrivacyPlan
+from hushprompt.privacy.config import Audience, Channel
+from hushprompt.privacy.plan import Mechanism, PrivacyPlan
 from hushprompt.privacy.sampling import DisjointSampler, PoissonSampler
 from hushprompt.seeding import stream
 

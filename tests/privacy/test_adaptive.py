@@ -14,7 +14,8 @@ from hypothesis.extra import numpy as npst
 from hushprompt.errors import ConfigError
 from hushprompt.privacy import adaptive
 from hushprompt.privacy.clipping import add_up, clipped_sum
-from hushprompt.privacy.plan import Audience, Channel, PrivacyConfig, make_plan
+from hushprompt.privacy.config import Audience, Channel, PrivacyConfig
+from hushprompt.privacy.plan import make_plan
 from hushprompt.privacy.sampling import DisjointSampler
 
 FULL = DisjointSampler(steps_per_round=1)

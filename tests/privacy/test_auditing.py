@@ -8,8 +8,9 @@ from hushprompt.errors import ConfigError
 from hushprompt.privacy import plan as plans
 from hushprompt.privacy.auditing import audit_audience, audit_mechanism, best_guesses
 from hushprompt.privacy.clipping import ClippedSum
+from hushprompt.privacy.config import Audience, Channel, PrivacyConfig
 from hushprompt.privacy.lower_bounds import epsilon_lower_bound
-from hushprompt.privacy.plan import Audience, Channel, PrivacyConfig, make_plan
+from hushprompt.privacy.plan import make_plan
 from hushprompt.privacy.sampling import DisjointSampler, PoissonSampler
 
 NUM_CANARIES = 1000

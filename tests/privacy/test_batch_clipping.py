@@ -14,7 +14,8 @@ from hushprompt.privacy.batch_clipping import (
     clipped_means,
     published_noise_multiplier,
 )
-from hushprompt.privacy.plan import Audience, Channel, PrivacyConfig, make_plan
+from hushprompt.privacy.config import Audience, Channel, PrivacyConfig
+from hushprompt.privacy.plan import make_plan
 from hushprompt.privacy.sampling import DisjointSampler, PoissonSampler
 
 BOTH = frozenset({Channel.LOCAL, Channel.GLOBAL})

@@ -12,7 +12,8 @@ from hypothesis.extra import numpy as npst
 from hushprompt.errors import PrivacyError
 from hushprompt.privacy import accounting
 from hushprompt.privacy.clipping import add_up
-from hushprompt.privacy.plan import Audience, Channel, PrivacyConfig, make_plan
+from hushprompt.privacy.config import Audience, Channel, PrivacyConfig
+from hushprompt.privacy.plan import make_plan
 from hushprompt.privacy.sampling import DisjointSampler, PoissonSampler
 
 GLOBAL = frozenset({Channel.GLOBAL})

@@ -8,7 +8,8 @@ import torch
 from scipy.stats import beta
 
 from hushprompt.privacy import accounting
-from hushprompt.privacy.plan import Audience, Channel, PrivacyConfig, make_plan
+from hushprompt.privacy.config import Audience, Channel, PrivacyConfig
+from hushprompt.privacy.plan import make_plan
 from hushprompt.privacy.sampling import DisjointSampler
 
 NUM_OTHERS, NUM_TRIALS = 60, 400

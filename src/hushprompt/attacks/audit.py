@@ -19,7 +19,7 @@ from hushprompt.config import RunConfig
 from hushprompt.errors import ConfigError
 from hushprompt.federation.setup import Row, client_sizes, cut, plan_rows
 from hushprompt.privacy.auditing import AuditResult, audit_audience
-from hushprompt.privacy.plan import Audience
+from hushprompt.privacy.config import Audience
 from hushprompt.seeding import stream
 
 FORMAT = "hushprompt audit 1"

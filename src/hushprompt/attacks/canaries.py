@@ -23,8 +23,8 @@ from hushprompt.federation.states import State
 from hushprompt.methods.base import Batch
 from hushprompt.methods.gradients import per_example_gradients
 from hushprompt.privacy.auditing import AuditResult, best_guesses
+from hushprompt.privacy.config import Audience
 from hushprompt.privacy.lower_bounds import CONFIDENCE
-from hushprompt.privacy.plan import Audience
 from hushprompt.seeding import stream
 
 SEEN = {

@@ -30,7 +30,7 @@ from hushprompt.attacks.world import World, audiences, candidates_of
 from hushprompt.config import RunConfig
 from hushprompt.errors import ResumeError
 from hushprompt.federation.setup import Row, assemble, cut, load_model
-from hushprompt.privacy.plan import Audience
+from hushprompt.privacy.config import Audience
 
 TRANSCRIPT = "transcript"
 OnShadow = Callable[[int, int], None]

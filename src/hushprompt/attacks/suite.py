@@ -17,7 +17,7 @@ from hushprompt.attacks.metrics import AttackResult
 from hushprompt.attacks.shadow_mlp import shadow_mlp
 from hushprompt.attacks.shadows import Shadows
 from hushprompt.errors import ConfigError
-from hushprompt.privacy.plan import Audience
+from hushprompt.privacy.config import Audience
 from hushprompt.seeding import stream
 
 Attack = Literal["lira", "rmia", "loss", "shadow_mlp", "gradient_cosine"]

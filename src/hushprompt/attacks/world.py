@@ -29,7 +29,8 @@ from hushprompt.federation.setup import Federation, Row
 from hushprompt.federation.states import State
 from hushprompt.methods.base import Batch, Method, Personal, Shared, StepInfo, Upload
 from hushprompt.methods.context import ContextConfig
-from hushprompt.privacy.plan import Audience, Channel, Mechanism
+from hushprompt.privacy.config import Audience, Channel
+from hushprompt.privacy.plan import Mechanism
 
 ABSENT = -1
 """Label of an example that is left out."""

@@ -18,7 +18,8 @@ from torch import Tensor
 from hushprompt.federation.states import flatten, restore
 from hushprompt.methods.base import Upload
 from hushprompt.privacy.clipping import ClippedSum, add_up
-from hushprompt.privacy.plan import Channel, Mechanism
+from hushprompt.privacy.config import Channel
+from hushprompt.privacy.plan import Mechanism
 
 
 class Travels(StrEnum):

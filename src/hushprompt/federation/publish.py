@@ -22,9 +22,9 @@ from hushprompt.evaluation.confusion import Confusion
 from hushprompt.federation.setup import Row
 from hushprompt.methods.base import Personal, Published, Shared
 from hushprompt.privacy.adaptive import count_std
+from hushprompt.privacy.config import Audience, Channel
 from hushprompt.privacy.ledger import Account
 from hushprompt.privacy.metrics import LOCAL_SENSITIVITY, MetricsPlan, neighbor_sensitivity
-from hushprompt.privacy.plan import Audience, Channel
 
 TRUSTED_SERVER = (
     "The server is trusted: it sees each client's clipped sum before noise, so nothing here protects a client from the "

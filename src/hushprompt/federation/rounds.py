@@ -23,7 +23,8 @@ from hushprompt.federation.setup import Federation, Row
 from hushprompt.federation.states import State
 from hushprompt.methods.base import Batch, Personal, Shared, StepInfo, Upload
 from hushprompt.privacy.adaptive import ClipNorms
-from hushprompt.privacy.plan import Channel, Mechanism
+from hushprompt.privacy.config import Channel
+from hushprompt.privacy.plan import Mechanism
 from hushprompt.seeding import stream
 
 

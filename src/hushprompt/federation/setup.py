@@ -26,8 +26,9 @@ from hushprompt.evaluation.splits import ClientSplit, client_splits
 from hushprompt.federation.cohort import Cohorts, draw_cohorts
 from hushprompt.methods.base import ClipsBatches, Method
 from hushprompt.methods.optimizer import with_schedule_steps
+from hushprompt.privacy.config import Channel
 from hushprompt.privacy.metrics import MetricsPlan, make_metrics_plan
-from hushprompt.privacy.plan import Channel, PrivacyPlan, make_plan
+from hushprompt.privacy.plan import PrivacyPlan, make_plan
 from hushprompt.registry import METHODS
 
 Load = Callable[[Any], Any]

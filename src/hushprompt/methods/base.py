@@ -17,7 +17,8 @@ from hushprompt.backbones.base import FeatureKind
 from hushprompt.backbones.prompts import PromptModel
 from hushprompt.privacy.batch_clipping import BatchClipping
 from hushprompt.privacy.clipping import ClippedSum
-from hushprompt.privacy.plan import Channel, Mechanism
+from hushprompt.privacy.config import Channel
+from hushprompt.privacy.plan import Mechanism
 
 Shared = Any
 """Frozen dataclass of tensors that the server holds and every client receives."""

@@ -21,7 +21,8 @@ from hushprompt.methods.base import Batch, StepInfo, Upload
 from hushprompt.methods.context import ContextState, PromptSumConfig, fresh, mean_loss
 from hushprompt.methods.dropping import DroppingConfig
 from hushprompt.methods.factorization import Factors, factor_gradients, factorize, unstack
-from hushprompt.privacy.plan import Channel, Mechanism
+from hushprompt.privacy.config import Channel
+from hushprompt.privacy.plan import Mechanism
 from hushprompt.registry import METHODS
 
 

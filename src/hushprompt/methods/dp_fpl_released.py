@@ -31,7 +31,8 @@ from hushprompt.methods.factorization import Factors, factorize, unstack
 from hushprompt.methods.gradients import per_example_gradients
 from hushprompt.methods.optimizer import Optimizer
 from hushprompt.privacy.batch_clipping import BatchClipping
-from hushprompt.privacy.plan import Channel, Mechanism
+from hushprompt.privacy.config import Channel
+from hushprompt.privacy.plan import Mechanism
 from hushprompt.registry import METHODS
 
 _released_optimizer = partial(Optimizer, learning_rate=1e-3, momentum=0.9, weight_decay=5e-4)

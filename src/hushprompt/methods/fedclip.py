@@ -21,7 +21,8 @@ from hushprompt.backbones.prompts import PromptModel
 from hushprompt.methods.base import Batch, NoState, Published, StepInfo, Upload
 from hushprompt.methods.context import mean_loss
 from hushprompt.methods.optimizer import Optimizer, OptimizerState
-from hushprompt.privacy.plan import Channel, Mechanism
+from hushprompt.privacy.config import Channel
+from hushprompt.privacy.plan import Mechanism
 from hushprompt.registry import METHODS
 
 

@@ -27,7 +27,8 @@ from hushprompt.methods.context import ContextState, PromptSumConfig, fresh, gau
 from hushprompt.methods.dropping import DroppingConfig
 from hushprompt.methods.factorization import factor_gradients, unstack
 from hushprompt.methods.optimizer import OptimizerState
-from hushprompt.privacy.plan import Channel, Mechanism
+from hushprompt.privacy.config import Channel
+from hushprompt.privacy.plan import Mechanism
 from hushprompt.registry import METHODS
 
 

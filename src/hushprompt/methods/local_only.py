@@ -18,7 +18,8 @@ from hushprompt.methods.base import Batch, NoState, StepInfo, Upload
 from hushprompt.methods.context import ContextState, fresh, mean_loss
 from hushprompt.methods.dropping import DroppingConfig
 from hushprompt.methods.optimizer import Optimizer
-from hushprompt.privacy.plan import Channel, Mechanism
+from hushprompt.privacy.config import Channel
+from hushprompt.privacy.plan import Mechanism
 from hushprompt.registry import METHODS
 
 

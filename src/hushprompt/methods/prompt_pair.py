@@ -17,7 +17,8 @@ from hushprompt.backbones.prompts import PromptModel
 from hushprompt.methods.base import Batch, Published, StepInfo, Upload
 from hushprompt.methods.context import ContextState, GlobalAndPersonalConfig, fresh, mean_loss
 from hushprompt.methods.multi_gradients import TextFeatures, gradients_in_contexts
-from hushprompt.privacy.plan import Channel, Mechanism
+from hushprompt.privacy.config import Channel
+from hushprompt.privacy.plan import Mechanism
 
 
 @dataclass(frozen=True, kw_only=True)

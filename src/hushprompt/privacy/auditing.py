@@ -19,13 +19,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from hushprompt.errors import ConfigError
+from hushprompt.privacy.config import Audience, Channel
 from hushprompt.privacy.lower_bounds import (
     CONFIDENCE,
     epsilon_lower_bound,
     f_dp_lower_bound,
     gdp_lower_bound,
 )
-from hushprompt.privacy.plan import Audience, Channel, PrivacyPlan
+from hushprompt.privacy.plan import PrivacyPlan
 
 Bound = Literal["one_run", "f_dp_gaussian", "f_dp_approximate"]
 """Steinke et al. 2023 (any mechanism), Mahloujifar et al. 2024 for Gaussian mechanisms, or the latter for any."""

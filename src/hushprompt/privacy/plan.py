@@ -32,8 +32,6 @@ import math
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
-from typing import Literal
 
 import numpy as np
 import torch
@@ -58,128 +56,15 @@ from hushprompt.privacy.batch_clipping import (
     published_noise_multiplier,
 )
 from hushprompt.privacy.clipping import ClippedSum, as_one_contribution, clipped_sum
+from hushprompt.privacy.config import Audience, Channel, PrivacyConfig
 from hushprompt.privacy.noise import add_gaussian, add_secure_gaussian
 from hushprompt.privacy.sampling import Sampler
-from hushprompt.registry import SECTIONS
-
-
-class Channel(StrEnum):
-    """The two ways in which data can enter a prompt."""
-
-    LOCAL = "local"
-    """Into the client's own personal prompt; noise is added on the client."""
-    GLOBAL = "global"
-    """Into the prompt that all share; noise is added to the sum over clients, or by each client to its own."""
-
 
 NO_CLIENT_LEVEL = (
     "no client-level protection: a personal prompt is made from one client's data, and whoever holds it may learn "
     "anything about that client"
 )
 """Why no epsilon is claimed for personal prompts where the unit is a client."""
-
-
-class Audience(StrEnum):
-    """Who looks at what; each has its own guarantee."""
-
-    PUBLIC = "public"
-    """Sees the global prompt after every round. Other clients see the same."""
-    PERSONAL = "personal"
-    """Holds one client's personal prompt, and sees what the public sees."""
-    SERVER = "server"
-    """Receives every client's upload; has a guarantee only where clients add the noise themselves."""
-
-
-@SECTIONS.register("privacy")
-@dataclass(frozen=True, kw_only=True)
-class PrivacyConfig:
-    """The `privacy` section: a budget or the noise itself, and the clip norms."""
-
-    epsilon: float | None = 8.0
-    """Target epsilon of `audience` over the whole run; inf clips and adds no noise. Not with noise multipliers."""
-    delta: float = 1e-5
-    """Target delta; must be below 1 / (examples of the largest client)."""
-    audience: Audience = Audience.PERSONAL
-    """Whom the target epsilon is for: "personal" (holder of a personal prompt), "public" (global prompt only), or
-    "server" (every client's uploads; needs noise_at = "client")."""
-    noise_at: Literal["server", "client"] = "server"
-    """Where the global noise is added: "server", once to the sum over clients, which trusts the server; or "client", by
-    every client in full to its own sum before it leaves, which protects from the server too and costs accuracy."""
-    local_share: float = 0.5
-    """Share of the budget (of 1/z^2) that the local release gets where a method makes both; in (0, 1)."""
-    clip_norm_local: float = 1.0
-    """L2 bound of one example's contribution to a client's local sum, in gradient units."""
-    clip_norm_global: float = 1.0
-    """L2 bound of one example's contribution to the sum over clients, in gradient units."""
-    adaptive_quantile: float | None = None
-    """Share of contributions that should stay unclipped: clip norms then follow this quantile, from noisy counts that
-    the budget pays for (Andrew et al. 2021). Left out: clip norms stay as given."""
-    adaptive_rate: float = 0.2
-    """Largest relative change of a clip norm in one step."""
-    adaptive_share: float = 0.05
-    """Share of each release's budget (of 1/z^2) that its count gets, in (0, 1)."""
-    noise_source: Literal["seeded", "secure"] = "seeded"
-    """Where noise and private batches come from: "seeded" (the run's seed: a repeatable simulation, not a release) or
-    "secure" (the operating system's cryptographic generator, on a grid: fit for a release, never the same twice)."""
-    max_epsilon: float | None = None
-    """Training ends before the epsilon of `audience` would exceed this, also across resumes and retries; left out: the
-    target epsilon, where one is set."""
-    noise_multiplier_local: float | None = None
-    """Noise std over clip norm of the local release, instead of `epsilon`."""
-    noise_multiplier_global: float | None = None
-    """Noise std over clip norm of the global release, instead of `epsilon`."""
-    neighboring_relation: Literal["add_remove", "replace_one"] = "add_remove"
-    """What neighboring data sets differ by: one example more or less, or one example exchanged."""
-    privacy_unit: Literal["example", "client"] = "example"
-    """Who is protected: one (image, label) pair of one client, or all data of one client (the global prompt only)."""
-
-    def __post_init__(self) -> None:
-        """Check the fields."""
-        checks.positive(clip_norm_local=self.clip_norm_local, clip_norm_global=self.clip_norm_global)
-        checks.finite(clip_norm_local=self.clip_norm_local, clip_norm_global=self.clip_norm_global)
-        if not 0 < self.delta < 1:
-            raise PrivacyError(
-                f"delta must lie in (0, 1), got {self.delta}. Take it well below 1 / (number of examples)."
-            )
-        if not 0 < self.local_share < 1:
-            raise PrivacyError(f"local_share must lie in (0, 1), got {self.local_share}.")
-        if self.audience is Audience.SERVER and self.noise_at == "server":
-            raise PrivacyError(
-                'privacy.audience = "server" needs privacy.noise_at = "client": a server that adds the noise itself '
-                "sees every client's sum without it."
-            )
-        explicit = [self.noise_multiplier_local, self.noise_multiplier_global]
-        if self.epsilon is None:
-            if any(z is None for z in explicit):
-                raise PrivacyError("Set privacy.epsilon, or both noise_multiplier_local and noise_multiplier_global.")
-            for name, z in zip(("noise_multiplier_local", "noise_multiplier_global"), explicit, strict=True):
-                assert z is not None
-                checks.non_negative(**{name: z})
-                checks.finite(**{name: z})
-        else:
-            if any(z is not None for z in explicit):
-                raise PrivacyError(
-                    "privacy.epsilon and noise multipliers exclude each other: the noise follows from epsilon. "
-                    'Keep one; to give the noise yourself, set privacy.epsilon="none".'
-                )
-            checks.positive(epsilon=self.epsilon)
-        checks.positive(adaptive_rate=self.adaptive_rate)
-        for name, share in (("quantile", self.adaptive_quantile), ("share", self.adaptive_share)):
-            if share is not None and not 0 < share < 1:
-                raise PrivacyError(f"adaptive_{name} must lie in (0, 1), got {share}.")
-        if self.adaptive_quantile is not None and self.noise_at == "client":
-            raise PrivacyError(
-                'privacy.adaptive_quantile needs privacy.noise_at = "server": clients that add the noise themselves do '
-                "not count together. Leave adaptive_quantile out."
-            )
-        if self.max_epsilon is not None:
-            checks.positive(max_epsilon=self.max_epsilon)
-            checks.finite(max_epsilon=self.max_epsilon)
-            if self.epsilon == math.inf:
-                raise PrivacyError(
-                    f"privacy.max_epsilon = {self.max_epsilon:g} cannot be kept without noise (privacy.epsilon = inf). "
-                    "Set a finite privacy.epsilon, or leave max_epsilon out."
-                )
 
 
 @dataclass(frozen=True, kw_only=True)
