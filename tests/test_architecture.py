@@ -17,6 +17,7 @@ ALLOWED = {
     "evaluation": {"data", "backbones", "methods", "privacy"},
     "federation": {"data", "backbones", "methods", "privacy", "evaluation"},
     "attacks": {"data", "backbones", "methods", "privacy", "evaluation", "federation"},
+    "deployment": {"data", "backbones", "methods", "privacy", "evaluation", "federation"},
     "sweeps": {"federation"},
     "report": set(),
 }

@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-from hushprompt.errors import ConfigError, DataError, HushpromptError, PrivacyError, ResumeError
+from hushprompt.errors import ConfigError, DataError, HushpromptError, PrivacyError, ProtocolError, ResumeError
 
 __all__ = [
     "ConfigError",
     "DataError",
     "HushpromptError",
     "PrivacyError",
+    "ProtocolError",
     "ResumeError",
     "load_registries",
 ]

@@ -21,3 +21,7 @@ class DataError(HushpromptError):
 
 class ResumeError(HushpromptError):
     """A run folder cannot be resumed, or a new run would overwrite one."""
+
+
+class ProtocolError(HushpromptError):
+    """A message of a federation is malformed, or outside what was agreed; it is refused and has no effect."""

@@ -1,0 +1,303 @@
+"""The config files of the two ends: `server.toml` and a `client.toml` each, read like every other config.
+
+Paths in a file are relative to its folder. What is trained, and under which privacy, is in the run config that
+`server.toml` names; what a client's owner allows is in `client.toml`, and no message can change it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from hushprompt import checks
+from hushprompt import config as configs
+from hushprompt.config import RunConfig, RuntimeConfig
+from hushprompt.errors import ConfigError
+
+NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+"""What a federation, a run and a client may be called: names of folders everywhere."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FederationConfig:
+    """The `federation` section of `server.toml`."""
+
+    name: str
+    """Of the federation; clients keep what they have by it."""
+    run: str
+    """Run config: method, privacy, sampling, training, backbone, seed. Where clients bring their own data, its data
+    and partition sections may be left out."""
+    folder: str
+    """Run folder: records, ledger, checkpoint, prompts. The same folder again goes on where it stopped."""
+    clients: tuple[str, ...]
+    """Names of the clients that may join, in an order that stays: it numbers them."""
+    classes: tuple[str, ...] = ()
+    """Class names in label order; empty: those of the run's data set."""
+    classes_file: str = ""
+    """Text file with one class a line, instead of the list."""
+    min_clients: int = 0
+    """Clients without which training does not start, and answers without which a round does not end (as far as its
+    cohort has so many); 0 takes all of `clients`."""
+    join_deadline_s: float = 600.0
+    """Seconds to wait for clients to come online and join."""
+    round_deadline_s: float = 600.0
+    """Seconds that a client has for a turn; where nothing is shared, for each round of its one turn."""
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        check_name("federation.name", self.name)
+        for name in self.clients:
+            check_name("a name in federation.clients", name)
+        if len(set(self.clients)) < len(self.clients) or not self.clients:
+            raise ConfigError(f"federation.clients must name at least one client, each once, got {self.clients}.")
+        if self.classes and self.classes_file:
+            raise ConfigError("federation.classes and federation.classes_file exclude each other. Keep one.")
+        checks.in_range(0, len(self.clients), min_clients=self.min_clients)
+        checks.positive(join_deadline_s=self.join_deadline_s, round_deadline_s=self.round_deadline_s)
+
+    @property
+    def quorum(self) -> int:
+        """The number that `min_clients` stands for."""
+        return self.min_clients or len(self.clients)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerLinkConfig:
+    """The `link` section of `server.toml`: where clients find the server, and how it proves who it is."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: int = 8000
+    """Port to listen on."""
+    ca: str = ""
+    """Certificate of the authority that signed the server's."""
+    certificate: str = ""
+    """The server's certificate."""
+    key: str = ""
+    """Private key of that certificate."""
+    database: str = ""
+    """File in which the carrier keeps its nodes and runs across restarts."""
+
+    def __post_init__(self) -> None:
+        """Check the field."""
+        checks.in_range(1, 65535, port=self.port)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerConfig:
+    """All of `server.toml`, and the run config that it names."""
+
+    federation: FederationConfig
+    run: RunConfig
+    """What `federation.run` names."""
+    link: ServerLinkConfig = field(default_factory=ServerLinkConfig)
+
+    def __post_init__(self) -> None:
+        """Refuse what a federation of separate machines does not do."""
+        if self.run.references:
+            raise ConfigError(
+                "A federation trains one method: the run config's references would be trained on the same data. Leave "
+                "them out."
+            )
+        if self.run.training.dropout_rate > 0:
+            raise ConfigError(
+                "training.dropout_rate simulates clients that fail. Real ones do it themselves: set it 0."
+            )
+        if self.run.evaluation.base_classes is not None or self.run.evaluation.metrics_epsilon is not None:
+            raise ConfigError(
+                "Clients score their own images and tell nobody: evaluation.base_classes and "
+                "evaluation.metrics_epsilon mean nothing in a federation. Leave them out."
+            )
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return Path(self.federation.folder)
+
+    def class_names(self) -> tuple[str, ...]:
+        """Give the class names in label order; reads the run's data set where the config has none.
+
+        Raises:
+            ConfigError: the file of classes cannot be read.
+            DataError: the data set cannot be read.
+        """
+        if self.federation.classes:
+            return self.federation.classes
+        if not self.federation.classes_file:
+            names: tuple[str, ...] = self.run.data.load().class_names
+            return names
+        try:
+            lines = Path(self.federation.classes_file).read_text(encoding="utf-8").splitlines()
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"federation.classes_file cannot be read ({error}). Check the path.") from error
+        return tuple(line.strip() for line in lines if line.strip())
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientSection:
+    """The `client` section of `client.toml`."""
+
+    name: str
+    """One of the server's `federation.clients`."""
+    store: str
+    """Folder of this client: its prompts, ledgers and caches. One process at a time writes to it."""
+
+    def __post_init__(self) -> None:
+        """Check the field."""
+        check_name("client.name", self.name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShareConfig:
+    """The `share` section of `client.toml`: for a trial, one client's part of the run's own data set."""
+
+    client: int
+    """Which client of the run's partition this is, from 0."""
+
+    def __post_init__(self) -> None:
+        """Check the field."""
+        checks.non_negative(client=self.client)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnerConfig:
+    """The `owner` section of `client.toml`: what the owner of the data allows, whatever the server asks."""
+
+    max_epsilon: float
+    """Largest epsilon that all runs in this store may spend together, added up: towards everyone who sees the shared
+    prompt, towards the server where clients add the noise, and towards whoever gets this client's prompt, where the
+    run protects examples. inf sets no limit."""
+    max_delta: float = 1e-4
+    """Largest delta of all these runs, added up."""
+    min_noise_multiplier_local: float = 0.0
+    """Smallest noise std over clip norm of what trains the personal prompt."""
+    min_noise_multiplier_global: float = 0.0
+    """Smallest noise std over clip norm of what trains the shared prompt. With noise_at = "server" it is the server
+    that adds it, and the client has to trust that."""
+    max_clip_norm_local: float = float("inf")
+    """Largest clip norm of what trains the personal prompt."""
+    max_clip_norm_global: float = float("inf")
+    """Largest clip norm of what trains the shared prompt."""
+    require_noise_at: Literal["any", "client"] = "any"
+    """"client" refuses runs in which clipped sums would reach the server without noise."""
+    require_noise_source: Literal["any", "secure"] = "any"
+    """"secure" refuses noise from a seed that the server knows: it could take that noise away."""
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        checks.positive(max_epsilon=self.max_epsilon, max_delta=self.max_delta)
+        checks.positive(max_clip_norm_local=self.max_clip_norm_local, max_clip_norm_global=self.max_clip_norm_global)
+        checks.non_negative(
+            min_noise_multiplier_local=self.min_noise_multiplier_local,
+            min_noise_multiplier_global=self.min_noise_multiplier_global,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientLinkConfig:
+    """The `link` section of `client.toml`: where the server is, and how the two know each other."""
+
+    superlink: str = "127.0.0.1:8000"
+    """Host and port of the server."""
+    ca: str = ""
+    """Certificate of the authority that signed the server's."""
+    key: str = ""
+    """Private key of this client, whose public half the server knows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientConfig:
+    """All of `client.toml`."""
+
+    client: ClientSection
+    owner: OwnerConfig
+    data: Any = None
+    """Data section as in a run config: all of it is this client's. Its classes may be left out: the server's then."""
+    share: ShareConfig | None = None
+    """Instead of `data`."""
+    link: ClientLinkConfig = field(default_factory=ClientLinkConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+    def __post_init__(self) -> None:
+        """Check that there are data."""
+        if (self.data is None) == (self.share is None):
+            raise ConfigError("A client needs data: the section data for its own, or share for a part of the run's.")
+
+    @property
+    def store(self) -> Path:
+        """The client's folder."""
+        return Path(self.client.store)
+
+
+def load_server(path: Path) -> ServerConfig:
+    """Read `server.toml` and the run config that it names.
+
+    Raises:
+        ConfigError: a file is missing or no TOML, a key is unknown, or a value is wrong.
+    """
+    values = configs.read(path)
+    _refuse_unknown(values, {"federation", "link"})
+    federation = configs.build(FederationConfig, values.get("federation", {}), "federation")
+    federation = _placed(federation, path, "run", "folder", "classes_file")
+    link = _placed(
+        configs.build(ServerLinkConfig, values.get("link", {}), "link"), path, "ca", "certificate", "key", "database"
+    )
+    run = configs.read(Path(federation.run))
+    if "data" not in run and "partition" not in run and (federation.classes or federation.classes_file):
+        # Every client brings its own folder; nobody loads the run's.
+        run |= {"data": {"name": "folder"}, "partition": {"name": "by_client"}}
+    return ServerConfig(federation=federation, run=configs.parse(run), link=link)
+
+
+def load_client(path: Path) -> ClientConfig:
+    """Read `client.toml`.
+
+    Raises:
+        ConfigError: the file is missing or no TOML, a key is unknown, or a value is wrong.
+    """
+    values = configs.read(path)
+    _refuse_unknown(values, {f.name for f in dataclasses.fields(ClientConfig)})
+    client = _placed(configs.build(ClientSection, values.get("client", {}), "client"), path, "store")
+    data = None
+    if "data" in values:
+        data = configs.choose("data", values["data"])
+        data = _placed(data, path, *(name for name in ("root", "file", "classes_file") if hasattr(data, name)))
+    return ClientConfig(
+        client=client,
+        owner=configs.build(OwnerConfig, values.get("owner", {}), "owner"),
+        data=data,
+        share=configs.build(ShareConfig, values["share"], "share") if "share" in values else None,
+        link=_placed(configs.build(ClientLinkConfig, values.get("link", {}), "link"), path, "ca", "key"),
+        runtime=configs.build(RuntimeConfig, values.get("runtime", {}), "runtime"),
+    )
+
+
+def check_name(what: str, name: str) -> None:
+    """Raise ConfigError unless a name can be that of a folder everywhere."""
+    if not re.fullmatch(NAME, name):
+        raise ConfigError(
+            f"{what} must begin with a letter or digit and have at most 64 letters, digits, dots, dashes and "
+            f"underscores, got {name!r}."
+        )
+
+
+def _refuse_unknown(values: Mapping[str, Any], known: set[str]) -> None:
+    """Raise ConfigError for a section that does not exist."""
+    for key in values:
+        if key not in known:
+            raise ConfigError(
+                f"Unknown section {key!r}; known: {', '.join(sorted(known))}.{checks.nearest(key, known)}"
+            )
+
+
+def _placed(section: Any, file: Path, *names: str) -> Any:
+    """Give a section with its paths relative to the folder of its file; empty ones stay empty."""
+    paths = {name: getattr(section, name) for name in names}
+    folder = file.parent.resolve()
+    return dataclasses.replace(
+        section, **{name: str(folder / Path(path).expanduser()) for name, path in paths.items() if path}
+    )
