@@ -1,0 +1,57 @@
+"""Flower's ClientApp: one message in, what the client's site answers out. A new process has each message."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from flwr.app import Context, Error, Message
+from flwr.clientapp import ClientApp
+
+from hushprompt import load_registries
+from hushprompt.deployment.config import load_client
+from hushprompt.deployment.envelope import refusal
+from hushprompt.deployment.flower import environment, messages
+from hushprompt.deployment.site import Site, open_site
+from hushprompt.deployment.transport import MAX_REQUEST_BYTES
+from hushprompt.errors import ProtocolError
+
+_LOG = logging.getLogger("flwr.hushprompt")
+FAILED = 2
+"""Flower's code for an exception in a ClientApp."""
+
+
+def client_app(config_of: Callable[[Context], Path]) -> ClientApp:
+    """Give the app of a client, or of all clients of a simulation.
+
+    Args:
+        config_of: gives the path of the `client.toml` of whom a message is for.
+    """
+    app = ClientApp()
+
+    @app.train()
+    def answer(message: Message, context: Context) -> Message:
+        """Answer one message. What went wrong in detail stays here: it could tell of the data."""
+        try:
+            request = messages.read(message, MAX_REQUEST_BYTES)
+        except ProtocolError as error:
+            return messages.reply(refusal(str(error)), message)
+        try:
+            return messages.reply(_site(config_of(context)).answer(request), message)
+        except Exception as error:
+            _LOG.exception("The message %r could not be answered.", request.kind)
+            return Message(Error(FAILED, type(error).__name__), reply_to=message)
+
+    return app
+
+
+@functools.lru_cache(maxsize=32)
+def _site(config: Path) -> Site:
+    """Open a client's end; a simulation's processes answer for several clients, many times."""
+    load_registries()
+    return open_site(load_client(config))
+
+
+app = client_app(lambda context: environment.path_of(environment.CLIENT_CONFIG))

@@ -1,0 +1,87 @@
+"""Flower's Grid as the server's end of a carrier."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from hushprompt.deployment.envelope import Envelope
+from hushprompt.deployment.flower import messages
+from hushprompt.deployment.transport import Failure
+from hushprompt.errors import ProtocolError
+
+POLL_S = 0.5
+"""Seconds between two looks for answers; Flower's own `send_and_receive` looks every three."""
+
+
+class GridTransport:
+    """Reaches clients by the ids that Flower's SuperLink gives their keys: the same id whenever a client comes back."""
+
+    def __init__(
+        self,
+        grid: Grid,
+        names: Mapping[str, str] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """Take what reaches the nodes.
+
+        Args:
+            grid: of the run.
+            names: client names by node id: nobody else is spoken to, and nobody may say another name. None takes
+                every node that SuperLink lets in, under the name that it gives itself.
+            clock: gives seconds.
+            sleep: waits so many seconds.
+        """
+        self._grid, self._names, self._clock, self._sleep = grid, names, clock, sleep
+
+    def online(self) -> list[str]:
+        """Give the nodes whose connection is up."""
+        nodes = map(str, self._grid.get_node_ids())
+        return sorted(node for node in nodes if self._names is None or node in self._names)
+
+    def ask(
+        self, requests: Mapping[str, Envelope], deadline_s: float, max_bytes: int
+    ) -> Iterator[tuple[str, Envelope | Failure]]:
+        """Send each node its message, and give answers as they arrive.
+
+        A message is matched by the request that it answers: Flower's own errors come from the SuperLink's node id.
+        """
+        end = self._clock() + deadline_s
+        # A request ends with the deadline: a client that was away must not spend its budget on what nobody waits for.
+        outgoing = [messages.request(envelope, int(node), deadline_s) for node, envelope in requests.items()]
+        waiting: dict[str, str] = {}
+        for node, message_id in zip(requests, self._grid.push_messages(outgoing), strict=True):
+            if message_id:
+                waiting[message_id] = node
+            else:
+                yield node, Failure("the message could not be sent: SuperLink did not take it")
+        while waiting:
+            arrived = list(self._grid.pull_messages(list(waiting)))
+            for message in arrived:
+                node = waiting.pop(message.metadata.reply_to_message_id, "")
+                if node:
+                    yield node, self._read(node, message, max_bytes)
+            if self._clock() >= end:
+                break
+            if waiting and not arrived:
+                self._sleep(min(POLL_S, max(0.0, end - self._clock())))
+        for node in waiting.values():
+            yield node, Failure("no answer by the deadline")
+
+    def _read(self, node: str, message: Message, max_bytes: int) -> Envelope | Failure:
+        """Give what a node answered."""
+        if message.has_error():
+            return Failure(f"Flower error {message.error.code}: {message.error.reason}")
+        if str(message.metadata.src_node_id) != node:
+            return Failure(f"the answer came from another node, {message.metadata.src_node_id}")
+        try:
+            answer = messages.read(message, max_bytes)
+        except ProtocolError as error:
+            return Failure(str(error))
+        if self._names is not None and answer.meta.get("name", self._names[node]) != self._names[node]:
+            return Failure(f"it calls itself {answer.meta['name']!r}, but its key is that of {self._names[node]!r}")
+        return answer

@@ -1,0 +1,56 @@
+"""Flower's ServerApp: the coordinator, with Flower's Grid as its carrier."""
+
+from __future__ import annotations
+
+import logging
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from hushprompt import load_registries
+from hushprompt.deployment.config import load_server
+from hushprompt.deployment.coordinator import serve
+from hushprompt.deployment.flower import environment
+from hushprompt.deployment.flower.grid_transport import GridTransport
+from hushprompt.federation.setup import Row
+from hushprompt.records import RoundRecord
+
+_LOG = logging.getLogger("flwr.hushprompt")
+"""Below Flower's logger: `flwr run --stream` and `flwr log` show its lines."""
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Serve the federation of this machine's `server.toml`; nothing in the run that was submitted changes it."""
+    load_registries()
+    config = load_server(environment.path_of(environment.SERVER_CONFIG))
+    serve(config, GridTransport(grid, environment.node_names()), Log())
+
+
+class Log:
+    """An observer that writes a line for each thing that happens."""
+
+    def on_setup(self, what: str, done: int, total: int) -> None:
+        """Say that images are encoded."""
+        if done == total:
+            _LOG.info("%s: %d", what, total)
+
+    def on_row(self, row: Row, index: int, num_rows: int, num_rounds_done: int) -> None:
+        """Say what is trained."""
+        _LOG.info("%s: %d of %d rounds done", row.label, num_rounds_done, row.num_rounds)
+
+    def on_round(self, record: RoundRecord) -> None:
+        """Say what a round cost."""
+        epsilons = ", ".join(f"{who} {epsilon:.3f}" for who, epsilon in record.epsilon.items())
+        _LOG.info(
+            "round %d: %s of %s clients, %d bytes up, %d down, %.1f s, epsilon: %s",
+            record.round_index,
+            record.num_clients,
+            record.cohort_size,
+            record.bytes_up,
+            record.bytes_down,
+            record.seconds,
+            epsilons,
+        )
