@@ -9,9 +9,9 @@ from hushprompt.errors import ConfigError
 def server(toy_values, tmp_path):
     """Write server.toml and run.toml with changes, and read them."""
 
-    def write(run=None, link=None, **federation):
+    def write(changes=None, link=None, **federation):
         del toy_values["references"]
-        run = {**toy_values, **(run or {})}
+        run = {**toy_values, **(changes or {})}
         (tmp_path / "run.toml").write_text(tomli_w.dumps({k: v for k, v in run.items() if v is not None}))
         section = {"name": "trial", "run": "run.toml", "folder": "server", "clients": ["a", "b", "c"], **federation}
         path = tmp_path / "server.toml"
@@ -53,7 +53,7 @@ def test_class_names_come_from_the_config_a_file_or_the_runs_data(server, tmp_pa
 
 def test_class_names_from_a_file_let_the_run_leave_out_its_data(server, tmp_path):
     (tmp_path / "classes.txt").write_text("cat\n\nred fox\n")
-    config = server(classes_file="classes.txt", run={"data": None, "partition": None})
+    config = server(classes_file="classes.txt", changes={"data": None, "partition": None})
     assert config.class_names() == ("cat", "red fox")
 
 
@@ -69,15 +69,15 @@ def test_class_names_from_a_file_let_the_run_leave_out_its_data(server, tmp_path
         ({"classes": ["cat"], "classes_file": "x"}, "exclude each other"),
         ({"run": "nothing.toml"}, "cannot be read"),
         ({"deadline": 3}, "Unknown key 'deadline'"),
-        ({"run_changes": {"references": [{"epsilon": 1.0}]}}, "trains one method"),
-        ({"run_changes": {"training": {"dropout_rate": 0.5}}}, "dropout_rate simulates"),
-        ({"run_changes": {"evaluation": {"metrics_epsilon": 1.0}}}, "tell nobody"),
-        ({"run_changes": {"data": None}}, "section data is missing"),
+        ({"changes": {"references": [{"epsilon": 1.0}]}}, "trains one method"),
+        ({"changes": {"training": {"dropout_rate": 0.5}}}, "dropout_rate simulates"),
+        ({"changes": {"evaluation": {"metrics_epsilon": 1.0}}}, "tell nobody"),
+        ({"changes": {"data": None}}, "section data is missing"),
     ],
 )
 def test_a_wrong_server_config_says_what_is_wrong(server, changes, message):
     with pytest.raises(ConfigError, match=message):
-        server(run=changes.pop("run_changes", None), **changes)
+        server(**changes)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from hushprompt.deployment.envelope import Envelope
 from hushprompt.errors import ProtocolError
@@ -22,6 +22,7 @@ class Failure:
     """No answer by the deadline, node gone, error in the client's process, or what is wrong with the bytes."""
 
 
+@runtime_checkable
 class Answerer(Protocol):
     """What a carrier asks of a client's end; `Site` is one."""
 
@@ -29,6 +30,7 @@ class Answerer(Protocol):
         """Answer one message."""
 
 
+@runtime_checkable
 class Transport(Protocol):
     """The server's end of a carrier. A node is whatever the carrier can reach; `join` tells which client it is."""
 
