@@ -9,7 +9,7 @@ import torch
 from hushprompt import config as configs
 from hushprompt import records
 from hushprompt.errors import ConfigError, PrivacyError, ResumeError
-from hushprompt.federation import rounds as loop
+from hushprompt.federation import meeting, turn
 from hushprompt.federation.setup import assemble, client_sizes, cut, load_model, plan_rows
 from hushprompt.federation.simulate import run
 from hushprompt.methods.base import Batch
@@ -179,7 +179,8 @@ def noise_streams(config, folder, monkeypatch):
         asked.append((purpose, *place))
         return stream(seed, purpose, *place)
 
-    monkeypatch.setattr(loop, "stream", spy)
+    for side in (turn, meeting):
+        monkeypatch.setattr(side, "stream", spy)
     run(config, folder, Silent())
     return asked
 

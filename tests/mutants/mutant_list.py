@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hushprompt.federation import aggregate, rounds
+from hushprompt.federation import aggregate, turn
 from hushprompt.methods.base import Batch
 from hushprompt.methods.dp_fpl import DPFPL
 from hushprompt.methods.gradients import per_example_gradients
@@ -326,12 +326,12 @@ def stream_without(position):
 
 @mutant("all clients draw their noise from one stream", LEAVES, FRESH_NOISE)
 def one_stream_for_two_clients(patch):
-    patch.setattr(rounds, "stream", stream_without(-1)(("noise", "local")))
+    patch.setattr(turn, "stream", stream_without(-1)(("noise", "local")))
 
 
 @mutant("every round draws the same noise", LEAVES, FRESH_NOISE)
 def same_noise_every_round(patch):
-    patch.setattr(rounds, "stream", stream_without(2)(("noise", "local")))
+    patch.setattr(turn, "stream", stream_without(2)(("noise", "local")))
 
 
 @mutant("noise is uniform, with the right deviation", "privacy/test_noise.py", "test_noise_is_gaussian_in_the_tails")
@@ -371,7 +371,7 @@ def fixed_size_batches(patch):
     "test_every_round_and_client_draws_a_batch_of_its_own",
 )
 def same_batches_every_round(patch):
-    patch.setattr(rounds, "stream", stream_without(1)(("batch",)))
+    patch.setattr(turn, "stream", stream_without(1)(("batch",)))
 
 
 @mutant(
