@@ -54,7 +54,8 @@ def asked_streams(monkeypatch):
         asked.append((purpose, *place))
         return stream(seed, purpose, *place)
 
-    monkeypatch.setattr(rounds, "stream", spy)
+    for side in (rounds, turn, meeting):
+        monkeypatch.setattr(side, "stream", spy)
     return asked
 
 
