@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from hushprompt import config as configs
 from hushprompt import records
 from hushprompt.errors import ConfigError, PrivacyError
-from hushprompt.federation import aggregate, rounds
+from hushprompt.federation import aggregate, meeting, rounds, turn
 from hushprompt.federation.setup import assemble, client_sizes, cut, load_model, plan_rows
 from hushprompt.federation.states import flatten
 from hushprompt.methods.base import Batch
