@@ -219,6 +219,9 @@ class ClientConfig:
     """Data section as in a run config: all of it is this client's. Its classes may be left out: the server's then."""
     share: ShareConfig | None = None
     """Instead of `data`."""
+    backbone: Any = None
+    """Backbone section as in a run config, where this client's files lie elsewhere; left out: the run's. It must be the
+    same model, by its fingerprint."""
     link: ClientLinkConfig = field(default_factory=ClientLinkConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
@@ -270,6 +273,7 @@ def load_client(path: Path) -> ClientConfig:
         client=client,
         owner=configs.build(OwnerConfig, values.get("owner", {}), "owner"),
         data=data,
+        backbone=configs.choose("backbone", values["backbone"]) if "backbone" in values else None,
         share=configs.build(ShareConfig, values["share"], "share") if "share" in values else None,
         link=_placed(configs.build(ClientLinkConfig, values.get("link", {}), "link"), path, "ca", "key"),
         runtime=configs.build(RuntimeConfig, values.get("runtime", {}), "runtime"),

@@ -1,10 +1,36 @@
-"""The server's end of a federation: who joins, rounds with whoever answers, and a checkpoint before anything leaves."""
+"""The server's end of a federation: rounds with whoever answers, and a checkpoint before anything new leaves.
+
+A killed server goes on as the same run: the last shared state that may have left is on disk, what was asked and not yet
+used is asked again, and clients give the very answer that they gave before.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import math
+import secrets
+import time
+from typing import Any
+
+from hushprompt import files, records
+from hushprompt.deployment import wire
+from hushprompt.deployment.agreement import Agreement, make_offer, open_model, read_agreement
+from hushprompt.deployment.arrivals import Arrivals
 from hushprompt.deployment.config import ServerConfig
+from hushprompt.deployment.envelope import Envelope
+from hushprompt.deployment.gathering import MAX_ANSWER_BYTES, Gathering
+from hushprompt.deployment.progress import RoundTally, ServerRecord, ServerState, load_state, save_state
 from hushprompt.deployment.transport import Transport
+from hushprompt.errors import ProtocolError, ResumeError
+from hushprompt.federation.ledger_file import LedgerFile
+from hushprompt.federation.meeting import Meeting
+from hushprompt.federation.publish import privacy_record, write_prompts
 from hushprompt.federation.simulate import Observer
+from hushprompt.privacy.config import Channel
+from hushprompt.seeding import stream
+
+AGREEMENT = "agreement.json"
 
 
 def serve(config: ServerConfig, transport: Transport, observer: Observer) -> None:
@@ -20,4 +46,192 @@ def serve(config: ServerConfig, transport: Transport, observer: Observer) -> Non
         ProtocolError: too few clients joined, or answered. Call again to go on.
         ResumeError: the folder is in use, damaged, or belongs to another config.
     """
-    raise NotImplementedError
+    config.folder.mkdir(parents=True, exist_ok=True)
+    with records.locked(config.folder):
+        Coordinator(config, transport).run(observer)
+
+
+class Coordinator:
+    """One run at the server."""
+
+    def __init__(self, config: ServerConfig, transport: Transport) -> None:
+        """Load the model, and who agreed on what if the run has begun."""
+        self.config, self.transport, self.folder = config, transport, config.folder
+        names = config.class_names()
+        self.model = open_model(config.run, names)
+        path = self.folder / AGREEMENT
+        self.agreement = read_agreement(records.read_json(path)) if path.exists() else None
+        run = secrets.token_hex(8) if self.agreement is None else self.agreement.run
+        fingerprint = self.model.backbone.fingerprint
+        self.offer = make_offer(config.federation.name, run, config.run, names, fingerprint)
+        if self.agreement is not None and not self.offer.to_json().items() <= self.agreement.to_json().items():
+            raise ResumeError(f"The run in {self.folder} belongs to another config. Use another folder.")
+        self.gathering = Gathering(config.federation, self.offer, transport, self._report)
+
+    def run(self, observer: Observer) -> None:
+        """Gather, train and finish."""
+        agreement = self._gathered()
+        row = agreement.row
+        template, _ = row.method.init(self.model, stream(self.config.run.seed, "init"))
+        start = ServerState(template, row.plan.first_norms(len(agreement.sizes)))
+        state = load_state(self.folder, start)
+        ledger = LedgerFile(self.folder)
+        ledger.check(row, state.round_index)
+        records.truncate_records(self.folder / "records.jsonl", state.records_size)
+        observer.on_row(row, 0, 1, state.round_index)
+        shares = Channel.GLOBAL in row.plan.channels
+        while state.round_index < row.num_rounds:
+            until = state.round_index + 1 if shares else row.num_rounds
+            until = self._charged(ledger, agreement, state.round_index, until)
+            if until == state.round_index:
+                break
+            state = self._round(agreement, state) if shares else self._alone(agreement, state, until)
+            record = self._record(ledger, agreement, state)
+            size = records.append_record(self.folder / "records.jsonl", record)
+            state = dataclasses.replace(state, records_size=size, tally=RoundTally())
+            save_state(self.folder, state)
+            observer.on_round(record)
+        self._finish(ledger, agreement, state)
+
+    def _gathered(self) -> Agreement:
+        """Give what all agreed on: now, or when the run began."""
+        if self.agreement is None:
+            self.gathering.wait(self.config.federation.clients)
+            self.agreement = self.gathering.agree()
+            records.write_json(self.folder / AGREEMENT, self.agreement.to_json())
+            return self.agreement
+        self.gathering.wait(self.agreement.clients, self._sizes(self.agreement))
+        return self.agreement
+
+    def _charged(self, ledger: LedgerFile, agreement: Agreement, first: int, until: int) -> int:
+        """Charge rounds before anything is asked for them; give the first that the budget forbids, or `until`.
+
+        A round is charged once: what is asked again after a crash gets the answer that was given before.
+        """
+        row = agreement.row
+        done = {charge.round_index for charge in ledger.of(row.label).charges}
+        for round_index in range(first, until):
+            if round_index not in done and ledger.charge(row, round_index, row.cohorts[round_index].tolist()):
+                return round_index
+        return until
+
+    def _round(self, agreement: Agreement, state: ServerState) -> ServerState:
+        """Take one round, meeting by meeting, with a checkpoint after each; a step > 0 goes on inside a round."""
+        row, training = agreement.row, self.config.run.training
+        travels = wire.travels_of(row, training.local_steps)
+        meeting = Meeting(self.config.run.seed, training, agreement.sizes)
+        cohort = row.cohorts[state.round_index].tolist()
+        if state.step == 0:
+            state = dataclasses.replace(state, shared=row.method.begin_round(state.shared))
+        while state.step < row.plan.sampler.steps_per_round:
+            place, start = (state.round_index, state.step), time.perf_counter()
+            norm = {} if state.norms is None else {"clip_norm": state.norms.of(0)["global"]}
+            meta = {**self._names(agreement), "round": place[0], "step": place[1], **norm}
+            request = Envelope("turn", meta, wire.down(state.shared, travels))
+            arrivals = self._ask(agreement, state, request, cohort, self.config.federation.round_deadline_s)
+            shared, norms = meeting.move(row, state.shared, state.norms, arrivals.messages, cohort, place)
+            tally = state.tally.plus(arrivals, time.perf_counter() - start)
+            state = dataclasses.replace(
+                state, shared=shared, norms=norms, step=place[1] + training.local_steps, tally=tally
+            )
+            if state.step < row.plan.sampler.steps_per_round:
+                save_state(self.folder, state)  # the round's end is saved with its record
+        return dataclasses.replace(state, round_index=state.round_index + 1, step=0)
+
+    def _alone(self, agreement: Agreement, state: ServerState, until: int) -> ServerState:
+        """Let every client take all its rounds up to one by itself: nothing is shared."""
+        start = time.perf_counter()
+        request = Envelope("alone", {**self._names(agreement), "until": until})
+        deadline = self.config.federation.round_deadline_s * (until - state.round_index)
+        arrivals = self._ask(agreement, state, request, list(range(len(agreement.clients))), deadline)
+        tally = state.tally.plus(arrivals, time.perf_counter() - start)
+        return dataclasses.replace(state, round_index=until, tally=tally)
+
+    def _ask(
+        self, agreement: Agreement, state: ServerState, request: Envelope, cohort: list[int], deadline_s: float
+    ) -> Arrivals:
+        """Ask a cohort, and take what arrives in time and is what was asked for.
+
+        Raises:
+            ProtocolError: fewer answers than `min_clients`.
+        """
+        members = self.gathering.members
+        names = [agreement.clients[client_id] for client_id in cohort]
+        online = set(self.transport.online())
+        if any(name not in members or members[name].node not in online for name in names):
+            self.gathering.look(self._sizes(agreement))
+        asked = {members[name].node: name for name in names if name in members}
+        arrivals = Arrivals(agreement, state.shared, state.norms, request, asked, self.config.run.training.local_steps)
+        for name in names:
+            if name not in members:
+                arrivals.fail(name, "", "not online")
+        requests = dict.fromkeys(asked, request)
+        for node, answer in self.transport.ask(requests, deadline_s, request.num_bytes * 2 + MAX_ANSWER_BYTES):
+            arrivals.take(node, answer)
+        arrivals.close()
+        place = {key: request.meta[key] for key in ("round", "step") if key in request.meta}
+        for name, node, reason in arrivals.refused:
+            self._report(name, node, reason, **place)
+        least = min(self.config.federation.quorum, len(cohort))
+        if len(arrivals.messages) < least:
+            raise ProtocolError(
+                f"{len(arrivals.messages)} of {len(cohort)} clients answered, min_clients asks for {least}. Nothing of "
+                "this step was used. Start again when they are there, or with a smaller federation.min_clients."
+            )
+        return arrivals
+
+    def _record(self, ledger: LedgerFile, agreement: Agreement, state: ServerState) -> ServerRecord:
+        """Say what a round was; losses and scores never travel."""
+        row, tally = agreement.row, state.tally
+        most_rounds = ledger.of(row.label).most_rounds
+        return ServerRecord(
+            row=row.label,
+            round_index=state.round_index,
+            seconds=tally.seconds,
+            loss=math.nan,
+            local=math.nan,
+            neighbor=math.nan,
+            harmonic_mean=math.nan,
+            worst_client=math.nan,
+            bytes_up=tally.bytes_up,
+            bytes_down=tally.bytes_down,
+            epsilon={str(who): row.plan.epsilon(who, most_rounds) for who in row.plan.audiences},
+            cohort_size=row.cohorts.cohort_size,
+            num_clients=len(tally.took_part),
+            asked=tally.asked,
+            took_part=tally.took_part,
+            failures=tally.failures,
+            header_bytes_up=tally.header_bytes_up,
+            header_bytes_down=tally.header_bytes_down,
+        )
+
+    def _finish(self, ledger: LedgerFile, agreement: Agreement, state: ServerState) -> None:
+        """Publish what is public, and tell the clients, who write what is theirs; one that misses it may ask later."""
+        row = agreement.row
+        write_prompts(self.folder / "prompts", self.model, ledger.spent(row), state.shared, {})
+        records.write_json(self.folder / "privacy.json", privacy_record(*ledger.outcome([row])))
+        meta = {**self._names(agreement), "rounds": state.round_index}
+        travels = wire.travels_of(row, self.config.run.training.local_steps)
+        request = Envelope("finish", meta, wire.down(state.shared, travels))
+        asked = {member.node: name for name, member in self.gathering.members.items()}
+        arrivals = Arrivals(agreement, state.shared, None, request, asked, self.config.run.training.local_steps)
+        deadline = self.config.federation.round_deadline_s
+        for node, answer in self.transport.ask(dict.fromkeys(asked, request), deadline, MAX_ANSWER_BYTES):
+            arrivals.take(node, answer)
+        arrivals.close()
+        for name, node, reason in arrivals.refused:
+            self._report(name, node, reason)
+
+    def _names(self, agreement: Agreement) -> dict[str, Any]:
+        """Give what every message of the run says."""
+        return {"federation": agreement.federation, "run": agreement.run, "agreement": agreement.digest}
+
+    def _sizes(self, agreement: Agreement) -> dict[str, int]:
+        """Give the public sizes by name."""
+        return dict(zip(agreement.clients, agreement.sizes, strict=True))
+
+    def _report(self, client: str, node: str, reason: str, **place: int) -> None:
+        """Write down who was refused, refused, or did not answer."""
+        at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        line = {"time": at, "client": client, "node": node, **place, "reason": reason}
+        files.append_line(self.folder / "refusals.jsonl", json.dumps(line))

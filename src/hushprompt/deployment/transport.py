@@ -85,3 +85,10 @@ class InProcess:
         """Bring bytes to a client, and its answer back; tests of failures do it worse."""
         request = Envelope.from_bytes(data, MAX_REQUEST_BYTES)
         return self.sites[node].answer(request).to_bytes()
+
+
+def reason_of(answer: Envelope | Failure) -> str:
+    """Say why there is no answer of use."""
+    if isinstance(answer, Failure):
+        return answer.reason
+    return str(answer.meta.get("reason", ""))[:1000] if answer.is_refusal else f"answered with {answer.kind[:50]!r}"

@@ -63,8 +63,8 @@ COUNTS_NOT_PRIVATE = (
 ROWS = "Each row is accounted for on its own; publishing several rows of one run adds up their privacy losses."
 
 
-def write_prompts(folder: Path, model: PromptModel, row: Row, shared: Shared, personal: tuple[Personal, ...]) -> None:
-    """Write `global.safetensors` and one `client-003.safetensors` a client, as far as the method has them."""
+def write_prompts(folder: Path, model: PromptModel, row: Row, shared: Shared, personal: Mapping[int, Personal]) -> None:
+    """Write `global.safetensors` and one `client-003.safetensors` for each client, as far as the method has them."""
     guarantees = row.plan.guarantees()
     common = {
         "format": "hushprompt prompt 1",
@@ -83,7 +83,7 @@ def write_prompts(folder: Path, model: PromptModel, row: Row, shared: Shared, pe
         write("global", public, Audience.PUBLIC)
     if Channel.LOCAL not in row.plan.channels:
         return
-    for client_id, state in enumerate(personal):
+    for client_id, state in personal.items():
         mine = row.method.personal_file(model, shared, state)
         assert mine is not None, "a method with a local channel has something of its own for each client"
         write(f"client-{client_id:03d}", mine, Audience.PERSONAL, client_id=client_id)

@@ -113,7 +113,8 @@ def run(config: RunConfig, folder: Path, observer: Observer, load: Load = load_f
                 progress = trainer.close_row(row, state, progress, stopped)
                 if index == len(rows) - 1:
                     spent = trainer.ledger.spent(row)
-                    write_prompts(folder / "prompts", federation.model, spent, state.shared, state.personal)
+                    prompts = dict(enumerate(state.personal))
+                    write_prompts(folder / "prompts", federation.model, spent, state.shared, prompts)
                     outcome = trainer.ledger.outcome(rows)
                     statement = privacy_record(*outcome, metrics, trainer.released.num_releases)
                     records.write_json(folder / "privacy.json", statement)

@@ -1,0 +1,124 @@
+"""What server and clients agree on before training, and both build the same privacy plan from."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import importlib.metadata
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hushprompt import config as configs
+from hushprompt.backbones.placing import place
+from hushprompt.backbones.prompts import PromptModel
+from hushprompt.config import RunConfig, RuntimeConfig
+from hushprompt.deployment.envelope import PROTOCOL
+from hushprompt.errors import ProtocolError
+from hushprompt.federation.setup import Row, plan_rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Offer:
+    """What the server offers before it knows who joins."""
+
+    federation: str
+    """Name of the federation."""
+    run: str
+    """Name of the run, drawn once by the server; a resumed run keeps it."""
+    config: str
+    """The run config as TOML, without a runtime section of anybody's."""
+    class_names: tuple[str, ...]
+    """In label order."""
+    backbone: str
+    """Fingerprint of the backbone."""
+
+    @functools.cached_property
+    def run_config(self) -> RunConfig:
+        """The run config; ConfigError if this version cannot read it."""
+        return configs.parse(tomllib.loads(self.config))
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the fields as JSON values."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement(Offer):
+    """The offer with its clients: nothing of it changes once training began."""
+
+    clients: tuple[str, ...]
+    """Names; a client's place is its id."""
+    sizes: tuple[int, ...]
+    """Public number of training examples of each."""
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 of all of it: every later message names it."""
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
+
+    @functools.cached_property
+    def row(self) -> Row:
+        """Method, privacy plan and cohorts, which follow from the agreement alone.
+
+        Raises:
+            ConfigError: the config is impossible for so many clients, or outside the privacy theorem.
+        """
+        return plan_rows(self.run_config, list(self.sizes))[-1]
+
+
+def make_offer(federation: str, run: str, config: RunConfig, class_names: tuple[str, ...], backbone: str) -> Offer:
+    """Give the server's offer; its own runtime stays with it."""
+    text = dataclasses.replace(config, runtime=RuntimeConfig()).to_toml()
+    return Offer(federation=federation, run=run, config=text, class_names=class_names, backbone=backbone)
+
+
+def read_offer(values: Any) -> Offer:
+    """Read an offer from JSON values; ProtocolError if it is none."""
+    offer: Offer = _read(Offer, values)
+    return offer
+
+
+def read_agreement(values: Any) -> Agreement:
+    """Read an agreement from JSON values; ProtocolError if it is none."""
+    agreement: Agreement = _read(Agreement, values)
+    if len(agreement.clients) != len(agreement.sizes) or len(set(agreement.clients)) < len(agreement.clients):
+        raise ProtocolError("An agreement must name each client once, with its number of training examples.")
+    return agreement
+
+
+def open_model(config: RunConfig, class_names: tuple[str, ...]) -> PromptModel:
+    """Load the backbone of a config for these classes."""
+    backbone = config.backbone.load()
+    device = place(backbone, config.runtime.device)
+    return PromptModel(backbone, class_names, device=device, memory_mb=config.runtime.memory_mb)
+
+
+def version() -> dict[str, Any]:
+    """Give what both ends must have in common to understand each other."""
+    return {"protocol": PROTOCOL, "package": importlib.metadata.version("hushprompt")}
+
+
+def check_version(meta: Mapping[str, Any], own: str, other: str) -> None:
+    """Raise ProtocolError unless what the other end says of itself is this version."""
+    for key, here in version().items():
+        if meta.get(key) != here:
+            raise ProtocolError(f"{own} has {key} version {here}, {other} {meta.get(key)}. Use the same everywhere.")
+
+
+def _read(cls: type[Any], values: Any) -> Any:
+    """Build a dataclass of strings and tuples from JSON values that somebody else sent."""
+    fields = {f.name for f in dataclasses.fields(cls)}
+    if not isinstance(values, Mapping) or set(values) != fields:
+        raise ProtocolError(f"What was offered is not what this version agrees on: {', '.join(sorted(fields))}.")
+    read: dict[str, Any] = {}
+    for name, value in values.items():
+        kind = {"class_names": str, "clients": str, "sizes": int}.get(name)
+        is_right = isinstance(value, str) if kind is None else isinstance(value, (list, tuple))
+        if not is_right or (kind is not None and not all(type(entry) is kind for entry in value)):
+            raise ProtocolError(f"{name} of what was offered has the wrong type.")
+        read[name] = value if kind is None else tuple(value)
+    return cls(**read)

@@ -1,0 +1,80 @@
+"""A client's own examples: all of a data set of its own, or its share of the run's for a trial."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from hushprompt.backbones.base import FeatureKind
+from hushprompt.backbones.cache import image_features
+from hushprompt.backbones.feature_files import StoredFeatures
+from hushprompt.backbones.prompts import PromptModel
+from hushprompt.config import RunConfig
+from hushprompt.data.base import Dataset
+from hushprompt.deployment.agreement import Offer
+from hushprompt.deployment.config import ClientConfig
+from hushprompt.errors import ProtocolError
+from hushprompt.federation.setup import cut
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Which examples of a data set are this client's."""
+
+    dataset: Dataset
+    index: dict[str, np.ndarray]
+    """Sorted rows of each split."""
+
+    @property
+    def size(self) -> int:
+        """Training examples: the one number about the data that is made public."""
+        return len(self.index["train"])
+
+    def features(
+        self, model: PromptModel, config: RunConfig, split: str, kind: FeatureKind
+    ) -> tuple[StoredFeatures, Int[Tensor, " n"], Int[Tensor, " m"]]:
+        """Give features of a split, from the cache or encoded now, with labels [n] of all its rows and the own rows."""
+        where = config.runtime.cache_path
+        stored = image_features(model.backbone, self.dataset, split, where, config.features, kind=kind)
+        return stored, torch.from_numpy(self.dataset.splits[split].labels), torch.from_numpy(self.index[split])
+
+
+def open_examples(client: ClientConfig, offer: Offer) -> Examples:
+    """Load a client's data, and see that their classes are the federation's.
+
+    Raises:
+        ProtocolError: other classes, no training example, or a share that does not exist.
+        DataError: the data cannot be read.
+    """
+    if client.share is not None:
+        dataset = offer.run_config.data.load()
+        clients = cut(offer.run_config, dataset).clients
+        if client.share.client >= len(clients):
+            raise ProtocolError(
+                f"share.client must be below {len(clients)}, the run's clients, got {client.share.client}."
+            )
+        index = dict(clients[client.share.client].indices)
+    else:
+        section = client.data
+        if getattr(section, "classes", None) == () and not section.classes_file:
+            section = dataclasses.replace(section, classes=offer.class_names)
+        dataset = section.load()
+        index = {name: np.arange(len(split)) for name, split in dataset.splits.items()}
+    if dataset.class_names != offer.class_names:
+        raise ProtocolError(
+            f"This client's data have {len(dataset.class_names)} classes, {_some(dataset.class_names)}; the federation "
+            f"has {len(offer.class_names)}, {_some(offer.class_names)}. Both must be the same, in the same order."
+        )
+    if len(index["train"]) == 0:
+        raise ProtocolError("This client has no training example.")
+    return Examples(dataset, index)
+
+
+def _some(names: tuple[str, ...]) -> str:
+    """Name the first classes."""
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

@@ -1,0 +1,125 @@
+"""How far the server is: shared state and counts in one file, so that one rename makes a checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from hushprompt import files
+from hushprompt.deployment.arrivals import Arrivals
+from hushprompt.deployment.wire import check_like
+from hushprompt.errors import ProtocolError, ResumeError
+from hushprompt.federation.states import flatten, restore
+from hushprompt.methods.base import Shared
+from hushprompt.privacy.adaptive import ClipNorms
+from hushprompt.records import RoundRecord
+
+FILE = "checkpoint/state.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerRecord(RoundRecord):
+    """A round as the server sees it: no losses, no scores."""
+
+    asked: list[str]
+    """Clients that a message was sent to."""
+    took_part: list[str]
+    """Clients of which an answer was used, in any step of the round."""
+    failures: dict[str, str]
+    """Last reason by client, where an answer was missing or not used."""
+    header_bytes_up: int
+    """Bytes around the tensors of all answers."""
+    header_bytes_down: int
+    """Bytes around the tensors of all requests."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundTally:
+    """Counts of a round that may not be over."""
+
+    asked: list[str] = field(default_factory=list)
+    took_part: list[str] = field(default_factory=list)
+    failures: dict[str, str] = field(default_factory=dict)
+    bytes_up: int = 0
+    bytes_down: int = 0
+    header_bytes_up: int = 0
+    header_bytes_down: int = 0
+    seconds: float = 0.0
+
+    def plus(self, arrivals: Arrivals, seconds: float) -> RoundTally:
+        """Give the counts with one meeting more."""
+        request, number = arrivals.request, len(arrivals.asked)
+        return RoundTally(
+            asked=sorted({*self.asked, *arrivals.asked.values()}),
+            took_part=sorted({*self.took_part, *arrivals.names}),
+            failures={**self.failures, **arrivals.failures},
+            bytes_up=self.bytes_up + arrivals.bytes_up,
+            bytes_down=self.bytes_down + request.num_bytes * number,
+            header_bytes_up=self.header_bytes_up + arrivals.header_bytes_up,
+            header_bytes_down=self.header_bytes_down + (len(request.to_bytes()) - request.num_bytes) * number,
+            seconds=self.seconds + seconds,
+        )
+
+
+@dataclass(frozen=True)
+class ServerState:
+    """All that the server keeps between two meetings."""
+
+    shared: Shared
+    norms: ClipNorms | None
+    """Clip norms where they are adaptive; the local ones are the clients' matter, and stay as they began."""
+    round_index: int = 0
+    """Rounds done."""
+    step: int = 0
+    """Steps done of the next round."""
+    records_size: int = 0
+    """Bytes of `records.jsonl` that belong to this state."""
+    tally: RoundTally = field(default_factory=RoundTally)
+
+
+def save_state(folder: Path, state: ServerState) -> None:
+    """Write the state; whoever reads later finds the old one or this one."""
+    values = {
+        "round_index": state.round_index,
+        "step": state.step,
+        "records_size": state.records_size,
+        "tally": dataclasses.asdict(state.tally),
+    }
+    files.write_tensors(folder / FILE, _tensors(state), json.dumps(values))
+
+
+def load_state(folder: Path, start: ServerState) -> ServerState:
+    """Read the state into the structure of `start`, the state before training, which it is if there is none.
+
+    Raises:
+        ResumeError: it is damaged, or of another method or model.
+    """
+    path = folder / FILE
+    if not path.exists():
+        return start
+    try:
+        with safe_open(path, framework="pt") as file:
+            values: dict[str, Any] = json.loads(file.metadata()["hushprompt"])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
+        check_like(tensors, _tensors(start), str(path))
+        parts: dict[str, dict[str, Any]] = {"shared": {}, "norms": {}}
+        for key, tensor in tensors.items():
+            part, _, name = key.partition(".")
+            parts[part][name] = tensor
+        norms = None if start.norms is None else restore(start.norms, parts["norms"])
+        return ServerState(
+            restore(start.shared, parts["shared"]), norms, **{**values, "tally": RoundTally(**values["tally"])}
+        )
+    except (SafetensorError, ProtocolError, OSError, ValueError, TypeError, KeyError) as error:
+        raise ResumeError(f"The checkpoint {path} is damaged ({error}). Start a new run.") from error
+
+
+def _tensors(state: ServerState) -> dict[str, Any]:
+    """Name all tensors of a state."""
+    norms = {} if state.norms is None else flatten(state.norms, "norms.")
+    return {**flatten(state.shared, "shared."), **norms}

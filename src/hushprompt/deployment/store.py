@@ -1,0 +1,130 @@
+"""What a client keeps of one run, in a folder that only it reads: none of it ever travels, but the answer it gave.
+
+`STORE/<federation>/<run>/` holds `agreement.json` (pinned before the first turn), `state.safetensors` (personal state,
+batches of the round, last answer: one file, so one rename commits a turn), `ledger.jsonl` (rounds charged, each before
+it is taken), `spent.json` (what they come to, for the owner's limits over all runs), `records.jsonl` (its own scores),
+and at the end `prompts/` and `privacy.json`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+
+from hushprompt import files, records
+from hushprompt.deployment.agreement import Agreement, read_agreement
+from hushprompt.deployment.config import check_name
+from hushprompt.deployment.envelope import Envelope
+from hushprompt.errors import ConfigError, ProtocolError, ResumeError
+from hushprompt.federation.states import flatten, restore
+from hushprompt.methods.base import Personal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """All that a client keeps between two messages."""
+
+    personal: Personal
+    norm: float | None = None
+    """Clip norm of its next local release, where norms are adaptive."""
+    round_index: int = -1
+    """Round of the last turn; -1 before the first."""
+    step: int = 0
+    """First step of the last turn."""
+    num_rounds: int = 0
+    """Different rounds in which it took a turn."""
+    batches: tuple[np.ndarray, ...] = ()
+    """Of that round, all its steps: secure ones cannot be drawn again."""
+    request: str = ""
+    """Digest of the message that asked for the last turn."""
+    answer: Envelope = field(default_factory=lambda: Envelope("turn"))
+    """What it answered."""
+    num_scored: int = -1
+    """Rounds after which it was last scored."""
+    records_size: int = 0
+    """Bytes of `records.jsonl` that belong to this state."""
+
+
+class RunStore:
+    """The folder of one run."""
+
+    def __init__(self, store: Path, federation: str, run: str) -> None:
+        """Name the folder; the names come from the server, and must be names.
+
+        Raises:
+            ProtocolError: they are paths.
+        """
+        try:
+            check_name("the name of the federation", federation)
+            check_name("the name of the run", run)
+        except ConfigError as error:
+            raise ProtocolError(str(error)) from error
+        self.folder = store / federation / run
+
+    @property
+    def records_path(self) -> Path:
+        """The client's own scores."""
+        return self.folder / "records.jsonl"
+
+    @property
+    def has_charges(self) -> bool:
+        """Whether any round was ever charged."""
+        path = self.folder / "ledger.jsonl"
+        return path.exists() and path.stat().st_size > 0
+
+    def pinned(self) -> Agreement | None:
+        """Give what was agreed on; None before."""
+        path = self.folder / "agreement.json"
+        return read_agreement(records.read_json(path)) if path.exists() else None
+
+    def pin(self, agreement: Agreement, kept: Kept) -> None:
+        """Hold on to an agreement, with the state before training."""
+        self.save(kept)
+        records.write_json(self.folder / "agreement.json", agreement.to_json())
+
+    def save(self, kept: Kept) -> None:
+        """Write the state; after a crash it is the old or the new one."""
+        tensors = {
+            **flatten(kept.personal, "personal."),
+            **{f"answer.{name}": tensor for name, tensor in kept.answer.tensors.items()},
+            **{f"batch.{step}": torch.from_numpy(batch) for step, batch in enumerate(kept.batches)},
+        }
+        values = {
+            "norm": kept.norm,
+            "round_index": kept.round_index,
+            "step": kept.step,
+            "num_rounds": kept.num_rounds,
+            "request": kept.request,
+            "num_scored": kept.num_scored,
+            "records_size": kept.records_size,
+            "answer": [kept.answer.kind, dict(kept.answer.meta)],
+        }
+        files.write_tensors(self.folder / "state.safetensors", tensors, json.dumps(values))
+
+    def load(self, template: Personal) -> Kept:
+        """Read the state into the structure of a personal state of the same method and model.
+
+        Raises:
+            ResumeError: it is missing or damaged: what left is not known.
+        """
+        path = self.folder / "state.safetensors"
+        try:
+            with safe_open(path, framework="pt") as file:
+                values: dict[str, Any] = json.loads(file.metadata()["hushprompt"])
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
+            kind, meta = values.pop("answer")
+            parts: dict[str, dict[str, torch.Tensor]] = {"personal": {}, "answer": {}, "batch": {}}
+            for key, tensor in tensors.items():
+                part, _, name = key.partition(".")
+                parts[part][name] = tensor
+            batches = tuple(parts["batch"][str(step)].numpy() for step in range(len(parts["batch"])))
+            personal = restore(template, parts["personal"])
+            return Kept(personal=personal, batches=batches, answer=Envelope(kind, meta, parts["answer"]), **values)
+        except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
+            raise ResumeError(f"The state {path} is missing or damaged ({error}): what left is not known.") from error

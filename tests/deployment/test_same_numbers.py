@@ -1,0 +1,62 @@
+"""A federation of separate ends gives what a simulation of the same config gives."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from deployments import NAMES, Deployment
+from hushprompt import records
+from runs import run_with
+
+CASES = {
+    "dp_fpl": {"sampling": {"name": "disjoint", "steps_per_round": 2}},
+    "promptfl": {"method": {"name": "promptfl", "num_ctx": 4, "optimizer": {"momentum": 0.9}}},
+    "local_only": {"method": {"name": "local_only", "num_ctx": 4}},
+    "zero_shot": {"method": {"name": "zero_shot"}},
+    "fedpgp": {"method": {"name": "fedpgp", "num_ctx": 4, "rank": 2}},
+    "noise at the client": {"privacy": {"epsilon": 8.0, "delta": 1e-3, "noise_at": "client", "audience": "server"}},
+    "copies": {
+        "method": {"name": "promptfl", "num_ctx": 4, "proximal_weight": 0.1},
+        "privacy": {"epsilon": 8.0, "delta": 1e-3, "noise_at": "client", "audience": "public"},
+        "sampling": {"name": "poisson", "sampling_prob": 0.5, "steps_per_round": 4},
+        "training": {"num_rounds": 2, "local_steps": 2},
+    },
+    "adaptive norms, cohorts": {
+        "privacy": {"epsilon": 8.0, "delta": 1e-3, "adaptive_quantile": 0.5},
+        "training": {"num_rounds": 4, "cohort_size": 2},
+    },
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_prompts_epsilon_bytes_and_scores_are_those_of_a_simulation(toy_values, tmp_path, case):
+    values = {**toy_values, "references": [], **CASES[case]}
+    folder, (row,), rounds = run_with(values, tmp_path, "simulated")
+    deployed = Deployment(values, tmp_path)
+    seen = deployed.serve()
+    simulated = {path.name: load_file(path) for path in sorted((folder / "prompts").glob("*"))}
+    prompts = deployed.prompts()
+    assert set(prompts) == set(simulated)
+    for name, tensors in simulated.items():
+        assert set(prompts[name]) == set(tensors)
+        for key, tensor in tensors.items():
+            assert torch.allclose(prompts[name][key], tensor, atol=1e-6), (name, key)
+    assert deployed.reasons() == []
+    if rounds and case != "local_only":  # which needs one message for all rounds
+        assert [r.epsilon for r in seen] == [r.epsilon for r in rounds]
+        assert [(r.bytes_up, r.bytes_down, r.num_clients) for r in seen] == [
+            (r.bytes_up, r.bytes_down, r.num_clients) for r in rounds
+        ]
+    elif rounds:
+        assert seen[-1].epsilon == rounds[-1].epsilon
+        assert (seen[-1].bytes_up, seen[-1].bytes_down) == (0, 0)
+    mine = records.read_json(folder / "privacy.json")["rows"][0]
+    theirs = records.read_json(deployed.folder("server") / "privacy.json")["rows"][0]
+    assert mine == theirs
+    for client_id, name in enumerate(NAMES):
+        last = deployed.lines(name, "records.jsonl")[-1]
+        assert last["num_rounds"] == row.num_rounds
+        assert last["accuracy"] == row.per_client[client_id]["local"]
+        spent = records.read_json(deployed.folder(name) / "privacy.json")["rows"][0]["clients"]
+        assert [client_id in account["clients"] for account in spent] == [True] * len(spent)
+        assert last["epsilon"] == pytest.approx(max([*spent[0]["epsilon"].values()], default=0))
