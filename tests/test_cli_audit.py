@@ -78,7 +78,7 @@ def test_a_stopped_audit_says_how_to_go_on(hush, monkeypatch):
     [
         ("--epsilon=two", "--epsilon takes numbers > 0 and inf, by commas, got 'two'"),
         ("--epsilon=-1", "got '-1'"),
-        ("--audience=pubic", "--audience takes public, personal"),
+        ("--audience=pubic", "--audience takes public, personal, server"),
         ("--attack=lira,guess", "attack must be one of"),
     ],
 )

@@ -40,7 +40,7 @@ BOUNDS = {
 def audit(
     what: Annotated[Path, typer.Argument(metavar="RUN|CONFIG", help="Run folder, TOML file, or preset.")],
     attack: Annotated[str, typer.Option(help="Attacks, by commas; none leaves them out.")] = ",".join(ATTACKS),
-    audience: Annotated[str, typer.Option(help="Who attacks, by commas: public, personal.")] = "public,personal",
+    audience: Annotated[str, typer.Option(help="Who attacks, by commas.")] = "public,personal,server",
     epsilon: Annotated[str, typer.Option(help="Budgets, by commas, such as 1,2,8,inf; empty: the config's.")] = "",
     client: Annotated[int, typer.Option(help="Client whose examples are attacked.")] = 0,
     num_shadows: Annotated[int, typer.Option(help="Shadow federations of each budget.")] = 64,
@@ -196,8 +196,8 @@ def _budget(text: str) -> float:
 
 def _audience(name: str) -> Audience:
     """Read one audience."""
-    if name not in (Audience.PUBLIC, Audience.PERSONAL):
-        raise ConfigError(f"--audience takes public, personal, by commas, got {name!r}.")
+    if name not in tuple(Audience):
+        raise ConfigError(f"--audience takes {', '.join(Audience)}, by commas, got {name!r}.")
     return Audience(name)
 
 

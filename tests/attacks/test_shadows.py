@@ -114,17 +114,24 @@ def test_an_audience_guesses_from_what_it_sees_and_pays_for_looking_twice():
     import torch
 
     is_in = torch.from_numpy(np.random.default_rng(0).random(400) < 0.5)
-    noise = torch.from_numpy(np.random.default_rng(1).standard_normal((3, 400)))
-    kept = {"is_in": is_in, "public": noise[0], "personal": 3.0 * is_in + noise[1], "transcript": noise[2]}
+    noise = torch.from_numpy(np.random.default_rng(1).standard_normal((4, 400)))
+    kept = {
+        "is_in": is_in,
+        "public": noise[0],
+        "public.releases": noise[1],
+        "personal": 3.0 * is_in + noise[2],
+        "personal.releases": noise[3],
+    }
     public = canary_audits(kept, Audience.PUBLIC, 1e-5)
     personal = canary_audits(kept, Audience.PERSONAL, 1e-5)
-    assert [one.sees for one in public] == ["global prompt", "all releases"]
-    assert [one.sees for one in personal] == ["personal prompt", "global prompt", "all releases"]
+    assert [one.sees for one in public] == ["all releases", "global prompt"]
+    assert [one.sees for one in personal] == ["all releases", "personal prompt"]
+    assert canary_audits(kept, Audience.SERVER, 1e-5) == []
     assert max(one.result.epsilon_lower_bound for one in public) == 0
-    assert personal[0].result.epsilon_lower_bound > 1
-    assert personal[0].mean_gap > 2.5
+    assert personal[1].result.epsilon_lower_bound > 1
+    assert personal[1].mean_gap > 2.5
     alone = canary_audits({"is_in": is_in, "personal": kept["personal"]}, Audience.PERSONAL, 1e-5)
-    assert alone[0].result.epsilon_lower_bound > personal[0].result.epsilon_lower_bound
+    assert alone[0].result.epsilon_lower_bound > personal[1].result.epsilon_lower_bound
 
 
 def test_an_audit_puts_claim_measurement_and_attacks_side_by_side(config, tmp_path):

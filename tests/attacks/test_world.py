@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from hushprompt import config as configs
-from hushprompt.attacks.world import ABSENT, Transcript, World, audiences, candidates_of, context_method, watched
+from hushprompt.attacks.metrics import auc
+from hushprompt.attacks.watch import ABSENT, Transcript, Watch, watched
+from hushprompt.attacks.world import World, audiences, candidates_of, context_method
 from hushprompt.errors import ConfigError
 from hushprompt.federation.setup import assemble, client_sizes, cut, load_model, plan_rows
 from hushprompt.federation.simulate import run
@@ -45,11 +47,11 @@ def test_with_everyone_in_it_is_the_run_itself(world, tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     run(world.config, folder, Silent())
-    state, transcript = world.train(row, everyone(world), world.config.seed)
+    state, watch = world.train(row, everyone(world), world.config.seed)
     published = load_file(folder / "prompts" / "client-001.safetensors")["context"]
     assert torch.equal(row.method.context(state.shared, state.personal[1]), published)
     assert torch.equal(state.shared.context, load_file(folder / "prompts" / "global.safetensors")["context"])
-    assert len(transcript.releases) == row.num_rounds
+    assert len(watch.public.releases) == row.num_rounds
 
 
 def test_an_absent_example_leaves_no_trace(world):
@@ -90,15 +92,16 @@ def test_the_divisor_stays_the_public_size_and_no_batch_shows_an_absent_example(
 
 def test_other_seeds_give_other_batches_and_noise_from_the_same_start(world):
     world, row = world
-    first, transcript = world.train(row, everyone(world), 5)
+    first, watch = world.train(row, everyone(world), 5)
     second, other = world.train(row, everyone(world), 6)
     assert not torch.equal(first.shared.context, second.shared.context)
-    assert torch.equal(transcript.contexts[0], other.contexts[0])
+    assert torch.equal(watch.public.contexts[0], other.public.contexts[0])
 
 
 def test_the_transcript_replays_the_global_prompt(world):
     world, row = world
-    state, transcript = world.train(row, everyone(world), 5)
+    state, watch = world.train(row, everyone(world), 5)
+    transcript = watch.public
     shared, _ = row.method.init(world.federation.model, np.random.default_rng(0))
     shared = dataclasses.replace(shared, context=transcript.contexts[0])
     for release in transcript.releases:
@@ -108,7 +111,8 @@ def test_the_transcript_replays_the_global_prompt(world):
 
 def test_projections_are_inner_products_with_exact_gradients(world):
     world, row = world
-    _, transcript = world.train(row, everyone(world), 5)
+    _, watch = world.train(row, everyone(world), 5)
+    transcript = watch.public
     batch = Batch(world.features, torch.from_numpy(world.candidates.labels))
     expected = []
     for context, release in zip(transcript.contexts, transcript.releases, strict=True):
@@ -129,7 +133,7 @@ def test_members_stand_out_in_the_transcript_of_a_federation_without_noise(toy_v
     for seed in range(3):
         _, with_members = world.train(row, is_in, seed)
         _, without = world.train(row, ~is_in, seed)
-        gaps.append(world.projections(row, with_members) - world.projections(row, without))
+        gaps.append(world.projections(row, with_members.public) - world.projections(row, without.public))
     gap = np.mean(gaps, axis=0)
     assert gap[is_in].mean() > 0 > gap[~is_in].mean()
 
@@ -158,15 +162,48 @@ def test_a_row_has_the_audiences_of_its_releases(toy_values, tmp_path):
     assert audiences(both) == [Audience.PUBLIC, Audience.PERSONAL]
     assert audiences(shared) == [Audience.PUBLIC]
     assert audiences(alone) == [Audience.PERSONAL]
+    at_client = {**toy_values, "privacy": {**toy_values["privacy"], "noise_at": "client"}}
+    assert audiences(world_of(at_client, tmp_path)[1]) == list(Audience)
 
 
-def test_a_watched_method_is_the_method(world):
-    _, row = world
-    twin = watched(row.method, Transcript([], []))
-    assert isinstance(twin, type(row.method))
-    assert vars(twin) == vars(row.method)
-    assert twin.channels == row.method.channels
+def test_a_watched_row_is_the_row(world):
+    world, row = world
+    twin = watched(row, Watch(world.start(row).personal[1], None, is_public=True))
+    assert isinstance(twin.method, type(row.method))
+    assert vars(twin.method) == vars(row.method)
+    assert twin.method.channels == row.method.channels
+    assert twin.plan.guarantees() == row.plan.guarantees()
     assert ABSENT < 0
+
+
+@pytest.mark.parametrize(
+    ("noise_at", "method", "seen"),
+    [
+        ("server", "dp_fpl", {Audience.PUBLIC, Audience.PERSONAL}),
+        ("client", "dp_fpl", set(Audience)),
+        ("client", "promptfl", {Audience.PUBLIC, Audience.SERVER}),
+    ],
+)
+def test_a_judging_watch_changes_nothing_and_judges_each_audience_by_what_it_sees(
+    toy_values, tmp_path, noise_at, method, seen
+):
+    values = {
+        **toy_values,
+        "method": {"name": method, "num_ctx": 8, **({"rank": 2} if method == "dp_fpl" else {})},
+        "privacy": {"noise_at": noise_at, "epsilon": math.inf, "delta": 1e-3},
+        "training": {"num_rounds": 6},
+    }
+    world, row = world_of(values, tmp_path)
+    is_in = np.random.default_rng(1).random(24) < 0.5
+    plain, without = world.train(row, is_in, 5)
+    state, watch = world.train(row, is_in, 5, judges=True)
+    assert torch.equal(plain.shared.context, state.shared.context)
+    assert without.scores(Audience.PUBLIC) is None
+    assert {audience for audience in Audience if watch.scores(audience) is not None} == seen == set(audiences(row))
+    assert len(watch.uploads.releases) == (6 if noise_at == "client" else 0)
+    # Nothing hides a gradient in one client's own sum without noise, where the auditor knows the gradients.
+    own = Audience.PERSONAL if method == "dp_fpl" else Audience.SERVER
+    assert auc(watch.scores(own), is_in) > 0.75
 
 
 def test_what_cannot_be_audited_is_refused(world):

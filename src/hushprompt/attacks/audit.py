@@ -35,8 +35,8 @@ class AuditSettings:
     """Target budgets, each trained and attacked on its own; none: the config's. inf shows the audit's power."""
     attacks: tuple[str, ...] = ATTACKS
     """Attacks on shadow federations; none leaves the shadow federations out."""
-    audiences: tuple[Audience, ...] = (Audience.PUBLIC, Audience.PERSONAL)
-    """Who attacks."""
+    audiences: tuple[Audience, ...] = tuple(Audience)
+    """Who attacks; an audience without a claim is left out."""
     num_shadows: int = 64
     """Shadow federations of every budget."""
     num_canaries: int = 200
@@ -113,7 +113,8 @@ def audit(
 ) -> AuditRecord:
     """Audit a config: mechanism, one run with canaries, shadow federations and the attacks on them.
 
-    Goes on where it was stopped: a federation whose file is in `folder` is not trained again.
+    Goes on where it was stopped: a federation whose file is in `folder` is not trained again. Where the unit is a
+    client, the mechanism alone is audited, with clients as canaries.
 
     Args:
         config: what is attacked; its references are left out.
@@ -134,10 +135,7 @@ def audit(
         raise ConfigError("The method trains nothing on private data, so there is nothing to audit.")
     context_method(rows[0].method)
     if config.privacy.privacy_unit != "example":
-        raise ConfigError(
-            f'privacy.privacy_unit = "{config.privacy.privacy_unit}", but the audit asks whether one example was used. '
-            "Audit with --set privacy.privacy_unit=example."
-        )
+        settings = dataclasses.replace(settings, attacks=(), num_canaries=0)
     clients = partition.clients
     if not 0 <= settings.client_id < len(clients):
         raise ConfigError(f"--client must lie in 0 to {len(clients) - 1}, got {settings.client_id}.")

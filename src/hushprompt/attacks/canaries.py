@@ -2,7 +2,8 @@
 
 Some of the client's examples get a wrong label and are in or out by a fair coin each; everything else is trained as
 always. The auditor sees what an audience sees and guesses the coins (Steinke, Nasr, Jagielski 2023, arXiv:2305.08846).
-A wrong label is a strong canary: its gradient is large and points where no other example's does.
+A wrong label is a strong canary: its gradient is large and points where no other example's does. Every canary has two
+scores: what the last prompt says of it, and the likelihood ratio of all releases on the way (`likelihood.py`).
 """
 
 from __future__ import annotations
@@ -13,29 +14,22 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from hushprompt import checks
-from hushprompt.attacks.world import Candidates, Transcript, World, audiences, context_method
+from hushprompt.attacks.world import Candidates, World, audiences
 from hushprompt.errors import ConfigError
 from hushprompt.federation.setup import Row
-from hushprompt.federation.states import State
-from hushprompt.methods.base import Batch
-from hushprompt.methods.gradients import per_example_gradients
 from hushprompt.privacy.auditing import AuditResult, best_guesses
 from hushprompt.privacy.config import Audience
 from hushprompt.privacy.lower_bounds import CONFIDENCE
 from hushprompt.seeding import stream
 
-SEEN = {
-    Audience.PUBLIC: {"public": "global prompt", "transcript": "all releases"},
-    Audience.PERSONAL: {
-        "personal": "personal prompt",
-        "public": "global prompt",
-        "transcript": "all releases",
-    },
-}
-"""What each audience scores canaries by: name of the scores, and what is looked at."""
+BELIEF = {Audience.PUBLIC: "global prompt", Audience.PERSONAL: "personal prompt"}
+"""Prompts that an audience is asked about the wrong label, in words."""
+RELEASES = {Audience.PUBLIC: "all releases", Audience.PERSONAL: "all releases", Audience.SERVER: "every upload"}
+"""What an audience saw on the way."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,21 +62,22 @@ def with_canaries(world: World, num_canaries: int) -> World:
 
 
 def train_canaries(world: World, row: Row, num_canaries: int) -> dict[str, Tensor]:
-    """Train once, and give the coins and each score of the canaries."""
+    """Train once, and give the coins and each score of the canaries by name."""
     audited = with_canaries(world, num_canaries)
     is_in = stream(world.config.seed, "canary inclusion").random(num_canaries) < 0.5
     seed = int(stream(world.config.seed, "canary seed").integers(2**62))
-    state, transcript = audited.train(row, is_in, seed)
-    shared, personal = row.method.init(world.federation.model, stream(world.config.seed, "init"))
-    start = State(shared, (personal,) * len(world.federation.partition.clients), None)
+    state, watch = audited.train(row, is_in, seed, judges=True)
+    start = audited.start(row)
     kept = {"is_in": torch.from_numpy(is_in)}
+    labels = torch.from_numpy(audited.candidates.labels)[:, None]
     for audience in audiences(row):
-        before, after = (audited.log_probs(row, which, audience, audited.features) for which in (start, state))
-        labels = torch.from_numpy(audited.candidates.labels)[:, None]
-        # How much more the trained prompt believes the wrong label than the public start does.
-        kept[str(audience)] = (after.gather(1, labels) - before.gather(1, labels))[:, 0]
-    if transcript.releases:
-        kept["transcript"] = _cosines(audited, row, transcript)
+        if audience in BELIEF:
+            before, after = (audited.log_probs(row, which, audience, audited.features) for which in (start, state))
+            # How much more the trained prompt believes the wrong label than the public start does.
+            kept[str(audience)] = (after.gather(1, labels) - before.gather(1, labels))[:, 0]
+        judged = watch.scores(audience)
+        if judged is not None:
+            kept[f"{audience}.releases"] = torch.from_numpy(judged)
     return kept
 
 
@@ -95,23 +90,20 @@ def canary_audits(kept: Mapping[str, Tensor], audience: Audience, delta: float) 
         delta: of the claim.
     """
     is_in = kept["is_in"].numpy().astype(bool)
-    mine = [(name, sees) for name, sees in SEEN[audience].items() if name in kept]
     if is_in.all() or not is_in.any():
         raise ConfigError("All canaries fell on one side. Use more --canaries.")
+    named = {f"{audience}.releases": RELEASES[audience], str(audience): BELIEF.get(audience)}
+    mine = {name: str(sees) for name, sees in named.items() if name in kept}
     found = []
-    for name, sees in mine:
-        scores = kept[name].double().numpy()
-        result = best_guesses(scores, is_in, delta=delta, confidence=1 - (1 - CONFIDENCE) / len(mine))
-        gap = (scores[is_in].mean() - scores[~is_in].mean()) / max(float(scores[~is_in].std()), 1e-12)
+    for name, sees in mine.items():
+        scores, share = kept[name].double().numpy(), 1 - (1 - CONFIDENCE) / len(mine)
+        result = best_guesses(scores, is_in, delta=delta, confidence=share, is_ratio=name.endswith(".releases"))
+        gap = (scores[is_in].mean() - scores[~is_in].mean()) / max(_spread(scores, is_in), 1e-12)
         result = dataclasses.replace(result, confidence=CONFIDENCE)
         found.append(CanaryAudit(sees=sees, result=result, mean_gap=float(gap)))
     return found
 
 
-def _cosines(audited: World, row: Row, transcript: Transcript) -> Tensor:
-    """Give projections on the releases over the gradients' lengths in the public start."""
-    batch = Batch(audited.features, torch.from_numpy(audited.candidates.labels))
-    position = context_method(row.method).name_position
-    grads, _ = per_example_gradients(audited.federation.model, transcript.contexts[0], batch, position)
-    lengths = grads.flatten(1).norm(dim=1).clamp(min=1e-12)
-    return torch.from_numpy(audited.projections(row, transcript)) / lengths
+def _spread(scores: Float[np.ndarray, " m"], is_in: Bool[np.ndarray, " m"]) -> float:
+    """Give the standard deviation of scores around the means of the two sides."""
+    return float(np.sqrt((scores[is_in].var() + scores[~is_in].var()) / 2))

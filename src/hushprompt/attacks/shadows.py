@@ -32,7 +32,9 @@ from hushprompt.errors import ResumeError
 from hushprompt.federation.setup import Row, assemble, cut, load_model
 from hushprompt.privacy.config import Audience
 
-TRANSCRIPT = "transcript"
+TRANSCRIPT, UPLOADS = "transcript", "uploads"
+CONTENT = 2
+"""Counted up where a federation's file holds something else than before."""
 OnShadow = Callable[[int, int], None]
 """Called with how many federations are done and how many are wanted."""
 
@@ -58,6 +60,8 @@ class Shadows:
     """[s, p, c] of images that nobody trains on."""
     transcript: np.ndarray | None
     """[s, m] projections on the releases, where something is released to all."""
+    uploads: np.ndarray | None = None
+    """[s, m] projections on the client's own releases, where the server sees them."""
 
 
 def coins(config: RunConfig, index: int, num_candidates: int) -> Bool[np.ndarray, " m"]:
@@ -69,13 +73,14 @@ def train_shadow(world: World, row: Row, index: int) -> dict[str, Tensor]:
     """Train federation `index` and give what is kept of it."""
     is_in = coins(world.config, index, len(world.candidates.indices))
     seed = int(seeding.stream(world.config.seed, "shadow seed", index).integers(2**62))
-    state, transcript = world.train(row, is_in, seed)
+    state, watch = world.train(row, is_in, seed)
     kept = {"is_in": torch.from_numpy(is_in)}
-    for audience in audiences(row):
+    for audience in (one for one in audiences(row) if one is not Audience.SERVER):
         kept[f"{audience}.candidates"] = world.log_probs(row, state, audience, world.features)
         kept[f"{audience}.population"] = world.log_probs(row, state, audience, world.population[0])
-    if transcript.releases:
-        kept[TRANSCRIPT] = torch.from_numpy(world.projections(row, transcript))
+    for name, transcript in ((TRANSCRIPT, watch.public), (UPLOADS, watch.uploads)):
+        if transcript.releases:
+            kept[name] = torch.from_numpy(world.projections(row, transcript))
     model, method = world.federation.model, row.method
     files_by_name = {
         "public": method.public_file(model, state.shared),
@@ -192,7 +197,7 @@ def job_path(folder: Path, row: Row, index: int | None, num_canaries: int) -> Pa
 def identity(config: RunConfig, row: Row, client_id: int) -> str:
     """Give what the files of an audit have in common: config, row, noise and client."""
     noise = {str(channel): z for channel, z in sorted(row.plan.noise_multipliers.items())}
-    spelled = json.dumps([config.identity(), row.label, noise, client_id])
+    spelled = json.dumps([CONTENT, config.identity(), row.label, noise, client_id])
     return hashlib.sha256(spelled.encode()).hexdigest()
 
 
@@ -233,4 +238,5 @@ def load_shadows(paths: Sequence[Path]) -> Shadows:
         log_probs={audience: stacked(f"{audience}.candidates").astype(np.float64) for audience in seen},
         population={audience: stacked(f"{audience}.population").astype(np.float64) for audience in seen},
         transcript=stacked(TRANSCRIPT) if TRANSCRIPT in kept[0] else None,
+        uploads=stacked(UPLOADS) if UPLOADS in kept[0] else None,
     )

@@ -25,7 +25,7 @@ ATTACKS: tuple[Attack, ...] = ("lira", "rmia", "loss", "shadow_mlp", "gradient_c
 MIN_SHADOWS = 4
 """One federation is attacked with three others, the fewest that give means and spreads."""
 PROMPT = {Audience.PUBLIC: "global prompt", Audience.PERSONAL: "personal prompt"}
-RELEASES = "all releases"
+RELEASES, UPLOADS = "all releases", "every upload"
 Score = Callable[[Float[np.ndarray, " m"], Float[np.ndarray, "s m"], Bool[np.ndarray, "s m"]], Float[np.ndarray, " m"]]
 
 
@@ -42,7 +42,8 @@ def attack_all(
         seed: root of the attacks' own randomness.
 
     Returns:
-        Results by audience. The transcript counts as the public's, and every holder of a personal prompt sees it too.
+        Results by audience. The transcript counts as the public's, and every holder of a personal prompt sees it too;
+        the server is attacked where it sees the client's own releases.
 
     Raises:
         ConfigError: there are too few federations.
@@ -59,12 +60,15 @@ def attack_all(
             ).items():
                 rng = stream(seed, "bootstrap", str(audience), name)
                 found.append(metrics.measure(name, PROMPT[audience], values, shadows.is_in, rng))
-    if "gradient_cosine" in attacks and shadows.transcript is not None:
-        values = leave_one_out(scores.standardized, shadows.transcript, shadows.is_in)
-        rng = stream(seed, "bootstrap", "transcript")
-        result = metrics.measure("gradient cosine", RELEASES, values, shadows.is_in, rng)
-        for audience in results:
-            results[audience].append(result)
+    if "gradient_cosine" not in attacks:
+        return results
+    if shadows.transcript is not None:
+        everyone = _on_releases(shadows.transcript, shadows.is_in, RELEASES, stream(seed, "bootstrap", "transcript"))
+        for found in results.values():
+            found.append(everyone)
+    if shadows.uploads is not None:
+        rng = stream(seed, "bootstrap", "uploads")
+        results[Audience.SERVER] = [_on_releases(shadows.uploads, shadows.is_in, UPLOADS, rng)]
     return results
 
 
@@ -74,6 +78,14 @@ def leave_one_out(
     """Score every model's candidates with all other models as its shadows."""
     models = np.arange(len(values))
     return np.stack([score(values[k], values[models != k], is_in[models != k]) for k in models])
+
+
+def _on_releases(
+    projections: Float[np.ndarray, "s m"], is_in: Bool[np.ndarray, "s m"], sees: str, rng: np.random.Generator
+) -> AttackResult:
+    """Measure the gradient-cosine attack on a transcript."""
+    values = leave_one_out(scores.standardized, projections, is_in)
+    return metrics.measure("gradient cosine", sees, values, is_in, rng)
 
 
 def _scores(

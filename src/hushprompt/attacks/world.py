@@ -4,15 +4,15 @@ An audit trains the same federation again and again, with other subsets of one c
 method, the sampler, the clipping and the noise are those of `hushprompt run`; two things differ. An example that is
 left out keeps its place and counts in the client's public size, but is taken out of every batch before the method sees
 it, which for Poisson and for disjoint sampling is the same as if it had never been there: the divisor stays the public
-number that it is in the theorem. And what the server releases is noted, because the public sees it.
+number that it is in the theorem. And a watch notes what every audience sees.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hushprompt import seeding
+from hushprompt.attacks.watch import ABSENT, Probe, Transcript, Watch, shared_context, watched
 from hushprompt.backbones.base import FeatureKind
 from hushprompt.config import RunConfig
 from hushprompt.errors import ConfigError
@@ -27,13 +28,10 @@ from hushprompt.federation.aggregate import Travels
 from hushprompt.federation.rounds import RoundRunner
 from hushprompt.federation.setup import Federation, Row
 from hushprompt.federation.states import State
-from hushprompt.methods.base import Batch, Method, Personal, Shared, StepInfo, Upload
+from hushprompt.methods.base import Batch, Method
 from hushprompt.methods.context import ContextConfig
 from hushprompt.privacy.config import Audience, Channel
-from hushprompt.privacy.plan import Mechanism
 
-ABSENT = -1
-"""Label of an example that is left out."""
 KIND: FeatureKind = "pooled"
 """Image features that the attacks read."""
 STEP = 0.01
@@ -49,16 +47,6 @@ class Candidates:
     """Into the training split."""
     labels: Int[np.ndarray, " m"]
     """What they are trained with: their own labels, or wrong ones for canaries."""
-
-
-@dataclass(frozen=True)
-class Transcript:
-    """What the public sees while a federation trains: one entry for each release."""
-
-    contexts: list[Tensor]
-    """Global contexts [t, e] or [c, t, e] before the releases."""
-    releases: list[Tensor]
-    """Released mean gradients of the same shapes."""
 
 
 @dataclass(frozen=True)
@@ -81,36 +69,56 @@ class World:
         chosen = self.federation.splits[self.candidates.client_id].local
         return self.federation.eval_features[KIND][chosen], self.federation.eval_labels[chosen].numpy()
 
-    def train(self, row: Row, is_in: Bool[np.ndarray, " m"], seed: int) -> tuple[State, Transcript]:
+    def train(self, row: Row, is_in: Bool[np.ndarray, " m"], seed: int, *, judges: bool = False) -> tuple[State, Watch]:
         """Train a row from its start without the candidates that are out.
 
         Args:
             row: method and privacy plan.
             is_in: [m] which candidates take part.
             seed: of batches and noise; the start of the prompts is public, and the config's.
+            judges: whether the watch also weighs every release by what each example would have added to it.
+
+        Returns:
+            The end of the training, and what was seen of it.
         """
         labels = self.federation.train_labels.clone()
         labels[self.candidates.indices] = torch.from_numpy(self.candidates.labels)
+        probe = self._probe(row, labels) if judges else None
         labels[self.candidates.indices[~is_in]] = ABSENT
         federation = dataclasses.replace(self.federation, train_labels=labels)
-        transcript = Transcript([], [])
         config = dataclasses.replace(self.config, seed=seed)
+        state = self.start(row)
         with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             runner = RoundRunner(config, federation, pool)
             # Clients that step copies of their own call server_step too, and nobody else sees that.
             is_seen = runner.travels is not Travels.COPIES
-            row = dataclasses.replace(row, method=watched(row.method, transcript if is_seen else None))
-            shared, personal = row.method.init(federation.model, seeding.stream(self.config.seed, "init"))
-            num_clients = len(federation.partition.clients)
-            state = State(shared, (personal,) * num_clients, row.plan.first_norms(num_clients))
+            watch = Watch(state.personal[self.candidates.client_id], probe, is_public=is_seen)
+            row = watched(row, watch)
             for round_index in range(row.num_rounds):
-                before = _shared_context(row.method, state.shared)
+                before = shared_context(row.method, state.shared)
                 state, _ = runner.round(row, state, round_index)
-                after = _shared_context(row.method, state.shared)
+                after = shared_context(row.method, state.shared)
                 if not is_seen and before is not None and after is not None:
-                    transcript.contexts.append(before)
-                    transcript.releases.append(before - after)  # what the round moved, against the gradients
-        return state, transcript
+                    watch.public.contexts.append(before)
+                    watch.public.releases.append(before - after)  # what the round moved, against the gradients
+        return state, watch
+
+    def start(self, row: Row) -> State:
+        """Give the public start; every client's state is an object of its own, by which a watch knows the client."""
+        shared, personal = row.method.init(self.federation.model, seeding.stream(self.config.seed, "init"))
+        num_clients = len(self.federation.partition.clients)
+        everyone = tuple(copy.copy(personal) for _ in range(num_clients))
+        return State(shared, everyone, row.plan.first_norms(num_clients))
+
+    def _probe(self, row: Row, labels: Int[Tensor, " n"]) -> Probe:
+        """Describe the client's examples to a watch."""
+        indices = np.asarray(self.federation.partition.clients[self.candidates.client_id].indices["train"])
+        stored = self.federation.train_features[row.method.feature_kind]
+        features = stored.rows(indices, np.zeros_like(indices)).to(self.federation.model.device)
+        is_candidate = np.isin(indices, self.candidates.indices)
+        prob = row.plan.sampler.expected_batch_size(len(indices)) / len(indices)
+        drawn = torch.from_numpy(np.where(is_candidate, prob / 2, prob))
+        return Probe(Batch(features, labels[indices].to(self.federation.model.device)), drawn, prob, is_candidate)
 
     def log_probs(
         self, row: Row, state: State, audience: Audience, features: Float[Tensor, "n d"]
@@ -121,7 +129,7 @@ class World:
             if audience is Audience.PERSONAL:
                 personal = state.personal[self.candidates.client_id]
                 return method.logits(model, state.shared, personal, features).log_softmax(dim=1)
-            context = _shared_context(method, state.shared)
+            context = shared_context(method, state.shared)
             assert context is not None, "the public is attacked only where it sees a prompt"
             text_features = context_method(method).text_features(model, context)
             return model.logits(features, text_features).log_softmax(dim=1)
@@ -153,43 +161,6 @@ class World:
         return torch.stack(slopes).mean(dim=0).numpy() if slopes else np.zeros(len(labels))
 
 
-def watched(method: Method, transcript: Transcript | None) -> Method:
-    """Give the same method, which leaves absent examples out of its batches and notes what the server releases.
-
-    Args:
-        method: what is trained.
-        transcript: takes the releases; None: nothing is noted.
-    """
-    base: Any = type(method)
-
-    class Watched(base):  # type: ignore[misc]
-        """The method itself, watched."""
-
-        def client_step(
-            self, model: Any, shared: Shared, personal: Personal, batch: Batch, mechanism: Mechanism, rng: Any
-        ) -> tuple[Upload, Personal, StepInfo]:
-            """Step with the examples that are there."""
-            there = batch.labels != ABSENT
-            rest = Batch(batch.image_features[there], batch.labels[there])
-            outcome: tuple[Upload, Personal, StepInfo] = base.client_step(
-                self, model, shared, personal, rest, mechanism, rng
-            )
-            return outcome
-
-        def server_step(self, shared: Shared, released: Tensor) -> Shared:
-            """Note the release, and step."""
-            context = _shared_context(self, shared)
-            if transcript is not None and context is not None:
-                transcript.contexts.append(context)
-                transcript.releases.append(released)
-            return base.server_step(self, shared, released)
-
-    instance = object.__new__(Watched)
-    instance.__dict__.update(vars(method))
-    twin: Method = instance
-    return twin
-
-
 def context_method(method: Method) -> ContextConfig:
     """Give the method as one with a context.
 
@@ -204,16 +175,13 @@ def context_method(method: Method) -> ContextConfig:
     return method
 
 
-def _shared_context(method: Any, shared: Shared) -> Tensor | None:
-    """Give the global context; None where nothing, or something else, is shared."""
-    context: Tensor | None = method.shared_context(shared) if hasattr(method, "shared_context") else None
-    return context
-
-
 def audiences(row: Row) -> list[Audience]:
-    """Give the audiences that see something of a row: the public the global prompt, the holder a personal one."""
-    seen = [Audience.PUBLIC] if Channel.GLOBAL in row.plan.channels else []
-    return [*seen, Audience.PERSONAL] if Channel.LOCAL in row.plan.channels else seen
+    """Give the audiences that see something of a row and have a claim.
+
+    The public sees the global prompt, a holder a personal one, and the server uploads, where clients add the noise.
+    """
+    sees = {Audience.PUBLIC: Channel.GLOBAL, Audience.PERSONAL: Channel.LOCAL, Audience.SERVER: Channel.GLOBAL}
+    return [audience for audience in row.plan.audiences if sees[audience] in row.plan.channels]
 
 
 def candidates_of(federation: Federation, client_id: int) -> Candidates:

@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from hushprompt.errors import ConfigError
+from hushprompt.privacy.clipping import add_up
 from hushprompt.privacy.config import Audience, Channel
 from hushprompt.privacy.lower_bounds import (
     CONFIDENCE,
@@ -32,6 +33,8 @@ Bound = Literal["one_run", "f_dp_gaussian", "f_dp_approximate"]
 """Steinke et al. 2023 (any mechanism), Mahloujifar et al. 2024 for Gaussian mechanisms, or the latter for any."""
 SHARES = (0.02, 0.05, 0.1, 0.3, 1.0)
 """Shares of the canaries that are guessed about; the best is reported, at a fifth of the risk each."""
+NUM_EXAMPLES = 3
+"""Examples of a canary that is a client."""
 BLOCK = 500
 """Canaries that share one release: noise is independent from coordinate to coordinate, so blocks change nothing."""
 
@@ -74,7 +77,7 @@ def audit_mechanism(
         ConfigError: too few canaries to guess about.
     """
     scores, is_in = canary_scores(plan, {channel}, num_canaries=num_canaries, norm=norm, rng=rng)
-    return best_guesses(scores, is_in, delta=plan.config.delta, bound=bound)
+    return best_guesses(scores, is_in, delta=plan.config.delta, bound=bound, is_ratio=True)
 
 
 def audit_audience(
@@ -86,19 +89,19 @@ def audit_audience(
     (each canary has a coordinate of its own) hold too, and come near the proven epsilon.
 
     Returns:
-        One result a bound; empty where the audience sees nothing, where batches are clipped, not examples, and where
-        the sampling probability depends on a client's size, which the canaries are not.
+        One result a bound; empty where the audience sees nothing or has no claim, where batches are clipped, not
+        examples, and where the sampling probability depends on a client's size, which the canaries are not.
     """
     seen = plan.channels if audience is Audience.PERSONAL else plan.channels - {Channel.LOCAL}
-    if not seen or plan.num_rounds == 0 or plan.batch_clipping is not None:
+    if not seen or plan.num_rounds == 0 or plan.batch_clipping is not None or plan.is_outside(audience):
         return []
-    if plan.sampler.amplification_for(BLOCK) != plan.sampler.amplification_for(2 * BLOCK):
+    if _sampling_prob(plan) is None:
         return []
     scores, is_in = canary_scores(plan, seen, num_canaries=num_canaries, norm=norm, rng=rng)
     delta = plan.config.delta
-    results = [best_guesses(scores, is_in, delta=delta)]
-    if plan.sampler.amplification_prob == 1:
-        results.append(best_guesses(scores, is_in, delta=delta, bound="f_dp_gaussian"))
+    results = [best_guesses(scores, is_in, delta=delta, is_ratio=True)]
+    if _sampling_prob(plan) == 1:
+        results.append(best_guesses(scores, is_in, delta=delta, bound="f_dp_gaussian", is_ratio=True))
         results.append(_by_independent_trials(scores, is_in, delta))
     return results
 
@@ -113,8 +116,9 @@ def canary_scores(
 ) -> tuple[Float[np.ndarray, " m"], Bool[np.ndarray, " m"]]:
     """Train on canaries alone, as the plan says, and score each by the likelihood ratio of "in" against "out".
 
-    Where amplification is claimed, nobody sees which step a canary took part in, and the ratio is of the mixture; where
-    none is claimed, the auditor knows the step.
+    A canary is an example, or a client with several examples where that is the unit. Where amplification is claimed,
+    nobody sees which step a canary took part in, and the ratio is of the mixture; where none is claimed, the auditor
+    knows the step.
 
     Returns:
         [m] scores and [m] coins.
@@ -141,31 +145,61 @@ def _steps(
     rng: np.random.Generator,
 ) -> Iterator[Float[np.ndarray, " m"]]:
     """Give each step's contribution to the scores of one block of canaries."""
-    sampling_prob, count = plan.sampler.amplification_prob, plan.sampler.expected_batch_size(len(is_in))
-    shift = min(norm, 1.0)  # what an honest clipping leaves of a canary, in clip norms
-    canaries = torch.eye(len(is_in))
+    sampling_prob, shift = _sampling_prob(plan), min(norm, 1.0)  # what an honest clipping leaves, in clip norms
+    canaries = norm * torch.eye(len(is_in))
+    for batch, count in _batches(plan, len(is_in), rng):
+        ratio = np.zeros(len(is_in))
+        for channel in sorted(channels):
+            released = _release(plan, channel, canaries[batch[is_in[batch]]], count, len(is_in), rng)
+            ratio += _log_ratio(released, plan.sum_multiplier(channel), shift)
+        if sampling_prob is not None and sampling_prob < 1:
+            yield np.logaddexp(np.log1p(-sampling_prob), np.log(sampling_prob) + ratio)
+        else:
+            knows = np.zeros(len(is_in), dtype=bool)
+            knows[batch] = True
+            yield np.where(knows, ratio, 0.0)
+
+
+def _sampling_prob(plan: PrivacyPlan) -> float | None:
+    """Give the amplification that is claimed for a canary; None where it depends on a client's size."""
+    if plan.config.privacy_unit == "client":
+        return 1.0
+    prob = plan.sampler.amplification_for(BLOCK)
+    return prob if prob == plan.sampler.amplification_for(2 * BLOCK) else None
+
+
+def _batches(plan: PrivacyPlan, num_canaries: int, rng: np.random.Generator) -> Iterator[tuple[np.ndarray, float]]:
+    """Give the canaries of every step, and the public expected size of the batch; a client takes part in every step."""
+    if plan.config.privacy_unit == "client":
+        for _ in range(plan.num_rounds * plan.sampler.steps_per_round):
+            yield np.arange(num_canaries), 1.0
+        return
+    count = plan.sampler.expected_batch_size(num_canaries)
     for _ in range(plan.num_rounds):
-        for batch in plan.sampler.batches(len(is_in), rng):
-            ratio = np.zeros(len(is_in))
-            for channel in sorted(channels):
-                released = _release(plan, channel, norm * canaries[batch[is_in[batch]]], count, rng)
-                ratio += _log_ratio(released, plan.sum_multiplier(channel), shift)
-            if sampling_prob < 1:
-                yield np.logaddexp(np.log1p(-sampling_prob), np.log(sampling_prob) + ratio)
-            else:
-                knows = np.zeros(len(is_in), dtype=bool)
-                knows[batch] = True
-                yield np.where(knows, ratio, 0.0)
+        for batch in plan.sampler.batches(num_canaries, rng):
+            yield batch, count
 
 
 def _release(
-    plan: PrivacyPlan, channel: Channel, canaries: Float[Tensor, "b m"], count: float, rng: np.random.Generator
+    plan: PrivacyPlan,
+    channel: Channel,
+    canaries: Float[Tensor, "b m"],
+    count: float,
+    num_units: int,
+    rng: np.random.Generator,
 ) -> Float[np.ndarray, " m"]:
     """Clip, add noise and divide as the plan does, and give the sum in clip norms."""
-    mechanism = plan.mechanism(allowed=channel, expected_count=count, rng=rng)
+    is_client = plan.config.privacy_unit == "client"
+    mechanism = plan.mechanism(allowed=channel, expected_count=count, rng=rng, num_clients=num_units)
     clip_norm = plan.clip_norms[channel]
-    released = mechanism.release(channel, mechanism.clip(channel, clip_norm * canaries))
-    return released.double().numpy() * count / clip_norm
+    # A client's examples are all alike: clipped one by one instead of as one, they would move the sum by their number.
+    contributions = (
+        [row.expand(NUM_EXAMPLES, -1) for row in clip_norm * canaries] if is_client else [clip_norm * canaries]
+    )
+    empty = canaries.new_zeros(0, canaries.shape[1])
+    summed = add_up([mechanism.clip(channel, rows) for rows in contributions or [empty]])
+    released = mechanism.release(channel, summed)
+    return released.double().numpy() * mechanism.expected_count / clip_norm
 
 
 def _log_ratio(released: Float[np.ndarray, " m"], noise_multiplier: float, shift: float) -> Float[np.ndarray, " m"]:
@@ -181,8 +215,9 @@ def best_guesses(
     delta: float,
     confidence: float = CONFIDENCE,
     bound: Bound = "one_run",
+    is_ratio: bool = False,
 ) -> AuditResult:
-    """Guess "in" for the highest scores and "out" for the lowest, and bound epsilon by how often that is right.
+    """Guess about the canaries whose scores are the surest, and bound epsilon by how often that is right.
 
     Of five numbers of guesses the best is taken, each at a fifth of the risk, so the choice costs no confidence.
 
@@ -192,18 +227,18 @@ def best_guesses(
         delta: of the claim that is audited.
         confidence: probability with which the bound holds.
         bound: theorem that turns right guesses into epsilon.
+        is_ratio: scores are log-likelihood ratios, so their size says how sure a guess is and their sign what to guess.
+            False: as many guesses "in", for the highest scores, as "out", for the lowest.
     """
-    num_canaries, order = len(scores), np.argsort(scores, kind="stable")
     results = []
     for share in SHARES:
-        half = max(1, round(share * num_canaries / 2))
-        num_correct = int(is_in[order[-half:]].sum() + (~is_in[order[:half]]).sum())
-        at_least = _bound(bound, num_canaries, 2 * half, num_correct, delta, 1 - (1 - confidence) / len(SHARES))
+        guessed, right = _guesses(scores, is_in, max(1, round(share * len(scores) / 2)), is_ratio)
+        at_least = _bound(bound, len(scores), guessed, right, delta, 1 - (1 - confidence) / len(SHARES))
         results.append(
             AuditResult(
-                num_canaries=num_canaries,
-                num_guesses=2 * half,
-                num_correct=num_correct,
+                num_canaries=len(scores),
+                num_guesses=guessed,
+                num_correct=right,
                 epsilon_lower_bound=at_least,
                 delta=delta,
                 confidence=confidence,
@@ -211,6 +246,17 @@ def best_guesses(
             )
         )
     return max(results, key=lambda result: result.epsilon_lower_bound)
+
+
+def _guesses(
+    scores: Float[np.ndarray, " m"], is_in: Bool[np.ndarray, " m"], half: int, is_ratio: bool
+) -> tuple[int, int]:
+    """Guess about `2 half` canaries, or all there are; give how many guesses there were, and how many were right."""
+    if is_ratio:
+        surest = np.argsort(-np.abs(scores), kind="stable")[: 2 * half]
+        return len(surest), int(((scores[surest] > 0) == is_in[surest]).sum())
+    order = np.argsort(scores, kind="stable")
+    return 2 * half, int(is_in[order[-half:]].sum() + (~is_in[order[:half]]).sum())
 
 
 def _bound(
