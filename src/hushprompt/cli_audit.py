@@ -151,10 +151,10 @@ def _power(record: AuditRecord) -> str:
     for name, found in record.power.items():
         if name == "is_known":
             continue
-        verdict = "the attacks work" if found["has_power"] else "NO POWER: nothing can be read into the other budgets"
+        verdict = "the audit works" if found["has_power"] else "NO POWER: nothing can be read into the other budgets"
         lines.append(
-            f"without noise, for {name}, the best attack ({found['attack']}) has AUC {_interval(found['auc'])}: "
-            f"{verdict}."
+            f"without noise, for {name}, the best attack ({found['attack']}) has AUC {_interval(found['auc'])}, "
+            f"and canaries in one training show epsilon >= {found['end_to_end']:.3g}: {verdict}."
         )
     return "\nPower: " + " ".join(lines)
 
