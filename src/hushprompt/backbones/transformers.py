@@ -144,12 +144,39 @@ class ClipBackbone(TransformersBackbone):
     ) -> Float[Tensor, "c d"]:
         """Encode prompts that begin alike, packed into one sequence with a tree mask."""
         text = self._text
+        *layers, last = text.encoder.layers
 
         def run(tokens: Float[Tensor, "l e"], packing: Packing) -> Float[Tensor, "m e"]:
-            x = tokens.to(self._dtype) + text.embeddings.position_embedding(packing.positions)
-            mask = packing.mask.to(self._dtype)[None, None]
-            hidden = text.encoder(inputs_embeds=x[None], attention_mask=mask).last_hidden_state
-            return hidden[0, packing.ends]
+            x = (tokens.to(self._dtype) + text.embeddings.position_embedding(packing.positions))[None]
+            mask = packing.mask.to(self._dtype)
+            for layer in layers:
+                x = layer(x, mask[None, None])
+            return _run_at(last, x, mask, packing.ends)[0]
 
         features = self._projection(text.final_layer_norm(encode_packed(run, prefix, suffixes)))
         return F.normalize(features.float(), dim=-1)
+
+
+def _run_at(
+    layer: Any, x: Float[Tensor, "1 l e"], mask: Float[Tensor, "l l"], rows: Int[Tensor, " m"]
+) -> Float[Tensor, "1 m e"]:
+    """Run a layer of CLIP for some tokens; the others are looked at and need no more than keys and values."""
+    normed = layer.layer_norm1(x)
+    x = x[:, rows] + _attend(layer.self_attn, normed[:, rows], normed, mask[rows])
+    output: Tensor = x + layer.mlp(layer.layer_norm2(x))
+    return output
+
+
+def _attend(
+    attention: Any, some: Float[Tensor, "1 m e"], tokens: Float[Tensor, "1 l e"], mask: Float[Tensor, "m l"]
+) -> Float[Tensor, "1 m e"]:
+    """Let some tokens look at all; the library's module lets none but all tokens look."""
+
+    def heads(x: Float[Tensor, "1 _ e"]) -> Float[Tensor, "1 h _ w"]:
+        return x.unflatten(-1, (attention.num_heads, attention.head_dim)).transpose(1, 2)
+
+    query, key, value = heads(attention.q_proj(some)), heads(attention.k_proj(tokens)), heads(attention.v_proj(tokens))
+    scores = query @ key.mT * attention.scale + mask
+    mixed = scores.softmax(dim=-1, dtype=torch.float32).to(value.dtype) @ value  # [1, h, m, w]
+    output: Tensor = attention.out_proj(mixed.transpose(1, 2).flatten(2))
+    return output
