@@ -19,8 +19,11 @@ from jaxtyping import Float, Int
 from safetensors.torch import save_file
 from torch import Tensor
 
+from hushprompt.backbones.base import Backbone
 from hushprompt.backbones.open_clip import OpenClip
+from hushprompt.backbones.placing import Precision
 from hushprompt.backbones.prompts import PromptModel
+from hushprompt.config import RuntimeConfig
 from hushprompt.methods.base import Batch
 from hushprompt.methods.gradients import per_example_gradients
 
@@ -60,13 +63,9 @@ class Inputs:
 class Ours:
     """What the package does."""
 
-    def __init__(self, network: Any, memory_mb: int) -> None:
-        """Load the weights of a network as a user's checkpoint."""
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "weights.safetensors"
-            save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, path)
-            backbone = OpenClip(architecture=ARCHITECTURE, checkpoint=str(path)).load()
-        self.model = PromptModel(backbone, CLASS_NAMES, memory_mb=memory_mb)
+    def __init__(self, network: Any) -> None:
+        """Take the weights of a network."""
+        self.model = PromptModel(loaded(network), CLASS_NAMES, memory_mb=RuntimeConfig().memory_mb)
 
     def text_gradient(self, inputs: Inputs, features: Float[Tensor, "b d"]) -> Float[Tensor, "t e"]:
         """Give the gradient of the mean loss."""
@@ -79,10 +78,18 @@ class Ours:
         gradient = self.text_gradient(inputs, inputs.train_features[inputs.batch_index])
         return torch.stack([inputs.context - LEARNING_RATE * gradient, gradient])
 
-    def per_example(self, inputs: Inputs) -> Float[Tensor, "b t e"]:
-        """Give every example's own gradient."""
-        features = inputs.train_features[inputs.batch_index]
-        return per_example_gradients(self.model, inputs.context, Batch(features, inputs.labels))[0]
+    def per_example(self, inputs: Inputs, count: int = BATCH) -> Float[Tensor, "b t e"]:
+        """Give the own gradients of the batch's first examples."""
+        batch = Batch(inputs.train_features[inputs.batch_index[:count]], inputs.labels[:count])
+        return per_example_gradients(self.model, inputs.context, batch)[0]
+
+    def one_by_one(self, inputs: Inputs, count: int) -> Float[Tensor, "b t e"]:
+        """Give the same with so little memory that every example goes backward alone."""
+        kept, self.model.memory_mb = self.model.memory_mb, 1
+        try:
+            return self.per_example(inputs, count)
+        finally:
+            self.model.memory_mb = kept
 
     @torch.no_grad()
     def evaluate(self, inputs: Inputs) -> Float[Tensor, "m c"]:
@@ -128,20 +135,31 @@ class Plain:
         return torch.cat([self.logit_scale * batch @ self.text_features(inputs.context).T for batch in batches])
 
 
-def build(memory_mb: int) -> tuple[Ours, Plain, Inputs]:
-    """Make the network, twice, and its inputs."""
+def random_network() -> Any:
+    """Make open_clip's model with random weights."""
     logging.getLogger().setLevel(logging.ERROR)  # open_clip warns that the weights are random
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
-        network = open_clip.create_model(ARCHITECTURE).eval().requires_grad_(requires_grad=False)
+        return open_clip.create_model(ARCHITECTURE).eval().requires_grad_(requires_grad=False)
+
+
+def loaded(network: Any, precision: Precision = "float32") -> Backbone:
+    """Give our backbone with the weights of a network, loaded as a user's checkpoint."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "weights.safetensors"
+        save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, path)
+        return OpenClip(architecture=ARCHITECTURE, checkpoint=str(path), precision=precision).load()
+
+
+def random_inputs() -> Inputs:
+    """Draw everything else."""
     generator = torch.Generator().manual_seed(1)
 
     def random(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator)
 
-    plain = Plain(network)
     pixels = random(BATCH, 3, 224, 224)
     train, test = (F.normalize(random(count, 512), dim=-1) for count in (NUM_TRAIN, NUM_TEST))
     index = torch.randperm(NUM_TRAIN, generator=generator)[:BATCH]
     labels = torch.randint(len(CLASS_NAMES), (BATCH,), generator=generator)
-    return Ours(network, memory_mb), plain, Inputs(0.02 * random(NUM_CTX, 512), pixels, index, train, test, labels)
+    return Inputs(0.02 * random(NUM_CTX, 512), pixels, index, train, test, labels)

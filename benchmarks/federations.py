@@ -11,9 +11,11 @@ from numpy.lib.format import open_memmap
 
 from hushprompt.backbones.feature_files import StoredFeatures
 from hushprompt.backbones.prompts import PromptModel
+from hushprompt.config import RunConfig
 from hushprompt.data.partition import ClientShard, Partition
 from hushprompt.evaluation.splits import client_splits
-from hushprompt.federation.setup import Federation, Row
+from hushprompt.federation.checkpoint import Progress
+from hushprompt.federation.setup import Federation, Row, assemble, cut, load_model
 from hushprompt.records import RoundRecord
 
 CHUNK = 50_000
@@ -36,6 +38,19 @@ class Silent:
     def on_round(self, record: RoundRecord) -> None:
         """A round is done."""
         self.records.append(record)
+
+
+def fresh_start() -> Progress:
+    """Give the progress of a run that has not begun."""
+    return Progress(
+        config_identity="", row_index=0, num_rounds_done=0, row_seconds=0.0, records_size=0, finished_rows=[]
+    )
+
+
+def embedded_federation(config: RunConfig) -> Federation:
+    """Load the embedded model and drawings, whose features are encoded where the cache lacks them."""
+    dataset = config.data.load()
+    return assemble(config, load_model(config, dataset, []), dataset, cut(config, dataset), lambda *_: None)
 
 
 def random_federation(

@@ -1,31 +1,22 @@
-"""Rounds of DP-FPL on Caltech101's shapes: `python benchmarks/gpu.py [--device cuda] [--precision bfloat16]`.
+"""Rounds of DP-FPL on a GPU, CLIP ViT-B/16 with Caltech101's shapes.
 
-CLIP ViT-B/16 with random weights, 100 classes, 16 context vectors, image features random and cached. Each of 10 clients
-takes one step of 32 examples a round, with exact per-example gradients, clipping and noise. Wanted: 100 rounds in under
-60 s on one GPU. `--short` runs one round of one client with two examples, so that the path can be tried anywhere.
-Seconds are wall time after one round to warm up; the share is of the device's own rate for large matrix products in the
-towers' precision.
+Random weights, 100 classes, 16 context vectors, image features random and cached. Each of 10 clients takes one step of
+32 examples a round, with exact per-example gradients, clipping and noise. Seconds are wall time after one round to warm
+up. Without a GPU the same code takes one small round on the CPU, which gives no figure.
 """
 
 from __future__ import annotations
 
-import argparse
-import logging
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 
-import numpy as np
-import open_clip
 import torch
 import torch.nn.functional as F
-from rich.console import Console
-from safetensors.torch import save_file
 
-from clip_step import ARCHITECTURE, BATCH, CLASS_NAMES, NUM_CTX, NUM_TRAIN
-from hushprompt.backbones.open_clip import OpenClip
-from hushprompt.backbones.placing import Precision, place
+from benchmarks.clip_step import BATCH, CLASS_NAMES, NUM_CTX, NUM_TRAIN, loaded, random_network
+from benchmarks.measure import count_gflop, in_process
+from benchmarks.rows import Row
+from hushprompt.backbones.placing import Device, Precision, place
 from hushprompt.backbones.prompts import PromptModel
 from hushprompt.federation import aggregate
 from hushprompt.methods.base import Batch
@@ -34,25 +25,55 @@ from hushprompt.privacy.config import Channel, PrivacyConfig
 from hushprompt.privacy.plan import PrivacyPlan, make_plan
 from hushprompt.privacy.sampling import PoissonSampler
 from hushprompt.seeding import stream
-from measure import count_gflop, machine, write_json
 
+TITLE = "GPU: 100 rounds of 10 clients, 32 examples each, features cached"
 WANTED_SECONDS = 60.0
+NUM_ROUNDS, NUM_CLIENTS, MEMORY_MB = 100, 10, 8192
+PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "float16")
+
+
+def rows(*, is_short: bool) -> list[Row]:
+    """Measure every precision of the towers, or say why not."""
+    if torch.cuda.is_available():
+        return [in_process(timed, precision, 10 if is_short else NUM_ROUNDS) for precision in PRECISIONS]
+    note = "torch sees no GPU"
+    if not is_short:
+        try_on_cpu()
+        note += "; one round of one client with two examples ran on the CPU by the same code"
+    name = f"wall time of {NUM_ROUNDS} rounds of {NUM_CLIENTS} clients"
+    return [Row(name=name, figure="amount", ours=None, target=WANTED_SECONDS, note=note)]
+
+
+def timed(precision: Precision, num_rounds: int) -> Row:
+    """Measure one precision on the GPU."""
+    federation = Federation(device="cuda", precision=precision, num_clients=NUM_CLIENTS, batch=BATCH)
+    gflop = count_gflop(lambda: federation.round(0))  # warms up
+    torch.cuda.reset_peak_memory_stats()
+    seconds = seconds_of(lambda: federation.train(num_rounds)) * NUM_ROUNDS / num_rounds
+    memory, rate = torch.cuda.max_memory_allocated() / 2**20, matrix_rate(precision)
+    at_peak = gflop * NUM_ROUNDS / rate
+    return Row(
+        name=f"wall time, towers in {precision}", figure="amount", ours=seconds, target=WANTED_SECONDS, ours_mb=memory,
+        note=f"{torch.cuda.get_device_name()}; {gflop * NUM_ROUNDS:,.0f} GFLOP, {at_peak / seconds:.1%} of the rate "
+        f"of large matrix products in {precision}, {rate:,.0f} GFLOP/s; memory is the GPU's; {num_rounds} rounds ran",
+    )  # fmt: skip
+
+
+def try_on_cpu() -> None:
+    """Take one small round."""
+    federation = Federation(device="cpu", precision="float32", num_clients=1, batch=2)
+    federation.round(0)
+    assert bool(federation.shared.context.isfinite().all())
 
 
 class Federation:
     """Clients with random cached features, and a server, without files and without evaluation."""
 
-    def __init__(self, *, device: str, precision: Precision, num_clients: int, batch: int, memory_mb: int) -> None:
+    def __init__(self, *, device: Device, precision: Precision, num_clients: int, batch: int) -> None:
         """Make a random network, as a user's checkpoint, and the clients' states."""
-        logging.getLogger().setLevel(logging.ERROR)  # open_clip warns that the weights are random
-        with torch.random.fork_rng(devices=[]), tempfile.TemporaryDirectory() as folder:
-            torch.default_generator.manual_seed(0)
-            path = Path(folder) / "weights.safetensors"
-            weights = open_clip.create_model(ARCHITECTURE).state_dict()
-            save_file({name: tensor.contiguous() for name, tensor in weights.items()}, path)
-            backbone = OpenClip(architecture=ARCHITECTURE, checkpoint=str(path), precision=precision).load()
+        backbone = loaded(random_network(), precision)
         self.device, self.batch = place(backbone, device), batch
-        self.model = PromptModel(backbone, CLASS_NAMES, device=self.device, memory_mb=memory_mb)
+        self.model = PromptModel(backbone, CLASS_NAMES, device=self.device, memory_mb=MEMORY_MB)
         self.method = DPFPL(num_ctx=NUM_CTX)
         self.plan = _plan(self.method)
         self.shared, personal = self.method.init(self.model, stream(0, "init"))
@@ -61,6 +82,11 @@ class Federation:
         features = torch.randn(NUM_TRAIN, backbone.feature_dim, generator=generator)
         self.features = F.normalize(features, dim=-1).to(self.device)
         self.labels = torch.randint(len(CLASS_NAMES), (NUM_TRAIN,), generator=generator).to(self.device)
+
+    def train(self, num_rounds: int) -> None:
+        """Take rounds behind the first, which warms up."""
+        for index in range(num_rounds):
+            self.round(1 + index)
 
     def round(self, index: int) -> None:
         """Step every client, then the server."""
@@ -91,61 +117,17 @@ def _plan(method: DPFPL) -> PrivacyPlan:
     return make_plan(config, sampler, channels=method.channels, num_rounds=1, client_sizes=[NUM_TRAIN])
 
 
-def seconds_of(work: Callable[[], object], device: str) -> float:
-    """Give the wall time until the device has done it."""
-    if device == "cuda":
-        torch.cuda.synchronize()
+def seconds_of(work: Callable[[], object]) -> float:
+    """Give the wall time until the GPU has done it."""
+    torch.cuda.synchronize()
     start = time.perf_counter()
     work()
-    if device == "cuda":
-        torch.cuda.synchronize()
+    torch.cuda.synchronize()
     return time.perf_counter() - start
 
 
-def matrix_rate(device: str, precision: Precision, size: int) -> float:
+def matrix_rate(precision: Precision, size: int = 8192) -> float:
     """Measure GFLOP/s of large matrix products."""
-    left, right = (torch.randn(size, size, device=device).to(getattr(torch, precision)) for _ in range(2))
-    seconds = [seconds_of(lambda: left @ right, device) for _ in range(6)]
+    left, right = (torch.randn(size, size, device="cuda").to(getattr(torch, precision)) for _ in range(2))
+    seconds = [seconds_of(lambda: left @ right) for _ in range(6)]
     return 2 * size**3 / min(seconds) / 1e9
-
-
-def main() -> None:
-    """Run, draw, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--precision", choices=("float32", "bfloat16", "float16"), default="float32")
-    parser.add_argument("--rounds", type=int, default=100)
-    parser.add_argument("--clients", type=int, default=10)
-    parser.add_argument("--memory-mb", type=int, default=8192, help="runtime.memory_mb")
-    parser.add_argument("--short", action="store_true", help="one round of one client with two examples")
-    parser.add_argument("--out", type=Path, help="JSON file to write")
-    arguments = parser.parse_args()
-    rounds, clients, batch = (1, 1, 2) if arguments.short else (arguments.rounds, arguments.clients, BATCH)
-    federation = Federation(
-        device=arguments.device,
-        precision=arguments.precision,
-        num_clients=clients,
-        batch=batch,
-        memory_mb=arguments.memory_mb,
-    )
-    device = federation.device
-    gflop = count_gflop(lambda: federation.round(0))  # warms up
-    seconds = seconds_of(lambda: [federation.round(1 + index) for index in range(rounds)], device)
-    rate = matrix_rate(device, arguments.precision, 1024 if device == "cpu" else 8192)
-    finite = bool(np.isfinite(federation.shared.context.cpu().numpy()).all())
-    result = {
-        "device": torch.cuda.get_device_name() if device == "cuda" else device,
-        "precision": arguments.precision, "rounds": rounds, "clients": clients, "batch": batch, "seconds": seconds,
-        "seconds_of_100_rounds_of_10": seconds / (rounds * clients * batch) * 1000 * BATCH,
-        "wanted_seconds": WANTED_SECONDS,
-        "gflop_per_round": gflop, "gflop_per_second": gflop * rounds / seconds, "matrix_gflop_per_second": rate,
-        "share_of_matrix_rate": gflop * rounds / seconds / rate, "is_finite": finite,
-    }  # fmt: skip
-    for name, value in result.items():
-        Console().print(f"{name:<30}{value:.4g}" if isinstance(value, float) else f"{name:<30}{value}")
-    if arguments.out:
-        write_json(arguments.out, {**result, "machine": machine()})
-
-
-if __name__ == "__main__":
-    main()

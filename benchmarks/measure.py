@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
-import json
 import math
+import multiprocessing
+import os
 import platform
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+
+from hushprompt import load_registries
+
+Result = TypeVar("Result")
+
+
+def in_process(work: Callable[..., Result], *args: Any) -> Result:
+    """Run something in a process of its own, on one thread, so that its peak memory is its own."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=_prepare) as pool:
+        return pool.submit(work, *args).result()
+
+
+def _prepare() -> None:
+    """Make a new process ready."""
+    torch.set_num_threads(1)
+    load_registries()
 
 
 @dataclass(frozen=True)
@@ -30,18 +48,14 @@ def measured(work: Callable[[], Any]) -> tuple[Any, Cost]:
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     start = time.process_time()
     result = work()
-    return result, Cost(time.process_time() - start, _peak_mb())
-
-
-def best(costs: list[Cost]) -> Cost:
-    """Give the least time of several passes, and the most memory."""
-    return Cost(min(cost.seconds for cost in costs), max(cost.peak_mb for cost in costs))
+    return result, Cost(time.process_time() - start, peak_mb())
 
 
 def fused_attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
     """Count the two products of torch's fused attention on the CPU, which its own counter leaves out."""
     *batch, rows, width = query
-    return 4 * math.prod(batch) * rows * key[-2] * width
+    count: int = 4 * math.prod(batch) * rows * key[-2] * width
+    return count
 
 
 def fused_attention_backward_flops(grad: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
@@ -75,32 +89,31 @@ def gemm_peak(passes: int = 12) -> float:
     return repeats * 2 * a.shape[0] * a.shape[1] * b.shape[1] / fastest / 1e9
 
 
-def machine() -> dict[str, str | int]:
-    """Describe where the figures come from."""
-    model = "unknown"
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name.strip() == "model name":
-            model = value.strip()
+def machine() -> dict[str, str | int | float]:
+    """Describe where the figures come from; names of no machine."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
-        "cpu": model,
+        "cpu": _field("/proc/cpuinfo", "model name", "unknown"),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gb": round(memory / 1e9, 1),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
     }
 
 
-def write_json(path: Path, values: Any) -> None:
-    """Write a result, in a folder that is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+def peak_mb() -> float:
+    """Read the high-water mark of resident memory of this process."""
+    return int(_field("/proc/self/status", "VmHWM").split()[0]) / 1024
 
 
-def _peak_mb() -> float:
-    """Read the high-water mark of resident memory."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) / 1024
-    raise RuntimeError("/proc/self/status has no VmHWM; this benchmark needs Linux.")
+def _field(path: str, name: str, default: str | None = None) -> str:
+    """Give a line of a file in /proc by its name."""
+    for line in Path(path).read_text().splitlines():
+        found, _, value = line.partition(":")
+        if found.strip() == name:
+            return value.strip()
+    if default is None:
+        raise RuntimeError(f"{path} has no {name}; the benchmarks need Linux.")
+    return default

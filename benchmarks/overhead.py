@@ -1,68 +1,43 @@
-"""What the simulator costs beside the towers: `python benchmarks/overhead.py [--short] [--out FILE.json]`.
+"""What the simulator costs beside the towers, as a share of a round.
 
 A round of DP-FPL through the real loop: batches, features from the disk, clipping, factors, noise, aggregation, scores,
 accounting, records and checkpoint. Tower arithmetic is the CPU time inside `DPFPL.gradients` (one forward pass
 and all backward passes) and inside the encoding of prompts for evaluation and their product with the image features;
 overhead is all other CPU time of the process. One worker, so that times add up; the first round warms up and is left
-out. The embedded preset is as shipped; CLIP ViT-B/16 has random weights, ten clients and Caltech101's shapes.
+out. The embedded preset is as shipped; CLIP ViT-B/16 has random weights, the settings of configs/caltech101.toml and
+few clients, which makes the share larger: a round's fixed costs are spread over fewer steps.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import os
 import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-import torch
-from rich.console import Console
-from rich.table import Table
-
-import clip_step
-import hushprompt
-from federations import Silent, random_federation
+from benchmarks.clip_step import NUM_TEST, Ours, random_network
+from benchmarks.federations import Silent, embedded_federation, fresh_start, random_federation
+from benchmarks.measure import in_process, peak_mb
+from benchmarks.rows import Row
 from hushprompt import config as configs
 from hushprompt.backbones.prompts import PromptModel
 from hushprompt.config import RunConfig
-from hushprompt.federation.checkpoint import Checkpoints, Progress
-from hushprompt.federation.setup import Federation, assemble, client_sizes, cut, load_model, plan_rows
+from hushprompt.federation.checkpoint import Checkpoints
+from hushprompt.federation.setup import Federation, client_sizes, plan_rows
 from hushprompt.federation.simulate import Trainer
 from hushprompt.methods.dp_fpl import DPFPL
-from measure import machine, write_json
+
+TITLE = "Simulator: CPU time of a round that is no tower arithmetic"
 
 
-@dataclass(frozen=True)
-class Row:
-    """One line of the result."""
-
-    name: str
-    num_clients: int
-    num_rounds: int
-    """Rounds that were timed."""
-    seconds_per_round: float
-    """CPU time of the process."""
-    tower_seconds_per_round: float
-    """Of these, tower arithmetic."""
-    target: float
-    """Largest share of overhead wanted."""
-
-    @property
-    def overhead(self) -> float:
-        """Share of a round that is no tower arithmetic."""
-        return 1 - self.tower_seconds_per_round / self.seconds_per_round
-
-    def to_plain(self) -> dict[str, Any]:
-        """Give what the JSON file says."""
-        return {**dataclasses.asdict(self), "overhead": self.overhead, "is_target_met": self.overhead <= self.target}
+def rows(*, is_short: bool) -> list[Row]:
+    """Measure both; a short run leaves CLIP out."""
+    found = [in_process(embedded, 4 if is_short else 20)]
+    return found if is_short else [in_process(clip, 2), *found]
 
 
 class Clock:
@@ -89,7 +64,7 @@ class Clock:
 
 
 def measure(name: str, config: RunConfig, federation: Federation, num_rounds: int, target: float) -> Row:
-    """Train one round, then time the following ones."""
+    """Train one round, then time the following ones; `target` is the largest share wanted."""
     training = dataclasses.replace(config.training, num_rounds=num_rounds + 1)
     config = dataclasses.replace(config, references=(), training=training)
     (row,) = plan_rows(config, client_sizes(federation.partition))
@@ -99,9 +74,7 @@ def measure(name: str, config: RunConfig, federation: Federation, num_rounds: in
         def on_round(self, record: Any) -> None:
             marks.append((time.process_time(), clock.seconds))
 
-    progress = Progress(
-        config_identity="", row_index=0, num_rounds_done=0, row_seconds=0.0, records_size=0, finished_rows=[]
-    )
+    progress = fresh_start()
     with (
         tempfile.TemporaryDirectory() as folder,
         ThreadPoolExecutor(1) as pool,
@@ -112,61 +85,26 @@ def measure(name: str, config: RunConfig, federation: Federation, num_rounds: in
         checkpoints = Checkpoints(Path(folder), progress)
         Trainer(config, federation, Path(folder), pool, Watch(), checkpoints).train(row, progress)
     (start, tower_start), (end, tower_end) = marks[0], marks[-1]
+    seconds, towers = (end - start) / num_rounds, (tower_end - tower_start) / num_rounds
     return Row(
-        name, len(federation.partition.clients), num_rounds, (end - start) / num_rounds,
-        (tower_end - tower_start) / num_rounds, target,
+        name=f"{name}, {len(federation.partition.clients)} clients", figure="share", target=target,
+        ours=seconds - towers, reference=seconds, ours_mb=peak_mb(), note=f"of {num_rounds} rounds, a mean",
     )  # fmt: skip
 
 
 def embedded(num_rounds: int) -> Row:
     """Measure the preset as shipped."""
     config = configs.load(configs.locate(None))
-    dataset = config.data.load()
-    federation = assemble(config, load_model(config, dataset, []), dataset, cut(config, dataset), lambda *_: None)
-    return measure("embedded preset", config, federation, num_rounds, 0.30)
+    return measure("embedded preset", config, embedded_federation(config), num_rounds, 0.30)
 
 
-def clip(num_rounds: int, num_clients: int) -> Row:
-    """Measure CLIP ViT-B/16 with the settings of configs/caltech101.toml, 251 examples a client."""
+def clip(num_clients: int) -> Row:
+    """Measure CLIP ViT-B/16, 251 examples a client."""
     overrides = ["references=[]", "privacy.delta=1e-5", 'backbone={name="toy"}']
     config = configs.load(Path(__file__).parent.parent / "configs" / "caltech101.toml", overrides)
-    model = clip_step.build(config.runtime.memory_mb)[0].model
+    model = Ours(random_network()).model
     with tempfile.TemporaryDirectory() as folder:
         federation = random_federation(
-            model, Path(folder), num_clients=num_clients, num_examples=251, num_test=clip_step.NUM_TEST
+            model, Path(folder), num_clients=num_clients, num_examples=251, num_test=NUM_TEST
         )
-        return measure("CLIP ViT-B/16", config, federation, num_rounds, 0.05)
-
-
-def table(rows: list[Row]) -> Table:
-    """Draw the result."""
-    result = Table(title="CPU seconds a round, one thread")
-    for index, header in enumerate(("", "clients", "rounds", "round s", "towers s", "overhead", "target")):
-        result.add_column(header, justify="left" if index == 0 else "right")
-    for row in rows:
-        result.add_row(
-            row.name, str(row.num_clients), str(row.num_rounds), f"{row.seconds_per_round:.3f}",
-            f"{row.tower_seconds_per_round:.3f}", f"{row.overhead:.1%}",
-            f"{row.target:.0%}" + ("" if row.overhead <= row.target else " missed"),
-        )  # fmt: skip
-    return result
-
-
-def main() -> None:
-    """Measure, draw, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--short", action="store_true", help="fewer rounds; CLIP with two clients")
-    parser.add_argument("--out", type=Path, help="JSON file to write")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    hushprompt.load_registries()
-    short = arguments.short
-    rows = [embedded(4 if short else 20), clip(1 if short else 3, 2 if short else 10)]
-    Console(width=100).print(table(rows))
-    if arguments.out:
-        values = {"machine": machine(), "is_short": short, "rows": [row.to_plain() for row in rows]}
-        write_json(arguments.out, values)
-
-
-if __name__ == "__main__":
-    main()
+        return measure("CLIP ViT-B/16", config, federation, 2, 0.05)

@@ -1,130 +1,130 @@
-"""Many clients on one machine: `python benchmarks/scale.py [--short] [--out FILE.json]`.
+"""Many clients on one machine: what a round of DP-FPL costs through the real loop, with checkpoints and accounting.
 
-Rounds of DP-FPL through the real loop, with checkpoints, records and accounting, over clients of 100 cached examples
-each, of which a step draws 5 (Poisson). Features [n, 512] and contexts [16, 512] have CLIP ViT-B/16's shapes; the text
-tower is the toy one with 4 classes, so that what is seen is the simulator. Every case runs in a process of its own, so
-that its peak memory is its own.
-
-- clients: 100, 1,000 and 10,000 with a cohort of 100 each: a round must not cost more with more clients. The last case
-  has 1,000,000 examples, memory-mapped.
-- cohort: 50, 100 and 200 of 1,000 clients: a round costs what its cohort costs.
-- evaluation: 1,000 clients, of whom 200 have moved, on 10,000 test images.
+Clients have 100 cached examples each, of which a step draws 5 (Poisson). In most cases features [n, 512] and contexts
+[16, 512] have CLIP ViT-B/16's shapes and the text tower is the toy one with 4 classes, so that what is seen is the
+simulator; one case has the embedded model with its 100 classes. Two workers. Every case runs in a process of its own.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import itertools
-import multiprocessing
-import os
+import statistics
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+from typing import Any, Literal
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
-import hushprompt
-from federations import Silent, random_federation
+from benchmarks.federations import Silent, fresh_start, random_federation
+from benchmarks.measure import in_process, measured
+from benchmarks.rows import Row
 from hushprompt import config as configs
 from hushprompt.backbones.prompts import PromptModel
 from hushprompt.backbones.toy import Toy
 from hushprompt.data.toy import NAMES
-from hushprompt.federation.checkpoint import Checkpoints, Progress
-from hushprompt.federation.setup import client_sizes, plan_rows
+from hushprompt.federation.checkpoint import Checkpoints
+from hushprompt.federation.setup import Federation, client_sizes, plan_rows
 from hushprompt.federation.simulate import Trainer
-from measure import machine, measured, write_json
 
+TITLE = "Scale: clients of 100 cached examples, random features, two workers"
 EXAMPLES_OF_A_CLIENT, WIDTH = 100, 512
+GROWTH = 1.25
+"""What may be said not to grow: a round's cost differs by about so much from run to run."""
+MEMORY_MB = 4000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
     """What is measured."""
 
-    name: str
     num_clients: int
     cohort_size: int
     num_rounds: int
+    tower: Literal["toy", "embedded"] = "toy"
     num_test: int = 100
     """Images of the one evaluation, after the last round."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Result:
+class Cost:
     """What it took."""
 
-    case: Case
-    num_examples: int
-    setup_seconds: float
-    """CPU time of plan and cohorts."""
-    seconds_per_round: float
+    round_seconds: float
     """CPU time of a round without evaluation, first round left out: median."""
-    wall_seconds_per_round: float
-    """Wall time of the same, two workers: median."""
-    checkpoint_mb_per_round: float
-    """Bytes written to the checkpoint folder, a round."""
+    round_wall: float
+    """Wall time of the same."""
+    checkpoint_mb: float
+    """Written to the checkpoint folder, a round."""
     evaluation_seconds: float
     """CPU time of the one evaluation."""
-    peak_mb: float
+    peak_mb: float = 0.0
 
 
-def main() -> None:
-    """Measure, draw, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--short", action="store_true", help="fewer rounds, and no case with 10,000 clients")
-    parser.add_argument("--out", type=Path, help="JSON file to write")
-    arguments = parser.parse_args()
-    results = []
-    spawn = multiprocessing.get_context("spawn")
-    for case in cases(is_short=arguments.short):
-        with spawn.Pool(1) as process:
-            results.append(process.apply(measure, (case,)))
-    Console(width=110).print(table(results))
-    if arguments.out:
-        values = {
-            "machine": machine(),
-            "is_short": arguments.short,
-            "rows": [dataclasses.asdict(result) for result in results],
-        }
-        write_json(arguments.out, values)
+def rows(*, is_short: bool) -> list[Row]:
+    """Measure all."""
+    num_rounds = 3 if is_short else 7
+    many = 1_000 if is_short else 10_000
+
+    def cost(num_clients: int, cohort_size: int, **kwargs: Any) -> Cost:
+        case = Case(num_clients=num_clients, cohort_size=cohort_size, **{"num_rounds": num_rounds, **kwargs})
+        return in_process(measure, case)
+
+    few, middle, large = cost(100, 100), cost(1_000, 100), cost(1_000, 200)
+    most = middle if is_short else cost(many, 100)
+    real = cost(1_000, 100, tower="embedded", num_rounds=3 if is_short else 4)
+    found = [
+        Row(
+            name="round of 1,000 clients, cohort 100, embedded model: peak memory", figure="amount", unit="MB",
+            ours=real.peak_mb, target=MEMORY_MB, ours_mb=real.peak_mb,
+            note=f"{real.round_wall:.1f} s wall and {real.round_seconds:.1f} s CPU a round",
+        ),
+        Row(
+            name=f"round of {many:,} clients against one of 100, cohort 100", figure="ratio", target=GROWTH,
+            ours=most.round_seconds, reference=few.round_seconds, ours_mb=most.peak_mb, reference_mb=few.peak_mb,
+            note=f"{many * EXAMPLES_OF_A_CLIENT:,} examples, memory-mapped, against 10,000; "
+            f"{most.checkpoint_mb:.1f} and {few.checkpoint_mb:.1f} MB of checkpoint a round",
+        ),
+        Row(
+            name=f"{many * EXAMPLES_OF_A_CLIENT:,} examples: peak memory", figure="amount", unit="MB",
+            ours=most.peak_mb, target=MEMORY_MB, ours_mb=most.peak_mb,
+        ),
+        Row(
+            name="a client's share of a round, cohort 200 against 100, of 1,000 clients", figure="ratio", target=GROWTH,
+            ours=large.round_seconds / 200, reference=middle.round_seconds / 100,
+            ours_mb=large.peak_mb, reference_mb=middle.peak_mb,
+            note="1 is a cost that grows with the cohort alone, below 1 it grows more slowly",
+        ),
+    ]  # fmt: skip
+    if is_short:
+        return found
+    scored = cost(1_000, 100, num_rounds=1, num_test=10_000)
+    name = "evaluation of 1,000 clients, 100 of them moved, on 10,000 images"
+    return [*found, Row(name=name, figure="amount", ours=scored.evaluation_seconds, ours_mb=scored.peak_mb)]
 
 
-def cases(*, is_short: bool) -> list[Case]:
-    """Give what is measured."""
-    rounds = 4 if is_short else 20
-    many = [100, 1_000] if is_short else [100, 1_000, 10_000]
-    return [
-        *(Case(name="clients", num_clients=count, cohort_size=100, num_rounds=rounds) for count in many),
-        *(Case(name="cohort", num_clients=1_000, cohort_size=size, num_rounds=rounds) for size in (50, 200)),
-        Case(name="evaluation", num_clients=1_000, cohort_size=100, num_rounds=2, num_test=10_000),
-    ]
-
-
-def measure(case: Case) -> Result:
+def measure(case: Case) -> Cost:
     """Train and score once."""
-    torch.set_num_threads(1)
-    hushprompt.load_registries()
-    model = PromptModel(Toy(token_width=WIDTH, feature_dim=WIDTH).load(), NAMES[:4], memory_mb=160)
-    with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(2) as pool:
+    if case.tower == "toy":
+        model = PromptModel(Toy(token_width=WIDTH, feature_dim=WIDTH).load(), NAMES[:4], memory_mb=160)
+    else:
+        preset = configs.load(configs.locate(None))
+        model = PromptModel(preset.backbone.load(), preset.data.load().class_names, memory_mb=160)
+    one_thread = {"initializer": torch.set_num_threads, "initargs": (1,)}
+    with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(2, **one_thread) as pool:
         folder = Path(name)
         federation = random_federation(
             model, folder, num_clients=case.num_clients, num_examples=EXAMPLES_OF_A_CLIENT, num_test=case.num_test
         )
-        (result, cost) = measured(lambda: train(case, federation, folder, pool))
-        return dataclasses.replace(result, peak_mb=cost.peak_mb)
+        found, own = measured(lambda: train(case, federation, folder, pool))
+    return dataclasses.replace(found, peak_mb=own.peak_mb)
 
 
-def train(case: Case, federation: Any, folder: Path, pool: ThreadPoolExecutor) -> Result:
+def train(case: Case, federation: Federation, folder: Path, pool: ThreadPoolExecutor) -> Cost:
     """Run the rounds of a case."""
-    start = time.process_time()
     config = configs.parse(
         {
             "backbone": {"name": "toy"}, "data": {"name": "toy"}, "partition": {"name": "disjoint_classes"},
@@ -136,7 +136,6 @@ def train(case: Case, federation: Any, folder: Path, pool: ThreadPoolExecutor) -
         }
     )  # fmt: skip
     (row,) = plan_rows(config, client_sizes(federation.partition))
-    setup = time.process_time() - start
     ticks, written = [], []
 
     class Watch(Silent):
@@ -146,52 +145,16 @@ def train(case: Case, federation: Any, folder: Path, pool: ThreadPoolExecutor) -
             new = [path.stat() for path in (folder / "checkpoint").iterdir()]
             written.append((time.time(), sum(each.st_size for each in new if each.st_mtime >= known)))
 
-    progress = Progress(
-        config_identity="", row_index=0, num_rounds_done=0, row_seconds=0.0, records_size=0, finished_rows=[]
-    )
+    progress = fresh_start()
     trainer = Trainer(config, federation, folder, pool, Watch(), Checkpoints(folder, progress))
     state, *_ = trainer.train(row, progress)
     rounds = [(b[0] - a[0], b[1] - a[1]) for a, b in itertools.pairwise(ticks[:-1])]
     start = time.process_time()
     trainer.evaluate(row, state)
     evaluation = time.process_time() - start
-    middle = len(rounds) // 2
-    return Result(
-        case=case,
-        num_examples=case.num_clients * EXAMPLES_OF_A_CLIENT,
-        setup_seconds=setup,
-        seconds_per_round=sorted(cpu for cpu, _ in rounds)[middle] if rounds else float("nan"),
-        wall_seconds_per_round=sorted(wall for _, wall in rounds)[middle] if rounds else float("nan"),
-        checkpoint_mb_per_round=sum(size for _, size in written) / len(written) / 1e6,
+    return Cost(
+        round_seconds=statistics.median(cpu for cpu, _ in rounds) if rounds else float("nan"),
+        round_wall=statistics.median(wall for _, wall in rounds) if rounds else float("nan"),
+        checkpoint_mb=statistics.mean(size for _, size in written) / 1e6,
         evaluation_seconds=evaluation,
-        peak_mb=0.0,
     )
-
-
-def table(results: list[Result]) -> Table:
-    """Draw the result."""
-    result = Table(title="DP-FPL, CLIP shapes, toy text tower, two workers")
-    headers = (
-        "",
-        "clients",
-        "cohort",
-        "examples",
-        "CPU s/round",
-        "s/round",
-        "checkpoint MB/round",
-        "evaluation s",
-        "MB",
-    )
-    for index, header in enumerate(headers):
-        result.add_column(header, justify="left" if index == 0 else "right")
-    for each in results:
-        result.add_row(
-            each.case.name, f"{each.case.num_clients:,}", str(each.case.cohort_size), f"{each.num_examples:,}",
-            f"{each.seconds_per_round:.3f}", f"{each.wall_seconds_per_round:.3f}",
-            f"{each.checkpoint_mb_per_round:.1f}", f"{each.evaluation_seconds:.2f}", f"{each.peak_mb:,.0f}",
-        )  # fmt: skip
-    return result
-
-
-if __name__ == "__main__":
-    main()

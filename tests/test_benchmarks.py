@@ -1,7 +1,9 @@
-"""The benchmarks of the simulator still run, at a size where they say nothing."""
+"""The benchmarks still run, at a size where they say nothing, and their tables say what was measured."""
 
 import dataclasses
 import importlib
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,30 +13,101 @@ from hushprompt.federation.setup import assemble, cut, load_model
 from hushprompt.privacy.sampling import DisjointSampler
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the benchmarks read /proc")
+MACHINE = {
+    "cpu": "abacus", "cpu_capability": "beads", "cores": 2, "memory_gb": 1.5, "torch": "2", "python": "3",
+    "system": "x",
+}  # fmt: skip
 
 
 @pytest.fixture
 def benchmark(monkeypatch):
-    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")
-    return importlib.import_module
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent)
+    return lambda name: importlib.import_module(f"benchmarks.{name}")
+
+
+def test_every_section_has_a_title_and_rows(benchmark):
+    pytest.importorskip("open_clip")
+    for name in benchmark("sections").SECTIONS:
+        assert benchmark(name).TITLE
+        assert callable(benchmark(name).rows)
 
 
 def test_a_case_of_the_scale_benchmark_runs(benchmark):
     scale = benchmark("scale")
-    case = scale.Case(name="clients", num_clients=30, cohort_size=3, num_rounds=4, num_test=60)
-    result = scale.measure(case)
-    assert result.num_examples == 3000
-    assert result.seconds_per_round > 0
-    assert 0.2 < result.checkpoint_mb_per_round < 1.0, "about 100 kB for each client of the cohort"
-    assert "3,000" in str(list(scale.table([result]).columns[3].cells))
+    case = scale.Case(num_clients=30, cohort_size=3, num_rounds=4, num_test=60)
+    cost = scale.measure(case)
+    assert cost.round_seconds > 0
+    assert 0.2 < cost.checkpoint_mb < 1.0, "about 100 kB for each client of the cohort"
+    assert cost.peak_mb > 50
 
 
-def test_the_overhead_of_a_small_federation_is_a_share(benchmark, toy_config, tmp_path):
+def test_the_overhead_of_a_small_federation_is_a_share(benchmark, toy_config):
     pytest.importorskip("open_clip")
     overhead = benchmark("overhead")
     config = dataclasses.replace(toy_config, sampling=DisjointSampler(steps_per_round=1))  # noise set in no time
     dataset = config.data.load()
     federation = assemble(config, load_model(config, dataset, []), dataset, cut(config, dataset), lambda *_: None)
     row = overhead.measure("toy", config, federation, 2, 0.3)
-    assert 0 < row.overhead < 1
-    assert row.to_plain()["num_clients"] == 3
+    assert 0 < row.value < 1
+    assert row.name == "toy, 3 clients"
+
+
+def test_running_threads_of_children_are_counted(benchmark):
+    sweeping = benchmark("sweeping")
+    code = "import time; time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", code]) as child:
+        found = [path for path in sweeping.children(os.getpid()) if path.name == str(child.pid)]
+        assert sweeping.running_threads(found[0]) in (0, 1)
+        child.kill()
+    assert sweeping.running_threads(found[0]) == 0
+
+
+def test_a_row_is_met_or_says_by_how_much_not(benchmark):
+    rows = benchmark("rows")
+    fast = rows.Row(name="fast", figure="speedup", ours=2.0, reference=60.0, target=25)
+    slow = rows.Row(name="slow", figure="speedup", ours=2.0, reference=40.0, target=25)
+    large = rows.Row(name="large", figure="amount", ours=5000.0, unit="MB", target=4000)
+    share = rows.Row(name="share", figure="share", ours=0.03, reference=1.0, target=0.05)
+    barely = rows.Row(name="barely", figure="ratio", ours=0.500001, reference=1.0, target=0.5)
+    untried = rows.Row(name="untried", figure="amount", ours=None, target=60.0, note="no GPU")
+    assert [row.shortfall for row in (fast, share, untried)] == [0, 0, None]
+    assert slow.shortfall == pytest.approx(0.2)
+    assert large.shortfall == pytest.approx(0.25)
+    cells = [row.cells() for row in (fast, slow, large, share, barely, untried)]
+    assert [cell[3:6] for cell in cells] == [
+        ("30x", "≥ 25x", "met"),
+        ("20x", "≥ 25x", "missed by 20.0%"),
+        ("", "≤ 4,000 MB", "missed by 25.0%"),
+        ("3.0%", "≤ 5.0%", "met"),
+        ("0.5x", "≤ 0.5x", "missed by 0.1%"),
+        ("", "≤ 60 s", "not measured"),
+    ]
+
+
+def test_a_result_is_read_back_and_fills_a_page(benchmark, tmp_path):
+    rows = benchmark("rows")
+    arithmetic = rows.Arithmetic(ours_gflop=45.0, reference_gflop=1200.0, peak=90.0)
+    step = rows.Row(
+        name="step", figure="speedup", ours=1.0, reference=40.0, target=25, arithmetic=arithmetic, note="a note"
+    )
+    untried = rows.Row(name="untried", figure="amount", ours=None, target=60.0)
+    result = rows.Result(MACHINE, False, {"step": rows.Section("Steps", (step, untried), 90.0)})
+    result.write(tmp_path / "new" / "figures.json")
+    assert rows.Result.read(tmp_path / "new" / "figures.json") == result
+    page = rows.with_figures(f"before\n{rows.BEGIN}old\n{rows.END}after\n", result)
+    assert page.startswith(f"before\n{rows.BEGIN}abacus (beads), 2 cores, 1.5 GB")
+    assert page.endswith(f"{rows.END}after\n")
+    assert "old" not in page
+    assert "| step | 1 s | 40 s | 40x | ≥ 25x | met |  |  |\n" in page
+    assert "- step: a note.\n" in page
+    assert "| step | 45.0 | 1200 | 1.00 | 0.50 at 90 GFLOP/s | 50% | 33% |\n" in page
+    assert rows.with_figures(page, result) == page
+
+
+def test_figures_of_another_machine_are_not_mixed(benchmark):
+    rows = benchmark("rows")
+    result = rows.Result(MACHINE, False, {})
+    assert result.measured_on(rows.Result(MACHINE, False, {"x": None})) is result
+    for other in (rows.Result({**MACHINE, "cores": 3}, False, {}), rows.Result(MACHINE, True, {})):
+        with pytest.raises(ValueError, match="of another machine, torch or length"):
+            result.measured_on(other)

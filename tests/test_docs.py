@@ -20,6 +20,8 @@ from runs import Silent
 
 PROMPTS = Path(__file__).parent.parent / "docs" / "prompt-files.md"
 PAGE = Path(__file__).parent.parent / "docs" / "bring-your-own-images.md"
+FAST_PATH = Path(__file__).parent.parent / "docs" / "fast-path.md"
+FIGURES = Path(__file__).parent.parent / "results" / "benchmarks" / "cpu.json"
 
 
 @pytest.mark.slow
@@ -80,3 +82,14 @@ def test_a_prompt_file_gives_the_same_classes_without_this_package(library, toy_
         logits = model.logits(model.backbone.encode_images([image]), text)
         torch.testing.assert_close(found["probabilities"], logits.softmax(dim=-1), rtol=1e-3, atol=1e-5)
         assert "epsilon = " in capsys.readouterr().out
+
+
+def test_the_figures_of_the_fast_path_are_the_measured_ones(monkeypatch):
+    if not FIGURES.exists():
+        pytest.skip("the page has figures of an earlier benchmark")
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent)
+    from benchmarks.rows import Result, with_figures
+
+    page = FAST_PATH.read_text(encoding="utf-8")
+    command = "python -m benchmarks --out results/benchmarks/cpu.json --keep --docs"
+    assert with_figures(page, Result.read(FIGURES)) == page, command
