@@ -21,7 +21,16 @@ ALLOWED = {
     "sweeps": {"federation"},
     "report": set(),
 }
-FREE = {"__init__.py", "cli.py", "cli_audit.py", "cli_compare.py", "cli_data.py", "cli_report.py", "cli_sweep.py"}
+FREE = {
+    "__init__.py",
+    "cli.py",
+    "cli_audit.py",
+    "cli_compare.py",
+    "cli_data.py",
+    "cli_federation.py",
+    "cli_report.py",
+    "cli_sweep.py",
+}
 FILES = sorted(path for path in SOURCE.rglob("*.py"))
 
 

@@ -5,12 +5,21 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-from hushprompt.errors import ConfigError, DataError, HushpromptError, PrivacyError, ProtocolError, ResumeError
+from hushprompt.errors import (
+    ConfigError,
+    DataError,
+    HushpromptError,
+    LinkError,
+    PrivacyError,
+    ProtocolError,
+    ResumeError,
+)
 
 __all__ = [
     "ConfigError",
     "DataError",
     "HushpromptError",
+    "LinkError",
     "PrivacyError",
     "ProtocolError",
     "ResumeError",

@@ -17,7 +17,18 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Column, Table
 
-from hushprompt import checks, cli_audit, cli_compare, cli_data, cli_report, cli_sweep, files, load_registries, records
+from hushprompt import (
+    checks,
+    cli_audit,
+    cli_compare,
+    cli_data,
+    cli_federation,
+    cli_report,
+    cli_sweep,
+    files,
+    load_registries,
+    records,
+)
 from hushprompt import config as configs
 from hushprompt.errors import ConfigError, HushpromptError, ResumeError
 from hushprompt.federation.publish import privacy_record
@@ -37,6 +48,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(cli_data.app, name="data")
+app.add_typer(cli_federation.app, name="federation")
 app.command()(cli_data.partition)
 app.command()(cli_audit.audit)
 app.command()(cli_sweep.sweep)

@@ -25,3 +25,7 @@ class ResumeError(HushpromptError):
 
 class ProtocolError(HushpromptError):
     """A message of a federation is malformed, or outside what was agreed; it is refused and has no effect."""
+
+
+class LinkError(HushpromptError):
+    """The server of a federation cannot be reached, or does not do what its operator asks."""

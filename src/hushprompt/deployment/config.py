@@ -79,6 +79,8 @@ class ServerLinkConfig:
     """The server's certificate."""
     key: str = ""
     """Private key of that certificate."""
+    node_keys: str = ""
+    """Folder with the public key of each client, NAME.pub: who may connect, and as whom."""
     database: str = ""
     """File in which the carrier keeps its nodes and runs across restarts."""
 
@@ -247,7 +249,13 @@ def load_server(path: Path) -> ServerConfig:
     federation = configs.build(FederationConfig, values.get("federation", {}), "federation")
     federation = _placed(federation, path, "run", "folder", "classes_file")
     link = _placed(
-        configs.build(ServerLinkConfig, values.get("link", {}), "link"), path, "ca", "certificate", "key", "database"
+        configs.build(ServerLinkConfig, values.get("link", {}), "link"),
+        path,
+        "ca",
+        "certificate",
+        "key",
+        "node_keys",
+        "database",
     )
     run = configs.read(Path(federation.run))
     if "data" not in run and "partition" not in run and (federation.classes or federation.classes_file):

@@ -1,0 +1,60 @@
+"""The process that Flower starts at a client for each message, running the package that is installed there.
+
+Flower's own process runs whatever code the server sends: then no limit in `client.toml` would hold against a server
+that is not what it should be. This one stands in for it, takes the message, and leaves the sent code unread.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+REPLACED = "flwr-clientapp"
+"""Command of Flower's that this stands in for."""
+REFUSED = ("flwr-serverapp", "flwr-agentapp", "flwr-connector", "flwr-model", "flwr-simulation")
+"""Commands that a server could have a client start, and that no federation here needs."""
+
+
+def install(folder: Path) -> None:
+    """Write the commands into a folder that comes first on the PATH of a client's processes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = {name: f"echo {name} is not run at a client >&2; exit 1" for name in REFUSED}
+    lines[REPLACED] = f'exec {shlex.quote(sys.executable)} -P -m {__name__} "$@"'
+    for name, line in lines.items():
+        path = folder / name
+        path.write_text(f"#!/bin/sh\n{line}\n", encoding="utf-8")
+        path.chmod(0o755)
+
+
+def main() -> None:
+    """Answer one message; the arguments are those of `flwr-clientapp`."""
+    from flwr.supernode.cli.flwr_clientapp import flwr_clientapp
+    from flwr.supernode.runtime import run_clientapp
+
+    replaced = {"install_from_fab": _leave, "install_app_dependencies": _leave, "get_load_client_app_fn": _own}
+    for name, instead in replaced.items():
+        getattr(run_clientapp, name)  # a Flower that works in another way stops here, and not by running sent code
+        setattr(run_clientapp, name, instead)
+    flwr_clientapp()
+
+
+def _leave(*_: Any, **__: Any) -> None:
+    """Install nothing that was sent."""
+
+
+def _own(*_: Any, **__: Any) -> Callable[..., Any]:
+    """Give what loads this package's app, whichever was sent."""
+
+    def load(*_: Any) -> Any:
+        from hushprompt.deployment.flower.client_app import app
+
+        return app
+
+    return load
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,187 @@
+"""What an operator needs, as files: one folder for the server, one for each client, one for the authority.
+
+server/        to the server's machine: server.toml, run.toml, certificates, public keys, a systemd unit
+clients/NAME/  to that client's machine: client.toml, the authority's certificate, its key, a systemd unit
+authority/     stays with whoever runs the federation, off the server: it signs certificates
+compose.yaml   all of it on one machine, in containers
+"""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+import json
+import math
+import string
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from hushprompt import checks, files
+from hushprompt.deployment.config import check_name
+from hushprompt.deployment.operate import certificates, node_keys
+from hushprompt.errors import ConfigError
+
+LISTEN_ALL = "0.0.0.0"
+KEYS_MADE = """\
+The clients' keys were made here, for a trial: whoever made them could be any client. In earnest each site makes its
+own (`hushprompt federation key node.key`) and sends the public half, `node.key.pub`, to be
+`server/node_keys/NAME.pub`."""
+KEYS_LEFT = """\
+Each site makes its key on its own machine, beside its `client.toml`: `hushprompt federation key node.key`. It sends
+the public half, `node.key.pub`, to the server's operator, who puts it at `server/node_keys/NAME.pub` and restarts the
+server."""
+OWN_DATA = """[data]
+name = "folder"
+root = "images"                       # CLASS/any.jpg, or train/CLASS/any.jpg and test/CLASS/any.jpg"""
+SHARE = """[share]                               # a trial: one part of the run's own data set
+client = {index}"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What `init` is asked for."""
+
+    name: str
+    """Of the federation."""
+    clients: tuple[str, ...]
+    address: str
+    """HOST:PORT by which clients reach the server."""
+    run: dict[str, Any]
+    """Run config, as read from TOML."""
+    classes: tuple[str, ...] = ()
+    """Class names of the clients' own images; empty: each client takes its part of the run's data set, for a trial."""
+    with_keys: bool = True
+    """Whether the clients' keys are made here too, for a trial; else each site makes its own."""
+
+
+def write(folder: Path, wanted: Wanted, now: datetime.datetime) -> None:
+    """Write everything; nothing that exists is touched.
+
+    Raises:
+        ConfigError: the folder is not empty, or what is wanted is impossible.
+    """
+    host, _ = split_address(wanted.address)
+    check_name("the federation's name", wanted.name)
+    for client in wanted.clients:
+        check_name("a client's name", client)
+    if len(set(wanted.clients)) < len(wanted.clients) or not wanted.clients:
+        raise ConfigError(f"Name at least one client, each once, got {', '.join(wanted.clients) or 'none'}.")
+    if folder.exists() and any(folder.iterdir()):
+        raise ConfigError(f"{folder} is not empty, and nothing in it is overwritten. Give another folder.")
+    authority = (folder / "authority" / "ca.crt", folder / "authority" / "ca.key")
+    server = folder / "server"
+    certificates.make_authority(*authority, wanted.name, now)
+    certificates.make_server(server / "server.crt", server / "server.key", authority, [host], now)
+    words = _words(wanted) | {"ends": f"{certificates.read(server / 'server.crt').ends:%Y-%m-%d} UTC"}
+    _write_server(server, wanted, words)
+    for index, client in enumerate(wanted.clients):
+        _write_client(folder / "clients" / client, wanted, words, client, index)
+        if wanted.with_keys:
+            public = node_keys.make(folder / "clients" / client / "node.key", client)
+            files.write_text(server / "node_keys" / f"{client}.pub", public.read_text(encoding="utf-8"))
+    for place in (server, *(folder / "clients" / client for client in wanted.clients)):
+        files.write_text(place / "ca.crt", authority[0].read_text(encoding="utf-8"))
+    services = "".join(_filled("client-service.yaml", {"client": client}) for client in wanted.clients)
+    files.write_text(folder / "compose.yaml", _filled("compose.yaml", words | {"client_services": services}))
+    files.write_text(folder / "README.md", _filled("README.md", words))
+    files.write_text(folder / ".gitignore", "# Private keys and what is learned belong in no repository.\n*\n")
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Split HOST:PORT.
+
+    >>> split_address("server.example.org:8000")
+    ('server.example.org', 8000)
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isdecimal():
+        raise ConfigError(f"An address is HOST:PORT, such as server.example.org:8000, got {address!r}.")
+    checks.in_range(1, 65535, port=int(port))
+    return host.strip("[]"), int(port)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine, and can be reached by it alone.
+
+    >>> [is_loopback(host) for host in ("127.0.0.1", "::1", "localhost", "0.0.0.0", "server.example.org")]
+    [True, True, True, False, False]
+    """
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _words(wanted: Wanted) -> dict[str, str]:
+    """Give what templates are filled with."""
+    host, port = split_address(wanted.address)
+    privacy = wanted.run.get("privacy", {})
+    epsilon, delta = float(privacy.get("epsilon", math.inf)), float(privacy.get("delta", 1e-5))
+    return {
+        "name": wanted.name,
+        "name_toml": _toml(wanted.name),
+        "clients_toml": _toml(list(wanted.clients)),
+        "min_clients": str(len(wanted.clients) // 2 + 1),
+        "classes_line": _toml_line("classes_file", "classes.txt", "class names in label order, one a line")
+        if wanted.classes
+        else "# classes: those of the run's data set",
+        "listen_toml": _toml(host if is_loopback(host) else LISTEN_ALL),
+        "port": str(port),
+        "host": host,
+        "address": wanted.address,
+        "address_toml": _toml(wanted.address),
+        "max_epsilon": f"{epsilon:g}",
+        "max_delta": f"{delta:g}",
+        "keys_text": KEYS_MADE if wanted.with_keys else KEYS_LEFT,
+        "client_commands": "\n".join(
+            f"hushprompt federation client clients/{client}/client.toml" for client in wanted.clients
+        ),
+    }
+
+
+def _write_server(folder: Path, wanted: Wanted, words: Mapping[str, str]) -> None:
+    """Write the server's configs and unit."""
+    left_out = {"references", "runtime"}
+    if wanted.classes:
+        left_out |= {"data", "partition"}
+        files.write_text(folder / "classes.txt", "".join(f"{name}\n" for name in wanted.classes))
+    run = {key: value for key, value in wanted.run.items() if key not in left_out}
+    run["privacy"] = {"noise_source": "secure", **run.get("privacy", {})}
+    if "num_clients" in run.get("partition", {}):
+        run["partition"] = {**run["partition"], "num_clients": len(wanted.clients)}
+    files.write_text(folder / "run.toml", tomli_w.dumps(run))
+    files.write_text(folder / "server.toml", _filled("server.toml", words))
+    files.write_text(folder / "hushprompt-server.service", _filled("server.service", words))
+    (folder / "node_keys").mkdir()
+
+
+def _write_client(folder: Path, wanted: Wanted, words: Mapping[str, str], client: str, index: int) -> None:
+    """Write a client's config and unit."""
+    own = {"client": client, "client_toml": _toml(client)}
+    own["data_section"] = OWN_DATA if wanted.classes else SHARE.format(index=index)
+    files.write_text(folder / "client.toml", _filled("client.toml", {**words, **own}))
+    files.write_text(folder / "hushprompt-client.service", _filled("client.service", {**words, **own}))
+
+
+def _filled(name: str, words: Mapping[str, str]) -> str:
+    """Give a template with its words."""
+    text = (resources.files(__package__) / "templates" / name).read_text(encoding="utf-8")
+    return string.Template(text).substitute(words)
+
+
+def _toml(value: Any) -> str:
+    """Write a TOML value on one line."""
+    return json.dumps(value)
+
+
+def _toml_line(key: str, value: Any, comment: str) -> str:
+    """Write a key, its value and what it is, as the templates do."""
+    return f"{key} = {_toml(value)}".ljust(38) + f"# {comment}"

@@ -1,0 +1,157 @@
+"""The server's end: what its process is started with, and who may connect."""
+
+from __future__ import annotations
+
+import datetime
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hushprompt import records
+from hushprompt.deployment.config import ServerConfig
+from hushprompt.deployment.flower import environment
+from hushprompt.deployment.operate import certificates, node_keys
+from hushprompt.deployment.operate.layout import is_loopback
+from hushprompt.deployment.operate.supervise import Job
+from hushprompt.errors import ConfigError, HushpromptError, LinkError
+
+if TYPE_CHECKING:
+    from hushprompt.deployment.flower.control import Control
+
+START_S = 180.0
+"""Seconds that a SuperLink has to answer after its start."""
+POLL_S = 1.0
+
+
+def job(path: Path, config: ServerConfig, say: Callable[[str], None], *, is_insecure: bool) -> Job:
+    """Give the process to run.
+
+    Args:
+        path: of `server.toml`.
+        config: what is in it.
+        say: gets a line for what happens.
+        is_insecure: without TLS and keys; for loopback only.
+
+    Raises:
+        ConfigError: it would be reachable from elsewhere without TLS.
+    """
+    link, folder = config.link, place(config)
+    if is_insecure and not is_loopback(link.host):
+        raise ConfigError(f"--insecure is for trials on one machine: link.host must be 127.0.0.1, got {link.host}.")
+    command = [
+        sys.executable, "-P", "-m", "hushprompt.deployment.flower.gate",
+        "--host", link.host, "--port", str(link.port), "--database", str(database(config)),
+        "--disable-runtime-dependency-installation",
+    ]  # fmt: skip
+    configs = {environment.SERVER_CONFIG: path}
+    if is_insecure:
+        command += ["--insecure"]
+    else:
+        command += ["--ssl-certfile", link.certificate, "--ssl-keyfile", link.key, "--ssl-ca-certfile", link.ca]
+        command += ["--enable-supernode-auth"]
+        configs[environment.NODE_NAMES] = names_file(config)
+
+    def check() -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        if is_insecure:
+            return
+        for warning in check_link(config):
+            say(warning)
+        public_keys(config)
+
+    def begun() -> None:
+        if is_insecure:
+            say(f"The server listens at {link.host}:{link.port}, without TLS and without keys: for a trial only.")
+            return
+        try:
+            names = admit(config)
+        except HushpromptError as error:
+            say(str(error))
+            return
+        records.write_json(names_file(config), names)
+        say(f"The server listens at {link.host}:{link.port}. May connect: {', '.join(sorted(names.values()))}.")
+
+    return Job("The server", command, environment.environment(folder / "flwr", configs), check, begun)
+
+
+def control(config: ServerConfig, *, is_insecure: bool = False) -> Control:
+    """Give a connection to the server's process, which runs on this machine."""
+    from hushprompt.deployment.flower.control import Control
+
+    return Control(config.link.port, None if is_insecure or not config.link.ca else Path(config.link.ca))
+
+
+def check_link(config: ServerConfig) -> list[str]:
+    """Refuse a server that nobody could trust, before it starts; give warnings.
+
+    Raises:
+        ConfigError: a setting, certificate or key is missing or not good.
+    """
+    link = config.link
+    for name in ("ca", "certificate", "key", "node_keys"):
+        if not getattr(link, name):
+            raise ConfigError(f"link.{name} is missing in server.toml. `hushprompt federation init` shows a whole one.")
+    now = datetime.datetime.now(datetime.UTC)
+    return certificates.check_server(Path(link.certificate), Path(link.key), Path(link.ca), now)
+
+
+def public_keys(config: ServerConfig) -> dict[str, bytes]:
+    """Give the public keys (PEM) of the clients that have one, by name.
+
+    Raises:
+        ConfigError: a file is no key, or of nobody in federation.clients, or two clients have the same.
+    """
+    folder = Path(config.link.node_keys)
+    found = {path.name.removesuffix(node_keys.SUFFIX): path for path in sorted(folder.glob(f"*{node_keys.SUFFIX}"))}
+    if strangers := set(found) - set(config.federation.clients):
+        raise ConfigError(
+            f"{folder} has the key of {', '.join(sorted(strangers))}, who is not in federation.clients. "
+            "Add the name there, or remove the file."
+        )
+    keys = {name: node_keys.read_public(path) for name, path in found.items()}
+    for name, key in keys.items():
+        for other in keys:
+            if other < name and keys[other] == key:
+                raise ConfigError(f"{other} and {name} have the same key in {folder}. Each needs its own.")
+    return keys
+
+
+def admit(config: ServerConfig) -> dict[str, str]:
+    """Wait for the SuperLink, and let in exactly the clients whose keys are in `link.node_keys`.
+
+    Returns:
+        Client names by node id.
+
+    Raises:
+        ConfigError: the keys are not good.
+        LinkError: the SuperLink does not answer in time, or refuses a key.
+    """
+    keys = public_keys(config)
+    connection = control(config)
+    deadline = time.monotonic() + START_S
+    while True:
+        try:
+            connection.nodes()
+            break
+        except LinkError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(POLL_S)
+    return connection.admit(keys)
+
+
+def database(config: ServerConfig) -> Path:
+    """Give the file in which SuperLink keeps its clients and runs."""
+    return Path(config.link.database or config.folder / "link" / "superlink.db")
+
+
+def place(config: ServerConfig) -> Path:
+    """Give the folder of that file; what else the process keeps lies there too."""
+    return database(config).parent
+
+
+def names_file(config: ServerConfig) -> Path:
+    """Give the file with client names by node id."""
+    return place(config) / "node_names.json"

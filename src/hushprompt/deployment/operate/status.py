@@ -1,0 +1,102 @@
+"""What the records of both ends say, in words: rounds, who took part, what was refused, what was spent."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hushprompt import records
+from hushprompt.deployment.progress import ServerRecord
+
+NUM_REFUSALS = 10
+"""Refusals that are shown: the newest."""
+
+
+@dataclass(frozen=True)
+class ClientRun:
+    """What a client's store holds of one run."""
+
+    federation: str
+    run: str
+    num_charged: int
+    """Rounds charged to its ledger."""
+    num_rounds: int | None
+    """Rounds after which its prompts were last scored; None: not yet."""
+    accuracy: float | None
+    """Of its own images then."""
+    epsilon: float
+    delta: float
+    """Set aside for this run, at most spent."""
+    prompts: tuple[Path, ...]
+    """Personal prompts, once the run has finished."""
+
+
+def rounds(folder: Path) -> list[ServerRecord]:
+    """Read the rounds of a server's run folder that are done; none if there is no such folder."""
+    return [records.from_json(ServerRecord, line) for line in _lines(folder / "records.jsonl")]
+
+
+def round_line(record: ServerRecord, num_rounds: int) -> str:
+    """Say what a round was."""
+    parts = [f"round {record.round_index} of {num_rounds}: {', '.join(record.took_part) or 'nobody'} took part"]
+    parts += [f"not {name} ({reason.rstrip('.')})" for name, reason in sorted(record.failures.items())]
+    parts += [f"{record.bytes_up:,} bytes up, {record.bytes_down:,} down", f"{record.seconds:.1f} s"]
+    epsilons = ", ".join(f"{who} {_number(epsilon)}" for who, epsilon in record.epsilon.items())
+    return "; ".join([*parts, f"epsilon {epsilons}"])
+
+
+def members(folder: Path) -> dict[str, int] | None:
+    """Give the public training sizes by name of the clients that agreed on the run; None before."""
+    path = folder / "agreement.json"
+    if not path.exists():
+        return None
+    agreement = records.read_json(path)
+    return dict(zip(agreement["clients"], agreement["sizes"], strict=True))
+
+
+def refusals(file: Path) -> list[str]:
+    """Say what was refused last, at a server or a client, the newest last."""
+    return [_refusal(line) for line in _lines(file)[-NUM_REFUSALS:]]
+
+
+def client_runs(store: Path) -> list[ClientRun]:
+    """Give what a client's store holds, run by run."""
+    return [_client_run(path.parent) for path in sorted(store.glob("*/*/agreement.json"))]
+
+
+def _client_run(folder: Path) -> ClientRun:
+    """Read one run of a client's store."""
+    spent = folder / "spent.json"
+    values = records.read_json(spent) if spent.exists() else {"epsilon": 0.0, "delta": 0.0}
+    scores = _lines(folder / "records.jsonl")
+    return ClientRun(
+        federation=folder.parent.name,
+        run=folder.name,
+        num_charged=len({line["round"] for line in _lines(folder / "ledger.jsonl")}),
+        num_rounds=scores[-1]["num_rounds"] if scores else None,
+        accuracy=scores[-1]["accuracy"] if scores else None,
+        epsilon=math.inf if values["epsilon"] == "inf" else values["epsilon"],
+        delta=values["delta"],
+        prompts=tuple(sorted((folder / "prompts").glob("client-*.safetensors"))),
+    )
+
+
+def _refusal(line: dict[str, Any]) -> str:
+    """Say one refusal."""
+    who = line.get("client") or line.get("kind") or f"node {line.get('node', '?')}"
+    place = f" in round {line['round'] + 1}" if "round" in line else ""
+    return f"{line['time']} {who}{place}: {line['reason']}"
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """Read the whole lines of a file that another process may be writing; it is left as it is."""
+    content = path.read_bytes() if path.exists() else b""
+    return [json.loads(line) for line in content[: content.rfind(b"\n") + 1].splitlines()]
+
+
+def _number(epsilon: float) -> str:
+    """Write an epsilon."""
+    return "inf" if math.isinf(epsilon) else f"{epsilon:.3g}"

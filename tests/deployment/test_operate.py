@@ -1,0 +1,340 @@
+"""What an operator gets and starts: the files of init, the gate, and the commands of both ends. No Flower process."""
+
+import asyncio
+import datetime
+import importlib
+import json
+import logging
+import os
+import subprocess
+import sys
+
+import pytest
+import tomli_w
+from typer.testing import CliRunner
+
+from hushprompt import cli_federation
+from hushprompt import config as configs
+from hushprompt.deployment.config import load_client, load_server
+from hushprompt.deployment.flower import clientapp, environment
+from hushprompt.deployment.flower.gate import REFUSAL, Gate, is_worth_a_line
+from hushprompt.deployment.operate import client, layout, server, status
+from hushprompt.errors import ConfigError, LinkError
+
+NOW = datetime.datetime.now(datetime.UTC)
+
+
+@pytest.fixture
+def folder(tmp_path, toy_values):
+    """A trial of two clients, as init writes it."""
+    run = {**toy_values, "partition": {"name": "disjoint_classes", "num_clients": 3}}
+    layout.write(tmp_path / "fed", layout.Wanted(name="t", clients=("a", "b"), address="127.0.0.1:8000", run=run), NOW)
+    return tmp_path / "fed"
+
+
+def edit(path, section, **changes):
+    """Change settings of a TOML file."""
+    values = configs.read(path)
+    values[section] |= changes
+    path.write_text(tomli_w.dumps(values))
+
+
+def test_init_writes_two_ends_that_fit_together(folder):
+    ours = load_server(folder / "server" / "server.toml")
+    assert ours.federation.clients == ("a", "b")
+    assert ours.run.partition.num_clients == 2
+    assert ours.run.privacy.noise_source == "secure"
+    assert not ours.run.references
+    assert server.check_link(ours) == []
+    assert sorted(server.public_keys(ours)) == ["a", "b"]
+    for index, name in enumerate("ab"):
+        theirs = load_client(folder / "clients" / name / "client.toml")
+        assert (theirs.client.name, theirs.share.client) == (name, index)
+        assert theirs.link.superlink == "127.0.0.1:8000"
+        assert theirs.owner.require_noise_source == "secure"
+        assert client.check_link(theirs) == []
+    yaml = pytest.importorskip("yaml")
+    services = yaml.safe_load((folder / "compose.yaml").read_text())["services"]
+    assert sorted(services) == ["client-a", "client-b", "server"]
+
+
+def test_init_leaves_keys_and_images_to_the_sites(tmp_path, toy_values):
+    wanted = layout.Wanted(
+        name="t", clients=("north",), address="server.example.org:443", run=toy_values, classes=("cat", "dog"),
+        with_keys=False,
+    )  # fmt: skip
+    layout.write(tmp_path / "fed", wanted, NOW)
+    ours = load_server(tmp_path / "fed" / "server" / "server.toml")
+    assert (ours.link.host, ours.link.port) == ("0.0.0.0", 443)
+    assert ours.class_names() == ("cat", "dog")
+    assert server.public_keys(ours) == {}
+    theirs = load_client(tmp_path / "fed" / "clients" / "north" / "client.toml")
+    assert theirs.data.root.endswith("images")
+    with pytest.raises(ConfigError, match=r"private key .* cannot be read"):
+        client.check_link(theirs)
+
+
+def test_init_overwrites_nothing(folder, toy_values):
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(ConfigError, match="not empty"):
+        layout.write(folder, layout.Wanted(name="t", clients=("a",), address="h:1", run=toy_values), NOW)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"clients": ("a", "a")}, "each once"),
+        ({"clients": ("../a",)}, "client's name"),
+        ({"address": "server"}, "HOST:PORT"),
+        ({"address": "server:0"}, "port must lie in"),
+        ({"name": "a b"}, "federation's name"),
+    ],
+)
+def test_init_refuses_what_cannot_be(tmp_path, toy_values, changes, reason):
+    wanted = {"name": "t", "clients": ("a",), "address": "h:1", "run": toy_values} | changes
+    with pytest.raises(ConfigError, match=reason):
+        layout.write(tmp_path / "fed", layout.Wanted(**wanted), NOW)
+    assert not (tmp_path / "fed").exists()
+
+
+def test_the_server_is_started_with_tls_keys_a_gate_and_nothing_fetched(folder):
+    path = folder / "server" / "server.toml"
+    job = server.job(path, load_server(path), print, is_insecure=False)
+    assert "hushprompt.deployment.flower.gate" in job.command
+    for flag in ("--enable-supernode-auth", "--ssl-certfile", "--disable-runtime-dependency-installation"):
+        assert flag in job.command
+    assert "--insecure" not in job.command
+    assert environment.SAFE.items() <= job.environment.items()
+    job.check()
+    (folder / "server" / "server.key").chmod(0o644)
+    with pytest.raises(ConfigError, match="chmod 600"):
+        job.check()
+
+
+def test_a_client_is_started_with_tls_a_key_and_its_own_code(folder):
+    path = folder / "clients" / "a" / "client.toml"
+    said = []
+    job = client.job(path, load_client(path), said.append, is_insecure=False)
+    assert "--root-certificates" in job.command
+    assert "--auth-supernode-private-key" in job.command
+    assert "--insecure" not in job.command
+    assert "--allow-runtime-dependency-installation" not in job.command
+    job.check()  # nobody listens there: the client may start before the server
+    assert "cannot be reached" in said[0]
+    own = job.environment["PATH"].split(os.pathsep)[0]
+    assert sorted(os.listdir(own)) == sorted([clientapp.REPLACED, *clientapp.REFUSED])
+    for name in clientapp.REFUSED:
+        assert subprocess.run([f"{own}/{name}"], capture_output=True).returncode == 1
+    (line,) = (folder / "clients/a/store/flwr/bin" / clientapp.REPLACED).read_text().splitlines()[1:]
+    assert line == f'exec {sys.executable} -P -m hushprompt.deployment.flower.clientapp "$@"'
+
+
+def test_insecure_is_for_loopback_alone(folder):
+    path, client_path = folder / "server" / "server.toml", folder / "clients" / "a" / "client.toml"
+    job = server.job(path, load_server(path), print, is_insecure=True)
+    assert "--insecure" in job.command
+    assert environment.NODE_NAMES not in job.environment
+    assert "--insecure" in client.job(client_path, load_client(client_path), print, is_insecure=True).command
+    edit(path, "link", host="0.0.0.0")
+    edit(client_path, "link", superlink="server.example.org:8000")
+    with pytest.raises(ConfigError, match="--insecure is for trials on one machine"):
+        server.job(path, load_server(path), print, is_insecure=True)
+    with pytest.raises(ConfigError, match="--insecure is for trials on one machine"):
+        client.job(client_path, load_client(client_path), print, is_insecure=True)
+
+
+def test_keys_of_strangers_and_keys_held_twice_are_refused(folder):
+    config = load_server(folder / "server" / "server.toml")
+    keys = folder / "server" / "node_keys"
+    (keys / "b.pub").write_bytes((keys / "a.pub").read_bytes())
+    with pytest.raises(ConfigError, match="a and b have the same key"):
+        server.public_keys(config)
+    (keys / "b.pub").rename(keys / "mallory.pub")
+    with pytest.raises(ConfigError, match="mallory, who is not in"):
+        server.public_keys(config)
+
+
+def test_a_client_that_is_not_let_in_is_told_why():
+    assert "its key is not known there" in client.explain(["Exit Code: 305", "[code: 2004] Failed to activate."])
+    assert "not one that this client trusts" in client.explain(["certificate: CERTIFICATE_VERIFY_FAILED"])
+    assert client.explain(["Killed"]) == ""
+
+
+def through_gate(scope):
+    """Give what a request gets for an answer."""
+    sent = []
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def receive():
+        return {}
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(Gate(app)(scope, receive, send))
+    return sent
+
+
+@pytest.mark.parametrize(
+    ("path", "peer", "status_code"),
+    [
+        ("/v1/control/start-run", "10.0.0.9", 403),
+        ("/v1/runtime/acquire-task", "10.0.0.9", 403),
+        ("/docs", "10.0.0.9", 403),
+        ("/v1/fleet/pull-messages", "10.0.0.9", 200),
+        ("/health", "10.0.0.9", 200),
+        ("/v1/control/start-run", "127.0.0.1", 200),
+        ("/v1/control/start-run", "::1", 200),
+        ("/v1/control/start-run", "10.0.0.1", 200),  # from the server's own address
+        ("/v1/control/start-run", "nonsense", 403),
+    ],
+)
+def test_other_machines_reach_what_clients_need_and_cannot_start_code(path, peer, status_code):
+    sent = through_gate({"type": "http", "path": path, "client": (peer, 5), "server": ("10.0.0.1", 8000)})
+    assert sent[0]["status"] == status_code
+    assert (sent[-1].get("body") == REFUSAL) == (status_code == 403)
+
+
+def test_a_websocket_of_another_machine_is_closed_and_the_log_shows_failures_alone():
+    place = {"path": "/v1/control/x", "client": ("10.0.0.9", 5), "server": ("10.0.0.1", 8000)}
+    sent = through_gate({"type": "websocket", **place})
+    assert sent[0]["type"] == "websocket.close"
+    for code, is_shown in ((200, False), (403, True)):
+        entry = logging.LogRecord("a", 20, "", 0, '%s - "%s %s HTTP/%s" %d', ("h", "POST", "/", "1.1", code), None)
+        assert is_worth_a_line(entry) is is_shown
+
+
+ROUND = {
+    "row": "dp_fpl", "round_index": 1, "seconds": 1.5, "loss": None, "local": None, "neighbor": None,
+    "harmonic_mean": None, "worst_client": None, "bytes_up": 768, "bytes_down": 512, "epsilon": {"public": 0.5},
+    "cohort_size": 2, "num_clients": 1, "asked": ["a", "b"], "took_part": ["a"],
+    "failures": {"b": "no answer by the deadline"}, "header_bytes_up": 9, "header_bytes_down": 9,
+}  # fmt: skip
+
+
+@pytest.fixture
+def trained(folder):
+    """The trial after a round in which b was missing."""
+    run, store = folder / "server" / "run", folder / "clients" / "a" / "store"
+    for path in (run, store / "t" / "x1"):
+        path.mkdir(parents=True)
+        (path / "agreement.json").write_text(json.dumps({"clients": ["a", "b"], "sizes": [20, 30]}))
+    (run / "records.jsonl").write_text(json.dumps(ROUND) + "\n" + '{"torn')
+    refused = {"time": "2026-01-01T00:00:00Z", "client": "b", "node": "7", "round": 0, "reason": "no answer"}
+    (run / "refusals.jsonl").write_text(json.dumps(refused) + "\n")
+    (store / "t" / "x1" / "spent.json").write_text('{"epsilon": 0.5, "delta": 1e-3}')
+    (store / "t" / "x1" / "ledger.jsonl").write_text('{"row": "dp_fpl", "round": 1, "clients": [[0, 0]]}\n')
+    score = {"num_rounds": 1, "split": "test", "num_images": 9, "accuracy": 0.75, "epsilon": 0.5, "delta": 1e-3}
+    (store / "t" / "x1" / "records.jsonl").write_text(json.dumps(score) + "\n")
+    (store / "refusals.jsonl").write_text('{"time": "now", "kind": "plan", "reason": "above max_epsilon"}\n')
+    return folder
+
+
+class FakeControl:
+    """A SuperLink whose run goes through some states."""
+
+    def __init__(self, *outcomes, active=()):
+        self.outcomes, self.active, self.stopped = list(outcomes), list(active), []
+
+    def nodes(self):
+        return []
+
+    def start(self, bundle):
+        assert (bundle / "pyproject.toml").exists()
+        self.active = ["pending"]
+        return 5
+
+    def stop(self, run_id):
+        self.stopped.append(run_id)
+
+    def runs(self):
+        from types import SimpleNamespace
+
+        if not self.active:
+            return []
+        outcome = self.outcomes.pop(0) if self.outcomes else ""
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return [
+            SimpleNamespace(
+                run_id=5, status="finished" if outcome else "running", outcome=outcome, details="why", bytes_in=1,
+                bytes_out=2, is_over=bool(outcome), is_completed=outcome == "completed",
+            )
+        ]  # fmt: skip
+
+
+@pytest.fixture
+def command(monkeypatch):
+    """Run a command of the federation with a fake SuperLink."""
+    monkeypatch.setattr(cli_federation, "POLL_S", 0)
+    monkeypatch.setattr(cli_federation, "_needs_extra", lambda: None)
+
+    def run(control, *arguments):
+        monkeypatch.setattr(server, "control", lambda config, is_insecure=False: control)
+        return CliRunner().invoke(cli_federation.app, [str(argument) for argument in arguments])
+
+    return run
+
+
+@pytest.mark.parametrize(("outcome", "code"), [("completed", 0), ("failed", 1), ("stopped", 1)])
+def test_the_exit_status_of_run_is_how_the_run_ended(folder, command, outcome, code):
+    done = command(FakeControl("", "", outcome), "run", folder / "server" / "server.toml")
+    assert done.exit_code == code
+    assert f"The run is {outcome}" in done.output
+
+
+def test_ctrl_c_leaves_the_run_and_stop_ends_it(folder, command):
+    path = folder / "server" / "server.toml"
+    done = command(FakeControl("", KeyboardInterrupt()), "run", path)
+    assert done.exit_code == 130
+    assert "The run goes on" in done.output
+    control = FakeControl("", active=["running"])
+    assert command(control, "stop", path).exit_code == 0
+    assert control.stopped == [5]
+    second = command(FakeControl("", active=["running"]), "run", path)
+    assert isinstance(second.exception, ConfigError)
+
+
+def test_status_shows_who_took_part_and_what_was_refused(trained, command):
+    class Nobody(FakeControl):
+        def nodes(self):
+            raise LinkError("The SuperLink does not answer.")
+
+    out = command(Nobody(), "status", trained / "server" / "server.toml").output
+    assert "does not answer" in out
+    assert "a (20 training examples), b (30 training examples)" in out
+    assert "round 1 of" in out
+    assert "a took part; not b (no answer by the deadline)" in out
+    assert "768 bytes up, 512 down" in out
+    assert "b in round 1: no answer" in out
+
+
+def test_status_of_a_client_shows_what_its_owner_has_spent(trained, command):
+    edit(trained / "clients" / "a" / "client.toml", "owner", max_epsilon=2.0)
+    out = command(FakeControl(), "status", trained / "clients" / "a" / "client.toml").output
+    assert "1 rounds charged, epsilon 0.5" in out
+    assert "75.0 % of the own images right after round 1" in out
+    assert "epsilon 0.5 of 2" in out
+    assert "plan: above max_epsilon" in out
+    assert status.client_runs(trained / "nowhere") == []
+
+
+def test_a_client_never_runs_code_that_was_sent(monkeypatch):
+    """What Flower would install and load from the server's bundle is replaced by the installed package's own app."""
+    pytest.importorskip("flwr")
+    from flwr.supernode.runtime import run_clientapp
+
+    from hushprompt.deployment.flower.client_app import app
+
+    command = importlib.import_module("flwr.supernode.cli.flwr_clientapp")  # the package has a function of this name
+
+    for name in ("install_from_fab", "install_app_dependencies", "get_load_client_app_fn"):
+        monkeypatch.setattr(run_clientapp, name, getattr(run_clientapp, name))
+    monkeypatch.setattr(command, "flwr_clientapp", lambda: None)
+    clientapp.main()
+    assert run_clientapp.install_from_fab(b"sent by the server", skip_prompt=True) is None
+    load = run_clientapp.get_load_client_app_fn(default_app_ref="", app_path=None, multi_app=True)
+    assert load("evil/app", "1.0", "hash") is app
