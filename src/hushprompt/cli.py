@@ -30,6 +30,7 @@ from hushprompt import (
     records,
 )
 from hushprompt import config as configs
+from hushprompt.allocation import keep_freed_memory
 from hushprompt.errors import ConfigError, HushpromptError, ResumeError
 from hushprompt.federation.publish import privacy_record
 from hushprompt.federation.setup import Row, client_sizes, cut, plan_metrics, plan_rows
@@ -189,6 +190,7 @@ def show(folder: Annotated[Path, typer.Argument(metavar="RUN", help="A finished 
 def main() -> None:
     """Run the command line; our own errors become one plain sentence and exit status 2."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    keep_freed_memory()
     load_registries()
     try:
         app()

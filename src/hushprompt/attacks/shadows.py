@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hushprompt import files, seeding
+from hushprompt.allocation import keep_freed_memory
 from hushprompt.attacks.canaries import train_canaries
 from hushprompt.attacks.world import World, audiences, candidates_of
 from hushprompt.config import RunConfig
@@ -179,6 +180,7 @@ def _start(config: RunConfig, rows: Sequence[Row], client_id: int, num_canaries:
     """Make a process ready; an interrupt ends it at once, and its unfinished federation is trained again."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     torch.set_num_threads(1)
+    keep_freed_memory()
     _worker.append(Worker(config, rows, client_id, num_canaries))
 
 

@@ -10,17 +10,20 @@ prefix tokens, k suffix tokens, q those of them that go on, s places of the long
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from hushprompt.backbones.emoji_layout import Layout, Link
+from hushprompt.backbones.emoji_layout import Layout
 from hushprompt.backbones.emoji_network import TextBlock
 
-ROWS = 320
+ROWS = 640
 """Rows of [tokens x examples] that go backward through an MLP together: few enough to stay in a processor's cache."""
+Lift = Callable[[slice], Float[Tensor, "w b g"]]
+"""Gives what an MLP's hidden layer gets at some tokens."""
 
 
 def into_norm(weight: Float[Tensor, "g e"], norm: nn.LayerNorm) -> Float[Tensor, "g e"]:
@@ -55,14 +58,14 @@ class Normed:
         self.unit, _, self.rstd = torch.native_layer_norm(x, norm.normalized_shape, None, None, norm.eps)
         self.value = torch.addcmul(norm.bias, self.unit, norm.weight)
 
-    def project_(self, grads: Float[Tensor, "w b e"], rows: slice) -> Float[Tensor, "w b e"]:
-        """Take from gradients at some rows of `unit`, in place, what would change no norm; `rstd` is left to multiply.
 
-        The gradients have mean 0; see `into_norm`.
-        """
-        unit = self.unit[rows].unsqueeze(1)
-        along = torch.bmm(unit, grads.transpose(1, 2)).transpose(1, 2)  # [w, b, 1]
-        return grads.addcmul_(along, unit, value=-1 / unit.shape[2])
+def project_(grads: Float[Tensor, "w b e"], unit: Float[Tensor, "w 1 e"]) -> Float[Tensor, "w b e"]:
+    """Take from gradients behind a norm, in place, what would change no norm; its `rstd` is left to multiply.
+
+    The gradients have mean 0; see `into_norm`.
+    """
+    along = torch.bmm(grads, unit.mT)  # [w, b, 1]
+    return grads.addcmul_(along, unit, value=-1 / unit.shape[2])
 
 
 class BlockPass:
@@ -80,8 +83,8 @@ class BlockPass:
         if is_last:
             x, query = (part[layout.num_prefix :][layout.ends] for part in (x, query))
         self.query = query * block.scale  # [m, h, f]
-        self.weights = self._scores().softmax(dim=-1)  # [m, h, p + s]
-        x = x + F.linear(self._mixed().flatten(1), block.out.weight, block.out.bias)
+        self.weights, mixed = self._attend()  # [m, h, p + s], [m, e]
+        x = x + F.linear(mixed, block.out.weight, block.out.bias)
         self.normed_2 = Normed(block.norm_2, x)
         self.raised = F.linear(self.normed_2.value, block.up.weight, block.up.bias)
         self.output = x + F.linear(F.gelu(self.raised), block.down.weight, block.down.bias)
@@ -91,49 +94,36 @@ class BlockPass:
         """How many prefix tokens go on."""
         return 0 if self.is_last else self.layout.num_prefix
 
-    @property
-    def links(self) -> tuple[Link, ...]:
-        """Which suffix tokens that go on see which."""
-        return self.layout.end_links if self.is_last else self.layout.links
-
-    def _scores(self) -> Float[Tensor, "m h s"]:
-        """Score the prefix causally, then the places of one's own suffix; -inf for what is not seen."""
-        p, first = self.layout.num_prefix, self.num_first
-        scores = self.query.new_full((*self.query.shape[:2], p + self.layout.num_places), -math.inf)
+    def _attend(self) -> tuple[Float[Tensor, "m h ps"], Float[Tensor, "m e"]]:
+        """Give who looks how much at the prefix, then at the places of its own suffix, and the values mixed so."""
+        p, first, layout = self.layout.num_prefix, self.num_first, self.layout
+        going_on = layout.ends if self.is_last else slice(None)
+        partners, is_unseen = layout.partners[going_on], layout.is_later[going_on].bool()  # [q, s]
+        keys, values = self.key[partners], self.value[partners]  # [q, s, h, f]
+        scores = self.query.new_full((*self.query.shape[:2], p + layout.num_places), -math.inf)
         scores[..., :p] = torch.einsum("mhf,phf->mhp", self.query, self.key[:p])
         if first:
             scores[:p, :, :p] += scores.new_full((p, p), -math.inf).triu(diagonal=1).unsqueeze(1)
-        for viewers, _, keys, place in self.links:
-            products = self.query[first:][viewers] * self.key[p:][keys]
-            scores[first:][viewers, :, p + place] = products.sum(dim=-1)
-        return scores
-
-    def _mixed(self) -> Float[Tensor, "m h f"]:
-        """Mix the values of what is seen."""
-        p, first = self.layout.num_prefix, self.num_first
-        mixed = torch.einsum("mhp,phf->mhf", self.weights[..., :p], self.value[:p])
-        for viewers, _, keys, place in self.links:
-            mixed[first:][viewers] += self.weights[first:][viewers, :, p + place, None] * self.value[p:][keys]
-        return mixed
+        own = (self.query[first:].unsqueeze(1) * keys).sum(dim=3)  # [q, s, h]
+        scores[first:, :, p:] = own.masked_fill_(is_unseen.unsqueeze(2), -math.inf).transpose(1, 2)
+        weights = scores.softmax(dim=-1)
+        mixed = torch.einsum("mhp,phf->mhf", weights[..., :p], self.value[:p])
+        mixed[first:] += (weights[first:, :, p:].transpose(1, 2).unsqueeze(3) * values).sum(dim=1)
+        return weights, mixed.flatten(1)
 
     def pull_back(
-        self, grads: Float[Tensor, "m b e"], lifted: Float[Tensor, "m b g"] | None = None, *, to_prefix: bool = False
+        self, grads: Float[Tensor, "m b e"], lift: Lift | None = None, *, to_prefix: bool = False
     ) -> Float[Tensor, "w b e"]:
         """Pull the output's gradients back to the input, or to its prefix alone; writes over what it is given.
 
         Args:
             grads: [m, b, e] gradients of the output.
-            lifted: [m, b, g] their product with the MLP's last map, where that is known already.
+            lift: gives the product of some of them with the MLP's last map, where there is a shorter way to it.
             to_prefix: the suffixes are constants.
         """
-        slope = torch.ops.aten.gelu_backward(torch.ones_like(self.raised), self.raised)  # of the GELU, [m, g]
-        slope = slope.mul_(self.normed_2.rstd).unsqueeze(1)  # and what the norm in front of it leaves to multiply
-        step = max(1, ROWS // max(1, grads.shape[1]))
-        for rows in (slice(start, start + step) for start in range(0, len(grads), step)):
-            inner = grads[rows] @ self.folded.down if lifted is None else lifted[rows]
-            grads[rows] += self.normed_2.project_(inner.mul_(slope[rows]) @ self.folded.up, rows)
-        pulled = AttentionBack(self).pull_back(grads, to_prefix=to_prefix)
-        pulled = self.normed_1.project_(pulled, slice(0, len(pulled)))
+        self._through_mlp(grads, lift)
+        pulled = AttentionBack(self, to_prefix=to_prefix).pull_back(grads)
+        pulled = project_(pulled, self.normed_1.unit[: len(pulled)].unsqueeze(1))
         rstd = self.normed_1.rstd[: len(pulled)].unsqueeze(1)
         if not self.is_last:
             return grads[: len(pulled)].addcmul_(pulled, rstd)
@@ -141,6 +131,16 @@ class BlockPass:
         if not to_prefix:
             pulled[self.layout.num_prefix :].index_add_(0, self.layout.ends, grads)
         return pulled
+
+    def _through_mlp(self, grads: Float[Tensor, "m b e"], lift: Lift | None) -> None:
+        """Pull gradients back through the MLP and its residual, in place, a few rows at a time."""
+        slope = torch.ops.aten.gelu_backward(torch.ones_like(self.raised), self.raised)  # of the GELU, [m, g]
+        slope *= self.normed_2.rstd  # and what the norm in front of it leaves to multiply
+        step = max(1, ROWS // max(1, grads.shape[1]))
+        whole = (grads, slope.unsqueeze(1), self.normed_2.unit.unsqueeze(1))
+        for index, (part, steep, unit) in enumerate(zip(*(each.split(step) for each in whole), strict=True)):
+            hidden = part @ self.folded.down if lift is None else lift(slice(index * step, index * step + len(part)))
+            part += project_(hidden.mul_(steep) @ self.folded.up, unit)
 
 
 class AttentionBack:
@@ -150,22 +150,25 @@ class AttentionBack:
     side's vectors with the weights, which are made once for all examples, and never becomes a query or key itself.
     """
 
-    def __init__(self, block: BlockPass) -> None:
-        """Make those products."""
+    def __init__(self, block: BlockPass, *, to_prefix: bool) -> None:
+        """Make those products; fewer where only the prefix is asked for."""
         folded, layout = block.folded, block.layout
-        self.folded, self.layout, self.links, self.is_last = folded, layout, block.links, block.is_last
-        self.query, self.first, p = block.query, block.num_first, layout.num_prefix
+        self.folded, self.layout, self.is_last = folded, layout, block.is_last
+        self.links = layout.end_links if block.is_last else layout.links
+        self.query, self.first, self.to_prefix, p = block.query, block.num_first, to_prefix, layout.num_prefix
         values = torch.einsum("nhf,hfe->nhe", block.value, folded.out_by_head)
-        keys = torch.einsum("nhf,hfe->nhe", block.key, folded.query)
-        queries = torch.einsum("mhf,hfe->mhe", block.query, folded.key_by_head)[self.first :]
+        keys = torch.einsum("nhf,hfe->nhe", block.key[:p] if to_prefix else block.key, folded.query)
         self.prefix_values = values[:p].permute(2, 1, 0).flatten(1)  # [e, h p]
         self.prefix_keys = keys[:p].transpose(0, 1).flatten(0, 1)  # [h p, e]
         self.prefix_weights = block.weights[..., :p].unsqueeze(1)  # [m, 1, h, p]
         own_weights = block.weights[self.first :, :, p:].transpose(1, 2)  # [q, s, h]
         self.own_weights = own_weights.unsqueeze(1).contiguous()
-        self.spread_weights = own_weights.repeat_interleave(block.query.shape[2], dim=2).unsqueeze(2)  # [q, s, 1, e]
         partners = layout.partners[layout.ends] if self.is_last else layout.partners
         self.own_values = _take(values, partners).transpose(1, 2)  # [q, e, s h]
+        if to_prefix:
+            return
+        self.spread_weights = own_weights.repeat_interleave(block.query.shape[2], dim=2).unsqueeze(2)  # [q, s, 1, e]
+        queries = torch.einsum("mhf,hfe->mhe", block.query, folded.key_by_head)[self.first :]
         if self.is_last:
             self.own_keys = _take(keys, partners)  # [q, s h, e]
             self.own_queries = torch.cat([queries[viewers] for viewers, *_ in self.links])  # [k, h, e]
@@ -175,35 +178,50 @@ class AttentionBack:
                 both.unflatten(1, (layout.num_places, -1))[viewers, place] += queries[viewers]
             self.own_keys = both
 
-    def pull_back(self, grads: Float[Tensor, "m b e"], *, to_prefix: bool) -> Float[Tensor, "w b e"]:
+    def pull_back(self, grads: Float[Tensor, "m b e"]) -> Float[Tensor, "w b e"]:
         """Pull gradients of the attention's output back to the norm before it, or to the norm's prefix alone."""
         p, first, heads = self.layout.num_prefix, self.first, self.folded.heads
-        mixed = grads @ self.folded.out  # [m, b, e]
-        scores = (grads @ self.prefix_values).unflatten(2, (heads, p)).mul_(self.prefix_weights)  # [m, b, h, p]
+        flat = grads.flatten(0, 1)
+        scores = torch.mm(flat, self.prefix_values).view(*grads.shape[:2], heads, p).mul_(self.prefix_weights)
         own = torch.bmm(grads[first:], self.own_values).unflatten(2, (-1, heads)).mul_(self.own_weights)  # [q, b, s, h]
         total = scores.sum(dim=3)
         total[first:] += own.sum(dim=2)
         scores.addcmul_(self.prefix_weights, total.unsqueeze(3), value=-1)
-        pulled = grads.new_empty(p if to_prefix else len(self.layout.positions), *grads.shape[1:])
-        pulled[:p] = self._to_prefix(scores, mixed)
-        if first:
-            pulled[:p] += scores[:first].flatten(2) @ self.prefix_keys
-        if not to_prefix:
-            own.addcmul_(self.own_weights, total[first:].unsqueeze(2), value=-1)
-            self._to_own(scores[first:].flatten(2), own, mixed[first:], pulled[p:])
+        if self.to_prefix:
+            return self._keys_and_looks(scores).add_(self._values_at_once(grads))
+        mixed = torch.mm(flat, self.folded.out).view_as(grads)
+        pulled = grads.new_empty(len(self.layout.positions), *grads.shape[1:])
+        torch.add(self._keys_and_looks(scores), self._values(mixed), out=pulled[:p])
+        own.addcmul_(self.own_weights, total[first:].unsqueeze(2), value=-1)
+        self._to_own(scores[first:].flatten(2), own, mixed[first:], pulled[p:])
         return pulled
 
-    def _to_prefix(self, scores: Float[Tensor, "m b h p"], mixed: Float[Tensor, "m b e"]) -> Float[Tensor, "p b e"]:
-        """Pull back to the prefix as what is seen."""
+    def _keys_and_looks(self, scores: Float[Tensor, "m b h p"]) -> Float[Tensor, "p b e"]:
+        """Pull scores back to the prefix, as what is looked at and as what looks."""
+        num_examples, size = scores.shape[1], self.query.shape[2]
+        key = scores.new_empty(num_examples, scores.shape[3], len(self.folded.key))  # [b, p, e]
+        for head in range(self.folded.heads):
+            query = self.query[:, head].expand(num_examples, -1, -1)
+            key[:, :, head * size : (head + 1) * size] = torch.bmm(scores[:, :, head].permute(1, 2, 0), query)
+        pulled = (key @ self.folded.key).transpose(0, 1)
+        return pulled + scores[: self.first].flatten(2) @ self.prefix_keys if self.first else pulled
+
+    def _values(self, mixed: Float[Tensor, "m b e"]) -> Float[Tensor, "p b e"]:
+        """Pull back to the prefix's values."""
         num_examples, size = mixed.shape[1], self.query.shape[2]
-        key, value = (mixed.new_empty(num_examples, scores.shape[3], mixed.shape[2]) for _ in range(2))  # [b, p, e]
+        value = mixed.new_empty(num_examples, self.layout.num_prefix, mixed.shape[2])  # [b, p, e]
         for head in range(self.folded.heads):
             part = slice(head * size, (head + 1) * size)
-            query = self.query[:, head].expand(num_examples, -1, -1)
             weights = self.prefix_weights[:, 0, head].T.expand(num_examples, -1, -1)
-            key[:, :, part] = torch.bmm(scores[:, :, head].permute(1, 2, 0), query)
             value[:, :, part] = torch.bmm(weights, mixed[:, :, part].transpose(0, 1))
-        return (key @ self.folded.key).add_(value @ self.folded.value).transpose(0, 1)
+        return (value @ self.folded.value).transpose(0, 1)
+
+    def _values_at_once(self, grads: Float[Tensor, "m b e"]) -> Float[Tensor, "p b e"]:
+        """Do so where nothing else asks for `mixed`: over the tokens first, then through the attention's output."""
+        weights = self.prefix_weights[:, 0].permute(1, 2, 0).flatten(0, 1)  # [h p, m]
+        by_head = torch.mm(weights, grads.flatten(1)).view(self.folded.heads, -1, grads.shape[2])  # [h, p b, e]
+        value = torch.bmm(by_head, self.folded.out_by_head.mT).transpose(0, 1).flatten(1)  # [p b, h f]
+        return (value @ self.folded.value).view(-1, *grads.shape[1:])
 
     def _to_own(
         self,

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hushprompt.backbones.emoji_block import BlockPass, FoldedBlock, Normed, into_norm
+from hushprompt.backbones.emoji_block import BlockPass, FoldedBlock, Lift, Normed, into_norm, project_
 from hushprompt.backbones.emoji_layout import layout
 from hushprompt.backbones.emoji_network import TextBlock, TextTower
 from hushprompt.backbones.emoji_pairs import Pairs
@@ -98,11 +98,12 @@ class TowerPass:
         scale = weights.T[self._layout.ranked] * self._scale
         factors = torch.stack([scale * -cosine, scale * along / -unit.shape[1]], dim=2)  # [c, b, 2]
         each = torch.stack([own, unit], dim=1)  # [c, 2, e]
-        grads, lifted = (
-            torch.baddbmm(scale.unsqueeze(2) * of_all, factors, of_each)
-            for of_all, of_each in ((shared, each), (shared @ down, each @ down))
-        )
-        return self._through_blocks(grads, lifted)
+        scale, lifted, each_lifted = scale.unsqueeze(2), shared @ down, each @ down
+
+        def lift(tokens: slice) -> Float[Tensor, "w b g"]:
+            return (scale[tokens] * lifted).baddbmm_(factors[tokens], each_lifted[tokens])
+
+        return self._through_blocks((scale * shared).baddbmm_(factors, each), lift)
 
     def pull_back_pairs(
         self, weights: Float[Tensor, "b c"], directions: Float[Tensor, "b d"]
@@ -128,15 +129,13 @@ class TowerPass:
         cotangents = cotangents.transpose(0, 1)[self._layout.ranked]  # [c, b, d]
         cosine = torch.bmm(cotangents, self._ranked.unsqueeze(2))
         cotangents = cotangents - cosine * self._ranked.unsqueeze(1)
-        grads = self._normed.project_(cotangents @ self._final, slice(0, len(cotangents)))
-        return self._through_blocks(grads.mul_(self._scale.unsqueeze(1)), None)
+        grads = project_(cotangents @ self._final, self._normed.unit.unsqueeze(1))
+        return self._through_blocks(grads.mul_(self._scale.unsqueeze(1)))
 
-    def _through_blocks(
-        self, grads: Float[Tensor, "c b e"], lifted: Float[Tensor, "c b g"] | None
-    ) -> Float[Tensor, "b p e"]:
+    def _through_blocks(self, grads: Float[Tensor, "c b e"], lift: Lift | None = None) -> Float[Tensor, "b p e"]:
         """Go back from the last block's output to the prefix; the suffixes' own embeddings are constants."""
         for block in reversed(self._blocks):
-            grads, lifted = block.pull_back(grads, lifted, to_prefix=block is self._blocks[0]), None
+            grads, lift = block.pull_back(grads, lift, to_prefix=block is self._blocks[0]), None
         return grads.transpose(0, 1)
 
 

@@ -1,0 +1,26 @@
+"""What the processes of this package ask of the C library's allocator."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+# Names and numbers as in glibc's malloc.h.
+M_TRIM_THRESHOLD = -1
+M_MMAP_THRESHOLD = -3
+LARGEST_KEPT = 32 * 2**20
+"""Bytes of the largest block that is not mapped from the system anew each time: the most that glibc allows."""
+MOST_FREE = 512 * 2**20
+"""Free bytes that stay with the process."""
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep the memory that it frees, where the C library is glibc; elsewhere do nothing.
+
+    A backward pass asks for the same few MB again and again. Given back in between, they come from the system page by
+    page, each of them zeroed first, which takes up to a tenth of a training step's time.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT)
+        mallopt(M_TRIM_THRESHOLD, MOST_FREE)

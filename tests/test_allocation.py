@@ -1,0 +1,22 @@
+import resource
+import sys
+
+import numpy as np
+import pytest
+
+from hushprompt.allocation import keep_freed_memory
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc alone can be told")
+def test_memory_that_was_freed_is_there_again():
+    keep_freed_memory()
+
+    def fill():
+        return np.ones(2**20).sum()  # 8 MB
+
+    fill()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        fill()
+    pages = 8 * 2**20 // resource.getpagesize()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < pages
