@@ -83,8 +83,11 @@ def why_not(plan: PrivacyPlan, ledger: Ledger, charge: Charge) -> str | None:
         return None
     audience = plan.config.audience
     for client_id in _one_of_each_kind(plan, ledger, charge.clients):
-        spent = plan.epsilon(audience, ledger.rounds(client_id), client_id)
-        after = plan.epsilon(audience, ledger.rounds(client_id) + 1, client_id)
+        num_rounds = ledger.rounds(client_id) + 1
+        if num_rounds <= plan.num_rounds and plan.epsilon(audience, plan.num_rounds, client_id) <= limit:
+            continue  # the plan's rounds fit all together, so its first ones do; accounting for each takes long
+        spent = plan.epsilon(audience, num_rounds - 1, client_id)
+        after = plan.epsilon(audience, num_rounds, client_id)
         if after > limit:
             return (
                 f"privacy budget: round {charge.round_index + 1} would bring client {client_id} from epsilon "
