@@ -83,7 +83,7 @@ def measure(name: str, config: RunConfig, federation: Federation, num_rounds: in
         mock.patch.object(PromptModel, "logits", clock.timing(PromptModel.logits)),
     ):
         checkpoints = Checkpoints(Path(folder), progress)
-        Trainer(config, federation, Path(folder), pool, Watch(), checkpoints).train(row, progress)
+        Trainer(config, federation, Path(folder), pool, pool, Watch(), checkpoints).train(row, progress)
     (start, tower_start), (end, tower_end) = marks[0], marks[-1]
     seconds, towers = (end - start) / num_rounds, (tower_end - tower_start) / num_rounds
     return Row(

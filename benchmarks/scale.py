@@ -146,7 +146,7 @@ def train(case: Case, federation: Federation, folder: Path, pool: ThreadPoolExec
             written.append((time.time(), sum(each.st_size for each in new if each.st_mtime >= known)))
 
     progress = fresh_start()
-    trainer = Trainer(config, federation, folder, pool, Watch(), Checkpoints(folder, progress))
+    trainer = Trainer(config, federation, folder, pool, pool, Watch(), Checkpoints(folder, progress))
     state, *_ = trainer.train(row, progress)
     rounds = [(b[0] - a[0], b[1] - a[1]) for a, b in itertools.pairwise(ticks[:-1])]
     start = time.process_time()

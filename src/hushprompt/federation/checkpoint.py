@@ -60,6 +60,8 @@ class Checkpoints:
         """Go on after `progress`, which is that of the folder's checkpoint or of a fresh run."""
         self._folder = folder / "checkpoint"
         self._segments = list(progress.segments)
+        self._named = set(progress.segments)
+        """Segments that the checkpoint on disk counts."""
         self._row_index = int(self._segments[0].split("-")[1]) if self._segments else progress.row_index
         """Row whose personal states the segments hold."""
         self._num_stored = 0
@@ -70,28 +72,38 @@ class Checkpoints:
             self._num_stored += len(clients)
             self._clients |= clients
 
-    def save(self, state: State, progress: Progress, changed: Collection[int]) -> Progress:
+    def stage(self, state: State, progress: Progress, changed: Collection[int]) -> None:
+        """Write the personal states that a round changed; they count when `save` has named them.
+
+        Args:
+            state: after the round.
+            progress: row and rounds done; nothing else of it matters here.
+            changed: clients whose personal state may differ from the last save.
+        """
+        if progress.num_rounds_done and progress.row_index != self._row_index:  # the log of a finished row ends here
+            self._row_index, self._segments, self._num_stored, self._clients = progress.row_index, [], 0, set()
+        if any(flatten(state.personal[client_id]) for client_id in changed):
+            self._append(state, progress, set(changed))
+
+    def save(self, state: State, progress: Progress, changed: Collection[int] = ()) -> Progress:
         """Write state and progress; whoever reads later finds the old checkpoint or the new one.
 
         Args:
             state: after a round, or of a row that is finished.
             progress: what is known of it; its `segments` are filled in here.
-            changed: clients whose personal state may differ from the last save.
+            changed: clients whose personal state may differ from the last save, those that were staged aside.
 
         Returns:
             The progress as it was written.
         """
-        before = self._segments
-        if progress.num_rounds_done and progress.row_index != self._row_index:  # the log of a finished row ends here
-            self._row_index, self._segments, self._num_stored, self._clients = progress.row_index, [], 0, set()
-        if any(flatten(state.personal[client_id]) for client_id in changed):
-            self._append(state, progress, set(changed))
+        self.stage(state, progress, changed)
         progress = dataclasses.replace(progress, segments=list(self._segments))
         metadata = json.dumps(dataclasses.asdict(progress))
         norms = {} if state.norms is None else flatten(state.norms, NORMS)
         files.write_tensors(self._folder / Path(FILE).name, {**flatten(state.shared), **norms}, metadata)
-        if not set(before) <= set(self._segments):
+        if not self._named <= set(self._segments):
             self._tidy()
+        self._named = set(self._segments)
         return progress
 
     def _append(self, state: State, progress: Progress, written: set[int]) -> None:

@@ -103,8 +103,12 @@ def run(config: RunConfig, folder: Path, observer: Observer, load: Load = load_f
         federation = assemble(config, model, dataset, partition, observer.on_setup, kinds)
         records.write_compact_json(folder / "partition.json", partition_record(dataset, partition))
         # Clients run side by side on one thread each, so results do not depend on the number of cores.
-        with ThreadPoolExecutor(_num_workers(config), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            trainer = Trainer(config, federation, folder, pool, observer, Checkpoints(folder, progress), metrics)
+        with (
+            ThreadPoolExecutor(_num_workers(config), initializer=torch.set_num_threads, initargs=(1,)) as pool,
+            ThreadPoolExecutor(1) as disk,
+        ):
+            checkpoints = Checkpoints(folder, progress)
+            trainer = Trainer(config, federation, folder, pool, disk, observer, checkpoints, metrics)
             for index, row in enumerate(rows):
                 if index < progress.row_index:
                     continue
@@ -121,7 +125,7 @@ def run(config: RunConfig, folder: Path, observer: Observer, load: Load = load_f
                     records.write_json(
                         folder / "summary.json", {"rows": progress.finished_rows, "provenance": provenance(config)}
                     )
-                progress = trainer.checkpoints.save(state, progress, changed=())
+                progress = trainer.checkpoints.save(state, progress)
     return [records.from_json(RowSummary, values) for values in progress.finished_rows]
 
 
@@ -134,15 +138,20 @@ class Trainer:
         federation: Federation,
         folder: Path,
         pool: ThreadPoolExecutor,
+        disk: ThreadPoolExecutor,
         observer: Observer,
         checkpoints: Checkpoints,
         metrics: MetricsPlan | None = None,
     ) -> None:
-        """Hold what stays the same from row to row; with `metrics`, accuracies come from noisy counts."""
+        """Hold what stays the same from row to row; with `metrics`, accuracies come from noisy counts.
+
+        Clients run in `pool`; `disk` waits for the disk beside them.
+        """
         self.config = config
         self.federation = federation
         self.folder = folder
         self.pool = pool
+        self.disk = disk
         self.observer = observer
         self.checkpoints = checkpoints
         self.ledger = LedgerFile(folder)
@@ -168,6 +177,8 @@ class Trainer:
             most_rounds = self.ledger.of(row.label).most_rounds
             epsilons = {who: self.pool.submit(row.plan.epsilon, who, most_rounds) for who in row.plan.audiences}
             state, info = self.rounds.round(row, state, round_index)
+            done = dataclasses.replace(progress, num_rounds_done=round_index + 1)
+            staged = self.disk.submit(self.checkpoints.stage, state, done, info.clients)
             scores = self._scores_if_due(row, state, round_index + 1)
             seconds = time.perf_counter() - start
             record = RoundRecord(
@@ -187,13 +198,13 @@ class Trainer:
             )
             is_reported = self.config.evaluation.is_reported(round_index + 1, row.num_rounds)
             progress = dataclasses.replace(
-                progress,
-                num_rounds_done=round_index + 1,
+                done,
                 row_seconds=progress.row_seconds + seconds,
                 records_size=records.append_record(self.folder / "records.jsonl", record),
                 last_scores=[*progress.last_scores, dataclasses.asdict(scores)] if scores and is_reported else [],
             )
-            progress = self.checkpoints.save(state, progress, changed=info.clients)
+            staged.result()
+            progress = self.checkpoints.save(state, progress)
             self.observer.on_round(record)
         return state, progress, None
 
