@@ -175,7 +175,7 @@ class Trainer:
             if stopped is not None:
                 return state, progress, stopped
             most_rounds = self.ledger.of(row.label).most_rounds
-            epsilons = {who: self.pool.submit(row.plan.epsilon, who, most_rounds) for who in row.plan.audiences}
+            epsilons = self.pool.submit(_epsilons, row, most_rounds)
             state, info = self.rounds.round(row, state, round_index)
             done = dataclasses.replace(progress, num_rounds_done=round_index + 1)
             staged = self.disk.submit(self.checkpoints.stage, state, done, info.clients)
@@ -192,7 +192,7 @@ class Trainer:
                 worst_client=scores.worst_client if scores else math.nan,
                 bytes_up=info.bytes_up,
                 bytes_down=info.bytes_down,
-                epsilon={str(who): epsilon.result() for who, epsilon in epsilons.items()},
+                epsilon=epsilons.result(),
                 cohort_size=row.cohorts.cohort_size,
                 num_clients=len(info.clients),
             )
@@ -341,6 +341,11 @@ def _progress(config: RunConfig, folder: Path) -> Progress:
     if progress.config_identity != identity:
         raise ResumeError(f"The checkpoint in {folder} belongs to another config. Use another folder.")
     return progress
+
+
+def _epsilons(row: Row, num_rounds: int) -> dict[str, float]:
+    """Give every audience's epsilon after some rounds, one after the other: several may see the same releases."""
+    return {str(audience): row.plan.epsilon(audience, num_rounds) for audience in row.plan.audiences}
 
 
 def _without_none(values: dict[str, Any]) -> dict[str, Any]:
