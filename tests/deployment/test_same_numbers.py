@@ -6,6 +6,10 @@ from safetensors.torch import load_file
 
 from deployments import NAMES, Deployment
 from hushprompt import records
+from hushprompt.backbones.toy import Toy as ToyModel
+from hushprompt.data.toy import Toy as ToyData
+from hushprompt.deployment.agreement import read_agreement
+from hushprompt.deployment.envelope import Envelope
 from runs import run_with
 
 CASES = {
@@ -60,3 +64,22 @@ def test_prompts_epsilon_bytes_and_scores_are_those_of_a_simulation(toy_values, 
         spent = records.read_json(deployed.folder(name) / "privacy.json")["rows"][0]["clients"]
         assert [client_id in account["clients"] for account in spent] == [True] * len(spent)
         assert last["epsilon"] == pytest.approx(max([*spent[0]["epsilon"].values()], default=0))
+
+
+def test_a_client_that_was_prepared_loads_nothing_for_a_message(toy_values, tmp_path, monkeypatch):
+    values = {**toy_values, "references": [], "training": {"num_rounds": 1}}
+    deployed = Deployment(values, tmp_path)
+    deployed.carrier.sites["bob"].prepare()  # there is nothing yet
+    deployed.serve()
+    agreement = read_agreement(records.read_json(deployed.folder("bob") / "agreement.json"))
+    names = {"federation": "trial", "run": deployed.run_id, "agreement": agreement.digest}
+    deployed.restart("bob")
+    deployed.carrier.sites["bob"].prepare()
+
+    def nothing(*_):
+        raise AssertionError("loaded again")
+
+    for cls in (ToyModel, ToyData):
+        monkeypatch.setattr(cls, "load", nothing)
+    request = Envelope("finish", {**names, "rounds": 1}, {"context": torch.zeros(4, 8)})
+    assert deployed.carrier.sites["bob"].answer(request).kind == "finish"

@@ -17,7 +17,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from hushprompt.deployment import guard
+from hushprompt.deployment.arrivals import Arrivals
+from hushprompt.deployment.store import RunStore
 from hushprompt.federation import aggregate, turn
+from hushprompt.federation.ledger_file import LedgerFile
+from hushprompt.federation.meeting import Meeting
 from hushprompt.methods.base import Batch
 from hushprompt.methods.dp_fpl import DPFPL
 from hushprompt.methods.gradients import per_example_gradients
@@ -654,6 +659,77 @@ def neighbor_release_not_charged(patch):
         return releases
 
     around(patch, metrics.MetricsPlan, "releases", make)
+
+
+# ------------------------------------------------------------------------------------------ separate machines
+
+
+REFUSES = "deployment/test_client_refuses.py"
+
+
+@mutant(
+    "a client takes turns that its owner's budget does not allow",
+    REFUSES,
+    "test_the_owners_budget_holds_at_every_turn_even_where_the_plan_was_not_looked_at",
+)
+def owner_not_asked(patch):
+    everywhere(patch, guard.reserve, lambda *arguments: None)
+
+
+@mutant(
+    "each run at a client has the owner's whole budget",
+    REFUSES,
+    "test_runs_add_up_against_the_owners_limits",
+)
+def runs_do_not_add_up(patch):
+    def make(true):
+        return lambda owner, epsilon, delta, store, folder: true(owner, epsilon, delta, folder, folder)
+
+    around(patch, guard, "_over", make)
+
+
+@mutant(
+    "a client that is asked again takes the turn again, with fresh noise on the same data",
+    REFUSES,
+    "test_a_turn_is_taken_once_and_asked_again_gives_the_same_bytes",
+)
+def turn_taken_again(patch):
+    def make(true):
+        return lambda self, template: dataclasses.replace(true(self, template), request="", round_index=-1)
+
+    around(patch, RunStore, "load", make)
+
+
+@mutant(
+    "a client charges its ledger nothing",
+    REFUSES,
+    "test_a_turn_is_taken_once_and_asked_again_gives_the_same_bytes",
+)
+def client_charges_nothing(patch):
+    around(patch, LedgerFile, "charge", lambda true: lambda *arguments: None)
+
+
+@mutant(
+    "the server divides by the clients that answered",
+    "federation/test_training_settings.py",
+    "test_a_failed_client_is_charged_and_the_divisor_stays",
+)
+def divided_by_who_answered(patch):
+    def make(true):
+        return lambda self, row, shared, norms, messages, cohort, place: true(
+            self, row, shared, norms, messages, list(messages), place
+        )
+
+    around(patch, Meeting, "move", make)
+
+
+@mutant(
+    "the server takes an earlier answer for a new one",
+    "deployment/test_server_refuses.py",
+    "test_a_replayed_answer_is_not_used_again",
+)
+def replay_taken(patch):
+    around(patch, Arrivals, "_check_names", lambda true: lambda *arguments: None)
 
 
 def table():

@@ -21,16 +21,15 @@ from hushprompt.deployment.config import ServerConfig
 from hushprompt.deployment.envelope import Envelope
 from hushprompt.deployment.gathering import MAX_ANSWER_BYTES, Gathering
 from hushprompt.deployment.progress import RoundTally, ServerRecord, ServerState, load_state, save_state
+from hushprompt.deployment.store import AGREEMENT
 from hushprompt.deployment.transport import Transport
 from hushprompt.errors import ProtocolError, ResumeError
 from hushprompt.federation.ledger_file import LedgerFile
 from hushprompt.federation.meeting import Meeting
-from hushprompt.federation.publish import privacy_record, write_prompts
+from hushprompt.federation.publish import STAYS_AT_HOME, privacy_record, write_prompts
 from hushprompt.federation.simulate import Observer
 from hushprompt.privacy.config import Channel
 from hushprompt.seeding import stream
-
-AGREEMENT = "agreement.json"
 
 
 def serve(config: ServerConfig, transport: Transport, observer: Observer) -> None:
@@ -209,7 +208,8 @@ class Coordinator:
         """Publish what is public, and tell the clients, who write what is theirs; one that misses it may ask later."""
         row = agreement.row
         write_prompts(self.folder / "prompts", self.model, ledger.spent(row), state.shared, {})
-        records.write_json(self.folder / "privacy.json", privacy_record(*ledger.outcome([row])))
+        statement = {**privacy_record(*ledger.outcome([row])), "not_private": STAYS_AT_HOME}
+        records.write_json(self.folder / "privacy.json", statement)
         meta = {**self._names(agreement), "rounds": state.round_index}
         travels = wire.travels_of(row, self.config.run.training.local_steps)
         request = Envelope("finish", meta, wire.down(state.shared, travels))

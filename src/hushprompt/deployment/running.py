@@ -22,7 +22,7 @@ from hushprompt.deployment.store import Kept, RunStore
 from hushprompt.errors import PrivacyError, ProtocolError, ResumeError
 from hushprompt.evaluation.metrics import accuracy
 from hushprompt.federation.ledger_file import LedgerFile
-from hushprompt.federation.publish import privacy_record, write_prompts
+from hushprompt.federation.publish import STAYS_AT_HOME, privacy_record, write_prompts
 from hushprompt.federation.turn import TurnTaker
 from hushprompt.methods.base import Shared
 from hushprompt.privacy.config import Channel
@@ -127,7 +127,8 @@ class Running:
         write_prompts(self.store.folder / "prompts", self.model, spent, shared, {self.client_id: kept.personal})
         rows, accounts = ledger.outcome([self.row])
         own = {label: [a for a in of if self.client_id in a.clients] for label, of in accounts.items()}
-        records.write_json(self.store.folder / "privacy.json", privacy_record(rows, own))
+        statement = {**privacy_record(rows, own), "not_private": STAYS_AT_HOME}
+        records.write_json(self.store.folder / "privacy.json", statement)
         answer = Envelope("finish", self._names(request))
         self.store.save(dataclasses.replace(kept, request=request.digest, answer=answer))
         return answer

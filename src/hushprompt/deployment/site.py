@@ -30,7 +30,7 @@ from hushprompt.deployment.config import ClientConfig
 from hushprompt.deployment.envelope import Envelope, refusal
 from hushprompt.deployment.examples import open_examples
 from hushprompt.deployment.running import Running
-from hushprompt.deployment.store import Kept, RunStore
+from hushprompt.deployment.store import AGREEMENT, Kept, RunStore
 from hushprompt.errors import ConfigError, HushpromptError, ProtocolError
 
 LOG = logging.getLogger(__name__)
@@ -73,6 +73,19 @@ class Site:
             return self._refuse(request, str(error), "This client cannot do that now; its owner can see why.")
         except OSError as error:
             return self._refuse(request, str(error), f"This client's disk: {error.strerror}.")
+
+    def prepare(self) -> None:
+        """Load model, plan and features of the run that was agreed on last, if there is one, before a message comes.
+
+        For a process that is kept ready: what answers the next message then loads nothing.
+        """
+        found = sorted(self.store.glob(f"*/*/{AGREEMENT}"), key=lambda path: path.stat().st_mtime)
+        if found:
+            folder = found[-1].parent
+            store = RunStore(self.store, folder.parent.name, folder.name)
+            pinned = store.pinned()
+            assert pinned is not None
+            self._open(pinned, store).load_features()
 
     def _refuse(self, request: Envelope, why: str, told: str) -> Envelope:
         """Write down a refusal, if the disk takes it, and say what the server may know."""

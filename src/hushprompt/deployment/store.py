@@ -25,6 +25,9 @@ from hushprompt.errors import ConfigError, ProtocolError, ResumeError
 from hushprompt.federation.states import flatten, restore
 from hushprompt.methods.base import Personal
 
+AGREEMENT = "agreement.json"
+"""What was agreed on, at the server and at every client."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Kept:
@@ -80,13 +83,13 @@ class RunStore:
 
     def pinned(self) -> Agreement | None:
         """Give what was agreed on; None before."""
-        path = self.folder / "agreement.json"
+        path = self.folder / AGREEMENT
         return read_agreement(records.read_json(path)) if path.exists() else None
 
     def pin(self, agreement: Agreement, kept: Kept) -> None:
         """Hold on to an agreement, with the state before training."""
         self.save(kept)
-        records.write_json(self.folder / "agreement.json", agreement.to_json())
+        records.write_json(self.folder / AGREEMENT, agreement.to_json())
 
     def save(self, kept: Kept) -> None:
         """Write the state; after a crash it is the old or the new one."""

@@ -49,6 +49,10 @@ EVALUATION_IMAGES = (
     "Whoever evaluates is trusted: it sees the counts before noise. The budget, limit and ledger of training, and the "
     "guarantees of its examples, are apart from this."
 )
+STAYS_AT_HOME = (
+    "A federation of separate machines: losses, scores, personal prompts and features stay with each client. The "
+    "server knows who takes part, when, and each client's number of training examples."
+)
 NOISE_SOURCE = {
     "seeded": "Noise comes from the run's seed: a repeatable simulation. Whoever knows the seed can remove the noise.",
     "secure": (
