@@ -18,6 +18,7 @@ CASES = {
     "local_only": {"method": {"name": "local_only", "num_ctx": 4}},
     "zero_shot": {"method": {"name": "zero_shot"}},
     "fedpgp": {"method": {"name": "fedpgp", "num_ctx": 4, "rank": 2}},
+    "dp_fpl_released": {"method": {"name": "dp_fpl_released", "num_ctx": 4, "rank": 2}},
     "noise at the client": {"privacy": {"epsilon": 8.0, "delta": 1e-3, "noise_at": "client", "audience": "server"}},
     "copies": {
         "method": {"name": "promptfl", "num_ctx": 4, "proximal_weight": 0.1},
@@ -36,7 +37,7 @@ CASES = {
 def test_prompts_epsilon_bytes_and_scores_are_those_of_a_simulation(toy_values, tmp_path, case):
     values = {**toy_values, "references": [], **CASES[case]}
     folder, (row,), rounds = run_with(values, tmp_path, "simulated")
-    deployed = Deployment(values, tmp_path)
+    deployed = Deployment(values, tmp_path, owner={"max_epsilon": float("inf")})
     seen = deployed.serve()
     simulated = {path.name: load_file(path) for path in sorted((folder / "prompts").glob("*"))}
     prompts = deployed.prompts()

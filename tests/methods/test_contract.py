@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from hushprompt.federation.states import flatten
+from hushprompt.deployment import wire
+from hushprompt.federation.aggregate import Travels
+from hushprompt.federation.states import flatten, restore
 from hushprompt.methods.base import Batch, ClipsBatches, Method, Upload
 from hushprompt.methods.context import ContextConfig
 from hushprompt.methods.optimizer import Optimizer
@@ -230,3 +232,26 @@ def test_without_noise_it_learns(name, model, batch, make_mechanism):
             shared = method.server_step(shared, server.release(Channel.GLOBAL, upload.shared_grad))
         losses.append(info.loss)
     assert losses[-1] < 0.8 * losses[0]
+
+
+@trained_methods
+def test_a_client_reads_nothing_of_what_does_not_come_down_to_it(name, model, batch, make_mechanism):
+    method = small(name)
+    shared, personal = method.init(model, rng())
+    came = wire.down(shared, Travels.SUMS)
+    assert len(came) == (Channel.GLOBAL in method.channels), "and an upload is like the one thing that does"
+    hidden = {
+        key: torch.full_like(tensor, float("nan") if tensor.is_floating_point() else -1)
+        for key, tensor in flatten(shared).items()
+    }
+    blind = restore(shared, {**hidden, **came})
+    seen = [
+        step(method, model, batch, make_mechanism(method.channels, Channel.LOCAL), (state, personal))[1]
+        for state in (shared, blind)
+    ]
+    assert_same(seen[0][1], seen[1][1])
+    if came:
+        uploads = [upload.shared_grad.value for upload, _, _ in seen]
+        assert torch.equal(*uploads)
+        (like,) = came.values()
+        assert uploads[0].shape == (like.flatten() if isinstance(method, ClipsBatches) else like).shape

@@ -67,6 +67,8 @@ def expected_up(row: Row, shared: Shared, travels: Travels) -> dict[str, Tensor]
     if travels is Travels.COPIES:
         return flatten(shared)
     (like,) = down(shared, travels).values()
+    if row.plan.batch_clipping is not None:
+        like = like.flatten()  # blocks of a clipped batch are one vector
     if travels is Travels.GRADIENTS:
         return {"gradient": like}
     return {"sum": like.double() if row.plan.config.noise_source == "secure" else like}
