@@ -37,6 +37,16 @@ def test_one_contribution_moves_the_count_by_exactly_a_half(data, clip_norm):
         assert abs(whole - rest) == adaptive.COUNT_SENSITIVITY
 
 
+@given(npst.arrays("float32", st.tuples(st.integers(0, 5), st.just(3)), elements=values), st.floats(1e-2, 1e3))
+def test_a_client_that_is_not_there_moves_the_count_by_a_half_at_most(data, clip_norm):
+    plan = plan_of(privacy_unit="client", audience=Audience.PUBLIC, clip_norm_global=clip_norm, delta=1e-2)
+    client = plan.mechanism(allowed=Channel.LOCAL, expected_count=5.0, rng=np.random.default_rng(0))
+    present = client.clip(Channel.GLOBAL, torch.from_numpy(data))
+    absent = client.clip(Channel.GLOBAL, torch.zeros(0, 3))
+    assert abs(present.centered_count - absent.centered_count) <= adaptive.COUNT_SENSITIVITY
+    assert absent.value.shape == present.value.shape
+
+
 def test_the_count_says_how_many_were_not_clipped():
     grads = torch.tensor([[0.5, 0.0], [3.0, 4.0], [0.0, 0.0], [float("nan"), 1.0]])
     assert clipped_sum(grads, 1.0).centered_count == 2 - 4 / 2

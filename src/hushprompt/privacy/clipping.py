@@ -55,13 +55,15 @@ def clipped_sum(grads: Float[Tensor, "b *p"], clip_norm: float) -> ClippedSum:
     return ClippedSum(torch.einsum("b,b...->...", scale, finite), clip_norm, centered_count)
 
 
-def as_one_contribution(grads: Float[Tensor, "b *p"]) -> Float[Tensor, "1 *p"]:
-    """Make a client's per-example gradients its one contribution to a step: their mean, or zero for an empty batch.
+def as_one_contribution(grads: Float[Tensor, "b *p"]) -> Float[Tensor, "r *p"]:
+    """Make a client's per-example gradients its one contribution to a step: their mean [1, *p].
 
     Nothing about the mean is bounded: it is clipped as one row, and one client then moves a sum by at most the clip
-    norm, whatever its data and however many rows there were.
+    norm, whatever its data and however many rows there were. An empty batch contributes nothing, [0, *p], as a client
+    does that is not there: a row of zeros would be counted as one that was not clipped, and the count that adaptive
+    clip norms follow could tell the two apart by twice its sensitivity.
     """
-    return grads.sum(dim=0, keepdim=True) / max(len(grads), 1)
+    return grads.mean(dim=0, keepdim=True) if len(grads) else grads
 
 
 def clip_factors(grads: Float[Tensor, "b *p"], clip_norm: float) -> Float[Tensor, " b"]:
