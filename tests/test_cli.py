@@ -153,6 +153,12 @@ def test_calibrate_prints_noise_and_who_has_which_epsilon(hush):
     assert "noise_multiplier_global = 86.29" in out
     assert "epsilon = 0.4 at delta = 1e-05" in out
     assert "exact Gaussian (GDP)" in out
+    assert "the server (receives" not in out
+
+
+def test_calibrate_knows_who_adds_the_noise(hush):
+    out = hush("calibrate", "--epsilon", 2, "--rounds", 10, "--noise-at", "client", "--audience", "server").out
+    assert "the server (receives every client's upload, with the client's own noise):\n  epsilon = 2 at" in out
 
 
 @pytest.mark.parametrize(

@@ -139,6 +139,7 @@ def calibrate(
     ] = None,
     steps_per_round: Annotated[int, typer.Option(help="Steps (batches) a round.")] = 1,
     audience: Annotated[Audience, typer.Option(help="Whom the target is for.")] = Audience.PERSONAL,
+    noise_at: Annotated[str, typer.Option(help="Where the global noise is added: server or client.")] = "server",
     local_share: Annotated[float, typer.Option(help="Share of the budget for the local release.")] = 0.5,
     relation: Annotated[str, typer.Option(help="add_remove or replace_one.")] = "add_remove",
     unit: Annotated[str, typer.Option(help="Who is protected: example or client.")] = "example",
@@ -150,6 +151,7 @@ def calibrate(
     """Give the noise multipliers that a budget needs, and who then has which epsilon."""
     checks.one_of(("add_remove", "replace_one"), neighboring_relation=relation)
     checks.one_of(("example", "client"), unit=unit)
+    checks.one_of(("server", "client"), noise_at=noise_at)
     sampler: Sampler = (
         DisjointSampler(steps_per_round=steps_per_round)
         if sampling_prob is None
@@ -159,6 +161,7 @@ def calibrate(
         epsilon=epsilon,
         delta=delta,
         audience=audience,
+        noise_at=noise_at,  # type: ignore[arg-type]
         local_share=local_share,
         neighboring_relation=relation,  # type: ignore[arg-type]
         privacy_unit=unit,  # type: ignore[arg-type]

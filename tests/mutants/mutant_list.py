@@ -339,6 +339,34 @@ def same_noise_every_round(patch):
     patch.setattr(turn, "stream", stream_without(2)(("noise", "local")))
 
 
+@mutant(
+    "with secure noise, batches still follow from the seed",
+    "privacy/test_secure_noise.py",
+    "test_secure_runs_draw_their_batches_from_the_system_whatever_the_seed",
+)
+def seeded_batches(patch):
+    patch.setattr(PrivacyPlan, "private_stream", lambda self, seeded: seeded)
+
+
+@mutant(
+    "where whole clients are protected, the count of adaptive clip norms takes an empty batch for one not clipped",
+    "privacy/test_adaptive.py",
+    "test_a_client_that_is_not_there_moves_the_count_by_a_half_at_most",
+)
+def absent_client_counted(patch):
+    everywhere(patch, clipping.as_one_contribution, lambda grads: grads.sum(dim=0, keepdim=True) / max(len(grads), 1))
+
+
+@mutant(
+    "a client's examples are clipped one by one where the whole client is protected",
+    "privacy/test_auditing.py",
+    "test_whole_clients_are_audited_where_they_are_the_unit",
+    norm=1.0,
+)
+def clients_examples_clipped_alone(patch):
+    everywhere(patch, clipping.as_one_contribution, lambda grads: grads)
+
+
 @mutant("noise is uniform, with the right deviation", "privacy/test_noise.py", "test_noise_is_gaussian_in_the_tails")
 def uniform_noise(patch):
     def add_uniform(value, std, rng):

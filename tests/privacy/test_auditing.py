@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from hushprompt.errors import ConfigError
+from hushprompt.privacy import mechanism as mechanisms
 from hushprompt.privacy import plan as plans
 from hushprompt.privacy.auditing import audit_audience, audit_mechanism, best_guesses
 from hushprompt.privacy.clipping import ClippedSum
@@ -51,7 +52,7 @@ def a_tenth_of_the_noise(value, std, rng):
 
 @pytest.mark.parametrize("broken", [without_noise, a_tenth_of_the_noise])
 def test_broken_noise_is_caught(monkeypatch, broken):
-    monkeypatch.setattr(plans, "add_gaussian", broken)
+    monkeypatch.setattr(mechanisms, "add_gaussian", broken)
     assert audited(1.0).epsilon_lower_bound > 1.0
 
 
@@ -66,7 +67,7 @@ def clipped_as_a_batch(grads, clip_norm):
 
 @pytest.mark.parametrize("broken", [unclipped, clipped_as_a_batch])
 def test_broken_clipping_is_caught_by_large_canaries(monkeypatch, broken):
-    monkeypatch.setattr(plans, "clipped_sum", broken)
+    monkeypatch.setattr(mechanisms, "clipped_sum", broken)
     assert audited(1.0, norm=1000.0).epsilon_lower_bound > 1.0
 
 
@@ -157,6 +158,43 @@ def test_sampling_that_is_observed_would_break_an_amplified_claim():
     always = plans.PrivacyPlan(**{**plan.__dict__, "sampler": EveryExample(sampling_prob=0.05)})
     found = audit_audience(always, Audience.PERSONAL, num_canaries=3000, rng=np.random.default_rng(2))
     assert found[0].epsilon_lower_bound > 1.0
+
+
+def of_clients(epsilon):
+    config = PrivacyConfig(epsilon=epsilon, delta=1e-5, audience=Audience.PUBLIC, privacy_unit="client")
+    sampler = PoissonSampler(sampling_prob=0.1, steps_per_round=2)
+    return make_plan(config, sampler, channels=frozenset(Channel), num_rounds=4, client_sizes=[50] * 20)
+
+
+@pytest.mark.parametrize("norm", [1.0, 1000.0])
+def test_whole_clients_are_audited_where_they_are_the_unit(norm):
+    rng = np.random.default_rng(4)
+    found = audit_audience(of_clients(4.0), Audience.PUBLIC, num_canaries=1000, norm=norm, rng=rng)
+    assert [result.bound for result in found] == ["one_run", "f_dp_gaussian", "gdp_independent_trials"]
+    assert 2.0 < max(result.epsilon_lower_bound for result in found) <= 4.0
+    assert audit_audience(of_clients(4.0), Audience.PERSONAL, num_canaries=1000, rng=rng) == [], "nothing is claimed"
+
+
+def test_a_client_whose_examples_are_clipped_one_by_one_is_caught(monkeypatch):
+    monkeypatch.setattr(mechanisms, "as_one_contribution", lambda grads: grads)
+    found = audit_audience(of_clients(1.0), Audience.PUBLIC, num_canaries=1000, rng=np.random.default_rng(4))
+    assert max(result.epsilon_lower_bound for result in found) > 1.0
+
+
+def test_the_server_is_audited_where_clients_add_the_noise():
+    config = PrivacyConfig(epsilon=4.0, delta=1e-5, audience=Audience.SERVER, noise_at="client")
+    sampler = DisjointSampler(steps_per_round=1)
+    plan = make_plan(config, sampler, channels=frozenset({Channel.GLOBAL}), num_rounds=5, client_sizes=[500])
+    found = audit_audience(plan, Audience.SERVER, num_canaries=1000, rng=np.random.default_rng(5))
+    assert 2.0 < max(result.epsilon_lower_bound for result in found) <= 4.0
+
+
+def test_sure_guesses_follow_the_size_of_a_ratio_and_its_sign():
+    is_in = np.arange(100) < 20  # far from half are in
+    ratios = np.where(is_in, 5.0, -0.1)
+    by_ratio = best_guesses(ratios, is_in, delta=1e-5, is_ratio=True)
+    assert by_ratio.num_correct == by_ratio.num_guesses
+    assert by_ratio.epsilon_lower_bound > best_guesses(ratios, is_in, delta=1e-5).epsilon_lower_bound
 
 
 def test_an_audience_that_sees_nothing_has_no_audit():

@@ -11,7 +11,11 @@ from scipy.stats import chisquare, kstest, norm
 
 from hushprompt.errors import PrivacyError
 from hushprompt.privacy import noise
+from hushprompt.privacy.config import Channel, PrivacyConfig
 from hushprompt.privacy.noise import add_secure_gaussian, discrete_gaussian
+from hushprompt.privacy.plan import make_plan
+from hushprompt.privacy.sampling import DisjointSampler, PoissonSampler
+from hushprompt.system_random import SystemDraws, uniform_below
 
 
 def bytes_of(seed):
@@ -46,14 +50,14 @@ def test_trials_succeed_with_probability_exp_of_minus_the_fraction(numerator):
 
 @pytest.mark.parametrize("bound", [1, 2, 3, 7, 20])
 def test_numbers_below_a_bound_are_uniform(bound):
-    counts = np.bincount(noise._uniform_below(100_000, bound, bytes_of(bound)).astype(int), minlength=bound)
+    counts = np.bincount(uniform_below(100_000, bound, bytes_of(bound)).astype(int), minlength=bound)
     assert counts.size == bound
     assert bound == 1 or chisquare(counts).pvalue > 1e-3
 
 
 def test_words_beyond_the_last_full_cycle_are_drawn_again():
     words = iter([b"\xff" * 8, (5).to_bytes(8, "little")])
-    assert noise._uniform_below(1, 3, lambda size: next(words)) == [2]
+    assert uniform_below(1, 3, lambda size: next(words)) == [2]
 
 
 def test_at_the_used_width_it_is_the_gaussian_of_that_deviation():
@@ -114,3 +118,36 @@ def test_two_releases_from_the_operating_system_differ():
 def test_a_grid_that_would_be_too_coarse_is_refused():
     with pytest.raises(PrivacyError, match="too much for secure noise"):
         released(torch.zeros(10_000, dtype=torch.float64), 1e6)
+
+
+def test_private_batches_are_made_of_the_sources_bytes_and_of_nothing_else():
+    sampler = PoissonSampler(sampling_prob=0.3)
+    first, again, other = (sampler.batches(500, SystemDraws(bytes_of(seed)))[0] for seed in (1, 1, 2))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+    assert [len(batch) for batch in sampler.batches(500, SystemDraws(lambda size: b"\x00" * size))] == [500]
+    batches = DisjointSampler(steps_per_round=4).batches(2000, SystemDraws(bytes_of(3)))
+    assert chisquare([len(batch) for batch in batches]).pvalue > 1e-3
+    with pytest.raises(PrivacyError, match="permutation is not drawn from the operating system"):
+        SystemDraws().permutation(3)
+
+
+def test_secure_runs_draw_their_batches_from_the_system_whatever_the_seed():
+    config = PrivacyConfig(epsilon=1.0, noise_source="secure")
+    plan = make_plan(config, PoissonSampler(), channels=frozenset({Channel.GLOBAL}), num_rounds=1, client_sizes=[100])
+    streams = [plan.private_stream(np.random.default_rng(0)) for _ in range(2)]
+    assert all(isinstance(one, SystemDraws) for one in streams)
+    assert not np.array_equal(*(one.random(size=20) for one in streams))
+    assert inspect.signature(SystemDraws).parameters["read"].default is os.urandom
+
+
+def test_a_release_whose_discreteness_would_count_against_delta_is_refused():
+    config = PrivacyConfig(epsilon=8.0, noise_source="secure", delta=1e-12)
+    plan = make_plan(config, PoissonSampler(), channels=frozenset({Channel.GLOBAL}), num_rounds=100, client_sizes=[100])
+    server = plan.mechanism(allowed=Channel.GLOBAL, expected_count=1.0, rng=np.random.default_rng(0))
+    added = (1 + math.exp(8)) * 2 * 100 * 0.05 / 4**30  # an entry, by the sum of docs/privacy.md
+    assert server.max_entries == pytest.approx(0.01 * 1e-12 / added, rel=1e-2)
+    fits, too_many = (server.clip(Channel.GLOBAL, torch.zeros(1, size)) for size in (100, 10_000))
+    assert server.release(Channel.GLOBAL, fits).shape == (100,)
+    with pytest.raises(PrivacyError, match=r"10000 numbers with secure noise would add more than 1 % to delta = 1e-12"):
+        server.release(Channel.GLOBAL, too_many)

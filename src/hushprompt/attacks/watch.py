@@ -22,6 +22,7 @@ from hushprompt.methods.base import Batch, Method, Personal, Shared, StepInfo, U
 from hushprompt.privacy.clipping import ClippedSum, clip_factors
 from hushprompt.privacy.config import Audience, Channel
 from hushprompt.privacy.plan import Mechanism, PrivacyPlan
+from hushprompt.privacy.release_plan import ReleasePlan
 
 ABSENT = -1
 """Label of an example that is left out."""
@@ -55,7 +56,7 @@ class Probe:
 class Step:
     """One step of the audited client: sums in clip norms, and what each of its examples would add to them."""
 
-    plan: PrivacyPlan
+    plan: ReleasePlan
     drawn: Tensor
     """[n] as in `Probe`."""
     known: dict[Channel, Tensor]

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -20,11 +19,12 @@ from torch import Tensor
 
 from hushprompt import checks
 from hushprompt.errors import PrivacyError
+from hushprompt.system_random import ByteSource, uniform, uniform_below
 
-ByteSource = Callable[[int], bytes]
-"""Gives so many independent, uniform bytes."""
 GRID_BITS = 30
 """The noise's standard deviation is 2^30 steps of the grid, so rounding to the grid costs next to nothing."""
+DISTANCE = 0.05 / 4**GRID_BITS
+"""Total variation, an entry, between secure noise and the continuous Gaussian rounded to the grid; an upper bound."""
 FARTHEST = 2**48
 """Grid steps from zero at which a value is held; a clipped sum of 100,000 contributions stays within."""
 
@@ -65,8 +65,7 @@ def add_secure_gaussian(value: Tensor, std: float, sensitivity: float, read: Byt
         value: [*p] clipped sum, float64: its own rounding must be small against the margin that clipping leaves.
         std: standard deviation before the correction, in the units of `value`; 0 adds nothing.
         sensitivity: L2 sensitivity of `value`, greater than 0.
-        read: source of bytes. The operating system's generator is seeded by it, kept out of this process, safe across
-            threads and forks, and needs no package; tests give another one.
+        read: source of bytes, see `system_random.py`; tests give another one.
 
     Raises:
         ConfigError: `std` is negative, NaN or infinite.
@@ -109,8 +108,8 @@ def discrete_gaussian(size: int, bits: int, read: ByteSource) -> Int64[np.ndarra
     missing = np.arange(size)
     while missing.size:
         k = _half_gaussian(missing.size, read)
-        j = _uniform(missing.size, bits, read)  # x = j / 2^bits
-        is_negative = _uniform(missing.size, 1, read) == 1
+        j = uniform(missing.size, bits, read)  # x = j / 2^bits
+        is_negative = uniform(missing.size, 1, read) == 1
         keep = _bernoulli_exp(j * j, 2 * bits + 1, read)
         keep &= ~(is_negative & (k == 0) & (j == 0))  # zero has one sign
         for trial in range(int(k.max(initial=0))):
@@ -149,26 +148,11 @@ def _bernoulli_exp(numerators: UInt64[np.ndarray, " n"], bits: int, read: ByteSo
     is_true = np.zeros(numerators.size, dtype=bool)
     going, count = np.arange(numerators.size), 1
     while going.size:
-        succeeds = _uniform(going.size, bits, read) < numerators[going]
-        succeeds &= _uniform_below(going.size, count, read) == 0
+        succeeds = uniform(going.size, bits, read) < numerators[going]
+        succeeds &= uniform_below(going.size, count, read) == 0
         is_true[going[~succeeds]] = count % 2 == 1
         going, count = going[succeeds], count + 1
     return is_true
-
-
-def _uniform(size: int, bits: int, read: ByteSource) -> UInt64[np.ndarray, " n"]:
-    """Draw uniform whole numbers of so many bits."""
-    words = np.frombuffer(read(8 * size), dtype="<u8").astype(np.uint64)
-    return words >> np.uint64(64 - bits) if bits else np.zeros(size, dtype=np.uint64)
-
-
-def _uniform_below(size: int, bound: int, read: ByteSource) -> UInt64[np.ndarray, " n"]:
-    """Draw uniform whole numbers below a bound, without bias: words beyond the last full cycle are drawn again."""
-    words = _uniform(size, 64, read)
-    last = np.uint64(2**64 - 1 - 2**64 % bound)
-    while (beyond := np.flatnonzero(words > last)).size:
-        words[beyond] = _uniform(beyond.size, 64, read)
-    return words % np.uint64(bound)
 
 
 def _check(value: Tensor, std: float) -> None:
