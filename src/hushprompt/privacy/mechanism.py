@@ -7,7 +7,6 @@ or enters a prompt except through `Mechanism.release`.
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -40,8 +39,6 @@ class Mechanism:
     """Clip norms of this step; left out: the plan's, which are those of the first."""
     next_norms: dict[Channel, float] = field(default_factory=dict)
     """Filled by `release` where clip norms are adaptive: the norm of the next step, a function of what was released."""
-    max_entries: float = math.inf
-    """Numbers that one release may have; with secure noise the plan sets it."""
 
     def __post_init__(self) -> None:
         """Take the plan's clip norms where none are given."""
@@ -106,8 +103,7 @@ class Mechanism:
         adaptive it gives the sum and, into `next_norms`, the count.
 
         Raises:
-            PrivacyError: this party may not release on `channel`, the sum was clipped to another norm, or it has more
-                entries than the discrete form of secure noise allows at the plan's delta.
+            PrivacyError: this party may not release on `channel`, or the sum was clipped to another norm.
         """
         if channel is not self.allowed:
             raise PrivacyError(f"This party releases on the {self.allowed} channel only, not on {channel}.")
@@ -116,11 +112,6 @@ class Mechanism:
             raise PrivacyError(
                 f"A sum of sensitivity {summed.sensitivity} came for the {channel} release, "
                 f"which is planned for {planned}."
-            )
-        if summed.value.numel() > self.max_entries:
-            raise PrivacyError(
-                f"A release of {summed.value.numel()} numbers with secure noise would add more than 1 % to delta = "
-                f"{self.plan.config.delta:g}. Use a larger privacy.delta, a smaller privacy.epsilon or fewer rounds."
             )
         noisy = self._noisy(summed.value, self.plan.sum_multiplier(channel) * summed.sensitivity, summed.sensitivity)
         if self.plan.config.adaptive_quantile is not None:

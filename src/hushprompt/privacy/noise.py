@@ -23,8 +23,6 @@ from hushprompt.system_random import ByteSource, uniform, uniform_below
 
 GRID_BITS = 30
 """The noise's standard deviation is 2^30 steps of the grid, so rounding to the grid costs next to nothing."""
-DISTANCE = 0.05 / 4**GRID_BITS
-"""Total variation, an entry, between secure noise and the continuous Gaussian rounded to the grid; an upper bound."""
 FARTHEST = 2**48
 """Grid steps from zero at which a value is held; a clipped sum of 100,000 contributions stays within."""
 
@@ -57,9 +55,9 @@ def add_secure_gaussian(value: Tensor, std: float, sensitivity: float, read: Byt
     Guarantee: with noise multiplier z = std / sensitivity, a Gaussian mechanism of multiplier z. Rounding moves each of
     d entries by at most half a step g, so two neighboring sums differ by at most sensitivity + sqrt(d) g; the noise is
     made larger by as much, which is about z sqrt(d) / 2^30 of it. Whole numbers are added exactly, and what follows is
-    post-processing. The discrete Gaussian satisfies the Renyi bounds of the continuous one (Canonne et al. 2020); its
-    total variation distance from the rounded continuous one is below 0.05 / 4^30 an entry, so every epsilon of a
-    continuous Gaussian holds with a delta larger by far less than any usable delta. docs/privacy.md has the sum.
+    post-processing. The discrete Gaussian satisfies the Renyi bounds of the continuous one (Canonne et al. 2020), and
+    the odds of any value differ from those under the rounded continuous one by a factor within 1e-16 of 1, so every
+    epsilon of a continuous Gaussian holds up to 1.2e-16 an entry and release. docs/privacy.md has the sum.
 
     Args:
         value: [*p] clipped sum, float64: its own rounding must be small against the margin that clipping leaves.

@@ -42,14 +42,11 @@ from hushprompt.privacy.batch_clipping import BatchClipping
 from hushprompt.privacy.calibration import amplification_prob, noise_multipliers, num_releases, published_noise
 from hushprompt.privacy.config import Audience, Channel, PrivacyConfig
 from hushprompt.privacy.mechanism import Mechanism
-from hushprompt.privacy.noise import DISTANCE
 from hushprompt.privacy.release_plan import ReleasePlan
 from hushprompt.privacy.sampling import Sampler
 
 __all__ = ["Mechanism", "PrivacyPlan", "make_plan"]
 
-DELTA_SHARE = 0.01
-"""What the discrete form of secure noise may add to delta, relatively."""
 NO_CLIENT_LEVEL = (
     "no client-level protection: a personal prompt is made from one client's data, and whoever holds it may learn "
     "anything about that client"
@@ -190,26 +187,7 @@ class PrivacyPlan(ReleasePlan):
         if allowed in self.clipped_as_one:
             expected_count = float(num_clients)
         norms = {} if clip_norms is None else {c: clip_norms[c] for c in self.channels}
-        return Mechanism(
-            plan=self,
-            allowed=allowed,
-            expected_count=expected_count,
-            rng=rng,
-            clip_norms=norms,
-            max_entries=self._max_entries,
-        )
-
-    @property
-    def _max_entries(self) -> float:
-        """Give how many numbers a release may have: for what secure noise adds to delta, see docs/privacy.md.
-
-        Over d entries, T steps and two channels that is (1 + e^epsilon) 2 d T `DISTANCE`, held below a share of delta.
-        """
-        if self.config.noise_source == "seeded":
-            return math.inf
-        epsilon = max((e for who in self.audiences if math.isfinite(e := self.epsilon(who))), default=0.0)
-        num_steps = max(1, self.num_rounds * self.sampler.steps_per_round)
-        return DELTA_SHARE * self.config.delta / ((1 + math.exp(min(epsilon, 700.0))) * 2 * num_steps * DISTANCE)
+        return Mechanism(plan=self, allowed=allowed, expected_count=expected_count, rng=rng, clip_norms=norms)
 
     def _sampling(self) -> str:
         """Say how units take part, in the words of a statement."""
