@@ -6,8 +6,10 @@ import importlib
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import tomli_w
@@ -338,3 +340,34 @@ def test_a_client_never_runs_code_that_was_sent(monkeypatch):
     assert run_clientapp.install_from_fab(b"sent by the server", skip_prompt=True) is None
     load = run_clientapp.get_load_client_app_fn(default_app_ref="", app_path=None, multi_app=True)
     assert load("evil/app", "1.0", "hash") is app
+
+
+def test_the_commands_of_the_guide_fit_together(tmp_path, monkeypatch):
+    """Those that start no process are followed literally; the others must name files that these have made."""
+    from hushprompt import cli
+
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "docs" / "federation.md").read_text()
+    (classes,) = re.findall(r"```text\n(cat\n.*?)```", page, re.DOTALL)
+    (tmp_path / "classes.txt").write_text(classes)
+    places = {
+        "server/server.toml": "clinics",
+        "client.toml": "clinics/clients/north",
+        "node.key": "clinics/clients/north",
+    }
+    commands = [
+        line.split() for block in re.findall(r"```bash\n(.*?)```", page, re.DOTALL) for line in block.splitlines()
+    ]
+    for words in commands:
+        assert words[:2] == ["hushprompt", "federation"]
+        file = words[3]
+        if words[2] in ("init", "key"):
+            monkeypatch.chdir(tmp_path / places.get(file, ""))
+            done = CliRunner().invoke(cli.app, words[1:])
+            assert done.exit_code == 0, done.output
+        else:
+            assert words[2] in ("server", "client", "run", "status")
+            assert (tmp_path / places.get(file, "") / file).exists(), words
+    assert {words[2] for words in commands} == {"init", "key", "server", "client", "run", "status"}
+    assert load_client(tmp_path / "clinics/clients/north/client.toml").link.superlink == "server.example.org:8000"
+    client.check_link(load_client(tmp_path / "clinics/clients/north/client.toml"))
