@@ -63,7 +63,6 @@ def init(
         with_keys=keys,
     )
     layout.write(folder, wanted, _now())
-    load_server(folder / "server" / "server.toml")
     console.print(f"  {folder / 'README.md'} says what goes where", soft_wrap=True)
 
 

@@ -49,6 +49,7 @@ def test_init_writes_two_ends_that_fit_together(folder):
     assert not ours.run.references
     assert server.check_link(ours) == []
     assert sorted(server.public_keys(ours)) == ["a", "b"]
+    assert folder.stat().st_mode & 0o077 == 0
     for index, name in enumerate("ab"):
         theirs = load_client(folder / "clients" / name / "client.toml")
         assert (theirs.client.name, theirs.share.client) == (name, index)
@@ -91,13 +92,15 @@ def test_init_overwrites_nothing(folder, toy_values):
         ({"address": "server"}, "HOST:PORT"),
         ({"address": "server:0"}, "port must lie in"),
         ({"name": "a b"}, "federation's name"),
+        ({"training": {"dropout_rate": 0.5}}, "dropout_rate simulates clients that fail"),
     ],
 )
 def test_init_refuses_what_cannot_be(tmp_path, toy_values, changes, reason):
-    wanted = {"name": "t", "clients": ("a",), "address": "h:1", "run": toy_values} | changes
+    run = toy_values | {key: changes.pop(key) for key in ("training",) if key in changes}
+    wanted = {"name": "t", "clients": ("a",), "address": "h:1", "run": run} | changes
     with pytest.raises(ConfigError, match=reason):
         layout.write(tmp_path / "fed", layout.Wanted(**wanted), NOW)
-    assert not (tmp_path / "fed").exists()
+    assert not any(tmp_path.iterdir())
 
 
 def test_the_server_is_started_with_tls_keys_a_gate_and_nothing_fetched(folder):

@@ -12,7 +12,9 @@ import datetime
 import ipaddress
 import json
 import math
+import os
 import string
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -22,7 +24,7 @@ from typing import Any
 import tomli_w
 
 from hushprompt import checks, files
-from hushprompt.deployment.config import check_name
+from hushprompt.deployment.config import check_name, load_server
 from hushprompt.deployment.operate import certificates, node_keys
 from hushprompt.errors import ConfigError
 
@@ -60,12 +62,12 @@ class Wanted:
 
 
 def write(folder: Path, wanted: Wanted, now: datetime.datetime) -> None:
-    """Write everything; nothing that exists is touched.
+    """Write everything, or nothing; what exists is not touched. The folder is for its owner alone.
 
     Raises:
         ConfigError: the folder is not empty, or what is wanted is impossible.
     """
-    host, _ = split_address(wanted.address)
+    split_address(wanted.address)
     check_name("the federation's name", wanted.name)
     for client in wanted.clients:
         check_name("a client's name", client)
@@ -73,6 +75,18 @@ def write(folder: Path, wanted: Wanted, now: datetime.datetime) -> None:
         raise ConfigError(f"Name at least one client, each once, got {', '.join(wanted.clients) or 'none'}.")
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"{folder} is not empty, and nothing in it is overwritten. Give another folder.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".") as temporary:
+        made = Path(temporary) / folder.name
+        made.mkdir(mode=0o700)
+        _write(made, wanted, now)
+        load_server(made / "server" / "server.toml")  # refuses a run that no federation could train
+        os.replace(made, folder)
+
+
+def _write(folder: Path, wanted: Wanted, now: datetime.datetime) -> None:
+    """Write all files into a new folder."""
+    host, _ = split_address(wanted.address)
     authority = (folder / "authority" / "ca.crt", folder / "authority" / "ca.key")
     server = folder / "server"
     certificates.make_authority(*authority, wanted.name, now)
