@@ -88,7 +88,7 @@ def measure(name: str, config: RunConfig, federation: Federation, num_rounds: in
     seconds, towers = (end - start) / num_rounds, (tower_end - tower_start) / num_rounds
     return Row(
         name=f"{name}, {len(federation.partition.clients)} clients", figure="share", target=target,
-        ours=seconds - towers, reference=seconds, ours_mb=peak_mb(), note=f"of {num_rounds} rounds, a mean",
+        ours=seconds - towers, reference=seconds, ours_mb=peak_mb(), note=f"rounds: {num_rounds}",
     )  # fmt: skip
 
 
@@ -107,4 +107,4 @@ def clip(num_clients: int) -> Row:
         federation = random_federation(
             model, Path(folder), num_clients=num_clients, num_examples=251, num_test=NUM_TEST
         )
-        return measure("CLIP ViT-B/16", config, federation, 2, 0.05)
+        return measure("CLIP ViT-B/16", config, federation, 1, 0.05)
