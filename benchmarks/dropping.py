@@ -21,7 +21,7 @@ from hushprompt.backbones.prompts import PromptModel
 from hushprompt.config import RunConfig
 from hushprompt.federation.simulate import run
 
-TITLE = "Dropping pairs with small |p - y|, embedded preset, epsilon 2"
+TITLE = "Dropping (example, class) pairs, embedded preset, epsilon 2"
 THRESHOLD = 0.001
 
 

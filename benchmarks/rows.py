@@ -90,7 +90,7 @@ class Row:
             return ""
         if self.figure == "amount":
             return _quantity(value, self.unit)
-        return f"{value:.1%}" if self.figure == "share" else f"{value:.3g}x"
+        return f"{value:.1%}" if self.figure == "share" else f"{_digits(value)}x"
 
     def _verdict(self) -> str:
         """Say whether the target is met, or by how much not."""
@@ -235,5 +235,9 @@ def _quantity(value: float | None, unit: str) -> str:
     """Write a number with its unit; nothing for none."""
     if value is None:
         return ""
-    digits = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-    return f"{digits}%" if unit == "%" else f"{digits} {unit}".rstrip()
+    return f"{_digits(value)}%" if unit == "%" else f"{_digits(value)} {unit}".rstrip()
+
+
+def _digits(value: float) -> str:
+    """Write three digits, or all in front of the point."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
