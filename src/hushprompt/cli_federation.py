@@ -149,8 +149,7 @@ def run(file: ServerFile, insecure: Insecure = False) -> None:
         console.print(f"  hushprompt federation status {file}", soft_wrap=True)
         console.print(f"  hushprompt federation stop {file}", soft_wrap=True)
         raise typer.Exit(INTERRUPTED) from None
-    console.print(f"The run is {state.outcome}. {state.details}".strip(), soft_wrap=True)
-    console.print(f"SuperLink received {state.bytes_in} bytes for it and sent {state.bytes_out}, envelopes and all.")
+    console.print(_outcome(state), markup=False, soft_wrap=True)
     console.print(f"  {config.folder}", soft_wrap=True)
     if not state.is_completed:
         console.print("The same command goes on after its last round.")
@@ -252,8 +251,16 @@ def _process_line(config: ServerConfig, *, is_insecure: bool) -> str:
     who = ", ".join(sorted(names.get(node, f"node {node}") for node in online)) or "nobody"
     if not states:
         return f"Connected: {who}. No run was asked for yet."
-    newest = states[0]
-    return f"Connected: {who}. Newest run: {' '.join(filter(None, (newest.outcome or newest.status, newest.details)))}."
+    return f"Connected: {who}. {_outcome(states[0])}"
+
+
+def _outcome(state: RunState) -> str:
+    """Say how a run is, and what went over the wire for it."""
+    words = {"completed": "The run is complete", "failed": "The run failed", "stopped": "The run was stopped"}
+    how = words.get(state.outcome, f"The run is {state.outcome or state.status}")
+    details = f": {state.details.rstrip('.')}" if state.details else ""
+    traffic = f"{state.bytes_in:,} bytes came in for it and {state.bytes_out:,} went out, Flower's own included."
+    return f"{how}{details}. {traffic}"
 
 
 def _watch(config: ServerConfig, look: Callable[[], RunState]) -> RunState:

@@ -103,7 +103,8 @@ def test_init_refuses_what_cannot_be(tmp_path, toy_values, changes, reason):
     assert not any(tmp_path.iterdir())
 
 
-def test_the_server_is_started_with_tls_keys_a_gate_and_nothing_fetched(folder):
+def test_the_server_is_started_with_tls_keys_a_gate_and_nothing_fetched(folder, monkeypatch):
+    monkeypatch.setenv("FORWARDED_ALLOW_IPS", "*")
     path = folder / "server" / "server.toml"
     job = server.job(path, load_server(path), print, is_insecure=False)
     assert "hushprompt.deployment.flower.gate" in job.command
@@ -111,6 +112,7 @@ def test_the_server_is_started_with_tls_keys_a_gate_and_nothing_fetched(folder):
         assert flag in job.command
     assert "--insecure" not in job.command
     assert environment.SAFE.items() <= job.environment.items()
+    assert "FORWARDED_ALLOW_IPS" not in job.environment
     job.check()
     (folder / "server" / "server.key").chmod(0o644)
     with pytest.raises(ConfigError, match="chmod 600"):
@@ -193,6 +195,8 @@ def through_gate(scope):
         ("/health", "10.0.0.9", 200),
         ("/v1/control/start-run", "127.0.0.1", 200),
         ("/v1/control/start-run", "::1", 200),
+        ("/v1/control/start-run", "::ffff:127.0.0.1", 200),  # IPv4 over an IPv6 socket
+        ("/v1/control/start-run", "::ffff:10.0.0.9", 403),
         ("/v1/control/start-run", "10.0.0.1", 200),  # from the server's own address
         ("/v1/control/start-run", "nonsense", 403),
     ],
@@ -284,11 +288,14 @@ def command(monkeypatch):
     return run
 
 
-@pytest.mark.parametrize(("outcome", "code"), [("completed", 0), ("failed", 1), ("stopped", 1)])
-def test_the_exit_status_of_run_is_how_the_run_ended(folder, command, outcome, code):
+@pytest.mark.parametrize(
+    ("outcome", "code", "words"),
+    [("completed", 0, "is complete"), ("failed", 1, "failed: why"), ("stopped", 1, "was stopped: why")],
+)
+def test_the_exit_status_of_run_is_how_the_run_ended(folder, command, outcome, code, words):
     done = command(FakeControl("", "", outcome), "run", folder / "server" / "server.toml")
     assert done.exit_code == code
-    assert f"The run is {outcome}" in done.output
+    assert f"The run {words}" in done.output
 
 
 def test_ctrl_c_leaves_the_run_and_stop_ends_it(folder, command):

@@ -54,10 +54,16 @@ def is_own_machine(scope: Scope) -> bool:
     if client is None or server is None:
         return False
     try:
-        peer = ipaddress.ip_address(client[0])
-        return peer.is_loopback or peer == ipaddress.ip_address(server[0])
+        peer = _address(client[0])
+        return peer.is_loopback or peer == _address(server[0])
     except ValueError:
         return False
+
+
+def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """Read an address; an IPv4 one that came over an IPv6 socket is the IPv4 one."""
+    address = ipaddress.ip_address(text)
+    return (address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None) or address
 
 
 def is_worth_a_line(record: logging.LogRecord) -> bool:

@@ -73,7 +73,9 @@ def job(path: Path, config: ServerConfig, say: Callable[[str], None], *, is_inse
         records.write_json(names_file(config), names)
         say(f"The server listens at {link.host}:{link.port}. May connect: {', '.join(sorted(names.values()))}.")
 
-    return Job("The server", command, environment.environment(folder / "flwr", configs), check, begun)
+    variables = environment.environment(folder / "flwr", configs)
+    variables.pop("FORWARDED_ALLOW_IPS", None)  # with it, a request could say itself where it comes from
+    return Job("The server", command, variables, check, begun)
 
 
 def control(config: ServerConfig, *, is_insecure: bool = False) -> Control:
