@@ -114,6 +114,9 @@ def test_the_server_is_started_with_tls_keys_a_gate_and_nothing_fetched(folder, 
     assert environment.SAFE.items() <= job.environment.items()
     assert "FORWARDED_ALLOW_IPS" not in job.environment
     job.check()
+    edit(path, "link", host="10.0.0.1")
+    with pytest.raises(ConfigError, match="which its certificate is not for"):
+        server.check_link(load_server(path))
     (folder / "server" / "server.key").chmod(0o644)
     with pytest.raises(ConfigError, match="chmod 600"):
         job.check()

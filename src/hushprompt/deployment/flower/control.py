@@ -74,16 +74,17 @@ class RunState:
 class Control:
     """A connection to the SuperLink on this machine. Every method raises LinkError if it does not answer."""
 
-    def __init__(self, port: int, ca: Path | None) -> None:
+    def __init__(self, host: str, port: int, ca: Path | None) -> None:
         """Connect when something is asked.
 
         Args:
+            host: address of this machine at which the SuperLink listens.
             port: of the SuperLink.
             ca: certificate of the authority that signed the server's; None: without TLS.
         """
-        self._port = port
+        self._address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self._client = ControlHttpClient.from_server_address(
-            server_address=f"127.0.0.1:{port}",
+            server_address=self._address,
             insecure=ca is None,
             root_certificates=None if ca is None else ca.read_bytes(),
             interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr CLI")],
@@ -171,6 +172,6 @@ class Control:
             raise LinkError(f"The SuperLink refused to {what}: {error.response.text or error}.") from error
         except httpx.HTTPError as error:
             raise LinkError(
-                f"The SuperLink does not answer at 127.0.0.1:{self._port} ({error}). Is `hushprompt federation server` "
+                f"The SuperLink does not answer at {self._address} ({error}). Is `hushprompt federation server` "
                 "running on this machine, with the same server.toml?"
             ) from error

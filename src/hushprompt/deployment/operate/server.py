@@ -20,6 +20,8 @@ from hushprompt.errors import ConfigError, HushpromptError, LinkError
 if TYPE_CHECKING:
     from hushprompt.deployment.flower.control import Control
 
+LOOPBACK, EVERYWHERE = "127.0.0.1", ("0.0.0.0", "::")
+"""This machine; and what listens at all its addresses."""
 START_S = 180.0
 """Seconds that a SuperLink has to answer after its start."""
 POLL_S = 1.0
@@ -82,7 +84,9 @@ def control(config: ServerConfig, *, is_insecure: bool = False) -> Control:
     """Give a connection to the server's process, which runs on this machine."""
     from hushprompt.deployment.flower.control import Control
 
-    return Control(config.link.port, None if is_insecure or not config.link.ca else Path(config.link.ca))
+    link = config.link
+    host = LOOPBACK if link.host in EVERYWHERE else link.host
+    return Control(host, link.port, None if is_insecure or not link.ca else Path(link.ca))
 
 
 def check_link(config: ServerConfig) -> list[str]:
@@ -96,7 +100,14 @@ def check_link(config: ServerConfig) -> list[str]:
         if not getattr(link, name):
             raise ConfigError(f"link.{name} is missing in server.toml. `hushprompt federation init` shows a whole one.")
     now = datetime.datetime.now(datetime.UTC)
-    return certificates.check_server(Path(link.certificate), Path(link.key), Path(link.ca), now)
+    warnings = certificates.check_server(Path(link.certificate), Path(link.key), Path(link.ca), now)
+    names = certificates.read(Path(link.certificate)).names
+    if link.host not in (*EVERYWHERE, *names):
+        raise ConfigError(
+            f"The server's own processes reach it at link.host {link.host}, which its certificate is not for "
+            f"({', '.join(names)}). Listen at 0.0.0.0, or make a certificate for that address."
+        )
+    return warnings
 
 
 def public_keys(config: ServerConfig) -> dict[str, bytes]:
