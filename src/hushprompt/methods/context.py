@@ -31,15 +31,20 @@ class ContextState:
 
 @runtime_checkable
 class HasContext(Protocol):
-    """A method whose files hold one context each."""
+    """A method whose clients use one context each."""
 
     name_position: NamePosition
 
-    def shared_context(self, shared: Shared) -> Float[Tensor, "*c t e"] | None:
-        """Give the context that the public sees; None where nothing is shared."""
-
     def context(self, shared: Shared, personal: Personal) -> Float[Tensor, "*c t e"]:
         """Give the context that a client uses and may publish."""
+
+
+@runtime_checkable
+class SharesContext(HasContext, Protocol):
+    """A method that may also share one with everybody."""
+
+    def shared_context(self, shared: Shared) -> Float[Tensor, "*c t e"] | None:
+        """Give the context that the public sees; None where nothing is shared."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +73,7 @@ class ContextConfig:
         """Give the state back: a step needs nothing from where its round began."""
         return shared
 
-    def public_file(self: HasContext, model: PromptModel, shared: Shared) -> Published | None:
+    def public_file(self: SharesContext, model: PromptModel, shared: Shared) -> Published | None:
         """Give the shared context."""
         context = self.shared_context(shared)
         return None if context is None else _file(model, context, self.name_position)
@@ -76,6 +81,16 @@ class ContextConfig:
     def personal_file(self: HasContext, model: PromptModel, shared: Shared, personal: Personal) -> Published | None:
         """Give the client's context."""
         return _file(model, self.context(shared, personal), self.name_position)
+
+    def logits(
+        self: HasContext,
+        model: PromptModel,
+        shared: Shared,
+        personal: Personal,
+        image_features: Float[Tensor, "n *m d"],
+    ) -> Float[Tensor, "n c"]:
+        """Score images with the client's context."""
+        return model.logits(image_features, model.text_features(self.context(shared, personal), self.name_position))
 
     def start(self, model: PromptModel, rng: np.random.Generator) -> Float[Tensor, "*c t e"]:
         """Give the context before training: the words, or a Gaussian draw; data-independent.
@@ -138,16 +153,18 @@ class GlobalAndPersonalConfig(ContextConfig):
 class PromptSumConfig(GlobalAndPersonalConfig):
     """What methods have in common whose clients use the sum of the two prompts."""
 
+    def init(self, model: PromptModel, rng: np.random.Generator) -> tuple[ContextState, Any]:
+        """Give the start of the global prompt, and draw the one start of all personal prompts.
+
+        Initial words are the global prompt's alone: the two are added up.
+        """
+        shared = fresh(self.start(model, rng), self.global_optimizer)
+        return shared, fresh(self.draw(model, rng), self.local_optimizer)
+
     def context(self, shared: ContextState, personal: Any) -> Float[Tensor, "*c t e"]:
         """Give the sum of global and personal prompt."""
         total: Tensor = shared.context + personal.context
         return total
-
-    def logits(
-        self, model: PromptModel, shared: ContextState, personal: Any, image_features: Float[Tensor, "n d"]
-    ) -> Float[Tensor, "n c"]:
-        """Score images with the client's context."""
-        return model.logits(image_features, self.text_features(model, self.context(shared, personal)))
 
     def check_rank(self, model: PromptModel, rank: int) -> None:
         """Raise ConfigError if factors of this rank would be wider than a personal prompt."""

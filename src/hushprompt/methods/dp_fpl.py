@@ -18,7 +18,7 @@ from hushprompt import checks
 from hushprompt.backbones.prompts import PromptModel
 from hushprompt.errors import ConfigError
 from hushprompt.methods.base import Batch, StepInfo, Upload
-from hushprompt.methods.context import ContextState, PromptSumConfig, fresh, mean_loss
+from hushprompt.methods.context import ContextState, PromptSumConfig, mean_loss
 from hushprompt.methods.dropping import DroppingConfig
 from hushprompt.methods.factorization import Factors, factor_gradients, factorize, unstack
 from hushprompt.privacy.config import Channel
@@ -63,14 +63,10 @@ class DPFPL(DroppingConfig, PromptSumConfig):
             )
 
     def init(self, model: PromptModel, rng: np.random.Generator) -> tuple[ContextState, ContextState]:
-        """Give the start of the global prompt, and draw the one start of all personal prompts.
-
-        Initial words are the global prompt's alone: the two are added up, and factors of zero would not move.
-        """
+        """Give the starts of both prompts; the personal one is drawn, for factors of zero would not move."""
         if self.factorization != "none":
             self.check_rank(model, self.rank)
-        shared = fresh(self.start(model, rng), self.global_optimizer)
-        return shared, fresh(self.draw(model, rng), self.local_optimizer)
+        return super().init(model, rng)
 
     def client_step(
         self,

@@ -26,7 +26,7 @@ from torch import Tensor
 from hushprompt import checks
 from hushprompt.backbones.prompts import PromptModel
 from hushprompt.methods.base import Batch, StepInfo, Upload
-from hushprompt.methods.context import ContextState, PromptSumConfig, fresh, mean_loss
+from hushprompt.methods.context import ContextState, PromptSumConfig, mean_loss
 from hushprompt.methods.factorization import Factors, factorize, unstack
 from hushprompt.methods.gradients import per_example_gradients
 from hushprompt.methods.optimizer import Optimizer
@@ -67,10 +67,9 @@ class DPFPLReleased(PromptSumConfig):
         return BatchClipping(num_local_blocks=2, calibration=self.calibration)
 
     def init(self, model: PromptModel, rng: np.random.Generator) -> tuple[ContextState, ContextState]:
-        """Give the start of the global prompt, and draw the one start of all personal prompts."""
+        """Give the starts of both prompts."""
         self.check_rank(model, self.rank)
-        shared = fresh(self.start(model, rng), self.global_optimizer)
-        return shared, fresh(self.draw(model, rng), self.local_optimizer)
+        return super().init(model, rng)
 
     def client_step(
         self,

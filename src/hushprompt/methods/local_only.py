@@ -63,9 +63,3 @@ class LocalOnly(DroppingConfig):
     def context(self, shared: NoState, personal: ContextState) -> Float[Tensor, "*c t e"]:
         """Give the client's prompt."""
         return personal.context
-
-    def logits(
-        self, model: PromptModel, shared: NoState, personal: ContextState, image_features: Float[Tensor, "n d"]
-    ) -> Float[Tensor, "n c"]:
-        """Score images with the client's prompt."""
-        return model.logits(image_features, self.text_features(model, personal.context))

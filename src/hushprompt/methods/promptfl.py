@@ -90,9 +90,3 @@ class PromptFL(DroppingConfig):
     def context(self, shared: AnchoredState, personal: NoState) -> Float[Tensor, "*c t e"]:
         """Give the shared prompt."""
         return shared.context
-
-    def logits(
-        self, model: PromptModel, shared: AnchoredState, personal: NoState, image_features: Float[Tensor, "n d"]
-    ) -> Float[Tensor, "n c"]:
-        """Score images with the shared prompt."""
-        return model.logits(image_features, self.text_features(model, shared.context))

@@ -33,8 +33,6 @@ class RandomPrompt(Untrained, ContextConfig):
         """Give the context."""
         return RandomContext(self.start(model, rng)), NoState()
 
-    def logits(
-        self, model: PromptModel, shared: RandomContext, personal: NoState, image_features: Float[Tensor, "n d"]
-    ) -> Float[Tensor, "n c"]:
-        """Score images with the random context."""
-        return model.logits(image_features, self.text_features(model, shared.context))
+    def context(self, shared: RandomContext, personal: NoState) -> Float[Tensor, "*c t e"]:
+        """Give the context."""
+        return shared.context
