@@ -34,7 +34,10 @@ def test_a_wide_table_is_never_cut_off(compare, monkeypatch):
 @pytest.mark.parametrize(("name", "words"), [("t.md", "| method | epsilon |"), ("t.tex", r"\toprule")])
 def test_the_ending_of_the_file_says_the_form(compare, tmp_path, name, words):
     compare("runs", "-o", name, "--columns", "epsilon")
-    assert (words if name == "t.tex" else "| method | epsilon 8 | epsilon 2 |") in (tmp_path / name).read_text()
+    written = (tmp_path / name).read_text()
+    assert (words if name == "t.tex" else "| method | epsilon 8 | epsilon 2 |") in written
+    assert "neighbor accuracy by epsilon" in written
+    assert written.count("epsilon is an upper bound") == 1
 
 
 def test_csv_has_a_line_for_each_group_of_all_tables(compare, tmp_path):

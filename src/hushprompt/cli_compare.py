@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -63,7 +64,7 @@ def compare_runs(
     if chosen is Format.CSV:
         text = csv_text(comparisons)
     else:
-        grids = list(itertools.chain.from_iterable(grids_of(each, columns, score) for each in comparisons))
+        grids = say_once(itertools.chain.from_iterable(grids_of(each, columns, score) for each in comparisons))
         if chosen is Format.TERMINAL:
             show(grids, out)
             return
@@ -86,6 +87,16 @@ def grids_of(comparison: Comparison, columns: str | None, scores: Sequence[str] 
     return grids
 
 
+def say_once(grids: Iterable[Grid]) -> list[Grid]:
+    """Keep each note under the first table that it belongs to."""
+    said: set[str] = set()
+    kept = []
+    for grid in grids:
+        kept.append(dataclasses.replace(grid, notes=tuple(note for note in grid.notes if note not in said)))
+        said |= set(grid.notes)
+    return kept
+
+
 def csv_text(comparisons: Sequence[Comparison]) -> str:
     """Give all groups as lines of one CSV file, with a column for whatever any of the tables shows."""
     header: list[str] = []
@@ -101,7 +112,6 @@ def show(grids: Sequence[Grid], out: Path | None) -> None:
     """Print tables and notes, or write what would be printed to a file."""
     if out is not None:
         raise ConfigError(f"--out {out}: name a file that ends in {', '.join(SUFFIXES)}, or give --format.")
-    shown: set[str] = set()
     for grid in grids:
         table = formats.terminal(grid)
         needed = Measurement.get(console, console.options.update(width=MAX_WIDTH), table).maximum
@@ -109,7 +119,5 @@ def show(grids: Sequence[Grid], out: Path | None) -> None:
         wide = Console(width=needed, highlight=False) if needed > console.width else console
         wide.print(table)
         for note in grid.notes:
-            if note not in shown:
-                console.print(note, markup=False, soft_wrap=True)
-        shown |= set(grid.notes)
+            console.print(note, markup=False, soft_wrap=True)
         console.print()

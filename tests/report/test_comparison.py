@@ -209,6 +209,18 @@ def test_epsilon_has_all_that_gives_it_meaning_under_the_table(grid):
         assert words in note
 
 
+def test_what_all_epsilons_have_in_common_is_said_once(grid):
+    for path in grid:
+        if "dp_fpl" in path.name:
+            privacy = records.read_json(path / "privacy.json")
+            wide = "inf" in path.name
+            privacy["rows"][0]["audiences"]["personal"]["sampling"] += f", clipping of the batch, nominal {wide}"
+            records.write_json(path / "privacy.json", privacy)
+    note = next(note for note in made.table(comparison(grid)).notes if note.startswith("epsilon"))
+    assert note.count("delta = 0.001") == note.count("Poisson sampling") == note.count("accountant PLD") == 1
+    assert "; DP-FPL: clipping of the batch, nominal True or False. -:" in note
+
+
 def test_a_sweep_counts_what_is_not_finished(grid, tmp_path):
     runs = [{"folder": path.name} for path in grid] + [{"folder": "waiting"}]
     records.write_json(tmp_path / "sweep.json", {"runs": runs})

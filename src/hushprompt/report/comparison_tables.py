@@ -134,9 +134,8 @@ def captions(comparison: Comparison) -> list[str]:
     if trained:
         audience = trained[0].results[0].summary.audience
         lines.append(
-            f"epsilon is an upper bound for {tables.AUDIENCES.get(audience, audience)}, "
-            + "; ".join(dict.fromkeys(_meaning(group) for group in trained))
-            + ". -: no private data used; inf: no guarantee."
+            f"epsilon is an upper bound for {tables.AUDIENCES.get(audience, audience)}, {_meanings(trained)}. "
+            "-: no private data used; inf: no guarantee."
         )
     along = companions(groups)
     if along:
@@ -230,13 +229,32 @@ def _guarantee(group: Group) -> dict[str, Any]:
     return guarantee
 
 
-def _meaning(group: Group) -> str:
-    """Say what gives an epsilon its meaning."""
+def _meanings(groups: Sequence[Group]) -> str:
+    """Say what gives the epsilon of all groups its meaning: first what all have in common, then what some have."""
+    clauses = [_clauses(group) for group in groups]
+    common = [clause for clause in clauses[0] if all(clause in others for others in clauses)]
+    parts = [", ".join(common)]
+    own: dict[str, dict[str, list[str]]] = {}
+    for group, of_group in zip(groups, clauses, strict=True):
+        for words, _, last in (clause.rpartition(" ") for clause in of_group if clause not in common):
+            values = own.setdefault(group.title, {}).setdefault(words, [])
+            if last not in values:
+                values.append(last)
+    for title, said in own.items():
+        words_of = [f"{words} {' or '.join(values)}".strip() for words, values in said.items()]
+        parts.append(f"{title}: {', '.join(words_of)}")
+    return "; ".join(part for part in parts if part)
+
+
+def _clauses(group: Group) -> list[str]:
+    """Say in parts what gives an epsilon its meaning."""
     guarantee = _guarantee(group)
-    return (
-        f"delta = {guarantee['delta']:g} for one {guarantee['privacy_unit']} of one client, neighboring relation "
-        f"{guarantee['neighboring_relation']}, {guarantee['sampling']}, accountant {guarantee['accountant']}"
-    )
+    return [
+        f"delta = {guarantee['delta']:g} for one {guarantee['privacy_unit']} of one client",
+        f"neighboring relation {guarantee['neighboring_relation']}",
+        *guarantee["sampling"].split(", "),
+        f"accountant {guarantee['accountant']}",
+    ]
 
 
 def _reported(comparison: Comparison) -> str:
