@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import made_runs as made
-from hushprompt.report import figures, maps, tradeoff
+from hushprompt.report import figures, maps, numbers, tradeoff
+from hushprompt.report.confusions import pooled
 from hushprompt.report.series import pool
 from hushprompt.report.svg import WIDTH, Scale, padded
 
@@ -209,13 +210,46 @@ def test_the_map_of_clients_and_classes_shades_every_count():
     assert "client 0: 10 training examples of 2 classes, most of class 1" in tips(panel)
 
 
+def confusions_of(tables, *trains):
+    """Confusions of one row: one table for all, and who holds what for each seed."""
+    tables = {"local": np.array(tables), "neighbor": np.zeros_like(tables)}
+    runs = [
+        made.run(seed, [made.result()], holdings=made.holdings(train), confusion={made.result().label: tables})
+        for seed, train in enumerate(trains, start=1)
+    ]
+    (row,) = pool(runs)
+    return pooled(row.members)
+
+
 def test_the_map_of_confusion_has_shares_of_the_true_class_ordered_by_owner():
-    held = made.holdings([[0, 9, 0], [9, 0, 9]])  # order: 1, 0, 2
-    table = np.array([[4, 0, 0], [0, 9, 27], [0, 0, 0]])
-    panel = drawn(maps.confusion_map("x", "on images", table, held))
+    table = [[4, 0, 0], [0, 9, 27], [0, 0, 0]]
+    found = confusions_of(table, [[0, 9, 0], [9, 0, 9]])  # order: 1, 0, 2
+    panel = drawn(maps.confusion_map("x", "on images", found.tables["local"], found))
     assert cells(panel, (3, 3)).tolist() == [[3, 0, 6], [0, 6, 0], [0, 0, 0]]
     assert len(with_class(panel, "part")) == 1
     assert "13 of 40 predictions are right" in panel.find(f"{SVG}desc").text
+
+
+def test_confusion_is_added_up_over_seeds_and_classes_stand_by_likeness_where_owners_change():
+    table = [[5, 0, 5, 0], [0, 8, 0, 2], [4, 0, 6, 0], [0, 3, 0, 7]]
+    found = confusions_of(table, [[9, 9, 0, 0], [0, 0, 9, 9]], [[9, 0, 9, 0], [0, 9, 0, 9]])
+    assert (found.seeds, found.tables["local"].tolist()) == ([1, 2], (2 * np.array(table)).tolist())
+    assert not found.has_one_partition
+    assert {frozenset(found.order()[:2].tolist()), frozenset(found.order()[2:].tolist())} == {
+        frozenset({0, 2}), frozenset({1, 3}),
+    }  # fmt: skip
+    panel = drawn(maps.confusion_map("x", "on images", found.tables["local"], found))
+    assert with_class(panel, "part") == []
+    assert "for 1 of 2 seeds" in numbers.confusion_table(found.tables["local"], found, "on images")
+
+
+def test_seeds_without_counts_are_left_out_of_the_confusion():
+    with_counts = made.run(1, [made.result()], holdings=made.holdings([[1, 2]]), confusion={
+        made.result().label: {"local": np.eye(2, dtype=int), "neighbor": np.eye(2, dtype=int)}
+    })  # fmt: skip
+    (row,) = pool([made.run(2, [made.result()]), with_counts])
+    assert pooled(row.members).seeds == [1]
+    assert pooled(row.members[1:]) is None
 
 
 def test_a_thousand_clients_and_classes_stay_small():

@@ -39,6 +39,8 @@ MAX_LABELS = 12
 """More names than this do not fit beside the lines; the legend and the marks still tell them apart."""
 MAX_TOGETHER = 8
 """More lines than this get a panel for each family."""
+MAX_SHIFT = 24
+"""Marks of equal epsilon stand apart by this at most, in units, however many there are."""
 MAX_BANDS, MAX_BANDS_OF_FAMILY = 4, 2
 """More bands than this hide each other; those of one family have one color."""
 
@@ -68,8 +70,9 @@ def _utility_panel(score: str, series: Sequence[Series]) -> Markup:
     parts.extend(_level(area, s, mean(s.values(score))) for s in flat)
     ends = [(s.name, area.y(mean(s.values(score))), s.style) for s in flat]
     curves = families(points)
+    step = min(5, MAX_SHIFT / len(curves))  # so that bars of equal epsilon do not cover each other
     for index, members in enumerate(curves):
-        shift = 5 * (index - (len(curves) - 1) / 2)  # so that bars of equal epsilon do not cover each other
+        shift = step * (index - (len(curves) - 1) / 2)
         places = [(area.x(s.budget_epsilon) + shift, area.y(mean(s.values(score)))) for s in members]
         if len(places) > 1:
             parts.append(polyline(places, f"line d0 {color_class(members[0].style)}"))

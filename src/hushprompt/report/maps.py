@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from markupsafe import Markup
 
+from hushprompt.report.confusions import Confusions
 from hushprompt.report.figures import NAMES
 from hushprompt.report.markup import num, tag
 from hushprompt.report.runs import Holdings
@@ -113,37 +114,47 @@ def holdings_map(holdings: Holdings) -> list[Markup]:
     return [panel("holdings", "Training examples by client and class", description, height, *parts)]
 
 
-def confusion_map(slug: str, title: str, table: np.ndarray, holdings: Holdings) -> Markup:
+def confusion_map(slug: str, title: str, table: np.ndarray, confusions: Confusions) -> Markup:
     """Draw true by predicted class, each row as shares of the true class's images; lines part the clients' classes."""
-    order = by_owner(holdings)
-    owners = holdings.train.argmax(axis=0)[order]
+    order = confusions.order()
     shares = table[np.ix_(order, order)] / np.maximum(table[order].sum(axis=1, keepdims=True), 1)
-    num_classes = len(order)
     left, top = 40.0, 50.0
     width = WIDTH - left - 12
-    cell, bottom = width / num_classes, top + width
+    cell, bottom = width / len(order), top + width
     parts = [_shaded(shares, left, top, cell, cell)]
-    starts = [0, *(np.flatnonzero(np.diff(owners)) + 1).tolist()]
-    if len(starts) < num_classes:
-        for start, stop in zip(starts, [*starts[1:], num_classes], strict=True):
-            at = cell * start
-            if start:
-                lines = f"M{num(left + at)} {num(top)}v{num(width)}M{num(left)} {num(top + at)}h{num(width)}"
-                parts.append(tag("path", d=lines, class_="part"))
-            if cell * (stop - start) >= 14:
-                middle = cell * (start + stop) / 2
-                parts.append(text(left + middle, top - 4, str(owners[start]), "middle", class_="tick"))
-                parts.append(text(left - 5, top + middle + 4, str(owners[start]), "end", class_="tick"))
+    whose = ""
+    if confusions.has_one_partition:
+        parts.extend(_borders(confusions.owners[0][order], left, top, width))
+        whose = ", by its client"
     parts.append(_outline(left, top, width, width))
-    parts.append(text(left, top - 17, "predicted class, by its client", class_="axis-title"))
+    parts.append(text(left, top - 17, f"predicted class{whose}", class_="axis-title"))
     turned = f"translate(12 {num(top + width / 2)}) rotate(-90)"
-    parts.append(tag("text", "true class, by its client", class_="axis-title", text_anchor="middle", transform=turned))
+    parts.append(tag("text", f"true class{whose}", class_="axis-title", text_anchor="middle", transform=turned))
     parts.append(_shade_key(left, bottom + 24, [3, 11, 25, 44, 69, 100], "% of a row"))
-    right = int(np.trace(table)), int(table.sum())
+    together = "by the client that holds them" if whose else "with those that they are taken for"
     description = (
-        f"{right[0]} of {right[1]} predictions are right. Classes stand together by the client that holds them."
+        f"{int(np.trace(table))} of {int(table.sum())} predictions are right. Classes stand together {together}."
     )
     return panel(slug, title, description, bottom + 38, *parts)
+
+
+def _borders(owners: np.ndarray, left: float, top: float, width: float) -> list[Markup]:
+    """Draw lines between the classes of different clients, and name the clients where there is room."""
+    starts = [0, *(np.flatnonzero(np.diff(owners)) + 1).tolist()]
+    if len(starts) == len(owners):
+        return []
+    cell = width / len(owners)
+    parts = []
+    for start, stop in zip(starts, [*starts[1:], len(owners)], strict=True):
+        at = cell * start
+        if start:
+            lines = f"M{num(left + at)} {num(top)}v{num(width)}M{num(left)} {num(top + at)}h{num(width)}"
+            parts.append(tag("path", d=lines, class_="part"))
+        if cell * (stop - start) >= 14:
+            middle = cell * (start + stop) / 2
+            parts.append(text(left + middle, top - 4, str(owners[start]), "middle", class_="tick"))
+            parts.append(text(left - 5, top + middle + 4, str(owners[start]), "end", class_="tick"))
+    return parts
 
 
 def _shaded(shares: np.ndarray, left: float, top: float, width: float, height: float) -> Markup:

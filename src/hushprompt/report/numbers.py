@@ -9,6 +9,7 @@ import numpy as np
 from markupsafe import Markup
 
 from hushprompt.report.blocks import missing, sample, table
+from hushprompt.report.confusions import Confusions
 from hushprompt.report.figures import NAMES, spent
 from hushprompt.report.markup import join, tag
 from hushprompt.report.runs import NEW_SCORES, SCORES, Holdings, Run, number
@@ -99,17 +100,21 @@ def holdings_table(held: Holdings) -> Markup:
     return table("Training examples", ["client", "examples", "classes", "which, most first"], rows)
 
 
-def confusion_table(counts: np.ndarray, held: Holdings, title: str) -> Markup:
+def confusion_table(counts: np.ndarray, confusions: Confusions, title: str) -> Markup:
     """List the pairs of classes that are confused most often, by the share of the true class's images."""
-    totals, owners = counts.sum(axis=1), held.train.argmax(axis=0)
+    totals = counts.sum(axis=1)
     wrong = counts - np.diag(np.diag(counts))
     shares = wrong / np.maximum(totals, 1)[:, None]
     pairs = sorted(zip(*(axis.tolist() for axis in np.nonzero(wrong)), strict=True), key=lambda at: (-shares[at], at))
+    names, owners = confusions.class_names, confusions.owners
     rows = []
     for true, predicted in pairs[:MAX_CONFUSIONS]:
-        whose = "the same client's" if owners[true] == owners[predicted] else "another client's"
+        num_same, num_seeds = int((owners[:, true] == owners[:, predicted]).sum()), len(owners)
+        whose = "the same client's" if num_same else "another client's"
+        if 0 < num_same < num_seeds:
+            whose += f" for {num_same} of {num_seeds} seeds"
         images = f"{wrong[true, predicted]} of {totals[true]} ({shares[true, predicted]:.0%})"
-        rows.append([held.class_names[true], held.class_names[predicted], images, whose])
+        rows.append([names[true], names[predicted], images, whose])
     if not rows:
         return missing(f"Nothing was confused {title}.")
     return table(f"Largest confusions {title}", ["true class", "taken for", "images", "which is"], rows)

@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from hushprompt.report import audits, figures, maps, numbers, privacy_text, tradeoff
 from hushprompt.report.blocks import curve_legend, details, figure, legend, missing, paragraph, section
+from hushprompt.report.confusions import Confusions, pooled
 from hushprompt.report.markup import join, tag
 from hushprompt.report.runs import Run
 from hushprompt.report.series import Series
@@ -130,15 +131,15 @@ def holdings(report: Report) -> Markup:
 def confusion(report: Report) -> Markup:
     """What is taken for what."""
     title = "What is taken for what"
-    chosen = [s for s in _one_a_family(report) if s.first.result.label in s.first.run.confusion]
-    if not chosen:
+    drawn = [(s.name, found) for s in _one_a_family(report) if (found := pooled(s.members)) is not None]
+    if not drawn:
         text = (
             "The run folders hold no confusion counts (their evaluation images are protected, or they are from an "
             "older version), so there is no map."
         )
         return section("confusion", title, missing(text))
-    first, *others = (_confusion_of(s, f"confusion-{index}") for index, s in enumerate(chosen))
-    folded = [details(s.name, whole) for s, whole in zip(chosen[1:], others, strict=True)]
+    first, *others = (_confusion_of(name, found, f"confusion-{at}") for at, (name, found) in enumerate(drawn))
+    folded = [details(name, whole) for (name, _), whole in zip(drawn[1:], others, strict=True)]
     return section("confusion", title, first, *folded)
 
 
@@ -150,20 +151,28 @@ def _one_a_family(report: Report) -> list[Series]:
     return list(chosen.values())
 
 
-def _confusion_of(s: Series, slug: str) -> Markup:
+def _confusion_of(name: str, found: Confusions, slug: str) -> Markup:
     """Show one row's confusion."""
-    run, tables = s.first.run, s.first.run.confusion[s.first.result.label]
-    held = run.holdings
-    assert held is not None, "confusion is only read together with the partition"
     titles = {"local": "on the clients' own images", "neighbor": "on the other clients' images"}
-    panels = [maps.confusion_map(f"{slug}-{whose}", title, tables[whose], held) for whose, title in titles.items()]
+    panels, lists = [], []
+    for whose, title in titles.items():
+        panels.append(maps.confusion_map(f"{slug}-{whose}", title, found.tables[whose], found))
+        lists.append(numbers.confusion_table(found.tables[whose], found, title))
+    seeds = f"seed{'s' if len(found.seeds) > 1 else ''} {', '.join(map(str, found.seeds))}"
+    if found.has_one_partition:
+        order = (
+            "Numbers and lines mark the clients that hold the classes: what lies inside the squares on the diagonal "
+            "stays within a client's own classes."
+        )
+    else:
+        order = (
+            "Each seed gives the classes to other clients, so they do not stand by client: classes that are taken for "
+            "each other stand together, the same way in both panels."
+        )
     caption = (
-        f"{s.name}, seed {run.seed}, last round. Each row is a true class, each column a prediction; what is right "
-        "lies on the diagonal. Numbers and lines mark the clients that hold the classes: what lies inside the "
-        "squares on the diagonal stays within a client's own classes. On other clients' images, an image counts once "
-        "for each other client."
+        f"{name}, {seeds}, last round. Each row is a true class, each column a prediction; what is right lies on the "
+        f"diagonal. {order} On other clients' images, an image counts once for each other client."
     )
-    lists = [numbers.confusion_table(tables[whose], held, title) for whose, title in titles.items()]
     return join([figure(slug, panels, caption), details("The largest confusions", *lists)])
 
 
