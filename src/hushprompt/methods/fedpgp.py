@@ -117,13 +117,13 @@ class FedPGP(DroppingConfig, PromptSumConfig):
         leaves = tuple(leaf.detach().requires_grad_() for leaf in (shared.context, personal.u, personal.v))
         with torch.enable_grad():
             context, u, v = leaves
-            loss = contrastive_loss(
+            loss = self.contrast_weight * contrastive_loss(
                 self.text_features(model, context),
                 self.text_features(model, context + (u @ v).view_as(context)),
                 model.template_features,
                 self.temperature,
             )
-        return Pull(*torch.autograd.grad(self.contrast_weight * loss, leaves))
+        return Pull(*torch.autograd.grad(loss, leaves))
 
 
 def contrastive_loss(
