@@ -190,6 +190,14 @@ def test_unfinished_runs_are_named_and_left_out(copied):
         report([copied / "seed-3"])
 
 
+def test_a_config_from_before_a_setting_existed_means_its_default(copied):
+    config = copied / "seed-1" / "config.toml"
+    lines = [line for line in config.read_text().splitlines() if not line.startswith("metrics_delta")]
+    assert len(lines) < len(config.read_text().splitlines())
+    config.write_text("\n".join(lines))
+    assert "metrics delta" not in words(section(parsed(report([copied])), "results"))
+
+
 def test_damaged_records_are_named(copied):
     (copied / "seed-1" / "records.jsonl").write_text('{"row": ')
     with pytest.raises(DataError, match=r"records\.jsonl is damaged in line 1"):

@@ -46,6 +46,13 @@ def test_namesakes_are_told_apart_by_the_settings_in_which_they_differ():
     assert [s.family for s in pool(clients)] == ["DP-FPL, num clients 25", "DP-FPL, num clients 50"]
 
 
+def test_a_word_that_most_namesakes_share_goes_without_saying():
+    changes = [{"rank": 8}, {"rank": 1}, {"rank": 8, "form": "none"}, {"rank": 8, "keep": "false"}]
+    usual = {"name": "dp_fpl", "form": "orthonormal", "keep": "true"}
+    names = [s.family for s in pool([made.run(1, config={"method": {**usual, **change}}) for change in changes])]
+    assert names == ["DP-FPL, rank 8", "DP-FPL, rank 1", "DP-FPL, form none, rank 8", "DP-FPL, keep false, rank 8"]
+
+
 def test_names_are_unique_whatever_the_settings_are():
     noise = [made.run(1, config={"privacy": {"epsilon": "none", "noise_multiplier_local": z}}) for z in (1.0, 2.0)]
     names = [s.name for s in pool([*noise, made.run(1), with_epsilon(2.0)])]

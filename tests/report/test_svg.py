@@ -17,6 +17,10 @@ def test_scales_map_ends_to_ends_and_the_middle_to_the_middle():
     assert [Scale(0.1, 10, 0, 100, is_log=True)(v) for v in (0.1, 1, 10)] == [0, 50, 100]
 
 
+def test_a_value_outside_a_scale_stands_on_its_edge():
+    assert [Scale(20, 60, 200, 100)(value) for value in (3, 20, 99)] == [200, 200, 100]
+
+
 @pytest.mark.parametrize(
     ("scale", "ticks"),
     [

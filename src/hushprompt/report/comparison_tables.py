@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hushprompt.errors import ConfigError
-from hushprompt.report import significance, tables
+from hushprompt.report import meaning, significance, tables
 from hushprompt.report.comparison import Comparison, in_order
 from hushprompt.report.formats import Grid
 from hushprompt.report.grouping import EPSILON, METHOD, SCORES, Group, companions, find_key
@@ -134,7 +134,8 @@ def captions(comparison: Comparison) -> list[str]:
     if trained:
         audience = trained[0].results[0].summary.audience
         lines.append(
-            f"epsilon is an upper bound for {tables.AUDIENCES.get(audience, audience)}, {_meanings(trained)}. "
+            f"epsilon is an upper bound for {tables.AUDIENCES.get(audience, audience)}, "
+            f"{meaning.together([(group.title, _clauses(group)) for group in trained])}. "
             "-: no private data used; inf: no guarantee."
         )
     along = companions(groups)
@@ -227,23 +228,6 @@ def _guarantee(group: Group) -> dict[str, Any]:
     result = group.results[0]
     guarantee: dict[str, Any] = result.privacy["audiences"][result.summary.audience]
     return guarantee
-
-
-def _meanings(groups: Sequence[Group]) -> str:
-    """Say what gives the epsilon of all groups its meaning: first what all have in common, then what some have."""
-    clauses = [_clauses(group) for group in groups]
-    common = [clause for clause in clauses[0] if all(clause in others for others in clauses)]
-    parts = [", ".join(common)]
-    own: dict[str, dict[str, list[str]]] = {}
-    for group, of_group in zip(groups, clauses, strict=True):
-        for words, _, last in (clause.rpartition(" ") for clause in of_group if clause not in common):
-            values = own.setdefault(group.title, {}).setdefault(words, [])
-            if last not in values:
-                values.append(last)
-    for title, said in own.items():
-        words_of = [f"{words} {' or '.join(values)}".strip() for words, values in said.items()]
-        parts.append(f"{title}: {', '.join(words_of)}")
-    return "; ".join(part for part in parts if part)
 
 
 def _clauses(group: Group) -> list[str]:

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from hushprompt.report.markup import tag
 from hushprompt.report.runs import number
-from hushprompt.report.series import Series, Style, families, mean, spread, with_spread
+from hushprompt.report.series import Series, Style, families, lowest_drawn, mean, spread, with_spread
 from hushprompt.report.svg import (
     Frame,
     color_class,
@@ -34,7 +34,7 @@ NAMES = {
     "worst_client": "worst client",
 }
 AUDIENCES = {"public": "the public", "personal": "a prompt's holder", "server": "the server"}
-LABEL_ROOM = 118
+LABEL_ROOM, NO_LABELS = 118, 14
 MAX_LABELS = 12
 """More names than this do not fit beside the lines; the legend and the marks still tell them apart."""
 MAX_TOGETHER = 8
@@ -63,13 +63,15 @@ def _utility_panel(score: str, series: Sequence[Series]) -> Markup:
     flat = [s for s in known if not s.has_budget]
     if not points:
         return panel(slug, title, "There is no value to draw.", 40)
-    reach = [value for s in known for value in _reach(s, score)]
+    low = lowest_drawn(series, score)
+    reach = [value for s in known for value in _reach(s, score) if value >= low] or [low]
     x_domain = log_padded([s.budget_epsilon for s in points])
-    area = frame(x_domain, padded(reach, least=4, low=0, high=100), height=270, right=LABEL_ROOM, is_log=True)
+    curves = families(points)
+    right = LABEL_ROOM if len(flat) + len(curves) <= MAX_LABELS else NO_LABELS
+    area = frame(x_domain, padded(reach, least=4, low=0, high=100), height=270, right=right, is_log=True)
     parts = [area.axes("epsilon, log scale", "%")]
     parts.extend(_level(area, s, mean(s.values(score))) for s in flat)
     ends = [(s.name, area.y(mean(s.values(score))), s.style) for s in flat]
-    curves = families(points)
     step = min(5, MAX_SHIFT / len(curves))  # so that bars of equal epsilon do not cover each other
     for index, members in enumerate(curves):
         shift = step * (index - (len(curves) - 1) / 2)
@@ -112,7 +114,8 @@ def _rounds_panel(
 ) -> Markup:
     """Draw one score of some series; the axes reach around the curves of all groups, so that panels can be compared."""
     levels = {s.name: mean(s.values(score)) for s in untrained if s.values(score)}
-    values = [value for curve in curves.values() for found in curve.values() for value in found]
+    low = lowest_drawn([*drawn, *untrained], score)
+    values = [value for curve in curves.values() for found in curve.values() for value in found if value >= low]
     area = _round_frame(
         [at for curve in curves.values() for at in curve],
         padded([*values, *levels.values()], least=4, low=0, high=100),

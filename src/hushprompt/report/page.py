@@ -15,6 +15,8 @@ from hushprompt.report.markup import join, tag
 from hushprompt.report.sections import SECTIONS, Report
 from hushprompt.report.series import pool
 
+MAX_NAMED = 3
+"""More methods than this are counted in the page's heading."""
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
@@ -58,7 +60,8 @@ def _page(whole: Report) -> str:
 def _title(found: Sequence[runs.Run]) -> str:
     """Name the page by methods and data."""
     methods = list(dict.fromkeys(run.results[-1].title for run in found))
-    return f"{' and '.join(methods)} on {_values(found, 'data', 'name')}"
+    named = " and ".join(methods) if len(methods) <= MAX_NAMED else f"{len(methods)} methods"
+    return f"{named} on {_values(found, 'data', 'name')}"
 
 
 def _subtitle(found: Sequence[runs.Run]) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from hushprompt.report import meaning
 from hushprompt.report.blocks import details, missing, paragraph
 from hushprompt.report.markup import tag
 from hushprompt.report.runs import number
@@ -27,7 +28,7 @@ def epsilon_means(series: Sequence[Series], whose: str = "") -> Markup:
         series: whose epsilon is shown.
         whose: the audience in words, where the figure shows more than the budget's own.
     """
-    contexts: dict[str, list[str]] = {}
+    rows: list[tuple[str, list[str]]] = []
     unknown = []
     for s in series:
         if not s.has_budget:
@@ -37,11 +38,8 @@ def epsilon_means(series: Sequence[Series], whose: str = "") -> Markup:
             unknown.append(s.name)
         else:
             audience = whose or AUDIENCES.get(s.first.result.audience, s.first.result.audience)
-            contexts.setdefault(_context(audience, guarantee), []).append(s.name)
-    lines = [
-        f"epsilon {'of ' + ', '.join(names) + ' ' if len(contexts) > 1 else ''}is {context}"
-        for context, names in contexts.items()
-    ]
+            rows.append((s.family, _clauses(audience, guarantee)))
+    lines = [f"epsilon is {meaning.together(rows)}."] if rows else []
     if unknown:
         lines.append(f"No record says what the epsilon of {', '.join(unknown)} is for: read it as no guarantee.")
     return tag("div", *(paragraph(line) for line in lines), class_="note meaning")
@@ -130,14 +128,18 @@ def _guarantees(s: Series) -> dict[str, Mapping[str, Any]]:
     return dict(_row(s).get("audiences", {}))
 
 
-def _context(audience: str, guarantee: Mapping[str, Any]) -> str:
+def _clauses(audience: str, guarantee: Mapping[str, Any]) -> list[str]:
     """Write everything about a guarantee but epsilon itself."""
     steps = (guarantee.get("releases") or {}).get("num_steps", "an unknown number of")
-    return (
-        f"for {audience}, at delta = {number(guarantee.get('delta')):g}, for one "
-        f"{guarantee.get('privacy_unit')} of one client, neighbors by {guarantee.get('neighboring_relation')}, "
-        f"{guarantee.get('sampling')}, {steps} releases; accountant: {guarantee.get('accountant')}."
-    )
+    return [
+        f"for {audience}",
+        f"at delta = {number(guarantee.get('delta')):g}",
+        f"for one {guarantee.get('privacy_unit')} of one client",
+        f"neighbors by {guarantee.get('neighboring_relation')}",
+        *str(guarantee.get("sampling")).split(", "),
+        f"{steps} releases",
+        f"accountant: {guarantee.get('accountant')}",
+    ]
 
 
 def _notes(series: Sequence[Series]) -> list[tuple[str, str]]:

@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from hushprompt import config as configs
 from hushprompt import records
-from hushprompt.errors import DataError
+from hushprompt.errors import DataError, HushpromptError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +127,7 @@ def read(folder: Path, name: str) -> Run:
     """
     text = _read_text(folder / "config.toml")
     try:
-        config = tomllib.loads(text)
+        config = _with_defaults(tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
         raise DataError(f"{folder / 'config.toml'} is damaged: {error}.") from error
     summary = records.read_json(folder / "summary.json")
@@ -144,6 +145,14 @@ def read(folder: Path, name: str) -> Run:
         holdings=holdings,
         confusion=_confusion(folder / "confusion", len(holdings.class_names)) if holdings else {},
     )
+
+
+def _with_defaults(values: dict[str, Any]) -> dict[str, Any]:
+    """Fill in settings that did not exist when a config was written; one that is not understood stays as it is."""
+    try:
+        return tomllib.loads(configs.parse(values).to_toml())
+    except HushpromptError:
+        return values
 
 
 def number(value: Any) -> float:

@@ -15,7 +15,7 @@ from hushprompt.report.blocks import curve_legend, details, figure, legend, miss
 from hushprompt.report.confusions import Confusions, pooled
 from hushprompt.report.markup import join, tag
 from hushprompt.report.runs import Run
-from hushprompt.report.series import Series
+from hushprompt.report.series import Series, lowest_drawn, mean
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def utility(report: Report) -> Markup:
     caption = (
         "Accuracy over epsilon: further left is more private. Marks are means over seeds, bars one standard deviation. "
         "Horizontal lines have no place on the axis: gray, dashed ones used no private data; others added no noise."
-    )
+    ) + _on_the_edge(report, "harmonic_mean")
     table = numbers.score_table(report.series, ("harmonic_mean", "local", "neighbor"))
     whole = figure("utility", panels, caption, table, legend=curve_legend(report.series))
     return section("utility", title, whole, privacy_text.epsilon_means(report.series))
@@ -78,11 +78,18 @@ def local_and_neighbor(report: Report) -> Markup:
         "Up and to the right is better. On a thin curve the harmonic mean of both is the same (its value stands at the "
         "curve's lower end); on the dotted line a prompt is as good for others as at home. Large marks are means, "
         "small ones single seeds; hollow marks have no guarantee to show. A line joins the budgets of one method."
-    )
+    ) + _on_the_edge(report, "local")
     table = numbers.seed_table(report.series)
     return section(
         "tradeoff-section", title, figure("tradeoff", panels, caption, table, legend=curve_legend(report.series))
     )
+
+
+def _on_the_edge(report: Report, score: str) -> str:
+    """Name the rows that are so far below those that learn nothing that a figure has them on its edge."""
+    low = lowest_drawn(report.series, score)
+    names = [f"{s.name} ({mean(s.values(score)):.1f})" for s in report.series if mean(s.values(score)) < low]
+    return f" On the lower edge, because they lie below it: {', '.join(names)}." if names else ""
 
 
 def rounds(report: Report) -> Markup:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +18,8 @@ from hushprompt.settings import label_of, short_names
 
 NUM_COLORS = 8
 NUM_DASHES = 6
+BELOW_UNTRAINED = 10.0
+"""Points of accuracy below the lowest row that learns nothing that a figure still shows."""
 BUDGET = ("privacy.epsilon", "privacy.noise_multiplier_local", "privacy.noise_multiplier_global")
 """Settings in which the points of one privacy-utility curve may differ."""
 
@@ -110,6 +114,15 @@ def with_spread(values: Sequence[float]) -> str:
     return f"{mean(values):.1f}" + (f" ± {spread(values):.1f}" if len(values) > 1 else "")
 
 
+def lowest_drawn(series: Sequence[Series], score: str) -> float:
+    """Give the lowest value that a figure reaches to: somewhat below the lowest row that learns nothing.
+
+    What noise has ruined lies on the edge; it would otherwise press everything else into one line.
+    """
+    untrained = [mean(s.values(score)) for s in series if not s.learns and s.values(score)]
+    return min(untrained) - BELOW_UNTRAINED if untrained else -math.inf
+
+
 def families(series: Sequence[Series]) -> list[list[Series]]:
     """Put the members of each family together, in order."""
     found: dict[str, list[Series]] = {}
@@ -194,7 +207,10 @@ def _with_colors(series: list[Series]) -> list[Series]:
 
 
 def _names(keys: Sequence[Settings], titles: Sequence[str]) -> list[str]:
-    """Give each key its title and, where titles repeat, the settings in which it differs from its namesakes."""
+    """Give each key its title and, where titles repeat, the settings in which it differs from its namesakes.
+
+    A word that is the commonest of its setting goes without saying, so that an ablation is named by what it changes.
+    """
     names = []
     for key, title in zip(keys, titles, strict=True):
         others = [dict(other) for other, same in zip(keys, titles, strict=True) if same == title and other != key]
@@ -205,6 +221,15 @@ def _names(keys: Sequence[Settings], titles: Sequence[str]) -> list[str]:
             if any(mine.get(name) != other.get(name) for other in others)
         )
         short = short_names(differing)
-        words = [f"{short[name].replace('_', ' ')} {mine[name]}" for name in differing if name in mine]
+        told = [name for name in differing if name in mine and not _is_usual(name, mine, others)]
+        words = [f"{short[name].replace('_', ' ')} {mine[name]}" for name in told]
         names.append(", ".join([title, *words] if title else words))
     return names
+
+
+def _is_usual(name: str, mine: Mapping[str, str], others: Sequence[Mapping[str, str]]) -> bool:
+    """Tell whether a setting is a word here, and that word is commoner among namesakes than any other."""
+    if any(name not in other for other in others) or re.fullmatch(r"-?[\d.]+(e-?\d+)?|inf", mine[name]):
+        return False
+    (first, count), *rest = Counter([mine[name], *(other[name] for other in others)]).most_common(2)
+    return mine[name] == first and all(count > second for _, second in rest)

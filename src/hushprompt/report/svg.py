@@ -34,8 +34,9 @@ class Scale:
     is_log: bool = False
 
     def __call__(self, value: float) -> float:
-        """Give the unit of a value."""
-        low, high, at = (math.log10(v) if self.is_log else v for v in (self.low, self.high, value))
+        """Give the unit of a value; one outside stands on the edge."""
+        inside = min(max(value, self.low), self.high)
+        low, high, at = (math.log10(v) if self.is_log else v for v in (self.low, self.high, inside))
         return self.start + (at - low) / (high - low) * (self.stop - self.start)
 
     def ticks(self, count: int = 5) -> list[float]:

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from hushprompt.report.figures import MAX_LABELS
 from hushprompt.report.markup import tag
-from hushprompt.report.series import Series, families, mean, with_spread
+from hushprompt.report.series import Series, families, lowest_drawn, mean, with_spread
 from hushprompt.report.svg import WIDTH, Frame, color_class, frame, mark, padded, panel, place_labels, polyline, text
 
 HEIGHT = 330.0
@@ -24,7 +24,9 @@ def local_neighbor(series: Sequence[Series]) -> list[Markup]:
     known = [s for s in series if s.values("local") and s.values("neighbor")]
     if not known:
         return []
-    domain = padded([v for s in known for v in [*s.values("local"), *s.values("neighbor")]], least=6, low=0, high=100)
+    low = min(lowest_drawn(series, "local"), lowest_drawn(series, "neighbor"))
+    values = [v for s in known for v in [*s.values("local"), *s.values("neighbor")] if v >= low]
+    domain = padded(values or [low], least=6, low=0, high=100)
     area = frame(domain, domain, height=HEIGHT)
     at = {s.name: (area.x(mean(s.values("local"))), area.y(mean(s.values("neighbor")))) for s in known}
     parts = [area.axes("local accuracy, %", "neighbor accuracy, %"), _contours(area)]
