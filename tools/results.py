@@ -1,0 +1,237 @@
+"""Keep the results of a sweep in the repository, and write the tables of the README from them.
+
+    python tools/results.py runs/embedded --out results/embedded/grid --title "The embedded grid"
+    python tools/results.py runs/wide --out results/embedded/grid-wide --also results/embedded/grid --readme README.md
+
+Of each finished run it keeps what a table needs (`config.toml`, `summary.json`, `privacy.json`) and, beside them,
+`sweep.json`, the tables of `hushprompt compare`, the report (made from the whole run folders) and the privacy-utility
+figure, all of the runs in `--out` and `--also` together. Without a sweep, all but the report is made again from what is
+kept. In the README it replaces what stands between `<!-- results: NAME -->` and `<!-- end -->`: no number there is
+typed by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from importlib import resources
+from pathlib import Path
+
+from markupsafe import Markup
+
+from hushprompt import files, load_registries
+from hushprompt.cli_compare import csv_text, grids_of, say_once
+from hushprompt.report import figures, formats, grouping, page, results, runs, tables
+from hushprompt.report.comparison import Comparison, compare, in_order
+from hushprompt.report.grouping import EPSILON, Group
+from hushprompt.report.markup import tag
+from hushprompt.report.series import Series, pool
+from hushprompt.report.svg import WIDTH, line_class, mark, text
+
+KEPT = ("config.toml", "summary.json", "privacy.json")
+AGAINST = "promptfl"
+DP_FPL = "method.name=dp_fpl, method.factorization=orthonormal, method.keep_residual=true, method.rank=8"
+SCORES = {"local": "local", "neighbor": "neighbor", "harmonic_mean": "harmonic mean"}
+LEVEL = 0.05
+
+
+def main() -> None:
+    """Keep runs, then write tables, figure, report and README."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sweep", type=Path, nargs="?", help="folder of a sweep; none: what is kept already")
+    parser.add_argument("--out", type=Path, required=True, help="where its results are kept")
+    parser.add_argument("--also", type=Path, action="append", default=[], help="kept results that belong to them")
+    parser.add_argument("--readme", type=Path, help="page whose tables are written")
+    parser.add_argument("--title", default="", help="heading of the report")
+    args = parser.parse_args()
+    load_registries()
+    if args.sweep is not None:
+        keep(args.sweep, args.out)
+        files.write_text(args.out / "report.html", page.report([args.sweep, *args.also], args.title))
+    folders = [args.out, *args.also]
+    write_tables(folders, args.out)
+    files.write_text(args.out / "utility.svg", figure(pool(runs.find(folders).runs)))
+    if args.readme is not None:
+        files.write_text(args.readme, filled(args.readme.read_text(encoding="utf-8"), groups_of(folders)))
+
+
+def keep(sweep: Path, out: Path) -> None:
+    """Copy the records of every finished run."""
+    for summary in sorted(sweep.glob("*/summary.json")):
+        target = out / summary.parent.name
+        target.mkdir(parents=True, exist_ok=True)
+        for name in KEPT:
+            shutil.copyfile(summary.parent / name, target / name)
+    if (sweep / "sweep.json").exists():
+        shutil.copyfile(sweep / "sweep.json", out / "sweep.json")
+
+
+def write_tables(folders: Sequence[Path], out: Path) -> None:
+    """Write what `hushprompt compare --columns epsilon --against promptfl` prints, in three forms."""
+    rows, notes = results.read(folders)
+    whole = compare("", grouping.group(rows), against=AGAINST, test="t", notes=notes)
+    grids = say_once(grids_of(whole, "epsilon", list(SCORES)))
+    files.write_text(out / "table.md", "\n".join(map(formats.markdown, grids)))
+    files.write_text(out / "table.tex", "\n".join(map(formats.latex, grids)))
+    files.write_text(out / "table.csv", csv_text([whole]))
+
+
+def groups_of(folders: Sequence[Path]) -> list[Group]:
+    """Read kept results."""
+    return grouping.group(results.read(folders)[0])
+
+
+def filled(readme: str, groups: Sequence[Group]) -> str:
+    """Write every table that the page has a place for."""
+    for name, make in README.items():
+        place = re.compile(rf"(<!-- results: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+        if place.search(readme):
+            made = make(groups)
+            readme = place.sub(lambda found, made=made: f"{found[1]}{made}{found[2]}", readme)  # type: ignore[misc]
+    return readme
+
+
+def budgets(groups: Sequence[Group]) -> str:
+    """Give the harmonic mean of every method by budget."""
+    own = [group for group in groups if not is_other_rank(group)]
+    own.sort(key=lambda group: -group.spread("harmonic_mean").mean)
+    return by_budget(own, "", name, lambda group: _score(group, "harmonic_mean"))
+
+
+def ranks(groups: Sequence[Group]) -> str:
+    """Give local and neighbor accuracy of DP-FPL by rank and budget."""
+    own = [group for group in groups if _is_dp_fpl(group)]
+    own.sort(key=lambda group: int(group.label("method.rank")))
+    return by_budget(
+        own,
+        "rank",
+        lambda group: group.label("method.rank"),
+        lambda group: f"{_score(group, 'local')} / {_score(group, 'neighbor')}",
+    )
+
+
+def rivals(groups: Sequence[Group]) -> str:
+    """Give what is significantly better than DP-FPL, score by score and budget by budget."""
+    lines = [["epsilon", *SCORES.values()]]
+    for budget in _budgets(groups):
+        same = [group for group in groups if not is_other_rank(group) and budget in (_asked(group), "-")]
+        same += [group for group in groups if group.epsilon is None and group not in same]
+        same = [group for group in same if not _is_only_named(group)]
+        compared = compare("", same, against=DP_FPL, test="t")
+        lines.append([_heading(budget), *(_better(compared, score) for score in SCORES)])
+    return _markdown(lines)
+
+
+README: dict[str, Callable[[Sequence[Group]], str]] = {"budgets": budgets, "ranks": ranks, "rivals": rivals}
+
+
+def by_budget(groups: Sequence[Group], head: str, label: Callable[[Group], str], cell: Callable[[Group], str]) -> str:
+    """Give a line a label and a column a budget; what uses no private data is said once, in every column."""
+    columns = _budgets(groups)
+    lines: dict[str, dict[str, str]] = {}
+    for group in sorted(groups, key=lambda group: group.epsilon is None):
+        line = lines.setdefault(label(group), {})
+        for budget in columns if group.epsilon is None else [_asked(group)]:
+            proven = f" (proven: {tables.epsilon_text(group.epsilon)})" if _is_only_named(group) else ""
+            line[budget] = cell(group) + proven
+    body = [[title, *(cells.get(budget, "") for budget in columns)] for title, cells in lines.items()]
+    return _markdown([[head, *map(_heading, columns)], *body])
+
+
+def name(group: Group) -> str:
+    """Name a method, and its ablation."""
+    ablation = ""
+    if group.label("method.keep_residual") == "false":
+        ablation = ", no residual"
+    elif group.label("method.factorization") == "none":
+        ablation = ", full-rank personal prompt"
+    return group.title + ablation
+
+
+def is_other_rank(group: Group) -> bool:
+    """True for DP-FPL at another rank than 8."""
+    return _is_dp_fpl(group) and group.label("method.rank") != "8"
+
+
+def _is_dp_fpl(group: Group) -> bool:
+    """True for DP-FPL itself, at any rank."""
+    return (
+        group.label("method.name") == "dp_fpl"
+        and group.label("method.keep_residual") == "true"
+        and group.label("method.factorization") == "orthonormal"
+    )
+
+
+def _asked(group: Group) -> str:
+    """Write the budget that was asked for; "-" where nothing private is used."""
+    return "-" if group.epsilon is None else group.label(EPSILON)
+
+
+def _is_only_named(group: Group) -> bool:
+    """True where the budget that was asked for is not the one that is proven."""
+    return group.epsilon is not None and tables.epsilon_text(group.epsilon) != _asked(group)
+
+
+def _budgets(groups: Sequence[Group]) -> list[str]:
+    """Give the budgets, no noise first."""
+    return in_order([_asked(group) for group in groups if group.epsilon is not None], is_descending=True)
+
+
+def _heading(budget: str) -> str:
+    """Name a column."""
+    return "no noise" if budget == "inf" else budget
+
+
+def _score(group: Group, score: str) -> str:
+    """Write mean and deviation in percent."""
+    spread = group.spread(score)
+    return f"{100 * spread.mean:.1f}" + ("" if math.isnan(spread.std) else f" ± {100 * spread.std:.1f}")
+
+
+def _better(compared: Comparison, score: str) -> str:
+    """List what is significantly better, the best first, with the difference in points."""
+    found = [
+        (difference.mean, name(compared.groups[at]))
+        for at, (difference, p) in compared.differences[score].items()
+        if difference.mean > 0 and p is not None and p < LEVEL
+    ]
+    if all(p is None for _, p in compared.differences[score].values()):
+        return "not tested"
+    return "; ".join(f"{title} +{100 * points:.1f}" for points, title in sorted(found, reverse=True)) or "nothing"
+
+
+def _markdown(lines: Sequence[Sequence[str]]) -> str:
+    """Give a table whose first line is its header."""
+    header, *body = lines
+    return "".join("| " + " | ".join(line) + " |\n" for line in (header, ["---"] * len(header), *body))
+
+
+def figure(series: Sequence[Series]) -> Markup:
+    """Give the privacy-utility panels beside each other with their legend, as one SVG that needs no page."""
+    panels = figures.privacy_utility(series)
+    families = list({s.family: s for s in series}.values())
+    rows = math.ceil(len(families) / 3)
+    width, top, height = WIDTH * len(panels), 290, 290 + 20 * rows
+    placed = [
+        tag("svg", made, x=WIDTH * index, y=0, width=WIDTH, height=270, viewBox=f"0 0 {WIDTH} 270")
+        for index, made in enumerate(panels)
+    ]
+    entries = []
+    for index, s in enumerate(families):
+        x, y = 20 + width / 3 * (index // rows), top + 20 * (index % rows)
+        style = line_class(s.style) if s.learns else "line ref dashed"
+        line = tag("path", d=f"M{x:.0f} {y}h32", class_=style)
+        entries += [line, mark(s.style, x + 16, y, ""), text(x + 40, y + 4, s.family)]
+    sheet = Markup((resources.files("hushprompt.report") / "page.css").read_text(encoding="utf-8"))
+    ground = tag("rect", width=width, height=height, fill="var(--card)")
+    style = tag("style", sheet, "svg text { font-family: system-ui, sans-serif; }")
+    return tag(
+        "svg", style, ground, *placed, *entries, xmlns="http://www.w3.org/2000/svg", viewBox=f"0 0 {width} {height}"
+    )
+
+
+if __name__ == "__main__":
+    main()
