@@ -97,7 +97,7 @@ def filled(readme: str, groups: Sequence[Group]) -> str:
 def budgets(groups: Sequence[Group]) -> str:
     """Give the harmonic mean of every method by budget."""
     own = [group for group in groups if not is_other_rank(group)]
-    own.sort(key=lambda group: -group.spread("harmonic_mean").mean)
+    own.sort(key=lambda group: (_asked(group) != "inf", -group.spread("harmonic_mean").mean))
     return by_budget(own, "", name, lambda group: _score(group, "harmonic_mean"))
 
 
@@ -212,7 +212,7 @@ def _markdown(lines: Sequence[Sequence[str]]) -> str:
 def figure(series: Sequence[Series]) -> Markup:
     """Give the privacy-utility panels beside each other with their legend, as one SVG that needs no page."""
     panels = figures.privacy_utility(series)
-    families = list({s.family: s for s in series}.values())
+    families = list({s.family: s for s in sorted(series, key=lambda s: s.has_budget)}.values())
     rows = math.ceil(len(families) / 3)
     width, top, height = WIDTH * len(panels), 290, 290 + 20 * rows
     placed = [
