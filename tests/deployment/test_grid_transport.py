@@ -37,7 +37,7 @@ class Echo:
 def site(monkeypatch):
     """A stand-in for the site behind the real ClientApp."""
     site = Echo()
-    monkeypatch.setattr(client_side, "_site", lambda config: site)
+    monkeypatch.setattr(client_side, "site", lambda config: site)
     return site
 
 
@@ -90,7 +90,7 @@ def test_only_nodes_that_are_up_are_online(grid):
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [
-        ("gone", "Node Unavailable"),
+        ("gone", "connection is lost"),
         ("silent", "deadline"),
         ("not taken", "did not take it"),
         (damaged, "checksum"),
@@ -122,10 +122,10 @@ def test_an_answer_that_is_too_long_is_not_read(grid):
 
 def test_a_client_is_who_its_key_says_it_is(grid, site, monkeypatch):
     names = {"1000": "north", "1001": "south"}
-    monkeypatch.setattr(site, "answer", lambda request: Envelope("join", {"name": "north"}))
+    monkeypatch.setattr(site, "answer", lambda request: Envelope("join", {"client": "north"}))
     assert quick(grid, names=names).online() == ["1000", "1001"]
     answers = ask(grid, ["1000", "1001"], names=names)
-    assert answers["1000"].meta["name"] == "north"
+    assert answers["1000"].meta["client"] == "north"
     assert "its key is that of 'south'" in answers["1001"].reason
 
 

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from hushprompt import cli_federation
 from hushprompt import config as configs
 from hushprompt.deployment.config import load_client, load_server
-from hushprompt.deployment.flower import clientapp, environment
+from hushprompt.deployment.flower import clientapp, environment, hand_over
 from hushprompt.deployment.flower.gate import REFUSAL, Gate, is_worth_a_line
 from hushprompt.deployment.operate import client, layout, server, status
 from hushprompt.errors import ConfigError, LinkError
@@ -136,8 +136,9 @@ def test_a_client_is_started_with_tls_a_key_and_its_own_code(folder):
     assert sorted(os.listdir(own)) == sorted([clientapp.REPLACED, *clientapp.REFUSED])
     for name in clientapp.REFUSED:
         assert subprocess.run([f"{own}/{name}"], capture_output=True).returncode == 1
-    (line,) = (folder / "clients/a/store/flwr/bin" / clientapp.REPLACED).read_text().splitlines()[1:]
-    assert line == f'exec {sys.executable} -P -m hushprompt.deployment.flower.clientapp "$@"'
+    lines = (folder / "clients/a/store/flwr/bin" / clientapp.REPLACED).read_text().splitlines()
+    assert lines[2] == f'{sys.executable} -I -S {hand_over.__file__} "$@"'
+    assert lines[-1] == f'exec {sys.executable} -P -m hushprompt.deployment.flower.clientapp "$@"'
 
 
 def test_insecure_is_for_loopback_alone(folder):

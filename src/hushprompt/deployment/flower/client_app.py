@@ -39,7 +39,7 @@ def client_app(config_of: Callable[[Context], Path]) -> ClientApp:
         except ProtocolError as error:
             return messages.reply(refusal(str(error)), message)
         try:
-            return messages.reply(_site(config_of(context)).answer(request), message)
+            return messages.reply(site(config_of(context)).answer(request), message)
         except Exception as error:
             _LOG.exception("The message %r could not be answered.", request.kind)
             return Message(Error(FAILED, type(error).__name__), reply_to=message)
@@ -47,8 +47,13 @@ def client_app(config_of: Callable[[Context], Path]) -> ClientApp:
     return app
 
 
+def site(config: Path) -> Site:
+    """Give a client's end: the one that this process has, unless `client.toml` was changed."""
+    return _site(config, config.stat().st_mtime_ns)
+
+
 @functools.lru_cache(maxsize=32)
-def _site(config: Path) -> Site:
+def _site(config: Path, changed: int) -> Site:
     """Open a client's end; a simulation's processes answer for several clients, many times."""
     load_registries()
     return open_site(load_client(config))

@@ -1,17 +1,26 @@
 """The process that Flower starts at a client for each message, running the package that is installed there.
 
 Flower's own process runs whatever code the server sends: then no limit in `client.toml` would hold against a server
-that is not what it should be. This one stands in for it, takes the message, and leaves the sent code unread.
+that is not what it should be. This one stands in for it, takes the message, and leaves the sent code unread. Where a
+process is on standby, the message is handed over to it.
 """
 
 from __future__ import annotations
 
+import logging
+import os
 import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from hushprompt.deployment.flower import environment, hand_over
+from hushprompt.errors import HushpromptError
+
+_LOG = logging.getLogger(__name__)
+COMMANDS = "bin"
+"""Folder in Flower's own for the commands of a client, and for its socket."""
 REPLACED = "flwr-clientapp"
 """Command of Flower's that this stands in for."""
 REFUSED = ("flwr-serverapp", "flwr-agentapp", "flwr-connector", "flwr-model", "flwr-simulation")
@@ -22,7 +31,16 @@ def install(folder: Path) -> None:
     """Write the commands into a folder that comes first on the PATH of a client's processes."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = {name: f"echo {name} is not run at a client >&2; exit 1" for name in REFUSED}
-    lines[REPLACED] = f'exec {shlex.quote(sys.executable)} -P -m {__name__} "$@"'
+    python = shlex.quote(sys.executable)
+    lines[REPLACED] = "\n".join(
+        (
+            f"cd {shlex.quote(str(folder.resolve()))} || exit 1",
+            f'{python} -I -S {shlex.quote(hand_over.__file__)} "$@"',
+            "status=$?",
+            f"[ $status -eq {hand_over.NOBODY} ] || exit $status",
+            f'exec {python} -P -m {__name__} "$@"',
+        )
+    )
     for name, line in lines.items():
         path = folder / name
         path.write_text(f"#!/bin/sh\n{line}\n", encoding="utf-8")
@@ -39,6 +57,34 @@ def main() -> None:
         getattr(run_clientapp, name)  # a Flower that works in another way stops here, and not by running sent code
         setattr(run_clientapp, name, instead)
     flwr_clientapp()
+
+
+def answer(arguments: list[str]) -> int:
+    """Answer one message in a process that was forked for it."""
+    import torch
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    sys.argv = [REPLACED, *arguments]
+    main()
+    return 0
+
+
+def prepare() -> None:
+    """Load what every message needs: imports, and model, plan and features of the run that was last agreed on."""
+    import torch
+    from flwr.supernode.cli import flwr_clientapp  # noqa: F401
+    from flwr.supernode.runtime import run_clientapp  # noqa: F401
+
+    from hushprompt.deployment.flower import client_app
+
+    torch.set_num_threads(1)  # a process whose threads have begun cannot be forked
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # looks for GPUs without using them
+    if torch.cuda.is_available():
+        return  # nor can one that has used a GPU: each message loads its model then
+    try:
+        client_app.site(environment.path_of(environment.CLIENT_CONFIG)).prepare()
+    except (HushpromptError, OSError) as error:
+        _LOG.warning("nothing could be prepared: %s", error)  # the message itself will say so
 
 
 def _leave(*_: Any, **__: Any) -> None:

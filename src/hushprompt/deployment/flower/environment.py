@@ -25,6 +25,8 @@ SAFE = {
     # SuperLink would fetch and install what a submitted app lists, for each run.
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # Ray would hide the GPUs from clients that reserve none.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 """Nobody is told anything, and nothing is fetched."""
 BUNDLE = Path(__file__).parent / "app"

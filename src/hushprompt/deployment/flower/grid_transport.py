@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 
 from flwr.app import Message
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from hushprompt.deployment.envelope import Envelope
@@ -13,6 +14,11 @@ from hushprompt.deployment.flower import messages
 from hushprompt.deployment.transport import Failure
 from hushprompt.errors import ProtocolError
 
+REASONS = {
+    ErrorCode.MESSAGE_UNAVAILABLE: "no answer by the deadline",  # SuperLink drops a message then
+    ErrorCode.NODE_UNAVAILABLE: "its connection is lost",
+}
+"""Flower's errors that say what happened, in plain words."""
 POLL_S = 0.5
 """Seconds between two looks for answers; Flower's own `send_and_receive` looks every three."""
 
@@ -75,13 +81,14 @@ class GridTransport:
     def _read(self, node: str, message: Message, max_bytes: int) -> Envelope | Failure:
         """Give what a node answered."""
         if message.has_error():
-            return Failure(f"Flower error {message.error.code}: {message.error.reason}")
+            told = f"Flower error {message.error.code}: {message.error.reason}"
+            return Failure(REASONS.get(message.error.code, told))
         if str(message.metadata.src_node_id) != node:
             return Failure(f"the answer came from another node, {message.metadata.src_node_id}")
         try:
             answer = messages.read(message, max_bytes)
         except ProtocolError as error:
             return Failure(str(error))
-        if self._names is not None and answer.meta.get("name", self._names[node]) != self._names[node]:
-            return Failure(f"it calls itself {answer.meta['name']!r}, but its key is that of {self._names[node]!r}")
+        if self._names is not None and answer.meta.get("client", self._names[node]) != self._names[node]:
+            return Failure(f"it calls itself {answer.meta['client']!r}, but its key is that of {self._names[node]!r}")
         return answer

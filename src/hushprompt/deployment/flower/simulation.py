@@ -16,10 +16,10 @@ from hushprompt.deployment.flower.server_app import main
 
 
 def simulate(server: Path, clients: Sequence[Path], cpus_per_client: int = 1) -> None:
-    """Run a federation from its config files, as separate machines would.
+    """Run a federation from its config files, as separate machines would. Ray takes a while to start.
 
     Args:
-        server: `server.toml`.
+        server: `server.toml`; its round_deadline_s must leave Ray that while.
         clients: a `client.toml` each.
         cpus_per_client: of this machine; as many clients work side by side as there are CPUs for.
 

@@ -48,10 +48,10 @@ def job(path: Path, config: ClientConfig, say: Callable[[str], None], *, is_inse
         command += ["--root-certificates", link.ca, "--auth-supernode-private-key", link.key]
     variables = environment.environment(folder, {environment.CLIENT_CONFIG: path})
     # Comes before Flower's own commands: a client runs what is installed there, not what a server sends.
-    variables["PATH"] = os.pathsep.join([str(folder / "bin"), variables["PATH"]])
+    variables["PATH"] = os.pathsep.join([str(folder / clientapp.COMMANDS), variables["PATH"]])
 
     def check() -> None:
-        clientapp.install(folder / "bin")
+        clientapp.install(folder / clientapp.COMMANDS)
         if is_insecure:
             return
         for warning in check_link(config):
