@@ -30,6 +30,7 @@ settings.register_profile("hushprompt", deadline=None, max_examples=50)
 settings.load_profile("hushprompt")
 hushprompt.load_registries()
 torch.set_num_threads(1)
+collect_ignore = ["faults"]  # for processes that tests start
 
 
 @pytest.fixture

@@ -1,0 +1,220 @@
+"""A server and three clients as processes of their own, with TLS and keys: what goes well, and what goes wrong.
+
+One story on processes that are started once, since each costs seconds; every test looks at what it left.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+pytest.importorskip("flwr")
+
+from deployments import NAMES, Deployment
+from hushprompt import records
+from hushprompt.deployment.config import load_client
+from hushprompt.deployment.flower import environment
+from hushprompt.deployment.operate import node_keys
+from hushprompt.deployment.transport import Failure, InProcess
+from real_federation import RealFederation, edit, free_port
+from runs import run_with
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc"),
+]
+DEADLINE_S = float(os.environ.get("ROUND_DEADLINE_S", "20"))
+"""Of a round in which somebody is too slow; a machine with much other work needs more."""
+RUN = {
+    "seed": 3,
+    "backbone": {"name": "toy"},
+    "data": {"name": "toy"},
+    "partition": {"name": "disjoint_classes", "num_clients": 3},
+    "sampling": {"name": "poisson", "sampling_prob": 0.5},
+    "method": {"name": "dp_fpl", "num_ctx": 4, "rank": 2},
+    "privacy": {"epsilon": 8.0, "delta": 1e-3},
+    "training": {"num_rounds": 4},
+}
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory):
+    """All that happens: a run that goes well, one in which everything fails once, and one that nobody may join."""
+    federation = RealFederation(tmp_path_factory.mktemp("real"), RUN, NAMES, short_lived=["bob"])
+    told = SimpleNamespace(federation=federation)
+    try:
+        federation.start("server", *NAMES)
+        told.plain = federation.train(folder="plain", min_clients=3)
+        told.stranger = stranger(federation)
+        told.killed, told.resumed = failures(federation)
+        told.refused = refusals(federation)
+    finally:
+        federation.stop()
+    return told
+
+
+def stranger(federation):
+    """A process that trusts the server, with a key that the server does not know."""
+    key = federation.root / "stranger.key"
+    node_keys.make(key, "stranger")
+    link = load_client(federation.client("ann")).link
+    words = [
+        Path(sys.executable).parent / "flower-supernode", "--superlink", link.superlink, "--root-certificates", link.ca,
+        "--auth-supernode-private-key", key, "--host", "127.0.0.1", "--port", str(free_port()),
+    ]  # fmt: skip
+    variables = environment.environment(federation.root / "stranger", {}, federation.environment)
+    with (federation.root / "stranger.log").open("w") as log:
+        federation.processes["stranger"] = subprocess.Popen(words, env=variables, stdout=log, stderr=log)
+    federation.until(lambda: "2004" in federation.log("stranger"))
+    federation.kill("stranger")
+    return federation.log("stranger")
+
+
+def failures(federation):
+    """Four rounds: cyd's answer is damaged; bob is killed and cyd too slow; cyd's disk is full and the server killed.
+
+    Bob and the server come back, and the run is started again.
+    """
+    federation.set_faults(
+        ann=[("turn", 2, "slow", 10)],
+        bob=[("turn", 1, "slow", DEADLINE_S + 5)],
+        cyd=[("turn", 0, "damaged"), ("turn", 1, "slow", DEADLINE_S + 5), ("turn", 2, "full disk")],
+    )
+    run = federation.begin(folder="failing", min_clients=1, round_deadline_s=DEADLINE_S, join_deadline_s=120.0)
+    federation.until(lambda: federation.has_begun("bob"))
+    federation.kill("bob")
+    federation.until(lambda: federation.has_begun("ann") and "No space left" in federation.log("cyd"))
+    federation.kill("server")
+    shown, _ = run.communicate()
+    federation.set_faults(ann=[], bob=[], cyd=[])
+    federation.start("server", "bob")
+    return (run.returncode, shown), federation.train(round_deadline_s=300.0)
+
+
+def refusals(federation):
+    """Every client has something else than the server."""
+    federation.set_faults(ann=[("join", None, "other version")])
+    edit(federation.client("bob"), share=None, data={"name": "toy", "num_classes": 5})
+    edit(federation.client("cyd"), backbone={"name": "toy", "feature_dim": 7})
+    return federation.train(folder="refused", min_clients=3, join_deadline_s=DEADLINE_S)
+
+
+class Losing(InProcess):
+    """Loses in one process what the story loses between processes."""
+
+    num_turns = 0
+
+    def ask(self, requests, deadline_s, max_bytes):
+        self.round_index = next(iter(requests.values())).meta.get("round")
+        for node, answer in super().ask(requests, deadline_s, max_bytes):
+            is_lost = node == "cyd" and self.round_index in (0, 1)
+            yield node, Failure("lost") if is_lost or isinstance(answer, Failure) else answer
+
+    def deliver(self, node, data):
+        if node == "bob" and self.round_index == 1:
+            raise OSError("killed")
+        return super().deliver(node, data)
+
+
+def rounds_of(story, folder):
+    lines = (story.federation.server.parent / folder / "records.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def lines_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def run_store(story, folder, name):
+    agreement = records.read_json(story.federation.server.parent / folder / "agreement.json")
+    return story.federation.store(name) / "trial" / agreement["run"]
+
+
+def prompts(story, folder):
+    """All prompts that a run left, under the names that a simulation gives them."""
+    found = {"global.safetensors": story.federation.server.parent / folder / "prompts" / "global.safetensors"}
+    for at, name in enumerate(NAMES):
+        file = f"client-{at:03d}.safetensors"
+        found[file] = run_store(story, folder, name) / "prompts" / file
+    return {file: load_file(path) for file, path in found.items()}
+
+
+def assert_equal(found, expected):
+    assert set(found) == set(expected)
+    for file, tensors in expected.items():
+        assert set(found[file]) == set(tensors)
+        for key, tensor in tensors.items():
+            assert torch.allclose(found[file][key], tensor, atol=1e-6), (file, key)
+
+
+def test_separate_processes_give_the_prompts_and_epsilon_of_a_simulation(story, tmp_path):
+    assert story.plain[0] == 0, story.plain[1]
+    folder, _, simulated = run_with({**RUN, "references": []}, tmp_path)
+    assert_equal(prompts(story, "plain"), {path.name: load_file(path) for path in (folder / "prompts").glob("*")})
+    real = rounds_of(story, "plain")
+    assert [line["epsilon"] for line in real] == [record.epsilon for record in simulated]
+    assert [(line["bytes_up"], line["bytes_down"]) for line in real] == [(r.bytes_up, r.bytes_down) for r in simulated]
+    assert all(line["took_part"] == list(NAMES) and not line["failures"] for line in real)
+
+
+def test_an_unknown_key_does_not_get_in(story):
+    assert "[code: 2004]" in story.stranger
+    assert "Receiving" not in story.stranger
+
+
+def test_rounds_go_on_with_the_survivors_and_the_record_says_who_they_were(story):
+    took_part = [line["took_part"] for line in rounds_of(story, "failing")]
+    assert took_part == [["ann", "bob"], ["ann"], list(NAMES), list(NAMES)]
+
+
+def test_what_failed_is_written_down(story):
+    lines = lines_of(story.federation.server.parent / "failing" / "refusals.jsonl")
+    reasons = {(line["client"], line["round"]): line["reason"] for line in lines if "round" in line}
+    assert "checksum" in reasons["cyd", 0]
+    assert ("bob", 1) in reasons
+    assert "deadline" in reasons["cyd", 1]
+
+
+def test_a_full_disk_at_a_client_is_its_refusal(story):
+    assert "No space left" in story.federation.log("cyd")
+
+
+def test_a_killed_server_fails_its_run_and_the_next_one_goes_on_with_the_same_budget(story):
+    assert story.killed[0] != 0
+    assert story.resumed[0] == 0, story.resumed[1]
+    plain, failing = rounds_of(story, "plain"), rounds_of(story, "failing")
+    assert [line["round_index"] for line in failing] == [1, 2, 3, 4]
+    assert failing[-1]["epsilon"] == plain[-1]["epsilon"]
+    charged = [line["round"] for line in lines_of(story.federation.server.parent / "failing" / "ledger.jsonl")]
+    assert charged == [1, 2, 3, 4]
+
+
+def test_a_client_is_charged_once_for_a_turn_that_is_asked_for_twice(story):
+    charged = [line["round"] for line in lines_of(run_store(story, "failing", "ann") / "ledger.jsonl")]
+    assert charged == [1, 2, 3, 4]
+
+
+def test_after_all_failures_the_prompts_are_those_of_a_simulation_that_lost_the_same_messages(story, tmp_path):
+    expected = Deployment({**RUN, "references": []}, tmp_path, carrier=Losing, min_clients=1)
+    expected.serve()
+    assert_equal(prompts(story, "failing"), expected.prompts())
+
+
+def test_clients_with_another_version_classes_or_backbone_are_refused_before_training(story):
+    assert story.refused[0] != 0
+    folder = story.federation.server.parent / "refused"
+    reasons = " ".join(line["reason"] for line in lines_of(folder / "refusals.jsonl"))
+    for words in ("protocol version", "have 5 classes", "fingerprint"):
+        assert words in reasons
+    assert not (folder / "ledger.jsonl").exists()
+    assert "0 of 3 clients joined" in story.refused[1]
+
+
+def test_nothing_is_left_running(story):
+    assert all(process.returncode == 0 for process in story.federation.processes.values())

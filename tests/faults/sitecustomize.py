@@ -1,0 +1,65 @@
+"""What goes wrong in the processes of a real federation: every Python with this folder on its path loads it.
+
+`$FAULTS` is a folder; a client's file there, NAME.json, says what its answers to which messages are like.
+`$HEARTBEAT_S` has a SuperNode heard more often than every 30 s: then it is sooner known to be gone.
+"""
+
+import errno
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+COMMAND = " ".join(sys.orig_argv)
+
+
+def fault_of(name, request):
+    path = Path(os.environ["FAULTS"]) / f"{name}.json"
+    for fault in json.loads(path.read_text()) if path.exists() else []:
+        if (request.kind, request.meta.get("round")) == (fault["kind"], fault["round"]):
+            return fault
+    return {}
+
+
+def full_disk(handle):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def spoil():
+    """Make the answers of this process, which is forked for one message, what the client's file says."""
+    from flwr.app import Array
+
+    from hushprompt.deployment import agreement
+    from hushprompt.deployment.flower import messages
+    from hushprompt.deployment.site import Site
+
+    answer = Site.answer
+
+    def damaged(dtype, shape, form, data):
+        return Array(dtype, shape, form, data[:-1] + bytes([data[-1] ^ 1]))
+
+    def spoiled(self, request):
+        name = self.config.client.name
+        fault = fault_of(name, request)
+        match fault.get("what"):
+            case "slow":
+                (Path(os.environ["FAULTS"]) / f"{name}.begun").touch()
+                time.sleep(fault["seconds"])
+            case "full disk":
+                os.fsync = full_disk
+            case "other version":
+                agreement.PROTOCOL += 1
+            case "damaged":
+                messages.Array = damaged
+        return answer(self, request)
+
+    Site.answer = spoiled
+
+
+if "HEARTBEAT_S" in os.environ and "flower.supernode" in COMMAND:
+    from flwr.supernode import fleet_http_connection
+
+    fleet_http_connection.HEARTBEAT_DEFAULT_INTERVAL = int(os.environ["HEARTBEAT_S"])
+if "FAULTS" in os.environ and "flower.standby" in COMMAND:
+    spoil()
