@@ -91,7 +91,7 @@ class Envelope:
         for name, tensor in tensors.items():
             if tensor.is_floating_point() and not tensor.isfinite().all():
                 raise ProtocolError(f"The tensor {name!r} of a message has values that are NaN or infinite.")
-        return cls(kind, meta, tensors)
+        return cls(kind, meta, dict(sorted(tensors.items())))
 
 
 def refusal(reason: str) -> Envelope:
