@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from hushprompt.deployment.operate import tether
 from hushprompt.deployment.operate.supervise import BackOff, Job, Supervisor
 from hushprompt.errors import ConfigError
 
@@ -87,6 +88,12 @@ def test_what_must_be_put_right_first_is_an_error_at_the_first_start_and_a_messa
     checks = iter([ConfigError("No certificate.")])
     with pytest.raises(ConfigError, match="No certificate"):
         Supervisor(job(command, check=check), print, QUICK).run()
+
+
+def test_once_it_is_over_orphans_are_not_adopted_any_more(tmp_path):
+    run_until(job(script(tmp_path, "ends", "exit 1")), lambda said: True)
+    left = subprocess.run(["sh", "-c", "sleep 2 >/dev/null 2>&1 & echo $!"], stdout=subprocess.PIPE, check=True).stdout
+    assert int(left) not in tether.descendants(os.getpid())
 
 
 PROGRAM = """

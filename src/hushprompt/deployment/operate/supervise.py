@@ -71,9 +71,8 @@ class Supervisor:
         Raises:
             ConfigError: what `check` finds before the first start. Later it is said, and tried again.
         """
-        tether.adopt_orphans()
         wait_s, is_first = self._back_off.first_s, True
-        with self._signals():
+        with tether.adopting_orphans(), self._signals():
             while True:
                 lived_s, reason = self._once(is_first)
                 is_first = False

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
@@ -20,9 +21,14 @@ def end_with_parent() -> None:
     _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def adopt_orphans() -> None:
-    """Become the parent of what this process's children leave behind: so nothing they started gets lost."""
+@contextlib.contextmanager
+def adopting_orphans() -> Iterator[None]:
+    """Be the parent of what this process's children leave behind, for a while: so nothing they started gets lost."""
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
+    try:
+        yield
+    finally:
+        _prctl(PR_SET_CHILD_SUBREAPER, 0)
 
 
 def end_descendants(grace_s: float) -> None:
