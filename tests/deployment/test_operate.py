@@ -325,6 +325,8 @@ def test_status_shows_who_took_part_and_what_was_refused(trained, command):
     assert "round 1 of" in out
     assert "a took part; not b (no answer by the deadline)" in out
     assert "768 bytes up, 512 down" in out
+    for word in ("delta = ", "one example", "add_remove", "accountant"):
+        assert word in out
     assert "b in round 1: no answer" in out
 
 
