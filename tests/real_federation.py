@@ -121,9 +121,20 @@ class RealFederation:
         return process.returncode, shown
 
     def runs(self):
+        with self.control() as control:
+            return control.runs()
+
+    def online(self):
+        """Names of the clients that the server takes for connected."""
+        names = json.loads(ends.names_file(load_server(self.server)).read_text())
+        with self.control() as control:
+            return {names[node.node_id] for node in control.nodes() if node.is_online}
+
+    @contextlib.contextmanager
+    def control(self):
         control = ends.control(load_server(self.server))
         with contextlib.closing(control._client):
-            return control.runs()
+            yield control
 
     def set_faults(self, **faults):
         """Have messages of clients go wrong: each (kind, round or None, what, seconds); an empty list ends it."""

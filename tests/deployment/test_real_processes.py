@@ -3,8 +3,11 @@
 One story on processes that are started once, since each costs seconds; every test looks at what it left.
 """
 
+import dataclasses
+import datetime
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -18,9 +21,10 @@ pytest.importorskip("flwr")
 
 from deployments import NAMES, Deployment
 from hushprompt import records
-from hushprompt.deployment.config import load_client
+from hushprompt.deployment.config import load_client, load_server
 from hushprompt.deployment.flower import environment
-from hushprompt.deployment.operate import node_keys
+from hushprompt.deployment.operate import certificates, node_keys
+from hushprompt.deployment.operate import server as ends
 from hushprompt.deployment.transport import Failure, InProcess
 from real_federation import RealFederation, edit, free_port
 from runs import run_with
@@ -45,15 +49,15 @@ RUN = {
 
 @pytest.fixture(scope="module")
 def story(tmp_path_factory):
-    """All that happens: a run that goes well, one in which everything fails once, and one that nobody may join."""
+    """All that happens: a run that goes well, one that nobody may join, and one in which everything fails once."""
     federation = RealFederation(tmp_path_factory.mktemp("real"), RUN, NAMES, short_lived=["bob"])
     told = SimpleNamespace(federation=federation)
     try:
         federation.start("server", *NAMES)
         told.plain = federation.train(folder="plain", min_clients=3)
         told.stranger = stranger(federation)
-        told.killed, told.resumed = failures(federation)
         told.refused = refusals(federation)
+        told.killed, told.expired, told.resumed = failures(federation)
     finally:
         federation.stop()
     return told
@@ -76,10 +80,21 @@ def stranger(federation):
     return federation.log("stranger")
 
 
+def refusals(federation):
+    """Every client has something else than the server, and afterwards what it should have."""
+    federation.set_faults(ann=[("join", None, "other version")])
+    edit(federation.client("bob"), share=None, data={"name": "toy", "num_classes": 5})
+    edit(federation.client("cyd"), backbone={"name": "toy", "feature_dim": 7})
+    told = federation.train(folder="refused", min_clients=3, join_deadline_s=DEADLINE_S)
+    edit(federation.client("bob"), share={"client": 1}, data=None)
+    edit(federation.client("cyd"), backbone=None)
+    return told
+
+
 def failures(federation):
     """Four rounds: cyd's answer is damaged; bob is killed and cyd too slow; cyd's disk is full and the server killed.
 
-    Bob and the server come back, and the run is started again.
+    Bob and the server come back, and the run is started again. Cyd is gone for good.
     """
     federation.set_faults(
         ann=[("turn", 2, "slow", 10)],
@@ -91,18 +106,38 @@ def failures(federation):
     federation.kill("bob")
     federation.until(lambda: federation.has_begun("ann") and "No space left" in federation.log("cyd"))
     federation.kill("server")
+    federation.kill("cyd")
     shown, _ = run.communicate()
     federation.set_faults(ann=[], bob=[], cyd=[])
     federation.start("server", "bob")
-    return (run.returncode, shown), federation.train(round_deadline_s=300.0)
+    federation.until(lambda: {"ann", "bob"} <= federation.online())
+    resumed = federation.begin(round_deadline_s=300.0, join_deadline_s=DEADLINE_S)
+    told = expired(federation)  # while the server waits for cyd
+    shown_then, _ = resumed.communicate()
+    return (run.returncode, shown), told, (resumed.returncode, shown_then)
 
 
-def refusals(federation):
-    """Every client has something else than the server."""
-    federation.set_faults(ann=[("join", None, "other version")])
-    edit(federation.client("bob"), share=None, data={"name": "toy", "num_classes": 5})
-    edit(federation.client("cyd"), backbone={"name": "toy", "feature_dim": 7})
-    return federation.train(folder="refused", min_clients=3, join_deadline_s=DEADLINE_S)
+def expired(federation):
+    """A client meets a server whose certificate has run out, as one that began before would go on showing it."""
+    folder, config = federation.server.parent, load_server(federation.server)
+    authority = tuple(folder.parent / "authority" / name for name in ("ca.crt", "ca.key"))
+    made, port = (federation.root / "expired.crt", federation.root / "expired.key"), free_port()
+    certificates.make_server(*made, authority, [], datetime.datetime.now(datetime.UTC), days=-1)
+    shown = {"certificate": str(made[0]), "key": str(made[1]), "database": str(federation.root / "expired.db")}
+    link = dataclasses.replace(config.link, port=port, **shown)
+    job = ends.job(federation.server, dataclasses.replace(config, link=link), print, is_insecure=False)
+    with (federation.root / "expired.log").open("w") as log:
+        federation.processes["expired"] = subprocess.Popen(job.command, env=job.environment, stdout=log, stderr=log)
+
+    def listens():
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", port)) == 0
+
+    federation.until(listens)
+    edit(federation.client("cyd"), link={"superlink": f"127.0.0.1:{port}"})
+    told = federation.call("client", federation.client("cyd"))
+    federation.kill("expired")
+    return told
 
 
 class Losing(InProcess):
@@ -113,7 +148,7 @@ class Losing(InProcess):
     def ask(self, requests, deadline_s, max_bytes):
         self.round_index = next(iter(requests.values())).meta.get("round")
         for node, answer in super().ask(requests, deadline_s, max_bytes):
-            is_lost = node == "cyd" and self.round_index in (0, 1)
+            is_lost = node == "cyd" and self.round_index is not None
             yield node, Failure("lost") if is_lost or isinstance(answer, Failure) else answer
 
     def deliver(self, node, data):
@@ -136,10 +171,14 @@ def run_store(story, folder, name):
     return story.federation.store(name) / "trial" / agreement["run"]
 
 
-def prompts(story, folder):
+def charged(folder):
+    return [line["round"] for line in lines_of(folder / "ledger.jsonl")]
+
+
+def prompts(story, folder, names=NAMES):
     """All prompts that a run left, under the names that a simulation gives them."""
     found = {"global.safetensors": story.federation.server.parent / folder / "prompts" / "global.safetensors"}
-    for at, name in enumerate(NAMES):
+    for at, name in enumerate(names):
         file = f"client-{at:03d}.safetensors"
         found[file] = run_store(story, folder, name) / "prompts" / file
     return {file: load_file(path) for file, path in found.items()}
@@ -169,8 +208,9 @@ def test_an_unknown_key_does_not_get_in(story):
 
 
 def test_rounds_go_on_with_the_survivors_and_the_record_says_who_they_were(story):
-    took_part = [line["took_part"] for line in rounds_of(story, "failing")]
-    assert took_part == [["ann", "bob"], ["ann"], list(NAMES), list(NAMES)]
+    rounds = rounds_of(story, "failing")
+    assert [line["took_part"] for line in rounds] == [["ann", "bob"], ["ann"], ["ann", "bob"], ["ann", "bob"]]
+    assert [set(line["failures"]) for line in rounds] == [{"cyd"}, {"bob", "cyd"}, {"cyd"}, {"cyd"}]
 
 
 def test_what_failed_is_written_down(story):
@@ -191,19 +231,39 @@ def test_a_killed_server_fails_its_run_and_the_next_one_goes_on_with_the_same_bu
     plain, failing = rounds_of(story, "plain"), rounds_of(story, "failing")
     assert [line["round_index"] for line in failing] == [1, 2, 3, 4]
     assert failing[-1]["epsilon"] == plain[-1]["epsilon"]
-    charged = [line["round"] for line in lines_of(story.federation.server.parent / "failing" / "ledger.jsonl")]
-    assert charged == [1, 2, 3, 4]
+    assert charged(story.federation.server.parent / "failing") == [1, 2, 3, 4]
 
 
 def test_a_client_is_charged_once_for_a_turn_that_is_asked_for_twice(story):
-    charged = [line["round"] for line in lines_of(run_store(story, "failing", "ann") / "ledger.jsonl")]
-    assert charged == [1, 2, 3, 4]
+    assert charged(run_store(story, "failing", "ann")) == [1, 2, 3, 4]
+
+
+def test_a_run_ends_without_a_client_that_is_gone_for_good(story):
+    assert story.resumed[0] == 0, story.resumed[1]
+    gone = run_store(story, "failing", "cyd")
+    assert not (gone / "prompts").exists()
+    assert [line["failures"]["cyd"] for line in rounds_of(story, "failing")[2:]] == ["not online"] * 2
+
+
+def test_clients_are_charged_for_the_rounds_in_which_they_really_took_a_turn(story):
+    ann, bob, cyd = (run_store(story, "failing", name) for name in NAMES)
+    assert charged(bob) == [1, 3, 4]
+    assert charged(cyd) == [1, 2]
+    spent = [records.read_json(folder / "spent.json")["epsilon"] for folder in (ann, bob)]
+    assert spent[1] < spent[0]
 
 
 def test_after_all_failures_the_prompts_are_those_of_a_simulation_that_lost_the_same_messages(story, tmp_path):
     expected = Deployment({**RUN, "references": []}, tmp_path, carrier=Losing, min_clients=1)
     expected.serve()
-    assert_equal(prompts(story, "failing"), expected.prompts())
+    left = expected.prompts()
+    del left["client-002.safetensors"]  # there cyd was told the end
+    assert_equal(prompts(story, "failing", NAMES[:2]), left)
+
+
+def test_a_server_whose_certificate_has_expired_is_refused(story):
+    assert story.expired.returncode != 0
+    assert "shows a certificate that has expired" in " ".join((story.expired.stdout + story.expired.stderr).split())
 
 
 def test_clients_with_another_version_classes_or_backbone_are_refused_before_training(story):
