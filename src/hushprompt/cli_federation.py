@@ -22,7 +22,6 @@ from hushprompt.report import tables
 if TYPE_CHECKING:
     from hushprompt.deployment.config import ClientConfig, ServerConfig
     from hushprompt.deployment.flower.control import RunState
-    from hushprompt.privacy.config import PrivacyConfig
 
 app = typer.Typer(help="Train on separate machines, over TLS, with a key for each client.", no_args_is_help=True)
 console = Console(highlight=False)
@@ -151,7 +150,7 @@ def run(file: ServerFile, insecure: Insecure = False) -> None:
         console.print(f"  hushprompt federation status {file}", soft_wrap=True)
         console.print(f"  hushprompt federation stop {file}", soft_wrap=True)
         raise typer.Exit(INTERRUPTED) from None
-    _show_meaning(config.folder, config.run.privacy)
+    _show_meaning(config.folder)
     console.print(_outcome(state), markup=False, soft_wrap=True)
     console.print(f"  {config.folder}", soft_wrap=True)
     if not state.is_completed:
@@ -196,7 +195,7 @@ def _show_server(config: ServerConfig, *, is_insecure: bool) -> None:
         console.print(f"Agreed on the run: {who}", soft_wrap=True)
     for record in records_of.rounds(folder):
         console.print(records_of.round_line(record, num_rounds), markup=False, soft_wrap=True)
-    _show_meaning(folder, config.run.privacy)
+    _show_meaning(folder)
     _show_refusals(folder / "refusals.jsonl")
     if (folder / "privacy.json").exists():
         console.print("The run has finished.")
@@ -232,18 +231,11 @@ def _show_client(config: ClientConfig) -> None:
     _show_refusals(config.store / "refusals.jsonl")
 
 
-def _show_meaning(folder: Path, privacy: PrivacyConfig | None = None) -> None:
-    """Print what the epsilons of a run mean: its guarantees; until those are written, what all of them have."""
-    path, lines = folder / "privacy.json", []
-    if path.exists():
-        lines = [line for row in records.read_json(path)["rows"] for line in tables.statement_lines(row)]
-    elif privacy is not None:
-        lines = [
-            f"Epsilon here: at delta = {privacy.delta:g} for one {privacy.privacy_unit}, neighboring relation "
-            f"{privacy.neighboring_relation}, accountant dp_accounting PLD (closed form without sampling)."
-        ]
-    for line in lines:
-        console.print(line, markup=False, soft_wrap=True)
+def _show_meaning(folder: Path) -> None:
+    """Print what the epsilons of a run mean."""
+    for row in records_of.guarantees(folder):
+        for line in tables.statement_lines(row):
+            console.print(line, markup=False, soft_wrap=True)
 
 
 def _show_refusals(path: Path) -> None:

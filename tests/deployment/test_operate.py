@@ -1,6 +1,7 @@
 """What an operator gets and starts: the files of init, the gate, and the commands of both ends. No Flower process."""
 
 import asyncio
+import configparser
 import datetime
 import importlib
 import json
@@ -13,10 +14,12 @@ from pathlib import Path
 
 import pytest
 import tomli_w
+import typer
 from typer.testing import CliRunner
 
 from hushprompt import cli_federation
 from hushprompt import config as configs
+from hushprompt.deployment.agreement import Agreement, make_offer
 from hushprompt.deployment.config import load_client, load_server
 from hushprompt.deployment.flower import clientapp, environment, hand_over
 from hushprompt.deployment.flower.gate import REFUSAL, Gate, is_worth_a_line
@@ -56,9 +59,39 @@ def test_init_writes_two_ends_that_fit_together(folder):
         assert theirs.link.superlink == "127.0.0.1:8000"
         assert theirs.owner.require_noise_source == "secure"
         assert client.check_link(theirs) == []
+
+
+def config_of(command, mounts):
+    """What a service's command reads, found where its folders are here; the command line must be a real one."""
+    program, group, name, *arguments = command.split()
+    assert (program.rpartition("/")[2], group) == ("hushprompt", "federation")
+    known = typer.main.get_command(cli_federation.app).commands[name]
+    path = Path(str(known.make_context(name, arguments).params["file"]))
+    (config,) = (here / path.relative_to(there) for there, here in mounts.items() if path.is_relative_to(there))
+    return name, config
+
+
+def test_services_start_commands_that_exist_on_files_that_exist(folder):
+    units, services = {}, {}
+    for path in folder.rglob("*.service"):
+        unit = configparser.ConfigParser(interpolation=None)
+        unit.optionxform = str
+        unit.read(path)
+        service = unit["Service"]
+        assert service["ReadWritePaths"] == service["WorkingDirectory"]
+        mounts = {service["WorkingDirectory"]: path.parent}
+        units["-".join(path.relative_to(folder).parts[:-1])] = config_of(service["ExecStart"], mounts)
     yaml = pytest.importorskip("yaml")
-    services = yaml.safe_load((folder / "compose.yaml").read_text())["services"]
+    for name, service in yaml.safe_load((folder / "compose.yaml").read_text())["services"].items():
+        mounts = dict(reversed(volume.split(":")) for volume in service["volumes"])
+        services[name] = config_of(service["command"], {there: folder / here for there, here in mounts.items()})
+        assert service["image"]
+    assert services == {name.replace("clients", "client"): config for name, config in units.items()}
     assert sorted(services) == ["client-a", "client-b", "server"]
+    for name, config in services.values():
+        ends = {"server": (load_server, server.check_link), "client": (load_client, client.check_link)}
+        load, check = ends[name]
+        assert check(load(config)) == []
 
 
 def test_init_leaves_keys_and_images_to_the_sites(tmp_path, toy_values):
@@ -232,14 +265,18 @@ ROUND = {
 def trained(folder):
     """The trial after a round in which b was missing."""
     run, store = folder / "server" / "run", folder / "clients" / "a" / "store"
-    for path in (run, store / "t" / "x1"):
+    config = load_server(folder / "server" / "server.toml")
+    offer = make_offer("t", "x1", config.run, config.class_names(), "the backbone")
+    agreement = Agreement(**offer.to_json(), clients=("a", "b"), sizes=(20, 30))
+    for path, last in ((run, 1), (store / "t" / "x1", 0)):
         path.mkdir(parents=True)
-        (path / "agreement.json").write_text(json.dumps({"clients": ["a", "b"], "sizes": [20, 30]}))
+        (path / "agreement.json").write_text(json.dumps(agreement.to_json()))
+        charge = {"row": agreement.row.label, "round": 1, "clients": [[0, last]]}
+        (path / "ledger.jsonl").write_text(json.dumps(charge) + "\n" + '{"torn')
     (run / "records.jsonl").write_text(json.dumps(ROUND) + "\n" + '{"torn')
     refused = {"time": "2026-01-01T00:00:00Z", "client": "b", "node": "7", "round": 0, "reason": "no answer"}
     (run / "refusals.jsonl").write_text(json.dumps(refused) + "\n")
     (store / "t" / "x1" / "spent.json").write_text('{"epsilon": 0.5, "delta": 1e-3}')
-    (store / "t" / "x1" / "ledger.jsonl").write_text('{"row": "dp_fpl", "round": 1, "clients": [[0, 0]]}\n')
     score = {"num_rounds": 1, "split": "test", "num_images": 9, "accuracy": 0.75, "epsilon": 0.5, "delta": 1e-3}
     (store / "t" / "x1" / "records.jsonl").write_text(json.dumps(score) + "\n")
     (store / "refusals.jsonl").write_text('{"time": "now", "kind": "plan", "reason": "above max_epsilon"}\n')
@@ -314,6 +351,12 @@ def test_ctrl_c_leaves_the_run_and_stop_ends_it(folder, command):
     assert isinstance(second.exception, ConfigError)
 
 
+def assert_says_what_epsilon_means(out):
+    """The guarantee for the one round that was charged, of a run that goes on."""
+    words = ("for the public", "delta = 0.001", "for one example", "(add_remove)", " 1 release", "accountant")
+    assert [word for word in words if word not in out] == []
+
+
 def test_status_shows_who_took_part_and_what_was_refused(trained, command):
     class Nobody(FakeControl):
         def nodes(self):
@@ -325,8 +368,7 @@ def test_status_shows_who_took_part_and_what_was_refused(trained, command):
     assert "round 1 of" in out
     assert "a took part; not b (no answer by the deadline)" in out
     assert "768 bytes up, 512 down" in out
-    for word in ("delta = ", "one example", "add_remove", "accountant"):
-        assert word in out
+    assert_says_what_epsilon_means(out)
     assert "b in round 1: no answer" in out
 
 
@@ -334,6 +376,7 @@ def test_status_of_a_client_shows_what_its_owner_has_spent(trained, command):
     edit(trained / "clients" / "a" / "client.toml", "owner", max_epsilon=2.0)
     out = command(FakeControl(), "status", trained / "clients" / "a" / "client.toml").output
     assert "1 rounds charged, epsilon 0.5" in out
+    assert_says_what_epsilon_means(out)
     assert "75.0 % of the own images right after round 1" in out
     assert "epsilon 0.5 of 2" in out
     assert "plan: above max_epsilon" in out

@@ -30,26 +30,15 @@ class LedgerFile:
             ResumeError: the file is damaged, so nobody knows what was spent.
         """
         self._path = folder / FILE
-        self._ledgers: dict[str, Ledger] = {}
-        for number, line in enumerate(files.whole_lines(self._path), start=1):
-            try:
-                entry = json.loads(line)
-                charge = Charge(int(entry["round"]) - 1, tuple(_unfold(entry["clients"])))
-                self._ledgers[entry["row"]] = self.of(entry["row"]).with_charge(charge)
-            except (ValueError, TypeError, KeyError) as error:
-                raise ResumeError(
-                    f"Line {number} of {self._path} is damaged ({error}): what was spent is not known. Start a new run."
-                ) from error
+        self._ledgers = read_ledgers(self._path, files.whole_lines(self._path))
 
     def of(self, row_label: str) -> Ledger:
         """Give the ledger of a row."""
         return self._ledgers.get(row_label, Ledger())
 
     def spent(self, row: Row) -> Row:
-        """Give a row that claims what its worst client was charged for, over the rounds that were charged."""
-        ledger = self.of(row.label)
-        cohorts = Cohorts(row.cohorts.members[: ledger.num_rounds], row.cohorts.num_clients)
-        return dataclasses.replace(row, plan=row.plan.after(ledger.most_rounds), cohorts=cohorts)
+        """Give a row that claims what was spent, see `spent`."""
+        return spent(row, self.of(row.label))
 
     def outcome(self, rows: Iterable[Row]) -> tuple[list[Row], dict[str, list[Account]]]:
         """Give all rows as `spent` does, and by row each distinct guarantee and its clients."""
@@ -82,6 +71,31 @@ class LedgerFile:
         files.append_line(self._path, json.dumps(entry))
         self._ledgers[row.label] = ledger.with_charge(charge)
         return None
+
+
+def read_ledgers(path: Path, lines: Iterable[bytes]) -> dict[str, Ledger]:
+    """Read the whole lines of a ledger file, by row; `path` is what errors name.
+
+    Raises:
+        ResumeError: the file is damaged, so nobody knows what was spent.
+    """
+    ledgers: dict[str, Ledger] = {}
+    for number, line in enumerate(lines, start=1):
+        try:
+            entry = json.loads(line)
+            charge = Charge(int(entry["round"]) - 1, tuple(_unfold(entry["clients"])))
+            ledgers[entry["row"]] = ledgers.get(entry["row"], Ledger()).with_charge(charge)
+        except (ValueError, TypeError, KeyError) as error:
+            raise ResumeError(
+                f"Line {number} of {path} is damaged ({error}): what was spent is not known. Start a new run."
+            ) from error
+    return ledgers
+
+
+def spent(row: Row, ledger: Ledger) -> Row:
+    """Give a row that claims what its worst client was charged for, over the rounds that were charged."""
+    cohorts = Cohorts(row.cohorts.members[: ledger.num_rounds], row.cohorts.num_clients)
+    return dataclasses.replace(row, plan=row.plan.after(ledger.most_rounds), cohorts=cohorts)
 
 
 def _fold(clients: Sequence[int]) -> list[list[int]]:

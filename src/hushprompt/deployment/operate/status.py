@@ -9,7 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from hushprompt import records
+from hushprompt.deployment.agreement import read_agreement
 from hushprompt.deployment.progress import ServerRecord
+from hushprompt.deployment.store import AGREEMENT
+from hushprompt.federation import ledger_file
+from hushprompt.federation.publish import privacy_record
+from hushprompt.privacy.ledger import Ledger
 
 NUM_REFUSALS = 10
 """Refusals that are shown: the newest."""
@@ -50,11 +55,30 @@ def round_line(record: ServerRecord, num_rounds: int) -> str:
 
 def members(folder: Path) -> dict[str, int] | None:
     """Give the public training sizes by name of the clients that agreed on the run; None before."""
-    path = folder / "agreement.json"
+    path = folder / AGREEMENT
     if not path.exists():
         return None
     agreement = records.read_json(path)
     return dict(zip(agreement["clients"], agreement["sizes"], strict=True))
+
+
+def guarantees(folder: Path) -> list[dict[str, Any]]:
+    """Give the rows of a run's privacy record, at the server or a client: what its epsilons mean, for what was spent.
+
+    While the run goes on they follow from what was agreed on and from the ledger; none before.
+
+    Raises:
+        HushpromptError: this version cannot read them.
+    """
+    finished, agreed, charged = (folder / name for name in ("privacy.json", AGREEMENT, ledger_file.FILE))
+    if finished.exists():
+        rows: list[dict[str, Any]] = records.read_json(finished)["rows"]
+        return rows
+    if not agreed.exists():
+        return []
+    row = read_agreement(records.read_json(agreed)).row
+    ledger = ledger_file.read_ledgers(charged, _whole_lines(charged)).get(row.label, Ledger())
+    return list(privacy_record([ledger_file.spent(row, ledger)])["rows"])
 
 
 def refusals(file: Path) -> list[str]:
@@ -64,7 +88,7 @@ def refusals(file: Path) -> list[str]:
 
 def client_runs(store: Path) -> list[ClientRun]:
     """Give what a client's store holds, run by run."""
-    return [_client_run(path.parent) for path in sorted(store.glob("*/*/agreement.json"))]
+    return [_client_run(path.parent) for path in sorted(store.glob(f"*/*/{AGREEMENT}"))]
 
 
 def _client_run(folder: Path) -> ClientRun:
@@ -92,9 +116,14 @@ def _refusal(line: dict[str, Any]) -> str:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
+    """Read the whole lines of a file of records."""
+    return [json.loads(line) for line in _whole_lines(path)]
+
+
+def _whole_lines(path: Path) -> list[bytes]:
     """Read the whole lines of a file that another process may be writing; it is left as it is."""
     content = path.read_bytes() if path.exists() else b""
-    return [json.loads(line) for line in content[: content.rfind(b"\n") + 1].splitlines()]
+    return content[: content.rfind(b"\n") + 1].splitlines()
 
 
 def _number(epsilon: float) -> str:
