@@ -159,6 +159,30 @@ def run(file: ServerFile, insecure: Insecure = False) -> None:
 
 
 @app.command()
+def simulate(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that `init` made.")],
+) -> None:
+    """Train a federation that `init` wrote in Flower's simulation (Ray): all on this machine, no server, no keys.
+
+    It writes where the real one would: run folder, stores and their ledgers.
+    """
+    _needs_extra("flwr", "ray")
+    from hushprompt.deployment.flower import simulation
+
+    file = folder / "server" / "server.toml"
+    config = load_server(file)
+    clients = [folder / "clients" / name / "client.toml" for name in config.federation.clients]
+    for client_file in clients:
+        load_client(client_file)
+    num_shown = len(records_of.rounds(config.folder))
+    simulation.simulate(file, clients)
+    for record in records_of.rounds(config.folder)[num_shown:]:
+        console.print(records_of.round_line(record, config.run.training.num_rounds), markup=False, soft_wrap=True)
+    _show_meaning(config.folder)
+    console.print(f"  {config.folder}", soft_wrap=True)
+
+
+@app.command()
 def stop(file: ServerFile, insecure: Insecure = False) -> None:
     """Stop the run that is going on, from the server's machine; `run` goes on with it."""
     _needs_extra()
@@ -306,8 +330,8 @@ def _now() -> datetime.datetime:
     return datetime.datetime.now(datetime.UTC)
 
 
-def _needs_extra() -> None:
-    """Raise ConfigError unless what a federation needs is installed."""
-    for package in ("flwr", "cryptography"):
+def _needs_extra(*packages: str) -> None:
+    """Raise ConfigError unless what a federation needs is installed; by default what its separate processes need."""
+    for package in packages or ("flwr", "cryptography"):
         if importlib.util.find_spec(package) is None:
             raise ConfigError(f"A federation needs the package {package}: pip install 'hushprompt[flower]'.")

@@ -320,7 +320,7 @@ class FakeControl:
 def command(monkeypatch):
     """Run a command of the federation with a fake SuperLink."""
     monkeypatch.setattr(cli_federation, "POLL_S", 0)
-    monkeypatch.setattr(cli_federation, "_needs_extra", lambda: None)
+    monkeypatch.setattr(cli_federation, "_needs_extra", lambda *packages: None)
 
     def run(control, *arguments):
         monkeypatch.setattr(server, "control", lambda config, is_insecure=False: control)
