@@ -54,7 +54,7 @@ def main() -> None:
         if arguments.out:
             result.write(arguments.out)
     if arguments.docs:
-        PAGE.write_text(with_figures(PAGE.read_text(encoding="utf-8"), result), encoding="utf-8")
+        PAGE.write_text(with_figures(PAGE.read_text(encoding="utf-8"), arguments.out.stem, result), encoding="utf-8")
     if arguments.profile:
         in_process(profiles.write, arguments.profile)
     sys.exit(f"Failed: {', '.join(failed)}" if failed else 0)

@@ -21,9 +21,8 @@ from torch import Tensor
 
 from hushprompt.backbones.base import Backbone
 from hushprompt.backbones.open_clip import OpenClip
-from hushprompt.backbones.placing import Precision
+from hushprompt.backbones.placing import Precision, step_memory_mb
 from hushprompt.backbones.prompts import PromptModel
-from hushprompt.config import RuntimeConfig
 from hushprompt.methods.base import Batch
 from hushprompt.methods.gradients import per_example_gradients
 
@@ -65,7 +64,7 @@ class Ours:
 
     def __init__(self, network: Any) -> None:
         """Take the weights of a network."""
-        self.model = PromptModel(loaded(network), CLASS_NAMES, memory_mb=RuntimeConfig().memory_mb)
+        self.model = PromptModel(loaded(network), CLASS_NAMES, memory_mb=step_memory_mb(0, "cpu"))
 
     def text_gradient(self, inputs: Inputs, features: Float[Tensor, "b d"]) -> Float[Tensor, "t e"]:
         """Give the gradient of the mean loss."""

@@ -79,7 +79,7 @@ def random_federation(
         model=model,
         train_features={"pooled": StoredFeatures(np.load(path, mmap_mode="r"))},
         train_labels=torch.from_numpy(labels),
-        eval_features={"pooled": test},
+        eval_features={"pooled": test.to(model.device)},
         eval_labels=torch.from_numpy(rng.integers(model.num_classes, size=num_test)),
         partition=partition,
         splits=client_splits(partition, "test"),

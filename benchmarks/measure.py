@@ -92,6 +92,7 @@ def gemm_peak(passes: int = 12) -> float:
 def machine() -> dict[str, str | int | float]:
     """Describe where the figures come from; names of no machine."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
     return {
         "cpu": _field("/proc/cpuinfo", "model name", "unknown"),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
@@ -100,6 +101,7 @@ def machine() -> dict[str, str | int | float]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
+        **gpu,
     }
 
 

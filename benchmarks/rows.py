@@ -101,8 +101,8 @@ class Row:
         return f"missed by {max(self.shortfall, 0.001):.1%}" if self.shortfall else "met"
 
 
-BEGIN, END = "<!-- benchmarks -->\n", "<!-- end of benchmarks -->\n"
-"""What the figures of a page stand between."""
+BEGIN, END = "<!-- benchmarks: {} -->\n", "<!-- end of benchmarks -->\n"
+"""What the figures of a page stand between; the name is that of their file."""
 HEADERS = ("", "ours", "reference", "ratio", "wanted", "", "peak MB", "reference, peak MB")
 LIMIT_HEADERS = ("", "GFLOP", "reference", "ours, s", "at the peak, s", "share of the peak", "reference")
 
@@ -178,27 +178,39 @@ def markdown(result: Result) -> str:
     rows = [row for section in sections for row in section.rows]
     lines = [
         f"{machine['cpu']} ({machine['cpu_capability']}), {machine['cores']} cores, {machine['memory_gb']:g} GB, "
-        f"torch {machine['torch']}, Python {machine['python']}, {machine['system']}. All sections took "
+        f"{machine.get('gpu', 'no GPU')}, torch {machine['torch']}, Python {machine['python']}, {machine['system']}. "
+        "All sections took "
         f"{sum(section.seconds for section in sections) / 60:.1f} minutes."
         + (" A short run: fewer passes and rounds." if result.is_short else ""),
         "",
         *_grid(HEADERS, (row for section in sections for row in _titled(section))),
         "",
         *(f"- {row.name}: {row.note}." for row in rows if row.note),
-        "",
-        "Arithmetic: floating-point operations of the products, and the time that they would take at the rate that "
-        "large float32 products reach on one core of this machine.",
-        "",
-        *_grid(LIMIT_HEADERS, (cells for row in rows for cells in _limit(row))),
     ]
+    limits = [cells for row in rows for cells in _limit(row)]
+    if limits:
+        lines += [
+            "",
+            "Arithmetic: floating-point operations of the products, and the time that they would take at the rate that "
+            "large float32 products reach on one core of this machine.",
+            "",
+            *_grid(LIMIT_HEADERS, limits),
+        ]
     return "\n".join(lines) + "\n"
 
 
-def with_figures(page: str, result: Result) -> str:
-    """Give a page with its figures replaced."""
-    before, _, rest = page.partition(BEGIN)
+def with_figures(page: str, name: str, result: Result) -> str:
+    """Give a page with the figures of one file replaced.
+
+    Raises:
+        ValueError: the page has no place for them.
+    """
+    begin = BEGIN.format(name)
+    before, found, rest = page.partition(begin)
+    if not found:
+        raise ValueError(f"The page has no line {begin.strip()!r} for the figures of a file of this name.")
     _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}{markdown(result)}{END}{after}"
+    return f"{before}{begin}{markdown(result)}{END}{after}"
 
 
 def _titled(section: Section) -> Iterator[tuple[str, ...]]:

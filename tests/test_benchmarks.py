@@ -94,14 +94,17 @@ def test_a_result_is_read_back_and_fills_a_page(benchmark, tmp_path):
     result = rows.Result(MACHINE, False, {"step": rows.Section("Steps", (step, untried), 90.0)})
     result.write(tmp_path / "new" / "figures.json")
     assert rows.Result.read(tmp_path / "new" / "figures.json") == result
-    page = rows.with_figures(f"before\n{rows.BEGIN}old\n{rows.END}after\n", result)
-    assert page.startswith(f"before\n{rows.BEGIN}abacus (beads), 2 cores, 1.5 GB")
+    begin, others = rows.BEGIN.format("cpu"), f"{rows.BEGIN.format('gpu')}of others\n{rows.END}"
+    page = rows.with_figures(f"{others}before\n{begin}old\n{rows.END}after\n", "cpu", result)
+    assert page.startswith(f"{others}before\n{begin}abacus (beads), 2 cores, 1.5 GB")
     assert page.endswith(f"{rows.END}after\n")
     assert "old" not in page
     assert "| step | 1 s | 40 s | 40x | ≥ 25x | met |  |  |\n" in page
     assert "- step: a note.\n" in page
     assert "| step | 45.0 | 1200 | 1.00 | 0.50 at 90 GFLOP/s | 50% | 33% |\n" in page
-    assert rows.with_figures(page, result) == page
+    assert rows.with_figures(page, "cpu", result) == page
+    with pytest.raises(ValueError, match="no line '<!-- benchmarks: other -->'"):
+        rows.with_figures(page, "other", result)
 
 
 def test_figures_of_another_machine_are_not_mixed(benchmark):

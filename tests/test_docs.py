@@ -21,7 +21,7 @@ from runs import Silent
 PROMPTS = Path(__file__).parent.parent / "docs" / "prompt-files.md"
 PAGE = Path(__file__).parent.parent / "docs" / "bring-your-own-images.md"
 FAST_PATH = Path(__file__).parent.parent / "docs" / "fast-path.md"
-FIGURES = Path(__file__).parent.parent / "results" / "benchmarks" / "cpu.json"
+FIGURES = Path(__file__).parent.parent / "results" / "benchmarks"
 
 
 @pytest.mark.slow
@@ -84,12 +84,11 @@ def test_a_prompt_file_gives_the_same_classes_without_this_package(library, toy_
         assert "epsilon = " in capsys.readouterr().out
 
 
-def test_the_figures_of_the_fast_path_are_the_measured_ones(monkeypatch):
-    if not FIGURES.exists():
-        pytest.skip("the page has figures of an earlier benchmark")
+@pytest.mark.parametrize("name", ["cpu", "gpu"])
+def test_the_figures_of_the_fast_path_are_the_measured_ones(monkeypatch, name):
     monkeypatch.syspath_prepend(Path(__file__).parent.parent)
     from benchmarks.rows import Result, with_figures
 
     page = FAST_PATH.read_text(encoding="utf-8")
-    command = "python -m benchmarks --out results/benchmarks/cpu.json --keep --docs"
-    assert with_figures(page, Result.read(FIGURES)) == page, command
+    command = f"python -m benchmarks --out results/benchmarks/{name}.json --keep --docs"
+    assert with_figures(page, name, Result.read(FIGURES / f"{name}.json")) == page, command

@@ -132,10 +132,10 @@ class RuntimeConfig:
 
     num_threads: int = 0
     """CPU threads of the arithmetic; 0 takes all cores. Resume with the same number for the same last bits."""
-    memory_mb: int = 160
-    """Memory in MB that the backward passes of one client's step may take, beside its one forward pass; num_threads
-    clients take it at once. Larger batches go in parts, which changes results by rounding alone. More is seldom faster
-    on a CPU: small parts stay in its cache."""
+    memory_mb: int = 0
+    """Memory in MB that the backward passes of one client's step may take, beside its one forward pass; 0 is 160 on a
+    CPU, where num_threads clients take it at once and small parts stay in the cache, and 4096 on a GPU. Larger batches
+    go in parts, which changes results by rounding alone."""
     device: Literal["auto", "cpu", "cuda"] = "cpu"
     """Where the towers and prompts are: "cuda" for a GPU, "auto" for a GPU if there is one and the backbone can use it.
     Noise is drawn on the CPU in any case, so devices differ by rounding alone."""
@@ -148,8 +148,7 @@ class RuntimeConfig:
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        checks.non_negative(num_threads=self.num_threads)
-        checks.positive(memory_mb=self.memory_mb)
+        checks.non_negative(num_threads=self.num_threads, memory_mb=self.memory_mb)
 
     @property
     def cache_path(self) -> Path:

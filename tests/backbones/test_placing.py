@@ -11,6 +11,7 @@ from hushprompt.errors import ConfigError
 @pytest.fixture
 def has_gpu(monkeypatch):
     monkeypatch.setattr(placing.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(placing, "load_linear_algebra", lambda: None)
 
 
 @pytest.mark.parametrize(("wanted", "expected"), [("auto", "cuda"), ("cuda", "cuda"), ("cpu", "cpu")])

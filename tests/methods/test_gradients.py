@@ -3,6 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from hushprompt import config
+from hushprompt.backbones.placing import step_memory_mb
 from hushprompt.backbones.prompts import PromptModel
 from hushprompt.backbones.toy import Toy
 from hushprompt.methods.base import Batch
@@ -83,6 +84,10 @@ def test_memory_decides_how_many_examples_go_at_once(model):
 
 def test_the_presets_batches_go_in_one_pass():
     preset = config.load(config.locate(None))
-    model = PromptModel(preset.backbone.load(), preset.data.load().class_names, memory_mb=preset.runtime.memory_mb)
+    model = PromptModel(
+        preset.backbone.load(),
+        preset.data.load().class_names,
+        memory_mb=step_memory_mb(preset.runtime.memory_mb, "cpu"),
+    )
     context = torch.zeros(preset.method.num_ctx, model.token_width)
     assert examples_per_pass(model, context) >= 40  # expected batch: 20

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -42,21 +43,36 @@ class BytePairs:
 
 
 class PlainAttention(nn.Module):
-    """nn.MultiheadAttention, computed by matrix products."""
+    """nn.MultiheadAttention, computed by matrix products that keep the heads where they are."""
 
     def __init__(self, attention: nn.MultiheadAttention) -> None:
         """Wrap a module, whose weights are shared."""
         super().__init__()
+        assert attention.batch_first
+        assert attention.in_proj_weight is not None, "keys and values are as wide as queries"
         self.attention = attention
 
     def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, *, need_weights: bool = False, attn_mask: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Attend; asking for the weights is what makes torch take the plain way."""
-        mixed: tuple[Tensor, Tensor | None] = self.attention(
-            query, key, value, need_weights=True, attn_mask=attn_mask, average_attn_weights=False
-        )
-        return mixed
+        self,
+        query: Float[Tensor, "n m e"],
+        key: Float[Tensor, "n l e"],
+        value: Float[Tensor, "n l e"],
+        *,
+        need_weights: bool = False,
+        attn_mask: Float[Tensor, "*nh m l"] | None = None,
+    ) -> tuple[Float[Tensor, "n m e"], None]:
+        """Attend; the mask is added to the scores, one for all or one for each sequence and head."""
+        module = self.attention
+        weights, biases = module.in_proj_weight.chunk(3), module.in_proj_bias.chunk(3)
+        q, k, v = (
+            F.linear(x, weight, bias).unflatten(-1, (module.num_heads, -1)).transpose(1, 2)
+            for x, weight, bias in zip((query, key, value), weights, biases, strict=True)
+        )  # [n, h, l, f]
+        scores = (q * q.shape[-1] ** -0.5) @ k.mT
+        if attn_mask is not None:
+            scores = scores + (attn_mask if attn_mask.ndim == 2 else attn_mask.view_as(scores))
+        mixed: Tensor = module.out_proj((scores.softmax(dim=-1) @ v).transpose(1, 2).flatten(2))
+        return mixed, None
 
 
 class OwnTower:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 MAX_TOKENS = 512
 """Longest sequence that is packed. Attention is quadratic in it, so many classes go into several sequences."""
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -33,14 +34,10 @@ class Packing:
     ends: Int[Tensor, " m"]
     """Where each suffix's last token stands."""
 
-    def to(self, device: torch.device) -> Packing:
-        """Give the same layout on another device."""
-        return Packing(self.positions.to(device), self.mask.to(device), self.ends.to(device))
-
 
 @functools.lru_cache(maxsize=32)
-def layout(num_prefix: int, lengths: tuple[int, ...]) -> Packing:
-    """Lay out one prefix and suffixes of the given lengths; computed once for each shape.
+def layout(num_prefix: int, lengths: tuple[int, ...], device: torch.device = CPU) -> Packing:
+    """Lay out one prefix and suffixes of the given lengths; computed once for each shape and device.
 
     >>> layout(2, (1, 2)).positions
     tensor([0, 1, 2, 2, 3])
@@ -56,9 +53,9 @@ def layout(num_prefix: int, lengths: tuple[int, ...]) -> Packing:
     is_earlier = within[:, None] >= within
     is_visible = ((owner[:, None] == owner) & is_earlier) | ((owner[:, None] > 0) & (owner == 0))
     return Packing(
-        positions=within + num_prefix * (owner > 0),
-        mask=torch.zeros(is_visible.shape).masked_fill(~is_visible, float("-inf")),
-        ends=num_prefix + torch.tensor(lengths).cumsum(0) - 1,
+        positions=(within + num_prefix * (owner > 0)).to(device),
+        mask=torch.zeros(is_visible.shape).masked_fill(~is_visible, float("-inf")).to(device),
+        ends=(num_prefix + torch.tensor(lengths).cumsum(0) - 1).to(device),
     )
 
 
@@ -89,5 +86,5 @@ def encode_packed(
     cut = bins(len(prefix), lengths)
     outputs = []
     for inside, own in zip(cut, rows.split([sum(inside) for inside in cut]), strict=True):
-        outputs.append(run(torch.cat([prefix, own]), layout(len(prefix), inside).to(prefix.device)))
+        outputs.append(run(torch.cat([prefix, own]), layout(len(prefix), inside, prefix.device)))
     return torch.cat(outputs)

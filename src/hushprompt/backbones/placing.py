@@ -1,4 +1,4 @@
-"""Where a backbone's towers run and in which precision: the one place that decides.
+"""Where a backbone's towers run, in which precision, and in how much memory: the one place that decides.
 
 The precision of the towers changes features and gradients, so it is a field of the backbone's section, part of a run's
 identity and of the key of cached features. The device changes results by rounding alone, so it is a field of `runtime`.
@@ -44,7 +44,18 @@ def place(backbone: Backbone, wanted: Device) -> str:
     if not isinstance(backbone, Placeable):
         raise ConfigError('runtime.device = "cuda", but this backbone runs on the CPU only. Use "auto" or "cpu".')
     backbone.to("cuda")
+    load_linear_algebra()
     return "cuda"
+
+
+def load_linear_algebra() -> None:
+    """Make torch load its linear algebra for the GPU: it does at the first call, and not safely in several threads."""
+    torch.linalg.qr(torch.eye(2, device="cuda"))
+
+
+def step_memory_mb(wanted: int, device: str) -> int:
+    """Give the MB that the backward passes of one step may take; 0 is what suits the device."""
+    return wanted or (160 if device == "cpu" else 4096)
 
 
 def lowered(network: nn.Module, precision: Precision) -> torch.dtype:

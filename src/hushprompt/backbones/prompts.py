@@ -20,8 +20,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hushprompt.backbones.base import Backbone, PullBackBackbone, SharedPrefixBackbone, TextPass
+from hushprompt.backbones.recorded_pass import RecordedPass, Recorder
 from hushprompt.backbones.shared_prefix import ReadPrefix, SharedPrefix
-from hushprompt.backbones.text_pass import AutogradPass
+from hushprompt.backbones.text_pass import AutogradPass, Encode, MatrixPass
 from hushprompt.errors import ConfigError
 
 NamePosition = Literal["end", "middle", "front"]
@@ -45,7 +46,13 @@ class PromptModel:
     """
 
     def __init__(
-        self, backbone: Backbone, class_names: tuple[str, ...], device: str = "cpu", memory_mb: int | None = None
+        self,
+        backbone: Backbone,
+        class_names: tuple[str, ...],
+        device: str = "cpu",
+        memory_mb: int | None = None,
+        *,
+        records: bool = True,
     ) -> None:
         """Tokenize the class names once.
 
@@ -54,6 +61,7 @@ class PromptModel:
             class_names: names in label order.
             device: where the contexts will live.
             memory_mb: what the backward passes of one step may take; None: as much as they need.
+            records: on a GPU, record the tower's kernels and replay them; False starts them one by one.
 
         Raises:
             ConfigError: a name has no token.
@@ -69,6 +77,7 @@ class PromptModel:
                 raise ConfigError(
                     f"The class name {name!r} has no token under this tokenizer. Give it a name in words."
                 )
+        self._recorder = Recorder() if records and device == "cuda" else None
         self._frames: dict[tuple[int, NamePosition], Frame] = {}
         self._shared_prefix: SharedPrefix | None = None
         if isinstance(backbone, PullBackBackbone):
@@ -110,9 +119,20 @@ class PromptModel:
             context: [t, e] for all classes, or [c, t, e] with one for each.
             name_position: where the class name stands.
         """
+        is_read = isinstance(self._shared_prefix, ReadPrefix) and _can_share(context, name_position)
+        if self._recorder is None or is_read or (torch.is_grad_enabled() and context.requires_grad):
+            return self._encode(context, name_position)
+        return RecordedPass(self._recorder, name_position, self._encoder(name_position), context).features
+
+    def _encode(self, context: Float[Tensor, "*c t e"], name_position: NamePosition) -> Float[Tensor, "c d"]:
+        """Run the text tower."""
         if self._shared_prefix is not None and _can_share(context, name_position):
             return self._shared_prefix.encode(context)
         return self.backbone.encode_prompts(*self.plain_prompts(context, name_position))
+
+    def _encoder(self, name_position: NamePosition) -> Encode:
+        """Give the text tower as a function of the context alone."""
+        return lambda context: self._encode(context, name_position)
 
     def text_pass(self, context: Float[Tensor, "*c t e"], name_position: NamePosition = "end") -> TextPass:
         """Encode the prompts of all classes, ready to give many gradients in the context at once.
@@ -123,7 +143,19 @@ class PromptModel:
         """
         if isinstance(self._shared_prefix, ReadPrefix) and _can_share(context, name_position):
             return self._shared_prefix.text_pass(context)
-        return AutogradPass(lambda leaf: self.text_features(leaf, name_position), context)
+        return self.matrix_pass(context, name_position)
+
+    def matrix_pass(self, context: Float[Tensor, "*c t e"], name_position: NamePosition = "end") -> MatrixPass:
+        """Encode the prompts of all classes, ready to multiply matrices of cotangents with the Jacobian.
+
+        Args:
+            context: [t, e] for all classes, or [c, t, e] with one for each.
+            name_position: where the class name stands.
+        """
+        encode = self._encoder(name_position)
+        if self._recorder is None:
+            return AutogradPass(encode, context)
+        return RecordedPass(self._recorder, name_position, encode, context)
 
     def num_tokens(self, context: Float[Tensor, "*c t e"], name_position: NamePosition = "end") -> int:
         """Count the tokens that the text tower reads for all classes."""

@@ -10,22 +10,33 @@ from torch import Tensor
 
 from hushprompt.backbones.base import TextPass
 
+Encode = Callable[[Float[Tensor, "*c t e"]], Float[Tensor, "c d"]]
+"""From a context to the unit-norm text features of all classes."""
 
-class AutogradPass:
+
+class MatrixPass:
+    """A pass that can multiply any matrix of cotangents with the Jacobian."""
+
+    features: Float[Tensor, "c d"]
+
+    def pull_back(self, weights: Float[Tensor, "b c"], directions: Float[Tensor, "b d"]) -> Float[Tensor, "b *c t e"]:
+        """Give each example's gradient in the context."""
+        return self.pull_back_matrices(torch.einsum("bc,bd->bcd", weights, directions))
+
+    def pull_back_matrices(self, cotangents: Float[Tensor, "b c d"]) -> Float[Tensor, "b *c t e"]:
+        """Multiply each cotangent, of whatever rank, with the Jacobian of the text features."""
+        raise NotImplementedError
+
+
+class AutogradPass(MatrixPass):
     """Any tower, by batched gradients of torch."""
 
-    def __init__(
-        self, encode: Callable[[Float[Tensor, "*c t e"]], Float[Tensor, "c d"]], context: Float[Tensor, "*c t e"]
-    ) -> None:
+    def __init__(self, encode: Encode, context: Float[Tensor, "*c t e"]) -> None:
         """Run the tower on a context."""
         self._leaf = context.detach().requires_grad_()
         with torch.enable_grad():
             self._features = encode(self._leaf)
         self.features = self._features.detach()
-
-    def pull_back(self, weights: Float[Tensor, "b c"], directions: Float[Tensor, "b d"]) -> Float[Tensor, "b *c t e"]:
-        """Give each example's gradient in the context."""
-        return self.pull_back_matrices(torch.einsum("bc,bd->bcd", weights, directions))
 
     def pull_back_matrices(self, cotangents: Float[Tensor, "b c d"]) -> Float[Tensor, "b *c t e"]:
         """Multiply each cotangent, of whatever rank, with the Jacobian of the text features."""

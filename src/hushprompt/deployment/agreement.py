@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hushprompt import config as configs
-from hushprompt.backbones.placing import place
+from hushprompt.backbones.placing import place, step_memory_mb
 from hushprompt.backbones.prompts import PromptModel
 from hushprompt.config import RunConfig, RuntimeConfig
 from hushprompt.deployment.envelope import PROTOCOL
@@ -94,7 +94,7 @@ def open_model(config: RunConfig, class_names: tuple[str, ...]) -> PromptModel:
     """Load the backbone of a config for these classes."""
     backbone = config.backbone.load()
     device = place(backbone, config.runtime.device)
-    return PromptModel(backbone, class_names, device=device, memory_mb=config.runtime.memory_mb)
+    return PromptModel(backbone, class_names, device=device, memory_mb=step_memory_mb(config.runtime.memory_mb, device))
 
 
 def version() -> dict[str, Any]:

@@ -15,7 +15,7 @@ from hushprompt import seeding
 from hushprompt.backbones.base import FeatureKind
 from hushprompt.backbones.cache import Progress, check_kind, image_features
 from hushprompt.backbones.feature_files import StoredFeatures
-from hushprompt.backbones.placing import place
+from hushprompt.backbones.placing import place, step_memory_mb
 from hushprompt.backbones.prompts import PromptModel
 from hushprompt.config import RunConfig
 from hushprompt.data.base import Dataset
@@ -123,7 +123,7 @@ def load_model(config: RunConfig, dataset: Dataset, rows: Sequence[Row], load: L
     backbone = load(config.backbone)
     device = place(backbone, config.runtime.device)
     names = dataset.class_names[:num_trained]
-    model = PromptModel(backbone, names, device=device, memory_mb=config.runtime.memory_mb)
+    model = PromptModel(backbone, names, device=device, memory_mb=step_memory_mb(config.runtime.memory_mb, device))
     for row in rows:
         check_kind(model.backbone, row.method.feature_kind)
         if num_trained < len(dataset.class_names) and getattr(row.method, "is_class_specific", False):

@@ -15,7 +15,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hushprompt.backbones.prompts import NamePosition, PromptModel
-from hushprompt.backbones.text_pass import AutogradPass
 from hushprompt.methods.gradients import examples_per_pass
 
 TextFeatures = tuple[Float[Tensor, "c d"], ...]
@@ -47,7 +46,7 @@ def gradients_in_contexts(
     """
     if len(labels) == 0:
         return tuple(context.new_zeros(0, *context.shape) for context in contexts), image_features.new_zeros(0)
-    passes = [AutogradPass(lambda leaf: model.text_features(leaf, name_position), context) for context in contexts]
+    passes = [model.matrix_pass(context, name_position) for context in contexts]
 
     def loss(features: TextFeatures, image: Tensor, label: Tensor) -> Tensor:
         return F.cross_entropy(logits_fn(features, image), label)
@@ -59,6 +58,8 @@ def gradients_in_contexts(
     losses: list[Tensor] = []
     for images, targets in zip(image_features.split(chunk), labels.split(chunk), strict=True):
         cotangents, values = cotangents_of(fixed, images, targets)
-        rows.append(tuple(map(AutogradPass.pull_back_matrices, passes, cotangents)))
+        rows.append(
+            tuple(each.pull_back_matrices(cotangent) for each, cotangent in zip(passes, cotangents, strict=True))
+        )
         losses.append(values)
     return tuple(torch.cat(parts) for parts in zip(*rows, strict=True)), torch.cat(losses)

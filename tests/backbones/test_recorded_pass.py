@@ -1,0 +1,80 @@
+"""Recordings of a tower, played by the function itself: what is kept, filled up and cut off needs no GPU."""
+
+from typing import ClassVar
+
+import pytest
+import torch
+
+from hushprompt.backbones import recorded_pass
+from hushprompt.backbones.recorded_pass import MULTIPLE, RecordedPass, Recorder, Recording
+from hushprompt.backbones.text_pass import AutogradPass
+
+
+class Played(Recording):
+    """A recording that does its work anew; keeps the shapes for which it was made."""
+
+    made: ClassVar[list] = []
+
+    def __init__(self, work, inputs, pool):
+        self.work = work
+        self.made.append(tuple(each.shape for each in inputs))
+
+    def __call__(self, *inputs):
+        return self.work(*inputs)
+
+
+@pytest.fixture
+def recorder(monkeypatch):
+    monkeypatch.setattr(recorded_pass, "Recording", Played)
+    monkeypatch.setattr(Recorder, "_pool", None)
+    monkeypatch.setattr(Played, "made", [])
+    return Recorder()
+
+
+def pair(recorder, model, seed=0):
+    """The recorded pass of a context, and the plain one."""
+    context = torch.randn(4, model.token_width, generator=torch.Generator().manual_seed(seed))
+    return RecordedPass(recorder, "end", model.text_features, context), AutogradPass(model.text_features, context)
+
+
+def test_it_gives_what_the_plain_pass_gives(recorder, model):
+    generator = torch.Generator().manual_seed(1)
+    for seed in (0, 1):
+        ours, plain = pair(recorder, model, seed)
+        assert torch.equal(ours.features, plain.features)
+        for count in (1, 7, 8, 9):
+            weights = torch.randn(count, model.num_classes, generator=generator)
+            directions = torch.randn(count, model.backbone.feature_dim, generator=generator)
+            rows = ours.pull_back(weights, directions)
+            assert rows.shape == (count, *ours._context.shape)
+            torch.testing.assert_close(rows, plain.pull_back(weights, directions), rtol=1e-5, atol=1e-6)
+
+
+def test_batches_of_like_size_and_other_contexts_share_a_recording(recorder, model):
+    for seed in (0, 1):
+        ours, _ = pair(recorder, model, seed)
+        for count in range(1, 2 * MULTIPLE + 1):
+            ours.pull_back(torch.ones(count, model.num_classes), torch.ones(count, model.backbone.feature_dim))
+    assert [shapes[-1][0] for shapes in Played.made] == [4, MULTIPLE, 2 * MULTIPLE]
+
+
+def test_the_oldest_recording_goes_first(recorder, monkeypatch):
+    monkeypatch.setattr(recorded_pass, "NUM_KEPT", 2)
+    for size in (1, 2, 1, 3, 1, 2):
+        recorder.run("double", lambda x: 2 * x, torch.ones(size))
+    assert [shape[0][0] for shape in Played.made] == [1, 2, 3, 2]
+
+
+def test_what_cannot_be_recorded_runs_as_it_is(recorder, monkeypatch):
+    def refuse(work, inputs, pool):
+        refused.append(inputs)
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    refused = []
+    monkeypatch.setattr(recorded_pass, "Recording", refuse)
+    monkeypatch.setattr(recorded_pass.torch.cuda, "synchronize", lambda: None)
+    for value in (1.0, 2.0):
+        assert recorder.run("double", lambda x: 2 * x, torch.tensor(value)) == 2 * value
+    assert len(refused) == 1
+    with pytest.raises(RuntimeError, match="too large"):
+        recorder.run("broken", lambda x: (_ for _ in ()).throw(RuntimeError("too large")), torch.ones(1))
