@@ -26,11 +26,12 @@ def test_a_run_is_audited_at_several_budgets_and_says_what_it_means(hush, tmp_pa
         "LiRA online",
         "gradient cosine",
         "not resolvable",
-        "Power: without noise, for public",
+        "Power, by what was found without noise:",
+        "for the public audience: gradient canaries show epsilon >= ",
     ):
         assert part in done.out, part
     record = json.loads((tmp_path / "r" / "audit" / "audit.json").read_text())
-    assert record["format"] == "hushprompt audit 1"
+    assert record["format"] == "hushprompt audit 2"
     assert [budget["epsilon"] for budget in record["budgets"]] == [2.0, "inf"]
     one = record["budgets"][0]["audiences"][1]
     assert set(one) == {"audience", "claimed", "mechanism", "canaries", "attacks"}
@@ -45,6 +46,22 @@ def test_parts_can_be_left_out_and_the_power_is_then_unknown(hush, tmp_path):
     assert "for the public" not in done.out
     assert "Power: unknown" in done.out
     assert not list((tmp_path / "a").rglob("*.safetensors"))
+
+
+def test_the_power_of_what_was_measured_is_said_by_kind_where_attacks_are_left_out(hush, tmp_path):
+    done = hush("audit", "embedded", *SETTINGS, "--attack=none", "--epsilon=2,inf", *QUICK, "--out=a")
+    record = json.loads((tmp_path / "a" / "audit.json").read_text())
+    assert set(record["power"]) == {"public", "personal"}
+    for who, found in record["power"].items():
+        one = next(one for one in record["budgets"][1]["audiences"] if one["audience"] == who)
+        assert found["mechanism"] == max(result["epsilon_lower_bound"] for result in one["mechanism"]) > 0
+        assert found["end_to_end"] == max(canary["result"]["epsilon_lower_bound"] for canary in one["canaries"])
+        assert found["attack"] is found["auc"] is None
+        says = f"gradient canaries show epsilon >= {found['mechanism']:.3g}, canaries in one training show epsilon >= "
+        assert says in done.out
+    assert "attacks left out" in done.out
+    is_blind = any(found["end_to_end"] == 0 for found in record["power"].values())
+    assert ("NO POWER: where nothing protects" in done.out) == is_blind
 
 
 def test_a_measurement_above_the_claim_is_said_aloud_and_fails(hush, monkeypatch):

@@ -35,6 +35,8 @@ BOUNDS = {
     "f_dp_approximate": "one run, f-DP of any mechanism",
     "gdp_independent_trials": "error rates of independent canaries, Gaussian mechanisms",
 }
+KINDS = {"mechanism": "gradient canaries", "end_to_end": "canaries in one training", "attack": "attacks"}
+"""Kinds of measurements whose power is told apart."""
 
 
 def audit(
@@ -144,19 +146,24 @@ def attack_table(attacks: list[AttackResult]) -> Table:
 
 
 def _power(record: AuditRecord) -> str:
-    """Say whether this audit could have found something."""
-    if not record.power["is_known"]:
-        return "\nPower: unknown, as no budget without noise was attacked. Add inf to --epsilon."
-    lines = []
+    """Say what each kind of measurement could have found."""
+    if not record.power:
+        return "\nPower: unknown, as nothing was measured without noise. Add inf to --epsilon."
+    lines = ["\nPower, by what was found without noise:"]
     for name, found in record.power.items():
-        if name == "is_known":
-            continue
-        verdict = "the audit works" if found["has_power"] else "NO POWER: nothing can be read into the other budgets"
-        lines.append(
-            f"without noise, for {name}, the best attack ({found['attack']}) has AUC {_interval(found['auc'])}, "
-            f"and canaries in one training show epsilon >= {found['end_to_end']:.3g}: {verdict}."
-        )
-    return "\nPower: " + " ".join(lines)
+        texts = {
+            "mechanism": f"gradient canaries show epsilon >= {found.mechanism or 0:.3g}",
+            "end_to_end": f"canaries in one training show epsilon >= {found.end_to_end or 0:.3g}",
+            "attack": f"the best attack ({found.attack}) has AUC {_interval(found.auc)}" if found.auc else "",
+        }
+        verdicts = [
+            f"{KINDS[kind]} left out" if works is None else f"{texts[kind]}{'' if works else ' (NO POWER)'}"
+            for kind, works in found.has_power.items()
+        ]
+        lines.append(f"for the {name} audience: {', '.join(verdicts)}.")
+    if any(works is False for found in record.power.values() for works in found.has_power.values()):
+        lines.append("NO POWER: where nothing protects, nothing was found, so nothing can be read into other budgets.")
+    return "\n".join(lines)
 
 
 def _percent(rate: Interval) -> str:

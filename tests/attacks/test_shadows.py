@@ -149,7 +149,11 @@ def test_an_audit_puts_claim_measurement_and_attacks_side_by_side(config, tmp_pa
             assert not one.is_contradicted
     private, plain = (budget.audiences[1] for budget in record.budgets)
     assert plain.mechanism[0].epsilon_lower_bound > private.mechanism[0].epsilon_lower_bound
-    assert record.power["is_known"]
+    assert set(record.power) == {"public", "personal"}
+    for one in record.budgets[1].audiences:
+        found = record.power[one.audience]
+        assert found.has_power["mechanism"]
+        assert found.auc.low == max(attack.auc.low for attack in one.attacks)
     assert record.num_candidates == 24
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hushprompt.attacks.canaries import CanaryAudit, canary_audits
-from hushprompt.attacks.metrics import AttackResult
+from hushprompt.attacks.metrics import AttackResult, Interval
 from hushprompt.attacks.shadows import OnShadow, job_path, load, load_shadows, run_shadows
 from hushprompt.attacks.suite import ATTACKS, MIN_SHADOWS, attack_all
 from hushprompt.attacks.world import audiences, context_method
@@ -22,7 +22,7 @@ from hushprompt.privacy.auditing import AuditResult, audit_audience
 from hushprompt.privacy.config import Audience
 from hushprompt.seeding import stream
 
-FORMAT = "hushprompt audit 1"
+FORMAT = "hushprompt audit 2"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +96,32 @@ class BudgetAudit:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Power:
+    """What an audience's measurements find where there is no noise, by kind; None where a kind was left out.
+
+    A kind that finds nothing there says nothing at any budget.
+    """
+
+    mechanism: float | None
+    """Largest bound from gradient canaries."""
+    end_to_end: float | None
+    """Largest bound from canaries in a training."""
+    attack: str | None
+    """The attack whose interval of the AUC begins the highest."""
+    auc: Interval | None
+    """Its AUC."""
+
+    @property
+    def has_power(self) -> dict[str, bool | None]:
+        """Whether each kind found something; None where it was left out."""
+        return {
+            "mechanism": None if self.mechanism is None else self.mechanism > 0,
+            "end_to_end": None if self.end_to_end is None else self.end_to_end > 0,
+            "attack": None if self.auc is None else (self.auc.low or 0.0) > 0.5,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
 class AuditRecord:
     """`audit.json`."""
 
@@ -107,9 +133,8 @@ class AuditRecord:
     num_shadows: int
     seed: int
     confidence: float
-    power: dict[str, Any]
-    """What the audit finds without noise: `is_known`, and by audience the largest AUC with its interval and the largest
-    bound from canaries in a training."""
+    power: dict[str, Power]
+    """By audience; empty where nothing was measured without noise, so that power is unknown."""
     budgets: list[BudgetAudit]
 
 
@@ -191,23 +216,19 @@ def budget_rows(config: RunConfig, epsilons: Sequence[float], sizes: list[int]) 
     return rows
 
 
-def power(budgets: Sequence[BudgetAudit]) -> dict[str, Any]:
-    """Say what the attacks find where there is no noise: an audit that finds nothing there proves nothing elsewhere."""
-    found: dict[str, Any] = {"is_known": False}
-    for budget in budgets:
-        for one in budget.audiences:
-            if not math.isinf(float(one.claimed["epsilon"])) or not one.attacks:
-                continue
-            best = max(one.attacks, key=lambda attack: attack.auc.low or 0.0)
-            found["is_known"] = True
-            found[one.audience] = {
-                "attack": best.attack,
-                "sees": best.sees,
-                "auc": best.auc,
-                "end_to_end": one.end_to_end,
-                "has_power": (best.auc.low or 0.0) > 0.5 or one.end_to_end > 0,
-                "lower_bound": one.lower_bound,
-            }
+def power(budgets: Sequence[BudgetAudit]) -> dict[str, Power]:
+    """Say by audience what was found without noise: what finds nothing there proves nothing elsewhere."""
+    found = {}
+    for one in (one for budget in budgets for one in budget.audiences):
+        if math.isfinite(float(one.claimed["epsilon"])) or not (one.mechanism or one.canaries or one.attacks):
+            continue
+        best = max(one.attacks, key=lambda attack: attack.auc.low or 0.0, default=None)
+        found[one.audience] = Power(
+            mechanism=max((result.epsilon_lower_bound for result in one.mechanism), default=None),
+            end_to_end=one.end_to_end if one.canaries else None,
+            attack=best.attack if best else None,
+            auc=best.auc if best else None,
+        )
     return found
 
 
