@@ -15,8 +15,9 @@ from rich.table import Table
 
 from hushprompt import config as configs
 from hushprompt import records
-from hushprompt.attacks.audit import AudienceAudit, AuditRecord, AuditSettings, BudgetAudit
+from hushprompt.attacks.audit import AuditSettings
 from hushprompt.attacks.audit import audit as run_audit
+from hushprompt.attacks.audit_record import AudienceAudit, AuditRecord, BudgetAudit
 from hushprompt.attacks.metrics import AttackResult, Interval
 from hushprompt.attacks.roc import write_roc
 from hushprompt.attacks.suite import ATTACKS
@@ -46,7 +47,7 @@ def audit(
     epsilon: Annotated[str, typer.Option(help="Budgets, by commas, such as 1,2,8,inf; empty: the config's.")] = "",
     client: Annotated[int, typer.Option(help="Client whose examples are attacked.")] = 0,
     num_shadows: Annotated[int, typer.Option(help="Shadow federations of each budget.")] = 64,
-    canaries: Annotated[int, typer.Option(help="Mislabelled images of the end-to-end audit; 0: none.")] = 200,
+    canaries: Annotated[int, typer.Option(help="Canaries of the end-to-end audit; 0: none.")] = 200,
     gradient_canaries: Annotated[int, typer.Option(help="Canaries of the mechanism audit; 0: none.")] = 5000,
     out: Annotated[Path | None, typer.Option(help="Folder of the audit; none: RUN/audit, or audit/NAME.")] = None,
     workers: Annotated[int, typer.Option(help="Processes; 0: one a core.")] = 0,
@@ -93,8 +94,9 @@ def audit(
 
 def show(record: AuditRecord) -> None:
     """Print an audit."""
+    of = "clients" if record.privacy_unit == "client" else f"candidates of client {record.client_id}"
     console.print(
-        f"Audit of {record.method}: {record.num_candidates} candidates of client {record.client_id}, "
+        f"Audit of {record.method}: {record.num_candidates} {of}, "
         f"{record.num_shadows} shadow federations a budget, seed {record.seed}.",
         soft_wrap=True,
     )
@@ -116,9 +118,10 @@ def _show_audience(budget: BudgetAudit, one: AudienceAudit) -> None:
         )
     for canary in one.canaries:
         result = canary.result
+        canaries = "clients, there or not" if one.claimed["privacy_unit"] == "client" else "mislabelled images"
         console.print(
             f"measured, end to end: epsilon >= {result.epsilon_lower_bound:.3g} (95 %, {result.num_canaries} "
-            f"mislabelled images, {result.num_correct} of {result.num_guesses} guesses right; {canary.sees}, "
+            f"{canaries}, {result.num_correct} of {result.num_guesses} guesses right; {canary.sees}, "
             f"gap {canary.mean_gap:.2f} standard deviations)",
             soft_wrap=True,
         )

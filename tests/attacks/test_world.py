@@ -10,7 +10,7 @@ import torch
 from hushprompt import config as configs
 from hushprompt.attacks.metrics import auc
 from hushprompt.attacks.watch import ABSENT, Transcript, Watch, watched
-from hushprompt.attacks.world import World, audiences, candidates_of, context_method
+from hushprompt.attacks.world import World, audiences, candidates_of, context_method, start
 from hushprompt.errors import ConfigError
 from hushprompt.federation.setup import assemble, client_sizes, cut, load_model, plan_rows
 from hushprompt.federation.simulate import run
@@ -168,7 +168,7 @@ def test_a_row_has_the_audiences_of_its_releases(toy_values, tmp_path):
 
 def test_a_watched_row_is_the_row(world):
     world, row = world
-    twin = watched(row, Watch(world.start(row).personal[1], None, is_public=True))
+    twin = watched(row, Watch(start(world.config, world.federation, row).personal[1], None, is_public=True))
     assert isinstance(twin.method, type(row.method))
     assert vars(twin.method) == vars(row.method)
     assert twin.method.channels == row.method.channels

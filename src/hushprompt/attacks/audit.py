@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import numpy as np
+import torch
+
+from hushprompt.attacks.audit_record import FORMAT, AudienceAudit, AuditRecord, BudgetAudit, power
 from hushprompt.attacks.canaries import CanaryAudit, canary_audits
-from hushprompt.attacks.metrics import AttackResult, Interval
+from hushprompt.attacks.client_canaries import has_client_canaries
+from hushprompt.attacks.metrics import AttackResult
 from hushprompt.attacks.shadows import OnShadow, job_path, load, load_shadows, run_shadows
 from hushprompt.attacks.suite import ATTACKS, MIN_SHADOWS, attack_all
 from hushprompt.attacks.world import audiences, context_method
@@ -18,11 +22,9 @@ from hushprompt.checks import one_of
 from hushprompt.config import RunConfig
 from hushprompt.errors import ConfigError
 from hushprompt.federation.setup import Row, client_sizes, cut, plan_rows
-from hushprompt.privacy.auditing import AuditResult, audit_audience
+from hushprompt.privacy.auditing import audit_audience
 from hushprompt.privacy.config import Audience
 from hushprompt.seeding import stream
-
-FORMAT = "hushprompt audit 2"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +42,8 @@ class AuditSettings:
     num_shadows: int = 64
     """Shadow federations of every budget."""
     num_canaries: int = 200
-    """Mislabelled examples of the end-to-end audit; 0 leaves it out."""
+    """Mislabelled examples of the end-to-end audit, or clients of as many federations as it takes where the unit is a
+    client; 0 leaves it out."""
     num_gradient_canaries: int = 5000
     """Gradient canaries of the mechanism audit; 0 leaves it out."""
 
@@ -55,96 +58,13 @@ class AuditSettings:
                 raise ConfigError(f"{name} must be 0 or at least 10, got {getattr(self, name)}.")
 
 
-@dataclass(frozen=True, kw_only=True)
-class AudienceAudit:
-    """One audience of one budget."""
-
-    audience: str
-    claimed: dict[str, Any]
-    """The guarantee as in `privacy.json`, with its statement."""
-    mechanism: list[AuditResult]
-    """Lower bounds from gradient canaries through sampling, clipping, noise and division."""
-    canaries: list[CanaryAudit]
-    """Lower bounds from mislabelled images through the whole training."""
-    attacks: list[AttackResult]
-    """Membership attacks; they bound nothing by themselves."""
-
-    @property
-    def end_to_end(self) -> float:
-        """The largest bound from canaries in a training."""
-        return max((one.result.epsilon_lower_bound for one in self.canaries), default=0.0)
-
-    @property
-    def lower_bound(self) -> float:
-        """The largest bound that was measured; each holds with 95 % on its own."""
-        return max([self.end_to_end, *(one.epsilon_lower_bound for one in self.mechanism)])
-
-    @property
-    def is_contradicted(self) -> bool:
-        """True if more was measured than is claimed: then the code is wrong, or one chance in twenty has happened."""
-        return self.lower_bound > float(self.claimed["epsilon"])
-
-
-@dataclass(frozen=True, kw_only=True)
-class BudgetAudit:
-    """One budget."""
-
-    row: str
-    epsilon: float | None
-    """Target epsilon of the budget's audience; inf without noise, None where the noise was given."""
-    audiences: list[AudienceAudit]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Power:
-    """What an audience's measurements find where there is no noise, by kind; None where a kind was left out.
-
-    A kind that finds nothing there says nothing at any budget.
-    """
-
-    mechanism: float | None
-    """Largest bound from gradient canaries."""
-    end_to_end: float | None
-    """Largest bound from canaries in a training."""
-    attack: str | None
-    """The attack whose interval of the AUC begins the highest."""
-    auc: Interval | None
-    """Its AUC."""
-
-    @property
-    def has_power(self) -> dict[str, bool | None]:
-        """Whether each kind found something; None where it was left out."""
-        return {
-            "mechanism": None if self.mechanism is None else self.mechanism > 0,
-            "end_to_end": None if self.end_to_end is None else self.end_to_end > 0,
-            "attack": None if self.auc is None else (self.auc.low or 0.0) > 0.5,
-        }
-
-
-@dataclass(frozen=True, kw_only=True)
-class AuditRecord:
-    """`audit.json`."""
-
-    format: str
-    config_identity: str
-    method: str
-    client_id: int
-    num_candidates: int
-    num_shadows: int
-    seed: int
-    confidence: float
-    power: dict[str, Power]
-    """By audience; empty where nothing was measured without noise, so that power is unknown."""
-    budgets: list[BudgetAudit]
-
-
 def audit(
     config: RunConfig, settings: AuditSettings, folder: Path, on_shadow: OnShadow, num_workers: int = 0
 ) -> AuditRecord:
     """Audit a config: mechanism, one run with canaries, shadow federations and the attacks on them.
 
     Goes on where it was stopped: a federation whose file is in `folder` is not trained again. Where the unit is a
-    client, the mechanism alone is audited, with clients as canaries.
+    client, clients are the canaries of the mechanism and of federations, and nothing is asked about examples.
 
     Args:
         config: what is attacked; its references are left out.
@@ -164,36 +84,33 @@ def audit(
     if not audiences(rows[0]):
         raise ConfigError("The method trains nothing on private data, so there is nothing to audit.")
     context_method(rows[0].method)
-    if config.privacy.privacy_unit != "example":
-        settings = dataclasses.replace(settings, attacks=(), num_canaries=0)
     clients = partition.clients
     if not 0 <= settings.client_id < len(clients):
         raise ConfigError(f"--client must lie in 0 to {len(clients) - 1}, got {settings.client_id}.")
-    indices = clients[settings.client_id].indices["train"]
-    if settings.num_canaries > len(indices):
-        raise ConfigError(
-            f"--canaries must be at most the {len(indices)} examples of client {settings.client_id}, got "
-            f"{settings.num_canaries}."
+    work = Work(config, rows, settings, folder, on_shadow, num_workers)
+    if config.privacy.privacy_unit == "client":
+        num_candidates, num_shadows = len(clients), 0
+        if has_client_canaries(config, rows[0]):
+            num_shadows = math.ceil(settings.num_canaries / num_candidates)
+        found = _with_clients(work, num_shadows)
+    else:
+        indices = clients[settings.client_id].indices["train"]
+        unseen = clients[settings.client_id].indices[config.evaluation.split]
+        num_candidates, num_shadows = len(indices), settings.num_shadows if settings.attacks else 0
+        found = _with_examples(
+            work,
+            num_shadows,
+            dataset.splits["train"].labels[indices],
+            dataset.splits[config.evaluation.split].labels[unseen],
         )
-    num_shadows = settings.num_shadows if settings.attacks else 0
-    run_shadows(config, rows, settings.client_id, num_shadows, settings.num_canaries, folder, on_shadow, num_workers)
-    labels = dataset.splits["train"].labels[indices]
-    population = dataset.splits[config.evaluation.split].labels[
-        clients[settings.client_id].indices[config.evaluation.split]
-    ]
-    budgets = []
-    for row in rows:
-        shadows = None
-        if num_shadows:
-            shadows = load_shadows([job_path(folder, row, k, settings.num_canaries) for k in range(num_shadows)])
-        attacked = attack_all(shadows, labels, population, settings.attacks, config.seed) if shadows else {}
-        budgets.append(_budget(row, settings, folder, attacked, config.seed))
+    budgets = [_budget(row, settings, trained, config.seed) for row, trained in zip(rows, found, strict=True)]
     return AuditRecord(
         format=FORMAT,
         config_identity=config.identity(),
         method=rows[0].method_name,
+        privacy_unit=config.privacy.privacy_unit,
         client_id=settings.client_id,
-        num_candidates=len(indices),
+        num_candidates=num_candidates,
         num_shadows=num_shadows,
         seed=config.seed,
         confidence=0.95,
@@ -216,28 +133,84 @@ def budget_rows(config: RunConfig, epsilons: Sequence[float], sizes: list[int]) 
     return rows
 
 
-def power(budgets: Sequence[BudgetAudit]) -> dict[str, Power]:
-    """Say by audience what was found without noise: what finds nothing there proves nothing elsewhere."""
-    found = {}
-    for one in (one for budget in budgets for one in budget.audiences):
-        if math.isfinite(float(one.claimed["epsilon"])) or not (one.mechanism or one.canaries or one.attacks):
-            continue
-        best = max(one.attacks, key=lambda attack: attack.auc.low or 0.0, default=None)
-        found[one.audience] = Power(
-            mechanism=max((result.epsilon_lower_bound for result in one.mechanism), default=None),
-            end_to_end=one.end_to_end if one.canaries else None,
-            attack=best.attack if best else None,
-            auc=best.auc if best else None,
+@dataclass(frozen=True)
+class Work:
+    """What trainings of an audit need; see `audit`."""
+
+    config: RunConfig
+    rows: Sequence[Row]
+    settings: AuditSettings
+    folder: Path
+    on_shadow: OnShadow
+    num_workers: int
+
+    def train(self, num_shadows: int, num_canaries: int) -> None:
+        """Train what is missing."""
+        client_id = self.settings.client_id
+        run_shadows(
+            self.config, self.rows, client_id, num_shadows, num_canaries, self.folder, self.on_shadow, self.num_workers
         )
+
+    def paths(self, row: Row, num_shadows: int) -> list[Path]:
+        """Give the files of a row's shadow federations."""
+        return [job_path(self.folder, row, index, 0) for index in range(num_shadows)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What the trainings of one row showed, by audience."""
+
+    canaries: Mapping[Audience, list[CanaryAudit]]
+    attacks: Mapping[Audience, list[AttackResult]]
+
+
+def _with_examples(work: Work, num_shadows: int, labels: np.ndarray, population: np.ndarray) -> list[Trained]:
+    """Attack one client's examples in shadow federations, and guess about mislabelled ones.
+
+    Args:
+        work: what is trained.
+        num_shadows: federations of each row.
+        labels: of the client's examples.
+        population: labels of its evaluation images.
+    """
+    settings, seed = work.settings, work.config.seed
+    if settings.num_canaries > len(labels):
+        raise ConfigError(
+            f"--canaries must be at most the {len(labels)} examples of client {settings.client_id}, got "
+            f"{settings.num_canaries}."
+        )
+    work.train(num_shadows, settings.num_canaries)
+    found = []
+    for row in work.rows:
+        attacks, canaries = {}, {}
+        if num_shadows:
+            shadows = load_shadows(work.paths(row, num_shadows))
+            attacks = attack_all(shadows, labels, population, settings.attacks, seed)
+        if settings.num_canaries:
+            kept = load(job_path(work.folder, row, None, settings.num_canaries))
+            canaries = {who: canary_audits(kept, who, row.plan.config.delta) for who in audiences(row)}
+        found.append(Trained(canaries=canaries, attacks=attacks))
     return found
 
 
-def _budget(
-    row: Row, settings: AuditSettings, folder: Path, attacked: dict[Audience, list[AttackResult]], seed: int
-) -> BudgetAudit:
+def _with_clients(work: Work, num_shadows: int) -> list[Trained]:
+    """Guess which clients were there, in so many federations of each row; their releases are Gaussian, not sampled."""
+    work.train(num_shadows, 0)
+    found = []
+    for row in work.rows:
+        canaries = {}
+        if num_shadows:
+            files = [load(path) for path in work.paths(row, num_shadows)]
+            kept = {name: torch.cat([file[name] for file in files]) for name in files[0]}
+            delta = row.plan.config.delta
+            canaries = {who: canary_audits(kept, who, delta, "f_dp_gaussian") for who in audiences(row)}
+        found.append(Trained(canaries=canaries, attacks={}))
+    return found
+
+
+def _budget(row: Row, settings: AuditSettings, trained: Trained, seed: int) -> BudgetAudit:
     """Put together what was measured of one budget."""
     guarantees = row.plan.guarantees()
-    kept = load(job_path(folder, row, None, settings.num_canaries)) if settings.num_canaries else None
     found = []
     for audience in (one for one in audiences(row) if one in settings.audiences):
         guarantee = guarantees[audience]
@@ -250,8 +223,8 @@ def _budget(
                 audience=str(audience),
                 claimed={**guarantee.to_json(), "statement": guarantee.statement()},
                 mechanism=mechanism,
-                canaries=canary_audits(kept, audience, row.plan.config.delta) if kept else [],
-                attacks=attacked.get(audience, []),
+                canaries=trained.canaries.get(audience, []),
+                attacks=trained.attacks.get(audience, []),
             )
         )
     return BudgetAudit(row=row.label, epsilon=row.plan.config.epsilon, audiences=found)

@@ -18,10 +18,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from hushprompt import checks
-from hushprompt.attacks.world import Candidates, World, audiences
+from hushprompt.attacks.world import Candidates, World, audiences, start
 from hushprompt.errors import ConfigError
 from hushprompt.federation.setup import Row
-from hushprompt.privacy.auditing import AuditResult, best_guesses
+from hushprompt.privacy.auditing import AuditResult, Bound, best_guesses
 from hushprompt.privacy.config import Audience
 from hushprompt.privacy.lower_bounds import CONFIDENCE
 from hushprompt.seeding import stream
@@ -67,12 +67,12 @@ def train_canaries(world: World, row: Row, num_canaries: int) -> dict[str, Tenso
     is_in = stream(world.config.seed, "canary inclusion").random(num_canaries) < 0.5
     seed = int(stream(world.config.seed, "canary seed").integers(2**62))
     state, watch = audited.train(row, is_in, seed, judges=True)
-    start = audited.start(row)
+    first = start(world.config, world.federation, row)
     kept = {"is_in": torch.from_numpy(is_in)}
     labels = torch.from_numpy(audited.candidates.labels)[:, None]
     for audience in audiences(row):
         if audience in BELIEF:
-            before, after = (audited.log_probs(row, which, audience, audited.features) for which in (start, state))
+            before, after = (audited.log_probs(row, which, audience, audited.features) for which in (first, state))
             # How much more the trained prompt believes the wrong label than the public start does.
             kept[str(audience)] = (after.gather(1, labels) - before.gather(1, labels))[:, 0]
         judged = watch.scores(audience)
@@ -81,13 +81,16 @@ def train_canaries(world: World, row: Row, num_canaries: int) -> dict[str, Tenso
     return kept
 
 
-def canary_audits(kept: Mapping[str, Tensor], audience: Audience, delta: float) -> list[CanaryAudit]:
+def canary_audits(
+    kept: Mapping[str, Tensor], audience: Audience, delta: float, bound: Bound = "one_run"
+) -> list[CanaryAudit]:
     """Bound epsilon by every score that an audience has; together they hold with 95 %.
 
     Args:
-        kept: from `train_canaries`.
+        kept: from `train_canaries`, or from federations of `client_canaries.py` one after the other.
         audience: who guesses.
         delta: of the claim.
+        bound: theorem that turns right guesses into epsilon.
     """
     is_in = kept["is_in"].numpy().astype(bool)
     if is_in.all() or not is_in.any():
@@ -97,7 +100,8 @@ def canary_audits(kept: Mapping[str, Tensor], audience: Audience, delta: float) 
     found = []
     for name, sees in mine.items():
         scores, share = kept[name].double().numpy(), 1 - (1 - CONFIDENCE) / len(mine)
-        result = best_guesses(scores, is_in, delta=delta, confidence=share, is_ratio=name.endswith(".releases"))
+        is_ratio = name.endswith(".releases")
+        result = best_guesses(scores, is_in, delta=delta, confidence=share, bound=bound, is_ratio=is_ratio)
         gap = (scores[is_in].mean() - scores[~is_in].mean()) / max(_spread(scores, is_in), 1e-12)
         result = dataclasses.replace(result, confidence=CONFIDENCE)
         found.append(CanaryAudit(sees=sees, result=result, mean_gap=float(gap)))

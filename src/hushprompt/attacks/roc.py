@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 
 from hushprompt import files
-from hushprompt.attacks.audit import AuditRecord
+from hushprompt.attacks.audit_record import AuditRecord
 from hushprompt.attacks.metrics import AttackResult
 
 SIDE, MARGIN, GAP = 300, 52, 46

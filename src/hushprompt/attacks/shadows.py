@@ -4,6 +4,9 @@ Members and non-members are exchangeable, because a coin decides: same client, s
 federation has batches and noise of its own, and the coins of federation k are the same for every budget, so budgets
 are compared on equal terms. What is kept of a federation is what its prompts say of the candidates, and the prompts; a
 finished federation is one file, written whole or not at all, so an audit goes on where it was stopped.
+
+Where the unit is a client, the coins are about whole clients, and what is kept is the auditor's score of each
+(`client_canaries.py`).
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from torch import Tensor
 from hushprompt import files, seeding
 from hushprompt.allocation import keep_freed_memory
 from hushprompt.attacks.canaries import train_canaries
+from hushprompt.attacks.client_canaries import has_client_canaries, train_clients
 from hushprompt.attacks.world import World, audiences, candidates_of
 from hushprompt.config import RunConfig
 from hushprompt.errors import ResumeError
@@ -167,6 +171,8 @@ class Worker:
         row, world = self.rows[job.row_index], self.world
         if job.index is None:
             kept = train_canaries(world, row, self.num_canaries)
+        elif has_client_canaries(world.config, row):
+            kept = train_clients(world.config, world.federation, row, job.index)
         else:
             kept = train_shadow(world, row, job.index)
         files.write_tensors(job.path, kept, identity(world.config, row, world.candidates.client_id))

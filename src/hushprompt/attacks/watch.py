@@ -75,7 +75,40 @@ class Step:
         return log_likelihood_ratios(released, contributions, self.drawn, self.plan.sum_multiplier(channel))
 
 
-class Watch:
+class Observer:
+    """Is told what happens in a training by a watched row; does nothing about it by itself."""
+
+    def owns(self, personal: Personal) -> bool:
+        """Whether a state is a client's whose steps are to be told."""
+        return False
+
+    def begin_step(
+        self, method: Any, model: Any, shared: Shared, mechanism: Mechanism, rng: np.random.Generator
+    ) -> None:
+        """Hear that such a client begins a step.
+
+        Args:
+            method: unwatched.
+            model: what it trains for.
+            shared: the server's state.
+            mechanism: of the client and step.
+            rng: of the step, which is public; it must not be moved.
+        """
+
+    def end_step(self, upload: Upload, personal: Personal) -> None:
+        """Hear what such a client hands on and how it goes on."""
+
+    def on_release(self, mechanism: Mechanism, channel: Channel, summed: ClippedSum, released: Tensor) -> None:
+        """Hear of a release of any client, or of the server."""
+
+    def on_server_step(self, method: Any, shared: Shared, released: Tensor) -> None:
+        """Hear what is about to move the shared state, which a client's copy of it is too."""
+
+    def on_round(self, method: Any, before: Shared, after: Shared) -> None:
+        """Hear that a round is over, and what it made of the shared state."""
+
+
+class Watch(Observer):
     """Notes what happens to one client of one training."""
 
     def __init__(self, personal: Personal, probe: Probe | None, *, is_public: bool) -> None:
@@ -109,15 +142,7 @@ class Watch:
     def begin_step(
         self, method: Any, model: Any, shared: Shared, mechanism: Mechanism, rng: np.random.Generator
     ) -> None:
-        """Begin a step of the client: see what each of its examples would add.
-
-        Args:
-            method: unwatched.
-            model: what it trains for.
-            shared: the server's state.
-            mechanism: of the client and step.
-            rng: of the step, which is public; it is not moved.
-        """
+        """See what each of the client's examples would add."""
         self._close()
         self._is_turn, self._context = True, shared_context(method, shared)
         if self._probe is None or mechanism.plan.batch_clipping is not None:
@@ -153,8 +178,9 @@ class Watch:
                 if self._step is not None:
                     self._step.own = in_norms
 
-    def on_server_step(self, context: Tensor | None, released: Tensor) -> None:
+    def on_server_step(self, method: Any, shared: Shared, released: Tensor) -> None:
         """Note what moves the shared state."""
+        context = shared_context(method, shared)
         if self._is_public and context is not None:
             self.public.contexts.append(context)
             self.public.releases.append(released)
@@ -162,6 +188,13 @@ class Watch:
             self._step.total = released.flatten().double() * self._count / self._norm
             self._close()
         self._count = 0.0
+
+    def on_round(self, method: Any, before: Shared, after: Shared) -> None:
+        """Note what the round moved, which is all that is seen of clients that step copies of their own."""
+        start, end = shared_context(method, before), shared_context(method, after)
+        if not self._is_public and start is not None and end is not None:
+            self.public.contexts.append(start)
+            self.public.releases.append(start - end)  # what the round moved, against the gradients
 
     def _close(self) -> None:
         """Judge the step that is over by what each audience saw of it."""
@@ -214,7 +247,7 @@ class Asking(Mechanism):
 class WatchedMechanism(Mechanism):
     """The mechanism itself, which tells what it releases."""
 
-    watch: Watch
+    watch: Observer
 
     def release(self, channel: Channel, summed: ClippedSum) -> Float[Tensor, "*p"]:
         """Release, and tell."""
@@ -227,14 +260,14 @@ class WatchedMechanism(Mechanism):
 class WatchedPlan(PrivacyPlan):
     """The plan itself, whose mechanisms are watched."""
 
-    watch: Watch
+    watch: Observer
 
     def mechanism(self, **given: Any) -> Mechanism:
         """Give the mechanism, watched."""
         return WatchedMechanism(**vars(super().mechanism(**given)), watch=self.watch)
 
 
-def watched(row: Row, watch: Watch) -> Row:
+def watched(row: Row, watch: Observer) -> Row:
     """Give the same row, which leaves absent examples out of its batches and tells a watch what happens."""
     plan = WatchedPlan(**vars(row.plan), watch=watch)
     return dataclasses.replace(row, method=_watched_method(row.method, watch), plan=plan)
@@ -246,7 +279,7 @@ def shared_context(method: Any, shared: Shared) -> Tensor | None:
     return context
 
 
-def _watched_method(method: Method, watch: Watch) -> Method:
+def _watched_method(method: Method, watch: Observer) -> Method:
     """Give the same method, watched."""
     base: Any = type(method)
 
@@ -271,7 +304,7 @@ def _watched_method(method: Method, watch: Watch) -> Method:
 
         def server_step(self, shared: Shared, released: Tensor) -> Shared:
             """Tell what is released, and step."""
-            watch.on_server_step(shared_context(method, shared), released)
+            watch.on_server_step(method, shared, released)
             return method.server_step(shared, released)
 
     instance = object.__new__(Watched)

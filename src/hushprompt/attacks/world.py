@@ -20,11 +20,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hushprompt import seeding
-from hushprompt.attacks.watch import ABSENT, Probe, Transcript, Watch, shared_context, watched
+from hushprompt.attacks.watch import ABSENT, Observer, Probe, Transcript, Watch, shared_context, watched
 from hushprompt.backbones.base import FeatureKind
 from hushprompt.config import RunConfig
 from hushprompt.errors import ConfigError
-from hushprompt.federation.aggregate import Travels
+from hushprompt.federation.aggregate import Travels, what_travels
 from hushprompt.federation.rounds import RoundRunner
 from hushprompt.federation.setup import Federation, Row
 from hushprompt.federation.states import State
@@ -86,29 +86,12 @@ class World:
         probe = self._probe(row, labels) if judges else None
         labels[self.candidates.indices[~is_in]] = ABSENT
         federation = dataclasses.replace(self.federation, train_labels=labels)
-        config = dataclasses.replace(self.config, seed=seed)
-        state = self.start(row)
-        with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            runner = RoundRunner(config, federation, pool)
-            # Clients that step copies of their own call server_step too, and nobody else sees that.
-            is_seen = runner.travels is not Travels.COPIES
-            watch = Watch(state.personal[self.candidates.client_id], probe, is_public=is_seen)
-            row = watched(row, watch)
-            for round_index in range(row.num_rounds):
-                before = shared_context(row.method, state.shared)
-                state, _ = runner.round(row, state, round_index)
-                after = shared_context(row.method, state.shared)
-                if not is_seen and before is not None and after is not None:
-                    watch.public.contexts.append(before)
-                    watch.public.releases.append(before - after)  # what the round moved, against the gradients
-        return state, watch
-
-    def start(self, row: Row) -> State:
-        """Give the public start; every client's state is an object of its own, by which a watch knows the client."""
-        shared, personal = row.method.init(self.federation.model, seeding.stream(self.config.seed, "init"))
-        num_clients = len(self.federation.partition.clients)
-        everyone = tuple(copy.copy(personal) for _ in range(num_clients))
-        return State(shared, everyone, row.plan.first_norms(num_clients))
+        state = start(self.config, federation, row)
+        # Clients that step copies of their own call server_step too, and nobody else sees that.
+        travels = what_travels(self.config.training.local_steps, row.plan.config.noise_at)
+        is_seen = travels is not Travels.COPIES
+        watch = Watch(state.personal[self.candidates.client_id], probe, is_public=is_seen)
+        return train_watched(dataclasses.replace(self.config, seed=seed), federation, row, state, watch), watch
 
     def _probe(self, row: Row, labels: Int[Tensor, " n"]) -> Probe:
         """Describe the client's examples to a watch."""
@@ -159,6 +142,33 @@ class World:
                 ahead = step / length * release
                 slopes.append((losses(context + ahead) - losses(context - ahead)) / (2 * step))
         return torch.stack(slopes).mean(dim=0).numpy() if slopes else np.zeros(len(labels))
+
+
+def start(config: RunConfig, federation: Federation, row: Row) -> State:
+    """Give the public start; every client's state is an object of its own, by which a watch knows the client."""
+    shared, personal = row.method.init(federation.model, seeding.stream(config.seed, "init"))
+    num_clients = len(federation.partition.clients)
+    everyone = tuple(copy.copy(personal) for _ in range(num_clients))
+    return State(shared, everyone, row.plan.first_norms(num_clients))
+
+
+def train_watched(config: RunConfig, federation: Federation, row: Row, state: State, watch: Observer) -> State:
+    """Take all rounds of a row, and tell a watch what happens.
+
+    Args:
+        config: whose seed is that of batches and noise.
+        federation: examples that are left out have the label `ABSENT`.
+        row: method and privacy plan.
+        state: where to start.
+        watch: told of every step and round.
+    """
+    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        runner, twin = RoundRunner(config, federation, pool), watched(row, watch)
+        for round_index in range(row.num_rounds):
+            before = state.shared
+            state, _ = runner.round(twin, state, round_index)
+            watch.on_round(row.method, before, state.shared)
+    return state
 
 
 def context_method(method: Method) -> ContextConfig:
