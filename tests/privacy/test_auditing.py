@@ -12,7 +12,7 @@ from hushprompt.privacy.clipping import ClippedSum
 from hushprompt.privacy.config import Audience, Channel, PrivacyConfig
 from hushprompt.privacy.lower_bounds import epsilon_lower_bound
 from hushprompt.privacy.plan import make_plan
-from hushprompt.privacy.sampling import DisjointSampler, PoissonSampler
+from hushprompt.privacy.sampling import DisjointSampler, EqualBatchesSampler, PoissonSampler
 
 NUM_CANARIES = 1000
 
@@ -187,6 +187,13 @@ def test_the_server_is_audited_where_clients_add_the_noise():
     plan = make_plan(config, sampler, channels=frozenset({Channel.GLOBAL}), num_rounds=5, client_sizes=[500])
     found = audit_audience(plan, Audience.SERVER, num_canaries=1000, rng=np.random.default_rng(5))
     assert 2.0 < max(result.epsilon_lower_bound for result in found) <= 4.0
+
+
+@pytest.mark.parametrize("batch_size", [40, 1000])
+def test_nothing_is_measured_where_canaries_are_drawn_with_another_probability_than_is_claimed(batch_size):
+    sampler, config = EqualBatchesSampler(batch_size=batch_size), PrivacyConfig(epsilon=4.0, delta=1e-5)
+    plan = make_plan(config, sampler, channels=frozenset(Channel), num_rounds=5, client_sizes=[4000])
+    assert audit_audience(plan, Audience.PERSONAL, num_canaries=1000, rng=np.random.default_rng(0)) == []
 
 
 def test_sure_guesses_follow_the_size_of_a_ratio_and_its_sign():

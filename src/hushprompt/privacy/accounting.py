@@ -20,12 +20,11 @@ probabilities near 1, that is taken.
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import dp_accounting
@@ -36,8 +35,6 @@ from scipy.special import log_ndtr
 from hushprompt import checks
 from hushprompt.errors import PrivacyError
 
-logger = logging.getLogger(__name__)
-
 Relation = Literal["add_remove", "replace_one"]
 Accountant = Literal["gdp", "pld", "rdp"]
 
@@ -47,10 +44,6 @@ LARGE_RDP_ORDERS = [2 ** (k / 4) for k in range(24, 73)]
 """More orders, needed for a small epsilon; only without sampling, where they cost nothing."""
 COARSE, FINE = 1e-2, 1e-3
 """Discretization of privacy losses: for the search, and for every value that is reported."""
-TOLERANCE = 1e-3
-"""What rounding alone explains where an accountant shows relatively less than theory allows."""
-LOOSENESS = 1e-2
-"""What discretization explains where "pld" shows relatively more than the exact curve, beside one grid step."""
 MAX_EPSILON = 1e4
 """Above it a closed-form guarantee is reported as infinite."""
 
@@ -151,122 +144,6 @@ def calibrate(
     if math.isinf(target_epsilon):
         return 0.0
     return _calibrate(target_epsilon, delta, num_steps, sampling_prob, relation)
-
-
-UNITS = {
-    "example": ("one example", "one example of one client"),
-    "client": ("one client's whole data", "one client with all of its examples"),
-    "evaluation image": ("one evaluation image", "one evaluation image of one client"),
-}
-"""Privacy units in the words of a statement: what neighbors differ by, and who is protected."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Guarantee:
-    """An epsilon with all that gives it meaning."""
-
-    audience: str
-    epsilon: float
-    delta: float
-    privacy_unit: str
-    neighboring_relation: Relation
-    sampling: str
-    accountant: str
-    releases: GaussianReleases
-    event: str
-    """The composed event, as dp_accounting spells it."""
-    cross_checks: dict[str, float]
-    """Epsilon by every accountant that applies."""
-    warnings: tuple[str, ...] = ()
-    """Contradictions between accountants, see `contradictions`; epsilon is then the largest of all."""
-    why_unbounded: str = "no noise"
-    """Where epsilon is infinite: the reason, in the words of a statement."""
-
-    def statement(self) -> str:
-        """Say the guarantee in one sentence; epsilon never stands alone."""
-        one, unit = UNITS[self.privacy_unit]
-        differ = f"{one} more or less" if self.neighboring_relation == "add_remove" else f"{one} exchanged"
-        context = (
-            f"at delta = {self.delta:g} for {unit}, neighbors differing by {differ} "
-            f"({self.neighboring_relation}), {self.sampling}, {self.releases.num_steps} releases"
-        )
-        if math.isinf(self.epsilon):
-            return f"No guarantee (epsilon = inf, {self.why_unbounded}) {context}."
-        if self.releases.is_empty:
-            return f"Nothing derived from private data is released (epsilon = 0) {context}."
-        warned = "".join(f" WARNING: {text}" for text in self.warnings)
-        return f"epsilon = {self.epsilon:.4g} {context}; accountant: {self.accountant}.{warned}"
-
-    def to_json(self) -> dict[str, Any]:
-        """Give plain values."""
-        return asdict(self)
-
-
-def guarantee(
-    *,
-    audience: str,
-    releases: GaussianReleases,
-    delta: float,
-    relation: Relation,
-    unit: str,
-    sampling_description: str,
-    why_unbounded: str = "no noise",
-) -> Guarantee:
-    """Account for the releases and cross-check by every other accountant that applies.
-
-    Where two of them contradict theory, a warning goes into the guarantee and the largest epsilon is claimed.
-    """
-    chosen = default_accountant(releases)
-    names: tuple[Accountant, ...] = ("gdp", "pld", "rdp") if releases.sampling_prob == 1 else ("pld", "rdp")
-    values: dict[str, float] = {
-        name: epsilon(releases, delta=delta, relation=relation, accountant=name) for name in names
-    }
-    found = contradictions(values, chosen)
-    claimed = max(names, key=lambda name: values[name]) if found else chosen
-    for text in found:
-        logger.warning("%s Please report this with the event %r.", text, releases.event())
-    return Guarantee(
-        audience=audience,
-        epsilon=values[claimed],
-        delta=delta,
-        privacy_unit=unit,
-        neighboring_relation=relation,
-        sampling=sampling_description,
-        accountant=_accountant_name(claimed),
-        releases=releases,
-        event=repr(releases.event()),
-        cross_checks=values,
-        warnings=found,
-        why_unbounded=why_unbounded,
-    )
-
-
-def contradictions(values: Mapping[str, float], tightest: str) -> tuple[str, ...]:
-    """Say where accountants disagree more than theory allows.
-
-    "gdp" is exact and "pld" tight up to its discretization, so nobody may show less than the tightest that applies;
-    and without sampling "pld" may not show more than "gdp" plus its discretization: `TOLERANCE` and `LOOSENESS`. "rdp"
-    may be any amount looser.
-
-    Args:
-        values: epsilon by accountant.
-        tightest: the accountant that theory says is the tightest of them.
-
-    >>> contradictions({"gdp": 1.0, "pld": 1.0001, "rdp": 0.9}, "gdp")
-    ('The rdp accountant shows epsilon 0.9 where gdp shows 1, which theory rules out.',)
-    """
-    found, least = [], values[tightest]
-    if math.isinf(least):
-        return ()
-    for name, value in values.items():
-        is_too_small = value < least * (1 - TOLERANCE) - 1e-6
-        is_too_large = tightest == "gdp" and name == "pld" and value > least * (1 + LOOSENESS) + FINE
-        if is_too_small or is_too_large:
-            found.append(
-                f"The {name} accountant shows epsilon {value:.6g} where {tightest} shows {least:.6g}, "
-                "which theory rules out."
-            )
-    return tuple(found)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -414,13 +291,6 @@ def _with_noise(releases: GaussianReleases, noise_multiplier: float) -> Gaussian
     return GaussianReleases(
         num_steps=releases.num_steps, noise_multiplier=noise_multiplier, sampling_prob=releases.sampling_prob
     )
-
-
-def _accountant_name(accountant: Accountant) -> str:
-    """Name an accountant for a statement."""
-    if accountant == "gdp":
-        return "exact Gaussian (GDP)"
-    return f"dp_accounting {importlib.metadata.version('dp-accounting')} {accountant.upper()}"
 
 
 @contextmanager

@@ -161,11 +161,11 @@ def _steps(
 
 
 def _sampling_prob(plan: PrivacyPlan) -> float | None:
-    """Give the amplification that is claimed for a canary; None where it depends on a client's size."""
+    """Give the amplification that is claimed for a canary; None where it is not that of every client."""
     if plan.config.privacy_unit == "client":
         return 1.0
-    prob = plan.sampler.amplification_for(BLOCK)
-    return prob if prob == plan.sampler.amplification_for(2 * BLOCK) else None
+    probs = {plan.sampler.amplification_for(size) for size in (BLOCK, *plan.client_sizes)}
+    return probs.pop() if len(probs) == 1 else None
 
 
 def _batches(plan: PrivacyPlan, num_canaries: int, rng: np.random.Generator) -> Iterator[tuple[np.ndarray, float]]:

@@ -27,6 +27,7 @@ from jaxtyping import Float64, Int64
 from hushprompt import checks
 from hushprompt.errors import PrivacyError
 from hushprompt.privacy import accounting
+from hushprompt.privacy.guarantee import Guarantee, guarantee
 from hushprompt.privacy.noise import add_gaussian, add_secure_gaussian
 
 LOCAL_SENSITIVITY = 1.0
@@ -107,9 +108,9 @@ class MetricsPlan:
         z = accounting.combine_noise_multipliers(self.noise_multiplier_local, self.noise_multiplier_neighbor)
         return accounting.GaussianReleases(num_steps=num_releases, noise_multiplier=z)
 
-    def guarantee(self, num_releases: int | None = None) -> accounting.Guarantee:
+    def guarantee(self, num_releases: int | None = None) -> Guarantee:
         """Account for so many releases; None: all that are planned."""
-        return accounting.guarantee(
+        return guarantee(
             audience="whoever sees the accuracies",
             releases=self.releases(self.num_releases if num_releases is None else num_releases),
             delta=self.delta,

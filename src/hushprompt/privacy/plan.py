@@ -41,6 +41,7 @@ from hushprompt.privacy import accounting
 from hushprompt.privacy.batch_clipping import BatchClipping
 from hushprompt.privacy.calibration import amplification_prob, noise_multipliers, num_releases, published_noise
 from hushprompt.privacy.config import Audience, Channel, PrivacyConfig
+from hushprompt.privacy.guarantee import Guarantee, guarantee
 from hushprompt.privacy.mechanism import Mechanism
 from hushprompt.privacy.release_plan import ReleasePlan
 from hushprompt.privacy.sampling import Sampler
@@ -132,11 +133,11 @@ class PrivacyPlan(ReleasePlan):
         """Give the plan as it stands after `num_rounds` charged rounds: what is claimed is what was spent."""
         return dataclasses.replace(self, num_rounds=num_rounds)
 
-    def guarantees(self) -> dict[Audience, accounting.Guarantee]:
+    def guarantees(self) -> dict[Audience, Guarantee]:
         """Give the guarantee of every audience for the whole run, with cross-checks by other accountants."""
         return {
             audience: dataclasses.replace(
-                accounting.guarantee(
+                guarantee(
                     audience=str(audience),
                     releases=self.releases(audience),
                     delta=self.config.delta,

@@ -45,9 +45,28 @@ class Sampler(Protocol):
         """Draw the batches of one round: `steps_per_round` sorted arrays of example indices."""
 
 
+class _EveryStep:
+    """What samplers share that draw each example on its own in every step."""
+
+    steps_per_round: int
+
+    def amplification_for(self, num_examples: int) -> float:
+        """Give the probability with which each of a client's examples is drawn."""
+        raise NotImplementedError
+
+    def num_releases(self, num_rounds: int) -> int:
+        """Every step may see every example."""
+        return num_rounds * self.steps_per_round
+
+    def batches(self, num_examples: int, rng: np.random.Generator) -> list[np.ndarray]:
+        """Draw `steps_per_round` independent Poisson samples; a batch may be empty."""
+        draws = rng.random((self.steps_per_round, num_examples)) < self.amplification_for(num_examples)
+        return [np.flatnonzero(row) for row in draws]
+
+
 @SAMPLERS.register("poisson")
 @dataclass(frozen=True, kw_only=True)
-class PoissonSampler:
+class PoissonSampler(_EveryStep):
     """Each example joins each batch independently with one probability.
 
     The theorem (privacy amplification by Poisson sampling) needs that nobody outside the client sees who was drawn
@@ -78,23 +97,14 @@ class PoissonSampler:
         """The sampling, in the words of a privacy statement."""
         return f"Poisson sampling with probability {self.sampling_prob:g}"
 
-    def num_releases(self, num_rounds: int) -> int:
-        """Every step may see every example."""
-        return num_rounds * self.steps_per_round
-
     def expected_batch_size(self, num_examples: int) -> float:
         """Q n."""
         return self.sampling_prob * num_examples
 
-    def batches(self, num_examples: int, rng: np.random.Generator) -> list[np.ndarray]:
-        """Draw `steps_per_round` independent Poisson samples; a batch may be empty."""
-        draws = rng.random((self.steps_per_round, num_examples)) < self.sampling_prob
-        return [np.flatnonzero(row) for row in draws]
-
 
 @SAMPLERS.register("poisson_equal_batches")
 @dataclass(frozen=True, kw_only=True)
-class EqualBatchesSampler:
+class EqualBatchesSampler(_EveryStep):
     """Poisson sampling with batches of one expected size at every client, so probabilities differ with client size.
 
     A client with few examples draws each of them more often and has the larger epsilon; the calibration is for the
@@ -124,18 +134,9 @@ class EqualBatchesSampler:
         """The sampling, in the words of a privacy statement."""
         return f"Poisson sampling of {self.batch_size} examples of each client in expectation"
 
-    def num_releases(self, num_rounds: int) -> int:
-        """Every step may see every example."""
-        return num_rounds * self.steps_per_round
-
     def expected_batch_size(self, num_examples: int) -> float:
         """The expected size min(m, n)."""
         return float(min(self.batch_size, num_examples))
-
-    def batches(self, num_examples: int, rng: np.random.Generator) -> list[np.ndarray]:
-        """Draw `steps_per_round` independent Poisson samples; a batch may be empty."""
-        draws = rng.random((self.steps_per_round, num_examples)) < self.amplification_for(num_examples)
-        return [np.flatnonzero(row) for row in draws]
 
 
 @SAMPLERS.register("disjoint")

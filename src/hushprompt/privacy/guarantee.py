@@ -1,0 +1,143 @@
+"""An epsilon with all that gives it meaning, by every accountant that applies, in one sentence.
+
+`accounting.py` computes; here its accountants are held against each other, and what they show is said.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from hushprompt.privacy import accounting
+
+logger = logging.getLogger(__name__)
+
+TOLERANCE = 1e-3
+"""What rounding alone explains where an accountant shows relatively less than theory allows."""
+LOOSENESS = 1e-2
+"""What discretization explains where "pld" shows relatively more than the exact curve, beside one grid step."""
+UNITS = {
+    "example": ("one example", "one example of one client"),
+    "client": ("one client's whole data", "one client with all of its examples"),
+    "evaluation image": ("one evaluation image", "one evaluation image of one client"),
+}
+"""Privacy units in the words of a statement: what neighbors differ by, and who is protected."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guarantee:
+    """An epsilon with all that gives it meaning."""
+
+    audience: str
+    epsilon: float
+    delta: float
+    privacy_unit: str
+    neighboring_relation: accounting.Relation
+    sampling: str
+    accountant: str
+    releases: accounting.GaussianReleases
+    event: str
+    """The composed event, as dp_accounting spells it."""
+    cross_checks: dict[str, float]
+    """Epsilon by every accountant that applies."""
+    warnings: tuple[str, ...] = ()
+    """Contradictions between accountants, see `contradictions`; epsilon is then the largest of all."""
+    why_unbounded: str = "no noise"
+    """Where epsilon is infinite: the reason, in the words of a statement."""
+
+    def statement(self) -> str:
+        """Say the guarantee in one sentence; epsilon never stands alone."""
+        one, unit = UNITS[self.privacy_unit]
+        differ = f"{one} more or less" if self.neighboring_relation == "add_remove" else f"{one} exchanged"
+        context = (
+            f"at delta = {self.delta:g} for {unit}, neighbors differing by {differ} "
+            f"({self.neighboring_relation}), {self.sampling}, {self.releases.num_steps} releases"
+        )
+        if math.isinf(self.epsilon):
+            return f"No guarantee (epsilon = inf, {self.why_unbounded}) {context}."
+        if self.releases.is_empty:
+            return f"Nothing derived from private data is released (epsilon = 0) {context}."
+        warned = "".join(f" WARNING: {text}" for text in self.warnings)
+        return f"epsilon = {self.epsilon:.4g} {context}; accountant: {self.accountant}.{warned}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Give plain values."""
+        return asdict(self)
+
+
+def guarantee(
+    *,
+    audience: str,
+    releases: accounting.GaussianReleases,
+    delta: float,
+    relation: accounting.Relation,
+    unit: str,
+    sampling_description: str,
+    why_unbounded: str = "no noise",
+) -> Guarantee:
+    """Account for the releases and cross-check by every other accountant that applies.
+
+    Where two of them contradict theory, a warning goes into the guarantee and the largest epsilon is claimed.
+    """
+    chosen = accounting.default_accountant(releases)
+    names: tuple[accounting.Accountant, ...] = ("gdp", "pld", "rdp") if releases.sampling_prob == 1 else ("pld", "rdp")
+    values: dict[str, float] = {
+        name: accounting.epsilon(releases, delta=delta, relation=relation, accountant=name) for name in names
+    }
+    found = contradictions(values, chosen)
+    claimed = max(names, key=lambda name: values[name]) if found else chosen
+    for text in found:
+        logger.warning("%s Please report this with the event %r.", text, releases.event())
+    return Guarantee(
+        audience=audience,
+        epsilon=values[claimed],
+        delta=delta,
+        privacy_unit=unit,
+        neighboring_relation=relation,
+        sampling=sampling_description,
+        accountant=_accountant_name(claimed),
+        releases=releases,
+        event=repr(releases.event()),
+        cross_checks=values,
+        warnings=found,
+        why_unbounded=why_unbounded,
+    )
+
+
+def contradictions(values: Mapping[str, float], tightest: str) -> tuple[str, ...]:
+    """Say where accountants disagree more than theory allows.
+
+    "gdp" is exact and "pld" tight up to its discretization, so nobody may show less than the tightest that applies;
+    and without sampling "pld" may not show more than "gdp" plus its discretization: `TOLERANCE` and `LOOSENESS`. "rdp"
+    may be any amount looser.
+
+    Args:
+        values: epsilon by accountant.
+        tightest: the accountant that theory says is the tightest of them.
+
+    >>> contradictions({"gdp": 1.0, "pld": 1.0001, "rdp": 0.9}, "gdp")
+    ('The rdp accountant shows epsilon 0.9 where gdp shows 1, which theory rules out.',)
+    """
+    found, least = [], values[tightest]
+    if math.isinf(least):
+        return ()
+    for name, value in values.items():
+        is_too_small = value < least * (1 - TOLERANCE) - 1e-6
+        is_too_large = tightest == "gdp" and name == "pld" and value > least * (1 + LOOSENESS) + accounting.FINE
+        if is_too_small or is_too_large:
+            found.append(
+                f"The {name} accountant shows epsilon {value:.6g} where {tightest} shows {least:.6g}, "
+                "which theory rules out."
+            )
+    return tuple(found)
+
+
+def _accountant_name(accountant: accounting.Accountant) -> str:
+    """Name an accountant for a statement."""
+    if accountant == "gdp":
+        return "exact Gaussian (GDP)"
+    return f"dp_accounting {importlib.metadata.version('dp-accounting')} {accountant.upper()}"
