@@ -64,6 +64,17 @@ def test_the_power_of_what_was_measured_is_said_by_kind_where_attacks_are_left_o
     assert ("NO POWER: where nothing protects" in done.out) == is_blind
 
 
+def test_whole_clients_are_the_canaries_where_they_are_the_unit(hush, tmp_path):
+    unit = ["--set=privacy.privacy_unit=client", "--set=privacy.audience=public"]
+    done = hush("audit", "embedded", *SETTINGS, *unit, "--epsilon=2,inf", *QUICK, "--out=a")
+    assert "Audit of dp_fpl: 3 clients, 4 shadow federations a budget" in done.out
+    assert "12 clients, there or not" in done.out
+    assert "mislabelled" not in done.out
+    assert "for the public audience: gradient canaries show epsilon >= " in done.out
+    assert "for the personal audience" not in done.out, "nothing is claimed there, with noise or without"
+    assert len(list((tmp_path / "a").rglob("shadow-*.safetensors"))) == 2 * 4
+
+
 def test_a_measurement_above_the_claim_is_said_aloud_and_fails(hush, monkeypatch):
     true = audits.audit_audience
 

@@ -17,9 +17,9 @@ from hushprompt.federation.setup import client_sizes, cut
 from hushprompt.privacy import mechanism as mechanisms
 
 
-@pytest.fixture
-def config(toy_values, tmp_path):
+def config_of(toy_values, tmp_path, epsilon=8.0):
     """Four clients of 18 images, all of them in every batch, with gradients far beyond the clip norm."""
+    privacy = {"privacy_unit": "client", "audience": "public", "epsilon": epsilon, "delta": 1e-5}
     return configs.parse(
         {
             **toy_values,
@@ -27,17 +27,16 @@ def config(toy_values, tmp_path):
             "partition": {"name": "disjoint_classes", "num_clients": 4},
             "sampling": {"name": "disjoint", "steps_per_round": 1},
             "method": {"name": "promptfl", "num_ctx": 8},
-            "privacy": {
-                "privacy_unit": "client",
-                "audience": "public",
-                "epsilon": 8.0,
-                "delta": 1e-5,
-                "clip_norm_global": 1e-3,
-            },
+            "privacy": {**privacy, "clip_norm_global": 1e-3},
             "references": [],
             "runtime": {"cache_dir": str(tmp_path / "cache")},
         }
     )
+
+
+@pytest.fixture
+def config(toy_values, tmp_path):
+    return config_of(toy_values, tmp_path)
 
 
 def audited(config, folder, epsilon, num_canaries):
@@ -73,16 +72,14 @@ def test_noise_that_a_server_forgets_is_caught(config, tmp_path, monkeypatch):
     assert one.is_contradicted
 
 
-@pytest.fixture
-def federation_and_row(config):
-    privacy = dataclasses.replace(config.privacy, epsilon=math.inf)
-    config = dataclasses.replace(config, privacy=privacy)
+def federation_of(config):
     rows = budget_rows(config, (), client_sizes(cut(config, config.data.load())))
     return Worker(config, rows, 0, 0).world.federation, rows[0]
 
 
-def test_what_clients_are_said_to_add_is_what_is_released(config, federation_and_row):
-    federation, row = federation_and_row
+def test_what_clients_are_said_to_add_is_what_is_released(toy_values, tmp_path):
+    config = config_of(toy_values, tmp_path, math.inf)
+    federation, row = federation_of(config)
     state = start(config, federation, row)
     watch = ClientWatch(federation, row, state.personal, np.random.default_rng(0))
     train_watched(config, federation, row, state, watch)
@@ -92,8 +89,8 @@ def test_what_clients_are_said_to_add_is_what_is_released(config, federation_and
         torch.testing.assert_close(added.sum(dim=0), total, rtol=1e-4, atol=1e-5)
 
 
-def test_a_client_that_is_out_leaves_no_trace(config, federation_and_row):
-    federation, row = federation_and_row
+def test_a_client_that_is_out_leaves_no_trace(config):
+    federation, row = federation_of(config)
     stored, indices = federation.train_features["pooled"], federation.partition.clients[2].indices["train"]
     labels, features = federation.train_labels.clone(), stored.array.copy()
     labels[torch.from_numpy(np.asarray(indices))] = ABSENT
@@ -111,8 +108,8 @@ def test_a_client_that_is_out_leaves_no_trace(config, federation_and_row):
     assert not torch.equal(ends[0], ends[2])
 
 
-def test_clients_are_canaries_only_where_the_public_sees_their_noisy_sum(config, federation_and_row):
-    _, row = federation_and_row
+def test_clients_are_canaries_only_where_the_public_sees_their_noisy_sum(config):
+    _, row = federation_of(config)
     assert has_client_canaries(config, row)
     for section, changed in (
         ("privacy", {"privacy_unit": "example"}),

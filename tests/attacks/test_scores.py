@@ -73,6 +73,15 @@ def test_lira_online_is_the_ratio_of_two_densities():
         assert found[index] == pytest.approx(norm.logpdf(4, mean_in, std) - norm.logpdf(4, mean_out, std))
 
 
+def test_lira_offline_is_how_far_phi_lies_above_what_models_without_the_example_say():
+    shadows = np.array([[0.0, 3.0], [2.0, 5.0], [10.0, 1.0], [12.0, 3.0]])
+    is_in = np.array([[False, True], [False, True], [True, False], [True, False]])
+    z = np.array([4.0 - 1.0, 4.0 - 2.0]) / np.sqrt(2)
+    found = lira_offline(np.array([4.0, 4.0]), shadows, is_in)
+    np.testing.assert_allclose(found, z)  # the paper's 1 - P[Z > phi] is its normal distribution function: one order
+    assert np.array_equal(np.argsort(norm.cdf(z)), np.argsort(found))
+
+
 def test_members_and_non_members_may_vary_differently():
     draws, is_in = rng(1), rng(2).random((64, 200)) < 0.5
     phi = np.where(is_in, 0.1, 1.0) * draws.standard_normal((64, 200))

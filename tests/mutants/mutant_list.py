@@ -752,6 +752,28 @@ def divided_by_who_answered(patch):
 
 
 @mutant(
+    "what a client sends is added up twice, under noise for once",
+    "attacks/test_client_canaries.py",
+    "test_what_clients_are_said_to_add_is_what_is_released",
+)
+def added_up_twice(patch):
+    true = aggregate.unpack_sum
+    everywhere(patch, true, lambda arrived: true([*arrived, *arrived]))
+
+
+@mutant(
+    "all local steps of a round draw the same noise",
+    "federation/test_training_settings.py",
+    "test_every_local_step_is_a_release_that_the_claim_counts",
+)
+def one_noise_for_all_local_steps(patch):
+    def make(true):
+        return lambda self, row, norms, channel, place: true(self, row, norms, channel, (*place[:2], 0))
+
+    around(patch, turn.TurnTaker, "_mechanism", make)
+
+
+@mutant(
     "the server takes an earlier answer for a new one",
     "deployment/test_server_refuses.py",
     "test_a_replayed_answer_is_not_used_again",
