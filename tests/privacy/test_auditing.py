@@ -1,5 +1,7 @@
 """The audit stays below what is proven, finds broken privacy code, and is itself checked by simulation."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -129,8 +131,8 @@ def test_without_sampling_the_bounds_come_near_the_accountants_value_and_never_e
         assert f_dp > 0.4 * epsilon - 0.4
 
 
-def both_channels(sampler, epsilon=6.0):
-    config = PrivacyConfig(epsilon=epsilon, delta=1e-5, local_share=0.7, clip_norm_local=0.3)
+def both_channels(sampler, epsilon=6.0, **privacy):
+    config = PrivacyConfig(epsilon=epsilon, delta=1e-5, local_share=0.7, clip_norm_local=0.3, **privacy)
     return make_plan(config, sampler, channels=frozenset(Channel), num_rounds=8, client_sizes=[500])
 
 
@@ -144,6 +146,24 @@ def test_the_holder_of_a_personal_prompt_learns_more_than_the_public_and_less_th
         bounds[audience] = max(result.epsilon_lower_bound for result in found)
         assert 0 < bounds[audience] <= plan.epsilon(audience)
     assert bounds[Audience.PERSONAL] > bounds[Audience.PUBLIC]
+
+
+def test_under_replace_one_canaries_are_exchanged_and_the_bound_comes_near_its_claim():
+    plan = both_channels(DisjointSampler(steps_per_round=3), neighboring_relation="replace_one")
+    found = audit_audience(plan, Audience.PERSONAL, num_canaries=4000, rng=np.random.default_rng(3))
+    assert plan.epsilon(Audience.PERSONAL) == pytest.approx(6.0, rel=1e-4)
+    assert 4.5 < max(result.epsilon_lower_bound for result in found) <= 6.0
+    plan = both_channels(PoissonSampler(sampling_prob=0.3, steps_per_round=2), neighboring_relation="replace_one")
+    found = audit_audience(plan, Audience.PERSONAL, num_canaries=4000, rng=np.random.default_rng(3))
+    assert 0.5 < found[0].epsilon_lower_bound <= 6.0
+
+
+def test_noise_for_one_more_or_less_is_caught_where_an_exchange_is_claimed():
+    plan = both_channels(DisjointSampler(steps_per_round=3), epsilon=1.0)
+    exchanged = dataclasses.replace(plan.config, neighboring_relation="replace_one")
+    broken = plans.PrivacyPlan(**{**plan.__dict__, "config": exchanged})
+    found = audit_audience(broken, Audience.PERSONAL, num_canaries=4000, rng=np.random.default_rng(3))
+    assert max(result.epsilon_lower_bound for result in found) > 1.0
 
 
 def test_sampling_that_is_observed_would_break_an_amplified_claim():

@@ -116,7 +116,8 @@ def canary_scores(
 ) -> tuple[Float[np.ndarray, " m"], Bool[np.ndarray, " m"]]:
     """Train on canaries alone, as the plan says, and score each by the likelihood ratio of "in" against "out".
 
-    A canary is an example, or a client with several examples where that is the unit. Where amplification is claimed,
+    A canary is an example, or a client with several examples where that is the unit. One that is out is not there;
+    under replace-one neighbors it is exchanged for its opposite. Where amplification is claimed,
     nobody sees which step a canary took part in, and the ratio is of the mixture; where none is claimed, the auditor
     knows the step.
 
@@ -146,18 +147,27 @@ def _steps(
 ) -> Iterator[Float[np.ndarray, " m"]]:
     """Give each step's contribution to the scores of one block of canaries."""
     sampling_prob, shift = _sampling_prob(plan), min(norm, 1.0)  # what an honest clipping leaves, in clip norms
-    canaries = norm * torch.eye(len(is_in))
+    is_exchanged = plan.config.neighboring_relation == "replace_one"
+    signs = torch.from_numpy(np.where(is_in | (not is_exchanged), norm, -norm)).float()
     for batch, count in _batches(plan, len(is_in), rng):
-        ratio = np.zeros(len(is_in))
-        for channel in sorted(channels):
-            released = _release(plan, channel, canaries[batch[is_in[batch]]], count, len(is_in), rng)
-            ratio += _log_ratio(released, plan.sum_multiplier(channel), shift)
-        if sampling_prob is not None and sampling_prob < 1:
-            yield np.logaddexp(np.log1p(-sampling_prob), np.log(sampling_prob) + ratio)
-        else:
+        there = batch if is_exchanged else batch[is_in[batch]]
+        canaries = torch.diag(signs)[there]
+        released = {channel: _release(plan, channel, canaries, count, len(is_in), rng) for channel in sorted(channels)}
+
+        def likelier(move: float, seen: dict[Channel, np.ndarray] = released) -> Float[np.ndarray, " m"]:
+            """Give ln of how much likelier what was seen is where a canary moves the sum than where it is not there."""
+            ratios = [_log_ratio(sums, plan.sum_multiplier(channel), move) for channel, sums in seen.items()]
+            ratio: Float[np.ndarray, " m"] = np.sum(ratios, axis=0)
+            if sampling_prob is None or sampling_prob == 1:
+                return ratio
+            return np.logaddexp(np.log1p(-sampling_prob), np.log(sampling_prob) + ratio)
+
+        score = likelier(shift) - likelier(-shift) if is_exchanged else likelier(shift)
+        if sampling_prob is None or sampling_prob == 1:
             knows = np.zeros(len(is_in), dtype=bool)
             knows[batch] = True
-            yield np.where(knows, ratio, 0.0)
+            score = np.where(knows, score, 0.0)
+        yield score
 
 
 def _sampling_prob(plan: PrivacyPlan) -> float | None:
