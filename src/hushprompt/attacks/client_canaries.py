@@ -28,6 +28,9 @@ from hushprompt.privacy.config import Audience, Channel
 from hushprompt.privacy.mechanism import Mechanism
 from hushprompt.seeding import stream
 
+MOST_IMAGES = 64
+"""Images of a client from which the auditor computes its part in a step; more cost much and change little."""
+
 
 def has_client_canaries(config: RunConfig, row: Row) -> bool:
     """Whether clients can be canaries: they are the unit, and the public sees one noisy sum of theirs in every step."""
@@ -61,14 +64,16 @@ class ClientWatch(Observer):
         """Begin.
 
         Args:
-            federation: with all examples of all clients.
+            federation: with the examples of all clients.
             row: method and privacy plan, unwatched.
             personal: the clients' public start.
-            rng: stands for the clients' own randomness, which the auditor does not know.
+            rng: chooses images, and stands for the clients' own randomness, which the auditor does not know.
         """
         self._federation, self._row, self._rng = federation, row, rng
         self._personal = list(personal)
-        """Of each client as if it had always been there, with all its examples in every batch."""
+        """Of each client as if it had always been there, with the images below in every batch."""
+        owned = [np.asarray(client.indices["train"]) for client in federation.partition.clients]
+        self._images = [own if len(own) <= MOST_IMAGES else rng.choice(own, MOST_IMAGES, False) for own in owned]
         self.sums: list[Tensor] = []
         """[p] the sum behind each release, in clip norms."""
         self.added: list[Tensor] = []
@@ -105,9 +110,8 @@ class ClientWatch(Observer):
         self._round += 1
 
     def _contribution(self, client_id: int, shared: Shared, server: Mechanism) -> Tensor:
-        """Let a client step with all its examples, and give its clipped contribution."""
-        row, federation = self._row, self._federation
-        indices = np.asarray(federation.partition.clients[client_id].indices["train"])
+        """Let a client step with its images, and give its clipped contribution."""
+        row, federation, indices = self._row, self._federation, self._images[client_id]
         features = federation.train_features[row.method.feature_kind].rows(indices, np.zeros_like(indices))
         device = federation.model.device
         batch = Batch(features.to(device), federation.train_labels[torch.from_numpy(indices)].to(device))
