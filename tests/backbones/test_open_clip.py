@@ -115,7 +115,7 @@ def test_only_towers_pooled_by_a_token_offer_patches(backbones, kind):
 
 def test_a_vision_transformers_patches_are_the_librarys_tokens_projected(backbones, models):
     visual, backbone = models["vit"].visual, backbones["vit"]
-    pixels, seen = backbone._pixels(images()), []
+    pixels, seen = backbone._image_tower().pixels(images()), []
     hook = visual.ln_post.register_forward_hook(lambda module, arguments, output: seen.append(output))
     with torch.no_grad():
         pooled = visual(pixels)
@@ -130,7 +130,7 @@ def test_a_vision_transformers_patches_are_the_librarys_tokens_projected(backbon
 def test_a_resnets_patches_are_its_attention_pool_asked_at_every_place(backbones, models):
     """The library's pool computes all places too, and then keeps the first one."""
     visual, backbone = models["resnet"].visual, backbones["resnet"]
-    pixels, seen = backbone._pixels(images()), []
+    pixels, seen = backbone._image_tower().pixels(images()), []
     true_attention = F.multi_head_attention_forward
 
     def spy(query, key, value, **settings):
@@ -150,7 +150,8 @@ def test_a_resnets_patches_are_its_attention_pool_asked_at_every_place(backbones
 
 @pytest.mark.parametrize("kind", ["vit", "resnet", "siglip", "clipa"])
 def test_the_forward_pass_that_gives_patches_gives_the_image_too(backbones, kind):
-    tokens = backbones[kind]._image_tokens(backbones[kind]._pixels(images()))
+    tower = backbones[kind]._image_tower()
+    tokens = tower.tokens(tower.pixels(images()))
     torch.testing.assert_close(F.normalize(tokens[:, 0], dim=-1), backbones[kind].encode_images(images()), **EXACT)
 
 

@@ -230,7 +230,7 @@ def _fill(folder: FeatureFolder, backbone: Backbone, split: Split, report: Calla
             folder.store(chunk, _encoded(folder.key, backbone, rows, images))
             num_done += len(rows)
             report(num_done)
-    folder.finish(_installed())
+    folder.finish(installed())
 
 
 def _decoded(key: FeatureKey, split: Split, batches: Sequence[np.ndarray]) -> Generator[list[np.ndarray], None, None]:
@@ -285,7 +285,7 @@ def _encoded(
     return by_example
 
 
-def _installed() -> dict[str, str]:
+def installed() -> dict[str, str]:
     """Give the versions of the packages that may have had a part in the features."""
     versions = {}
     for package in PACKAGES:

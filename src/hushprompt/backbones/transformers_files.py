@@ -37,7 +37,23 @@ def find(model: str) -> str:
     return model
 
 
-def load_network(transformers: Any, model: str, classes: Mapping[str, str], attention: str | Mapping[str, str]) -> Any:
+def files_of(transformers: Any, model: str) -> list[Path]:
+    """Give all files of a model's folder, or of its newest copy in the hub's cache; none if there is none."""
+    config = transformers.utils.cached_file(
+        find(model), "config.json", local_files_only=True, _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False,
+    )  # fmt: skip
+    return [path for path in Path(config).parent.iterdir() if path.is_file()] if config else []
+
+
+def load_network(
+    transformers: Any,
+    model: str,
+    classes: Mapping[str, str],
+    attention: str | Mapping[str, str],
+    *,
+    is_text_alone: bool = False,
+) -> Any:
     """Read a frozen network in float32.
 
     Args:
@@ -45,6 +61,7 @@ def load_network(transformers: Any, model: str, classes: Mapping[str, str], atte
         model: hub name or local folder.
         classes: allowed model types, each with the name of its class.
         attention: implementation of attention, of all or of each tower.
+        is_text_alone: leave out the layers of the image tower.
 
     Raises:
         ConfigError: the model is of another type.
@@ -58,8 +75,12 @@ def load_network(transformers: Any, model: str, classes: Mapping[str, str], atte
             f"The model {model} is of the type {config.model_type!r}; this backbone takes: {', '.join(classes)}. "
             "Use another model, or another backbone.name."
         )
+    cls = getattr(transformers, classes[config.model_type])
+    if is_text_alone:
+        config.vision_config.num_hidden_layers = 0
+        cls = type(cls.__name__, (cls,), {"_keys_to_ignore_on_load_unexpected": [r"^vision_model\.encoder\.layers\."]})
     with reading(model, "weights (model.safetensors)"):
-        network, report = getattr(transformers, classes[config.model_type]).from_pretrained(
+        network, report = cls.from_pretrained(
             source, config=config, dtype=torch.float32, attn_implementation=attention, output_loading_info=True
         )
     if report["missing_keys"]:

@@ -15,6 +15,7 @@ from typing import Any
 from hushprompt import config as configs
 from hushprompt.backbones.placing import place, step_memory_mb
 from hushprompt.backbones.prompts import PromptModel
+from hushprompt.backbones.text_first import load_backbone
 from hushprompt.config import RunConfig, RuntimeConfig
 from hushprompt.deployment.envelope import PROTOCOL
 from hushprompt.errors import ProtocolError
@@ -91,8 +92,8 @@ def read_agreement(values: Any) -> Agreement:
 
 
 def open_model(config: RunConfig, class_names: tuple[str, ...]) -> PromptModel:
-    """Load the backbone of a config for these classes."""
-    backbone = config.backbone.load()
+    """Load the backbone of a config for these classes; its image tower, where it can, when an image is encoded."""
+    backbone = load_backbone(config.backbone, config.runtime.cache_path)
     device = place(backbone, config.runtime.device)
     return PromptModel(backbone, class_names, device=device, memory_mb=step_memory_mb(config.runtime.memory_mb, device))
 
