@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tiny_models
+from hushprompt.backbones import emoji_clip
 from hushprompt.backbones.emoji_clip import EmojiClip
 from hushprompt.backbones.open_clip import OpenClip
 from hushprompt.backbones.placing import place
@@ -91,3 +92,14 @@ def test_a_run_on_the_gpu_that_was_stopped_ends_in_the_same_files(toy_values, ti
         run_with(values, tmp_path, "stopped", stop_after=2)
     resumed, _, _ = run_with(values, tmp_path, "stopped")
     assert files(resumed) == files(whole)
+
+
+def test_drawings_are_encoded_as_on_the_cpu_and_one_part_after_the_other(monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("a thread of its own for every part")
+
+    images = [np.full((48, 48, 3), 4 * index, dtype=np.uint8) for index in range(60)]
+    expected, backbone = EmojiClip().load().encode_images(images), EmojiClip().load()
+    place(backbone, "cuda")
+    monkeypatch.setattr(emoji_clip, "ThreadPoolExecutor", refuse)
+    torch.testing.assert_close(backbone.encode_images(images).cpu(), expected, rtol=1e-4, atol=1e-5)

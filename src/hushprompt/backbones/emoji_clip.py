@@ -118,8 +118,11 @@ class EmojiClipBackbone:
 
 
 def side_by_side(tower: nn.Module, parts: Sequence[Float[Tensor, "_ 3 s s"]]) -> list[Float[Tensor, "_ d"]]:
-    """Run parts of a batch on threads of their own: convolutions as small as these gain little by several threads."""
-    num_threads = torch.get_num_threads()
+    """Run parts of a batch on threads of their own: convolutions as small as these gain little by several threads.
+
+    On a GPU parts come one after the other: every new thread would set up the GPU's libraries for itself.
+    """
+    num_threads = torch.get_num_threads() if parts[0].device.type == "cpu" else 1
     num_workers = min(num_threads, len(parts))
     if num_workers <= 1:
         return [tower(part) for part in parts]
