@@ -1,0 +1,55 @@
+"""The tables of the README are made from results that are in the repository."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "results" / "embedded"
+
+
+@pytest.fixture(scope="module")
+def tool():
+    spec = importlib.util.spec_from_file_location("results_tool", ROOT / "tools" / "results.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def groups(tool):
+    return tool.groups_of([RESULTS / "grid-wide", RESULTS / "grid"])
+
+
+def test_every_number_of_the_readmes_tables_follows_from_kept_runs(tool, groups):
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    emptied = re.sub(r"(<!-- results: \w+ -->\n).*?(<!-- end -->)", r"\1\2", page, flags=re.DOTALL)
+    assert emptied != page
+    assert tool.filled(emptied, groups) == page
+
+
+def test_a_budget_that_is_only_a_name_stands_beside_what_is_proven(tool, groups):
+    released = next(line for line in tool.budgets(groups).splitlines() if "as released" in line)
+    assert re.search(r"\(proven: 193\)", released)
+
+
+def test_a_line_of_the_rivals_names_only_what_is_significantly_better(tool, groups):
+    header, _, *lines = tool.rivals(groups).splitlines()
+    assert header == "| epsilon | local | neighbor | harmonic mean |"
+    no_noise = next(line for line in lines if line.startswith("| no noise"))
+    assert "local-only +" in no_noise.split("|")[2]
+    assert "local-only" not in no_noise.split("|")[4]
+
+
+def test_finished_runs_are_kept_and_others_are_not(tool, tmp_path):
+    for name in ("done", "begun"):
+        (tmp_path / "sweep" / name / "prompts").mkdir(parents=True)
+        for file in ("config.toml", "privacy.json", "records.jsonl"):
+            (tmp_path / "sweep" / name / file).write_text(file)
+    (tmp_path / "sweep" / "done" / "summary.json").write_text(json.dumps({"rows": []}))
+    tool.keep(tmp_path / "sweep", tmp_path / "kept")
+    kept = [str(path.relative_to(tmp_path / "kept")) for path in sorted((tmp_path / "kept").rglob("*"))]
+    assert kept == ["done", "done/config.toml", "done/privacy.json", "done/summary.json"]
