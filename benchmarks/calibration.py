@@ -8,7 +8,8 @@ from benchmarks.measure import in_process, measured
 from benchmarks.rows import Row
 from hushprompt import config as configs
 from hushprompt.federation.setup import plan_rows
-from hushprompt.privacy.accounting import GaussianReleases, calibrate, guarantee
+from hushprompt.privacy.accounting import GaussianReleases, calibrate
+from hushprompt.privacy.guarantee import guarantee
 
 TITLE = "Calibration of noise, nothing cached"
 TARGET = 2.0
