@@ -24,8 +24,9 @@ def groups(tool):
     return tool.groups_of([RESULTS / "grid-wide", RESULTS / "grid"])
 
 
-def test_every_number_of_the_readmes_tables_follows_from_kept_runs(tool, groups):
-    page = (ROOT / "README.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("name", ["README.md", "results/embedded/grid-wide/README.md"])
+def test_every_number_of_the_tables_follows_from_kept_runs(tool, groups, name):
+    page = (ROOT / name).read_text(encoding="utf-8")
     emptied = re.sub(r"(<!-- results: \w+ -->\n).*?(<!-- end -->)", r"\1\2", page, flags=re.DOTALL)
     assert emptied != page
     assert tool.filled(emptied, groups) == page
