@@ -65,7 +65,7 @@ def test_the_oldest_recording_goes_first(recorder, monkeypatch):
     assert [shape[0][0] for shape in Played.made] == [1, 2, 3, 2]
 
 
-def test_what_cannot_be_recorded_runs_as_it_is(recorder, monkeypatch):
+def test_what_cannot_be_recorded_runs_as_it_is_and_says_so(recorder, monkeypatch, caplog):
     def refuse(work, inputs, pool):
         refused.append(inputs)
         raise RuntimeError("operation not permitted when stream is capturing")
@@ -75,6 +75,7 @@ def test_what_cannot_be_recorded_runs_as_it_is(recorder, monkeypatch):
     monkeypatch.setattr(recorded_pass.torch.cuda, "synchronize", lambda: None)
     for value in (1.0, 2.0):
         assert recorder.run("double", lambda x: 2 * x, torch.tensor(value)) == 2 * value
-    assert len(refused) == 1
+    assert len(refused) == len(caplog.records) == 1
+    assert "cannot be recorded" in caplog.text
     with pytest.raises(RuntimeError, match="too large"):
         recorder.run("broken", lambda x: (_ for _ in ()).throw(RuntimeError("too large")), torch.ones(1))

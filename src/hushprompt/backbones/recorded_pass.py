@@ -7,6 +7,7 @@ them all at once. It has its inputs and its output at fixed places, so replays t
 from __future__ import annotations
 
 import functools
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from hushprompt.backbones.text_pass import AutogradPass, Encode, MatrixPass
 
+LOG = logging.getLogger(__name__)
 NUM_KEPT = 32
 """Recordings that are kept: one for each shape of a context, and for each size of a batch."""
 NUM_WARM_UPS = 2
@@ -90,9 +92,10 @@ class Recorder:
         """Record, or give None for a tower that must be run as it is."""
         try:
             return Recording(work, inputs, self._pool)
-        except RuntimeError:
+        except RuntimeError as error:
             torch.cuda.synchronize()
             work(*inputs)  # raises what is no matter of recording
+            LOG.warning("this text tower cannot be recorded, so its kernels are started one by one: %s", error)
             return None
 
 
