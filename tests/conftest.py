@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
 
@@ -25,6 +26,7 @@ from hushprompt.methods.base import Batch  # noqa: E402
 from hushprompt.privacy.config import PrivacyConfig  # noqa: E402
 from hushprompt.privacy.plan import make_plan  # noqa: E402
 from hushprompt.privacy.sampling import PoissonSampler  # noqa: E402
+from runs import TOY  # noqa: E402
 
 settings.register_profile("hushprompt", deadline=None, max_examples=50)
 settings.load_profile("hushprompt")
@@ -51,14 +53,7 @@ def batch(model: PromptModel) -> Batch:
 def toy_values() -> dict:
     """A config of plain values that trains in a blink."""
     return {
-        "seed": 3,
-        "backbone": {"name": "toy"},
-        "data": {"name": "toy"},
-        "partition": {"name": "disjoint_classes", "num_clients": 3},
-        "sampling": {"name": "poisson", "sampling_prob": 0.5},
-        "method": {"name": "dp_fpl", "num_ctx": 4, "rank": 2},
-        "privacy": {"epsilon": 8.0, "delta": 1e-3},
-        "training": {"num_rounds": 3},
+        **copy.deepcopy(TOY),
         "references": [{"method": {"name": "zero_shot"}}, {"method": {"name": "promptfl", "num_ctx": 4}}],
     }
 

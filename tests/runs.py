@@ -5,6 +5,18 @@ import json
 from hushprompt import config as configs
 from hushprompt.federation.simulate import run
 
+TOY = {
+    "seed": 3,
+    "backbone": {"name": "toy"},
+    "data": {"name": "toy"},
+    "partition": {"name": "disjoint_classes", "num_clients": 3},
+    "sampling": {"name": "poisson", "sampling_prob": 0.5},
+    "method": {"name": "dp_fpl", "num_ctx": 4, "rank": 2},
+    "privacy": {"epsilon": 8.0, "delta": 1e-3},
+    "training": {"num_rounds": 3},
+}
+"""A config of plain values that trains in a blink."""
+
 
 class Silent:
     """An observer that keeps what it is told, and may stop the run after some rounds, as a kill would."""

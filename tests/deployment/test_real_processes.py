@@ -27,7 +27,7 @@ from hushprompt.deployment.operate import certificates, node_keys
 from hushprompt.deployment.operate import server as ends
 from hushprompt.deployment.transport import Failure, InProcess
 from real_federation import RealFederation, edit, free_port
-from runs import run_with
+from runs import TOY, run_with
 
 pytestmark = [
     pytest.mark.slow,
@@ -35,16 +35,7 @@ pytestmark = [
 ]
 DEADLINE_S = float(os.environ.get("ROUND_DEADLINE_S", "20"))
 """Of a round in which somebody is too slow; a machine with much other work needs more."""
-RUN = {
-    "seed": 3,
-    "backbone": {"name": "toy"},
-    "data": {"name": "toy"},
-    "partition": {"name": "disjoint_classes", "num_clients": 3},
-    "sampling": {"name": "poisson", "sampling_prob": 0.5},
-    "method": {"name": "dp_fpl", "num_ctx": 4, "rank": 2},
-    "privacy": {"epsilon": 8.0, "delta": 1e-3},
-    "training": {"num_rounds": 4},
-}
+RUN = {**TOY, "training": {"num_rounds": 4}}
 
 
 @pytest.fixture(scope="module")
