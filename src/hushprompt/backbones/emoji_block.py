@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from hushprompt.backbones.emoji_layout import Layout
 from hushprompt.backbones.emoji_network import TextBlock
+from hushprompt.backbones.fixed_map import FixedMap
 
 ROWS = 640
 """Rows of [tokens x examples] that go backward through an MLP together: few enough to stay in a processor's cache."""
@@ -40,10 +41,10 @@ class FoldedBlock:
         width, self.heads = block.qkv.in_features, block.heads
         query, key, value = block.qkv.weight.chunk(3)
         self.block = block
-        self.up = into_norm(block.up.weight, block.norm_2)
-        self.down = block.down.weight.detach()
-        self.out = block.out.weight.detach()
-        self.out_by_head = self.out.T.reshape(self.heads, -1, width)  # [h, f, e]
+        self.up = FixedMap(into_norm(block.up.weight, block.norm_2))
+        self.down = FixedMap(block.down.weight.detach())
+        self.out = FixedMap(block.out.weight.detach())
+        self.out_by_head = self.out.weight.T.reshape(self.heads, -1, width)  # [h, f, e]
         self.query = into_norm(query * block.scale, block.norm_1).view(self.heads, -1, width)
         self.key = into_norm(key, block.norm_1)
         self.key_by_head = self.key.view(self.heads, -1, width)
@@ -139,8 +140,8 @@ class BlockPass:
         step = max(1, ROWS // max(1, grads.shape[1]))
         whole = (grads, slope.unsqueeze(1), self.normed_2.unit.unsqueeze(1))
         for index, (part, steep, unit) in enumerate(zip(*(each.split(step) for each in whole), strict=True)):
-            hidden = part @ self.folded.down if lift is None else lift(slice(index * step, index * step + len(part)))
-            part += project_(hidden.mul_(steep) @ self.folded.up, unit)
+            hidden = self.folded.down(part) if lift is None else lift(slice(index * step, index * step + len(part)))
+            part += project_(self.folded.up(hidden.mul_(steep)), unit)
 
 
 class AttentionBack:
@@ -189,7 +190,7 @@ class AttentionBack:
         scores.addcmul_(self.prefix_weights, total.unsqueeze(3), value=-1)
         if self.to_prefix:
             return self._keys_and_looks(scores).add_(self._values_at_once(grads))
-        mixed = torch.mm(flat, self.folded.out).view_as(grads)
+        mixed = self.folded.out(flat).view_as(grads)
         pulled = grads.new_empty(len(self.layout.positions), *grads.shape[1:])
         torch.add(self._keys_and_looks(scores), self._values(mixed), out=pulled[:p])
         own.addcmul_(self.own_weights, total[first:].unsqueeze(2), value=-1)

@@ -62,8 +62,8 @@ class Pairs:
         all_rows = torch.cat([prefix, p + self.tokens])
         rows = self.classes if block.is_last else all_rows
         slope = torch.ops.aten.gelu_backward(torch.ones_like(block.raised), block.raised).mul_(block.normed_2.rstd)
-        inner = (grads @ folded.down).mul_(slope[rows])
-        grads += _project(block.normed_2, inner @ folded.up, rows)
+        inner = folded.down(grads).mul_(slope[rows])
+        grads += _project(block.normed_2, folded.up(inner), rows)
         pulled = self._attend_back(block, grads, rows) @ torch.cat(
             [folded.query.flatten(0, 1), folded.key, folded.value]
         )
@@ -76,7 +76,7 @@ class Pairs:
         """Give the gradients of queries, keys and values side by side."""
         p, b, heads = self.num_prefix, self.num_examples, block.folded.heads
         first = 0 if block.is_last else p * b
-        mixed = (grads @ block.folded.out).unflatten(1, (heads, -1))  # [m, h, f]
+        mixed = block.folded.out(grads).unflatten(1, (heads, -1))  # [m, h, f]
         key, value, query, weights = block.key, block.value, block.query[rows], block.weights[rows]
         to_scores = torch.zeros_like(weights)  # of weights, then of scores
         to_scores[..., :p] = torch.einsum("mhf,phf->mhp", mixed, value[:p])

@@ -98,7 +98,7 @@ class TowerPass:
         scale = weights.T[self._layout.ranked] * self._scale
         factors = torch.stack([scale * -cosine, scale * along / -unit.shape[1]], dim=2)  # [c, b, 2]
         each = torch.stack([own, unit], dim=1)  # [c, 2, e]
-        scale, lifted, each_lifted = scale.unsqueeze(2), shared @ down, each @ down
+        scale, lifted, each_lifted = scale.unsqueeze(2), down(shared), down(each)
 
         def lift(tokens: slice) -> Float[Tensor, "w b g"]:
             return (scale[tokens] * lifted).baddbmm_(factors[tokens], each_lifted[tokens])

@@ -1,0 +1,41 @@
+"""Products with a matrix that never changes, laid out once as the processor wants it."""
+
+from __future__ import annotations
+
+import platform
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+class FixedMap:
+    """A linear map whose weights stay as they are.
+
+    On x86, oneDNN multiplies float32 matrices that it has laid out before 10% faster than MKL those that it has not
+    (640 x 128 by 128 x 512: 113 against 102 GFLOP/s); elsewhere this is a plain product. The two differ by rounding.
+    """
+
+    def __init__(self, weight: Float[Tensor, "k n"]) -> None:
+        """Lay out the weights."""
+        self.weight = weight
+        self._laid_out = torch.ops.mkldnn._reorder_linear_weight(weight.T.contiguous()) if _pays(weight) else None
+
+    def __call__(self, x: Float[Tensor, "*m k"]) -> Float[Tensor, "*m n"]:
+        """Give x @ weight; not differentiable."""
+        if self._laid_out is None:
+            return x @ self.weight
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._laid_out, None, "none", [], "")
+        return product
+
+
+def _pays(weight: Tensor) -> bool:
+    """Whether this build and processor have what it takes; the operators are those of torch's own compiler."""
+    return (
+        weight.device.type == "cpu"
+        and weight.dtype is torch.float32
+        and platform.machine() in ("x86_64", "AMD64")
+        and torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+    )

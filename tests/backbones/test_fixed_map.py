@@ -1,0 +1,34 @@
+import pytest
+import torch
+
+from hushprompt.backbones import fixed_map
+from hushprompt.backbones.fixed_map import FixedMap
+
+
+@pytest.mark.parametrize("shape", [(3,), (1, 1), (640,), (32, 20), (0,)])
+@pytest.mark.parametrize("sizes", [(128, 512), (512, 128), (5, 7)])
+def test_is_the_product(shape: tuple[int, ...], sizes: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(1)
+    x, weight = torch.randn(*shape, sizes[0], generator=generator), torch.randn(*sizes, generator=generator)
+    product = FixedMap(weight)(x)
+    assert product.shape == (*shape, sizes[1])
+    torch.testing.assert_close(product.double(), x.double() @ weight.double(), rtol=1e-5, atol=1e-4)
+
+
+def test_rows_do_not_depend_on_each_other() -> None:
+    generator = torch.Generator().manual_seed(1)
+    x, weight = torch.randn(40, 16, generator=generator), torch.randn(16, 24, generator=generator)
+    both, alone = FixedMap(weight)(x), FixedMap(weight)(x[:8])
+    torch.testing.assert_close(both[:8], alone, rtol=1e-6, atol=1e-6)
+
+
+def test_a_view_of_larger_weights_is_read_right() -> None:
+    whole = torch.arange(48.0).view(6, 8)
+    assert torch.equal(FixedMap(whole[:, 2:5])(torch.eye(6)), whole[:, 2:5])
+
+
+def test_other_precisions_and_machines_take_a_plain_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight = torch.randn(4, 6), torch.randn(6, 3)
+    assert torch.equal(FixedMap(weight.double())(x.double()), x.double() @ weight.double())
+    monkeypatch.setattr(fixed_map.platform, "machine", lambda: "riscv64")
+    assert torch.equal(FixedMap(weight)(x), x @ weight)
