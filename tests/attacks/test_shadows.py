@@ -1,4 +1,8 @@
 import dataclasses
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,6 +11,8 @@ from hushprompt import config as configs
 from hushprompt.attacks.audit import AuditSettings, audit, budget_rows
 from hushprompt.attacks.canaries import canary_audits, with_canaries
 from hushprompt.attacks.shadows import Worker, coins, job_path, load, load_shadows, run_shadows
+from hushprompt.config import TrainingConfig
+from hushprompt.deployment.operate.tether import descendants
 from hushprompt.errors import ConfigError, ResumeError
 from hushprompt.federation.setup import client_sizes, cut
 from hushprompt.privacy.config import Audience
@@ -178,3 +184,35 @@ def test_a_method_that_trains_nothing_or_a_client_that_is_not_there_is_refused(c
         audit(config, AuditSettings(client_id=7), tmp_path, lambda done, total: None, 1)
     with pytest.raises(ConfigError, match="--canaries must be at most the 24"):
         audit(config, AuditSettings(num_canaries=200), tmp_path, lambda done, total: None, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_processes_end_when_the_audit_is_killed(config, tmp_path):
+    path = tmp_path / "config.toml"
+    path.write_text(dataclasses.replace(config, training=TrainingConfig(num_rounds=100_000)).to_toml())
+    command = [sys.executable, "-m", "hushprompt.cli", "audit", str(path), "--out", str(tmp_path / "out")]
+    options = ["--workers=2", "--num-shadows=4", "--canaries=0", "--gradient-canaries=0"]
+    with subprocess.Popen([*command, *options]) as audit:
+        wait_for(lambda: len(workers_below(audit.pid)) == 2)
+        workers = workers_below(audit.pid)
+        audit.kill()
+    wait_for(lambda: not any(map(is_worker, workers)))
+
+
+def workers_below(process_id):
+    return {one for one in descendants(process_id) if is_worker(one)}
+
+
+def is_worker(process_id):
+    try:
+        return b"spawn_main" in Path(f"/proc/{process_id}/cmdline").read_bytes()
+    except OSError:  # it is gone
+        return False
+
+
+def wait_for(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "this takes too long"
+        time.sleep(0.1)

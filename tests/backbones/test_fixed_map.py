@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hushprompt.backbones import fixed_map
-from hushprompt.backbones.fixed_map import FixedMap
+from hushprompt.backbones.fixed_map import FixedMap, against
 
 
 @pytest.mark.parametrize("shape", [(3,), (1, 1), (640,), (32, 20), (0,)])
@@ -29,9 +29,16 @@ def test_a_view_of_larger_weights_is_read_right() -> None:
     assert torch.equal(FixedMap(whole[:, 2:5])(torch.eye(6)), whole[:, 2:5])
 
 
+def test_rows_that_change_are_multiplied_without_being_laid_out_wherever_they_lie() -> None:
+    x, whole = torch.randn(40, 16).T, torch.randn(24, 80)
+    for rows in (whole[:, :40], whole[:, 1:80:2], whole.T[:24, :24].T[:, :1].expand(-1, 40)):
+        torch.testing.assert_close(against(x, rows).double(), x.double() @ rows.double().T, rtol=1e-5, atol=1e-4)
+
+
 def test_other_precisions_and_machines_take_a_plain_product(monkeypatch: pytest.MonkeyPatch) -> None:
     x, weight = torch.randn(4, 6), torch.randn(6, 3)
     assert torch.equal(FixedMap(weight.double())(x.double()), x.double() @ weight.double())
     monkeypatch.setattr(fixed_map.platform, "machine", lambda: "riscv64")
     monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace(_reorder_linear_weight=None, _linear_pointwise=None))
     assert torch.equal(FixedMap(weight)(x), x @ weight)
+    assert torch.equal(against(x, weight.T), x @ weight)

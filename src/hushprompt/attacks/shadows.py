@@ -16,6 +16,7 @@ import json
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ from hushprompt.attacks.client_canaries import has_client_canaries, train_client
 from hushprompt.attacks.world import World, audiences, candidates_of
 from hushprompt.config import RunConfig
 from hushprompt.errors import ResumeError
-from hushprompt.federation.setup import Row, assemble, cut, load_model
+from hushprompt.federation.setup import Federation, Row, assemble, cut, load_model
 from hushprompt.privacy.config import Audience
 
 TRANSCRIPT, UPLOADS = "transcript", "uploads"
@@ -145,6 +146,7 @@ def _finished(
             assert worker is not None, "there are jobs"
             yield worker.do(job)
         return
+    load_federation(config, rows)  # all cores encode what the cache lacks, before processes of one thread each ask
     context = multiprocessing.get_context("spawn")  # a fork would copy torch's threads half-way
     pool = ProcessPoolExecutor(workers, context, _start, (config, tuple(rows), client_id, num_canaries))
     try:
@@ -154,15 +156,19 @@ def _finished(
         pool.shutdown(wait=False, cancel_futures=True)
 
 
+def load_federation(config: RunConfig, rows: Sequence[Row]) -> Federation:
+    """Load model and data, and encode what the cache lacks."""
+    dataset = config.data.load()
+    model = load_model(config, dataset, rows)
+    return assemble(config, model, dataset, cut(config, dataset), lambda what, done, total: None)
+
+
 class Worker:
     """A federation in memory, ready to be trained again and again."""
 
     def __init__(self, config: RunConfig, rows: Sequence[Row], client_id: int, num_canaries: int) -> None:
         """Load model, data and features once."""
-        dataset = config.data.load()
-        partition = cut(config, dataset)
-        model = load_model(config, dataset, rows)
-        federation = assemble(config, model, dataset, partition, lambda what, done, total: None)
+        federation = load_federation(config, rows)
         self.world = World(config, federation, candidates_of(federation, client_id))
         self.rows, self.num_canaries = rows, num_canaries
 
@@ -185,9 +191,18 @@ _worker: list[Worker] = []  # of this process, where it is one of several
 def _start(config: RunConfig, rows: Sequence[Row], client_id: int, num_canaries: int) -> None:
     """Make a process ready; an interrupt ends it at once, and its unfinished federation is trained again."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     keep_freed_memory()
     _worker.append(Worker(config, rows, client_id, num_canaries))
+
+
+def _end_with_parent() -> None:
+    """Wait for the end of the process that wants the federations, however it ends, and end as well."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "only processes of a pool call this"
+    parent.join()
+    os._exit(1)
 
 
 def _do(job: Job) -> Job:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from hushprompt.backbones.emoji_layout import Layout
 from hushprompt.backbones.emoji_network import TextBlock
-from hushprompt.backbones.fixed_map import FixedMap
+from hushprompt.backbones.fixed_map import FixedMap, against
 
 ROWS = 640
 """Rows of [tokens x examples] that go backward through an MLP together: few enough to stay in a processor's cache."""
@@ -100,7 +100,9 @@ class BlockPass:
         p, first, layout = self.layout.num_prefix, self.num_first, self.layout
         going_on = layout.ends if self.is_last else slice(None)
         partners, is_unseen = layout.partners[going_on], layout.is_later[going_on].bool()  # [q, s]
-        keys, values = self.key[partners], self.value[partners]  # [q, s, h, f]
+        keys, values = (  # [q, s, h, f]
+            part.index_select(0, partners.flatten()).unflatten(0, partners.shape) for part in (self.key, self.value)
+        )
         scores = self.query.new_full((*self.query.shape[:2], p + layout.num_places), -math.inf)
         scores[..., :p] = torch.einsum("mhf,phf->mhp", self.query, self.key[:p])
         if first:
@@ -159,9 +161,9 @@ class AttentionBack:
         self.query, self.first, self.to_prefix, p = block.query, block.num_first, to_prefix, layout.num_prefix
         values = torch.einsum("nhf,hfe->nhe", block.value, folded.out_by_head)
         keys = torch.einsum("nhf,hfe->nhe", block.key[:p] if to_prefix else block.key, folded.query)
-        self.prefix_values = values[:p].permute(2, 1, 0).flatten(1)  # [e, h p]
+        self.prefix_values = values[:p].transpose(0, 1).flatten(0, 1)  # [h p, e]
         self.prefix_keys = keys[:p].transpose(0, 1).flatten(0, 1)  # [h p, e]
-        self.prefix_weights = block.weights[..., :p].unsqueeze(1)  # [m, 1, h, p]
+        self.prefix_weights = block.weights[..., :p].contiguous().unsqueeze(1)  # [m, 1, h, p]
         own_weights = block.weights[self.first :, :, p:].transpose(1, 2)  # [q, s, h]
         self.own_weights = own_weights.unsqueeze(1).contiguous()
         partners = layout.partners[layout.ends] if self.is_last else layout.partners
@@ -183,7 +185,7 @@ class AttentionBack:
         """Pull gradients of the attention's output back to the norm before it, or to the norm's prefix alone."""
         p, first, heads = self.layout.num_prefix, self.first, self.folded.heads
         flat = grads.flatten(0, 1)
-        scores = torch.mm(flat, self.prefix_values).view(*grads.shape[:2], heads, p).mul_(self.prefix_weights)
+        scores = against(flat, self.prefix_values).view(*grads.shape[:2], heads, p).mul_(self.prefix_weights)
         own = torch.bmm(grads[first:], self.own_values).unflatten(2, (-1, heads)).mul_(self.own_weights)  # [q, b, s, h]
         total = scores.sum(dim=3)
         total[first:] += own.sum(dim=2)
