@@ -2,6 +2,7 @@
 
     python tools/results.py runs/embedded --out results/embedded/grid --title "The embedded grid"
     python tools/results.py runs/wide --out results/embedded/grid-wide --also results/embedded/grid --readme README.md
+    python tools/results.py runs/clients --out results/embedded/clients --by partition.num_clients
 
 Of each finished run it keeps what a table needs (`config.toml`, `summary.json`, `privacy.json`) and, beside them,
 `sweep.json`, the tables of `hushprompt compare`, the report (made from the whole run folders) and the privacy-utility
@@ -33,6 +34,7 @@ from hushprompt.report.svg import WIDTH, line_class, mark, text
 
 KEPT = ("config.toml", "summary.json", "privacy.json")
 AGAINST = "promptfl"
+NUM_CLIENTS = "partition.num_clients"
 DP_FPL = "method.name=dp_fpl, method.factorization=orthonormal, method.keep_residual=true, method.rank=8"
 SCORES = {"local": "local", "neighbor": "neighbor", "harmonic_mean": "harmonic mean"}
 LEVEL = 0.05
@@ -44,6 +46,7 @@ def main() -> None:
     parser.add_argument("sweep", type=Path, nargs="?", help="folder of a sweep; none: what is kept already")
     parser.add_argument("--out", type=Path, required=True, help="where its results are kept")
     parser.add_argument("--also", type=Path, action="append", default=[], help="kept results that belong to them")
+    parser.add_argument("--by", action="append", default=[], help="setting with tables for each of its values")
     parser.add_argument("--readme", type=Path, help="page whose tables are written")
     parser.add_argument("--title", default="", help="heading of the report")
     args = parser.parse_args()
@@ -52,7 +55,7 @@ def main() -> None:
         keep(args.sweep, args.out)
         files.write_text(args.out / "report.html", page.report([args.sweep, *args.also], args.title))
     folders = [args.out, *args.also]
-    write_tables(folders, args.out)
+    write_tables(folders, args.out, args.by)
     files.write_text(args.out / "utility.svg", figure(pool(runs.find(folders).runs)))
     if args.readme is not None:
         files.write_text(args.readme, filled(args.readme.read_text(encoding="utf-8"), groups_of(folders)))
@@ -69,14 +72,17 @@ def keep(sweep: Path, out: Path) -> None:
         shutil.copyfile(sweep / "sweep.json", out / "sweep.json")
 
 
-def write_tables(folders: Sequence[Path], out: Path) -> None:
+def write_tables(folders: Sequence[Path], out: Path, by: Sequence[str] = ()) -> None:
     """Write what `hushprompt compare --columns epsilon --against promptfl` prints, in three forms."""
     rows, notes = results.read(folders)
-    whole = compare("", grouping.group(rows), against=AGAINST, test="t", notes=notes)
-    grids = say_once(grids_of(whole, "epsilon", list(SCORES)))
+    compared = [
+        compare(title, groups, against=AGAINST, test="t", notes=notes)
+        for title, groups in grouping.split(grouping.group(rows), by)
+    ]
+    grids = say_once(grid for each in compared for grid in grids_of(each, "epsilon", list(SCORES)))
     files.write_text(out / "table.md", "\n".join(map(formats.markdown, grids)))
     files.write_text(out / "table.tex", "\n".join(map(formats.latex, grids)))
-    files.write_text(out / "table.csv", csv_text([whole]))
+    files.write_text(out / "table.csv", csv_text(compared))
 
 
 def groups_of(folders: Sequence[Path]) -> list[Group]:
@@ -125,7 +131,27 @@ def rivals(groups: Sequence[Group]) -> str:
     return _markdown(lines)
 
 
-README: dict[str, Callable[[Sequence[Group]], str]] = {"budgets": budgets, "ranks": ranks, "rivals": rivals}
+def clients(groups: Sequence[Group]) -> str:
+    """Give local and neighbor accuracy of every method and budget by the number of clients."""
+    numbers = in_order([group.label(NUM_CLIENTS) for group in groups], is_descending=False)
+    lines: dict[tuple[str, str], dict[str, str]] = {}
+    for group in sorted(groups, key=lambda group: -group.spread("local").mean):
+        line = lines.setdefault((_asked(group), name(group)), {})
+        line[group.label(NUM_CLIENTS)] = f"{_score(group, 'local')} / {_score(group, 'neighbor')}{_proven(group)}"
+    budgets = ["-", *_budgets(groups)]
+    body = [
+        [_heading(budget), title, *(cells.get(number, "") for number in numbers)]
+        for (budget, title), cells in sorted(lines.items(), key=lambda line: budgets.index(line[0][0]))  # stable
+    ]
+    return _markdown([["epsilon", "", *(f"{number} clients" for number in numbers)], *body])
+
+
+README: dict[str, Callable[[Sequence[Group]], str]] = {
+    "budgets": budgets,
+    "ranks": ranks,
+    "rivals": rivals,
+    "clients": clients,
+}
 
 
 def by_budget(groups: Sequence[Group], head: str, label: Callable[[Group], str], cell: Callable[[Group], str]) -> str:
@@ -135,8 +161,7 @@ def by_budget(groups: Sequence[Group], head: str, label: Callable[[Group], str],
     for group in sorted(groups, key=lambda group: group.epsilon is None):
         line = lines.setdefault(label(group), {})
         for budget in columns if group.epsilon is None else [_asked(group)]:
-            proven = f" (proven: {tables.epsilon_text(group.epsilon)})" if _is_only_named(group) else ""
-            line[budget] = cell(group) + proven
+            line[budget] = cell(group) + _proven(group)
     body = [[title, *(cells.get(budget, "") for budget in columns)] for title, cells in lines.items()]
     return _markdown([[head, *map(_heading, columns)], *body])
 
@@ -173,6 +198,11 @@ def _asked(group: Group) -> str:
 def _is_only_named(group: Group) -> bool:
     """True where the budget that was asked for is not the one that is proven."""
     return group.epsilon is not None and tables.epsilon_text(group.epsilon) != _asked(group)
+
+
+def _proven(group: Group) -> str:
+    """Say what is proven where it is not what was asked for."""
+    return f" (proven: {tables.epsilon_text(group.epsilon)})" if _is_only_named(group) else ""
 
 
 def _budgets(groups: Sequence[Group]) -> list[str]:

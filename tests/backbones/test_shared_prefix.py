@@ -54,3 +54,13 @@ def test_the_embedded_towers_gradients_are_those_of_plain_autograd(embedded):
         fast, _ = per_example_gradients(embedded, context, batch)
         for fast_row, slow_row in zip(fast, slow_gradients(embedded, context, batch), strict=True):
             assert (fast_row - slow_row).norm() < 1e-5 * slow_row.norm()
+
+
+def test_cotangents_of_any_form_go_back_in_the_order_of_the_labels(embedded):
+    (context,) = contexts(embedded, 1)
+    cotangents = torch.randn(3, 4, embedded.backbone.feature_dim, generator=torch.Generator().manual_seed(1))
+    leaf = context.clone().requires_grad_()
+    features = embedded.backbone.encode_prompts(*embedded.plain_prompts(leaf))
+    for fast, cotangent in zip(embedded.text_pass(context).pull_back_matrices(cotangents), cotangents, strict=True):
+        (slow,) = torch.autograd.grad(features, leaf, cotangent, retain_graph=True)
+        assert (fast - slow).norm() < 1e-5 * slow.norm()

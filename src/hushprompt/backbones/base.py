@@ -113,6 +113,9 @@ class TextPass(Protocol):
             directions: [b, d] one for each example; its cotangent of class c's feature is `weights[c] * direction`.
         """
 
+    def pull_back_matrices(self, cotangents: Float[Tensor, "b c d"]) -> Float[Tensor, "b *p e"]:
+        """Give b gradients for cotangents of the features that are not of that form."""
+
 
 @runtime_checkable
 class PullBackBackbone(SharedPrefixBackbone, Protocol):

@@ -124,7 +124,7 @@ class TowerPass:
         prefix = grads[: pairs.num_prefix * pairs.num_examples].unflatten(0, (pairs.num_prefix, -1))
         return prefix.transpose(0, 1)
 
-    def pull_back_any(self, cotangents: Float[Tensor, "b c d"]) -> Float[Tensor, "b p e"]:
+    def pull_back_matrices(self, cotangents: Float[Tensor, "b c d"]) -> Float[Tensor, "b p e"]:
         """Give the prefix's gradient for cotangents of any form."""
         cotangents = cotangents.transpose(0, 1)[self._layout.ranked]  # [c, b, d]
         cosine = torch.bmm(cotangents, self._ranked.unsqueeze(2))
@@ -160,7 +160,7 @@ class _PullBack(torch.autograd.Function):
     @staticmethod
     def forward(cotangent: Tensor, tower_pass: TowerPass) -> Tensor:
         """Pull one back."""
-        return tower_pass.pull_back_any(cotangent[None])[0]
+        return tower_pass.pull_back_matrices(cotangent[None])[0]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -169,4 +169,4 @@ class _PullBack(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int, None], cotangents: Tensor, tower_pass: TowerPass) -> tuple[Tensor, int]:
         """Pull a batch back."""
-        return tower_pass.pull_back_any(cotangents.movedim(in_dims[0], 0)), 0
+        return tower_pass.pull_back_matrices(cotangents.movedim(in_dims[0], 0)), 0

@@ -22,7 +22,7 @@ from torch import Tensor
 from hushprompt.backbones.base import Backbone, PullBackBackbone, SharedPrefixBackbone, TextPass
 from hushprompt.backbones.recorded_pass import RecordedPass, Recorder
 from hushprompt.backbones.shared_prefix import ReadPrefix, SharedPrefix
-from hushprompt.backbones.text_pass import AutogradPass, Encode, MatrixPass
+from hushprompt.backbones.text_pass import AutogradPass, Encode
 from hushprompt.errors import ConfigError
 
 NamePosition = Literal["end", "middle", "front"]
@@ -143,15 +143,6 @@ class PromptModel:
         """
         if isinstance(self._shared_prefix, ReadPrefix) and _can_share(context, name_position):
             return self._shared_prefix.text_pass(context)
-        return self.matrix_pass(context, name_position)
-
-    def matrix_pass(self, context: Float[Tensor, "*c t e"], name_position: NamePosition = "end") -> MatrixPass:
-        """Encode the prompts of all classes, ready to multiply matrices of cotangents with the Jacobian.
-
-        Args:
-            context: [t, e] for all classes, or [c, t, e] with one for each.
-            name_position: where the class name stands.
-        """
         encode = self._encoder(name_position)
         if self._recorder is None:
             return AutogradPass(encode, context)

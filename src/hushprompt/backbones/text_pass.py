@@ -66,3 +66,7 @@ class OrderedPass:
     def pull_back(self, weights: Float[Tensor, "b c"], directions: Float[Tensor, "b d"]) -> Float[Tensor, "b t e"]:
         """Give each example's gradient in the context."""
         return self._inner.pull_back(weights[:, self._suffix_order], directions)[:, self._num_start :]
+
+    def pull_back_matrices(self, cotangents: Float[Tensor, "b c d"]) -> Float[Tensor, "b t e"]:
+        """Multiply each cotangent, of whatever rank, with the Jacobian of the text features."""
+        return self._inner.pull_back_matrices(cotangents[:, self._suffix_order])[:, self._num_start :]

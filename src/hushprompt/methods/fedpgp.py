@@ -114,16 +114,17 @@ class FedPGP(DroppingConfig, PromptSumConfig):
 
     def _pull(self, model: PromptModel, shared: ContextState, personal: LowRankState) -> Pull:
         """Differentiate the weighted contrastive loss; no data enters."""
-        leaves = tuple(leaf.detach().requires_grad_() for leaf in (shared.context, personal.u, personal.v))
+        contexts = shared.context, self.context(shared, personal)
+        passes = [model.text_pass(context, self.name_position) for context in contexts]
+        features = [each.features.clone().requires_grad_() for each in passes]
         with torch.enable_grad():
-            context, u, v = leaves
-            loss = self.contrast_weight * contrastive_loss(
-                self.text_features(model, context),
-                self.text_features(model, context + (u @ v).view_as(context)),
-                model.template_features,
-                self.temperature,
-            )
-        return Pull(*torch.autograd.grad(loss, leaves))
+            loss = contrastive_loss(features[0], features[1], model.template_features, self.temperature)
+            cotangents = torch.autograd.grad(self.contrast_weight * loss, features)
+        of_global, of_personal = (
+            each.pull_back_matrices(cotangent[None])[0] for each, cotangent in zip(passes, cotangents, strict=True)
+        )
+        row = factor_gradients(personal.u, personal.v, of_personal.flatten(0, -2)[None])[0]
+        return Pull(of_global + of_personal, *unstack(personal.u, personal.v, row))
 
 
 def contrastive_loss(

@@ -46,7 +46,7 @@ def gradients_in_contexts(
     """
     if len(labels) == 0:
         return tuple(context.new_zeros(0, *context.shape) for context in contexts), image_features.new_zeros(0)
-    passes = [model.matrix_pass(context, name_position) for context in contexts]
+    passes = [model.text_pass(context, name_position) for context in contexts]
 
     def loss(features: TextFeatures, image: Tensor, label: Tensor) -> Tensor:
         return F.cross_entropy(logits_fn(features, image), label)
