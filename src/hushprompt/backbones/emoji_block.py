@@ -101,7 +101,7 @@ class BlockPass:
         going_on = layout.ends if self.is_last else slice(None)
         partners, is_unseen = layout.partners[going_on], layout.is_later[going_on].bool()  # [q, s]
         keys, values = (  # [q, s, h, f]
-            part.index_select(0, partners.flatten()).unflatten(0, partners.shape) for part in (self.key, self.value)
+            _take(part, partners).unflatten(1, (layout.num_places, -1)) for part in (self.key, self.value)
         )
         scores = self.query.new_full((*self.query.shape[:2], p + layout.num_places), -math.inf)
         scores[..., :p] = torch.einsum("mhf,phf->mhp", self.query, self.key[:p])
