@@ -70,11 +70,33 @@ def test_sharp_costs_neither_overflow_nor_vanish():
     torch.testing.assert_close(plan.sum((-1, -2)), torch.full((3,), 0.8))
 
 
+@pytest.mark.parametrize("mass", [1.0, 0.8, 0.1])
+@pytest.mark.parametrize("regularization", [1.0, 0.1, 0.08])
+@pytest.mark.parametrize("num_iterations", [1, 50])
+def test_factors_and_potentials_take_the_same_steps(mass, regularization, num_iterations, monkeypatch):
+    transport = Transport(mass=mass, regularization=regularization, num_iterations=num_iterations)
+    cost = torch.cat([costs(9, 12, 3), costs(9, 12, 3, seed=1).round().clamp(max=1) * 2])
+    plan = transport.plan(cost)
+    monkeypatch.setattr("hushprompt.methods.transport.MAX_COST", np.inf)
+    torch.testing.assert_close(plan, transport.plan(cost), rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("mass", [1.0, 0.8, 0.001])
+def test_the_sharpest_problems_of_cosines_do_not_overflow(mass):
+    """Patches that all fit one prompt and not the other, and patches of which one alone fits."""
+    cost = torch.zeros(2, 400, 2)
+    cost[0, :, 1] = 2.0
+    cost[1, 1:] = 2.0
+    plan = Transport(mass=mass, regularization=0.08).plan(cost)
+    assert bool(plan.isfinite().all())
+    torch.testing.assert_close(plan.sum((-1, -2)), torch.full((2,), mass))
+
+
 def test_a_plan_depends_on_its_own_costs_alone_however_slowly_it_converges():
     """The published code stops all problems of a batch together: there one image decides about another's plan."""
     transport, cost = Transport(), costs(6, 12, 2)
     together = transport.plan(cost)
-    hard = costs(6, 12, 2, seed=1, scale=3.0)
+    hard = costs(6, 12, 2, seed=1).round().clamp(max=1) * 2  # nothing, or all that a cost can be
     beside = transport.plan(torch.cat([hard, cost]))[6:]
     for matrix, plan, other in zip(cost, together, beside, strict=True):
         torch.testing.assert_close(other, plan, rtol=1e-5, atol=1e-9)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from hushprompt.evaluation.splits import ClientSplit
@@ -23,7 +23,7 @@ class Confusion:
 
 
 def confusion(
-    logits_fn: Callable[[int], Float[Tensor, "n c"]],
+    predict_fn: Callable[[int], Int[np.ndarray, " n"]],
     labels: Int[Tensor, " n"],
     splits: tuple[ClientSplit, ...],
     *,
@@ -33,20 +33,15 @@ def confusion(
     """Count what every client's prompt takes its own and the other clients' images for.
 
     Args:
-        logits_fn: gives a client's logits [n, c] on all images of the evaluation split; called once a client.
+        predict_fn: gives what a client's prompt takes all images of the evaluation split for; called once a client.
         labels: [n] of the evaluation split; one that is no column of the logits belongs to nobody's image.
         splits: each client's local and neighbor images.
-        num_classes: columns c of the logits.
+        num_classes: number of classes c that compete.
         map_fn: goes through the clients as `map` does.
     """
-
-    def predict(split: ClientSplit) -> Int[np.ndarray, " n"]:
-        predicted: Int[np.ndarray, " n"] = logits_fn(split.client_id).argmax(dim=1).numpy()
-        return predicted
-
     true = labels.numpy()
     local, everyone = np.zeros((2, num_classes, num_classes), dtype=np.int64)
-    for split, predicted in zip(splits, map_fn(predict, splits), strict=True):
+    for split, predicted in zip(splits, map_fn(predict_fn, [split.client_id for split in splits]), strict=True):
         local += _counts(true[split.local], predicted[split.local], num_classes)
         everyone += _counts(true[split.everyone], predicted[split.everyone], num_classes)
     return Confusion(local=local, neighbor=everyone - local)

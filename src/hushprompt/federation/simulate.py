@@ -16,8 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from hushprompt import records
@@ -158,6 +159,8 @@ class Trainer:
         self.metrics = metrics
         self.released = MetricsFile(folder)
         self.rounds = RoundRunner(config, federation, pool)
+        self._predicted: tuple[State, dict[int, Int[np.ndarray, " n"]]] | None = None
+        """What was scored last, and what each client's prompt took the evaluation images for."""
 
     def train(self, row: Row, progress: Progress) -> tuple[State, Progress, str | None]:
         """Train a row from the start, or from the checkpoint in the folder; also say why it ended early, if it did."""
@@ -210,18 +213,23 @@ class Trainer:
 
     def evaluate(self, row: Row, state: State, *, with_new_classes: bool = False) -> Scores:
         """Score every client's prompt on all evaluation images, and on classes that nobody trains on."""
-        federation = self.federation
+        federation, logits_fn = self.federation, self._eval_logits_fn(row, state)
+        predicted: dict[int, Int[np.ndarray, " n"]] = {}
+
+        def logits(client_id: int) -> Float[Tensor, "n c"]:
+            own = logits_fn(client_id)
+            predicted[client_id] = _predicted_classes(own)
+            return own
+
         new_classes = None
         if federation.new is not None and with_new_classes:
             features = federation.new.features[row.method.feature_kind]
             new_classes = NewClasses(self._logits_fn(row, state, federation.new.model, features), federation.new.labels)
-        return evaluate(
-            self._logits_fn(row, state, federation.model, federation.eval_features[row.method.feature_kind]),
-            federation.eval_labels,
-            federation.splits,
-            new_classes=new_classes,
-            map_fn=self.pool.map,
+        scores = evaluate(
+            logits, federation.eval_labels, federation.splits, new_classes=new_classes, map_fn=self.pool.map
         )
+        self._predicted = (state, predicted)
+        return scores
 
     def released_scores(self, row: Row, state: State, num_done: int, metrics: MetricsPlan) -> Scores:
         """Score every client's prompt after `num_done` rounds from noisy counts, which are made once."""
@@ -229,7 +237,7 @@ class Trainer:
 
         def make() -> RightAnswers:
             counts = count_right(
-                self._logits_fn(row, state, federation.model, federation.eval_features[row.method.feature_kind]),
+                self._eval_logits_fn(row, state),
                 federation.eval_labels,
                 federation.splits,
                 map_fn=self.pool.map,
@@ -284,7 +292,7 @@ class Trainer:
         """Write what the trained row takes for what; a row that is closed again after a kill writes the same file."""
         federation = self.federation
         counts = confusion(
-            self._logits_fn(row, state, federation.model, federation.eval_features[row.method.feature_kind]),
+            self._predict_fn(row, state),
             federation.eval_labels,
             federation.splits,
             num_classes=len(federation.model.class_names),
@@ -292,6 +300,13 @@ class Trainer:
         )
         path = self.folder / "confusion" / f"row-{row_index:03d}.json"
         records.write_compact_json(path, confusion_record(row, counts))
+
+    def _predict_fn(self, row: Row, state: State) -> Callable[[int], Int[np.ndarray, " n"]]:
+        """Give what a client's prompt takes the evaluation images for; scored already, it is known."""
+        if self._predicted is not None and self._predicted[0] is state:
+            return self._predicted[1].__getitem__
+        logits_fn = self._eval_logits_fn(row, state)
+        return lambda client_id: _predicted_classes(logits_fn(client_id))
 
     def _scores_if_due(self, row: Row, state: State, num_done: int) -> Scores | None:
         """Score the prompts after `num_done` rounds if the config says so."""
@@ -305,6 +320,11 @@ class Trainer:
         if self.metrics is not None:
             return self.released_scores(row, state, num_done, self.metrics)
         return self.evaluate(row, state, with_new_classes=with_new_classes)
+
+    def _eval_logits_fn(self, row: Row, state: State) -> Callable[[int], Float[Tensor, "n c"]]:
+        """Give what computes a client's logits of all evaluation images."""
+        features = self.federation.eval_features[row.method.feature_kind]
+        return self._logits_fn(row, state, self.federation.model, features)
 
     def _logits_fn(
         self, row: Row, state: State, model: PromptModel, features: Float[Tensor, "n *m d"]
@@ -328,6 +348,12 @@ class Trainer:
             return logits(personal) if own is None else own
 
         return of_client
+
+
+def _predicted_classes(logits: Float[Tensor, "n c"]) -> Int[np.ndarray, " n"]:
+    """Give the class of the largest logit, in a form that is small enough to keep for many clients."""
+    classes: Int[np.ndarray, " n"] = logits.argmax(dim=1).numpy().astype(np.int32)
+    return classes
 
 
 def _progress(config: RunConfig, folder: Path) -> Progress:
