@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -100,13 +101,13 @@ def find(folders: Sequence[Path]) -> Found:
     """
     configs: dict[Path, Path] = {}
     for folder in folders:
-        below = [folder / "config.toml"] if (folder / "config.toml").exists() else sorted(folder.rglob("config.toml"))
+        below = [folder / "config.toml"] if (folder / "config.toml").exists() else list(folder.rglob("config.toml"))
         if not below:
             raise DataError(
                 f"{folder} holds no run: there is no config.toml in it or below it. "
                 "Give run folders, or a folder of them."
             )
-        for path in below:
+        for path in sorted(below, key=_by_numbers):
             configs.setdefault(path.resolve(), path)
     found = [path.parent for path in configs]
     finished = [folder for folder in found if (folder / "summary.json").exists()]
@@ -117,6 +118,16 @@ def find(folders: Sequence[Path]) -> Found:
         runs=[read(folder, name) for folder, name in zip(finished, names, strict=True)],
         unfinished=[folder.name for folder in found if folder not in finished],
     )
+
+
+def _by_numbers(path: Path) -> list[tuple[float, str]]:
+    """Give a key that sorts paths by name, and by size where numbers stand in them.
+
+    >>> sorted(map(Path, ["clients100-rank2", "clients25-rank10", "clients25-rank2"]), key=_by_numbers)[0].name
+    'clients25-rank2'
+    """
+    parts = re.split(r"(\d+(?:\.\d+)?)", str(path))  # words and numbers in turns
+    return [(float(part), "") if at % 2 else (0.0, part) for at, part in enumerate(parts)]
 
 
 def read(folder: Path, name: str) -> Run:
