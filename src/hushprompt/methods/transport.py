@@ -81,12 +81,14 @@ class Transport:
     def _by_factors(self, kernel: Float[Tensor, "n m q"]) -> Float[Tensor, "n m q"]:
         """Iterate on the potentials' exponentials: the same iterates up to rounding, with no exp or log in a step."""
         num_prompts, num_patches, _ = kernel.shape
+        rows, weighted = kernel.unbind(), kernel / (num_patches * self.mass / num_prompts)
         of_prompts = torch.full_like(kernel[:, 0], num_patches)  # [n, q] times a patch's share, so that its limit is 1
         of_patches = torch.ones_like(kernel[0])  # [m, q]
         for _ in range(self.num_iterations):
-            total = kernel[0] * of_prompts[0]
-            for row, factor in zip(kernel[1:], of_prompts[1:], strict=True):
+            factors = of_prompts.unbind()
+            total = rows[0] * factors[0]
+            for row, factor in zip(rows[1:], factors[1:], strict=True):
                 total = torch.addcmul(total, row, factor)
             of_patches = (total.clamp(min=1.0) if self.mass < 1 else total).reciprocal_()
-            of_prompts = (kernel * of_patches).sum(dim=1).reciprocal_().mul_(num_patches * self.mass / num_prompts)
+            of_prompts = (weighted * of_patches).sum(dim=1).reciprocal_()
         return kernel * (of_prompts / num_patches)[:, None] * of_patches
