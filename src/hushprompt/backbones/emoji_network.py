@@ -53,16 +53,14 @@ class EmojiNetworkConfig:
 
 
 class SameConv(nn.Conv2d):
-    """Convolution with TensorFlow's "same" padding, which is asymmetric for stride 2."""
+    """Convolution with TensorFlow's "same" padding, which for stride 2 is one wider behind than in front."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pad and convolve."""
+        """Convolve; zeros in front of the kernel do what uneven padding would, without a padded copy of the image."""
         kernel, stride = self.kernel_size[0], self.stride[0]
-        if stride == 1:
-            return F.conv2d(x, self.weight, self.bias, 1, kernel // 2, 1, self.groups)
-        pads = [max((-(-side // stride) - 1) * stride + kernel - side, 0) for side in (x.shape[3], x.shape[2])]
-        x = F.pad(x, (pads[0] // 2, pads[0] - pads[0] // 2, pads[1] // 2, pads[1] - pads[1] // 2))
-        return F.conv2d(x, self.weight, self.bias, stride, 0, 1, self.groups)
+        high, wide = (max((-(-side // stride) - 1) * stride + kernel - side, 0) for side in x.shape[2:])
+        weight = F.pad(self.weight, (wide % 2, 0, high % 2, 0))
+        return F.conv2d(x, weight, self.bias, stride, (high - high // 2, wide - wide // 2), 1, self.groups)
 
 
 class InvertedResidual(nn.Module):
