@@ -34,13 +34,17 @@ def into_norm(weight: Float[Tensor, "g e"], norm: nn.LayerNorm) -> Float[Tensor,
 
 
 class FoldedBlock:
-    """A block, and its weights as the backward pass wants them; made once for a tower."""
+    """A block, and its weights as both passes want them; made once for a tower."""
 
     def __init__(self, block: TextBlock) -> None:
         """Work the layer norms into the maps behind them."""
         width, self.heads = block.qkv.in_features, block.heads
         query, key, value = block.qkv.weight.chunk(3)
         self.block = block
+        self.qkv_forward, self.out_forward, self.up_forward, self.down_forward = (
+            FixedMap(linear.weight.detach().T, linear.bias.detach())
+            for linear in (block.qkv, block.out, block.up, block.down)
+        )
         self.up = FixedMap(into_norm(block.up.weight, block.norm_2))
         self.down = FixedMap(block.down.weight.detach())
         self.out = FixedMap(block.out.weight.detach())
@@ -79,16 +83,16 @@ class BlockPass:
         self.normed_1 = Normed(block.norm_1, x)
         query, self.key, self.value = (
             part.unflatten(-1, (block.heads, -1))
-            for part in F.linear(self.normed_1.value, block.qkv.weight, block.qkv.bias).chunk(3, dim=-1)
+            for part in folded.qkv_forward(self.normed_1.value).chunk(3, dim=-1)
         )
         if is_last:
             x, query = (part[layout.num_prefix :][layout.ends] for part in (x, query))
         self.query = query * block.scale  # [m, h, f]
         self.weights, mixed = self._attend()  # [m, h, p + s], [m, e]
-        x = x + F.linear(mixed, block.out.weight, block.out.bias)
+        x = x + folded.out_forward(mixed)
         self.normed_2 = Normed(block.norm_2, x)
-        self.raised = F.linear(self.normed_2.value, block.up.weight, block.up.bias)
-        self.output = x + F.linear(F.gelu(self.raised), block.down.weight, block.down.bias)
+        self.raised = folded.up_forward(self.normed_2.value)
+        self.output = x + folded.down_forward(F.gelu(self.raised))
 
     @property
     def num_first(self) -> int:
@@ -98,20 +102,19 @@ class BlockPass:
     def _attend(self) -> tuple[Float[Tensor, "m h ps"], Float[Tensor, "m e"]]:
         """Give who looks how much at the prefix, then at the places of its own suffix, and the values mixed so."""
         p, first, layout = self.layout.num_prefix, self.num_first, self.layout
-        going_on = layout.ends if self.is_last else slice(None)
-        partners, is_unseen = layout.partners[going_on], layout.is_later[going_on].bool()  # [q, s]
-        keys, values = (  # [q, s, h, f]
-            _take(part, partners).unflatten(1, (layout.num_places, -1)) for part in (self.key, self.value)
-        )
-        scores = self.query.new_full((*self.query.shape[:2], p + layout.num_places), -math.inf)
+        links = layout.end_links if self.is_last else layout.links
+        query, key, value = self.query[first:], self.key[p:], self.value[p:]
+        scores = query.new_full((*self.query.shape[:2], p + layout.num_places), -math.inf)
         scores[..., :p] = torch.einsum("mhf,phf->mhp", self.query, self.key[:p])
         if first:
             scores[:p, :, :p] += scores.new_full((p, p), -math.inf).triu(diagonal=1).unsqueeze(1)
-        own = (self.query[first:].unsqueeze(1) * keys).sum(dim=3)  # [q, s, h]
-        scores[first:, :, p:] = own.masked_fill_(is_unseen.unsqueeze(2), -math.inf).transpose(1, 2)
+        own = scores[first:, :, p:]  # [q, h, s]
+        for viewers, _, keys, place in links:
+            own[viewers, :, place] = (query[viewers] * key[keys]).sum(dim=2)
         weights = scores.softmax(dim=-1)
         mixed = torch.einsum("mhp,phf->mhf", weights[..., :p], self.value[:p])
-        mixed[first:] += (weights[first:, :, p:].transpose(1, 2).unsqueeze(3) * values).sum(dim=1)
+        for viewers, _, keys, place in links:
+            mixed[first:][viewers].addcmul_(weights[first:][viewers, :, p + place, None], value[keys])
         return weights, mixed.flatten(1)
 
     def pull_back(

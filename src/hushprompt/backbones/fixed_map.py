@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -16,16 +17,16 @@ class FixedMap:
     (640 x 128 by 128 x 512: 113 against 102 GFLOP/s); elsewhere this is a plain product. The two differ by rounding.
     """
 
-    def __init__(self, weight: Float[Tensor, "k n"]) -> None:
+    def __init__(self, weight: Float[Tensor, "k n"], bias: Float[Tensor, " n"] | None = None) -> None:
         """Lay out the weights."""
-        self.weight = weight
+        self.weight, self.bias = weight, bias
         self._laid_out = torch.ops.mkldnn._reorder_linear_weight(weight.T.contiguous()) if _pays(weight) else None
 
     def __call__(self, x: Float[Tensor, "*m k"]) -> Float[Tensor, "*m n"]:
-        """Give x @ weight; not differentiable."""
+        """Give x @ weight + bias; not differentiable."""
         if self._laid_out is None:
-            return x @ self.weight
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._laid_out, None, "none", [], "")
+            return F.linear(x, self.weight.T, self.bias)
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._laid_out, self.bias, "none", [], "")
         return product
 
 

@@ -192,7 +192,7 @@ class PromptModel:
 
     def logits(self, image_features: Float[Tensor, "n d"], text_features: Float[Tensor, "c d"]) -> Float[Tensor, "n c"]:
         """Cosine times the logit scale. A constant bias on all logits (SigLIP) would change no softmax."""
-        return self.logit_scale * image_features @ text_features.T
+        return image_features @ (self.logit_scale * text_features).T
 
     def _frame(self, num_ctx: int, name_position: NamePosition) -> Frame:
         """Give the prompts around a context of `num_ctx` vectors."""

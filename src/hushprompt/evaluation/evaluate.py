@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hushprompt.evaluation.metrics import accuracy, expected_calibration_error, harmonic_mean
+from hushprompt.evaluation.metrics import accuracy, expected_calibration_error, harmonic_mean, predicted_classes
 from hushprompt.evaluation.splits import ClientSplit
 
 
@@ -82,6 +82,8 @@ class Tally:
     """What is left of one client's logits."""
 
     scores: ClientScores
+    predicted: Int[np.ndarray, " n"]
+    """What the client's prompt takes each image for."""
     num_right: Int[np.ndarray, " c"]
     """Own images of each class that are classified rightly."""
     num_images: Int[np.ndarray, " c"]
@@ -94,6 +96,7 @@ def evaluate(
     splits: tuple[ClientSplit, ...],
     *,
     new_classes: NewClasses | None = None,
+    predicted: dict[int, Int[np.ndarray, " n"]] | None = None,
     map_fn: Callable[..., Iterable[Tally]] = map,
 ) -> Scores:
     """Score every client on its own and on the other clients' images.
@@ -103,6 +106,7 @@ def evaluate(
         labels: [n] of the evaluation split; one that is no column of the logits belongs to nobody's image.
         splits: each client's local and neighbor images.
         new_classes: how to score classes that nobody trains on; None: there are none.
+        predicted: filled with what each client's prompt takes all images for.
         map_fn: goes through the clients as `map` does; a pool's holds as many logits at once as it has workers.
     """
 
@@ -114,6 +118,8 @@ def evaluate(
         return dataclasses.replace(counted, scores=dataclasses.replace(counted.scores, new=new))
 
     tallies = list(map_fn(tally, splits))
+    if predicted is not None:
+        predicted.update({each.scores.client_id: each.predicted for each in tallies})
     clients = tuple(each.scores for each in tallies)
     if new_classes is None:
         clients = tuple(dataclasses.replace(client, base=None) for client in clients)
@@ -148,10 +154,11 @@ def mean_scores(rounds: Sequence[Scores]) -> Scores:
 
 def _tally(logits: Float[Tensor, "n c"], labels: Int[Tensor, " n"], split: ClientSplit) -> Tally:
     """Reduce a client's logits to counts. `base` is the accuracy on all clients' images, also where nothing is new."""
-    own = torch.from_numpy(split.local)
-    is_right = logits.argmax(dim=1) == labels
-    right_own, right_all = int(is_right[own].sum()), int(is_right[torch.from_numpy(split.everyone)].sum())
+    predicted, true = predicted_classes(logits), labels.numpy()
+    is_right = predicted == true
+    right_own, right_all = int(is_right[split.local].sum()), int(is_right[split.everyone].sum())
     num_own, num_all = len(split.local), len(split.everyone)
+    own = torch.from_numpy(split.local)
     scores = ClientScores(
         client_id=split.client_id,
         local=_share(right_own, num_own),
@@ -159,12 +166,12 @@ def _tally(logits: Float[Tensor, "n c"], labels: Int[Tensor, " n"], split: Clien
         calibration_error=expected_calibration_error(logits[own], labels[own]),
         base=_share(right_all, num_all),
     )
-    num_classes = logits.shape[1]
-    own_labels = labels[own]
+    num_classes, own_labels = logits.shape[1], true[split.local]
     return Tally(
         scores,
-        np.bincount(own_labels[is_right[own]].numpy(), minlength=num_classes),
-        np.bincount(own_labels.numpy(), minlength=num_classes),
+        predicted,
+        num_right=np.bincount(own_labels[is_right[split.local]], minlength=num_classes),
+        num_images=np.bincount(own_labels, minlength=num_classes),
     )
 
 

@@ -9,12 +9,11 @@ import math
 from collections.abc import Callable, Iterable
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from hushprompt.evaluation.evaluate import ClientScores, Scores
-from hushprompt.evaluation.metrics import harmonic_mean
+from hushprompt.evaluation.metrics import harmonic_mean, predicted_classes
 from hushprompt.evaluation.splits import ClientSplit
 from hushprompt.privacy.metrics import RightAnswers
 
@@ -36,9 +35,9 @@ def count_right(
     """
 
     def count(split: ClientSplit) -> tuple[int, int]:
-        is_right = logits_fn(split.client_id).argmax(dim=1) == labels
-        own = int(is_right[torch.from_numpy(split.local)].sum())
-        return own, int(is_right[torch.from_numpy(split.everyone)].sum()) - own
+        is_right = predicted_classes(logits_fn(split.client_id)) == labels.numpy()
+        own = int(is_right[split.local].sum())
+        return own, int(is_right[split.everyone].sum()) - own
 
     counts = np.array(list(map_fn(count, splits)), dtype=np.int64).reshape(len(splits), 2)
     return RightAnswers(local=counts[:, 0], neighbor=counts[:, 1])

@@ -27,6 +27,7 @@ from hushprompt.config import RunConfig
 from hushprompt.errors import ResumeError
 from hushprompt.evaluation.confusion import confusion
 from hushprompt.evaluation.evaluate import NewClasses, Scores, evaluate, mean_scores
+from hushprompt.evaluation.metrics import predicted_classes
 from hushprompt.evaluation.private import count_right, scores_of
 from hushprompt.federation import checkpoint
 from hushprompt.federation.checkpoint import Checkpoints, Progress
@@ -215,18 +216,17 @@ class Trainer:
         """Score every client's prompt on all evaluation images, and on classes that nobody trains on."""
         federation, logits_fn = self.federation, self._eval_logits_fn(row, state)
         predicted: dict[int, Int[np.ndarray, " n"]] = {}
-
-        def logits(client_id: int) -> Float[Tensor, "n c"]:
-            own = logits_fn(client_id)
-            predicted[client_id] = _predicted_classes(own)
-            return own
-
         new_classes = None
         if federation.new is not None and with_new_classes:
             features = federation.new.features[row.method.feature_kind]
             new_classes = NewClasses(self._logits_fn(row, state, federation.new.model, features), federation.new.labels)
         scores = evaluate(
-            logits, federation.eval_labels, federation.splits, new_classes=new_classes, map_fn=self.pool.map
+            logits_fn,
+            federation.eval_labels,
+            federation.splits,
+            new_classes=new_classes,
+            predicted=predicted,
+            map_fn=self.pool.map,
         )
         self._predicted = (state, predicted)
         return scores
@@ -306,7 +306,7 @@ class Trainer:
         if self._predicted is not None and self._predicted[0] is state:
             return self._predicted[1].__getitem__
         logits_fn = self._eval_logits_fn(row, state)
-        return lambda client_id: _predicted_classes(logits_fn(client_id))
+        return lambda client_id: predicted_classes(logits_fn(client_id))
 
     def _scores_if_due(self, row: Row, state: State, num_done: int) -> Scores | None:
         """Score the prompts after `num_done` rounds if the config says so."""
@@ -348,12 +348,6 @@ class Trainer:
             return logits(personal) if own is None else own
 
         return of_client
-
-
-def _predicted_classes(logits: Float[Tensor, "n c"]) -> Int[np.ndarray, " n"]:
-    """Give the class of the largest logit, in a form that is small enough to keep for many clients."""
-    classes: Int[np.ndarray, " n"] = logits.argmax(dim=1).numpy().astype(np.int32)
-    return classes
 
 
 def _progress(config: RunConfig, folder: Path) -> Progress:

@@ -1,0 +1,28 @@
+"""Encode the drawings of the embedded data set for the package: `python tools/embedded/encode.py`.
+
+Whatever decides the features is in the key of their folder, so after a change of drawings, weights or preprocessing the
+old ones are not served; this script takes them out and writes the new ones.
+"""
+
+from __future__ import annotations
+
+import shutil
+
+from hushprompt.backbones.cache import SHIPPED, FeaturesConfig, image_features
+from hushprompt.backbones.emoji_clip import EmojiClip
+from hushprompt.backbones.feature_files import LOCK
+from hushprompt.data.emoji100 import Emoji100
+
+
+def main() -> None:
+    """Write the folders of all splits."""
+    shutil.rmtree(SHIPPED / "features", ignore_errors=True)
+    backbone, dataset = EmojiClip().load(), Emoji100().load()
+    for split in dataset.splits:
+        image_features(backbone, dataset, split, SHIPPED, FeaturesConfig())
+    for lock in SHIPPED.rglob(LOCK):
+        lock.unlink()
+
+
+if __name__ == "__main__":
+    main()
