@@ -291,7 +291,7 @@ def _watched_method(method: Method, watch: Observer) -> Method:
         ) -> tuple[Upload, Personal, StepInfo]:
             """Step with the examples that are there."""
             there = batch.labels != ABSENT
-            rest = Batch(batch.image_features[there], batch.labels[there])
+            rest = dataclasses.replace(batch, image_features=batch.image_features[there], labels=batch.labels[there])
             is_own = watch.owns(personal)
             if is_own:
                 watch.begin_step(method, model, shared, mechanism, rng)

@@ -116,6 +116,14 @@ class TextPass(Protocol):
     def pull_back_matrices(self, cotangents: Float[Tensor, "b c d"]) -> Float[Tensor, "b *p e"]:
         """Give b gradients for cotangents of the features that are not of that form."""
 
+    def for_many(self, num_examples: float) -> TextPass:
+        """Give this pass, or one that does the same in another way which pays for so many examples in all.
+
+        Args:
+            num_examples: about how many, over all calls of all who use this pass. A public number: it decides the last
+                bits of the gradients.
+        """
+
 
 @runtime_checkable
 class PullBackBackbone(SharedPrefixBackbone, Protocol):

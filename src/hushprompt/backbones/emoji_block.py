@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -82,8 +83,7 @@ class BlockPass:
         self.folded, self.layout, self.is_last = folded, layout, is_last
         self.normed_1 = Normed(block.norm_1, x)
         query, self.key, self.value = (
-            part.unflatten(-1, (block.heads, -1))
-            for part in folded.qkv_forward(self.normed_1.value).chunk(3, dim=-1)
+            part.unflatten(-1, (block.heads, -1)) for part in folded.qkv_forward(self.normed_1.value).chunk(3, dim=-1)
         )
         if is_last:
             x, query = (part[layout.num_prefix :][layout.ends] for part in (x, query))
@@ -118,7 +118,12 @@ class BlockPass:
         return weights, mixed.flatten(1)
 
     def pull_back(
-        self, grads: Float[Tensor, "m b e"], lift: Lift | None = None, *, to_prefix: bool = False
+        self,
+        grads: Float[Tensor, "m b e"],
+        lift: Lift | None = None,
+        *,
+        to_prefix: bool = False,
+        products: BlockProducts | None = None,
     ) -> Float[Tensor, "w b e"]:
         """Pull the output's gradients back to the input, or to its prefix alone; writes over what it is given.
 
@@ -126,9 +131,14 @@ class BlockPass:
             grads: [m, b, e] gradients of the output.
             lift: gives the product of some of them with the MLP's last map, where there is a shorter way to it.
             to_prefix: the suffixes are constants.
+            products: what was made of this block beforehand, with `to_prefix` as it is here.
         """
-        self._through_mlp(grads, lift)
-        pulled = AttentionBack(self, to_prefix=to_prefix).pull_back(grads)
+        if products is None:
+            self._through_mlp(grads, lift)
+            attention = AttentionBack(self, to_prefix=to_prefix)
+        else:
+            grads, attention = torch.bmm(grads, products.mlp), products.attention
+        pulled = attention.pull_back(grads)
         pulled = project_(pulled, self.normed_1.unit[: len(pulled)].unsqueeze(1))
         rstd = self.normed_1.rstd[: len(pulled)].unsqueeze(1)
         if not self.is_last:
@@ -140,13 +150,25 @@ class BlockPass:
 
     def _through_mlp(self, grads: Float[Tensor, "m b e"], lift: Lift | None) -> None:
         """Pull gradients back through the MLP and its residual, in place, a few rows at a time."""
-        slope = torch.ops.aten.gelu_backward(torch.ones_like(self.raised), self.raised)  # of the GELU, [m, g]
-        slope *= self.normed_2.rstd  # and what the norm in front of it leaves to multiply
         step = max(1, ROWS // max(1, grads.shape[1]))
-        whole = (grads, slope.unsqueeze(1), self.normed_2.unit.unsqueeze(1))
+        whole = (grads, self._slope(slice(None)), self.normed_2.unit.unsqueeze(1))
         for index, (part, steep, unit) in enumerate(zip(*(each.split(step) for each in whole), strict=True)):
             hidden = self.folded.down(part) if lift is None else lift(slice(index * step, index * step + len(part)))
             part += project_(self.folded.up(hidden.mul_(steep)), unit)
+
+    def _slope(self, tokens: slice) -> Float[Tensor, "w 1 g"]:
+        """Give the slopes of the GELU, times what the norm in front of the MLP leaves to multiply."""
+        raised = self.raised[tokens]
+        return (
+            torch.ops.aten.gelu_backward(torch.ones_like(raised), raised).mul_(self.normed_2.rstd[tokens]).unsqueeze(1)
+        )
+
+    def multiply_out(self, tokens: slice) -> Float[Tensor, "w e e"]:
+        """Give the matrices that do to some tokens' gradients what the way through the MLP and its residual does."""
+        lifted = self.folded.down.weight * self._slope(tokens)
+        matrices = project_(self.folded.up(lifted), self.normed_2.unit[tokens].unsqueeze(1))
+        matrices.diagonal(dim1=1, dim2=2).add_(1)
+        return matrices
 
 
 class AttentionBack:
@@ -253,6 +275,14 @@ class AttentionBack:
             pulled.flatten(0, 1).addmm_(value.flatten(0, 1), self.folded.value)
         else:
             torch.addmm(looking.flatten(0, 1), value.flatten(0, 1), self.folded.value, out=pulled.flatten(0, 1))
+
+
+class BlockProducts(NamedTuple):
+    """What does not depend on examples, made once for all that share a context."""
+
+    mlp: Float[Tensor, "m e e"]
+    """See `BlockPass.multiply_out`."""
+    attention: AttentionBack
 
 
 def _take(vectors: Float[Tensor, "n h e"], rows: Int[Tensor, "k s"]) -> Float[Tensor, "k sh e"]:

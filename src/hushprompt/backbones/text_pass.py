@@ -27,6 +27,10 @@ class MatrixPass:
         """Multiply each cotangent, of whatever rank, with the Jacobian of the text features."""
         raise NotImplementedError
 
+    def for_many(self, num_examples: float) -> TextPass:
+        """Give this pass, which has one way only."""
+        return self
+
 
 class AutogradPass(MatrixPass):
     """Any tower, by batched gradients of torch."""
@@ -59,7 +63,7 @@ class OrderedPass:
             class_order: which row of its features belongs to each class.
             num_start: number of start tokens.
         """
-        self._inner, self._num_start = inner, num_start
+        self._inner, self._class_order, self._num_start = inner, class_order, num_start
         self._suffix_order = class_order.argsort()
         self.features = inner.features[class_order]
 
@@ -70,3 +74,8 @@ class OrderedPass:
     def pull_back_matrices(self, cotangents: Float[Tensor, "b c d"]) -> Float[Tensor, "b t e"]:
         """Multiply each cotangent, of whatever rank, with the Jacobian of the text features."""
         return self._inner.pull_back_matrices(cotangents[:, self._suffix_order])[:, self._num_start :]
+
+    def for_many(self, num_examples: float) -> OrderedPass:
+        """Let the backbone's pass choose its way."""
+        inner = self._inner.for_many(num_examples)
+        return self if inner is self._inner else OrderedPass(inner, self._class_order, self._num_start)

@@ -22,7 +22,7 @@ from hushprompt.config import TrainingConfig
 from hushprompt.federation import aggregate
 from hushprompt.federation.aggregate import Travels
 from hushprompt.federation.setup import Row
-from hushprompt.methods.base import Batch, Personal, Shared, StepInfo, Upload
+from hushprompt.methods.base import Batch, NoState, Personal, Shared, StepInfo, Upload
 from hushprompt.privacy.config import Channel
 from hushprompt.privacy.plan import Mechanism
 from hushprompt.seeding import stream
@@ -115,9 +115,19 @@ class TurnTaker:
         views = stream(self.seed, "view", *place, self.client_id)
         features = self.features[row.method.feature_kind]
         rows = features.rows(chosen.numpy(), views.integers(features.num_views, size=len(self.index))[batch_index])
-        batch = Batch(rows.to(self.model.device), self.labels[chosen].to(self.model.device))
+        alike = self._num_alike(row, personal)
+        batch = Batch(rows.to(self.model.device), self.labels[chosen].to(self.model.device), alike)
         rng = stream(self.seed, "method", *place, self.client_id)
         return row.method.client_step(self.model, shared, personal, batch, mechanism, rng)
+
+    def _num_alike(self, row: Row, personal: Personal) -> float:
+        """Give the expected number of examples of a step that see one prompt; as public as the sizes of the clients.
+
+        A client on a machine of its own gives the same number, and so the same gradients, though it is alone.
+        """
+        if not isinstance(personal, NoState) or self.training.local_steps > 1:
+            return 0.0
+        return row.cohorts.cohort_size * row.plan.sampler.expected_batch_size(len(self.index))
 
     def _mechanism(
         self, row: Row, norms: Mapping[str, float] | None, channel: Channel, place: tuple[str, int, int]

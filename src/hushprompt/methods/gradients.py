@@ -49,7 +49,7 @@ def per_example_gradients(
     """
     if len(batch.labels) == 0:
         return context.new_zeros(0, *context.shape), context.new_zeros(0)
-    text_pass = model.text_pass(context, name_position)
+    text_pass = model.text_pass(context, name_position).for_many(batch.num_alike)
     logits = model.logits(batch.image_features, text_pass.features)  # [b, c]
     losses = F.cross_entropy(logits, batch.labels, reduction="none")
     residuals = logits.softmax(dim=1) - F.one_hot(batch.labels, model.num_classes)  # [b, c]
