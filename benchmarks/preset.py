@@ -24,7 +24,7 @@ def rows(*, is_short: bool) -> list[Row]:
         return [Row(name=name, figure="amount", ours=None, target=target, note="left out of short runs")]
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
-        command = [sys.executable, "-m", "hushprompt.cli", "run", "--out", str(out)]
+        command = [sys.executable, "-m", "hushprompt", "run", "--out", str(out)]
         environment = {**os.environ, "XDG_CACHE_HOME": f"{folder}/cache"}
         start = time.perf_counter()
         subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)

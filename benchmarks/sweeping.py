@@ -66,7 +66,7 @@ def rows(*, is_short: bool) -> list[Row]:
 def sweep(folder: Path, name: str, jobs: int) -> Cost:
     """Make the runs in a folder of their own."""
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    command = [sys.executable, "-m", "hushprompt.cli", "sweep", str(folder / "sweep.toml"), "--jobs", str(jobs)]
+    command = [sys.executable, "-m", "hushprompt", "sweep", str(folder / "sweep.toml"), "--jobs", str(jobs)]
     process = subprocess.Popen([*command, "--out", str(folder / name)], stdout=subprocess.DEVNULL)
     counts = []
     while process.poll() is None:

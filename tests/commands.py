@@ -26,4 +26,4 @@ class Done(NamedTuple):
 
 def command(*args):
     """Give the words that start the command in a process of its own."""
-    return [sys.executable, "-m", "hushprompt.cli", *map(str, args)]
+    return [sys.executable, "-m", "hushprompt", *map(str, args)]

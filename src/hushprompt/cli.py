@@ -328,7 +328,3 @@ def show_statement(privacy_json: dict[str, Any]) -> None:
 def _epsilon(value: float) -> str:
     """Write an epsilon for the progress bar."""
     return "inf" if math.isinf(value) else f"{value:.2f}"
-
-
-if __name__ == "__main__":
-    main()
