@@ -45,6 +45,14 @@ def test_products_change_no_gradient(model, context, cotangents):
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
 
 
+def test_an_example_has_one_gradient_whoever_else_is_there(model, context, cotangents):
+    many = model.text_pass(context).for_many(1000)
+    together = many.pull_back(*cotangents)
+    for index in range(NUM_EXAMPLES):
+        (alone,) = many.pull_back(*(part[index : index + 1] for part in cotangents))
+        torch.testing.assert_close(together[index], alone, rtol=1e-5, atol=1e-5 * float(alone.abs().max()))
+
+
 def test_pairs_without_a_weight_still_need_no_work(model, context, cotangents, monkeypatch):
     weights, directions = cotangents
     weights = weights * (torch.arange(len(NAMES)) == 1)
@@ -75,10 +83,13 @@ def test_nobody_waits_for_a_part_that_fails_or_takes_it_for_made(model, context,
     def fail(*_):
         raise MemoryError
 
-    products = emoji_products.Products(model.text_pass(context)._inner.blocks)
-    monkeypatch.setattr(emoji_products.BlockPass, "multiply_out", fail)
-    with pytest.raises(MemoryError):
-        products.make()
-    monkeypatch.undo()
+    fresh = PromptModel(model.backbone, NAMES).text_pass(context)
+    products = emoji_products.Products(fresh._inner.blocks)
+    with monkeypatch.context() as patch:
+        patch.setattr(emoji_products.BlockPass, "multiply_out", fail)
+        for make in (products.make, lambda: fresh.for_many(1000)):
+            with pytest.raises(MemoryError):
+                make()
     with pytest.raises(RuntimeError, match="could not be made"):
         products.make()
+    fresh.for_many(1000)  # makes them anew

@@ -68,9 +68,9 @@ class PrefixTower:
     def many(self, tower_pass: TowerPass) -> ManyPass:
         """Give a pass with its products; those of one pass are kept, some 50 MB."""
         with self._lock:
-            if self._many is None or self._many.inner is not tower_pass:
-                self._many = ManyPass(tower_pass)
             many = self._many
+            if many is None or many.inner is not tower_pass or many.products.has_failed:
+                many = self._many = ManyPass(tower_pass)
         many.products.make()
         return many
 

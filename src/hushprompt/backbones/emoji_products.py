@@ -29,7 +29,8 @@ class Products:
             for block in blocks
         ]
         """Of each block; whole after `make`."""
-        self._has_failed = False
+        self.has_failed = False
+        """Some part was not made, so none of this is of use."""
         self._parts: queue.Queue[tuple[int, slice]] = queue.Queue()
         for index, block in enumerate(blocks):
             step = max(1, ROWS // width)
@@ -51,10 +52,10 @@ class Products:
             try:
                 self.made[index].mlp[tokens] = self._blocks[index].multiply_out(tokens)
             except BaseException:
-                self._has_failed = True
+                self.has_failed = True
                 raise
             finally:
                 self._parts.task_done()
         self._parts.join()
-        if self._has_failed:
+        if self.has_failed:
             raise RuntimeError("Products of the text tower could not be made; another thread says why.")
