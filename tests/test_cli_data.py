@@ -60,6 +60,14 @@ def test_partition_by_a_column_of_my_file(hush, tmp_path):
     assert "hospital 1 │██│" in done.out
 
 
+def test_info_lists_the_features_that_come_with_the_package(hush):
+    lines = hush("data", "info", "embedded", "--cache-dir", "cache").out.splitlines()
+    start = lines.index("features that come with the package:")
+    assert sum("complete" in line for line in lines[start:]) == 3
+    assert lines[-1].startswith("cached features: none in cache")
+    assert "come with the package" not in hush("data", "info", "toy", "--cache-dir", "cache").out
+
+
 def test_info_lists_what_is_cached_and_its_size(hush):
     toy = ("--set", "data.name=toy", "--set", "backbone.name=toy")
     assert "cached features: none in " in hush("data", "info", "toy", "--cache-dir", "cache").out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hushprompt import config as configs
-from hushprompt.backbones.cache import cached
+from hushprompt.backbones.cache import SHIPPED, CachedFeatures, cached
 from hushprompt.data.base import Dataset
 from hushprompt.data.fetch import fetch as fetch_data
 from hushprompt.data.listing import About
@@ -140,11 +141,22 @@ def show_dataset(dataset: Dataset, *, has_about: bool) -> None:
 
 
 def show_cached(dataset: Dataset, cache_dir: Path) -> None:
-    """Print the cached features of a data set, and the disk they take."""
+    """Print the features of a data set that need not be encoded, and the disk they take."""
+    shipped = [entry for entry in cached(SHIPPED) if entry.dataset == dataset.name]
+    if shipped:
+        console.print("features that come with the package:")
+        console.print(_table_of(shipped))
     entries = [entry for entry in cached(cache_dir) if entry.dataset == dataset.name]
     if not entries:
         console.print(f"cached features: none in {cache_dir}", markup=False, soft_wrap=True)
         return
+    total = sum(entry.num_bytes for entry in entries) / 1e6
+    console.print(f"cached features: {total:.1f} MB in {cache_dir}", markup=False, soft_wrap=True)
+    console.print(_table_of(entries))
+
+
+def _table_of(entries: Sequence[CachedFeatures]) -> Table:
+    """List folders of features."""
     table = Table("split", "backbone", "features", "views", "dtype", "MB", "state")
     for entry in entries:
         table.add_row(
@@ -156,9 +168,7 @@ def show_cached(dataset: Dataset, cache_dir: Path) -> None:
             f"{entry.num_bytes / 1e6:.1f}",
             "complete" if entry.is_complete else "goes on when next used",
         )
-    total = sum(entry.num_bytes for entry in entries) / 1e6
-    console.print(f"cached features: {total:.1f} MB in {cache_dir}", markup=False, soft_wrap=True)
-    console.print(table)
+    return table
 
 
 def show_unreadable(dataset: Dataset) -> None:
