@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import pkgutil
 
@@ -27,6 +28,7 @@ __all__ = [
 ]
 
 
+@functools.cache
 def load_registries() -> None:
     """Import every file of the rooms that register something, so that the registries are complete."""
     for room in ("data", "backbones", "privacy", "methods"):

@@ -4,9 +4,13 @@ import torch
 import torch.nn.functional as F
 
 from hushprompt.backbones.base import PatchBackbone
+from hushprompt.backbones.cache import SHIPPED, FeaturesConfig, feature_key, folder_of, image_features
 from hushprompt.backbones.emoji_clip import EmojiClip, center_square
+from hushprompt.backbones.feature_files import ARRAY, CHUNKS, METADATA
 from hushprompt.backbones.prompts import PromptModel
 from hushprompt.data.emoji100 import Emoji100
+
+SPLITS = ("train", "validation", "test")
 
 
 @pytest.fixture(scope="module")
@@ -65,3 +69,31 @@ def test_images_of_other_sizes_are_made_square(backbone, dataset):
     features = backbone.encode_images([drawing, wide])
     assert float(features[0] @ features[1]) > 0.98
     assert center_square(np.zeros((1, 300, 3), np.uint8), 64).shape == (64, 64, 3)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_the_embedded_drawings_come_with_their_features(backbone, dataset, split, tmp_path):
+    def progress(*_):
+        pytest.fail("nothing to encode")
+
+    features = image_features(backbone, dataset, split, tmp_path, FeaturesConfig(), progress).tensor()
+    assert not list(tmp_path.iterdir())
+    chosen = np.arange(0, len(features), 37)
+    expected = backbone.encode_images(dataset.splits[split].read(chosen))
+    torch.testing.assert_close(features[chosen], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_other_settings_have_no_features_there(backbone, dataset):
+    def is_shipped(config, kind="pooled"):
+        return folder_of(SHIPPED, feature_key(backbone, dataset, "train", config, kind)).exists()
+
+    assert is_shipped(FeaturesConfig())
+    assert not is_shipped(FeaturesConfig(dtype="float16"))
+    assert not is_shipped(FeaturesConfig(num_views=2))
+    assert not is_shipped(FeaturesConfig(), "patches")
+
+
+def test_what_is_shipped_is_a_cache_and_no_more(backbone, dataset):
+    folders = [folder_of(SHIPPED, feature_key(backbone, dataset, split, FeaturesConfig())) for split in SPLITS]
+    found = sorted(path for path in (SHIPPED / "features").rglob("*") if path.is_file())
+    assert found == sorted(folder / name for folder in folders for name in (ARRAY, CHUNKS, METADATA))

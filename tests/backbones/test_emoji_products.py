@@ -84,7 +84,7 @@ def test_nobody_waits_for_a_part_that_fails_or_takes_it_for_made(model, context,
         raise MemoryError
 
     fresh = PromptModel(model.backbone, NAMES).text_pass(context)
-    products = emoji_products.Products(fresh._inner.blocks)
+    products = fresh._inner.new_products()
     with monkeypatch.context() as patch:
         patch.setattr(emoji_products.BlockPass, "multiply_out", fail)
         for make in (products.make, lambda: fresh.for_many(1000)):

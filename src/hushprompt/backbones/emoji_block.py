@@ -159,9 +159,8 @@ class BlockPass:
     def _slope(self, tokens: slice) -> Float[Tensor, "w 1 g"]:
         """Give the slopes of the GELU, times what the norm in front of the MLP leaves to multiply."""
         raised = self.raised[tokens]
-        return (
-            torch.ops.aten.gelu_backward(torch.ones_like(raised), raised).mul_(self.normed_2.rstd[tokens]).unsqueeze(1)
-        )
+        slope = torch.ops.aten.gelu_backward(torch.ones_like(raised), raised)
+        return slope.mul_(self.normed_2.rstd[tokens]).unsqueeze(1)
 
     def multiply_out(self, tokens: slice) -> Float[Tensor, "w e e"]:
         """Give the matrices that do to some tokens' gradients what the way through the MLP and its residual does."""
