@@ -1,8 +1,11 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from hushprompt.backbones import cache
 from hushprompt.backbones.base import PatchBackbone
 from hushprompt.backbones.cache import SHIPPED, FeaturesConfig, feature_key, folder_of, image_features
 from hushprompt.backbones.emoji_clip import EmojiClip, center_square
@@ -81,6 +84,22 @@ def test_the_embedded_drawings_come_with_their_features(backbone, dataset, split
     chosen = np.arange(0, len(features), 37)
     expected = backbone.encode_images(dataset.splits[split].read(chosen))
     torch.testing.assert_close(features[chosen], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_damaged_ones_are_named_and_not_taken(backbone, dataset, tmp_path, monkeypatch, caplog):
+    few = np.arange(20)
+    split = dataset.splits["validation"]
+    small = dataclasses.replace(split, labels=split.labels[few], domains=split.domains[few], fingerprint="few")
+    data = dataclasses.replace(dataset, splits={**dataset.splits, "validation": small})
+    sound = image_features(backbone, data, "validation", tmp_path, FeaturesConfig()).tensor().clone()
+    monkeypatch.setattr(cache, "SHIPPED", tmp_path)
+    (array,) = tmp_path.rglob(ARRAY)
+    array.write_bytes(array.read_bytes()[:-1] + b"\xff")
+    again = image_features(backbone, data, "validation", tmp_path / "own", FeaturesConfig()).tensor()
+    assert torch.equal(again, sound)
+    assert [record.message for record in caplog.records] == [
+        f"Features that came with the package, in {array.parent}, are damaged. Install it again."
+    ]
 
 
 def test_other_settings_have_no_features_there(backbone, dataset):

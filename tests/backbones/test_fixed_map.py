@@ -12,9 +12,11 @@ from hushprompt.backbones.fixed_map import FixedMap, against
 def test_is_the_product(shape: tuple[int, ...], sizes: tuple[int, int]) -> None:
     generator = torch.Generator().manual_seed(1)
     x, weight = torch.randn(*shape, sizes[0], generator=generator), torch.randn(*sizes, generator=generator)
-    product = FixedMap(weight)(x)
-    assert product.shape == (*shape, sizes[1])
-    torch.testing.assert_close(product.double(), x.double() @ weight.double(), rtol=1e-5, atol=1e-4)
+    for bias in (None, torch.randn(sizes[1], generator=generator)):
+        product = FixedMap(weight, bias)(x)
+        assert product.shape == (*shape, sizes[1])
+        expected = x.double() @ weight.double() + (0.0 if bias is None else bias)
+        torch.testing.assert_close(product.double(), expected, rtol=1e-5, atol=1e-4)
 
 
 def test_rows_do_not_depend_on_each_other() -> None:
@@ -41,4 +43,5 @@ def test_other_precisions_and_machines_take_a_plain_product(monkeypatch: pytest.
     monkeypatch.setattr(fixed_map.platform, "machine", lambda: "riscv64")
     monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace(_reorder_linear_weight=None, _linear_pointwise=None))
     assert torch.equal(FixedMap(weight)(x), x @ weight)
+    torch.testing.assert_close(FixedMap(weight, torch.ones(3))(x), x @ weight + 1)
     assert torch.equal(against(x, weight.T), x @ weight)

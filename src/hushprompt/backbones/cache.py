@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import importlib.metadata
 import json
+import logging
 import re
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
@@ -30,6 +31,7 @@ from hushprompt.data.base import Dataset, Split
 from hushprompt.errors import ConfigError, DataError
 from hushprompt.registry import SECTIONS
 
+logger = logging.getLogger(__name__)
 Progress = Callable[[str, int, int], None]
 """Called with (what, done, total) while images are encoded; first with what was done before."""
 NUM_AHEAD = 1
@@ -121,6 +123,8 @@ def image_features(
     shipped, folder = (FeatureFolder(folder_of(cache, key), key) for cache in (SHIPPED, cache_dir))
     if shipped.is_ready():
         return shipped.read()
+    if shipped.is_marked():
+        logger.warning("Features that came with the package, in %s, are damaged. Install it again.", shipped.path)
 
     def report(num_done: int) -> None:
         if on_progress is not None:
