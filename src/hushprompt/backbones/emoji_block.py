@@ -88,8 +88,8 @@ class BlockPass:
         if is_last:
             x, query = (part[layout.num_prefix :][layout.ends] for part in (x, query))
         self.query = query * block.scale  # [m, h, f]
-        self.weights, mixed = self._attend()  # [m, h, p + s], [m, e]
-        x = x + folded.out_forward(mixed)
+        self.weights, self.mixed = self._attend()  # [m, h, p + s], [m, h, f]
+        x = x + folded.out_forward(self.mixed.flatten(1))
         self.normed_2 = Normed(block.norm_2, x)
         self.raised = folded.up_forward(self.normed_2.value)
         self.output = x + folded.down_forward(F.gelu(self.raised))
@@ -99,7 +99,7 @@ class BlockPass:
         """How many prefix tokens go on."""
         return 0 if self.is_last else self.layout.num_prefix
 
-    def _attend(self) -> tuple[Float[Tensor, "m h ps"], Float[Tensor, "m e"]]:
+    def _attend(self) -> tuple[Float[Tensor, "m h ps"], Float[Tensor, "m h f"]]:
         """Give who looks how much at the prefix, then at the places of its own suffix, and the values mixed so."""
         p, first, layout = self.layout.num_prefix, self.num_first, self.layout
         links = layout.end_links if self.is_last else layout.links
@@ -115,7 +115,7 @@ class BlockPass:
         mixed = torch.einsum("mhp,phf->mhf", weights[..., :p], self.value[:p])
         for viewers, _, keys, place in links:
             mixed[first:][viewers].addcmul_(weights[first:][viewers, :, p + place, None], value[keys])
-        return weights, mixed.flatten(1)
+        return weights, mixed
 
     def pull_back(
         self,
@@ -183,17 +183,18 @@ class AttentionBack:
         self.folded, self.layout, self.is_last = folded, layout, block.is_last
         self.links = layout.end_links if block.is_last else layout.links
         self.query, self.first, self.to_prefix, p = block.query, block.num_first, to_prefix, layout.num_prefix
-        values = torch.einsum("nhf,hfe->nhe", block.value, folded.out_by_head)
+        values = torch.einsum("nhf,hfe->nhe", block.value[:p] if to_prefix else block.value, folded.out_by_head)
         keys = torch.einsum("nhf,hfe->nhe", block.key[:p] if to_prefix else block.key, folded.query)
+        self.mixed = torch.einsum("mhf,hfe->mhe", block.mixed, folded.out_by_head)
         self.prefix_values = values[:p].transpose(0, 1).flatten(0, 1)  # [h p, e]
         self.prefix_keys = keys[:p].transpose(0, 1).flatten(0, 1)  # [h p, e]
         self.prefix_weights = block.weights[..., :p].contiguous().unsqueeze(1)  # [m, 1, h, p]
+        if to_prefix:
+            return
         own_weights = block.weights[self.first :, :, p:].transpose(1, 2)  # [q, s, h]
         self.own_weights = own_weights.unsqueeze(1).contiguous()
         partners = layout.partners[layout.ends] if self.is_last else layout.partners
         self.own_values = _take(values, partners).transpose(1, 2)  # [q, e, s h]
-        if to_prefix:
-            return
         self.spread_weights = own_weights.repeat_interleave(block.query.shape[2], dim=2).unsqueeze(2)  # [q, s, 1, e]
         queries = torch.einsum("mhf,hfe->mhe", block.query, folded.key_by_head)[self.first :]
         if self.is_last:
@@ -209,17 +210,15 @@ class AttentionBack:
         """Pull gradients of the attention's output back to the norm before it, or to the norm's prefix alone."""
         p, first, heads = self.layout.num_prefix, self.first, self.folded.heads
         flat = grads.flatten(0, 1)
-        scores = against(flat, self.prefix_values).view(*grads.shape[:2], heads, p).mul_(self.prefix_weights)
-        own = torch.bmm(grads[first:], self.own_values).unflatten(2, (-1, heads)).mul_(self.own_weights)  # [q, b, s, h]
-        total = scores.sum(dim=3)
-        total[first:] += own.sum(dim=2)
-        scores.addcmul_(self.prefix_weights, total.unsqueeze(3), value=-1)
+        total = torch.bmm(grads, self.mixed.mT).unsqueeze(3)  # [m, b, h, 1], each head's sum over what is seen
+        scores = against(flat, self.prefix_values).view(*grads.shape[:2], heads, p).sub_(total).mul_(self.prefix_weights)
         if self.to_prefix:
             return self._keys_and_looks(scores).add_(self._values_at_once(grads))
+        own = torch.bmm(grads[first:], self.own_values).unflatten(2, (-1, heads))  # [q, b, s, h]
+        own = own.sub_(total[first:].mT).mul_(self.own_weights)
         mixed = self.folded.out(flat).view_as(grads)
         pulled = grads.new_empty(len(self.layout.positions), *grads.shape[1:])
         torch.add(self._keys_and_looks(scores), self._values(mixed), out=pulled[:p])
-        own.addcmul_(self.own_weights, total[first:].unsqueeze(2), value=-1)
         self._to_own(scores[first:].flatten(2), own, mixed[first:], pulled[p:])
         return pulled
 
@@ -265,15 +264,14 @@ class AttentionBack:
             else:
                 value[keys].addcmul_(mixed[viewers], self.spread_weights[viewers, place])
                 own[keys, :, viewer_place] = own[viewers, :, place]
-        looking = torch.bmm(own.flatten(2), self.own_keys)
+        looking = own.new_empty(*own.shape[:2], pulled.shape[2]) if self.is_last else pulled
+        torch.bmm(own.flatten(2), self.own_keys, out=looking)
         looking.flatten(0, 1).addmm_(scores.flatten(0, 1), self.prefix_keys)
         if self.is_last:
             seen = torch.cat([own[viewers, :, place] for viewers, _, _, place in self.links])  # [k, b, h]
             torch.bmm(seen, self.own_queries, out=pulled)
             pulled.index_add_(0, self.layout.ends, looking)
-            pulled.flatten(0, 1).addmm_(value.flatten(0, 1), self.folded.value)
-        else:
-            torch.addmm(looking.flatten(0, 1), value.flatten(0, 1), self.folded.value, out=pulled.flatten(0, 1))
+        pulled.flatten(0, 1).addmm_(value.flatten(0, 1), self.folded.value)
 
 
 class BlockProducts(NamedTuple):
