@@ -9,43 +9,40 @@ that go on (all, or the pairs' ends alone in the last block), s places of the lo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from hushprompt.backbones.emoji_block import BlockPass, Normed
-from hushprompt.backbones.emoji_layout import Layout, Link
+from hushprompt.backbones.emoji_layout import Group, Layout, groups
 
 
 class Pairs:
     """Which pairs have a weight, and where the rows of their tokens lie: as in `Layout`, each pair a suffix."""
 
     def __init__(self, layout: Layout, weights: Float[Tensor, "c b"]) -> None:
-        """Find the pairs.
-
-        Args:
-            layout: of the classes.
-            weights: [c, b] longest suffix first.
-        """
+        """Find the pairs."""
         self.num_prefix, self.num_examples = layout.num_prefix, weights.shape[1]
-        self.classes, self.examples = weights.nonzero(as_tuple=True)  # [q] each, longest suffix first
-        spans = [link.keys for link in layout.end_links]  # the suffix tokens at each place
-        counts = [int((self.classes < span.stop - span.start).sum()) for span in spans]
-        starts = [sum(counts[:place]) for place in range(len(counts) + 1)]
-        self.tokens = torch.cat([self.classes[:count] + span.start for count, span in zip(counts, spans, strict=True)])
-        self.owners = torch.cat([self.examples[:count] for count in counts])  # [r] whose row it is
-        last = sum((self.classes < span.stop - span.start).long() for span in spans) - 1
-        rank = torch.arange(len(self.classes), device=weights.device)
-        self.ends = torch.tensor(starts, device=weights.device)[last] + rank  # [q] rows of the ends
-        own = [slice(start, start + count) for start, count in zip(starts, counts, strict=False)]
-        self.links = tuple(
-            Link(own[place], place, slice(starts[seen], starts[seen] + counts[place]), seen)
-            for place in range(len(counts))
-            for seen in range(place + 1)
-        )
-        self.end_links = tuple(Link(slice(0, counts[seen]), -1, own[seen], seen) for seen in range(len(counts)))
+        self.classes, self.examples = weights.nonzero(as_tuple=True)  # [q] each, sorted by class
+        of_group = [self.classes[self._range(group.suffixes)] for group in layout.groups]
+        self.groups = groups([(len(classes), group.length) for classes, group in zip(of_group, layout.groups)])
+        tokens = torch.arange(len(layout.positions) - layout.num_prefix, device=weights.device)
+        self.tokens = torch.cat(
+            [
+                group.of_tokens(tokens)[classes - group.suffixes.start].flatten()
+                for classes, group in zip(of_group, layout.groups, strict=True)
+            ]
+        )  # [r] the suffix token of each row
+        self.owners = torch.cat(
+            [self.examples[group.suffixes].repeat_interleave(group.length) for group in self.groups]
+        )  # [r] whose row it is
+        rows = torch.arange(len(self.tokens), device=weights.device)
+        self.ends = torch.cat([group.of_tokens(rows)[:, -1] for group in self.groups])  # [q] rows of the ends
+
+    def _range(self, suffixes: slice) -> slice:
+        """Give which pairs are of some classes in succession."""
+        first, behind = torch.searchsorted(self.classes, self.classes.new_tensor([suffixes.start, suffixes.stop]))
+        return slice(int(first), int(behind))
 
     def by_example(self, owners: Int[Tensor, " r"]) -> Int[Tensor, "b most"]:
         """Give each example's rows, filled up with the row behind the last."""
@@ -76,21 +73,29 @@ class Pairs:
         """Give the gradients of queries, keys and values side by side."""
         p, b, heads = self.num_prefix, self.num_examples, block.folded.heads
         first = 0 if block.is_last else p * b
+
+        def viewers(values: Float[Tensor, "m *x"], group: Group) -> Float[Tensor, "c v *x"]:
+            return group.of_ends(values) if block.is_last else group.of_tokens(values[first:])
+
         mixed = block.folded.out(grads).unflatten(1, (heads, -1))  # [m, h, f]
         key, value, query, weights = block.key, block.value, block.query[rows], block.weights[rows]
         to_scores = torch.zeros_like(weights)  # of weights, then of scores
         to_scores[..., :p] = torch.einsum("mhf,phf->mhp", mixed, value[:p])
-        for viewers, keys, place in self._links(block, first):
-            to_scores[viewers, :, p + place] = (mixed[viewers] * value[p + self.tokens[keys]]).sum(dim=-1)
+        for group in self.groups:
+            own, seen = viewers(mixed, group), group.of_tokens(value[p + self.tokens])
+            viewers(to_scores, group)[..., p : p + group.length] = torch.einsum("cvhf,clhf->cvhl", own, seen)
         to_scores *= weights
         to_scores.addcmul_(weights, to_scores.sum(dim=-1, keepdim=True), value=-1)
         parts = grads.new_zeros(p * b + len(self.tokens), 3, *mixed.shape[1:])  # [n, 3, h, f]
         looking = torch.einsum("mhp,phf->mhf", to_scores[..., :p], key[:p])
-        for viewers, keys, place in self._links(block, first):
-            own, tokens = to_scores[viewers, :, p + place, None], parts[p * b :][keys]
-            looking[viewers] += own * key[p + self.tokens[keys]]
-            tokens[:, 1] += own * query[viewers]
-            tokens[:, 2] += weights[viewers, :, p + place, None] * mixed[viewers]
+        of_tokens = parts[p * b :]
+        for group in self.groups:
+            own = viewers(to_scores, group)[..., p : p + group.length]  # [c, v, h, l]
+            tokens = group.of_tokens(of_tokens)
+            viewers(looking, group).add_(torch.einsum("cvhl,clhf->cvhf", own, group.of_tokens(key[p + self.tokens])))
+            tokens[:, :, 1] = torch.einsum("cvhl,cvhf->clhf", own, viewers(query, group))
+            own = viewers(weights, group)[..., p : p + group.length]
+            tokens[:, :, 2] = torch.einsum("cvhl,cvhf->clhf", own, viewers(mixed, group))
         parts[(p * b + self.ends) if block.is_last else slice(None), 0] = looking
         of_prefix = parts[: p * b].unflatten(0, (p, b))
         table = self.by_example(self.examples if block.is_last else self.owners)
@@ -103,11 +108,6 @@ class Pairs:
             of_prefix[:, :, 1] += torch.einsum("qbhp,qhf->pbhf", scores, block.query[:p])
             of_prefix[:, :, 2] += torch.einsum("qhp,qbhf->pbhf", block.weights[:p, :, :p], own)
         return parts.flatten(1)
-
-    def _links(self, block: BlockPass, first: int) -> Iterator[tuple[slice, slice, int]]:
-        """Give who sees whom at which place, viewers among the rows that go on."""
-        for viewers, _, keys, place in self.end_links if block.is_last else self.links:
-            yield slice(first + viewers.start, first + viewers.stop), keys, place
 
 
 def _project(norm: Normed, grads: Float[Tensor, "n e"], rows: Int[Tensor, " n"]) -> Float[Tensor, "n e"]:

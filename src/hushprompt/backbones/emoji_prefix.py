@@ -89,7 +89,7 @@ class TowerPass:
         shapes = tuple((len(group), group.shape[1]) for group in suffixes)
         self._layout = layout(len(prefix), shapes, prefix.device)
         self._final = tower.final
-        x = torch.cat([prefix, torch.cat([group.flatten(0, 1) for group in suffixes])[self._layout.tokens]])
+        x = torch.cat([prefix, *(group.flatten(0, 1) for group in suffixes)])
         x = x + network.positional_embedding[self._layout.positions]
         self._blocks: list[BlockPass] = []
         for folded in tower.blocks:
@@ -98,9 +98,8 @@ class TowerPass:
         self._normed = Normed(network.norm_final, x)
         projected = self._normed.value @ network.projection.weight.T
         length = projected.norm(dim=1, keepdim=True)
-        self._ranked = projected / length  # [c, d], longest suffix first
         self._scale = self._normed.rstd / length  # [c, 1] what normalization and final norm divide by
-        self.features = self._ranked[self._layout.order]
+        self.features = projected / length
         """[c, d] unit-norm features in the order of the suffixes."""
 
     def pull_back(self, weights: Float[Tensor, "b c"], directions: Float[Tensor, "b d"]) -> Float[Tensor, "b p e"]:
@@ -124,10 +123,10 @@ class TowerPass:
     def pull_back_all(self, weights: Float[Tensor, "b c"], directions: Float[Tensor, "b d"]) -> Float[Tensor, "b p e"]:
         """Do so with the same work for every pair."""
         unit, down = self._normed.unit, self._blocks[-1].folded.down
-        shared, own = directions @ self._final, self._ranked @ self._final  # [b, e], [c, e]
-        cosine = self._ranked @ directions.T  # [c, b]; the normalization takes cosine * own from shared
+        shared, own = directions @ self._final, self.features @ self._final  # [b, e], [c, e]
+        cosine = self.features @ directions.T  # [c, b]; the normalization takes cosine * own from shared
         along = unit @ shared.T - cosine * torch.linalg.vecdot(unit, own).unsqueeze(1)  # the norm takes that from both
-        scale = weights.T[self._layout.ranked] * self._scale
+        scale = weights.T.contiguous() * self._scale
         factors = torch.stack([scale * -cosine, scale * along / -unit.shape[1]], dim=2)  # [c, b, 2]
         each = torch.stack([own, unit], dim=1)  # [c, 2, e]
         scale, lifted, each_lifted = scale.unsqueeze(2), down(shared), down(each)
@@ -141,16 +140,15 @@ class TowerPass:
         self, weights: Float[Tensor, "b c"], directions: Float[Tensor, "b d"]
     ) -> Float[Tensor, "b p e"]:
         """Do so with work for those pairs alone whose weight is not 0."""
-        ranked = weights.T[self._layout.ranked]
-        pairs = Pairs(self._layout, ranked)
+        pairs = Pairs(self._layout, weights.T)
         classes, examples = pairs.classes, pairs.examples
         if not len(classes):
             return directions.new_zeros(len(directions), self._layout.num_prefix, self._final.shape[1])
-        unit, feature = self._normed.unit[classes], self._ranked[classes]
+        unit, feature = self._normed.unit[classes], self.features[classes]
         cosine = torch.linalg.vecdot(feature, directions[examples]).unsqueeze(1)
-        grads = (directions @ self._final)[examples] - cosine * (self._ranked @ self._final)[classes]
+        grads = (directions @ self._final)[examples] - cosine * (self.features @ self._final)[classes]
         grads -= torch.linalg.vecdot(grads, unit).unsqueeze(1) / unit.shape[1] * unit
-        grads *= ranked[classes, examples].unsqueeze(1) * self._scale[classes]
+        grads *= weights[examples, classes].unsqueeze(1) * self._scale[classes]
         for block in reversed(self._blocks):
             grads = pairs.pull_back(block, grads)
         prefix = grads[: pairs.num_prefix * pairs.num_examples].unflatten(0, (pairs.num_prefix, -1))
@@ -158,9 +156,9 @@ class TowerPass:
 
     def pull_back_matrices(self, cotangents: Float[Tensor, "b c d"]) -> Float[Tensor, "b p e"]:
         """Give the prefix's gradient for cotangents of any form."""
-        cotangents = cotangents.transpose(0, 1)[self._layout.ranked]  # [c, b, d]
-        cosine = torch.bmm(cotangents, self._ranked.unsqueeze(2))
-        cotangents = cotangents - cosine * self._ranked.unsqueeze(1)
+        cotangents = cotangents.transpose(0, 1).contiguous()  # [c, b, d]
+        cosine = torch.bmm(cotangents, self.features.unsqueeze(2))
+        cotangents = cotangents - cosine * self.features.unsqueeze(1)
         grads = project_(cotangents @ self._final, self._normed.unit.unsqueeze(1))
         return self._through_blocks(grads.mul_(self._scale.unsqueeze(1)))
 
