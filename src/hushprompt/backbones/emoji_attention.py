@@ -1,7 +1,7 @@
 """Attention in the embedded text tower, on prompts that begin alike: its forward and its backward pass.
 
-A token sees the prefix and, causally, its own suffix. Axis letters as in `emoji_block.py`, and in a group of suffixes of
-one length: c suffixes, l tokens of each, v those of them that look (all, or the end alone in the last block).
+A token sees the prefix and, causally, its own suffix. Axis letters as in `emoji_block.py`, and in a group of suffixes
+of one length: c suffixes, l tokens of each, v those of them that look (all, or the end alone in the last block).
 """
 
 from __future__ import annotations

@@ -24,14 +24,11 @@ class Pairs:
         """Find the pairs."""
         self.num_prefix, self.num_examples = layout.num_prefix, weights.shape[1]
         self.classes, self.examples = weights.nonzero(as_tuple=True)  # [q] each, sorted by class
-        of_group = [self.classes[self._range(group.suffixes)] for group in layout.groups]
-        self.groups = groups([(len(classes), group.length) for classes, group in zip(of_group, layout.groups)])
+        of_group = [(group, self.classes[self._range(group.suffixes)]) for group in layout.groups]
+        self.groups = groups([(len(classes), group.length) for group, classes in of_group])
         tokens = torch.arange(len(layout.positions) - layout.num_prefix, device=weights.device)
         self.tokens = torch.cat(
-            [
-                group.of_tokens(tokens)[classes - group.suffixes.start].flatten()
-                for classes, group in zip(of_group, layout.groups, strict=True)
-            ]
+            [group.of_tokens(tokens)[classes - group.suffixes.start].flatten() for group, classes in of_group]
         )  # [r] the suffix token of each row
         self.owners = torch.cat(
             [self.examples[group.suffixes].repeat_interleave(group.length) for group in self.groups]

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 import torch
 
-from hushprompt.backbones.emoji_block import ROWS, AttentionBack, BlockPass, BlockProducts
+from hushprompt.backbones.emoji_attention import AttentionBack
+from hushprompt.backbones.emoji_block import ROWS, BlockPass, BlockProducts
 
 
 class Products:

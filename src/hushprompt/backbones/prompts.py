@@ -27,6 +27,8 @@ from hushprompt.errors import ConfigError
 
 NamePosition = Literal["end", "middle", "front"]
 """Where the class name stands: behind the context, between its halves, or before it."""
+SEQUENCES_AT_ONCE = 32
+"""Sequences of the hand template that go through the text tower together."""
 
 
 @dataclass(frozen=True)
@@ -187,8 +189,8 @@ class PromptModel:
         texts = [backbone.tokenize(backbone.template.format(name)) for name in self.class_names]
         sequences = [[*backbone.start_ids, *ids, *backbone.end_ids] for ids in texts]
         self._check_fit(sequences, f"with the template {backbone.template!r}", "Use a shorter name or template.")
-        features = [backbone.encode_prompts(*self._padded([sequence])) for sequence in sequences]
-        return torch.cat(features)
+        parts = [sequences[first : first + SEQUENCES_AT_ONCE] for first in range(0, len(sequences), SEQUENCES_AT_ONCE)]
+        return torch.cat([backbone.encode_prompts(*self._padded(part)) for part in parts])
 
     def logits(self, image_features: Float[Tensor, "n d"], text_features: Float[Tensor, "c d"]) -> Float[Tensor, "n c"]:
         """Cosine times the logit scale. A constant bias on all logits (SigLIP) would change no softmax."""

@@ -34,6 +34,7 @@ from scipy.special import log_ndtr
 
 from hushprompt import checks
 from hushprompt.errors import PrivacyError
+from hushprompt.privacy.bisection import AtMost, smallest
 
 Relation = Literal["add_remove", "replace_one"]
 Accountant = Literal["gdp", "pld", "rdp"]
@@ -219,7 +220,7 @@ def _replace_one_epsilon(ledger: Any, delta: float) -> float:
         high *= 2
         if high > 500:
             return math.inf
-    return 2 * _smallest(lambda half: excess(half) <= 0, 0.0, high, 1e-4)
+    return 2 * smallest(lambda half: excess(half) <= 0, 0.0, high, 1e-4)
 
 
 def _gdp_delta(mu: float, value: float) -> float:
@@ -247,36 +248,28 @@ def _calibrate(target: float, delta: float, num_steps: int, sampling_prob: float
     base = GaussianReleases(num_steps=num_steps, noise_multiplier=1.0, sampling_prob=sampling_prob)
     accountant = default_accountant(base)
 
-    def meets(interval: float) -> Callable[[float], bool]:
-        return lambda z: _epsilon(_with_noise(base, z), delta, relation, accountant, interval) <= target
+    def epsilon_of(interval: float) -> Callable[[float], float]:
+        return lambda z: _epsilon(_with_noise(base, z), delta, relation, accountant, interval)
 
     # Without amplification the noise would be enough; it bounds the search from above.
+    coarse, fine = (AtMost(epsilon_of(interval), target) for interval in (COARSE, FINE))
     high = 1.0
-    while not meets(COARSE)(high):
+    while not coarse(high):
         high *= 2
     low = high / 2
-    while meets(COARSE)(low) and low > 1e-3:
+    while coarse(low) and low > 1e-3:
         high, low = low, low / 2
-    guess = _smallest(meets(COARSE), low, high, 1e-3)
+    guess = coarse.smallest(low, high, 1e-3)
     # The fine discretization is tighter: the answer lies at or below the guess, and not far.
     below = guess * 0.97
-    while meets(FINE)(below):
+    while fine(below):
         guess, below = below, below * 0.97
-    while not meets(FINE)(guess):
+    while not fine(guess):
         below, guess = guess, guess * 1.01
-    tolerance = 1e-4 if sampling_prob < 1 else 1e-9
-    z = _round_up(_smallest(meets(FINE), below, guess, tolerance))
-    while not meets(FINE)(z):  # rounding alone never needs this; a guarantee must not rest on that
+    z = _round_up(fine.smallest(below, guess, 1e-4 if sampling_prob < 1 else 1e-9))
+    while epsilon_of(FINE)(z) > target:  # rounding alone never needs this; a guarantee must not rest on that
         z = _round_up(z * (1 + 1e-6))
     return z
-
-
-def _smallest(holds: Callable[[float], bool], low: float, high: float, tolerance: float) -> float:
-    """Bisect for the smallest value at which a monotone condition holds, from the side where it holds."""
-    while high - low > tolerance * high:
-        middle = (low + high) / 2
-        low, high = (low, middle) if holds(middle) else (middle, high)
-    return high
 
 
 def _round_up(value: float) -> float:
