@@ -38,7 +38,7 @@ class Products:
             for start in range(0, len(block.raised), step):
                 self._parts.put((index, slice(start, start + step)))
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def make(self) -> None:
         """Make what is still to be made, side by side with whoever else calls; come back when all of it is.
 
