@@ -78,10 +78,14 @@ def test_a_batch_of_backward_passes_is_one_after_the_other(rows, monkeypatch):
 
 @pytest.mark.parametrize("num_layers", [1, 2, 3])
 @pytest.mark.parametrize("shapes", [[(3, 1)], [(2, 1), (1, 2), (4, 4)], [(2, 3), (5, 2)]])
-def test_weighted_directions_give_the_gradients_of_their_products(shapes, num_layers):
+@pytest.mark.parametrize("num_different_ends", [0, 1, None])
+def test_weighted_directions_give_the_gradients_of_their_products(shapes, num_layers, num_different_ends):
     tower = make_tower(text_layers=num_layers).double()
     prefix = random(5, 16, dtype=torch.float64).requires_grad_()
     groups = [random(count, length, 16, seed=length, dtype=torch.float64) for count, length in shapes]
+    if num_different_ends is not None:
+        for group in groups:
+            group[num_different_ends:, -1] = random(16, seed=42, dtype=torch.float64)
     slow = one_by_one(tower, prefix, groups)
     weights, directions = random(6, len(slow), dtype=torch.float64), random(6, slow.shape[1], dtype=torch.float64)
     tower_pass = PrefixTower(tower).read(prefix, groups)

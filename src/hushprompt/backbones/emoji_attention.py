@@ -68,6 +68,10 @@ class AttentionBack:
         self.prefix_keys = keys[:p].transpose(0, 1).flatten(0, 1)  # [h p, e]
         self.prefix_weights = block.weights[..., :p].contiguous().unsqueeze(1)  # [m, 1, h, p]
         self.suffixes: list[SuffixBack] = []
+        self.ends: EndsAlike | None = None
+        if to_prefix and layout.ends_are_alike and not block.is_last:
+            self.ends = EndsAlike(layout, self.query, self.prefix_weights.squeeze(1))
+            self.query, self.prefix_weights = self.ends.query, self.ends.weights.unsqueeze(1)
         if not to_prefix:
             queries = _by_head(block.query, folded.key_by_head)[self.first :]
             weights = block.weights[self.first :, :, p:]
@@ -79,14 +83,16 @@ class AttentionBack:
     def pull_back(self, grads: Float[Tensor, "m b e"]) -> Float[Tensor, "w b e"]:
         """Pull gradients of the attention's output back to the norm before it, or to the norm's prefix alone."""
         p, first, heads = self.layout.num_prefix, self.first, self.folded.heads
-        flat = grads.flatten(0, 1)
         total = torch.bmm(grads, self.mixed.mT)  # [m, b, h], each head's sum over all that is seen
+        if self.ends is not None:
+            grads, total = self.ends.join(grads), self.ends.join(total)
+        flat = grads.flatten(0, 1)
         scores = against(flat, self.prefix_values).view(*total.shape, p)
         scores.sub_(total.unsqueeze(3)).mul_(self.prefix_weights)
         if self.to_prefix:
             return self._keys_and_looks(scores).add_(self._values_at_once(grads))
         mixed = self.folded.out(flat).view_as(grads)
-        pulled = grads.new_empty(len(self.layout.positions), *grads.shape[1:])
+        pulled = grads.new_empty(self.layout.num_tokens, *grads.shape[1:])
         torch.add(self._keys_and_looks(scores), self._values(mixed), out=pulled[:p])
         own = pulled[p:]
         looking, value = grads.new_empty(grads.shape) if self.is_last else own, torch.empty_like(own)
@@ -125,6 +131,44 @@ class AttentionBack:
         by_head = torch.mm(weights, grads.flatten(1)).view(self.folded.heads, -1, grads.shape[2])  # [h, p b, e]
         value = torch.bmm(by_head, self.folded.out_by_head.mT).transpose(0, 1).flatten(1)  # [p b, h f]
         return (value @ self.folded.value).view(-1, *grads.shape[1:])
+
+
+class EndsAlike:
+    """End tokens of the first block, joined: to the prefix all that stand at one position look alike.
+
+    They are the same token there, so they ask the same; what differs is how much of a look is left for their own
+    suffix. So each head has one row for all of them, in which a token's gradient counts with its look's share that goes
+    to the prefix.
+    """
+
+    def __init__(self, layout: Layout, query: Float[Tensor, "n h f"], weights: Float[Tensor, "n h p"]) -> None:
+        """Find the shares, and what each head looks at."""
+        self._layout, p, heads = layout, layout.num_prefix, query.shape[1]
+        is_other = torch.ones(layout.num_tokens, dtype=torch.bool, device=query.device)
+        is_other[p + layout.ends] = False
+        self._others = is_other.nonzero().squeeze(1)
+        self._shares: list[Float[Tensor, "h c"]] = []
+        all_weights, all_queries = [weights[self._others]], [query[self._others]]
+        for group in layout.groups:
+            looks = group.of_tokens(weights[p:])[:, -1]  # [c, h, p]
+            self._shares.append(looks.sum(dim=2).T)
+            look = looks.sum(dim=0) / self._shares[-1].sum(dim=1, keepdim=True)  # [h, p], the same for all of them
+            all_weights.append(torch.diag_embed(look.T).permute(1, 2, 0))  # a row has weights of its own head alone
+            all_queries.append(group.of_tokens(query[p:])[:1, -1].expand(heads, -1, -1))
+        self.weights: Float[Tensor, "r h p"] = torch.cat(all_weights)
+        """Of the tokens that are not ends, then of each length's heads."""
+        self.query: Float[Tensor, "r h f"] = torch.cat(all_queries)
+
+    def join(self, values: Float[Tensor, "n b x"]) -> Float[Tensor, "r b x"]:
+        """Sum gradients up to these rows."""
+        joined = values.new_empty(len(self.weights), *values.shape[1:])
+        start = len(self._others)
+        torch.index_select(values, 0, self._others, out=joined[:start])
+        for group, shares in zip(self._layout.groups, self._shares, strict=True):
+            ends = group.of_tokens(values[self._layout.num_prefix :])[:, -1]
+            torch.mm(shares, ends.flatten(1), out=joined[start : start + len(shares)].flatten(1))
+            start += len(shares)
+        return joined
 
 
 class SuffixBack:

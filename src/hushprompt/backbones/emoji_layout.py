@@ -54,6 +54,13 @@ class Layout:
     positions: Int[Tensor, " n"]
     ends: Int[Tensor, " c"]
     """Which suffix tokens are ends."""
+    ends_are_alike: bool
+    """Suffixes of one length end in the same vector."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of tokens n."""
+        return len(self.positions)
 
     @property
     def longest(self) -> int:
@@ -62,7 +69,9 @@ class Layout:
 
 
 @functools.lru_cache(maxsize=16)
-def layout(num_prefix: int, shapes: tuple[tuple[int, int], ...], device: torch.device) -> Layout:
+def layout(
+    num_prefix: int, shapes: tuple[tuple[int, int], ...], device: torch.device, *, ends_are_alike: bool = False
+) -> Layout:
     """Lay out prompts, given the number and length of the suffixes of each length; computed once for each shape."""
     places = [place for count, length in shapes for _ in range(count) for place in range(length)]
     behind = [*places[1:], 0]  # a new suffix begins, or there is none
@@ -71,4 +80,5 @@ def layout(num_prefix: int, shapes: tuple[tuple[int, int], ...], device: torch.d
         groups=groups(shapes),
         positions=torch.tensor([*range(num_prefix), *(num_prefix + place for place in places)], device=device),
         ends=torch.tensor([row for row, place in enumerate(behind) if place == 0], device=device),
+        ends_are_alike=ends_are_alike,
     )

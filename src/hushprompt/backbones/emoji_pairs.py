@@ -26,7 +26,7 @@ class Pairs:
         self.classes, self.examples = weights.nonzero(as_tuple=True)  # [q] each, sorted by class
         of_group = [(group, self.classes[self._range(group.suffixes)]) for group in layout.groups]
         self.groups = groups([(len(classes), group.length) for group, classes in of_group])
-        tokens = torch.arange(len(layout.positions) - layout.num_prefix, device=weights.device)
+        tokens = torch.arange(layout.num_tokens - layout.num_prefix, device=weights.device)
         self.tokens = torch.cat(
             [group.of_tokens(tokens)[classes - group.suffixes.start].flatten() for group, classes in of_group]
         )  # [r] the suffix token of each row

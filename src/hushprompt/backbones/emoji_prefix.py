@@ -89,7 +89,8 @@ class TowerPass:
         """Run the tower."""
         self._tower, network = tower, tower.tower
         shapes = tuple((len(group), group.shape[1]) for group in suffixes)
-        self._layout = layout(len(prefix), shapes, prefix.device)
+        are_alike = all(bool((group[:, -1] == group[0, -1]).all()) for group in suffixes)
+        self._layout = layout(len(prefix), shapes, prefix.device, ends_are_alike=are_alike)
         self._final = tower.final
         x = torch.cat([prefix, *(group.flatten(0, 1) for group in suffixes)])
         x = x + network.positional_embedding[self._layout.positions]
