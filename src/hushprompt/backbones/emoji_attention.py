@@ -151,8 +151,9 @@ class EndsAlike:
         all_weights, all_queries = [weights[self._others]], [query[self._others]]
         for group in layout.groups:
             looks = group.of_tokens(weights[p:])[:, -1]  # [c, h, p]
+            look = looks.sum(dim=0)  # [h, p], up to its sum the same for all of them
+            look = look / look.sum(dim=1, keepdim=True).clamp(min=torch.finfo(look.dtype).tiny)
             self._shares.append(looks.sum(dim=2).T)
-            look = looks.sum(dim=0) / self._shares[-1].sum(dim=1, keepdim=True)  # [h, p], the same for all of them
             all_weights.append(torch.diag_embed(look.T).permute(1, 2, 0))  # a row has weights of its own head alone
             all_queries.append(group.of_tokens(query[p:])[:1, -1].expand(heads, -1, -1))
         self.weights: Float[Tensor, "r h p"] = torch.cat(all_weights)
