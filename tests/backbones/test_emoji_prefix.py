@@ -95,6 +95,16 @@ def test_weighted_directions_give_the_gradients_of_their_products(shapes, num_la
         assert (row - expected).norm() < 1e-10 * expected.norm()
 
 
+def test_what_leaves_a_pass_may_be_differentiated_and_written_over():
+    tower_pass = PrefixTower(make_tower()).read(random(5, 16), [random(2, 3, 16)])
+    rows = tower_pass.pull_back(random(4, 2), random(4, 12))
+    for values in (tower_pass.features, rows):
+        factor = torch.ones((), requires_grad=True)
+        (values * factor).sum().backward()
+        torch.testing.assert_close(factor.grad, values.sum())
+        values.mul_(2)
+
+
 @pytest.mark.parametrize("num_layers", [1, 3])
 @pytest.mark.parametrize("shapes", [[(3, 1)], [(2, 1), (1, 2), (4, 4)], [(2, 3), (5, 2)]])
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])

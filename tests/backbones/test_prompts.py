@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from hushprompt.backbones import prompts
 from hushprompt.backbones.prompts import PromptModel
 from hushprompt.backbones.toy import Toy
 from hushprompt.errors import ConfigError
@@ -28,10 +29,13 @@ def test_a_tower_that_is_not_causal_takes_the_general_path_and_padding_changes_n
     torch.testing.assert_close(together[:1], alone, rtol=1e-5, atol=1e-6)
 
 
-def test_template_features_are_those_of_the_written_sentence(model):
-    backbone = model.backbone
+@pytest.mark.parametrize("at_once", [2, 32])
+def test_template_features_are_those_of_the_written_sentence(at_once, model, monkeypatch):
+    monkeypatch.setattr(prompts, "SEQUENCES_AT_ONCE", at_once)
+    backbone, model = model.backbone, PromptModel(model.backbone, model.class_names)
     ids = [*backbone.start_ids, *backbone.tokenize("a kiwi"), *backbone.end_ids]
     expected = backbone.encode_prompts(backbone.embed(torch.tensor([ids])), torch.tensor([len(ids) - 1]))
+    assert len(model.template_features) == model.num_classes
     torch.testing.assert_close(model.template_features[2:3], expected)
 
 
