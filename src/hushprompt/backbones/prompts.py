@@ -11,7 +11,8 @@ backbones and layouts take one sequence a class.
 
 from __future__ import annotations
 
-import functools
+import copy
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,11 +23,13 @@ from torch import Tensor
 from hushprompt.backbones.base import Backbone, PullBackBackbone, SharedPrefixBackbone, TextPass
 from hushprompt.backbones.recorded_pass import RecordedPass, Recorder
 from hushprompt.backbones.shared_prefix import ReadPrefix, SharedPrefix
-from hushprompt.backbones.text_pass import AutogradPass, Encode
+from hushprompt.backbones.text_pass import AutogradPass, Encode, bytes_held
 from hushprompt.errors import ConfigError
 
 NamePosition = Literal["end", "middle", "front"]
 """Where the class name stands: behind the context, between its halves, or before it."""
+ReadContext = Callable[[Float[Tensor, "*c t e"], NamePosition], TextPass]
+"""Makes the pass of a context, with the class name where it is said."""
 SEQUENCES_AT_ONCE = 32
 """Sequences of the hand template that go through the text tower together."""
 
@@ -81,6 +84,8 @@ class PromptModel:
                 )
         self._recorder = Recorder() if records and device == "cuda" else None
         self._frames: dict[tuple[int, NamePosition], Frame] = {}
+        self._template_features: list[Tensor] = []  # one, once it is asked for
+        self._read: ReadContext | None = None
         self._shared_prefix: SharedPrefix | None = None
         if isinstance(backbone, PullBackBackbone):
             self._shared_prefix = ReadPrefix(backbone, self._later_names, device)
@@ -121,8 +126,8 @@ class PromptModel:
             context: [t, e] for all classes, or [c, t, e] with one for each.
             name_position: where the class name stands.
         """
-        is_read = isinstance(self._shared_prefix, ReadPrefix) and _can_share(context, name_position)
-        if self._recorder is None or is_read or (torch.is_grad_enabled() and context.requires_grad):
+        is_differentiated = torch.is_grad_enabled() and context.requires_grad
+        if self._recorder is None or is_differentiated or not self.can_stack(context, name_position):
             return self._encode(context, name_position)
         return RecordedPass(self._recorder, name_position, self._encoder(name_position), context).features
 
@@ -143,12 +148,46 @@ class PromptModel:
             context: [t, e] for all classes, or [c, t, e] with one for each.
             name_position: where the class name stands.
         """
+        if self._read is not None:
+            return self._read(context, name_position)
         if isinstance(self._shared_prefix, ReadPrefix) and _can_share(context, name_position):
             return self._shared_prefix.text_pass(context)
-        encode = self._encoder(name_position)
+        return self._pass(name_position, self._encoder(name_position), context)
+
+    def can_stack(self, context: Float[Tensor, "*c t e"], name_position: NamePosition = "end") -> bool:
+        """True if `stacked_pass` takes such contexts: where the backbone has no pass of its own."""
+        return not (isinstance(self._shared_prefix, ReadPrefix) and _can_share(context, name_position))
+
+    def stacked_pass(self, contexts: Float[Tensor, "s *c t e"], name_position: NamePosition = "end") -> TextPass:
+        """Encode the prompts of all classes with each of several contexts.
+
+        Args:
+            contexts: s of them, of a form that can be stacked.
+            name_position: where the class name stands.
+
+        Returns:
+            A pass with features [s, c, d], which takes [b, s, c] and [b, s, d], or [b, s, c, d], and gives gradients
+            [b, s, *c, t, e].
+        """
+        return self._pass(("stacked", name_position), torch.vmap(self._encoder(name_position)), contexts)
+
+    def _pass(self, name: Hashable, encode: Encode, context: Float[Tensor, "*s t e"]) -> TextPass:
+        """Run what is named so, on a GPU by a recording."""
         if self._recorder is None:
             return AutogradPass(encode, context)
-        return RecordedPass(self._recorder, name_position, encode, context)
+        return RecordedPass(self._recorder, name, encode, context)
+
+    def asking(self, read: ReadContext, memory_mb: int | None) -> PromptModel:
+        """Give the same model with passes made elsewhere, and `memory_mb` for their ways back."""
+        other = copy.copy(self)
+        other._read, other.memory_mb = read, memory_mb
+        return other
+
+    def held_bytes(self, context: Float[Tensor, "*c t e"], name_position: NamePosition = "end") -> int:
+        """Count what one more context in a stack keeps for its backward pass: that of two, less that of one."""
+        encode = torch.vmap(self._encoder(name_position))
+        one, two = (bytes_held(encode, context.expand(count, *context.shape)) for count in (1, 2))
+        return two - one
 
     def num_tokens(self, context: Float[Tensor, "*c t e"], name_position: NamePosition = "end") -> int:
         """Count the tokens that the text tower reads for all classes."""
@@ -178,13 +217,19 @@ class PromptModel:
         owner = ", one context for each class" if context.ndim == 3 else ""
         return f"{start}{parts[name_position]}[end]{padding}{owner}"
 
-    @functools.cached_property
+    @property
     def template_features(self) -> Float[Tensor, "c d"]:
-        """Unit-norm features [c, d] of the backbone's hand template, with no learned context.
+        """Unit-norm features [c, d] of the backbone's hand template, with no learned context; computed once.
 
         Raises:
             ConfigError: a filled template does not fit the window.
         """
+        if not self._template_features:
+            self._template_features.append(self._encode_template())
+        return self._template_features[0]
+
+    def _encode_template(self) -> Float[Tensor, "c d"]:
+        """Encode the hand template."""
         backbone = self.backbone
         texts = [backbone.tokenize(backbone.template.format(name)) for name in self.class_names]
         sequences = [[*backbone.start_ids, *ids, *backbone.end_ids] for ids in texts]

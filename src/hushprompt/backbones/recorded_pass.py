@@ -115,11 +115,11 @@ class RecordedPass(MatrixPass):
         self._context = context.detach()
         self.features = recorder.run(("features", name), encode, self._context)
 
-    def pull_back_matrices(self, cotangents: Float[Tensor, "b c d"]) -> Float[Tensor, "b *c t e"]:
+    def pull_back_matrices(self, cotangents: Float[Tensor, "b *s c d"]) -> Float[Tensor, "b *c t e"]:
         """Multiply each cotangent, of whatever rank, with the Jacobian of the text features."""
 
         def both_ways(context: Tensor, filled: Tensor) -> Tensor:
             return AutogradPass(self._encode, context).pull_back_matrices(filled)
 
-        filled = F.pad(cotangents, (0, 0, 0, 0, 0, -len(cotangents) % MULTIPLE))
+        filled = F.pad(cotangents, (0, 0) * (cotangents.ndim - 1) + (0, -len(cotangents) % MULTIPLE))
         return self._recorder.run(("gradients", self._name), both_ways, self._context, filled)[: len(cotangents)]

@@ -10,20 +10,22 @@ from torch import Tensor
 
 from hushprompt.backbones.base import TextPass
 
-Encode = Callable[[Float[Tensor, "*c t e"]], Float[Tensor, "c d"]]
-"""From a context to the unit-norm text features of all classes."""
+Encode = Callable[[Float[Tensor, "*c t e"]], Float[Tensor, "*s c d"]]
+"""From a context, or a stack of them, to the unit-norm text features of all classes."""
 
 
 class MatrixPass:
     """A pass that can multiply any matrix of cotangents with the Jacobian."""
 
-    features: Float[Tensor, "c d"]
+    features: Float[Tensor, "*s c d"]
 
-    def pull_back(self, weights: Float[Tensor, "b c"], directions: Float[Tensor, "b d"]) -> Float[Tensor, "b *c t e"]:
+    def pull_back(
+        self, weights: Float[Tensor, "b *s c"], directions: Float[Tensor, "b *s d"]
+    ) -> Float[Tensor, "b *c t e"]:
         """Give each example's gradient in the context."""
-        return self.pull_back_matrices(torch.einsum("bc,bd->bcd", weights, directions))
+        return self.pull_back_matrices(torch.einsum("b...c,b...d->b...cd", weights, directions))
 
-    def pull_back_matrices(self, cotangents: Float[Tensor, "b c d"]) -> Float[Tensor, "b *c t e"]:
+    def pull_back_matrices(self, cotangents: Float[Tensor, "b *s c d"]) -> Float[Tensor, "b *c t e"]:
         """Multiply each cotangent, of whatever rank, with the Jacobian of the text features."""
         raise NotImplementedError
 
@@ -42,14 +44,28 @@ class AutogradPass(MatrixPass):
             self._features = encode(self._leaf)
         self.features = self._features.detach()
 
-    def pull_back_matrices(self, cotangents: Float[Tensor, "b c d"]) -> Float[Tensor, "b *c t e"]:
+    def pull_back_matrices(self, cotangents: Float[Tensor, "b *s c d"]) -> Float[Tensor, "b *c t e"]:
         """Multiply each cotangent, of whatever rank, with the Jacobian of the text features."""
 
-        def pull_one(cotangent: Float[Tensor, "c d"]) -> Float[Tensor, "*c t e"]:
+        def pull_one(cotangent: Float[Tensor, "*s c d"]) -> Float[Tensor, "*c t e"]:
             return torch.autograd.grad(self._features, self._leaf, cotangent, retain_graph=True)[0]
 
         rows: Tensor = torch.vmap(pull_one)(cotangents)
         return rows
+
+
+def bytes_held(encode: Encode, context: Float[Tensor, "*c t e"]) -> int:
+    """Count the bytes that a pass keeps for its backward pass, the tower's weights among them."""
+    sizes: dict[int, int] = {}
+
+    def pack(saved: Tensor) -> Tensor:
+        storage = saved.untyped_storage()
+        sizes[storage.data_ptr()] = storage.nbytes()
+        return saved
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
+        AutogradPass(encode, context)
+    return sum(sizes.values())
 
 
 class OrderedPass:

@@ -6,6 +6,8 @@ cohort costs, however many clients there are.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,11 +16,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from hushprompt.backbones.prompts import PromptModel
 from hushprompt.config import RunConfig
 from hushprompt.federation import aggregate
 from hushprompt.federation.cohort import survivors
 from hushprompt.federation.meeting import Meeting
 from hushprompt.federation.setup import Federation, Row, client_sizes
+from hushprompt.federation.stacking import Stacking
 from hushprompt.federation.states import State
 from hushprompt.federation.turn import Turn, TurnTaker
 from hushprompt.methods.base import Personal, Shared
@@ -41,9 +45,12 @@ class RoundInfo:
 class RoundRunner:
     """Takes the rounds of any row over one federation."""
 
-    def __init__(self, config: RunConfig, federation: Federation, pool: ThreadPoolExecutor) -> None:
-        """Hold what stays the same from round to round."""
+    def __init__(
+        self, config: RunConfig, federation: Federation, pool: ThreadPoolExecutor, stacking: Stacking | None = None
+    ) -> None:
+        """Hold what stays the same from round to round; without `stacking` every client goes by itself."""
         self.seed, self.training, self.pool = config.seed, config.training, pool
+        self.stacking = Stacking(federation.model) if stacking is None else stacking
         self.travels = aggregate.what_travels(config.training.local_steps, config.privacy.noise_at)
         self.meeting = Meeting(config.seed, config.training, client_sizes(federation.partition))
         self.clients = [
@@ -102,12 +109,26 @@ class RoundRunner:
         place: tuple[int, int],
     ) -> list[Turn]:
         """Let every client that is present take its turn, side by side; `place` is that of the turn's first step."""
-        running = {}
-        for at in sorted(range(len(present)), key=lambda at: -sum(map(len, chosen[at]))):  # evens out the end
-            client = self.clients[present[at]]
+
+        def take(at: int, batches: Sequence[np.ndarray], model: PromptModel) -> Turn:
+            client = dataclasses.replace(self.clients[present[at]], model=model)
             own = None if norms is None else norms.of(client.client_id)
-            running[at] = self.pool.submit(client.take, row, shared, own, personal[at], chosen[at], place)
-        return [running[at].result() for at in range(len(present))]
+            return client.take(row, shared, own, personal[at], batches, place)
+
+        if not present:
+            return []
+        stacks = self.stacking.cut(
+            row.label,
+            [sum(map(len, batches)) for batches in chosen],
+            functools.partial(take, 0, [np.zeros(1, dtype=np.int64)]),
+            are_alike=self.clients[present[0]].num_alike(row, personal[0]) > 0,
+        )
+        works = [[functools.partial(take, at, chosen[at]) for at in stack] for stack in stacks]
+        running = [self.pool.submit(self.stacking.run, row.label, each) for each in works]
+        turns: dict[int, Turn] = {}
+        for stack, done in zip(stacks, running, strict=True):
+            turns.update(zip(stack, done.result(), strict=True))
+        return [turns[at] for at in range(len(present))]
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -53,6 +53,7 @@ from hushprompt.federation.setup import (
     plan_metrics,
     plan_rows,
 )
+from hushprompt.federation.stacking import Stacking
 from hushprompt.federation.states import State
 from hushprompt.federation.tracking import tracked
 from hushprompt.methods.base import NoState, Personal
@@ -159,7 +160,8 @@ class Trainer:
         self.ledger = LedgerFile(folder)
         self.metrics = metrics
         self.released = MetricsFile(folder)
-        self.rounds = RoundRunner(config, federation, pool)
+        stacking = Stacking(federation.model, config.runtime.stack_mb, _num_workers(config))
+        self.rounds = RoundRunner(config, federation, pool, stacking)
         self._predicted: tuple[State, dict[int, Int[np.ndarray, " n"]]] | None = None
         """What was scored last, and what each client's prompt took the evaluation images for."""
 

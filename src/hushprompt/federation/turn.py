@@ -115,12 +115,12 @@ class TurnTaker:
         views = stream(self.seed, "view", *place, self.client_id)
         features = self.features[row.method.feature_kind]
         rows = features.rows(chosen.numpy(), views.integers(features.num_views, size=len(self.index))[batch_index])
-        alike = self._num_alike(row, personal)
+        alike = self.num_alike(row, personal)
         batch = Batch(rows.to(self.model.device), self.labels[chosen].to(self.model.device), alike)
         rng = stream(self.seed, "method", *place, self.client_id)
         return row.method.client_step(self.model, shared, personal, batch, mechanism, rng)
 
-    def _num_alike(self, row: Row, personal: Personal) -> float:
+    def num_alike(self, row: Row, personal: Personal) -> float:
         """Give the expected number of examples of a step that see one prompt; as public as the sizes of the clients.
 
         A client on a machine of its own gives the same number, and so the same gradients, though it is alone.

@@ -70,5 +70,9 @@ def examples_per_pass(model: PromptModel, context: Float[Tensor, "*c t e"], name
     """
     if model.memory_mb is None:
         return sys.maxsize
-    num_bytes = 4 * FLOATS_PER_TOKEN * model.num_tokens(context, name_position) * model.token_width
-    return max(1, model.memory_mb * 2**20 // num_bytes)
+    return max(1, model.memory_mb * 2**20 // bytes_per_example(model, context, name_position))
+
+
+def bytes_per_example(model: PromptModel, context: Float[Tensor, "*c t e"], name_position: NamePosition = "end") -> int:
+    """Give what one example's backward pass takes."""
+    return 4 * FLOATS_PER_TOKEN * model.num_tokens(context, name_position) * model.token_width
