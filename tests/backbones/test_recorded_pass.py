@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from hushprompt.backbones import recorded_pass
+from hushprompt.backbones.prompts import PromptModel
 from hushprompt.backbones.recorded_pass import MULTIPLE, RecordedPass, Recorder, Recording
 from hushprompt.backbones.text_pass import AutogradPass
 
@@ -56,6 +57,32 @@ def test_batches_of_like_size_and_other_contexts_share_a_recording(recorder, mod
         for count in range(1, 2 * MULTIPLE + 1):
             ours.pull_back(torch.ones(count, model.num_classes), torch.ones(count, model.backbone.feature_dim))
     assert [shapes[-1][0] for shapes in Played.made] == [4, MULTIPLE, 2 * MULTIPLE]
+
+
+def test_a_stack_of_contexts_is_recorded_as_one(recorder, model):
+    stacked = PromptModel(model.backbone, model.class_names)
+    stacked._recorder = recorder
+    generator = torch.Generator().manual_seed(1)
+    contexts = 0.1 * torch.randn(3, 5, model.token_width, generator=generator)
+    weights = torch.randn(7, 3, model.num_classes, generator=generator)
+    directions = torch.randn(7, 3, model.backbone.feature_dim, generator=generator)
+    joint = stacked.stacked_pass(contexts)
+    rows = joint.pull_back(weights, directions)
+    assert [shapes[0] for shapes in Played.made] == [contexts.shape] * 2
+    assert Played.made[1][1] == (MULTIPLE, 3, model.num_classes, model.backbone.feature_dim)
+    for slot, context in enumerate(contexts):
+        alone = model.text_pass(context)
+        torch.testing.assert_close(joint.features[slot], alone.features)
+        expected = alone.pull_back(weights[:, slot], directions[:, slot])
+        torch.testing.assert_close(rows[:, slot], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_stack_and_the_contexts_of_as_many_classes_are_told_apart(recorder, model):
+    """A stack of five contexts has the shape of one context a class, and is another function."""
+    both = PromptModel(model.backbone, model.class_names)
+    both._recorder = recorder
+    contexts = torch.randn(model.num_classes, 4, model.token_width, generator=torch.Generator().manual_seed(2))
+    assert both.stacked_pass(contexts).features.shape == (model.num_classes, *both.text_pass(contexts).features.shape)
 
 
 def test_the_oldest_recording_goes_first(recorder, monkeypatch):
