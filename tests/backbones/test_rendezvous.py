@@ -18,7 +18,9 @@ def meet(works):
             rendezvous.leave()
 
     with ThreadPoolExecutor(len(works)) as pool:
-        return [pool.submit(do, place) for place in range(len(works))]
+        done = [pool.submit(do, place) for place in range(len(works))]
+        rendezvous.answer_until_all_left()
+        return done
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -123,6 +123,7 @@ def test_memory_limits_a_stack(toy_values, tmp_path, stacked, monkeypatch):
         stacked.clear()
         assert_near(prompts(values, tmp_path, stack_mb=stack_mb), alone)
         assert set(stacked) == expected
+    assert Cost(held=0.0, example=1e-3).most(10**6) == stacking.MOST_CLIENTS
     assert Cost(held=40.0, example=10.0).left(150, num_clients=3) == 10
     assert Cost(held=40.0, example=10.0).left(30, num_clients=3) == 1
 

@@ -12,6 +12,7 @@ backbones and layouts take one sequence a class.
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Literal
@@ -85,6 +86,7 @@ class PromptModel:
         self._recorder = Recorder() if records and device == "cuda" else None
         self._frames: dict[tuple[int, NamePosition], Frame] = {}
         self._template_features: list[Tensor] = []  # one, once it is asked for
+        self._lock = threading.Lock()
         self._read: ReadContext | None = None
         self._shared_prefix: SharedPrefix | None = None
         if isinstance(backbone, PullBackBackbone):
@@ -224,9 +226,10 @@ class PromptModel:
         Raises:
             ConfigError: a filled template does not fit the window.
         """
-        if not self._template_features:
-            self._template_features.append(self._encode_template())
-        return self._template_features[0]
+        with self._lock:
+            if not self._template_features:
+                self._template_features.append(self._encode_template())
+            return self._template_features[0]
 
     def _encode_template(self) -> Float[Tensor, "c d"]:
         """Encode the hand template."""

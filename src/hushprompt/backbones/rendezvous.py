@@ -25,7 +25,7 @@ class _Question:
 
 
 class Rendezvous:
-    """A fixed number of threads, each with a place, that ask and at some time leave.
+    """A fixed number of threads, each with a place, that ask and at some time leave; one more thread answers.
 
     Questions are answered as soon as every thread that has not left has asked one. So which ones meet follows from
     what the threads do, and never from how fast they are.
@@ -43,33 +43,35 @@ class Rendezvous:
         Args:
             place: of the asking thread.
             topic: questions of one topic are answered together.
-            answer_all: what answers those of this topic, in whichever thread asks last; an error of it is raised in
-                every thread that asked.
+            answer_all: what answers those of this topic; an error of it is raised in every thread that asked.
             content: the question.
         """
         question = _Question(place, topic, answer_all, content)
         with self._condition:
             self._asked.append(question)
-            self._answer_if_all_asked()
+            self._condition.notify_all()
             self._condition.wait_for(lambda: question.is_answered)
         if question.error is not None:
             raise question.error
         return question.answer
 
     def leave(self) -> None:
-        """Ask nothing more; the others no longer wait for this thread."""
+        """Ask nothing more; nobody waits for this thread any longer."""
         with self._condition:
             self._num_inside -= 1
-            self._answer_if_all_asked()
+            self._condition.notify_all()
 
-    def _answer_if_all_asked(self) -> None:
-        """Answer what is asked, topic by topic, if nobody else is to be waited for."""
-        if len(self._asked) < self._num_inside:
-            return
-        asked, self._asked = sorted(self._asked, key=lambda question: question.place), []
-        for topic in dict.fromkeys(question.topic for question in asked):
-            _answer([question for question in asked if question.topic == topic])
-        self._condition.notify_all()
+    def answer_until_all_left(self) -> None:
+        """Answer, in the calling thread, whatever is asked."""
+        with self._condition:
+            while True:
+                self._condition.wait_for(lambda: len(self._asked) == self._num_inside)
+                if not self._num_inside:
+                    return
+                asked, self._asked = sorted(self._asked, key=lambda question: question.place), []
+                for topic in dict.fromkeys(question.topic for question in asked):
+                    _answer([question for question in asked if question.topic == topic])
+                self._condition.notify_all()
 
 
 def _answer(questions: Sequence[_Question]) -> None:

@@ -43,6 +43,7 @@ def run_stacked(model: PromptModel, works: Sequence[Callable[[PromptModel], T]],
 
     with ThreadPoolExecutor(len(works), initializer=torch.set_num_threads, initargs=(1,)) as pool:
         running = [pool.submit(do, place, work) for place, work in enumerate(works)]
+        stack.rendezvous.answer_until_all_left()  # here, where memory that earlier stacks had is at hand
         return [each.result() for each in running]
 
 

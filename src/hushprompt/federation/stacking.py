@@ -22,6 +22,8 @@ from hushprompt.backbones.stack import run_stacked
 from hushprompt.methods.gradients import bytes_per_example
 
 T = TypeVar("T")
+MOST_CLIENTS = 64
+"""Of one stack, each of which has a thread: by then products are as large as they need to be."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,8 @@ class Cost:
     """For each example that goes backward at once."""
 
     def most(self, memory_mb: int) -> int:
-        """Give how many clients, with an example each, may be stacked; at least 1."""
-        return max(1, int(memory_mb / (self.held + self.example)))
+        """Give how many clients, with an example each, may be stacked; at least 1, at most `MOST_CLIENTS`."""
+        return min(MOST_CLIENTS, max(1, int(memory_mb / (self.held + self.example))))
 
     def left(self, memory_mb: int, num_clients: int) -> int:
         """Give the MB that are left for each client's examples; at least 1."""
