@@ -46,7 +46,7 @@ def rows(*, is_short: bool) -> list[Row]:
     if torch.cuda.is_available():
         num_rounds = 10 if is_short else NUM_ROUNDS
         return [row for precision in PRECISIONS for row in in_process(measured, precision, num_rounds)]
-    note = "torch sees no GPU"
+    note = "torch sees no GPU; results/benchmarks/gpu.json has the figures of one"
     if not is_short:
         train(clip("cpu", "float32"), num_rounds=1, num_clients=1, num_examples=20)
         note += "; one round of one client with some examples ran on the CPU by the same code"

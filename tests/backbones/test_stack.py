@@ -42,7 +42,7 @@ def works(of_clients, position="end"):
     ]
 
 
-def assert_alike(found, expected, tolerance=1e-6):
+def assert_alike(found, expected, tolerance=5e-6):
     for ours, theirs in zip(found, expected, strict=True):
         for mine, its in zip(ours, theirs, strict=True):
             assert mine.shape == its.shape
@@ -207,4 +207,4 @@ def test_real_towers_can_be_stacked(towers, kind, position):
     model = PromptModel(towers(kind), tiny_models.NAMES)
     clients = list(zip(contexts(model, len(COUNTS), (2,)), batches(model), strict=True))
     found = run_stacked(model, works(clients, position), 1000)
-    assert_alike(found, [work(model) for work in works(clients, position)], 1e-5)
+    assert_alike(found, [work(model) for work in works(clients, position)], 3e-5)  # that of CoCa is 8e-6
