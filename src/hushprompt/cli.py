@@ -30,7 +30,6 @@ from hushprompt import (
     records,
 )
 from hushprompt import config as configs
-from hushprompt.allocation import keep_freed_memory
 from hushprompt.errors import ConfigError, HushpromptError, ResumeError
 from hushprompt.federation.publish import privacy_record
 from hushprompt.federation.setup import Row, client_sizes, cut, plan_metrics, plan_rows
@@ -38,6 +37,7 @@ from hushprompt.federation.simulate import run as simulate
 from hushprompt.privacy.config import Audience, Channel, PrivacyConfig
 from hushprompt.privacy.plan import make_plan
 from hushprompt.privacy.sampling import DisjointSampler, PoissonSampler, Sampler
+from hushprompt.process import tune
 from hushprompt.records import RoundRecord, RowSummary
 from hushprompt.registry import BACKBONES, DATASETS, METHODS, PARTITIONS, SAMPLERS
 from hushprompt.report import tables
@@ -193,7 +193,7 @@ def show(folder: Annotated[Path, typer.Argument(metavar="RUN", help="A finished 
 def main() -> None:
     """Run the command line; our own errors become one plain sentence and exit status 2."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    keep_freed_memory()
+    tune()
     load_registries()
     try:
         app()

@@ -29,7 +29,6 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hushprompt import files, seeding
-from hushprompt.allocation import keep_freed_memory
 from hushprompt.attacks.canaries import train_canaries
 from hushprompt.attacks.client_canaries import has_client_canaries, train_clients
 from hushprompt.attacks.world import World, audiences, candidates_of
@@ -37,6 +36,7 @@ from hushprompt.config import RunConfig
 from hushprompt.errors import ResumeError
 from hushprompt.federation.setup import Federation, Row, assemble, cut, load_model
 from hushprompt.privacy.config import Audience
+from hushprompt.process import tune
 
 TRANSCRIPT, UPLOADS = "transcript", "uploads"
 CONTENT = 2
@@ -193,7 +193,7 @@ def _start(config: RunConfig, rows: Sequence[Row], client_id: int, num_canaries:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
-    keep_freed_memory()
+    tune()
     _worker.append(Worker(config, rows, client_id, num_canaries))
 
 

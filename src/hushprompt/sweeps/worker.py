@@ -22,11 +22,11 @@ import torch
 
 from hushprompt import config as configs
 from hushprompt import files, load_registries
-from hushprompt.allocation import keep_freed_memory
 from hushprompt.config import RunConfig
 from hushprompt.errors import HushpromptError
 from hushprompt.federation import simulate
 from hushprompt.federation.setup import Row, assemble, cut, load_fresh, load_model
+from hushprompt.process import tune
 from hushprompt.records import RoundRecord, RowSummary
 from hushprompt.sweeps import messages
 from hushprompt.sweeps.messages import Event, Job
@@ -127,7 +127,7 @@ def main() -> None:
     # The arithmetic between the clients' steps takes one thread, however many workers there are, so that the last bits
     # of a result do not depend on their number.
     torch.set_num_threads(1)
-    keep_freed_memory()
+    tune()
     load_registries()
     worker = Worker(send)
     with contextlib.suppress(BrokenPipeError):
