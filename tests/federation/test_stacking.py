@@ -134,10 +134,17 @@ def test_every_thread_has_a_stack(toy_values, tmp_path, stacked):
     assert set(stacked) == {2, 3}
 
 
+def test_stacks_that_run_at_once_share_the_memory(model, batch, monkeypatch):
+    monkeypatch.setattr(stacking, "cost", lambda *args, **kwargs: Cost(held=40.0, example=10.0))
+    for num_workers, expected in ((1, [4, 4]), (2, [2, 2, 2, 2])):
+        stacks = Stacking(model, 200, num_workers).cut("row", [1] * 8, lambda given: None, are_alike=False)
+        assert [len(places) for places in stacks] == expected
+
+
 def test_what_a_client_costs_is_measured(model, batch):
     context = torch.zeros(4, model.token_width)
     found = cost(model, functools.partial(step, context, batch), are_alike=False)
-    assert found == Cost(model.held_bytes(context) / 2**20, bytes_per_example(model, context) / 2**20)
+    assert found == Cost(stacking.GAPS * model.held_bytes(context) / 2**20, bytes_per_example(model, context) / 2**20)
     shared = cost(model, functools.partial(step, context, batch), are_alike=True)
     assert shared == Cost(0.0, found.example)
     assert cost(model, lambda given: None, are_alike=True) is None
