@@ -140,12 +140,16 @@ def test_a_stopped_run_goes_on_to_the_same_bits(toy_values, tmp_path, stacked):
 
 def test_memory_limits_a_stack(toy_values, tmp_path, stacked, monkeypatch):
     values = {**toy_values, "references": []}
+    given, run_stacked = set(), stacking.run_stacked
     monkeypatch.setattr(stacking, "cost", lambda *args, **kwargs: Cost(held=40.0, example=10.0))
+    monkeypatch.setattr(stacking, "run_stacked", lambda *args: given.add(args[2]) or run_stacked(*args))
     alone = prompts(values, tmp_path, stack_mb=0)
-    for stack_mb, expected in ((99, set()), (100, {2}), (150, {3})):
+    for stack_mb, sizes, of_each in ((99, set(), set()), (100, {2}, {10}), (200, {3}, {26})):
         stacked.clear()
+        given.clear()
         assert_near(prompts(values, tmp_path, stack_mb=stack_mb), alone)
-        assert set(stacked) == expected
+        assert set(stacked) == sizes
+        assert given == of_each
     assert Cost(held=0.0, example=1e-3).most(10**6) == stacking.MOST_CLIENTS
     assert Cost(held=40.0, example=10.0).left(150, num_clients=3) == 10
     assert Cost(held=40.0, example=10.0).left(30, num_clients=3) == 1
