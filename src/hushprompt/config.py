@@ -140,7 +140,7 @@ class RuntimeConfig:
     """Memory in MB for the passes of clients who go through the text tower together, stacked on one more axis; as many
     clients of a round are stacked as fit, on a CPU in num_threads stacks at once. 0: every client by itself, the
     fastest on a CPU but for small batches of one shared context. Changes results by rounding alone; stacked, last bits
-    depend on num_threads."""
+    depend on num_threads. For runs and sweeps: clients of an audit, or on machines of their own, go by themselves."""
     device: Literal["auto", "cpu", "cuda"] = "cpu"
     """Where the towers and prompts are: "cuda" for a GPU, "auto" for a GPU if there is one and the backbone can use it.
     Noise is drawn on the CPU in any case, so devices differ by rounding alone."""

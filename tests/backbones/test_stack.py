@@ -9,7 +9,7 @@ import tiny_models
 from hushprompt.backbones.emoji_clip import EmojiClip
 from hushprompt.backbones.prompts import PromptModel
 from hushprompt.backbones.stack import run_stacked
-from hushprompt.backbones.text_pass import AutogradPass
+from hushprompt.backbones.text_pass import AutogradPass, bytes_held
 from hushprompt.backbones.toy import Toy
 from hushprompt.methods.base import Batch
 from hushprompt.methods.gradients import per_example_gradients
@@ -159,8 +159,7 @@ def test_the_model_itself_stays_as_it_is(model, read):
 
 
 def test_the_template_is_encoded_once_for_all_clients(model, monkeypatch):
-    calls, encode_prompts = [], Toy.load
-    backbone = model.backbone
+    calls, backbone = [], model.backbone
     encode_prompts = backbone.encode_prompts
     monkeypatch.setattr(backbone, "encode_prompts", lambda *args: calls.append(1) or encode_prompts(*args))
     features = run_stacked(model, [lambda given: given.template_features] * 2, 10)
@@ -173,6 +172,10 @@ def test_what_a_pass_holds_grows_with_the_contexts(model):
     one = model.held_bytes(context)
     assert one > 4 * model.num_tokens(context) * model.token_width
     assert model.held_bytes(torch.cat([context, context])) > one
+    encode = torch.vmap(model.text_features)
+    two, three = (bytes_held(encode, context.expand(count, -1, -1)) for count in (2, 3))
+    assert one == three - two  # the weights are there once
+    assert one < two / 2
 
 
 @pytest.fixture(scope="module")

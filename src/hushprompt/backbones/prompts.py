@@ -152,13 +152,19 @@ class PromptModel:
         """
         if self._read is not None:
             return self._read(context, name_position)
-        if isinstance(self._shared_prefix, ReadPrefix) and _can_share(context, name_position):
-            return self._shared_prefix.text_pass(context)
+        reader = self._reader(context, name_position)
+        if reader is not None:
+            return reader.text_pass(context)
         return self._pass(name_position, self._encoder(name_position), context)
+
+    def _reader(self, context: Float[Tensor, "*c t e"], name_position: NamePosition) -> ReadPrefix | None:
+        """Give what has a pass of its own for such a context, if anything has."""
+        prefix = self._shared_prefix
+        return prefix if isinstance(prefix, ReadPrefix) and _can_share(context, name_position) else None
 
     def can_stack(self, context: Float[Tensor, "*c t e"], name_position: NamePosition = "end") -> bool:
         """True if `stacked_pass` takes such contexts: where the backbone has no pass of its own."""
-        return not (isinstance(self._shared_prefix, ReadPrefix) and _can_share(context, name_position))
+        return self._reader(context, name_position) is None
 
     def stacked_pass(self, contexts: Float[Tensor, "s *c t e"], name_position: NamePosition = "end") -> TextPass:
         """Encode the prompts of all classes with each of several contexts.

@@ -23,7 +23,7 @@ from hushprompt.methods.gradients import bytes_per_example
 
 T = TypeVar("T")
 MOST_CLIENTS = 64
-"""Of one stack, each of which has a thread: by then products are as large as they need to be."""
+"""Of one stack: each has a thread."""
 GAPS = 1.5
 """What a forward pass takes over what it keeps, as what it frees lies in between; measured with CLIP ViT-B/16: 1.35 to
 1.53."""
@@ -87,10 +87,11 @@ class Stacking:
         return cut(sizes, 1 if known is None else known.most(self._memory_mb), self._num_workers)
 
     def run(self, label: str, works: Sequence[Callable[[PromptModel], T]]) -> list[T]:
-        """Do the works of one stack, each with the model that it is given."""
-        known = self._costs.get(label)
-        if known is None or len(works) == 1:
-            return [work(self._model) for work in works]
+        """Do the works of one stack, as `cut` made it, each with the model that it is given."""
+        if len(works) == 1:
+            return [works[0](self._model)]
+        known = self._costs[label]
+        assert known is not None, "such clients are not stacked"
         return run_stacked(self._model, works, known.left(self._memory_mb, len(works)))
 
 
@@ -127,7 +128,7 @@ def cut(sizes: Sequence[int], most: int, num_workers: int) -> list[list[int]]:
         num_workers: stacks that run side by side; there are at least as many, if there are as many clients.
 
     Returns:
-        Places in `sizes`, the largest first.
+        Places in `sizes`, the largest first, which evens out the end of a round.
 
     >>> cut([5, 30, 7, 20, 6], most=2, num_workers=1)
     [[1, 3], [2, 4], [0]]
