@@ -6,7 +6,7 @@ from typing import Any
 
 from benchmarks.measure import in_process, measured
 from benchmarks.rows import Row
-from hushprompt import config as configs
+from hushprompt.config import parse as configs
 from hushprompt.federation.setup import plan_rows
 from hushprompt.privacy.accounting import GaussianReleases, calibrate
 from hushprompt.privacy.guarantee import guarantee

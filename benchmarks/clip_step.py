@@ -19,12 +19,12 @@ from jaxtyping import Float, Int
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hushprompt.backbones.base import Backbone
-from hushprompt.backbones.open_clip import OpenClip
-from hushprompt.backbones.placing import Precision, step_memory_mb
-from hushprompt.backbones.prompts import PromptModel
 from hushprompt.methods.base import Batch
-from hushprompt.methods.gradients import per_example_gradients
+from hushprompt.models.base import Backbone
+from hushprompt.models.open_clip import OpenClip
+from hushprompt.models.placing import Precision, step_memory_mb
+from hushprompt.prompts.gradients import per_example_gradients
+from hushprompt.prompts.prompt_model import PromptModel
 
 ARCHITECTURE = "ViT-B-16"
 NUM_CTX, BATCH, NUM_TRAIN, NUM_TEST, EVAL_BATCH = 16, 32, 2510, 2465, 100
@@ -44,7 +44,7 @@ CLASS_NAMES = (
     "water lilly", "wheelchair", "wild cat", "windsor chair", "wrench", "yin yang",
 )
 # fmt: on
-"""Caltech101's 100 classes, as hushprompt.data.caltech101 names them."""
+"""Caltech101's 100 classes, as hushprompt.data.sets.caltech101 names them."""
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 
 from benchmarks.federations import Silent
 from benchmarks.rows import Row
-from hushprompt import config as configs
-from hushprompt.backbones.cache import image_features
-from hushprompt.backbones.prompts import PromptModel
-from hushprompt.config import RunConfig
+from hushprompt.config import parse as configs
+from hushprompt.config.schema import RunConfig
+from hushprompt.features.cache import image_features
 from hushprompt.federation.simulate import run
+from hushprompt.prompts.prompt_model import PromptModel
 
 TITLE = "Dropping (example, class) pairs, embedded preset, epsilon 2"
 THRESHOLD = 0.001

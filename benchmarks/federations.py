@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from numpy.lib.format import open_memmap
 
-from hushprompt.backbones.feature_files import StoredFeatures
-from hushprompt.backbones.prompts import PromptModel
-from hushprompt.config import RunConfig
-from hushprompt.data.partition import ClientShard, Partition
+from hushprompt.config.schema import RunConfig
+from hushprompt.data.partitions.base import ClientShard, Partition
 from hushprompt.evaluation.splits import client_splits
+from hushprompt.features.store import StoredFeatures
 from hushprompt.federation.checkpoint import Progress
 from hushprompt.federation.setup import Federation, Row, assemble, cut, load_model
-from hushprompt.records import RoundRecord
+from hushprompt.prompts.prompt_model import PromptModel
+from hushprompt.runs.records import RoundRecord
 
 CHUNK = 50_000
 """Examples that are drawn at a time."""

@@ -26,13 +26,13 @@ from benchmarks.federations import Silent, fresh_start, random_federation
 from benchmarks.measure import count_gflop, in_process
 from benchmarks.rows import Row
 from benchmarks.stacking import steps_of
-from hushprompt import config as configs
-from hushprompt.backbones.placing import Device, Precision, place, step_memory_mb
-from hushprompt.backbones.prompts import PromptModel
-from hushprompt.backbones.stack import run_stacked
+from hushprompt.config import parse as configs
 from hushprompt.federation.checkpoint import Checkpoints
 from hushprompt.federation.setup import client_sizes, plan_rows
 from hushprompt.federation.simulate import Trainer
+from hushprompt.models.placing import Device, Precision, place, step_memory_mb
+from hushprompt.prompts.prompt_model import PromptModel
+from hushprompt.prompts.stack import run_stacked
 
 TITLE = "GPU: 100 rounds of 10 clients, about 32 examples each, features cached"
 WANTED_SECONDS = 60.0

@@ -23,13 +23,13 @@ from benchmarks.clip_step import NUM_TEST, Ours, random_network
 from benchmarks.federations import Silent, embedded_federation, fresh_start, random_federation
 from benchmarks.measure import in_process, peak_mb
 from benchmarks.rows import Row
-from hushprompt import config as configs
-from hushprompt.backbones.prompts import PromptModel
-from hushprompt.config import RunConfig
+from hushprompt.config import parse as configs
+from hushprompt.config.schema import RunConfig
 from hushprompt.federation.checkpoint import Checkpoints
 from hushprompt.federation.setup import Federation, client_sizes, plan_rows
 from hushprompt.federation.simulate import Trainer
 from hushprompt.methods.dp_fpl import DPFPL
+from hushprompt.prompts.prompt_model import PromptModel
 
 TITLE = "Simulator: CPU time of a round that is no tower arithmetic"
 

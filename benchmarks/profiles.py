@@ -9,10 +9,10 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.clip_step import Ours, random_inputs, random_network
-from hushprompt import config as configs
-from hushprompt.backbones.prompts import PromptModel
+from hushprompt.config import parse as configs
 from hushprompt.methods.base import Batch
-from hushprompt.methods.gradients import per_example_gradients
+from hushprompt.prompts.gradients import per_example_gradients
+from hushprompt.prompts.prompt_model import PromptModel
 
 NUM_LINES = 40
 

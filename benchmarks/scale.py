@@ -22,13 +22,13 @@ import torch
 from benchmarks.federations import Silent, fresh_start, random_federation
 from benchmarks.measure import in_process, measured
 from benchmarks.rows import Row
-from hushprompt import config as configs
-from hushprompt.backbones.prompts import PromptModel
-from hushprompt.backbones.toy import Toy
-from hushprompt.data.toy import NAMES
+from hushprompt.config import parse as configs
+from hushprompt.data.sets.toy import NAMES
 from hushprompt.federation.checkpoint import Checkpoints
 from hushprompt.federation.setup import Federation, client_sizes, plan_rows
 from hushprompt.federation.simulate import Trainer
+from hushprompt.models.toy import Toy
+from hushprompt.prompts.prompt_model import PromptModel
 
 TITLE = "Scale: clients of 100 cached examples, random features, two workers"
 EXAMPLES_OF_A_CLIENT, WIDTH = 100, 512

@@ -18,14 +18,14 @@ from torch import Tensor
 from benchmarks.clip_step import CLASS_NAMES, NUM_CTX, loaded, random_network
 from benchmarks.measure import measured
 from benchmarks.rows import Row
-from hushprompt import config as configs
-from hushprompt.backbones.placing import step_memory_mb
-from hushprompt.backbones.prompts import PromptModel
-from hushprompt.backbones.stack import run_stacked
+from hushprompt.config import parse as configs
 from hushprompt.methods.base import Batch
-from hushprompt.methods.gradients import per_example_gradients
-from hushprompt.methods.optimizer import Optimizer
+from hushprompt.models.placing import step_memory_mb
 from hushprompt.privacy.clipping import clipped_sum
+from hushprompt.prompts.gradients import per_example_gradients
+from hushprompt.prompts.optimizer import Optimizer
+from hushprompt.prompts.prompt_model import PromptModel
+from hushprompt.prompts.stack import run_stacked
 
 TITLE = "Stacked clients, forward and per-example gradients, a client's share, one thread"
 NUM_CLIENTS = 10

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from benchmarks.federations import embedded_federation
 from benchmarks.rows import Row
-from hushprompt import config as configs
+from hushprompt.config import parse as configs
 
 TITLE = "Sweep of four runs of the embedded preset, processes side by side"
 SWEEP = """\

@@ -8,7 +8,9 @@ import sys
 
 from jaxtyping import install_import_hook
 
-install_import_hook("hushprompt", "typecheck.checked")
+import helpers.typecheck  # noqa: F401  the hook below looks it up by name
+
+install_import_hook("hushprompt", "helpers.typecheck.checked")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import numpy as np  # noqa: E402
@@ -17,16 +19,17 @@ import torch  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
 import hushprompt  # noqa: E402
-from commands import Done  # noqa: E402
-from hushprompt import cli  # noqa: E402
-from hushprompt import config as configs  # noqa: E402
-from hushprompt.backbones.prompts import PromptModel  # noqa: E402
-from hushprompt.backbones.toy import Toy as ToyModel  # noqa: E402
+from helpers.commands import Done  # noqa: E402
+from helpers.runs import TOY  # noqa: E402
+from hushprompt.cli import main as cli  # noqa: E402
+from hushprompt.config import parse as configs  # noqa: E402
+from hushprompt.config.schema import RunConfig  # noqa: E402
 from hushprompt.methods.base import Batch  # noqa: E402
+from hushprompt.models.toy import Toy as ToyModel  # noqa: E402
 from hushprompt.privacy.config import PrivacyConfig  # noqa: E402
 from hushprompt.privacy.plan import make_plan  # noqa: E402
 from hushprompt.privacy.sampling import PoissonSampler  # noqa: E402
-from runs import TOY  # noqa: E402
+from hushprompt.prompts.prompt_model import PromptModel  # noqa: E402
 
 settings.register_profile("hushprompt", deadline=None, max_examples=50)
 settings.load_profile("hushprompt")
@@ -59,7 +62,7 @@ def toy_values() -> dict:
 
 
 @pytest.fixture
-def toy_config(toy_values: dict, tmp_path) -> configs.RunConfig:
+def toy_config(toy_values: dict, tmp_path) -> RunConfig:
     """The same as a RunConfig, with a cache of its own."""
     return configs.parse({**toy_values, "runtime": {"cache_dir": str(tmp_path / "cache")}})
 

@@ -80,10 +80,10 @@ def test_the_privacy_parts_do_not_know_each_other():
 
 DRAWS = {"normal", "standard_normal", "randn", "randn_like", "normal_", "gauss", "normalvariate"}
 DATA_INDEPENDENT = {
-    "backbones/toy.py": "weights of the toy model",
-    "backbones/emoji_network.py": "weights before they are loaded",
+    "models/toy.py": "weights of the toy model",
+    "models/embedded_network.py": "weights before they are loaded",
     "methods/context.py": "start of a context",
-    "methods/factorization.py": "start of a power iteration",
+    "prompts/factorization.py": "start of a power iteration",
 }
 
 
@@ -108,7 +108,7 @@ def test_only_the_mechanism_releases_and_only_aggregation_adds_up():
         "add_secure_gaussian": {"privacy/mechanism.py", "privacy/metrics.py"},
         "clipped_sum": {"privacy/mechanism.py"},
         "clipped_means": {"privacy/mechanism.py"},
-        "add_up": {"federation/aggregate.py", "privacy/auditing.py"},  # the audit stands in for a server
+        "add_up": {"federation/payload.py", "audits/mechanism_audit.py"},  # the audit stands in for a server
     }
 
 

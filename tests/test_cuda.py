@@ -8,16 +8,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import tiny_models
-from hushprompt.backbones import emoji_clip
-from hushprompt.backbones.emoji_clip import EmojiClip
-from hushprompt.backbones.open_clip import OpenClip
-from hushprompt.backbones.placing import place
-from hushprompt.backbones.prompts import PromptModel
+from helpers import tiny_models
+from helpers.runs import files, run_with
 from hushprompt.methods.base import Batch
-from hushprompt.methods.gradients import per_example_gradients
+from hushprompt.models import embedded as emoji_clip
+from hushprompt.models.embedded import EmojiClip
+from hushprompt.models.open_clip import OpenClip
+from hushprompt.models.placing import place
+from hushprompt.prompts.gradients import per_example_gradients
+from hushprompt.prompts.prompt_model import PromptModel
 from hushprompt.registry import METHODS
-from runs import files, run_with
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
 NAMES = ("cat", "zebra kiwi", "ox", "a quick brown dog")

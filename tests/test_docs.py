@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-import tiny_models
-from hushprompt import cli
-from hushprompt import config as configs
-from hushprompt.backbones.prompts import PromptModel
+from helpers import tiny_models
+from helpers.runs import Silent
+from hushprompt.cli import main as cli
+from hushprompt.config import parse as configs
 from hushprompt.federation.simulate import run
-from runs import Silent
+from hushprompt.prompts.prompt_model import PromptModel
 
 PROMPTS = Path(__file__).parent.parent / "docs" / "prompt-files.md"
 PAGE = Path(__file__).parent.parent / "docs" / "bring-your-own-images.md"

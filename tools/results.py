@@ -24,13 +24,13 @@ from pathlib import Path
 from markupsafe import Markup
 
 from hushprompt import files, load_registries
-from hushprompt.cli_compare import csv_text, grids_of, say_once
-from hushprompt.report import figures, formats, grouping, page, results, runs, tables
-from hushprompt.report.comparison import Comparison, compare, in_order
-from hushprompt.report.grouping import EPSILON, Group
-from hushprompt.report.markup import tag
-from hushprompt.report.series import Series, pool
-from hushprompt.report.svg import WIDTH, line_class, mark, text
+from hushprompt.cli.compare import csv_text, grids_of, say_once
+from hushprompt.reporting import figures, formats, grouping, page, results, runs, tables
+from hushprompt.reporting.comparison import Comparison, compare, in_order
+from hushprompt.reporting.grouping import EPSILON, Group
+from hushprompt.reporting.markup import tag
+from hushprompt.reporting.series import Series, pool
+from hushprompt.reporting.svg import WIDTH, line_class, mark, text
 
 KEPT = ("config.toml", "summary.json", "privacy.json")
 AGAINST = "promptfl"

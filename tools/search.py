@@ -18,11 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hushprompt import config, load_registries, records
-from hushprompt.sweeps import folders, processes
-from hushprompt.sweeps.folders import State, SweepRun
-from hushprompt.sweeps.messages import Event
-from hushprompt.sweeps.plan import PlannedRun
+from hushprompt.config import load_registries
+from hushprompt.config import parse as config
+from hushprompt.jobs import processes, sweep_folder
+from hushprompt.jobs.messages import Event
+from hushprompt.jobs.sweep_file import PlannedRun
+from hushprompt.jobs.sweep_folder import State, SweepRun
+from hushprompt.runs import records
 
 logger = logging.getLogger("search")
 Point = dict[str, str]
@@ -111,7 +113,7 @@ def planned(base: str, point: Point, seed: int) -> PlannedRun:
 
 def measure(work: Path, runs: list[PlannedRun]) -> list[dict[str, float]]:
     """Make the runs that are not done, and give the scores of all."""
-    placed = folders.place(runs, work)
+    placed = sweep_folder.place(runs, work)
     waiting = list({run.planned.identity: run for run in placed if run.state is not State.DONE}.values())
     if waiting:
         processes.make(waiting, processes.share(0, len(waiting)), Watcher())

@@ -31,7 +31,7 @@ __all__ = [
 @functools.cache
 def load_registries() -> None:
     """Import every file of the rooms that register something, so that the registries are complete."""
-    for room in ("data", "backbones", "privacy", "methods"):
+    for room in ("data.sets", "data.partitions", "data.readers", "models", "features", "privacy", "methods", "config"):
         package = importlib.import_module(f"hushprompt.{room}")
         for module in pkgutil.iter_modules(package.__path__):
             importlib.import_module(f"hushprompt.{room}.{module.name}")

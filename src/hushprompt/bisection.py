@@ -26,7 +26,7 @@ class AtMost:
         self._fails, self._holds = (0.0, math.inf), (math.inf, 0.0)  # largest and smallest argument, and values there
 
     def __call__(self, x: float) -> bool:
-        """Give whether it holds at x."""
+        """Return whether it holds at x."""
         if not self._fails[0] < x < self._holds[0]:
             return x >= self._holds[0]
         value = self._function(x)
@@ -37,7 +37,7 @@ class AtMost:
         return value <= self._limit
 
     def smallest(self, low: float, high: float, tolerance: float) -> float:
-        """Give what `smallest` gives between a value that fails and one that holds, by fewer questions.
+        """Return what `smallest` gives between a value that fails and one that holds, by fewer questions.
 
         The limit's place is guessed by a power law through what is known, and asked for on both sides of the guess; the
         bisection then answers most of its questions itself.

@@ -48,7 +48,7 @@ def whole_lines(path: Path) -> list[bytes]:
 
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`, and move it there if the block succeeds."""
+    """Return a temporary path beside `path`, and move it there if the block succeeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
     os.close(handle)

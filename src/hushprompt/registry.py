@@ -25,7 +25,7 @@ class Registry:
         self._classes: dict[str, type[Any]] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Give a decorator that enrolls a frozen dataclass under `name`.
+        """Return a decorator that enrolls a frozen dataclass under `name`.
 
         Raises:
             ValueError: the name is taken, or the class is not a frozen dataclass.
@@ -42,25 +42,25 @@ class Registry:
         return enroll
 
     def get(self, name: str) -> type[Any]:
-        """Give the class called `name`; ConfigError with the nearest name if there is none."""
+        """Return the class called `name`; ConfigError with the nearest name if there is none."""
         if name not in self._classes:
             known = ", ".join(self.names())
             raise ConfigError(f"There is no {self.kind} {name!r}; known: {known}.{checks.nearest(name, self._classes)}")
         return self._classes[name]
 
     def name_of(self, thing: object) -> str:
-        """Give the name under which the class of `thing` is registered."""
+        """Return the name under which the class of `thing` is registered."""
         for name, cls in self._classes.items():
             if type(thing) is cls:
                 return name
         raise ConfigError(f"{type(thing).__qualname__} is not a registered {self.kind}.")
 
     def classes(self) -> list[type[Any]]:
-        """Give all registered classes."""
+        """Return all registered classes."""
         return list(self._classes.values())
 
     def names(self) -> list[str]:
-        """Give all names, sorted."""
+        """Return all names, sorted."""
         return sorted(self._classes)
 
 

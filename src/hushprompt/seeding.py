@@ -16,7 +16,7 @@ import numpy as np
 
 
 def stream(seed: int, purpose: str, *place: int | str) -> np.random.Generator:
-    """Give the generator of one purpose and place.
+    """Return the generator of one purpose and place.
 
     >>> bool(stream(1, "batch", 0, 3).integers(10**9) == stream(1, "batch", 0, 3).integers(10**9))
     True

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from helpers.layouts import encoded, wav
 from hushprompt.data.decoding import Media, decode_audio, decode_image, media_of, resample
 from hushprompt.errors import DataError
-from layouts import encoded, wav
 
 
 def saved(image, kind="PNG", **options):

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 
 import hushprompt
-from hushprompt.data.caltech101 import ABOUT, Caltech101
-from hushprompt.data.esc50 import ABOUT as ESC50
+from helpers.layouts import images
 from hushprompt.data.fetch import fetch
+from hushprompt.data.sets.caltech101 import ABOUT, Caltech101
+from hushprompt.data.sets.esc50 import ABOUT as ESC50
 from hushprompt.errors import ConfigError, DataError
 from hushprompt.registry import DATASETS
-from layouts import images
 
 
 @pytest.fixture

@@ -3,10 +3,10 @@ import os
 import numpy as np
 import pytest
 
+from helpers.layouts import image, is_color
 from hushprompt.data.decoding import Media
 from hushprompt.data.listing import About, Example, Files, Listing, build, find_home, split_checksum
 from hushprompt.errors import DataError
-from layouts import image, is_color
 
 ABOUT = About(name="d", title="D", citation="c", license="l", layout="d/x", how_to_get="1. Ask.", folders=("d",))
 

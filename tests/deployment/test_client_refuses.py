@@ -6,14 +6,13 @@ import json
 import pytest
 import torch
 
-from deployments import Deployment
-from hushprompt import records
-from hushprompt.deployment import guard
+from helpers.deployments import Deployment
 from hushprompt.deployment.agreement import Agreement, make_offer, version
 from hushprompt.deployment.config import OwnerConfig, ShareConfig
 from hushprompt.deployment.envelope import Envelope
 from hushprompt.errors import ProtocolError
 from hushprompt.privacy.config import Audience
+from hushprompt.runs import records
 
 
 class Asking:

@@ -8,12 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from deployments import NAMES, Deployment, Killed
+from helpers.deployments import NAMES, Deployment, Killed
+from helpers.runs import run_with
 from hushprompt import files
 from hushprompt.deployment.envelope import Envelope
 from hushprompt.deployment.transport import InProcess
 from hushprompt.errors import ProtocolError
-from runs import run_with
 
 SECURE = {"epsilon": 8.0, "delta": 1e-3, "noise_at": "client", "audience": "public", "noise_source": "secure"}
 

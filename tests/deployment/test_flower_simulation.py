@@ -11,12 +11,12 @@ from safetensors.torch import load_file
 
 pytest.importorskip("flwr")
 
-from commands import command
-from deployments import NAMES
-from hushprompt import records
+from helpers.commands import command
+from helpers.deployments import NAMES
+from helpers.real_federation import edit
+from helpers.runs import run_with
 from hushprompt.deployment.operate import layout
-from real_federation import edit
-from runs import run_with
+from hushprompt.runs import records
 
 
 @pytest.mark.slow

@@ -13,13 +13,13 @@ pytest.importorskip("flwr")
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from helpers.local_grid import LocalGrid
 from hushprompt.deployment.envelope import Envelope
 from hushprompt.deployment.flower import client_app as client_side
 from hushprompt.deployment.flower import environment, messages
 from hushprompt.deployment.flower.grid_transport import GridTransport
 from hushprompt.deployment.transport import Failure
 from hushprompt.errors import ConfigError
-from local_grid import LocalGrid
 
 REQUEST = Envelope("turn", {"round": 3}, {"context": torch.arange(6.0).reshape(2, 3), "step": torch.tensor(4)})
 MAX_BYTES = 10_000

@@ -17,8 +17,8 @@ import tomli_w
 import typer
 from typer.testing import CliRunner
 
-from hushprompt import cli_federation
-from hushprompt import config as configs
+from hushprompt.cli import federation as cli_federation
+from hushprompt.config import parse as configs
 from hushprompt.deployment.agreement import Agreement, make_offer
 from hushprompt.deployment.config import load_client, load_server
 from hushprompt.deployment.flower import clientapp, environment, hand_over
@@ -403,7 +403,7 @@ def test_a_client_never_runs_code_that_was_sent(monkeypatch):
 
 def test_the_commands_of_the_guide_fit_together(tmp_path, monkeypatch):
     """Those that start no process are followed literally; the others must name files that these have made."""
-    from hushprompt import cli
+    from hushprompt.cli import main as cli
 
     monkeypatch.chdir(tmp_path)
     page = (Path(__file__).parents[2] / "docs" / "federation.md").read_text()

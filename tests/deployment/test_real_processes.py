@@ -19,15 +19,15 @@ from safetensors.torch import load_file
 
 pytest.importorskip("flwr")
 
-from deployments import NAMES, Deployment
-from hushprompt import records
+from helpers.deployments import NAMES, Deployment
+from helpers.real_federation import RealFederation, edit, free_port
+from helpers.runs import TOY, run_with
 from hushprompt.deployment.config import load_client, load_server
 from hushprompt.deployment.flower import environment
 from hushprompt.deployment.operate import certificates, node_keys
 from hushprompt.deployment.operate import server as ends
 from hushprompt.deployment.transport import Failure, InProcess
-from real_federation import RealFederation, edit, free_port
-from runs import TOY, run_with
+from hushprompt.runs import records
 
 pytestmark = [
     pytest.mark.slow,

@@ -4,13 +4,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from deployments import NAMES, Deployment
-from hushprompt import records
-from hushprompt.backbones.toy import Toy as ToyModel
-from hushprompt.data.toy import Toy as ToyData
+from helpers.deployments import NAMES, Deployment
+from helpers.runs import run_with
+from hushprompt.data.sets.toy import Toy as ToyData
 from hushprompt.deployment.agreement import read_agreement
 from hushprompt.deployment.envelope import Envelope
-from runs import run_with
+from hushprompt.models.toy import Toy as ToyModel
+from hushprompt.runs import records
 
 CASES = {
     "dp_fpl": {"sampling": {"name": "disjoint", "steps_per_round": 2}},

@@ -5,12 +5,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from deployments import Deployment
+from helpers.deployments import Deployment
+from helpers.runs import run_with
 from hushprompt.deployment.envelope import Envelope
 from hushprompt.deployment.transport import InProcess
 from hushprompt.errors import ProtocolError, ResumeError
-from hushprompt.federation import rounds
-from runs import run_with
+from hushprompt.federation import round as rounds
 
 
 class Tampering(InProcess):

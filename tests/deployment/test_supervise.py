@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hushprompt.deployment.operate import tether
+from hushprompt.deployment.operate import process_lifetime
 from hushprompt.deployment.operate.supervise import BackOff, Job, Supervisor
 from hushprompt.errors import ConfigError
 
@@ -93,7 +93,7 @@ def test_what_must_be_put_right_first_is_an_error_at_the_first_start_and_a_messa
 def test_once_it_is_over_orphans_are_not_adopted_any_more(tmp_path):
     run_until(job(script(tmp_path, "ends", "exit 1")), lambda said: True)
     left = subprocess.run(["sh", "-c", "sleep 2 >/dev/null 2>&1 & echo $!"], stdout=subprocess.PIPE, check=True).stdout
-    assert int(left) not in tether.descendants(os.getpid())
+    assert int(left) not in process_lifetime.descendants(os.getpid())
 
 
 PROGRAM = """
@@ -105,8 +105,8 @@ supervise.Supervisor(job, print).run()
 """
 CHILD = """
 import os, pathlib, sys, time
-from hushprompt.deployment.operate import tether
-tether.end_with_parent()
+from hushprompt.deployment.operate import process_lifetime
+process_lifetime.end_with_parent()
 pathlib.Path(sys.argv[1]).write_text(str(os.getpid()))
 time.sleep(60)
 """

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from hushprompt.data.partition_by_class import DisjointClasses
-from hushprompt.data.toy import Toy
+from hushprompt.data.partitions.by_class import DisjointClasses
+from hushprompt.data.sets.toy import Toy
 from hushprompt.errors import ConfigError
 from hushprompt.evaluation.base_to_new import base_images, num_base_classes
 

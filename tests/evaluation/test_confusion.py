@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from hushprompt.data.partition import ClientShard, Partition
+from hushprompt.data.partitions.base import ClientShard, Partition
 from hushprompt.evaluation.confusion import confusion
 from hushprompt.evaluation.splits import client_splits
 

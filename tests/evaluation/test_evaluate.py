@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from hushprompt.data.partition import ClientShard, Partition
+from hushprompt.data.partitions.base import ClientShard, Partition
 from hushprompt.evaluation.evaluate import NewClasses, Scores, evaluate, mean_scores
 from hushprompt.evaluation.splits import client_splits
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from hushprompt.data.partition import ClientShard, Partition
+from hushprompt.data.partitions.base import ClientShard, Partition
 from hushprompt.evaluation.evaluate import evaluate, mean_scores
 from hushprompt.evaluation.private import count_right, scores_of
 from hushprompt.evaluation.splits import client_splits

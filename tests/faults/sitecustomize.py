@@ -31,8 +31,8 @@ def spoil():
     from flwr.app import Array
 
     from hushprompt.deployment import agreement
+    from hushprompt.deployment.client_node import Site
     from hushprompt.deployment.flower import messages
-    from hushprompt.deployment.site import Site
 
     answer = Site.answer
 

@@ -5,16 +5,16 @@ import json
 import pytest
 from safetensors.torch import load_file
 
-from hushprompt import config as configs
-from hushprompt import records
+from helpers.runs import Silent, fresh
+from hushprompt.config import parse as configs
 from hushprompt.errors import ResumeError
-from hushprompt.federation.ledger_file import LedgerFile
-from hushprompt.federation.rounds import RoundRunner
+from hushprompt.federation.round import RoundRunner
 from hushprompt.federation.setup import client_sizes, cut, plan_rows
 from hushprompt.federation.simulate import Trainer, run
 from hushprompt.privacy.config import Audience
 from hushprompt.privacy.plan import Mechanism
-from runs import Silent, fresh
+from hushprompt.runs import records
+from hushprompt.runs.ledger import LedgerFile
 
 
 def config_of(toy_values, tmp_path, num_rounds=6, **privacy):

@@ -8,10 +8,10 @@ from hushprompt import files
 from hushprompt.errors import ResumeError
 from hushprompt.federation import checkpoint
 from hushprompt.federation.checkpoint import Checkpoints, Progress, load_progress, load_state
-from hushprompt.federation.states import State, flatten
+from hushprompt.federation.state import State, flatten
 from hushprompt.methods.base import NoState
 from hushprompt.methods.context import ContextState
-from hushprompt.methods.optimizer import Optimizer
+from hushprompt.prompts.optimizer import Optimizer
 
 PROGRESS = Progress(
     config_identity="abc",

@@ -10,15 +10,15 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from hushprompt import config as configs
-from hushprompt import records
-from hushprompt.backbones.prompts import PromptModel
+from helpers.runs import files, run_with
+from hushprompt.config import parse as configs
 from hushprompt.errors import ConfigError
 from hushprompt.federation.simulate import Trainer
 from hushprompt.methods.dp_fpl import DPFPL
 from hushprompt.methods.promptfl import PromptFL
-from hushprompt.report.tables import base_to_new_table, captions, has_new_classes
-from runs import files, run_with
+from hushprompt.prompts.prompt_model import PromptModel
+from hushprompt.reporting.tables import base_to_new_table, captions, has_new_classes
+from hushprompt.runs import records
 
 FULL = {"name": "disjoint", "steps_per_round": 1}
 

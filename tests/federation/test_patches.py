@@ -7,14 +7,14 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from hushprompt import config as configs
-from hushprompt.backbones import cache
-from hushprompt.backbones.toy import ToyBackbone
+from helpers.runs import Silent, fresh
+from hushprompt.config import parse as configs
 from hushprompt.errors import ConfigError
+from hushprompt.features import cache
 from hushprompt.federation.setup import assemble, cut, load_model
 from hushprompt.federation.simulate import run
+from hushprompt.models.toy import ToyBackbone
 from hushprompt.seeding import stream
-from runs import Silent, fresh
 
 FEDOTP = {"name": "fedotp", "num_ctx": 4}
 

@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from hushprompt import cli, records
-from hushprompt import config as configs
+from helpers.runs import files, run_with
+from hushprompt.cli import main as cli
+from hushprompt.config import parse as configs
+from hushprompt.config.schema import EvaluationConfig
 from hushprompt.errors import PrivacyError, ResumeError
 from hushprompt.federation.setup import cut
 from hushprompt.federation.simulate import Trainer
 from hushprompt.privacy.metrics import MetricsPlan
-from hushprompt.report.tables import captions
-from runs import files, run_with
+from hushprompt.reporting.tables import captions
+from hushprompt.runs import records
 
 FULL = {"name": "disjoint", "steps_per_round": 1}
 
@@ -191,7 +193,7 @@ def test_the_statement_stands_apart_from_trainings_and_under_the_table(toy_value
 
 
 def test_the_number_of_releases_is_counted_as_rounds_are_scored():
-    every = configs.EvaluationConfig(every=3, last_rounds=2)
+    every = EvaluationConfig(every=3, last_rounds=2)
     assert [every.num_due(rounds) for rounds in (0, 1, 2, 3, 5, 6, 10)] == [1, 1, 2, 2, 3, 3, 4]
     for rounds in range(1, 12):
         assert every.num_due(rounds) == sum(every.is_due(done, rounds) for done in range(1, rounds + 1))

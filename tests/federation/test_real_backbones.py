@@ -2,11 +2,11 @@
 
 import pytest
 
-import tiny_models
-from hushprompt import config as configs
-from hushprompt.backbones.cache import cached
+from helpers import tiny_models
+from helpers.runs import Silent
+from hushprompt.config import parse as configs
+from hushprompt.features.cache import cached
 from hushprompt.federation.simulate import run
-from runs import Silent
 
 
 @pytest.fixture(scope="module")

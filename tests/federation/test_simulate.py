@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from hushprompt import config as configs
-from hushprompt import records
+from helpers.runs import Silent, files, fresh
+from helpers.slow_twins import slow_gradients
+from hushprompt.config import parse as configs
 from hushprompt.errors import ConfigError, PrivacyError, ResumeError
-from hushprompt.federation import meeting, turn
+from hushprompt.federation import client as turn
 from hushprompt.federation.setup import assemble, client_sizes, cut, load_model, plan_rows
 from hushprompt.federation.simulate import run
 from hushprompt.methods.base import Batch
+from hushprompt.runs import records
 from hushprompt.seeding import stream
-from runs import Silent, files, fresh
-from slow_twins import slow_gradients
 
 
 def with_sampling(config, **values):
@@ -179,7 +179,7 @@ def noise_streams(config, folder, monkeypatch):
         asked.append((purpose, *place))
         return stream(seed, purpose, *place)
 
-    for side in (turn, meeting):
+    for side in (turn, server):
         monkeypatch.setattr(side, "stream", spy)
     run(config, folder, Silent())
     return asked
@@ -232,7 +232,7 @@ def test_noise_divides_by_the_public_count_whoever_showed_up(toy_config, tmp_pat
 
 
 def test_every_step_draws_one_of_the_views_for_each_of_its_examples(toy_values, tmp_path, monkeypatch):
-    from hushprompt.backbones.feature_files import StoredFeatures
+    from hushprompt.features.store import StoredFeatures
 
     values = {**toy_values, "features": {"num_views": 3}, "runtime": {"cache_dir": str(tmp_path / "cache")}}
     config, drawn = configs.parse(values), []
@@ -257,7 +257,7 @@ def test_every_step_draws_one_of_the_views_for_each_of_its_examples(toy_values, 
 
 def test_who_else_is_in_the_batch_changes_no_examples_view(toy_values, tmp_path, monkeypatch):
     """Else one example more would change the gradients of all that follow it."""
-    from hushprompt.backbones.feature_files import StoredFeatures
+    from hushprompt.features.store import StoredFeatures
     from hushprompt.privacy.sampling import PoissonSampler
 
     values = {**toy_values, "features": {"num_views": 3}, "runtime": {"cache_dir": str(tmp_path / "cache")}}

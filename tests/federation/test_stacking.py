@@ -9,15 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from hushprompt.backbones.emoji_clip import EmojiClip
-from hushprompt.backbones.prompts import PromptModel
+from helpers.runs import files, run_with
 from hushprompt.errors import ConfigError
 from hushprompt.federation import stacking
 from hushprompt.federation.stacking import Cost, Stacking, cost, cut
 from hushprompt.methods.base import Batch
-from hushprompt.methods.gradients import bytes_per_example, per_example_gradients
+from hushprompt.models.embedded import EmojiClip
+from hushprompt.prompts.gradients import bytes_per_example, per_example_gradients
+from hushprompt.prompts.prompt_model import PromptModel
 from hushprompt.registry import METHODS
-from runs import files, run_with
 
 TRAINED = [name for name in METHODS.names() if METHODS.get(name).channels]
 

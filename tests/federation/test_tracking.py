@@ -6,10 +6,10 @@ import sys
 
 import pytest
 
+from helpers.runs import Silent
 from hushprompt.errors import ConfigError
 from hushprompt.federation.simulate import run
 from hushprompt.federation.tracking import recorded, scalars, tracking_uri
-from runs import Silent
 
 
 def with_runtime(config, **settings):

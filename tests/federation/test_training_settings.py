@@ -10,19 +10,22 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hushprompt import config as configs
-from hushprompt import records
+from helpers.runs import files, run_with
+from helpers.slow_twins import slow_gradients
+from hushprompt.config import parse as configs
 from hushprompt.errors import ConfigError, PrivacyError
-from hushprompt.federation import aggregate, meeting, rounds, turn
+from hushprompt.federation import client as turn
+from hushprompt.federation import payload
+from hushprompt.federation import round as rounds
+from hushprompt.federation import server as meeting
 from hushprompt.federation.setup import assemble, client_sizes, cut, load_model, plan_rows
-from hushprompt.federation.states import flatten
+from hushprompt.federation.state import flatten
 from hushprompt.methods.base import Batch
 from hushprompt.privacy.config import Audience, Channel
 from hushprompt.privacy.plan import Mechanism, PrivacyPlan
 from hushprompt.registry import METHODS
+from hushprompt.runs import records
 from hushprompt.seeding import stream
-from runs import files, run_with
-from slow_twins import slow_gradients
 
 UNEVEN = {"name": "dirichlet", "num_clients": 3, "alpha": 0.5}
 PLAIN_PROMPTFL = {"name": "promptfl", "num_ctx": 4, "optimizer": {"learning_rate": 0.1, "momentum": 0.0}}
@@ -261,7 +264,7 @@ def test_local_steps_are_federated_averaging_written_out(toy_values, tmp_path, w
 def messages_of(values, tmp_path, monkeypatch, name):
     """What the clients' gradients were when they arrived in the first round."""
     arrived = []
-    true_average = aggregate.average_gradients
+    true_average = payload.average_gradients
 
     def spy(messages, weights):
         arrived.append(messages)

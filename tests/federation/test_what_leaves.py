@@ -6,13 +6,13 @@ import itertools
 import numpy as np
 import torch
 
-from hushprompt import config as configs
-from hushprompt.attacks.world import World, candidates_of
+from helpers.runs import Silent
+from hushprompt.audits.world import World, candidates_of
+from hushprompt.config import parse as configs
 from hushprompt.federation.setup import assemble, client_sizes, cut, load_model, plan_rows
 from hushprompt.federation.simulate import run
 from hushprompt.privacy.plan import Mechanism
 from hushprompt.privacy.sampling import PoissonSampler
-from runs import Silent
 
 NOISE = {"local": 2.0, "global": 3.0}
 CLIP_NORMS = {"local": 0.3, "global": 0.7}

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from hushprompt.deployment import wire
-from hushprompt.federation.aggregate import Travels
-from hushprompt.federation.states import flatten, restore
+from hushprompt.federation.payload import PayloadKind
+from hushprompt.federation.state import flatten, restore
 from hushprompt.methods.base import Batch, ClipsBatches, Method, Upload
 from hushprompt.methods.context import ContextConfig
-from hushprompt.methods.optimizer import Optimizer
 from hushprompt.privacy.clipping import ClippedSum
 from hushprompt.privacy.config import Channel
 from hushprompt.privacy.plan import Mechanism
+from hushprompt.prompts.optimizer import Optimizer
 from hushprompt.registry import METHODS
 
 
@@ -238,7 +238,7 @@ def test_without_noise_it_learns(name, model, batch, make_mechanism):
 def test_a_client_reads_nothing_of_what_does_not_come_down_to_it(name, model, batch, make_mechanism):
     method = small(name)
     shared, personal = method.init(model, rng())
-    came = wire.down(shared, Travels.SUMS)
+    came = wire.down(shared, PayloadKind.SUMS)
     assert len(came) == (Channel.GLOBAL in method.channels), "and an upload is like the one thing that does"
     hidden = {
         key: torch.full_like(tensor, float("nan") if tensor.is_floating_point() else -1)

@@ -2,14 +2,14 @@ import numpy as np
 import pytest
 import torch
 
+from helpers.slow_twins import slow_gradients
 from hushprompt.errors import ConfigError
 from hushprompt.methods.context import fresh
 from hushprompt.methods.dp_fpl import DPFPL
-from hushprompt.methods.factorization import factorize
-from hushprompt.methods.optimizer import Optimizer
 from hushprompt.methods.promptfl import PromptFL
 from hushprompt.privacy.config import Channel
-from slow_twins import slow_gradients
+from hushprompt.prompts.factorization import factorize
+from hushprompt.prompts.optimizer import Optimizer
 
 SGD = Optimizer(learning_rate=0.1, momentum=0.0)
 FORMS = [("factors", "projection"), ("factors", "orthonormal"), ("factors", "svd"), ("tangent", "orthonormal")]

@@ -5,13 +5,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hushprompt import config as configs
+from hushprompt.config import parse as configs
 from hushprompt.errors import ConfigError
 from hushprompt.federation.setup import plan_rows
 from hushprompt.methods.base import Batch
 from hushprompt.methods.dp_fpl_released import DPFPLReleased
-from hushprompt.methods.optimizer import Optimizer
 from hushprompt.privacy.config import Audience, Channel
+from hushprompt.prompts.optimizer import Optimizer
 from hushprompt.seeding import stream
 
 SGD = Optimizer(learning_rate=0.1, momentum=0.0)

@@ -3,17 +3,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hushprompt import config
-from hushprompt.backbones.emoji_clip import EmojiClip
-from hushprompt.backbones.prompts import PromptModel
-from hushprompt.backbones.toy import Toy
+from hushprompt.config import parse as config
 from hushprompt.errors import ConfigError
 from hushprompt.methods.base import Batch
 from hushprompt.methods.dp_fpl import DPFPL
-from hushprompt.methods.gradients import per_example_gradients
 from hushprompt.methods.promptfl import PromptFL
+from hushprompt.models.embedded import EmojiClip
+from hushprompt.models.toy import Toy
 from hushprompt.privacy.clipping import clipped_sum
 from hushprompt.privacy.config import Channel
+from hushprompt.prompts.gradients import per_example_gradients
+from hushprompt.prompts.prompt_model import PromptModel
 
 NAMES = ("red apple", "cat", "smiling face with sunglasses", "dog", "tree", "car", "fish")
 THRESHOLD = 0.12

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from hushprompt import config as configs
-from hushprompt.backbones.prompts import PromptModel
+from hushprompt.config import parse as configs
 from hushprompt.methods.base import Batch, ClipsBatches
-from hushprompt.methods.optimizer import Optimizer
 from hushprompt.methods.random_prompt import RandomPrompt
 from hushprompt.privacy.config import Channel
+from hushprompt.prompts.optimizer import Optimizer
+from hushprompt.prompts.prompt_model import PromptModel
 from hushprompt.registry import METHODS
 
 NUM_CLASSES, NUM_CLIENTS, NUM_TRAIN, NUM_TEST, NUM_ROUNDS = 12, 2, 4, 15, 6

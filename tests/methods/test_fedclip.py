@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from hushprompt.methods.fedclip import FedCLIP, unpack
-from hushprompt.methods.optimizer import Optimizer
 from hushprompt.privacy.config import Channel
+from hushprompt.prompts.optimizer import Optimizer
 
 SGD = Optimizer(learning_rate=0.1, momentum=0.0)
 

@@ -6,14 +6,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hushprompt.backbones.prompts import PromptModel
-from hushprompt.backbones.toy import Toy
 from hushprompt.methods.base import Batch
 from hushprompt.methods.fedotp import FedOTP, aligned_logits
-from hushprompt.methods.optimizer import Optimizer
-from hushprompt.methods.transport import Transport
+from hushprompt.models.toy import Toy
 from hushprompt.privacy.config import Channel
 from hushprompt.privacy.plan import Mechanism
+from hushprompt.prompts.optimizer import Optimizer
+from hushprompt.prompts.prompt_model import PromptModel
+from hushprompt.prompts.transport import Transport
 
 SGD = Optimizer(learning_rate=0.1, momentum=0.0)
 LAYOUTS = [{}, {"is_class_specific": True, "name_position": "middle"}]

@@ -6,10 +6,10 @@ import torch.nn.functional as F
 from hushprompt.errors import ConfigError, PrivacyError
 from hushprompt.methods.base import Batch
 from hushprompt.methods.fedpgp import FedPGP
-from hushprompt.methods.optimizer import Optimizer
 from hushprompt.privacy.config import Channel, PrivacyConfig
 from hushprompt.privacy.plan import make_plan
 from hushprompt.privacy.sampling import PoissonSampler
+from hushprompt.prompts.optimizer import Optimizer
 
 SGD = Optimizer(learning_rate=0.1, momentum=0.0)
 

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import torch
 
+from helpers.slow_twins import slow_gradients
 from hushprompt.methods.local_only import LocalOnly
-from hushprompt.methods.optimizer import Optimizer
 from hushprompt.privacy.config import Channel
-from slow_twins import slow_gradients
+from hushprompt.prompts.optimizer import Optimizer
 
 SGD = Optimizer(learning_rate=0.1, momentum=0.0)
 

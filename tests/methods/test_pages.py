@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hushprompt import config as configs
+from hushprompt.config import parse as configs
 from hushprompt.federation.setup import plan_rows
 
 DOCS = Path(__file__).parent.parent.parent / "docs"

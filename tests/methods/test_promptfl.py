@@ -3,11 +3,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from helpers.slow_twins import slow_gradients
 from hushprompt.errors import ConfigError
-from hushprompt.methods.optimizer import Optimizer
 from hushprompt.methods.promptfl import PromptFL
 from hushprompt.privacy.config import Channel
-from slow_twins import slow_gradients
+from hushprompt.prompts.optimizer import Optimizer
 
 SGD = Optimizer(learning_rate=0.1, momentum=0.0)
 

@@ -5,10 +5,10 @@ import torch.nn.functional as F
 
 from hushprompt.errors import ConfigError
 from hushprompt.methods.local_only import LocalOnly
-from hushprompt.methods.optimizer import Optimizer
 from hushprompt.methods.promptfl import PromptFL
 from hushprompt.methods.promptfolio import PromptFolio
 from hushprompt.privacy.config import Channel
+from hushprompt.prompts.optimizer import Optimizer
 
 SGD = Optimizer(learning_rate=0.1, momentum=0.0)
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hushprompt import config as configs
+from helpers.runs import Silent
+from hushprompt.config import parse as configs
 from hushprompt.federation.simulate import run
-from runs import Silent
 
 
 @pytest.fixture

@@ -17,15 +17,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hushprompt.deployment import guard
-from hushprompt.deployment.arrivals import Arrivals
+from hushprompt.deployment import policy
+from hushprompt.deployment.responses import Responses
 from hushprompt.deployment.store import RunStore
-from hushprompt.federation import aggregate, turn
-from hushprompt.federation.ledger_file import LedgerFile
-from hushprompt.federation.meeting import Meeting
+from hushprompt.federation import client, payload
+from hushprompt.federation.server import Server
 from hushprompt.methods.base import Batch
 from hushprompt.methods.dp_fpl import DPFPL
-from hushprompt.methods.gradients import per_example_gradients
 from hushprompt.methods.local_only import LocalOnly
 from hushprompt.methods.promptfl import PromptFL
 from hushprompt.privacy import accounting, clipping, ledger, metrics, noise
@@ -34,6 +32,8 @@ from hushprompt.privacy.clipping import ClippedSum
 from hushprompt.privacy.config import Audience, Channel
 from hushprompt.privacy.plan import Mechanism, PrivacyPlan
 from hushprompt.privacy.sampling import DisjointSampler, PoissonSampler
+from hushprompt.prompts.gradients import per_example_gradients
+from hushprompt.runs.ledger import LedgerFile
 from hushprompt.seeding import stream
 
 TESTS = Path(__file__).parent.parent
@@ -167,7 +167,7 @@ def factors_clipped_apart(patch):
 
 @mutant(
     "noise is added to the raw sum, and the noisy sum is clipped",
-    "privacy/test_auditing.py",
+    "audits/test_mechanism_audit.py",
     "test_the_real_mechanism_never_shows_more_than_is_claimed",
     epsilon=1.0,
     norm=1000.0,
@@ -359,7 +359,7 @@ def absent_client_counted(patch):
 
 @mutant(
     "a client's examples are clipped one by one where the whole client is protected",
-    "privacy/test_auditing.py",
+    "audits/test_mechanism_audit.py",
     "test_whole_clients_are_audited_where_they_are_the_unit",
     norm=1.0,
 )
@@ -597,7 +597,7 @@ def divided_by_the_actual_batch(patch):
     "test_what_travels_has_one_size_whatever_the_batch",
 )
 def sizes_depend_on_data(patch):
-    true = aggregate.pack
+    true = payload.pack
 
     def pack(upload):
         return true(upload) if bool(upload.shared_grad.value.any()) else None
@@ -701,7 +701,7 @@ REFUSES = "deployment/test_client_refuses.py"
     "test_the_owners_budget_holds_at_every_turn_even_where_the_plan_was_not_looked_at",
 )
 def owner_not_asked(patch):
-    everywhere(patch, guard.reserve, lambda *arguments: None)
+    everywhere(patch, policy.reserve, lambda *arguments: None)
 
 
 @mutant(
@@ -748,16 +748,16 @@ def divided_by_who_answered(patch):
             self, row, shared, norms, messages, list(messages), place
         )
 
-    around(patch, Meeting, "move", make)
+    around(patch, Server, "move", make)
 
 
 @mutant(
     "what a client sends is added up twice, under noise for once",
-    "attacks/test_client_canaries.py",
+    "audits/test_client_canaries.py",
     "test_what_clients_are_said_to_add_is_what_is_released",
 )
 def added_up_twice(patch):
-    true = aggregate.unpack_sum
+    true = payload.unpack_sum
     everywhere(patch, true, lambda arrived: true([*arrived, *arrived]))
 
 
@@ -770,7 +770,7 @@ def one_noise_for_all_local_steps(patch):
     def make(true):
         return lambda self, row, norms, channel, place: true(self, row, norms, channel, (*place[:2], 0))
 
-    around(patch, turn.TurnTaker, "_mechanism", make)
+    around(patch, client.Client, "_mechanism", make)
 
 
 @mutant(
@@ -779,7 +779,7 @@ def one_noise_for_all_local_steps(patch):
     "test_a_replayed_answer_is_not_used_again",
 )
 def replay_taken(patch):
-    around(patch, Arrivals, "_check_names", lambda true: lambda *arguments: None)
+    around(patch, Responses, "_check_names", lambda true: lambda *arguments: None)
 
 
 def table():

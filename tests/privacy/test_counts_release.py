@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from hushprompt.data.partition import ClientShard, Partition
+from hushprompt.data.partitions.base import ClientShard, Partition
 from hushprompt.errors import ConfigError, PrivacyError
 from hushprompt.evaluation.private import count_right
 from hushprompt.evaluation.splits import client_splits

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import shutil
 
-from hushprompt.backbones.cache import SHIPPED, FeaturesConfig, image_features
-from hushprompt.backbones.emoji_clip import EmojiClip
-from hushprompt.backbones.feature_files import LOCK
-from hushprompt.data.emoji100 import Emoji100
+from hushprompt.data.sets.emoji100 import Emoji100
+from hushprompt.features.cache import SHIPPED, FeaturesConfig, image_features
+from hushprompt.features.store import LOCK
+from hushprompt.models.embedded import EmojiClip
 
 
 def main() -> None:

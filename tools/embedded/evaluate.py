@@ -19,10 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from captions import with_articles
-from hushprompt.backbones.emoji_clip import EmojiClipBackbone
-from hushprompt.backbones.prompts import PromptModel
 from hushprompt.data.base import Dataset
-from hushprompt.data.emoji100 import read_npz
+from hushprompt.data.sets.emoji100 import read_npz
+from hushprompt.models.embedded import EmojiClipBackbone
+from hushprompt.prompts.prompt_model import PromptModel
 
 logger = logging.getLogger("evaluate")
 TEMPLATES = (

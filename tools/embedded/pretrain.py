@@ -29,8 +29,8 @@ import vocabulary
 from augment import COLOR_NAMES, DAMAGE, render
 from captions import Captioner
 from efficientnet_weights import load_trunk
-from hushprompt.backbones.bpe import BytePairTokenizer
-from hushprompt.backbones.emoji_network import EmojiNetwork, EmojiNetworkConfig
+from hushprompt.models.bpe import BytePairTokenizer
+from hushprompt.models.embedded_network import EmojiNetwork, EmojiNetworkConfig
 from task import CLASSES, PRETRAINING_ONLY, TASK_LABELS
 
 logger = logging.getLogger("pretrain")

@@ -6,7 +6,7 @@ import itertools
 from collections import Counter
 from collections.abc import Iterable
 
-from hushprompt.backbones.bpe import BytePairTokenizer, split_words
+from hushprompt.models.bpe import BytePairTokenizer, split_words
 
 SPECIAL = ("<pad>", "<sos>", "<eos>", "<unk>")
 MIN_COUNT = 3

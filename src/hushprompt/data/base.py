@@ -22,7 +22,7 @@ class Reader(Protocol):
     """Decodes examples of one split on demand."""
 
     def __call__(self, indices: np.ndarray) -> list[np.ndarray]:
-        """Give examples in the order of `indices`.
+        """Return examples in the order of `indices`.
 
         Returns:
             m arrays: uint8 images [h, w, 3], each of its own size, or float32 mono waveforms [samples].

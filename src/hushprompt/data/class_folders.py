@@ -17,12 +17,12 @@ logger = logging.getLogger(__name__)
 
 
 def subfolders(folder: Path) -> list[str]:
-    """Give the names of the folders in a folder, sorted, without hidden ones."""
+    """Return the names of the folders in a folder, sorted, without hidden ones."""
     return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def media_files(folder: Path) -> list[str]:
-    """Give the images and sounds below a folder, as sorted relative paths; log what is neither."""
+    """Return the images and sounds below a folder, as sorted relative paths; log what is neither."""
     found: list[str] = []
     others: list[str] = []
     for place, folders, names in os.walk(folder, followlinks=True):
@@ -61,7 +61,7 @@ def list_classes(
 
 
 def coop_split(config: OnDisk, split_file: str) -> Listing | None:
-    """Give the listing of CoOp's split file, if it lies in the data set's folder."""
+    """Return the listing of CoOp's split file, if it lies in the data set's folder."""
     path = config.home() / split_file
     if not path.exists():
         return None

@@ -37,14 +37,14 @@ class Media:
     """Samples per second of the decoded waveforms; None for images."""
 
     def decode(self, data: bytes, name: str) -> np.ndarray:
-        """Give one example from its file's bytes; `name` is for the error message."""
+        """Return one example from its file's bytes; `name` is for the error message."""
         if self.sampling_rate is None:
             return decode_image(data, name)
         return decode_audio(data, name, self.sampling_rate)
 
 
 def suffix(name: str) -> str:
-    """Give the lower-case ending of a file name.
+    """Return the lower-case ending of a file name.
 
     >>> suffix("a/b.tar/C.JPG")
     'jpg'
@@ -72,7 +72,7 @@ def media_of(names: list[str], sampling_rate: int, where: str) -> Media:
 
 
 def decode_image(data: bytes, name: str) -> np.ndarray:
-    """Give the first frame of an image as uint8 RGB [h, w, 3]; 16-bit gray is scaled to 8 bits.
+    """Return the first frame of an image as uint8 RGB [h, w, 3]; 16-bit gray is scaled to 8 bits.
 
     Raises:
         DataError: the bytes are no image, cut off, or of a pixel type that has no one way to become 8 bits.
@@ -93,7 +93,7 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
 
 
 def decode_audio(data: bytes, name: str, sampling_rate: int) -> np.ndarray:
-    """Give a recording as a float32 waveform [samples]: channels averaged, resampled to `sampling_rate`.
+    """Return a recording as a float32 waveform [samples]: channels averaged, resampled to `sampling_rate`.
 
     Raises:
         DataError: the bytes are no recording, empty, cut off, or not finite.
@@ -115,7 +115,7 @@ def decode_audio(data: bytes, name: str, sampling_rate: int) -> np.ndarray:
 
 
 def resample(waveform: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
-    """Give a waveform [samples] at another sampling rate, through a zero-phase low-pass filter."""
+    """Return a waveform [samples] at another sampling rate, through a zero-phase low-pass filter."""
     if rate == new_rate:
         return np.ascontiguousarray(waveform, dtype=np.float32)
     from scipy.signal import resample_poly  # half a second to import, and needed for sounds alone
@@ -125,7 +125,7 @@ def resample(waveform: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
 
 
 def _soundfile() -> ModuleType:
-    """Give the package that reads sounds."""
+    """Return the package that reads sounds."""
     try:
         import soundfile
     except (ImportError, OSError) as error:  # OSError: the package without its library

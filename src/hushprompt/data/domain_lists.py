@@ -43,6 +43,6 @@ def read_lists(home: Path, domains: Sequence[str], classes: Sequence[str]) -> li
 
 
 def _below(path: str, folder: str) -> str:
-    """Give the part of a path from a folder on; what comes before depends on who made the list."""
+    """Return the part of a path from a folder on; what comes before depends on who made the list."""
     parts = path.replace("\\", "/").split("/")
     return "/".join(parts[parts.index(folder) :])

@@ -57,7 +57,7 @@ class Source(Protocol):
         """Name an example so that a reader can find it."""
 
     def stamp(self, row: int) -> str:
-        """Give a text that changes when the example does, without reading it; DataError if it is not there."""
+        """Return a text that changes when the example does, without reading it; DataError if it is not there."""
 
     def fetch(self, row: int) -> bytes:
         """Read an example's bytes; DataError if it is not there."""
@@ -71,11 +71,11 @@ class Files:
     names: Sequence[str] = field(repr=False)
 
     def describe(self, row: int) -> str:
-        """Give the path."""
+        """Return the path."""
         return str(self.folder / self.names[row])
 
     def stamp(self, row: int) -> str:
-        """Give size and time of the last change."""
+        """Return size and time of the last change."""
         try:
             status = (self.folder / self.names[row]).stat()
         except OSError as error:
@@ -100,11 +100,11 @@ class Decoded:
     media: Media
 
     def __call__(self, indices: np.ndarray) -> list[np.ndarray]:
-        """Give examples by index within the split."""
+        """Return examples by index within the split."""
         return [self.decode(int(row)) for row in self.rows[indices]]
 
     def decode(self, row: int) -> np.ndarray:
-        """Give one example of the source."""
+        """Return one example of the source."""
         return self.media.decode(self.source.fetch(row), self.source.describe(row))
 
 
@@ -142,7 +142,7 @@ class Known:
     """Whether a data set that is missing is downloaded, as by `hushprompt data fetch`, where torchvision can."""
 
     def home(self) -> Path:
-        """Give the data set's own folder, after a download where it is missing and `download` allows it."""
+        """Return the data set's own folder, after a download where it is missing and `download` allows it."""
         root = Path(self.root).expanduser()
         try:
             return find_home(root, self.about)
@@ -165,7 +165,7 @@ class OnDisk(Known):
 
 
 def find_home(root: Path, about: About) -> Path:
-    """Give the folder, `root` or one below it, that has what the data set needs.
+    """Return the folder, `root` or one below it, that has what the data set needs.
 
     Raises:
         DataError: none has; the message says what is missing, the layout, and how to get it.
@@ -180,7 +180,7 @@ def find_home(root: Path, about: About) -> Path:
 
 
 def missing_file(path: Path, root: Path, about: About) -> DataError:
-    """Give the error for a file of a known data set that is not there."""
+    """Return the error for a file of a known data set that is not there."""
     get = f"hushprompt data fetch {about.name} --root {root}" if about.torchvision else about.how_to_get
     return DataError(f"{about.title}: {path} is missing. Expected below {root}:\n{about.layout}\nGet it with:\n{get}")
 
@@ -235,7 +235,7 @@ def build(about: About, listing: Listing, source: Source, media: Media, on_unrea
 
 
 def split_checksum(examples: Sequence[Example]) -> str:
-    """Give the SHA-256 of the sorted lines "split<tab>name<tab>label".
+    """Return the SHA-256 of the sorted lines "split<tab>name<tab>label".
 
     >>> split_checksum([Example("b.jpg", 1, "test"), Example("a.jpg", 0, "train")])[:12]
     'ddd8291a5d58'

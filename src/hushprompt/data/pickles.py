@@ -30,7 +30,7 @@ class PlainUnpickler(pickle.Unpickler):
     """Refuses every name that is not in `ALLOWED`."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """Give what a pickle may call."""
+        """Return what a pickle may call."""
         if (module, name) not in ALLOWED:
             raise DataError(f"it asks for {module}.{name}")
         return ALLOWED[module, name]

@@ -71,7 +71,7 @@ def split_per_class(
 
 
 def split_sizes(count: int, validation: float, test: float) -> tuple[int, int, int]:
-    """Give how many of `count` examples go to train, validation and test.
+    """Return how many of `count` examples go to train, validation and test.
 
     Of few, the first is for training and the second for test.
 

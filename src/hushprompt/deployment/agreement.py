@@ -12,14 +12,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hushprompt import config as configs
-from hushprompt.backbones.placing import place, step_memory_mb
-from hushprompt.backbones.prompts import PromptModel
-from hushprompt.backbones.text_first import load_backbone
-from hushprompt.config import RunConfig, RuntimeConfig
+from hushprompt.config import parse as configs
+from hushprompt.config.schema import RunConfig, RuntimeConfig
 from hushprompt.deployment.envelope import PROTOCOL
 from hushprompt.errors import ProtocolError
 from hushprompt.federation.setup import Row, plan_rows
+from hushprompt.models.placing import place, step_memory_mb
+from hushprompt.models.text_first import load_backbone
+from hushprompt.prompts.prompt_model import PromptModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class Offer:
         return configs.parse(tomllib.loads(self.config))
 
     def to_json(self) -> dict[str, Any]:
-        """Give the fields as JSON values."""
+        """Return the fields as JSON values."""
         return dataclasses.asdict(self)
 
 
@@ -72,7 +72,7 @@ class Agreement(Offer):
 
 
 def make_offer(federation: str, run: str, config: RunConfig, class_names: tuple[str, ...], backbone: str) -> Offer:
-    """Give the server's offer; its own runtime stays with it."""
+    """Return the server's offer; its own runtime stays with it."""
     text = dataclasses.replace(config, runtime=RuntimeConfig()).to_toml()
     return Offer(federation=federation, run=run, config=text, class_names=class_names, backbone=backbone)
 
@@ -99,7 +99,7 @@ def open_model(config: RunConfig, class_names: tuple[str, ...]) -> PromptModel:
 
 
 def version() -> dict[str, Any]:
-    """Give what both ends must have in common to understand each other."""
+    """Return what both ends must have in common to understand each other."""
     return {"protocol": PROTOCOL, "package": importlib.metadata.version("hushprompt")}
 
 

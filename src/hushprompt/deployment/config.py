@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hushprompt import checks
-from hushprompt import config as configs
-from hushprompt.config import RunConfig, RuntimeConfig
+from hushprompt.config import parse as configs
+from hushprompt.config.schema import RunConfig, RuntimeConfig
 from hushprompt.errors import ConfigError
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
@@ -121,7 +121,7 @@ class ServerConfig:
         return Path(self.federation.folder)
 
     def class_names(self) -> tuple[str, ...]:
-        """Give the class names in label order; reads the run's data set where the config has none.
+        """Return the class names in label order; reads the run's data set where the config has none.
 
         Raises:
             ConfigError: the file of classes cannot be read.
@@ -307,7 +307,7 @@ def _refuse_unknown(values: Mapping[str, Any], known: set[str]) -> None:
 
 
 def _placed(section: Any, file: Path, *names: str) -> Any:
-    """Give a section with its paths relative to the folder of its file; empty ones stay empty."""
+    """Return a section with its paths relative to the folder of its file; empty ones stay empty."""
     paths = {name: getattr(section, name) for name in names}
     folder = file.parent.resolve()
     return dataclasses.replace(

@@ -13,22 +13,23 @@ import secrets
 import time
 from typing import Any
 
-from hushprompt import files, records
+from hushprompt import files
 from hushprompt.deployment import wire
 from hushprompt.deployment.agreement import Agreement, make_offer, open_model, read_agreement
-from hushprompt.deployment.arrivals import Arrivals
 from hushprompt.deployment.config import ServerConfig
+from hushprompt.deployment.enrollment import MAX_ANSWER_BYTES, Enrollment
 from hushprompt.deployment.envelope import Envelope
-from hushprompt.deployment.gathering import MAX_ANSWER_BYTES, Gathering
 from hushprompt.deployment.progress import RoundTally, ServerRecord, ServerState, load_state, save_state
+from hushprompt.deployment.responses import Responses
 from hushprompt.deployment.store import AGREEMENT
 from hushprompt.deployment.transport import Transport
 from hushprompt.errors import ProtocolError, ResumeError
-from hushprompt.federation.ledger_file import LedgerFile
-from hushprompt.federation.meeting import Meeting
 from hushprompt.federation.publish import STAYS_AT_HOME, privacy_record, write_prompts
+from hushprompt.federation.server import Server
 from hushprompt.federation.simulate import Observer
 from hushprompt.privacy.config import Channel
+from hushprompt.runs import records
+from hushprompt.runs.ledger import LedgerFile
 from hushprompt.seeding import stream
 
 
@@ -65,7 +66,7 @@ class Coordinator:
         self.offer = make_offer(config.federation.name, run, config.run, names, fingerprint)
         if self.agreement is not None and not self.offer.to_json().items() <= self.agreement.to_json().items():
             raise ResumeError(f"The run in {self.folder} belongs to another config. Use another folder.")
-        self.gathering = Gathering(config.federation, self.offer, transport, self._report)
+        self.gathering = Enrollment(config.federation, self.offer, transport, self._report)
 
     def run(self, observer: Observer) -> None:
         """Gather, train and finish."""
@@ -93,7 +94,7 @@ class Coordinator:
         self._finish(ledger, agreement, state)
 
     def _gathered(self) -> Agreement:
-        """Give what all agreed on: now, or when the run began."""
+        """Return what all agreed on: now, or when the run began."""
         if self.agreement is None:
             self.gathering.wait(self.config.federation.clients)
             self.agreement = self.gathering.agree()
@@ -117,8 +118,8 @@ class Coordinator:
     def _round(self, agreement: Agreement, state: ServerState) -> ServerState:
         """Take one round, meeting by meeting, with a checkpoint after each; a step > 0 goes on inside a round."""
         row, training = agreement.row, self.config.run.training
-        travels = wire.travels_of(row, training.local_steps)
-        meeting = Meeting(self.config.run.seed, training, agreement.sizes)
+        travels = wire.payload_kind_of(row, training.local_steps)
+        meeting = Server(self.config.run.seed, training, agreement.sizes)
         cohort = row.cohorts[state.round_index].tolist()
         if state.step == 0:
             state = dataclasses.replace(state, shared=row.method.begin_round(state.shared))
@@ -148,7 +149,7 @@ class Coordinator:
 
     def _ask(
         self, agreement: Agreement, state: ServerState, request: Envelope, cohort: list[int], deadline_s: float
-    ) -> Arrivals:
+    ) -> Responses:
         """Ask a cohort, and take what arrives in time and is what was asked for.
 
         Raises:
@@ -160,7 +161,7 @@ class Coordinator:
         if any(name not in members or members[name].node not in online for name in names):
             self.gathering.look(self._sizes(agreement))
         asked = {members[name].node: name for name in names if name in members}
-        arrivals = Arrivals(agreement, state.shared, state.norms, request, asked, self.config.run.training.local_steps)
+        arrivals = Responses(agreement, state.shared, state.norms, request, asked, self.config.run.training.local_steps)
         for name in names:
             if name not in members:
                 arrivals.fail(name, "", "not online")
@@ -211,10 +212,10 @@ class Coordinator:
         statement = {**privacy_record(*ledger.outcome([row])), "not_private": STAYS_AT_HOME}
         records.write_json(self.folder / "privacy.json", statement)
         meta = {**self._names(agreement), "rounds": state.round_index}
-        travels = wire.travels_of(row, self.config.run.training.local_steps)
+        travels = wire.payload_kind_of(row, self.config.run.training.local_steps)
         request = Envelope("finish", meta, wire.down(state.shared, travels))
         asked = {member.node: name for name, member in self.gathering.members.items()}
-        arrivals = Arrivals(agreement, state.shared, None, request, asked, self.config.run.training.local_steps)
+        arrivals = Responses(agreement, state.shared, None, request, asked, self.config.run.training.local_steps)
         deadline = self.config.federation.round_deadline_s
         for node, answer in self.transport.ask(dict.fromkeys(asked, request), deadline, MAX_ANSWER_BYTES):
             arrivals.take(node, answer)
@@ -223,11 +224,11 @@ class Coordinator:
             self._report(name, node, reason)
 
     def _names(self, agreement: Agreement) -> dict[str, Any]:
-        """Give what every message of the run says."""
+        """Return what every message of the run says."""
         return {"federation": agreement.federation, "run": agreement.run, "agreement": agreement.digest}
 
     def _sizes(self, agreement: Agreement) -> dict[str, int]:
-        """Give the public sizes by name."""
+        """Return the public sizes by name."""
         return dict(zip(agreement.clients, agreement.sizes, strict=True))
 
     def _report(self, client: str, node: str, reason: str, **place: int) -> None:

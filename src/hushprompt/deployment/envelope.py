@@ -48,7 +48,7 @@ class Envelope:
         return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
 
     def to_bytes(self) -> bytes:
-        """Give the message as bytes; equal messages give equal bytes."""
+        """Return the message as bytes; equal messages give equal bytes."""
         text = json.dumps({"kind": self.kind, "meta": self.meta}, sort_keys=True, allow_nan=False)
         owned = {name: self.tensors[name].detach().cpu().contiguous().clone() for name in sorted(self.tensors)}
         body = save(owned, metadata={ENTRY: text})
@@ -95,7 +95,7 @@ class Envelope:
 
 
 def refusal(reason: str) -> Envelope:
-    """Give the answer of one who does not do what was asked."""
+    """Return the answer of one who does not do what was asked."""
     return Envelope("refusal", {"reason": reason})
 
 

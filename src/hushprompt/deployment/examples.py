@@ -10,16 +10,16 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from hushprompt.backbones.base import FeatureKind
-from hushprompt.backbones.cache import image_features
-from hushprompt.backbones.feature_files import StoredFeatures
-from hushprompt.backbones.prompts import PromptModel
-from hushprompt.config import RunConfig
+from hushprompt.config.schema import RunConfig
 from hushprompt.data.base import Dataset
 from hushprompt.deployment.agreement import Offer
 from hushprompt.deployment.config import ClientConfig
 from hushprompt.errors import ProtocolError
+from hushprompt.features.cache import image_features
+from hushprompt.features.store import StoredFeatures
 from hushprompt.federation.setup import cut
+from hushprompt.models.base import FeatureKind
+from hushprompt.prompts.prompt_model import PromptModel
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Examples:
     def features(
         self, model: PromptModel, config: RunConfig, split: str, kind: FeatureKind
     ) -> tuple[StoredFeatures, Int[Tensor, " n"], Int[Tensor, " m"]]:
-        """Give features of a split, from the cache or encoded now, with labels [n] of all its rows and the own rows."""
+        """Return features of a split, cached or encoded now, labels [n] of all its rows, and the own rows."""
         where = config.runtime.cache_path
         stored = image_features(model.backbone, self.dataset, split, where, config.features, kind=kind)
         return stored, torch.from_numpy(self.dataset.splits[split].labels), torch.from_numpy(self.index[split])

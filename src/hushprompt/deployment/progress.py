@@ -11,13 +11,13 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from hushprompt import files
-from hushprompt.deployment.arrivals import Arrivals
+from hushprompt.deployment.responses import Responses
 from hushprompt.deployment.wire import check_like
 from hushprompt.errors import ProtocolError, ResumeError
-from hushprompt.federation.states import flatten, restore
+from hushprompt.federation.state import flatten, restore
 from hushprompt.methods.base import Shared
 from hushprompt.privacy.adaptive import ClipNorms
-from hushprompt.records import RoundRecord
+from hushprompt.runs.records import RoundRecord
 
 FILE = "checkpoint/state.safetensors"
 
@@ -51,8 +51,8 @@ class RoundTally:
     header_bytes_down: int = 0
     seconds: float = 0.0
 
-    def plus(self, arrivals: Arrivals, seconds: float) -> RoundTally:
-        """Give the counts with one meeting more."""
+    def plus(self, arrivals: Responses, seconds: float) -> RoundTally:
+        """Return the counts with one meeting more."""
         request, number = arrivals.request, len(arrivals.asked)
         return RoundTally(
             asked=sorted({*self.asked, *arrivals.asked.values()}),

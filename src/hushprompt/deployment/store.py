@@ -17,13 +17,14 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
-from hushprompt import files, records
+from hushprompt import files
 from hushprompt.deployment.agreement import Agreement, read_agreement
 from hushprompt.deployment.config import check_name
 from hushprompt.deployment.envelope import Envelope
 from hushprompt.errors import ConfigError, ProtocolError, ResumeError
-from hushprompt.federation.states import flatten, restore
+from hushprompt.federation.state import flatten, restore
 from hushprompt.methods.base import Personal
+from hushprompt.runs import records
 
 AGREEMENT = "agreement.json"
 """What was agreed on, at the server and at every client."""
@@ -82,7 +83,7 @@ class RunStore:
         return path.exists() and path.stat().st_size > 0
 
     def pinned(self) -> Agreement | None:
-        """Give what was agreed on; None before."""
+        """Return what was agreed on; None before."""
         path = self.folder / AGREEMENT
         return read_agreement(records.read_json(path)) if path.exists() else None
 

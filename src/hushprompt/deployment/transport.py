@@ -35,7 +35,7 @@ class Transport(Protocol):
     """The server's end of a carrier. A node is whatever the carrier can reach; `join` tells which client it is."""
 
     def online(self) -> list[str]:
-        """Give the ids of the nodes that can be reached now. A node keeps its id when it comes back."""
+        """Return the ids of the nodes that can be reached now. A node keeps its id when it comes back."""
 
     def ask(
         self, requests: Mapping[str, Envelope], deadline_s: float, max_bytes: int
@@ -62,7 +62,7 @@ class InProcess:
         self._num_threads = num_threads
 
     def online(self) -> list[str]:
-        """Give all nodes."""
+        """Return all nodes."""
         return list(self.sites)
 
     def ask(

@@ -1,6 +1,6 @@
 """From what is shared to what goes down, and from a client's message to what comes up; both are checked on arrival.
 
-What a message is, is decided in `federation/aggregate.py`: here it only gets names.
+What a message is, is decided in `federation/payload.py`: here it only gets names.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from hushprompt.errors import ProtocolError
-from hushprompt.federation.aggregate import Travels, what_travels
+from hushprompt.federation.payload import PayloadKind, payload_kind
 from hushprompt.federation.setup import Row
-from hushprompt.federation.states import flatten, restore
+from hushprompt.federation.state import flatten, restore
 from hushprompt.methods.base import Shared
 from hushprompt.privacy.adaptive import ClipNorms
 from hushprompt.privacy.clipping import ClippedSum
@@ -27,21 +27,21 @@ HEADER_BYTES = 2**16
 """More than all that stands around the tensors of an answer."""
 
 
-def travels_of(row: Row, local_steps: int) -> Travels:
-    """Give what the clients of a row send."""
-    return what_travels(local_steps, row.plan.config.noise_at)
+def payload_kind_of(row: Row, local_steps: int) -> PayloadKind:
+    """Return what the clients of a row send."""
+    return payload_kind(local_steps, row.plan.config.noise_at)
 
 
-def down(shared: Shared, travels: Travels) -> dict[str, Tensor]:
-    """Give what of the shared state clients need for a turn, by name."""
+def down(shared: Shared, travels: PayloadKind) -> dict[str, Tensor]:
+    """Return what of the shared state clients need for a turn, by name."""
     tensors = flatten(shared)
-    if travels is Travels.COPIES:
+    if travels is PayloadKind.COPIES:
         return tensors
     return {name: tensor for name, tensor in tensors.items() if name.partition(".")[0] not in SERVER_ONLY}
 
 
-def from_down(template: Shared, tensors: Mapping[str, Tensor], travels: Travels) -> Shared:
-    """Give the shared state that came down; what does not come down is the template's, and nobody reads it.
+def from_down(template: Shared, tensors: Mapping[str, Tensor], travels: PayloadKind) -> Shared:
+    """Return the shared state that came down; what does not come down is the template's, and nobody reads it.
 
     Raises:
         ProtocolError: other tensors, shapes or types than the method's.
@@ -51,7 +51,7 @@ def from_down(template: Shared, tensors: Mapping[str, Tensor], travels: Travels)
 
 
 def up(message: Any) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Give a client's message as tensors, and the count that adaptive clip norms need; nothing where nothing travels.
+    """Return a client's message as tensors, and the count that adaptive clip norms need; nothing where nothing travels.
 
     Whoever masks what travels does it in `aggregate.pack`.
     """
@@ -62,14 +62,14 @@ def up(message: Any) -> tuple[dict[str, Tensor], dict[str, float]]:
     return ({"gradient": message} if isinstance(message, Tensor) else flatten(message)), {}
 
 
-def expected_up(row: Row, shared: Shared, travels: Travels) -> dict[str, Tensor]:
-    """Give tensors of the names, shapes and types that a client's message must have."""
-    if travels is Travels.COPIES:
+def expected_up(row: Row, shared: Shared, travels: PayloadKind) -> dict[str, Tensor]:
+    """Return tensors of the names, shapes and types that a client's message must have."""
+    if travels is PayloadKind.COPIES:
         return flatten(shared)
     (like,) = down(shared, travels).values()
     if row.plan.batch_clipping is not None:
         like = like.flatten()  # blocks of a clipped batch are one vector
-    if travels is Travels.GRADIENTS:
+    if travels is PayloadKind.GRADIENTS:
         return {"gradient": like}
     return {"sum": like.double() if row.plan.config.noise_source == "secure" else like}
 
@@ -79,21 +79,21 @@ def from_up(
     shared: Shared,
     norms: ClipNorms | None,
     size: int,
-    travels: Travels,
+    travels: PayloadKind,
     tensors: Mapping[str, Tensor],
     meta: Mapping[str, Any],
 ) -> Any:
-    """Give the message that came up from a client with `size` training examples.
+    """Return the message that came up from a client with `size` training examples.
 
     Raises:
         ProtocolError: it is not what the method's clients send.
     """
     check_like(tensors, expected_up(row, shared, travels), "An update")
-    if travels is Travels.COPIES:
+    if travels is PayloadKind.COPIES:
         return restore(shared, tensors)
     (value,) = tensors.values()
     value = value.to(next(iter(down(shared, travels).values())).device)
-    if travels is Travels.GRADIENTS:
+    if travels is PayloadKind.GRADIENTS:
         return value
     count = 0.0
     if norms is not None:

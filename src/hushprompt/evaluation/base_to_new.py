@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Int
 
 from hushprompt.data.base import Dataset, Reader
-from hushprompt.data.partition import Partition
+from hushprompt.data.partitions.base import Partition
 from hushprompt.errors import ConfigError
 
 
@@ -31,7 +31,7 @@ class BaseImages:
     """By split, where each of them is in the whole data set."""
 
     def in_whole(self, partition: Partition) -> Partition:
-        """Give a partition of these images as one of the whole data set, in which nobody has the others."""
+        """Return a partition of these images as one of the whole data set, in which nobody has the others."""
         clients = []
         for client in partition.clients:
             indices = {split: self.places[split][index] for split, index in client.indices.items()}
@@ -63,7 +63,7 @@ def num_base_classes(base_classes: float, num_classes: int) -> int:
 
 
 def base_images(dataset: Dataset, num_base: int) -> BaseImages:
-    """Give the images of the first `num_base` classes."""
+    """Return the images of the first `num_base` classes."""
     places = {name: np.flatnonzero(split.labels < num_base) for name, split in dataset.splits.items()}
     splits = {
         name: dataclasses.replace(

@@ -144,7 +144,7 @@ def evaluate(
 
 
 def mean_scores(rounds: Sequence[Scores]) -> Scores:
-    """Give the mean of every figure over several rounds; of one round, its scores themselves."""
+    """Return the mean of every figure over several rounds; of one round, its scores themselves."""
     if len(rounds) == 1:
         return rounds[0]
     clients = [_mean_fields(each) for each in zip(*(scores.clients for scores in rounds), strict=True)]
@@ -176,7 +176,7 @@ def _tally(logits: Float[Tensor, "n c"], labels: Int[Tensor, " n"], split: Clien
 
 
 def _share(count: int, total: int) -> float:
-    """Give a fraction; NaN of nothing."""
+    """Return a fraction; NaN of nothing."""
     return count / total if total else math.nan
 
 

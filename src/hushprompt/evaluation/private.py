@@ -75,7 +75,7 @@ def _shares(counts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 
 
 def _mean(values: np.ndarray) -> float:
-    """Give the mean of the values that are numbers, held in [0, 1]; NaN if none is."""
+    """Return the mean of the values that are numbers, held in [0, 1]; NaN if none is."""
     numbers = values[~np.isnan(values)]
     return _held(float(numbers.mean())) if len(numbers) else math.nan
 

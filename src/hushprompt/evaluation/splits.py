@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hushprompt.data.partition import Partition
+from hushprompt.data.partitions.base import Partition
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class ClientSplit:
 
 
 def client_splits(partition: Partition, split: str) -> tuple[ClientSplit, ...]:
-    """Give every client's local and neighbor images of `split`, "test" or "validation"."""
+    """Return every client's local and neighbor images of `split`, "test" or "validation"."""
     own = [client.indices[split] for client in partition.clients]
     everyone = np.sort(np.concatenate(own))
     return tuple(

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from hushprompt import files
 from hushprompt.errors import ResumeError
-from hushprompt.federation.states import State, flatten, restore
+from hushprompt.federation.state import State, flatten, restore
 
 FILE = "checkpoint/state.safetensors"
 SEGMENT = "personal-*.safetensors"
@@ -203,5 +203,5 @@ def _read(path: Path, keys: Collection[str] | None = None) -> dict[str, Tensor]:
 
 
 def _client_of(key: str) -> int:
-    """Give the client of a tensor's name in a segment, such as `3.context`."""
+    """Return the client of a tensor's name in a segment, such as `3.context`."""
     return int(key.partition(".")[0])

@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from hushprompt import files, records
-from hushprompt.backbones.prompts import PromptModel
-from hushprompt.config import RunConfig
+from hushprompt import files
+from hushprompt.config.schema import RunConfig
 from hushprompt.data.base import Dataset
-from hushprompt.data.partition import Partition
+from hushprompt.data.partitions.base import Partition
 from hushprompt.evaluation.confusion import Confusion
 from hushprompt.federation.setup import Row
 from hushprompt.methods.base import Personal, Published, Shared
@@ -25,6 +24,8 @@ from hushprompt.privacy.adaptive import count_std
 from hushprompt.privacy.config import Audience, Channel
 from hushprompt.privacy.ledger import Account
 from hushprompt.privacy.metrics import LOCAL_SENSITIVITY, MetricsPlan, neighbor_sensitivity
+from hushprompt.prompts.prompt_model import PromptModel
+from hushprompt.runs import records
 
 TRUSTED_SERVER = (
     "The server is trusted: it sees each client's clipped sum before noise, so nothing here protects a client from the "
@@ -99,7 +100,7 @@ def privacy_record(
     metrics: MetricsPlan | None = None,
     num_released: int | None = None,
 ) -> dict[str, Any]:
-    """Give `privacy.json`: per row the mechanisms, their composed event, and the guarantee of every audience.
+    """Return `privacy.json`: per row the mechanisms, their composed event, and the guarantee of every audience.
 
     Args:
         rows: with plans that say what was spent, or, for a run that is not trained, what is planned.
@@ -140,7 +141,7 @@ def privacy_record(
 
 
 def _evaluation_images(metrics: MetricsPlan, num_released: int | None) -> dict[str, Any]:
-    """Give the guarantee of evaluation images in words, and what it follows from."""
+    """Return the guarantee of evaluation images in words, and what it follows from."""
     guarantee = metrics.guarantee(num_released)
     words = EVALUATION_IMAGES.format(
         statement=guarantee.statement(),
@@ -199,7 +200,7 @@ def participation(row: Row) -> dict[str, Any]:
 
 
 def partition_record(dataset: Dataset, partition: Partition) -> dict[str, Any]:
-    """Give `partition.json`: each client's name and its examples by split and class."""
+    """Return `partition.json`: each client's name and its examples by split and class."""
     num_classes = len(dataset.class_names)
     return {
         "note": COUNTS_NOT_PRIVATE,
@@ -214,7 +215,7 @@ def partition_record(dataset: Dataset, partition: Partition) -> dict[str, Any]:
 
 
 def confusion_record(row: Row, counts: Confusion) -> dict[str, Any]:
-    """Give a file of `confusion/`: predictions of one row after its last round, by true and predicted class."""
+    """Return a file of `confusion/`: predictions of one row after its last round, by true and predicted class."""
     return {
         "row": row.label,
         "local": records.sparse_rows(counts.local),
@@ -223,7 +224,7 @@ def confusion_record(row: Row, counts: Confusion) -> dict[str, Any]:
 
 
 def provenance(config: RunConfig) -> dict[str, str]:
-    """Give what made a result, so that it can be made again."""
+    """Return what made a result, so that it can be made again."""
     return {
         "hushprompt": importlib.metadata.version("hushprompt"),
         "config_identity": config.identity(),

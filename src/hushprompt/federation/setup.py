@@ -12,23 +12,23 @@ from jaxtyping import Int
 from torch import Tensor
 
 from hushprompt import seeding
-from hushprompt.backbones.base import FeatureKind
-from hushprompt.backbones.cache import Progress, check_kind, image_features
-from hushprompt.backbones.feature_files import StoredFeatures
-from hushprompt.backbones.placing import place, step_memory_mb
-from hushprompt.backbones.prompts import PromptModel
-from hushprompt.config import RunConfig
+from hushprompt.config.schema import RunConfig
 from hushprompt.data.base import Dataset
-from hushprompt.data.partition import Partition
+from hushprompt.data.partitions.base import Partition
 from hushprompt.errors import ConfigError, PrivacyError
 from hushprompt.evaluation.base_to_new import base_images, num_base_classes
 from hushprompt.evaluation.splits import ClientSplit, client_splits
-from hushprompt.federation.cohort import Cohorts, draw_cohorts
+from hushprompt.features.cache import Progress, check_kind, image_features
+from hushprompt.features.store import StoredFeatures
+from hushprompt.federation.schedule import Cohorts, draw_cohorts
 from hushprompt.methods.base import ClipsBatches, Method
-from hushprompt.methods.optimizer import with_schedule_steps
+from hushprompt.models.base import FeatureKind
+from hushprompt.models.placing import place, step_memory_mb
 from hushprompt.privacy.config import Channel
 from hushprompt.privacy.metrics import MetricsPlan, make_metrics_plan
 from hushprompt.privacy.plan import PrivacyPlan, make_plan
+from hushprompt.prompts.optimizer import with_schedule_steps
+from hushprompt.prompts.prompt_model import PromptModel
 from hushprompt.registry import METHODS
 
 Load = Callable[[Any], Any]
@@ -103,7 +103,7 @@ def cut(config: RunConfig, dataset: Dataset) -> Partition:
 
 
 def client_sizes(partition: Partition) -> list[int]:
-    """Give the public number of training examples of every client."""
+    """Return the public number of training examples of every client."""
     return [len(client.indices["train"]) for client in partition.clients]
 
 
@@ -169,7 +169,7 @@ def assemble(
 
 
 def _num_trained_classes(config: RunConfig, dataset: Dataset) -> int:
-    """Give the number of classes that clients train on, which come first."""
+    """Return the number of classes that clients train on, which come first."""
     total = len(dataset.class_names)
     wanted = config.evaluation.base_classes
     return total if wanted is None else num_base_classes(wanted, total)
@@ -178,7 +178,7 @@ def _num_trained_classes(config: RunConfig, dataset: Dataset) -> int:
 def _new_images(
     model: PromptModel, dataset: Dataset, features: Mapping[FeatureKind, Tensor], labels: Int[Tensor, " n"]
 ) -> NewImages | None:
-    """Give the images of the classes that the model does not know; None if it knows all.
+    """Return the images of the classes that the model does not know; None if it knows all.
 
     Raises:
         ConfigError: there is no such image.
@@ -197,7 +197,7 @@ def _new_images(
 
 
 def plan_rows(config: RunConfig, sizes: list[int]) -> list[Row]:
-    """Give the rows of a run, references first; calibrates all noise and refuses what the theorem does not cover.
+    """Return the rows of a run, references first; calibrates all noise and refuses what the theorem does not cover.
 
     Args:
         config: what to run.

@@ -21,9 +21,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hushprompt import records
-from hushprompt.backbones.prompts import PromptModel
-from hushprompt.config import RunConfig
+from hushprompt.config.schema import RunConfig
 from hushprompt.errors import ResumeError
 from hushprompt.evaluation.confusion import confusion
 from hushprompt.evaluation.evaluate import NewClasses, Scores, evaluate, mean_scores
@@ -31,8 +29,6 @@ from hushprompt.evaluation.metrics import predicted_classes
 from hushprompt.evaluation.private import count_right, scores_of
 from hushprompt.federation import checkpoint
 from hushprompt.federation.checkpoint import Checkpoints, Progress
-from hushprompt.federation.ledger_file import LedgerFile
-from hushprompt.federation.metrics_file import MetricsFile
 from hushprompt.federation.publish import (
     confusion_record,
     partition_record,
@@ -40,7 +36,7 @@ from hushprompt.federation.publish import (
     provenance,
     write_prompts,
 )
-from hushprompt.federation.rounds import RoundRunner
+from hushprompt.federation.round import RoundRunner
 from hushprompt.federation.setup import (
     Federation,
     Load,
@@ -54,11 +50,15 @@ from hushprompt.federation.setup import (
     plan_rows,
 )
 from hushprompt.federation.stacking import Stacking
-from hushprompt.federation.states import State
+from hushprompt.federation.state import State
 from hushprompt.federation.tracking import tracked
 from hushprompt.methods.base import NoState, Personal
 from hushprompt.privacy.metrics import MetricsPlan, RightAnswers
-from hushprompt.records import RoundRecord, RowSummary
+from hushprompt.prompts.prompt_model import PromptModel
+from hushprompt.runs import records
+from hushprompt.runs.ledger import LedgerFile
+from hushprompt.runs.metrics import MetricsFile
+from hushprompt.runs.records import RoundRecord, RowSummary
 from hushprompt.seeding import stream
 
 
@@ -304,7 +304,7 @@ class Trainer:
         records.write_compact_json(path, confusion_record(row, counts))
 
     def _predict_fn(self, row: Row, state: State) -> Callable[[int], Int[np.ndarray, " n"]]:
-        """Give what a client's prompt takes the evaluation images for; scored already, it is known."""
+        """Return what a client's prompt takes the evaluation images for; scored already, it is known."""
         if self._predicted is not None and self._predicted[0] is state:
             return self._predicted[1].__getitem__
         logits_fn = self._eval_logits_fn(row, state)
@@ -324,14 +324,14 @@ class Trainer:
         return self.evaluate(row, state, with_new_classes=with_new_classes)
 
     def _eval_logits_fn(self, row: Row, state: State) -> Callable[[int], Float[Tensor, "n c"]]:
-        """Give what computes a client's logits of all evaluation images."""
+        """Return what computes a client's logits of all evaluation images."""
         features = self.federation.eval_features[row.method.feature_kind]
         return self._logits_fn(row, state, self.federation.model, features)
 
     def _logits_fn(
         self, row: Row, state: State, model: PromptModel, features: Float[Tensor, "n *m d"]
     ) -> Callable[[int], Float[Tensor, "n c"]]:
-        """Give what computes a client's logits; those of clients with one and the same state are computed once."""
+        """Return what computes a client's logits; those of clients with one and the same state are computed once."""
 
         def logits(personal: Personal) -> Float[Tensor, "n c"]:
             with torch.no_grad():
@@ -366,7 +366,7 @@ def _progress(config: RunConfig, folder: Path) -> Progress:
 
 
 def _epsilons(row: Row, num_rounds: int) -> dict[str, float]:
-    """Give every audience's epsilon after some rounds, one after the other: several may see the same releases."""
+    """Return every audience's epsilon after some rounds, one after the other: several may see the same releases."""
     return {str(audience): row.plan.epsilon(audience, num_rounds) for audience in row.plan.audiences}
 
 

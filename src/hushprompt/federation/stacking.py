@@ -16,10 +16,10 @@ from typing import TypeVar
 from jaxtyping import Float
 from torch import Tensor
 
-from hushprompt.backbones.base import TextPass
-from hushprompt.backbones.prompts import NamePosition, PromptModel
-from hushprompt.backbones.stack import run_stacked
-from hushprompt.methods.gradients import bytes_per_example
+from hushprompt.models.base import TextPass
+from hushprompt.prompts.gradients import bytes_per_example
+from hushprompt.prompts.prompt_model import NamePosition, PromptModel
+from hushprompt.prompts.stack import run_stacked
 
 T = TypeVar("T")
 MOST_CLIENTS = 64
@@ -39,11 +39,11 @@ class Cost:
     """For each example that goes backward at once."""
 
     def most(self, memory_mb: int) -> int:
-        """Give how many clients, with an example each, may be stacked; at least 1, at most `MOST_CLIENTS`."""
+        """Return how many clients, with an example each, may be stacked; at least 1, at most `MOST_CLIENTS`."""
         return min(MOST_CLIENTS, max(1, int(memory_mb / (self.held + self.example))))
 
     def left(self, memory_mb: int, num_clients: int) -> int:
-        """Give the MB that are left for each client's examples; at least 1."""
+        """Return the MB that are left for each client's examples; at least 1."""
         return max(1, int(memory_mb / num_clients - self.held))
 
 

@@ -19,11 +19,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hushprompt import files, records
-from hushprompt.config import RunConfig
+from hushprompt import files
+from hushprompt.config.schema import RunConfig
+from hushprompt.config.settings import flat
 from hushprompt.errors import ConfigError
-from hushprompt.records import RoundRecord
-from hushprompt.settings import flat
+from hushprompt.runs import records
+from hushprompt.runs.records import RoundRecord
 
 if TYPE_CHECKING:
     from hushprompt.federation.setup import Row
@@ -38,7 +39,7 @@ EXPERIMENT = "hushprompt"
 
 @contextlib.contextmanager
 def tracked(config: RunConfig, folder: Path, observer: Observer) -> Iterator[Observer]:
-    """Give an observer that also feeds what the runtime section asks for; closes it however the run ends.
+    """Return an observer that also feeds what the runtime section asks for; closes it however the run ends.
 
     Raises:
         ConfigError: a package that is needed is missing; nothing is written then.
@@ -58,7 +59,7 @@ def tracked(config: RunConfig, folder: Path, observer: Observer) -> Iterator[Obs
 
 
 def scalars(record: RoundRecord) -> dict[str, float]:
-    """Give the finite values of a round by the names under which they are logged.
+    """Return the finite values of a round by the names under which they are logged.
 
     Accuracies are read from evaluation images: exactly, which no guarantee covers either, or from noisy counts
     (evaluation.metrics_epsilon); the privacy statement says which.
@@ -154,7 +155,7 @@ class TensorBoard:
             writer.close()
 
     def _writer(self, label: str) -> Any:
-        """Give the writer of a row."""
+        """Return the writer of a row."""
         if label not in self._writers:
             name = re.sub(r"[^\w.#-]+", "_", label)
             self._writers[label] = self._make_writer(str(self._folder / TENSORBOARD_FOLDER / name))
@@ -251,7 +252,7 @@ class MLflow:
 
 
 def tracking_uri(where: str) -> str:
-    """Give MLflow's name of a place: an address stays, anything else is a folder that gets a database of its own.
+    """Return MLflow's name of a place: an address stays, anything else is a folder that gets a database of its own.
 
     >>> tracking_uri("http://localhost:5000"), tracking_uri("/data/experiments")
     ('http://localhost:5000', 'sqlite:////data/experiments/mlflow.db')

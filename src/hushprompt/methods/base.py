@@ -13,12 +13,12 @@ import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hushprompt.backbones.base import FeatureKind
-from hushprompt.backbones.prompts import PromptModel
+from hushprompt.models.base import FeatureKind
 from hushprompt.privacy.batch_clipping import BatchClipping
 from hushprompt.privacy.clipping import ClippedSum
 from hushprompt.privacy.config import Channel
 from hushprompt.privacy.plan import Mechanism
+from hushprompt.prompts.prompt_model import PromptModel
 
 Shared = Any
 """Frozen dataclass of tensors that the server holds and every client receives."""
@@ -80,7 +80,7 @@ class Method(Protocol):
     """What it needs to know of an image: "pooled", or "patches", which takes a backbone that has them."""
 
     def init(self, model: PromptModel, rng: np.random.Generator) -> tuple[Shared, Personal]:
-        """Give the state of the server and the state that every client starts with; data-independent."""
+        """Return the state of the server and the state that every client starts with; data-independent."""
 
     def begin_round(self, shared: Shared) -> Shared:
         """Get the shared state ready for a round, before its first step; knows no data.
@@ -112,14 +112,14 @@ class Method(Protocol):
         """Move the shared state by the released (noisy) mean gradient."""
 
     def public_file(self, model: PromptModel, shared: Shared) -> Published | None:
-        """Give what everybody sees, other clients among them; None where nothing is trained that is shared.
+        """Return what everybody sees, other clients among them; None where nothing is trained that is shared.
 
         A function of the shared state, which moves by GLOBAL releases alone. Whatever more a method would show, such as
         clients' prompts to each other, has to be accounted for first: `privacy/plan.py` says who is charged for what.
         """
 
     def personal_file(self, model: PromptModel, shared: Shared, personal: Personal) -> Published | None:
-        """Give what the holder of one client's prompt sees, and may use; None where nothing is personal.
+        """Return what the holder of one client's prompt sees, and may use; None where nothing is personal.
 
         A function of both states. The holder is charged for GLOBAL and LOCAL releases.
         """
@@ -146,7 +146,7 @@ class Untrained:
     feature_kind: ClassVar[FeatureKind] = "pooled"
 
     def begin_round(self, shared: Shared) -> Shared:
-        """Give the state back; no round ever begins."""
+        """Return the state back; no round ever begins."""
         return shared
 
     def client_step(

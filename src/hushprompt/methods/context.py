@@ -14,11 +14,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hushprompt import checks
-from hushprompt.backbones.base import FeatureKind
-from hushprompt.backbones.prompts import NamePosition, PromptModel
 from hushprompt.errors import ConfigError
 from hushprompt.methods.base import Personal, Published, Shared
-from hushprompt.methods.optimizer import Optimizer, OptimizerState
+from hushprompt.models.base import FeatureKind
+from hushprompt.prompts.optimizer import Optimizer, OptimizerState
+from hushprompt.prompts.prompt_model import NamePosition, PromptModel
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class HasContext(Protocol):
     name_position: NamePosition
 
     def context(self, shared: Shared, personal: Personal) -> Float[Tensor, "*c t e"]:
-        """Give the context that a client uses and may publish."""
+        """Return the context that a client uses and may publish."""
 
 
 @runtime_checkable
@@ -44,7 +44,7 @@ class SharesContext(HasContext, Protocol):
     """A method that may also share one with everybody."""
 
     def shared_context(self, shared: Shared) -> Float[Tensor, "*c t e"] | None:
-        """Give the context that the public sees; None where nothing is shared."""
+        """Return the context that the public sees; None where nothing is shared."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,16 +70,16 @@ class ContextConfig:
         checks.positive(num_ctx=self.num_ctx, init_std=self.init_std)
 
     def begin_round(self, shared: Shared) -> Shared:
-        """Give the state back: a step needs nothing from where its round began."""
+        """Return the state back: a step needs nothing from where its round began."""
         return shared
 
     def public_file(self: SharesContext, model: PromptModel, shared: Shared) -> Published | None:
-        """Give the shared context."""
+        """Return the shared context."""
         context = self.shared_context(shared)
         return None if context is None else _file(model, context, self.name_position)
 
     def personal_file(self: HasContext, model: PromptModel, shared: Shared, personal: Personal) -> Published | None:
-        """Give the client's context."""
+        """Return the client's context."""
         return _file(model, self.context(shared, personal), self.name_position)
 
     def logits(
@@ -93,7 +93,7 @@ class ContextConfig:
         return model.logits(image_features, model.text_features(self.context(shared, personal), self.name_position))
 
     def start(self, model: PromptModel, rng: np.random.Generator) -> Float[Tensor, "*c t e"]:
-        """Give the context before training: the words, or a Gaussian draw; data-independent.
+        """Return the context before training: the words, or a Gaussian draw; data-independent.
 
         Raises:
             ConfigError: a prompt would not fit the window, or num_ctx is not the number of the words' tokens.
@@ -121,7 +121,7 @@ class ContextConfig:
         return words.expand(self._shape(model)).clone()
 
     def _shape(self, model: PromptModel) -> tuple[int, ...]:
-        """Give [t, e] or [c, t, e]."""
+        """Return [t, e] or [c, t, e]."""
         each = (self.num_ctx, model.token_width)
         return (model.num_classes, *each) if self.is_class_specific else each
 
@@ -145,7 +145,7 @@ class GlobalAndPersonalConfig(ContextConfig):
         return ContextState(*self.global_optimizer.step(shared.context, released, shared.optimizer))
 
     def shared_context(self, shared: ContextState) -> Float[Tensor, "*c t e"]:
-        """Give the global prompt."""
+        """Return the global prompt."""
         return shared.context
 
 
@@ -154,7 +154,7 @@ class PromptSumConfig(GlobalAndPersonalConfig):
     """What methods have in common whose clients use the sum of the two prompts."""
 
     def init(self, model: PromptModel, rng: np.random.Generator) -> tuple[ContextState, Any]:
-        """Give the start of the global prompt, and draw the one start of all personal prompts.
+        """Return the start of the global prompt, and draw the one start of all personal prompts.
 
         Initial words are the global prompt's alone: the two are added up.
         """
@@ -162,7 +162,7 @@ class PromptSumConfig(GlobalAndPersonalConfig):
         return shared, fresh(self.draw(model, rng), self.local_optimizer)
 
     def context(self, shared: ContextState, personal: Any) -> Float[Tensor, "*c t e"]:
-        """Give the sum of global and personal prompt."""
+        """Return the sum of global and personal prompt."""
         total: Tensor = shared.context + personal.context
         return total
 
@@ -189,5 +189,5 @@ def fresh(context: Float[Tensor, "*c t e"], optimizer: Optimizer) -> ContextStat
 
 
 def mean_loss(losses: Float[Tensor, " b"]) -> float:
-    """Give the mean loss of a batch, NaN for an empty one. Not private."""
+    """Return the mean loss of a batch, NaN for an empty one. Not private."""
     return float(losses.mean())

@@ -15,14 +15,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hushprompt import checks
-from hushprompt.backbones.prompts import PromptModel
 from hushprompt.errors import ConfigError
 from hushprompt.methods.base import Batch, StepInfo, Upload
 from hushprompt.methods.context import ContextState, PromptSumConfig, mean_loss
 from hushprompt.methods.dropping import DroppingConfig
-from hushprompt.methods.factorization import Factors, factor_gradients, factorize, unstack
 from hushprompt.privacy.config import Channel
 from hushprompt.privacy.plan import Mechanism
+from hushprompt.prompts.factorization import Factors, factor_gradients, factorize, unstack
+from hushprompt.prompts.prompt_model import PromptModel
 from hushprompt.registry import METHODS
 
 
@@ -63,7 +63,7 @@ class DPFPL(DroppingConfig, PromptSumConfig):
             )
 
     def init(self, model: PromptModel, rng: np.random.Generator) -> tuple[ContextState, ContextState]:
-        """Give the starts of both prompts; the personal one is drawn, for factors of zero would not move."""
+        """Return the starts of both prompts; the personal one is drawn, for factors of zero would not move."""
         if self.factorization != "none":
             self.check_rank(model, self.rank)
         return super().init(model, rng)
@@ -106,7 +106,7 @@ class DPFPL(DroppingConfig, PromptSumConfig):
     def _direction(
         self, factors: Factors, released: Float[Tensor, " p"], rate: Float[Tensor, ""]
     ) -> Float[Tensor, "t e"]:
-        """Give the gradient for l that the released factor gradients stand for.
+        """Return the gradient for l that the released factor gradients stand for.
 
         "tangent": the projection of dL/dl on the tangent space of u v, g_u v + u g_v - u u^T g_u v. "factors": what
         (l - l') / rate is after u' = u - rate g_u, v' = v - rate g_v, l' = u' v' + r.

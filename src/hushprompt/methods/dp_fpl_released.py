@@ -24,15 +24,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hushprompt import checks
-from hushprompt.backbones.prompts import PromptModel
 from hushprompt.methods.base import Batch, StepInfo, Upload
 from hushprompt.methods.context import ContextState, PromptSumConfig, mean_loss
-from hushprompt.methods.factorization import Factors, factorize, unstack
-from hushprompt.methods.gradients import per_example_gradients
-from hushprompt.methods.optimizer import Optimizer
 from hushprompt.privacy.batch_clipping import BatchClipping
 from hushprompt.privacy.config import Channel
 from hushprompt.privacy.plan import Mechanism
+from hushprompt.prompts.factorization import Factors, factorize, unstack
+from hushprompt.prompts.gradients import per_example_gradients
+from hushprompt.prompts.optimizer import Optimizer
+from hushprompt.prompts.prompt_model import PromptModel
 from hushprompt.registry import METHODS
 
 _released_optimizer = partial(Optimizer, learning_rate=1e-3, momentum=0.9, weight_decay=5e-4)
@@ -67,7 +67,7 @@ class DPFPLReleased(PromptSumConfig):
         return BatchClipping(num_local_blocks=2, calibration=self.calibration)
 
     def init(self, model: PromptModel, rng: np.random.Generator) -> tuple[ContextState, ContextState]:
-        """Give the starts of both prompts."""
+        """Return the starts of both prompts."""
         self.check_rank(model, self.rank)
         return super().init(model, rng)
 

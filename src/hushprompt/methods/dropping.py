@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from hushprompt.backbones.prompts import PromptModel
 from hushprompt.errors import ConfigError
 from hushprompt.methods.base import Batch
 from hushprompt.methods.context import ContextConfig
-from hushprompt.methods.gradients import per_example_gradients
+from hushprompt.prompts.gradients import per_example_gradients
+from hushprompt.prompts.prompt_model import PromptModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,5 +35,5 @@ class DroppingConfig(ContextConfig):
     def gradients(
         self, model: PromptModel, context: Float[Tensor, "*c t e"], batch: Batch
     ) -> tuple[Float[Tensor, "b *c t e"], Float[Tensor, " b"]]:
-        """Give each example's gradient and loss; see `per_example_gradients`."""
+        """Return each example's gradient and loss; see `per_example_gradients`."""
         return per_example_gradients(model, context, batch, self.name_position, drop_below=self.drop_below)

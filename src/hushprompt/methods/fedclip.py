@@ -16,13 +16,13 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from hushprompt.backbones.base import FeatureKind
-from hushprompt.backbones.prompts import PromptModel
 from hushprompt.methods.base import Batch, NoState, Published, StepInfo, Upload
 from hushprompt.methods.context import mean_loss
-from hushprompt.methods.optimizer import Optimizer, OptimizerState
+from hushprompt.models.base import FeatureKind
 from hushprompt.privacy.config import Channel
 from hushprompt.privacy.plan import Mechanism
+from hushprompt.prompts.optimizer import Optimizer, OptimizerState
+from hushprompt.prompts.prompt_model import PromptModel
 from hushprompt.registry import METHODS
 
 
@@ -76,7 +76,7 @@ class FedCLIP:
         return AdapterState(parameters, self.optimizer.init(parameters)), NoState()
 
     def begin_round(self, shared: AdapterState) -> AdapterState:
-        """Give the state back: a step needs nothing from where its round began."""
+        """Return the state back: a step needs nothing from where its round began."""
         return shared
 
     def client_step(
@@ -97,7 +97,7 @@ class FedCLIP:
         return AdapterState(*self.optimizer.step(shared.parameters, released, shared.optimizer))
 
     def public_file(self, model: PromptModel, shared: AdapterState) -> Published:
-        """Give the adapter's layers by name."""
+        """Return the adapter's layers by name."""
         adapter = unpack(shared.parameters, model.backbone.feature_dim)
         how = (
             f"hand template {model.backbone.template!r}; the image's unit-norm features f become those of "
@@ -119,7 +119,7 @@ class FedCLIP:
 def adapter_gradients(
     model: PromptModel, parameters: Float[Tensor, " p"], batch: Batch
 ) -> tuple[Float[Tensor, "b p"], Float[Tensor, " b"]]:
-    """Give each example's cross-entropy gradient in the adapter's parameters, and its loss; neither is private."""
+    """Return each example's cross-entropy gradient in the adapter's parameters, and its loss; neither is private."""
     if len(batch.labels) == 0:
         return parameters.new_zeros(0, len(parameters)), parameters.new_zeros(0)
     text_features = model.template_features

@@ -22,12 +22,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hushprompt.backbones.base import FeatureKind
-from hushprompt.backbones.prompts import PromptModel
-from hushprompt.methods.multi_gradients import TextFeatures
-from hushprompt.methods.optimizer import Optimizer
 from hushprompt.methods.prompt_pair import PromptPairConfig
-from hushprompt.methods.transport import Transport
+from hushprompt.models.base import FeatureKind
+from hushprompt.prompts.multi_context_gradients import TextFeatures
+from hushprompt.prompts.optimizer import Optimizer
+from hushprompt.prompts.prompt_model import PromptModel
+from hushprompt.prompts.transport import Transport
 from hushprompt.registry import METHODS
 
 COSTS_PER_PASS = 2**18

@@ -21,14 +21,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hushprompt import checks
-from hushprompt.backbones.prompts import PromptModel
 from hushprompt.methods.base import Batch, StepInfo, Upload
 from hushprompt.methods.context import ContextState, PromptSumConfig, fresh, gaussian, mean_loss
 from hushprompt.methods.dropping import DroppingConfig
-from hushprompt.methods.factorization import factor_gradients, unstack
-from hushprompt.methods.optimizer import OptimizerState
 from hushprompt.privacy.config import Channel
 from hushprompt.privacy.plan import Mechanism
+from hushprompt.prompts.factorization import factor_gradients, unstack
+from hushprompt.prompts.optimizer import OptimizerState
+from hushprompt.prompts.prompt_model import PromptModel
 from hushprompt.registry import METHODS
 
 
@@ -73,7 +73,7 @@ class FedPGP(DroppingConfig, PromptSumConfig):
         checks.non_negative(contrast_weight=self.contrast_weight)
 
     def init(self, model: PromptModel, rng: np.random.Generator) -> tuple[ContextState, LowRankState]:
-        """Give the start of the global prompt, and draw the one start of all clients' factors."""
+        """Return the start of the global prompt, and draw the one start of all clients' factors."""
         self.check_rank(model, self.rank)
         shared = fresh(self.start(model, rng), self.global_optimizer)
         num_rows = shared.context.shape[:-1].numel()
@@ -109,7 +109,7 @@ class FedPGP(DroppingConfig, PromptSumConfig):
         return Upload(upload), LowRankState(u, v, optimizer_u, optimizer_v), StepInfo(mean_loss(losses))
 
     def context(self, shared: ContextState, personal: LowRankState) -> Float[Tensor, "*c t e"]:
-        """Give the global prompt plus the low-rank term."""
+        """Return the global prompt plus the low-rank term."""
         return shared.context + (personal.u @ personal.v).view_as(shared.context)
 
     def _pull(self, model: PromptModel, shared: ContextState, personal: LowRankState) -> Pull:
@@ -133,7 +133,7 @@ def contrastive_loss(
     of_template: Float[Tensor, "c d"],
     temperature: float,
 ) -> Float[Tensor, ""]:
-    """Give the prompt-wise contrastive loss, a mean over classes.
+    """Return the prompt-wise contrastive loss, a mean over classes.
 
     The anchor is the global prompt, the hand template its positive, the personal prompt its one negative:
     -log(exp(cos(g, h) / tau) / (exp(cos(g, h) / tau) + exp(cos(g, p) / tau))). All features have unit norm.

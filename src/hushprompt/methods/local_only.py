@@ -13,13 +13,13 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from hushprompt.backbones.prompts import PromptModel
 from hushprompt.methods.base import Batch, NoState, StepInfo, Upload
 from hushprompt.methods.context import ContextState, fresh, mean_loss
 from hushprompt.methods.dropping import DroppingConfig
-from hushprompt.methods.optimizer import Optimizer
 from hushprompt.privacy.config import Channel
 from hushprompt.privacy.plan import Mechanism
+from hushprompt.prompts.optimizer import Optimizer
+from hushprompt.prompts.prompt_model import PromptModel
 from hushprompt.registry import METHODS
 
 
@@ -35,7 +35,7 @@ class LocalOnly(DroppingConfig):
     """Optimizer of each client's prompt."""
 
     def init(self, model: PromptModel, rng: np.random.Generator) -> tuple[NoState, ContextState]:
-        """Give the one start of all clients' prompts."""
+        """Return the one start of all clients' prompts."""
         return NoState(), fresh(self.start(model, rng), self.optimizer)
 
     def client_step(
@@ -61,5 +61,5 @@ class LocalOnly(DroppingConfig):
         """Nothing is shared."""
 
     def context(self, shared: NoState, personal: ContextState) -> Float[Tensor, "*c t e"]:
-        """Give the client's prompt."""
+        """Return the client's prompt."""
         return personal.context

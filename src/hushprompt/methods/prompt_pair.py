@@ -13,12 +13,12 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from hushprompt.backbones.prompts import PromptModel
 from hushprompt.methods.base import Batch, Published, StepInfo, Upload
 from hushprompt.methods.context import ContextState, GlobalAndPersonalConfig, fresh, mean_loss
-from hushprompt.methods.multi_gradients import TextFeatures, gradients_in_contexts
 from hushprompt.privacy.config import Channel
 from hushprompt.privacy.plan import Mechanism
+from hushprompt.prompts.multi_context_gradients import TextFeatures, gradients_in_contexts
+from hushprompt.prompts.prompt_model import PromptModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class PromptPairConfig(GlobalAndPersonalConfig):
         raise NotImplementedError
 
     def init(self, model: PromptModel, rng: np.random.Generator) -> tuple[ContextState, ContextState]:
-        """Give the start of the global prompt and the one start of all personal prompts: words, or two draws."""
+        """Return the start of the global prompt and the one start of all personal prompts: words, or two draws."""
         shared = fresh(self.start(model, rng), self.global_optimizer)
         return shared, fresh(self.start(model, rng), self.local_optimizer)
 
@@ -65,11 +65,11 @@ class PromptPairConfig(GlobalAndPersonalConfig):
         return Upload(mechanism.clip(Channel.GLOBAL, of_shared)), stepped, StepInfo(mean_loss(losses))
 
     def public_file(self, model: PromptModel, shared: ContextState) -> Published:
-        """Give the global prompt."""
+        """Return the global prompt."""
         return Published({"context": shared.context}, model.layout(shared.context, self.name_position))
 
     def personal_file(self, model: PromptModel, shared: ContextState, personal: ContextState) -> Published:
-        """Give both prompts of a client, and how they score together."""
+        """Return both prompts of a client, and how they score together."""
         layout = model.layout(shared.context, self.name_position)
         tensors = {"global_context": shared.context, "local_context": personal.context}
         return Published(tensors, f"{layout}, once with each context; {self.how_to_score()}")

@@ -16,13 +16,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hushprompt import checks
-from hushprompt.backbones.prompts import PromptModel
 from hushprompt.methods.base import Batch, NoState, StepInfo, Upload
 from hushprompt.methods.context import ContextState, fresh, mean_loss
 from hushprompt.methods.dropping import DroppingConfig
-from hushprompt.methods.optimizer import Optimizer
 from hushprompt.privacy.config import Channel
 from hushprompt.privacy.plan import Mechanism
+from hushprompt.prompts.optimizer import Optimizer
+from hushprompt.prompts.prompt_model import PromptModel
 from hushprompt.registry import METHODS
 
 
@@ -53,7 +53,7 @@ class PromptFL(DroppingConfig):
         checks.non_negative(proximal_weight=self.proximal_weight)
 
     def init(self, model: PromptModel, rng: np.random.Generator) -> tuple[AnchoredState, NoState]:
-        """Give the start of the shared prompt."""
+        """Return the start of the shared prompt."""
         start = fresh(self.start(model, rng), self.optimizer)
         return AnchoredState(start.context, start.optimizer, anchor=start.context), NoState()
 
@@ -84,9 +84,9 @@ class PromptFL(DroppingConfig):
         return AnchoredState(context, optimizer, shared.anchor)
 
     def shared_context(self, shared: AnchoredState) -> Float[Tensor, "*c t e"]:
-        """Give the shared prompt."""
+        """Return the shared prompt."""
         return shared.context
 
     def context(self, shared: AnchoredState, personal: NoState) -> Float[Tensor, "*c t e"]:
-        """Give the shared prompt."""
+        """Return the shared prompt."""
         return shared.context

@@ -14,9 +14,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hushprompt import checks
-from hushprompt.backbones.prompts import PromptModel
-from hushprompt.methods.multi_gradients import TextFeatures
 from hushprompt.methods.prompt_pair import PromptPairConfig
+from hushprompt.prompts.multi_context_gradients import TextFeatures
+from hushprompt.prompts.prompt_model import PromptModel
 from hushprompt.registry import METHODS
 
 

@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from hushprompt.backbones.prompts import PromptModel
 from hushprompt.methods.base import NoState, Untrained
 from hushprompt.methods.context import ContextConfig
+from hushprompt.prompts.prompt_model import PromptModel
 from hushprompt.registry import METHODS
 
 
@@ -30,9 +30,9 @@ class RandomPrompt(Untrained, ContextConfig):
     title: ClassVar[str] = "untrained random context"
 
     def init(self, model: PromptModel, rng: np.random.Generator) -> tuple[RandomContext, NoState]:
-        """Give the context."""
+        """Return the context."""
         return RandomContext(self.start(model, rng)), NoState()
 
     def context(self, shared: RandomContext, personal: NoState) -> Float[Tensor, "*c t e"]:
-        """Give the context."""
+        """Return the context."""
         return shared.context

@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from hushprompt.backbones.prompts import PromptModel
 from hushprompt.methods.base import NoState, Untrained
+from hushprompt.prompts.prompt_model import PromptModel
 from hushprompt.registry import METHODS
 
 

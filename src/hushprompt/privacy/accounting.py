@@ -82,7 +82,7 @@ class GaussianReleases:
 
 
 def combine_noise_multipliers(*noise_multipliers: float) -> float:
-    """Give the one multiplier that several Gaussian releases of one batch amount to: 1/z^2 = sum of 1/z_i^2.
+    """Return the one multiplier that several Gaussian releases of one batch amount to: 1/z^2 = sum of 1/z_i^2.
 
     Exact, and right also where the batch is sampled, since all releases see the same sample. No release gives inf.
 
@@ -98,7 +98,7 @@ def combine_noise_multipliers(*noise_multipliers: float) -> float:
 def epsilon(
     releases: GaussianReleases, *, delta: float, relation: Relation, accountant: Accountant | None = None
 ) -> float:
-    """Give an epsilon for which the releases are (epsilon, delta)-DP.
+    """Return an epsilon for which the releases are (epsilon, delta)-DP.
 
     Args:
         releases: what is composed.
@@ -119,14 +119,14 @@ def epsilon(
 
 
 def default_accountant(releases: GaussianReleases) -> Accountant:
-    """Give the tightest accountant for the releases."""
+    """Return the tightest accountant for the releases."""
     return "gdp" if releases.sampling_prob == 1 else "pld"
 
 
 def calibrate(
     *, target_epsilon: float, delta: float, num_steps: int, sampling_prob: float, relation: Relation
 ) -> float:
-    """Give the smallest noise multiplier that meets a target, rounded up in the sixth digit.
+    """Return the smallest noise multiplier that meets a target, rounded up in the sixth digit.
 
     Args:
         target_epsilon: greater than 0; inf needs no noise and gives 0.
@@ -192,17 +192,17 @@ class SampledLosses:
         self._losses = nothing.compose(one.self_compose(releases.num_steps))  # from nothing on, as the accountant does
 
     def get_epsilon(self, delta: float) -> float:
-        """Give the epsilon for a delta."""
+        """Return the epsilon for a delta."""
         return float(self._losses.get_epsilon_for_delta(delta))
 
     def get_delta(self, epsilon: float) -> float:
-        """Give the delta for an epsilon."""
+        """Return the delta for an epsilon."""
         return float(self._losses.get_delta_for_epsilon(epsilon))
 
 
 @functools.lru_cache(maxsize=16)
 def _one_sampled_release(noise_multiplier: float, sampling_prob: float, interval: float) -> Any:
-    """Give dp_accounting's privacy losses of one sampled release, under add/remove."""
+    """Return dp_accounting's privacy losses of one sampled release, under add/remove."""
     return pld.privacy_loss_distribution.from_gaussian_mechanism(
         standard_deviation=noise_multiplier, value_discretization_interval=interval, sampling_prob=sampling_prob
     )
@@ -280,7 +280,7 @@ def _round_up(value: float) -> float:
 
 
 def _with_noise(releases: GaussianReleases, noise_multiplier: float) -> GaussianReleases:
-    """Give the same releases with another noise multiplier."""
+    """Return the same releases with another noise multiplier."""
     return GaussianReleases(
         num_steps=releases.num_steps, noise_multiplier=noise_multiplier, sampling_prob=releases.sampling_prob
     )

@@ -37,15 +37,15 @@ class ClipNorms:
     """[k] of the local channel, each client's own."""
 
     def of(self, client_id: int) -> dict[str, float]:
-        """Give a client's norms by channel name."""
+        """Return a client's norms by channel name."""
         return {"global": float(self.shared), "local": float(self.local[client_id])}
 
     def with_shared(self, norm: float) -> ClipNorms:
-        """Give the norms with another one for the global channel."""
+        """Return the norms with another one for the global channel."""
         return ClipNorms(torch.tensor(norm, dtype=torch.float64), self.local)
 
     def with_local(self, norms: Mapping[int, float | None]) -> ClipNorms:
-        """Give the norms with other ones for some clients' local channel; None keeps a client's."""
+        """Return the norms with other ones for some clients' local channel; None keeps a client's."""
         local = self.local.clone()
         for client_id, norm in norms.items():
             if norm is not None:
@@ -54,12 +54,12 @@ class ClipNorms:
 
 
 def first_norms(shared: float, local: float, num_clients: int) -> ClipNorms:
-    """Give the norms of the first step."""
+    """Return the norms of the first step."""
     return ClipNorms(torch.tensor(shared, dtype=torch.float64), torch.full((num_clients,), local, dtype=torch.float64))
 
 
 def sum_multiplier(noise_multiplier: float, count_share: float) -> float:
-    """Give z_sum, the noise multiplier of the sum where the count gets `count_share` of 1/z^2.
+    """Return z_sum, the noise multiplier of the sum where the count gets `count_share` of 1/z^2.
 
     >>> round(sum_multiplier(2.0, 0.05), 4)
     2.052
@@ -68,7 +68,7 @@ def sum_multiplier(noise_multiplier: float, count_share: float) -> float:
 
 
 def count_std(noise_multiplier: float, count_share: float) -> float:
-    """Give the noise std of the count: (2 s)^-2 = count_share / z^2.
+    """Return the noise std of the count: (2 s)^-2 = count_share / z^2.
 
     >>> round(count_std(2.0, 0.05), 4)
     4.4721

@@ -37,7 +37,7 @@ class BatchClipping:
 
 
 def batch_sensitivity(clip_norm: float, num_blocks: int) -> float:
-    """Give the worst-case L2 sensitivity 2 C sqrt(k); see the module docstring."""
+    """Return the worst-case L2 sensitivity 2 C sqrt(k); see the module docstring."""
     return 2 * clip_norm * math.sqrt(num_blocks)
 
 
@@ -61,7 +61,7 @@ def clipped_means(means: Sequence[Float[Tensor, "..."]], clip_norm: float) -> Cl
 
 
 def published_noise_multiplier(*, nominal_epsilon: float, delta: float, num_rounds: int) -> float:
-    """Give the noise std over assumed sensitivity that the paper's formula sets: sqrt(T ln(1 / delta)) / epsilon.
+    """Return the noise std over assumed sensitivity that the paper's formula sets: sqrt(T ln(1 / delta)) / epsilon.
 
     Source: Tran et al. 2025 (arXiv:2501.13904) and its released code, with T rounds and no sampling.
 

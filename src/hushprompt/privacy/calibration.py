@@ -56,7 +56,7 @@ def noise_multipliers(
 def published_noise(
     config: PrivacyConfig, clipping: BatchClipping, channels: frozenset[Channel], num_rounds: int, batch_size: float
 ) -> dict[Channel, float]:
-    """Give noise std over the true sensitivity where the std is the paper's: its z times C / B, on every block."""
+    """Return noise std over the true sensitivity where the std is the paper's: its z times C / B, on every block."""
     assert config.epsilon is not None
     if math.isinf(config.epsilon):
         return dict.fromkeys(sorted(channels), 0.0)
@@ -65,14 +65,14 @@ def published_noise(
 
 
 def num_releases(config: PrivacyConfig, sampler: Sampler, num_rounds: int) -> int:
-    """Give how many releases one unit can take part in; a client takes part in every step."""
+    """Return how many releases one unit can take part in; a client takes part in every step."""
     if config.privacy_unit == "example":
         return sampler.num_releases(num_rounds)
     return num_rounds * sampler.steps_per_round
 
 
 def amplification_prob(config: PrivacyConfig, sampler: Sampler, client_sizes: Iterable[int]) -> float:
-    """Give the sampling probability that accounting may use for all these clients; drawing examples hides no client."""
+    """Return the sampling probability that accounting may use for all these clients; 1 for whole clients."""
     if config.privacy_unit == "client":
         return 1.0
     return max(sampler.amplification_for(size) for size in set(client_sizes))

@@ -67,7 +67,7 @@ def as_one_contribution(grads: Float[Tensor, "b *p"]) -> Float[Tensor, "r *p"]:
 
 
 def clip_factors(grads: Float[Tensor, "b *p"], clip_norm: float) -> Float[Tensor, " b"]:
-    """Give [b] the factor in [0, 1] that puts each gradient into the ball; 0 for a gradient that is not finite.
+    """Return [b] the factor in [0, 1] that puts each gradient into the ball; 0 for a gradient that is not finite.
 
     The factors and the norms behind them are not private: never log them.
     """

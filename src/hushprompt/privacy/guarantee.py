@@ -65,7 +65,7 @@ class Guarantee:
         return f"epsilon = {self.epsilon:.4g} {context}; accountant: {self.accountant}.{warned}"
 
     def to_json(self) -> dict[str, Any]:
-        """Give plain values."""
+        """Return plain values."""
         return asdict(self)
 
 

@@ -40,7 +40,7 @@ class Ledger:
     """Clients charged by round index; follows from `charges`."""
 
     def rounds(self, client_id: int) -> int:
-        """Give how many rounds a client was charged for; 0 for one that has not joined yet."""
+        """Return how many rounds a client was charged for; 0 for one that has not joined yet."""
         return self._rounds.get(client_id, 0)
 
     @property
@@ -54,13 +54,13 @@ class Ledger:
         return max(self._rounds.values(), default=0)
 
     def due(self, round_index: int, clients: Iterable[int], *, is_replay_exact: bool) -> Charge | None:
-        """Give the charge that a round needs before it may run; None if it was made and the replay is bit for bit."""
+        """Return the charge that a round needs before it may run; None if it was made and the replay is bit for bit."""
         made = self._made.get(round_index, frozenset()) if is_replay_exact else frozenset()
         owed = tuple(sorted(set(clients) - made))
         return Charge(round_index, owed) if owed else None
 
     def with_charge(self, charge: Charge) -> Ledger:
-        """Give the ledger after a charge.
+        """Return the ledger after a charge.
 
         Raises:
             PrivacyError: the charge names a client twice.
@@ -112,7 +112,7 @@ class Account:
 
 
 def accounts(plan: PrivacyPlan, ledger: Ledger) -> list[Account]:
-    """Give every distinct guarantee with its clients, the worst for the budget's audience first."""
+    """Return every distinct guarantee with its clients, the worst for the budget's audience first."""
     found = []
     for clients in _kinds(plan, ledger, range(len(plan.client_sizes))).values():
         first, count = clients[0], ledger.rounds(clients[0])
@@ -138,6 +138,6 @@ def _kinds(plan: PrivacyPlan, ledger: Ledger, clients: Iterable[int]) -> dict[tu
 
 
 def _one_of_each_kind(plan: PrivacyPlan, ledger: Ledger, clients: Iterable[int]) -> list[int]:
-    """Give one client of each kind, most rounds first."""
+    """Return one client of each kind, most rounds first."""
     groups = _kinds(plan, ledger, clients)
     return [groups[kind][0] for kind in sorted(groups, reverse=True)]

@@ -36,7 +36,7 @@ UNIT = "evaluation image"
 
 
 def neighbor_sensitivity(num_clients: int) -> float:
-    """Give how far, in L2, one evaluation image moves the neighbor counts [k]: it is in k - 1 of them.
+    """Return how far, in L2, one evaluation image moves the neighbor counts [k]: it is in k - 1 of them.
 
     >>> neighbor_sensitivity(10)
     3.0
@@ -104,7 +104,7 @@ class MetricsPlan:
         return RightAnswers(local=local, neighbor=self._noisy(answers.neighbor, self.std_neighbor, sensitivity, rng))
 
     def releases(self, num_releases: int) -> accounting.GaussianReleases:
-        """Give what so many releases amount to for one evaluation image."""
+        """Return what so many releases amount to for one evaluation image."""
         z = accounting.combine_noise_multipliers(self.noise_multiplier_local, self.noise_multiplier_neighbor)
         return accounting.GaussianReleases(num_steps=num_releases, noise_multiplier=z)
 

@@ -139,7 +139,7 @@ def _half_gaussian(size: int, read: ByteSource) -> Int64[np.ndarray, " n"]:
 
 
 def _bernoulli_exp(numerators: UInt64[np.ndarray, " n"], bits: int, read: ByteSource) -> Bool[np.ndarray, " n"]:
-    """Give True with probability exp(-numerator / 2^bits), each fraction at most 1.
+    """Return True with probability exp(-numerator / 2^bits), each fraction at most 1.
 
     Source: Canonne et al. 2020, Algorithm 1: count how long trials with odds fraction / 1, fraction / 2, ... succeed.
     """

@@ -85,7 +85,7 @@ class PrivacyPlan(ReleasePlan):
     def releases(
         self, audience: Audience, num_rounds: int | None = None, client_id: int | None = None
     ) -> accounting.GaussianReleases:
-        """Give what `audience` sees of one unit of a client that takes part in `num_rounds` rounds.
+        """Return what `audience` sees of one unit of a client that takes part in `num_rounds` rounds.
 
         Where clients add the noise, the public sees a mean of uploads and the server each one; both are accounted for
         as if only the client's own noise were there.
@@ -109,7 +109,7 @@ class PrivacyPlan(ReleasePlan):
         )
 
     def charged_channels(self, audience: Audience) -> frozenset[Channel]:
-        """Give the channels whose noise, together, bounds what `audience` learns of one unit; see the module docstring.
+        """Return the channels whose noise together bounds what `audience` learns of one unit; see the module docstring.
 
         Empty where the audience sees nothing that derives from data.
         """
@@ -124,17 +124,17 @@ class PrivacyPlan(ReleasePlan):
         return self.config.privacy_unit == "client" and audience is Audience.PERSONAL and Channel.LOCAL in self.channels
 
     def epsilon(self, audience: Audience, num_rounds: int | None = None, client_id: int | None = None) -> float:
-        """Give the epsilon of `audience` after `num_rounds` rounds of a client; inf without noise, 0 if unseen."""
+        """Return the epsilon of `audience` after `num_rounds` rounds of a client; inf without noise, 0 if unseen."""
         return accounting.epsilon(
             self.releases(audience, num_rounds, client_id), delta=self.config.delta, relation=self._accounted_relation
         )
 
     def after(self, num_rounds: int) -> PrivacyPlan:
-        """Give the plan as it stands after `num_rounds` charged rounds: what is claimed is what was spent."""
+        """Return the plan as it stands after `num_rounds` charged rounds: what is claimed is what was spent."""
         return dataclasses.replace(self, num_rounds=num_rounds)
 
     def guarantees(self) -> dict[Audience, Guarantee]:
-        """Give the guarantee of every audience for the whole run, with cross-checks by other accountants."""
+        """Return the guarantee of every audience for the whole run, with cross-checks by other accountants."""
         return {
             audience: dataclasses.replace(
                 guarantee(
@@ -176,7 +176,7 @@ class PrivacyPlan(ReleasePlan):
         num_clients: int = 1,
         clip_norms: Mapping[str, float] | None = None,
     ) -> Mechanism:
-        """Give the one-step tool with which a client (LOCAL) or the server (GLOBAL) makes its release.
+        """Return the one-step tool with which a client (LOCAL) or the server (GLOBAL) makes its release.
 
         Args:
             allowed: the channel on which this party may release.

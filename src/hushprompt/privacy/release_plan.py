@@ -30,11 +30,11 @@ class ReleasePlan:
     """Set where the mean gradient of a batch is clipped instead of each example's."""
 
     def sensitivity(self, channel: Channel) -> float:
-        """Give what one unit can move a channel's first sum by: the clip norm, unless batches are clipped."""
+        """Return what one unit can move a channel's first sum by: the clip norm, unless batches are clipped."""
         return channel_sensitivity(self.clip_norms[channel], channel, self.batch_clipping)
 
     def sum_multiplier(self, channel: Channel) -> float:
-        """Give the noise std over clip norm of a channel's sum alone."""
+        """Return the noise std over clip norm of a channel's sum alone."""
         z = self.noise_multipliers[channel]
         return z if self.config.adaptive_quantile is None else sum_multiplier(z, self.config.adaptive_share)
 
@@ -46,7 +46,7 @@ class ReleasePlan:
         return frozenset() if self.config.privacy_unit == "example" else frozenset({Channel.GLOBAL})
 
     def first_norms(self, num_clients: int) -> ClipNorms | None:
-        """Give the clip norms of the first step, 1 for a channel that is not used; None where norms are fixed."""
+        """Return the clip norms of the first step, 1 for a channel that is not used; None where norms are fixed."""
         if self.config.adaptive_quantile is None:
             return None
         return first_norms(
@@ -59,7 +59,7 @@ class ReleasePlan:
         return self.config.noise_source == "seeded"
 
     def private_stream(self, seeded: np.random.Generator) -> np.random.Generator:
-        """Give the stream for draws that must stay secret, such as who is in a batch: amplification rests on that.
+        """Return the stream for draws that must stay secret, such as who is in a batch: amplification rests on that.
 
         With secure noise they come from the operating system, whatever the seed, and are never shown.
         """
@@ -67,7 +67,7 @@ class ReleasePlan:
 
 
 def channel_sensitivity(clip_norm: float, channel: Channel, clipping: BatchClipping | None) -> float:
-    """Give the L2 sensitivity of a channel's sum."""
+    """Return the L2 sensitivity of a channel's sum."""
     if clipping is None:
         return clip_norm
     return batch_sensitivity(clip_norm, clipping.num_local_blocks if channel is Channel.LOCAL else 1)

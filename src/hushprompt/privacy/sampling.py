@@ -29,17 +29,17 @@ class Sampler(Protocol):
         """Sampling probability that accounting may use for every client; 1 claims no amplification."""
 
     def amplification_for(self, num_examples: int) -> float:
-        """Give the sampling probability that accounting may use for a client with `num_examples` examples."""
+        """Return the sampling probability that accounting may use for a client with `num_examples` examples."""
 
     @property
     def description(self) -> str:
         """The sampling, in the words of a privacy statement."""
 
     def num_releases(self, num_rounds: int) -> int:
-        """Give how many releases one example can take part in over `num_rounds` rounds."""
+        """Return how many releases one example can take part in over `num_rounds` rounds."""
 
     def expected_batch_size(self, num_examples: int) -> float:
-        """Give the public expected size of a batch of a client with `num_examples` examples."""
+        """Return the public expected size of a batch of a client with `num_examples` examples."""
 
     def batches(self, num_examples: int, rng: np.random.Generator) -> list[np.ndarray]:
         """Draw the batches of one round: `steps_per_round` sorted arrays of example indices."""
@@ -51,7 +51,7 @@ class _EveryStep:
     steps_per_round: int
 
     def amplification_for(self, num_examples: int) -> float:
-        """Give the probability with which each of a client's examples is drawn."""
+        """Return the probability with which each of a client's examples is drawn."""
         raise NotImplementedError
 
     def num_releases(self, num_rounds: int) -> int:

@@ -11,10 +11,10 @@ from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
 from hushprompt import load_registries
+from hushprompt.deployment.client_node import ClientNode, open_site
 from hushprompt.deployment.config import load_client
 from hushprompt.deployment.envelope import refusal
 from hushprompt.deployment.flower import environment, messages
-from hushprompt.deployment.site import Site, open_site
 from hushprompt.deployment.transport import MAX_REQUEST_BYTES
 from hushprompt.errors import ProtocolError
 
@@ -24,7 +24,7 @@ FAILED = 2
 
 
 def client_app(config_of: Callable[[Context], Path]) -> ClientApp:
-    """Give the app of a client, or of all clients of a simulation.
+    """Return the app of a client, or of all clients of a simulation.
 
     Args:
         config_of: gives the path of the `client.toml` of whom a message is for.
@@ -47,13 +47,13 @@ def client_app(config_of: Callable[[Context], Path]) -> ClientApp:
     return app
 
 
-def site(config: Path) -> Site:
-    """Give a client's end: the one that this process has, unless `client.toml` was changed."""
+def site(config: Path) -> ClientNode:
+    """Return a client's end: the one that this process has, unless `client.toml` was changed."""
     return _site(config, config.stat().st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=32)
-def _site(config: Path, changed: int) -> Site:
+def _site(config: Path, changed: int) -> ClientNode:
     """Open a client's end; a simulation's processes answer for several clients, many times."""
     load_registries()
     return open_site(load_client(config))

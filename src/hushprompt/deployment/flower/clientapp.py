@@ -92,7 +92,7 @@ def _leave(*_: Any, **__: Any) -> None:
 
 
 def _own(*_: Any, **__: Any) -> Callable[..., Any]:
-    """Give what loads this package's app, whichever was sent."""
+    """Return what loads this package's app, whichever was sent."""
 
     def load(*_: Any) -> Any:
         from hushprompt.deployment.flower.client_app import app

@@ -91,7 +91,7 @@ class Control:
         )
 
     def nodes(self) -> list[Node]:
-        """Give the nodes whose keys are registered."""
+        """Return the nodes whose keys are registered."""
         with self._asking("list clients"):
             found = self._client.ListNodes(ListNodesRequest()).nodes_info
         return [
@@ -146,7 +146,7 @@ class Control:
             self._client.StopRun(StopRunRequest(run_id=run_id))
 
     def runs(self) -> list[RunState]:
-        """Give all runs, the newest first."""
+        """Return all runs, the newest first."""
         with self._asking("list runs"):
             found = self._client.ListRuns(ListRunsRequest()).run_dict.values()
         states = [

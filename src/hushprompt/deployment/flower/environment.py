@@ -34,7 +34,7 @@ BUNDLE = Path(__file__).parent / "app"
 
 
 def environment(home: Path, configs: Mapping[str, Path], base: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Give the environment of a Flower process.
+    """Return the environment of a Flower process.
 
     Args:
         home: folder for Flower's own files (`FLWR_HOME`), one for each process that is kept running.
@@ -49,7 +49,7 @@ def environment(home: Path, configs: Mapping[str, Path], base: Mapping[str, str]
 
 
 def path_of(name: str) -> Path:
-    """Give the path that this process was started with.
+    """Return the path that this process was started with.
 
     Raises:
         ConfigError: there is none.
@@ -61,7 +61,7 @@ def path_of(name: str) -> Path:
 
 
 def node_names() -> dict[str, str] | None:
-    """Give client names by node id; None where the federation is not bound to keys.
+    """Return client names by node id; None where the federation is not bound to keys.
 
     Raises:
         ConfigError: the file cannot be read.

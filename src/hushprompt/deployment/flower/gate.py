@@ -12,7 +12,7 @@ import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from hushprompt.deployment.operate import tether
+from hushprompt.deployment.operate import process_lifetime
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -73,7 +73,7 @@ def is_worth_a_line(record: logging.LogRecord) -> bool:
 
 def main() -> None:
     """Run SuperLink behind the gate; the arguments are those of `flower-superlink`."""
-    tether.end_with_parent()
+    process_lifetime.end_with_parent()
     from flwr.superlink import extensions
     from flwr.superlink.cli.flower_superlink import flower_superlink
     from starlette.middleware import Middleware

@@ -45,7 +45,7 @@ class GridTransport:
         self._grid, self._names, self._clock, self._sleep = grid, names, clock, sleep
 
     def online(self) -> list[str]:
-        """Give the nodes whose connection is up."""
+        """Return the nodes whose connection is up."""
         nodes = map(str, self._grid.get_node_ids())
         return sorted(node for node in nodes if self._names is None or node in self._names)
 
@@ -79,7 +79,7 @@ class GridTransport:
             yield node, Failure("no answer by the deadline")
 
     def _read(self, node: str, message: Message, max_bytes: int) -> Envelope | Failure:
-        """Give what a node answered."""
+        """Return what a node answered."""
         if message.has_error():
             told = f"Flower error {message.error.code}: {message.error.reason}"
             return Failure(REASONS.get(message.error.code, told))

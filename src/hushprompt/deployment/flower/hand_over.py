@@ -13,7 +13,7 @@ NOBODY = 75
 
 
 def hand_over(arguments: list[str]) -> int:
-    """Give the exit status of the process that answered."""
+    """Return the exit status of the process that answered."""
     with socket.socket(socket.AF_UNIX) as door:
         try:
             door.connect(SOCKET)

@@ -17,12 +17,12 @@ FORM = "hushprompt.envelope"
 
 
 def request(envelope: Envelope, node: int, ttl_s: float) -> Message:
-    """Give the message that brings an envelope to a node, and is worth nothing after `ttl_s` seconds."""
+    """Return the message that brings an envelope to a node, and is worth nothing after `ttl_s` seconds."""
     return Message(_record(envelope), dst_node_id=node, message_type=MessageType.TRAIN, ttl=ttl_s)
 
 
 def reply(envelope: Envelope, to: Message) -> Message:
-    """Give the message that brings an envelope back."""
+    """Return the message that brings an envelope back."""
     return Message(_record(envelope), reply_to=to)
 
 

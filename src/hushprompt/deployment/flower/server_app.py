@@ -13,7 +13,7 @@ from hushprompt.deployment.coordinator import serve
 from hushprompt.deployment.flower import environment
 from hushprompt.deployment.flower.grid_transport import GridTransport
 from hushprompt.federation.setup import Row
-from hushprompt.records import RoundRecord
+from hushprompt.runs.records import RoundRecord
 
 _LOG = logging.getLogger("flwr.hushprompt")
 """Below Flower's logger: `flwr run --stream` and `flwr log` show its lines."""

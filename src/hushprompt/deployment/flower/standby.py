@@ -68,9 +68,9 @@ def _answer_and_end(visitor: socket.socket, answer: Answer) -> None:
 def main() -> None:
     """Stand by for a client's SuperNode; the one argument is the folder of its commands."""
     from hushprompt.deployment.flower import clientapp
-    from hushprompt.deployment.operate import tether
+    from hushprompt.deployment.operate import process_lifetime
 
-    tether.end_with_parent()
+    process_lifetime.end_with_parent()
     stand_by(Path(sys.argv[1]), clientapp.answer, clientapp.prepare)
 
 

@@ -8,12 +8,12 @@ import sys
 from pathlib import Path
 
 from hushprompt.deployment.flower import clientapp, standby
-from hushprompt.deployment.operate import tether
+from hushprompt.deployment.operate import process_lifetime
 
 
 def main() -> None:
     """Run SuperNode; the arguments are those of `flower-supernode`."""
-    tether.end_with_parent()
+    process_lifetime.end_with_parent()
     if sys.platform == "linux":  # elsewhere a process with torch in it cannot safely fork
         folder = Path(os.environ["FLWR_HOME"]) / clientapp.COMMANDS
         subprocess.Popen([sys.executable, "-P", "-m", standby.__name__, str(folder)])

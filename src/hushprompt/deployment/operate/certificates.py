@@ -202,7 +202,7 @@ def _builder(
 
 
 def _general(name: str) -> x509.GeneralName:
-    """Give a host name or an IP address as certificates have it."""
+    """Return a host name or an IP address as certificates have it."""
     try:
         return x509.IPAddress(ipaddress.ip_address(name))
     except ValueError:

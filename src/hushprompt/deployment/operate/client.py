@@ -23,7 +23,7 @@ UNTRUSTED = "CERTIFICATE_VERIFY_FAILED"
 
 
 def job(path: Path, config: ClientConfig, say: Callable[[str], None], *, is_insecure: bool) -> Job:
-    """Give the process to run.
+    """Return the process to run.
 
     Args:
         path: of `client.toml`.
@@ -89,12 +89,12 @@ def explain(lines: Sequence[str]) -> str:
 
 
 def free_port() -> int:
-    """Give a port of this machine that nobody uses: for what the client's own processes say to each other."""
+    """Return a port of this machine that nobody uses: for what the client's own processes say to each other."""
     with socket.socket() as probe_socket:
         probe_socket.bind((LOOPBACK, 0))
         return int(probe_socket.getsockname()[1])
 
 
 def place(config: ClientConfig) -> Path:
-    """Give the folder in which Flower keeps what it needs."""
+    """Return the folder in which Flower keeps what it needs."""
     return config.store / "flwr"

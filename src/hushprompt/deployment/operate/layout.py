@@ -135,7 +135,7 @@ def is_loopback(host: str) -> bool:
 
 
 def _words(wanted: Wanted) -> dict[str, str]:
-    """Give what templates are filled with."""
+    """Return what templates are filled with."""
     host, port = split_address(wanted.address)
     privacy = wanted.run.get("privacy", {})
     epsilon, delta = float(privacy.get("epsilon", math.inf)), float(privacy.get("delta", 1e-5))
@@ -186,7 +186,7 @@ def _write_client(folder: Path, wanted: Wanted, words: Mapping[str, str], client
 
 
 def _filled(name: str, words: Mapping[str, str]) -> str:
-    """Give a template with its words."""
+    """Return a template with its words."""
     text = (resources.files(__package__) / "templates" / name).read_text(encoding="utf-8")
     return string.Template(text).substitute(words)
 

@@ -9,13 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hushprompt import records
 from hushprompt.deployment.config import ServerConfig
 from hushprompt.deployment.flower import environment
 from hushprompt.deployment.operate import certificates, node_keys
 from hushprompt.deployment.operate.layout import is_loopback
 from hushprompt.deployment.operate.supervise import Job
 from hushprompt.errors import ConfigError, HushpromptError, LinkError
+from hushprompt.runs import records
 
 if TYPE_CHECKING:
     from hushprompt.deployment.flower.control import Control
@@ -28,7 +28,7 @@ POLL_S = 1.0
 
 
 def job(path: Path, config: ServerConfig, say: Callable[[str], None], *, is_insecure: bool) -> Job:
-    """Give the process to run.
+    """Return the process to run.
 
     Args:
         path: of `server.toml`.
@@ -81,7 +81,7 @@ def job(path: Path, config: ServerConfig, say: Callable[[str], None], *, is_inse
 
 
 def control(config: ServerConfig, *, is_insecure: bool = False) -> Control:
-    """Give a connection to the server's process, which runs on this machine."""
+    """Return a connection to the server's process, which runs on this machine."""
     from hushprompt.deployment.flower.control import Control
 
     link = config.link
@@ -111,7 +111,7 @@ def check_link(config: ServerConfig) -> list[str]:
 
 
 def public_keys(config: ServerConfig) -> dict[str, bytes]:
-    """Give the public keys (PEM) of the clients that have one, by name.
+    """Return the public keys (PEM) of the clients that have one, by name.
 
     Raises:
         ConfigError: a file is no key, or of nobody in federation.clients, or two clients have the same.
@@ -156,15 +156,15 @@ def admit(config: ServerConfig) -> dict[str, str]:
 
 
 def database(config: ServerConfig) -> Path:
-    """Give the file in which SuperLink keeps its clients and runs."""
+    """Return the file in which SuperLink keeps its clients and runs."""
     return Path(config.link.database or config.folder / "link" / "superlink.db")
 
 
 def place(config: ServerConfig) -> Path:
-    """Give the folder of that file; what else the process keeps lies there too."""
+    """Return the folder of that file; what else the process keeps lies there too."""
     return database(config).parent
 
 
 def names_file(config: ServerConfig) -> Path:
-    """Give the file with client names by node id."""
+    """Return the file with client names by node id."""
     return place(config) / "node_names.json"

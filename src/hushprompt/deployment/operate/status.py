@@ -8,20 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hushprompt import records
 from hushprompt.deployment.agreement import read_agreement
 from hushprompt.deployment.progress import ServerRecord
 from hushprompt.deployment.store import AGREEMENT
-from hushprompt.federation import ledger_file
 from hushprompt.federation.publish import privacy_record
 from hushprompt.privacy.ledger import Ledger
+from hushprompt.runs import ledger as ledger_file
+from hushprompt.runs import records
 
 NUM_REFUSALS = 10
 """Refusals that are shown: the newest."""
 
 
 @dataclass(frozen=True)
-class ClientRun:
+class ClientRunStatus:
     """What a client's store holds of one run."""
 
     federation: str
@@ -54,7 +54,7 @@ def round_line(record: ServerRecord, num_rounds: int) -> str:
 
 
 def members(folder: Path) -> dict[str, int] | None:
-    """Give the public training sizes by name of the clients that agreed on the run; None before."""
+    """Return the public training sizes by name of the clients that agreed on the run; None before."""
     path = folder / AGREEMENT
     if not path.exists():
         return None
@@ -63,7 +63,7 @@ def members(folder: Path) -> dict[str, int] | None:
 
 
 def guarantees(folder: Path) -> list[dict[str, Any]]:
-    """Give the rows of a run's privacy record, at the server or a client: what its epsilons mean, for what was spent.
+    """Return the rows of a run's privacy record, at the server or a client: what its epsilons mean, for what was spent.
 
     While the run goes on they follow from what was agreed on and from the ledger; none before.
 
@@ -86,17 +86,17 @@ def refusals(file: Path) -> list[str]:
     return [_refusal(line) for line in _lines(file)[-NUM_REFUSALS:]]
 
 
-def client_runs(store: Path) -> list[ClientRun]:
-    """Give what a client's store holds, run by run."""
+def client_runs(store: Path) -> list[ClientRunStatus]:
+    """Return what a client's store holds, run by run."""
     return [_client_run(path.parent) for path in sorted(store.glob(f"*/*/{AGREEMENT}"))]
 
 
-def _client_run(folder: Path) -> ClientRun:
+def _client_run(folder: Path) -> ClientRunStatus:
     """Read one run of a client's store."""
     spent = folder / "spent.json"
     values = records.read_json(spent) if spent.exists() else {"epsilon": 0.0, "delta": 0.0}
     scores = _lines(folder / "records.jsonl")
-    return ClientRun(
+    return ClientRunStatus(
         federation=folder.parent.name,
         run=folder.name,
         num_charged=len({line["round"] for line in _lines(folder / "ledger.jsonl")}),

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import FrameType
 
-from hushprompt.deployment.operate import tether
+from hushprompt.deployment.operate import process_lifetime
 from hushprompt.errors import ConfigError
 
 GRACE_S = 15.0
@@ -72,7 +72,7 @@ class Supervisor:
             ConfigError: what `check` finds before the first start. Later it is said, and tried again.
         """
         wait_s, is_first = self._back_off.first_s, True
-        with tether.adopting_orphans(), self._signals():
+        with process_lifetime.adopting_orphans(), self._signals():
             while True:
                 lived_s, reason = self._once(is_first)
                 is_first = False
@@ -113,7 +113,7 @@ class Supervisor:
         reader.start()
         threading.Thread(target=self._job.begun, daemon=True).start()
         status = self._wait(self._process)
-        tether.end_descendants(GRACE_S)
+        process_lifetime.end_descendants(GRACE_S)
         reader.join(GRACE_S)
         how = f"by signal {-status}" if status < 0 else f"with status {status}"
         return time.monotonic() - started, f"ended {how}. {self._job.explain(tail)}".rstrip()

@@ -1,0 +1,230 @@
+"""The audit of a config: for each budget and each audience the claim, what was measured, and how the attacks did."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from hushprompt.audits.audit_record import FORMAT, AudienceAudit, AuditRecord, BudgetAudit, power
+from hushprompt.audits.canaries import CanaryAudit, canary_audits
+from hushprompt.audits.client_canaries import has_client_canaries
+from hushprompt.audits.mechanism_audit import audit_audience
+from hushprompt.audits.metrics import AttackResult
+from hushprompt.audits.shadows import OnShadow, job_path, load, load_shadows, run_shadows
+from hushprompt.audits.suite import ATTACKS, MIN_SHADOWS, attack_all
+from hushprompt.audits.world import audiences, context_method
+from hushprompt.checks import one_of
+from hushprompt.config.schema import RunConfig
+from hushprompt.errors import ConfigError
+from hushprompt.federation.setup import Row, client_sizes, cut, plan_rows
+from hushprompt.privacy.config import Audience
+from hushprompt.seeding import stream
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditSettings:
+    """What is audited, and how hard."""
+
+    client_id: int = 0
+    """Whose examples are attacked."""
+    epsilons: tuple[float, ...] = ()
+    """Target budgets, each trained and attacked on its own; none: the config's. inf shows the audit's power."""
+    attacks: tuple[str, ...] = ATTACKS
+    """Attacks on shadow federations; none leaves the shadow federations out."""
+    audiences: tuple[Audience, ...] = tuple(Audience)
+    """Who attacks; an audience without a claim is left out."""
+    num_shadows: int = 64
+    """Shadow federations of every budget."""
+    num_canaries: int = 200
+    """Mislabelled examples of the end-to-end audit, or clients of as many federations as it takes where the unit is a
+    client; 0 leaves it out."""
+    num_gradient_canaries: int = 5000
+    """Gradient canaries of the mechanism audit; 0 leaves it out."""
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        for attack in self.attacks:
+            one_of(ATTACKS, attack=attack)
+        if self.attacks and self.num_shadows < MIN_SHADOWS:
+            raise ConfigError(f"--num-shadows must be at least {MIN_SHADOWS}, got {self.num_shadows}. 64 are usual.")
+        for name in ("num_canaries", "num_gradient_canaries"):
+            if 0 < getattr(self, name) < 10 or getattr(self, name) < 0:
+                raise ConfigError(f"{name} must be 0 or at least 10, got {getattr(self, name)}.")
+
+
+def audit(
+    config: RunConfig, settings: AuditSettings, folder: Path, on_shadow: OnShadow, num_workers: int = 0
+) -> AuditRecord:
+    """Audit a config: mechanism, one run with canaries, shadow federations and the attacks on them.
+
+    Goes on where it was stopped: a federation whose file is in `folder` is not trained again. Where the unit is a
+    client, clients are the canaries of the mechanism and of federations, and nothing is asked about examples.
+
+    Args:
+        config: what is attacked; its references are left out.
+        settings: how.
+        folder: takes the federations' files.
+        on_shadow: progress.
+        num_workers: processes; 0 takes one a core.
+
+    Raises:
+        ConfigError: a setting is impossible, or the method publishes no prompt that is trained.
+        ResumeError: `folder` holds another audit.
+    """
+    config = dataclasses.replace(config, references=())
+    dataset = config.data.load()
+    partition = cut(config, dataset)
+    rows = budget_rows(config, settings.epsilons, client_sizes(partition))
+    if not audiences(rows[0]):
+        raise ConfigError("The method trains nothing on private data, so there is nothing to audit.")
+    context_method(rows[0].method)
+    clients = partition.clients
+    if not 0 <= settings.client_id < len(clients):
+        raise ConfigError(f"--client must lie in 0 to {len(clients) - 1}, got {settings.client_id}.")
+    work = Work(config, rows, settings, folder, on_shadow, num_workers)
+    if config.privacy.privacy_unit == "client":
+        num_candidates, num_shadows = len(clients), 0
+        if has_client_canaries(config, rows[0]):
+            num_shadows = math.ceil(settings.num_canaries / num_candidates)
+        found = _with_clients(work, num_shadows)
+    else:
+        indices = clients[settings.client_id].indices["train"]
+        unseen = clients[settings.client_id].indices[config.evaluation.split]
+        num_candidates, num_shadows = len(indices), settings.num_shadows if settings.attacks else 0
+        found = _with_examples(
+            work,
+            num_shadows,
+            dataset.splits["train"].labels[indices],
+            dataset.splits[config.evaluation.split].labels[unseen],
+        )
+    budgets = [_budget(row, settings, trained, config.seed) for row, trained in zip(rows, found, strict=True)]
+    return AuditRecord(
+        format=FORMAT,
+        config_identity=config.identity(),
+        method=rows[0].method_name,
+        privacy_unit=config.privacy.privacy_unit,
+        client_id=settings.client_id,
+        num_candidates=num_candidates,
+        num_shadows=num_shadows,
+        seed=config.seed,
+        confidence=0.95,
+        power=power(budgets),
+        budgets=budgets,
+    )
+
+
+def budget_rows(config: RunConfig, epsilons: Sequence[float], sizes: list[int]) -> list[Row]:
+    """Return the config's method once for each budget, or once as the config has it."""
+    rows = []
+    for epsilon in dict.fromkeys(epsilons) or [None]:
+        changed = config
+        if epsilon is not None:
+            privacy = dataclasses.replace(
+                config.privacy, epsilon=epsilon, noise_multiplier_local=None, noise_multiplier_global=None
+            )
+            changed = dataclasses.replace(config, privacy=privacy)
+        rows += plan_rows(changed, sizes)
+    return rows
+
+
+@dataclass(frozen=True)
+class Work:
+    """What trainings of an audit need; see `audit`."""
+
+    config: RunConfig
+    rows: Sequence[Row]
+    settings: AuditSettings
+    folder: Path
+    on_shadow: OnShadow
+    num_workers: int
+
+    def train(self, num_shadows: int, num_canaries: int) -> None:
+        """Train what is missing."""
+        client_id = self.settings.client_id
+        run_shadows(
+            self.config, self.rows, client_id, num_shadows, num_canaries, self.folder, self.on_shadow, self.num_workers
+        )
+
+    def paths(self, row: Row, num_shadows: int) -> list[Path]:
+        """Return the files of a row's shadow federations."""
+        return [job_path(self.folder, row, index, 0) for index in range(num_shadows)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What the trainings of one row showed, by audience."""
+
+    canaries: Mapping[Audience, list[CanaryAudit]]
+    attacks: Mapping[Audience, list[AttackResult]]
+
+
+def _with_examples(work: Work, num_shadows: int, labels: np.ndarray, population: np.ndarray) -> list[Trained]:
+    """Attack one client's examples in shadow federations, and guess about mislabelled ones.
+
+    Args:
+        work: what is trained.
+        num_shadows: federations of each row.
+        labels: of the client's examples.
+        population: labels of its evaluation images.
+    """
+    settings, seed = work.settings, work.config.seed
+    if settings.num_canaries > len(labels):
+        raise ConfigError(
+            f"--canaries must be at most the {len(labels)} examples of client {settings.client_id}, got "
+            f"{settings.num_canaries}."
+        )
+    work.train(num_shadows, settings.num_canaries)
+    found = []
+    for row in work.rows:
+        attacks, canaries = {}, {}
+        if num_shadows:
+            shadows = load_shadows(work.paths(row, num_shadows))
+            attacks = attack_all(shadows, labels, population, settings.attacks, seed)
+        if settings.num_canaries:
+            kept = load(job_path(work.folder, row, None, settings.num_canaries))
+            canaries = {who: canary_audits(kept, who, row.plan.config.delta) for who in audiences(row)}
+        found.append(Trained(canaries=canaries, attacks=attacks))
+    return found
+
+
+def _with_clients(work: Work, num_shadows: int) -> list[Trained]:
+    """Guess which clients were there, in so many federations of each row; their releases are Gaussian, not sampled."""
+    work.train(num_shadows, 0)
+    found = []
+    for row in work.rows:
+        canaries = {}
+        if num_shadows:
+            files = [load(path) for path in work.paths(row, num_shadows)]
+            kept = {name: torch.cat([file[name] for file in files]) for name in files[0]}
+            delta = row.plan.config.delta
+            canaries = {who: canary_audits(kept, who, delta, "f_dp_gaussian") for who in audiences(row)}
+        found.append(Trained(canaries=canaries, attacks={}))
+    return found
+
+
+def _budget(row: Row, settings: AuditSettings, trained: Trained, seed: int) -> BudgetAudit:
+    """Put together what was measured of one budget."""
+    guarantees = row.plan.guarantees()
+    found = []
+    for audience in (one for one in audiences(row) if one in settings.audiences):
+        guarantee = guarantees[audience]
+        mechanism = []
+        if settings.num_gradient_canaries:
+            rng = stream(seed, "mechanism audit", row.label, str(audience))
+            mechanism = audit_audience(row.plan, audience, num_canaries=settings.num_gradient_canaries, rng=rng)
+        found.append(
+            AudienceAudit(
+                audience=str(audience),
+                claimed={**guarantee.to_json(), "statement": guarantee.statement()},
+                mechanism=mechanism,
+                canaries=trained.canaries.get(audience, []),
+                attacks=trained.attacks.get(audience, []),
+            )
+        )
+    return BudgetAudit(row=row.label, epsilon=row.plan.config.epsilon, audiences=found)

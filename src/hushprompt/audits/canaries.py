@@ -1,0 +1,113 @@
+"""One run with mislabelled images of one client: a lower bound on epsilon of the whole system, end to end.
+
+Some of the client's examples get a wrong label and are in or out by a fair coin each; everything else is trained as
+always. The auditor sees what an audience sees and guesses the coins (Steinke, Nasr, Jagielski 2023, arXiv:2305.08846).
+A wrong label is a strong canary: its gradient is large and points where no other example's does. Every canary has two
+scores: what the last prompt says of it, and the likelihood ratio of all releases on the way (`likelihood.py`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from hushprompt import checks
+from hushprompt.audits.lower_bounds import CONFIDENCE
+from hushprompt.audits.mechanism_audit import AuditResult, Bound, best_guesses
+from hushprompt.audits.world import Candidates, World, audiences, start
+from hushprompt.errors import ConfigError
+from hushprompt.federation.setup import Row
+from hushprompt.privacy.config import Audience
+from hushprompt.seeding import stream
+
+BELIEF = {Audience.PUBLIC: "global prompt", Audience.PERSONAL: "personal prompt"}
+"""Prompts that an audience is asked about the wrong label, in words."""
+RELEASES = {Audience.PUBLIC: "all releases", Audience.PERSONAL: "all releases", Audience.SERVER: "every upload"}
+"""What an audience saw on the way."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CanaryAudit:
+    """The bound that one score gives."""
+
+    sees: str
+    result: AuditResult
+    mean_gap: float
+    """Mean score of the canaries that were in minus that of those out, in standard deviations; power at a glance."""
+
+
+def with_canaries(world: World, num_canaries: int) -> World:
+    """Return the same federation with some of the client's examples mislabelled; they are the candidates.
+
+    Raises:
+        ConfigError: the client has fewer examples.
+    """
+    checks.positive(num_canaries=num_canaries)
+    own = world.candidates
+    if num_canaries > len(own.indices):
+        raise ConfigError(
+            f"--canaries must be at most the {len(own.indices)} examples of client {own.client_id}, got {num_canaries}."
+        )
+    rng = stream(world.config.seed, "canaries")
+    chosen = np.sort(rng.permutation(len(own.indices))[:num_canaries])
+    shift = rng.integers(1, world.federation.model.num_classes, size=num_canaries)
+    wrong = (own.labels[chosen] + shift) % world.federation.model.num_classes
+    return dataclasses.replace(world, candidates=Candidates(own.client_id, own.indices[chosen], wrong))
+
+
+def train_canaries(world: World, row: Row, num_canaries: int) -> dict[str, Tensor]:
+    """Train once, and give the coins and each score of the canaries by name."""
+    audited = with_canaries(world, num_canaries)
+    is_in = stream(world.config.seed, "canary inclusion").random(num_canaries) < 0.5
+    seed = int(stream(world.config.seed, "canary seed").integers(2**62))
+    state, watch = audited.train(row, is_in, seed, judges=True)
+    first = start(world.config, world.federation, row)
+    kept = {"is_in": torch.from_numpy(is_in)}
+    labels = torch.from_numpy(audited.candidates.labels)[:, None]
+    for audience in audiences(row):
+        if audience in BELIEF:
+            before, after = (audited.log_probs(row, which, audience, audited.features) for which in (first, state))
+            # How much more the trained prompt believes the wrong label than the public start does.
+            kept[str(audience)] = (after.gather(1, labels) - before.gather(1, labels))[:, 0]
+        judged = watch.scores(audience)
+        if judged is not None:
+            kept[f"{audience}.releases"] = torch.from_numpy(judged)
+    return kept
+
+
+def canary_audits(
+    kept: Mapping[str, Tensor], audience: Audience, delta: float, bound: Bound = "one_run"
+) -> list[CanaryAudit]:
+    """Bound epsilon by every score that an audience has; together they hold with 95 %.
+
+    Args:
+        kept: from `train_canaries`, or from federations of `client_canaries.py` one after the other.
+        audience: who guesses.
+        delta: of the claim.
+        bound: theorem that turns right guesses into epsilon.
+    """
+    is_in = kept["is_in"].numpy().astype(bool)
+    if is_in.all() or not is_in.any():
+        raise ConfigError("All canaries fell on one side. Use more --canaries.")
+    named = {f"{audience}.releases": RELEASES[audience], str(audience): BELIEF.get(audience)}
+    mine = {name: str(sees) for name, sees in named.items() if name in kept}
+    found = []
+    for name, sees in mine.items():
+        scores, share = kept[name].double().numpy(), 1 - (1 - CONFIDENCE) / len(mine)
+        is_ratio = name.endswith(".releases")
+        result = best_guesses(scores, is_in, delta=delta, confidence=share, bound=bound, is_ratio=is_ratio)
+        gap = (scores[is_in].mean() - scores[~is_in].mean()) / max(_spread(scores, is_in), 1e-12)
+        result = dataclasses.replace(result, confidence=CONFIDENCE)
+        found.append(CanaryAudit(sees=sees, result=result, mean_gap=float(gap)))
+    return found
+
+
+def _spread(scores: Float[np.ndarray, " m"], is_in: Bool[np.ndarray, " m"]) -> float:
+    """Return the standard deviation of scores around the means of the two sides."""
+    return float(np.sqrt((scores[is_in].var() + scores[~is_in].var()) / 2))

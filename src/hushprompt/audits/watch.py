@@ -1,0 +1,313 @@
+"""What an auditor notes while a federation trains: releases as they leave, and what each example would have added.
+
+The loop and the methods know nothing of it. A watched method and a watched plan stand in for a row's own, do the same,
+and tell the watch. The audited client is known by its personal state, an object of its own at every step.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from hushprompt.audits.likelihood import drifts, log_likelihood_ratios, over_steps, without
+from hushprompt.federation.setup import Row
+from hushprompt.methods.base import Batch, Method, Personal, Shared, StepInfo, Upload
+from hushprompt.privacy.clipping import ClippedSum, clip_factors
+from hushprompt.privacy.config import Audience, Channel
+from hushprompt.privacy.plan import Mechanism, PrivacyPlan
+from hushprompt.privacy.release_plan import ReleasePlan
+
+ABSENT = -1
+"""Label of an example that is left out."""
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """Global contexts and the gradients that were released there: one entry for each release."""
+
+    contexts: list[Tensor] = field(default_factory=list)
+    """[t, e] or [c, t, e] before the releases."""
+    releases: list[Tensor] = field(default_factory=list)
+    """Released mean gradients of the same shapes."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The audited client's examples, whose part in every release is to be judged."""
+
+    batch: Batch
+    """All n of them, with the labels that they are trained with."""
+    drawn: Float[Tensor, " n"]
+    """[n] probability that each is in a batch, as far as the auditor knows."""
+    sampling_prob: float
+    """Probability that an example that is there is in a batch."""
+    is_candidate: Bool[np.ndarray, " n"]
+    """[n] whose coin the auditor guesses."""
+
+
+@dataclass
+class Step:
+    """One step of the audited client: sums in clip norms, and what each of its examples would add to them."""
+
+    plan: ReleasePlan
+    drawn: Tensor
+    """[n] as in `Probe`."""
+    known: dict[Channel, Tensor]
+    """[n, p] clipped gradients where the client stands, which the holder of its prompt knows."""
+    guessed: Tensor | None
+    """[n, p] on the GLOBAL channel, where one stands who knows the client's public start alone."""
+    local: Tensor | None = None
+    """[p] the client's local release."""
+    own: Tensor | None = None
+    """[p] its global release, where clients add the noise."""
+    total: Tensor | None = None
+    """[p] the sum over all clients."""
+
+    def ratios(self, channel: Channel, released: Tensor, contributions: Tensor) -> Tensor:
+        """Return the log-likelihood ratios [n] of a release."""
+        return log_likelihood_ratios(released, contributions, self.drawn, self.plan.sum_multiplier(channel))
+
+
+class Observer:
+    """Is told what happens in a training by a watched row; does nothing about it by itself."""
+
+    def owns(self, personal: Personal) -> bool:
+        """Whether a state is a client's whose steps are to be told."""
+        return False
+
+    def begin_step(
+        self, method: Any, model: Any, shared: Shared, mechanism: Mechanism, rng: np.random.Generator
+    ) -> None:
+        """Hear that such a client begins a step.
+
+        Args:
+            method: unwatched.
+            model: what it trains for.
+            shared: the server's state.
+            mechanism: of the client and step.
+            rng: of the step, which is public; it must not be moved.
+        """
+
+    def end_step(self, upload: Upload, personal: Personal) -> None:
+        """Hear what such a client hands on and how it goes on."""
+
+    def on_release(self, mechanism: Mechanism, channel: Channel, summed: ClippedSum, released: Tensor) -> None:
+        """Hear of a release of any client, or of the server."""
+
+    def on_server_step(self, method: Any, shared: Shared, released: Tensor) -> None:
+        """Hear what is about to move the shared state, which a client's copy of it is too."""
+
+    def on_round(self, method: Any, before: Shared, after: Shared) -> None:
+        """Hear that a round is over, and what it made of the shared state."""
+
+
+class Watch(Observer):
+    """Notes what happens to one client of one training."""
+
+    def __init__(self, personal: Personal, probe: Probe | None, *, is_public: bool) -> None:
+        """Begin.
+
+        Args:
+            personal: the audited client's state; nobody else has the same object.
+            probe: its examples, to be judged step by step; None: transcripts alone.
+            is_public: whether every server step is seen by all; false where clients step copies of their own.
+        """
+        self.public, self.uploads, self.ratios = Transcript(), Transcript(), dict[Audience, list[Tensor]]()
+        self._personal, self._start, self._probe, self._is_public = personal, personal, probe, is_public
+        self._step: Step | None = None
+        self._is_turn = False
+        self._upload: ClippedSum | None = None
+        self._context: Tensor | None = None
+        self._count, self._norm = 0.0, 1.0
+        self._earlier: dict[Audience, list[Tensor]] = {Audience.PUBLIC: [], Audience.PERSONAL: []}
+
+    def scores(self, audience: Audience) -> Float[np.ndarray, " m"] | None:
+        """Return each candidate's log-likelihood ratio over all that an audience saw; None where it saw no release."""
+        self._close()
+        if self._probe is None or audience not in self.ratios:
+            return None
+        return over_steps(self.ratios[audience], self._probe.sampling_prob)[self._probe.is_candidate]
+
+    def owns(self, personal: Personal) -> bool:
+        """Whether a state is the audited client's."""
+        return personal is self._personal
+
+    def begin_step(
+        self, method: Any, model: Any, shared: Shared, mechanism: Mechanism, rng: np.random.Generator
+    ) -> None:
+        """See what each of the client's examples would add."""
+        self._close()
+        self._is_turn, self._context = True, shared_context(method, shared)
+        if self._probe is None or mechanism.plan.batch_clipping is not None:
+            return
+        batch = self._probe.batch
+
+        def clipped(personal: Personal) -> dict[Channel, Tensor]:
+            asking = Asking(**{each.name: getattr(mechanism, each.name) for each in dataclasses.fields(Mechanism)})
+            method.client_step(model, shared, personal, batch, asking, copy.deepcopy(rng))
+            return asking.rows
+
+        known = clipped(self._personal)
+        is_same = self._personal is self._start or Channel.LOCAL not in known
+        guessed = (known if is_same else clipped(self._start)).get(Channel.GLOBAL)
+        self._step = Step(mechanism.plan, self._probe.drawn, known, guessed)
+
+    def end_step(self, upload: Upload, personal: Personal) -> None:
+        """Note what the client hands on and how it goes on."""
+        self._is_turn, self._upload, self._personal = False, upload.shared_grad, personal
+
+    def on_release(self, mechanism: Mechanism, channel: Channel, summed: ClippedSum, released: Tensor) -> None:
+        """Note a release of any client, or of the server."""
+        norm = mechanism.clip_norms[channel]
+        in_norms = released.flatten().double() * mechanism.expected_count / norm
+        if channel is Channel.LOCAL and self._is_turn and self._step is not None:
+            self._step.local = in_norms
+        if channel is Channel.GLOBAL:
+            self._count, self._norm = self._count + mechanism.expected_count, norm
+            if summed is self._upload:
+                if self._context is not None:
+                    self.uploads.contexts.append(self._context)
+                    self.uploads.releases.append(released)
+                if self._step is not None:
+                    self._step.own = in_norms
+
+    def on_server_step(self, method: Any, shared: Shared, released: Tensor) -> None:
+        """Note what moves the shared state."""
+        context = shared_context(method, shared)
+        if self._is_public and context is not None:
+            self.public.contexts.append(context)
+            self.public.releases.append(released)
+        if self._is_public and self._step is not None:
+            self._step.total = released.flatten().double() * self._count / self._norm
+            self._close()
+        self._count = 0.0
+
+    def on_round(self, method: Any, before: Shared, after: Shared) -> None:
+        """Note what the round moved, which is all that is seen of clients that step copies of their own."""
+        start, end = shared_context(method, before), shared_context(method, after)
+        if not self._is_public and start is not None and end is not None:
+            self.public.contexts.append(start)
+            self.public.releases.append(start - end)  # what the round moved, against the gradients
+
+    def _close(self) -> None:
+        """Judge the step that is over by what each audience saw of it."""
+        step, self._step = self._step, None
+        if step is None:
+            return
+        seen = dict[Audience, Tensor]()
+        if step.own is not None and step.guessed is not None:
+            seen[Audience.SERVER] = step.ratios(Channel.GLOBAL, step.own, step.guessed)
+        if step.total is not None and step.guessed is not None:
+            seen[Audience.PUBLIC] = self._in_total(Audience.PUBLIC, step, step.total, step.guessed)
+        if step.local is not None:
+            seen[Audience.PERSONAL] = step.ratios(Channel.LOCAL, step.local, step.known[Channel.LOCAL])
+            if step.total is not None:  # one batch is behind both
+                known = step.known[Channel.GLOBAL]
+                seen[Audience.PERSONAL] += self._in_total(Audience.PERSONAL, step, step.total, known)
+        for audience, ratios in seen.items():
+            self.ratios.setdefault(audience, []).append(ratios)
+
+    def _in_total(self, audience: Audience, step: Step, total: Tensor, contributions: Tensor) -> Tensor:
+        """Judge a sum over all clients; what the others add again and again is learned from earlier sums."""
+        earlier = self._earlier[audience]
+        rest = total - step.drawn @ contributions.double()
+        if earlier:
+            known = drifts(earlier)
+            total, contributions = without(total, known), without(contributions, known)
+        earlier.append(rest)
+        return step.ratios(Channel.GLOBAL, total, contributions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asking(Mechanism):
+    """Tells what a step would clip, and releases nothing."""
+
+    rows: dict[Channel, Tensor] = field(default_factory=dict)
+    """[b, p] clipped gradients by channel, in clip norms."""
+
+    def clip(self, channel: Channel, grads: Float[Tensor, "b *p"]) -> ClippedSum:
+        """Note the rows, and clip."""
+        norm = self.clip_norms[channel]
+        self.rows[channel] = (clip_factors(grads, norm) / norm)[:, None] * grads.flatten(1)
+        return super().clip(channel, grads)
+
+    def release(self, channel: Channel, summed: ClippedSum) -> Float[Tensor, "*p"]:
+        """Return zeros."""
+        return torch.zeros_like(summed.value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchedMechanism(Mechanism):
+    """The mechanism itself, which tells what it releases."""
+
+    watch: Observer
+
+    def release(self, channel: Channel, summed: ClippedSum) -> Float[Tensor, "*p"]:
+        """Release, and tell."""
+        released = super().release(channel, summed)
+        self.watch.on_release(self, channel, summed, released)
+        return released
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchedPlan(PrivacyPlan):
+    """The plan itself, whose mechanisms are watched."""
+
+    watch: Observer
+
+    def mechanism(self, **given: Any) -> Mechanism:
+        """Return the mechanism, watched."""
+        return WatchedMechanism(**vars(super().mechanism(**given)), watch=self.watch)
+
+
+def watched(row: Row, watch: Observer) -> Row:
+    """Return the same row, which leaves absent examples out of its batches and tells a watch what happens."""
+    plan = WatchedPlan(**vars(row.plan), watch=watch)
+    return dataclasses.replace(row, method=_watched_method(row.method, watch), plan=plan)
+
+
+def shared_context(method: Any, shared: Shared) -> Tensor | None:
+    """Return the global context; None where nothing, or something else, is shared."""
+    context: Tensor | None = method.shared_context(shared) if hasattr(method, "shared_context") else None
+    return context
+
+
+def _watched_method(method: Method, watch: Observer) -> Method:
+    """Return the same method, watched."""
+    base: Any = type(method)
+
+    class Watched(base):  # type: ignore[misc]
+        """The method itself, watched."""
+
+        def client_step(
+            self, model: Any, shared: Shared, personal: Personal, batch: Batch, mechanism: Mechanism, rng: Any
+        ) -> tuple[Upload, Personal, StepInfo]:
+            """Step with the examples that are there."""
+            there = batch.labels != ABSENT
+            rest = dataclasses.replace(batch, image_features=batch.image_features[there], labels=batch.labels[there])
+            is_own = watch.owns(personal)
+            if is_own:
+                watch.begin_step(method, model, shared, mechanism, rng)
+            outcome: tuple[Upload, Personal, StepInfo] = method.client_step(
+                model, shared, personal, rest, mechanism, rng
+            )
+            if is_own:
+                watch.end_step(outcome[0], outcome[1])
+            return outcome
+
+        def server_step(self, shared: Shared, released: Tensor) -> Shared:
+            """Tell what is released, and step."""
+            watch.on_server_step(method, shared, released)
+            return method.server_step(shared, released)
+
+    instance = object.__new__(Watched)
+    instance.__dict__.update(vars(method))
+    twin: Method = instance
+    return twin

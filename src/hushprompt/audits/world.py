@@ -1,0 +1,207 @@
+"""One client's examples, each of them there or not, in an otherwise unchanged federation.
+
+An audit trains the same federation again and again, with other subsets of one client's candidates. The loop, the
+method, the sampler, the clipping and the noise are those of `hushprompt run`; two things differ. An example that is
+left out keeps its place and counts in the client's public size, but is taken out of every batch before the method sees
+it, which for Poisson and for disjoint sampling is the same as if it had never been there: the divisor stays the public
+number that it is in the theorem. And a watch notes what every audience sees.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from hushprompt import seeding
+from hushprompt.audits.watch import ABSENT, Observer, Probe, Transcript, Watch, shared_context, watched
+from hushprompt.config.schema import RunConfig
+from hushprompt.errors import ConfigError
+from hushprompt.federation.payload import PayloadKind, payload_kind
+from hushprompt.federation.round import RoundRunner
+from hushprompt.federation.setup import Federation, Row
+from hushprompt.federation.state import State
+from hushprompt.methods.base import Batch, Method
+from hushprompt.methods.context import ContextConfig
+from hushprompt.models.base import FeatureKind
+from hushprompt.privacy.config import Audience, Channel
+
+KIND: FeatureKind = "pooled"
+"""Image features that the attacks read."""
+STEP = 0.01
+"""Length of the finite difference along a release, in lengths of the context."""
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The examples of one client whose membership is in question."""
+
+    client_id: int
+    indices: Int[np.ndarray, " m"]
+    """Into the training split."""
+    labels: Int[np.ndarray, " m"]
+    """What they are trained with: their own labels, or wrong ones for canaries."""
+
+
+@dataclass(frozen=True)
+class World:
+    """A federation under attack."""
+
+    config: RunConfig
+    federation: Federation
+    candidates: Candidates
+
+    @property
+    def features(self) -> Float[Tensor, "m d"]:
+        """Image features of the candidates, first view."""
+        stored = self.federation.train_features[KIND]
+        return stored.rows(self.candidates.indices, np.zeros_like(self.candidates.indices))
+
+    @property
+    def population(self) -> tuple[Float[Tensor, "p d"], Int[np.ndarray, " p"]]:
+        """Features and labels of the client's evaluation images, which nobody trains on."""
+        chosen = self.federation.splits[self.candidates.client_id].local
+        return self.federation.eval_features[KIND][chosen], self.federation.eval_labels[chosen].numpy()
+
+    def train(self, row: Row, is_in: Bool[np.ndarray, " m"], seed: int, *, judges: bool = False) -> tuple[State, Watch]:
+        """Train a row from its start without the candidates that are out.
+
+        Args:
+            row: method and privacy plan.
+            is_in: [m] which candidates take part.
+            seed: of batches and noise; the start of the prompts is public, and the config's.
+            judges: whether the watch also weighs every release by what each example would have added to it.
+
+        Returns:
+            The end of the training, and what was seen of it.
+        """
+        labels = self.federation.train_labels.clone()
+        labels[self.candidates.indices] = torch.from_numpy(self.candidates.labels)
+        probe = self._probe(row, labels) if judges else None
+        labels[self.candidates.indices[~is_in]] = ABSENT
+        federation = dataclasses.replace(self.federation, train_labels=labels)
+        state = start(self.config, federation, row)
+        # Clients that step copies of their own call server_step too, and nobody else sees that.
+        travels = payload_kind(self.config.training.local_steps, row.plan.config.noise_at)
+        is_seen = travels is not PayloadKind.COPIES
+        watch = Watch(state.personal[self.candidates.client_id], probe, is_public=is_seen)
+        return train_watched(dataclasses.replace(self.config, seed=seed), federation, row, state, watch), watch
+
+    def _probe(self, row: Row, labels: Int[Tensor, " n"]) -> Probe:
+        """Describe the client's examples to a watch."""
+        indices = np.asarray(self.federation.partition.clients[self.candidates.client_id].indices["train"])
+        stored = self.federation.train_features[row.method.feature_kind]
+        features = stored.rows(indices, np.zeros_like(indices)).to(self.federation.model.device)
+        is_candidate = np.isin(indices, self.candidates.indices)
+        prob = row.plan.sampler.expected_batch_size(len(indices)) / len(indices)
+        drawn = torch.from_numpy(np.where(is_candidate, prob / 2, prob))
+        return Probe(Batch(features, labels[indices].to(self.federation.model.device)), drawn, prob, is_candidate)
+
+    def log_probs(
+        self, row: Row, state: State, audience: Audience, features: Float[Tensor, "n d"]
+    ) -> Float[Tensor, "n c"]:
+        """Return what the prompt that an audience holds says of images: log-probabilities of all classes."""
+        model, method = self.federation.model, row.method
+        with torch.no_grad():
+            if audience is Audience.PERSONAL:
+                personal = state.personal[self.candidates.client_id]
+                return method.logits(model, state.shared, personal, features).log_softmax(dim=1)
+            context = shared_context(method, state.shared)
+            assert context is not None, "the public is attacked only where it sees a prompt"
+            text_features = context_method(method).text_features(model, context)
+            return model.logits(features, text_features).log_softmax(dim=1)
+
+    def projections(self, row: Row, transcript: Transcript) -> Float[np.ndarray, " m"]:
+        """Return the mean over releases of each candidate's <gradient, release / |release|>.
+
+        The idea is FedMIA's second attack (Zhu et al. 2025, arXiv:2402.06289): a member's gradient lies in the released
+        sum. The gradient is taken where the public can, at the global context, and only its component along the
+        release is needed: the slope of the loss, by central differences, from two forward passes for all candidates.
+        Its division by the gradient's length, which would make it a cosine, is left to the attack's standardization.
+        """
+        model, features = self.federation.model, self.features
+        labels, method = torch.from_numpy(self.candidates.labels), context_method(row.method)
+
+        def losses(context: Tensor) -> Tensor:
+            logits = model.logits(features, method.text_features(model, context))
+            return torch.nn.functional.cross_entropy(logits, labels, reduction="none").double()
+
+        slopes = []
+        with torch.no_grad():
+            for context, release in zip(transcript.contexts, transcript.releases, strict=True):
+                length = float(release.norm())
+                if length == 0:
+                    continue
+                step = STEP * float(context.norm())
+                ahead = step / length * release
+                slopes.append((losses(context + ahead) - losses(context - ahead)) / (2 * step))
+        return torch.stack(slopes).mean(dim=0).numpy() if slopes else np.zeros(len(labels))
+
+
+def start(config: RunConfig, federation: Federation, row: Row) -> State:
+    """Return the public start; every client's state is an object of its own, by which a watch knows the client."""
+    shared, personal = row.method.init(federation.model, seeding.stream(config.seed, "init"))
+    num_clients = len(federation.partition.clients)
+    everyone = tuple(copy.copy(personal) for _ in range(num_clients))
+    return State(shared, everyone, row.plan.first_norms(num_clients))
+
+
+def train_watched(config: RunConfig, federation: Federation, row: Row, state: State, watch: Observer) -> State:
+    """Take all rounds of a row, and tell a watch what happens.
+
+    Args:
+        config: whose seed is that of batches and noise.
+        federation: examples that are left out have the label `ABSENT`.
+        row: method and privacy plan.
+        state: where to start.
+        watch: told of every step and round.
+    """
+    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        runner, twin = RoundRunner(config, federation, pool), watched(row, watch)
+        for round_index in range(row.num_rounds):
+            before = state.shared
+            state, _ = runner.round(twin, state, round_index)
+            watch.on_round(row.method, before, state.shared)
+    return state
+
+
+def context_method(method: Method) -> ContextConfig:
+    """Return the method as one with a context.
+
+    Raises:
+        ConfigError: what it publishes is not a context, or it reads other features than one vector an image.
+    """
+    if not isinstance(method, ContextConfig) or method.feature_kind != KIND:
+        raise ConfigError(
+            f"The audit attacks contexts that are scored against {KIND} features, and {type(method).__name__} has "
+            "none. Use another method."
+        )
+    return method
+
+
+def audiences(row: Row) -> list[Audience]:
+    """Return the audiences that see something of a row and have a claim.
+
+    The public sees the global prompt, a holder a personal one, and the server uploads, where clients add the noise.
+    """
+    sees = {Audience.PUBLIC: Channel.GLOBAL, Audience.PERSONAL: Channel.LOCAL, Audience.SERVER: Channel.GLOBAL}
+    return [audience for audience in row.plan.audiences if sees[audience] in row.plan.channels]
+
+
+def candidates_of(federation: Federation, client_id: int) -> Candidates:
+    """Return all training examples of a client, with their own labels.
+
+    Raises:
+        ConfigError: there is no such client.
+    """
+    clients = federation.partition.clients
+    if not 0 <= client_id < len(clients):
+        raise ConfigError(f"--client must lie in 0 to {len(clients) - 1}, got {client_id}.")
+    indices = np.asarray(clients[client_id].indices["train"], dtype=np.int64)
+    return Candidates(client_id, indices, federation.train_labels[indices].numpy())

@@ -1,1 +1,0 @@
-"""Frozen image-text models, their prompts, and cached image features."""

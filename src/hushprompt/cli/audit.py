@@ -1,0 +1,218 @@
+"""The audit command: claimed epsilon, measured lower bound, and how membership attacks do, for every audience."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from hushprompt.audits.audit import AuditSettings
+from hushprompt.audits.audit import audit as run_audit
+from hushprompt.audits.audit_record import AudienceAudit, AuditRecord, BudgetAudit
+from hushprompt.audits.metrics import AttackResult, Interval
+from hushprompt.audits.roc import write_roc
+from hushprompt.audits.suite import ATTACKS
+from hushprompt.config import parse as configs
+from hushprompt.config.schema import RunConfig
+from hushprompt.errors import ConfigError
+from hushprompt.privacy.config import Audience
+from hushprompt.reporting.tables import AUDIENCES, epsilon_text
+from hushprompt.runs import records
+
+console = Console(highlight=False)
+INTERRUPTED = 130
+"""Exit status of an audit that was stopped by Ctrl-C."""
+CONTRADICTED = 1
+"""Exit status of an audit that measured more than is claimed."""
+BOUNDS = {
+    "one_run": "one run, any mechanism",
+    "f_dp_gaussian": "one run, f-DP of Gaussian mechanisms",
+    "f_dp_approximate": "one run, f-DP of any mechanism",
+    "gdp_independent_trials": "error rates of independent canaries, Gaussian mechanisms",
+}
+KINDS = {"mechanism": "gradient canaries", "end_to_end": "canaries in one training", "attack": "attacks"}
+"""Kinds of measurements whose power is told apart."""
+
+
+def audit(
+    what: Annotated[Path, typer.Argument(metavar="RUN|CONFIG", help="Run folder, TOML file, or preset.")],
+    attack: Annotated[str, typer.Option(help="Attacks, by commas; none leaves them out.")] = ",".join(ATTACKS),
+    audience: Annotated[str, typer.Option(help="Who attacks, by commas.")] = "public,personal,server",
+    epsilon: Annotated[str, typer.Option(help="Budgets, by commas, such as 1,2,8,inf; empty: the config's.")] = "",
+    client: Annotated[int, typer.Option(help="Client whose examples are attacked.")] = 0,
+    num_shadows: Annotated[int, typer.Option(help="Shadow federations of each budget.")] = 64,
+    canaries: Annotated[int, typer.Option(help="Canaries of the end-to-end audit; 0: none.")] = 200,
+    gradient_canaries: Annotated[int, typer.Option(help="Canaries of the mechanism audit; 0: none.")] = 5000,
+    out: Annotated[Path | None, typer.Option(help="Folder of the audit; none: RUN/audit, or audit/NAME.")] = None,
+    workers: Annotated[int, typer.Option(help="Processes; 0: one a core.")] = 0,
+    plot: Annotated[bool, typer.Option("--plot", help="Draw the ROC curves as roc.svg.")] = False,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Override, such as training.num_rounds=5.")] = None,
+) -> None:
+    """Attack what a run publishes, measure a lower bound on epsilon, and set it beside the claim.
+
+    Started again with the same folder, it goes on where it was stopped.
+    """
+    config, folder = _locate(what, out, set_ or [])
+    settings = AuditSettings(
+        client_id=client,
+        epsilons=tuple(_budget(text) for text in _words(epsilon)),
+        attacks=tuple(_words(attack)),
+        audiences=tuple(_audience(name) for name in _words(audience)),
+        num_shadows=num_shadows,
+        num_canaries=canaries,
+        num_gradient_canaries=gradient_canaries,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    start = time.monotonic()
+    try:
+        with records.locked(folder), _bar() as bar:
+            task = bar.add_task("federations trained", total=None)
+            record = run_audit(
+                config,
+                settings,
+                folder,
+                lambda done, total: bar.update(task, completed=done, total=total),
+                workers or config.runtime.num_threads,
+            )
+    except KeyboardInterrupt:
+        console.print(f"Stopped. Finished federations are in {folder}; the same command goes on.", soft_wrap=True)
+        raise typer.Exit(INTERRUPTED) from None
+    records.write_json(folder / "audit.json", record)
+    if plot:
+        write_roc(folder / "roc.svg", record)
+    show(record)
+    console.print(f"{time.monotonic() - start:.0f} s; {folder / 'audit.json'}", soft_wrap=True)
+    if any(one.is_contradicted for budget in record.budgets for one in budget.audiences):
+        raise typer.Exit(CONTRADICTED)
+
+
+def show(record: AuditRecord) -> None:
+    """Print an audit."""
+    of = "clients" if record.privacy_unit == "client" else f"candidates of client {record.client_id}"
+    console.print(
+        f"Audit of {record.method}: {record.num_candidates} {of}, "
+        f"{record.num_shadows} shadow federations a budget, seed {record.seed}.",
+        soft_wrap=True,
+    )
+    for budget in record.budgets:
+        for one in budget.audiences:
+            _show_audience(budget, one)
+    console.print(_power(record), soft_wrap=True)
+
+
+def _show_audience(budget: BudgetAudit, one: AudienceAudit) -> None:
+    """Print claim, lower bounds and attacks of one audience."""
+    console.print(f"\n{budget.row}, for {AUDIENCES[one.audience]}", style="bold", soft_wrap=True)
+    console.print(f"claimed: {one.claimed['statement']}", soft_wrap=True)
+    for result in one.mechanism:
+        console.print(
+            f"measured, mechanism alone: epsilon >= {result.epsilon_lower_bound:.3g} (95 %, {result.num_canaries} "
+            f"gradient canaries; {BOUNDS[result.bound]})",
+            soft_wrap=True,
+        )
+    for canary in one.canaries:
+        result = canary.result
+        canaries = "clients, there or not" if one.claimed["privacy_unit"] == "client" else "mislabelled images"
+        console.print(
+            f"measured, end to end: epsilon >= {result.epsilon_lower_bound:.3g} (95 %, {result.num_canaries} "
+            f"{canaries}, {result.num_correct} of {result.num_guesses} guesses right; {canary.sees}, "
+            f"gap {canary.mean_gap:.2f} standard deviations)",
+            soft_wrap=True,
+        )
+    if one.is_contradicted:
+        console.print(
+            f"CONTRADICTED: more was measured ({one.lower_bound:.3g}) than is claimed "
+            f"({epsilon_text(one.claimed['epsilon'])}). Either the code is wrong, or chance: repeat with another seed.",
+            style="bold red",
+            soft_wrap=True,
+        )
+    if one.attacks:
+        console.print(attack_table(one.attacks))
+
+
+def attack_table(attacks: list[AttackResult]) -> Table:
+    """Return one line an attack."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False, show_edge=False)
+    table.add_column("attack, and what it sees", no_wrap=True)
+    for column in ("AUC (95 %)", "TPR in %\nat 1 % FPR", "TPR in %\nat 0.1 % FPR"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for one in attacks:
+        rates = [_percent(one.tpr[point]) for point in ("0.01", "0.001")]
+        table.add_row(f"{one.attack}, {one.sees}", _interval(one.auc), *rates)
+    return table
+
+
+def _power(record: AuditRecord) -> str:
+    """Say what each kind of measurement could have found."""
+    if not record.power:
+        return "\nPower: unknown, as nothing was measured without noise. Add inf to --epsilon."
+    lines = ["\nPower, by what was found without noise:"]
+    for name, found in record.power.items():
+        texts = {
+            "mechanism": f"gradient canaries show epsilon >= {found.mechanism or 0:.3g}",
+            "end_to_end": f"canaries in one training show epsilon >= {found.end_to_end or 0:.3g}",
+            "attack": f"the best attack ({found.attack}) has AUC {_interval(found.auc)}" if found.auc else "",
+        }
+        verdicts = [
+            f"{KINDS[kind]} left out" if works is None else f"{texts[kind]}{'' if works else ' (NO POWER)'}"
+            for kind, works in found.has_power.items()
+        ]
+        lines.append(f"for the {name} audience: {', '.join(verdicts)}.")
+    if any(works is False for found in record.power.values() for works in found.has_power.values()):
+        lines.append("NO POWER: where nothing protects, nothing was found, so nothing can be read into other budgets.")
+    return "\n".join(lines)
+
+
+def _percent(rate: Interval) -> str:
+    """Write a rate, or that it cannot be seen."""
+    if rate.value is None or rate.low is None or rate.high is None:
+        return "not resolvable"
+    return f"{100 * rate.value:.1f} ({100 * rate.low:.1f}-{100 * rate.high:.1f})"
+
+
+def _interval(interval: Interval) -> str:
+    """Write an estimate with its interval."""
+    return f"{interval.value:.2f} ({interval.low:.2f}-{interval.high:.2f})"
+
+
+def _locate(what: Path, out: Path | None, settings: list[str]) -> tuple[RunConfig, Path]:
+    """Find the config, and where the audit goes."""
+    is_run = (what / "config.toml").exists()
+    config = configs.load(what / "config.toml" if is_run else configs.locate(what), settings)
+    return config, out or (what / "audit" if is_run else Path("audit") / what.stem)
+
+
+def _words(text: str) -> list[str]:
+    """Split at commas; "none" and the empty string are nothing."""
+    return [word.strip() for word in text.split(",") if word.strip() not in ("", "none")]
+
+
+def _budget(text: str) -> float:
+    """Read one budget."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if math.isnan(value) or value <= 0:
+        raise ConfigError(f"--epsilon takes numbers > 0 and inf, by commas, got {text!r}.")
+    return value
+
+
+def _audience(name: str) -> Audience:
+    """Read one audience."""
+    if name not in tuple(Audience):
+        raise ConfigError(f"--audience takes {', '.join(Audience)}, by commas, got {name!r}.")
+    return Audience(name)
+
+
+def _bar() -> Progress:
+    """Return a bar with the time that is left."""
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    return Progress(*columns, console=console)

@@ -1,0 +1,194 @@
+"""The commands about data: what is in a data set, how to get one, how it is cut into clients."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from hushprompt.config import parse as configs
+from hushprompt.config.schema import RuntimeConfig
+from hushprompt.data.base import Dataset
+from hushprompt.data.fetch import fetch as fetch_data
+from hushprompt.data.listing import About
+from hushprompt.data.partitions.base import Partition
+from hushprompt.errors import DataError
+from hushprompt.features.cache import SHIPPED, CachedFeatures, cached
+from hushprompt.federation.setup import cut
+from hushprompt.registry import DATASETS, PARTITIONS
+from hushprompt.reporting import partitions
+
+app = typer.Typer(help="Look at a data set, or get one.", no_args_is_help=True)
+console = Console(highlight=False)
+
+
+@app.command()
+def info(
+    what: Annotated[str, typer.Argument(metavar="CONFIG|NAME", help="Config, preset, or data set.")] = "embedded",
+    root: Annotated[str | None, typer.Option(help="With a data set's name: its folder.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Override, such as data.root=images.")] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Read every example, and list those that fail.")] = False,
+    cache_dir: Annotated[str, typer.Option(help="Folder of cached features, as runtime.cache_dir.")] = "",
+) -> None:
+    """Print classes, splits, license, citation and checksums of a data set, and what of it is cached."""
+    config = data_config(what, root, set_ or [])
+    about: About | None = getattr(config, "about", None)
+    if about is not None:
+        show_about(about)
+    dataset = config.load()
+    show_dataset(dataset, has_about=about is not None)
+    show_cached(dataset, RuntimeConfig(cache_dir=cache_dir).cache_path)
+    if verify:
+        show_unreadable(dataset)
+
+
+@app.command()
+def fetch(
+    name: Annotated[str, typer.Argument(help="Data set, as in: hushprompt list datasets")],
+    root: Annotated[Path, typer.Option(help="Folder that the data set's own folder goes into.")] = Path("data"),
+) -> None:
+    """Download a data set, or say what to get from where."""
+    about: About | None = getattr(DATASETS.get(name), "about", None)
+    if about is None:
+        raise DataError(f"There is nothing to fetch for {name}: it comes with hushprompt, or is your own.")
+    show_about(about)
+    fetch_data(about, root)
+    console.print(f"{about.title} is in {root}. Use it with: --set data.name={name} --set data.root={root}")
+
+
+def partition(
+    config: Annotated[Path | None, typer.Argument(help="TOML file or preset name; none: the embedded preset.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Override, such as partition.alpha=0.1.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for partition.csv and partition.png.")] = Path("partition"),
+) -> None:
+    """Print the clients x classes table of a config, and write it and a plot."""
+    resolved = configs.load(configs.locate(config), set_ or [])
+    dataset = resolved.data.load()
+    clients = cut(resolved, dataset)
+    counts = count(dataset, clients)
+    name = PARTITIONS.name_of(resolved.partition)
+    console.print(f"{dataset.name}, {name}, {len(clients.clients)} clients, seed {resolved.seed}")
+    console.print(partitions.client_table(counts))
+    console.print("Training examples, one column a class in label order; a full block: the client with most of it.")
+    for line in partitions.shade_lines(counts, console.width):
+        console.print(line, markup=False, no_wrap=True, overflow="crop")
+    partitions.write_csv(out / "partition.csv", counts)
+    console.print(f"  {out / 'partition.csv'}", soft_wrap=True)
+    partitions.write_plot(out / "partition.png", counts, f"{dataset.name}: {name}, seed {resolved.seed}")
+    console.print(f"  {out / 'partition.png'}", soft_wrap=True)
+
+
+def data_config(what: str, root: str | None, overrides: list[str]) -> Any:
+    """Return the data section of a config file or preset, or of a data set's name and root."""
+    path = configs.locate(Path(what))
+    if path.suffix == ".toml":
+        return configs.load(path, [*overrides, *([f"data.root={json.dumps(root)}"] if root is not None else [])]).data
+    values: dict[str, Any] = {"data": {"name": what, **({"root": root} if root is not None else {})}}
+    for override in overrides:
+        values = configs.override(values, override)
+    return configs.choose("data", values["data"])
+
+
+def count(dataset: Dataset, clients: Partition) -> partitions.Counts:
+    """Count the examples of every client, split and class."""
+    num_classes = len(dataset.class_names)
+    return partitions.Counts(
+        client_names=[client.name or f"client {client.client_id}" for client in clients.clients],
+        class_names=dataset.class_names,
+        by_split={
+            name: clients.class_counts(dataset.splits[name].labels, num_classes, name)
+            for name in ("train", "validation", "test")
+            if name in dataset.splits
+        },
+    )
+
+
+def show_about(about: About) -> None:
+    """Print what is known of a data set before it is there."""
+    for what, text in (
+        ("title", about.title), ("license", about.license), ("citation", about.citation), ("homepage", about.homepage),
+    ):  # fmt: skip
+        console.print(f"{what}: {text}", markup=False, soft_wrap=True)
+
+
+def show_dataset(dataset: Dataset, *, has_about: bool) -> None:
+    """Print classes, splits and sizes of a loaded data set."""
+    lines = {"name": dataset.name}
+    if not has_about:
+        lines |= {"license": dataset.license, "citation": dataset.citation}
+    lines["examples are"] = "images" if dataset.modality == "image" else f"sounds, {dataset.sampling_rate} samples/s"
+    lines[f"{len(dataset.class_names)} classes"] = ", ".join(dataset.class_names)
+    if len(dataset.domain_names) > 1:
+        lines[f"{len(dataset.domain_names)} domains"] = ", ".join(dataset.domain_names)
+    if dataset.client_names:
+        lines[f"{len(dataset.client_names)} clients"] = ", ".join(dataset.client_names)
+    lines["split by"] = dataset.split_source or "the data's own"
+    lines["split checksum"] = dataset.split_checksum or "none"
+    lines["left out as unreadable"] = str(dataset.num_skipped)
+    for what, text in lines.items():
+        console.print(f"{what}: {text}", markup=False, soft_wrap=True)
+    table = Table("split", "examples", "per class", "per domain", "fingerprint")
+    for name, split in dataset.splits.items():
+        per_class = np.bincount(split.labels, minlength=len(dataset.class_names))
+        per_domain = np.bincount(split.domains, minlength=len(dataset.domain_names))
+        table.add_row(name, str(len(split)), _range(per_class), _range(per_domain), split.fingerprint[:12])
+    console.print(table)
+
+
+def show_cached(dataset: Dataset, cache_dir: Path) -> None:
+    """Print the features of a data set that need not be encoded, and the disk they take."""
+    shipped = [entry for entry in cached(SHIPPED) if entry.dataset == dataset.name]
+    if shipped:
+        console.print("features that come with the package:")
+        console.print(_table_of(shipped))
+    entries = [entry for entry in cached(cache_dir) if entry.dataset == dataset.name]
+    if not entries:
+        console.print(f"cached features: none in {cache_dir}", markup=False, soft_wrap=True)
+        return
+    total = sum(entry.num_bytes for entry in entries) / 1e6
+    console.print(f"cached features: {total:.1f} MB in {cache_dir}", markup=False, soft_wrap=True)
+    console.print(_table_of(entries))
+
+
+def _table_of(entries: Sequence[CachedFeatures]) -> Table:
+    """List folders of features."""
+    table = Table("split", "backbone", "features", "views", "dtype", "MB", "state")
+    for entry in entries:
+        table.add_row(
+            entry.split,
+            entry.backbone[:12],
+            " x ".join(str(n) for n in (entry.num_examples, entry.num_patches, entry.feature_dim) if n is not None),
+            str(entry.num_views),
+            entry.dtype,
+            f"{entry.num_bytes / 1e6:.1f}",
+            "complete" if entry.is_complete else "goes on when next used",
+        )
+    return table
+
+
+def show_unreadable(dataset: Dataset) -> None:
+    """Read everything; print what cannot be read, and raise if there is any."""
+    problems = []
+    for split in dataset.splits.values():
+        for index in range(len(split)):
+            try:
+                split.read(np.array([index]))
+            except DataError as error:
+                problems.append(str(error))
+    for problem in problems:
+        console.print(problem, markup=False, soft_wrap=True)
+    if problems:
+        raise DataError(f"{len(problems)} examples of {dataset.name} cannot be read.")
+    console.print("Every example can be read.")
+
+
+def _range(counts: np.ndarray) -> str:
+    """Write the smallest and the largest count."""
+    low, high = int(counts.min()), int(counts.max())
+    return str(low) if low == high else f"{low} to {high}"

@@ -1,0 +1,177 @@
+"""How a data set is cut into clients: what every rule shares. The rules are in partition_by_class and _by_holder.
+
+Most rules say, for each client, which share of each class it gets; `from_shares` turns the shares into indices in the
+same way for train, validation and test, so a client is tested on what it trains on. No example is dropped and none is
+used twice, unless `num_shots` asks for few.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hushprompt import checks
+from hushprompt.data.base import Dataset
+from hushprompt.errors import ConfigError
+
+MAX_DRAWS = 100
+"""Random shares before giving up on clients that stay empty."""
+
+
+@dataclass(frozen=True)
+class ClientShard:
+    """One client's part of the data."""
+
+    client_id: int
+    classes: tuple[int, ...]
+    """Classes of which it has training examples, sorted."""
+    indices: Mapping[str, np.ndarray]
+    """Sorted example indices [n_i] of each split."""
+    name: str = ""
+    """Of the domain or the real client, where it is one."""
+
+
+@dataclass(frozen=True)
+class Partition:
+    """All clients; disjoint, and complete in every split."""
+
+    clients: tuple[ClientShard, ...]
+
+    def class_counts(self, labels: np.ndarray, num_classes: int, split: str = "train") -> np.ndarray:
+        """Return the clients x classes table [k, c] of one split."""
+        rows = [np.bincount(labels[client.indices[split]], minlength=num_classes) for client in self.clients]
+        return np.stack(rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartitionRule(ABC):
+    """What every registered partition is."""
+
+    num_shots: int = 0
+    """Training examples that a client keeps of each of its classes (few-shot); 0 keeps all. Test is never cut."""
+
+    def __post_init__(self) -> None:
+        """Check the field."""
+        checks.non_negative(num_shots=self.num_shots)
+
+    def partition(self, dataset: Dataset, rng: np.random.Generator) -> Partition:
+        """Cut a data set into clients.
+
+        Raises:
+            ConfigError: the rule cannot be kept with this data, or would leave a client without training examples.
+        """
+        partition = self.assign(dataset, rng)
+        if self.num_shots:
+            return few_shot(partition, dataset.splits["train"].labels, self.num_shots, rng)
+        return partition
+
+    @abstractmethod
+    def assign(self, dataset: Dataset, rng: np.random.Generator) -> Partition:
+        """Return every example to one client."""
+
+
+def labels_of(dataset: Dataset) -> dict[str, np.ndarray]:
+    """Return the labels [n] of every split."""
+    return {name: split.labels for name, split in dataset.splits.items()}
+
+
+def from_shares(
+    dataset: Dataset,
+    shares: np.ndarray,
+    rng: np.random.Generator,
+    *,
+    groups: Mapping[str, np.ndarray] | None = None,
+    names: Sequence[str] = (),
+) -> Partition:
+    """Cut every split by the same shares.
+
+    Args:
+        dataset: what is cut.
+        shares: [k, g] non-negative; each column sums to 1.
+        rng: decides which examples of a group go where.
+        groups: [n] group of each example, by split; None: its class.
+        names: of the clients, where they have names.
+
+    Raises:
+        ConfigError: a client would have no training example.
+    """
+    groups = groups or labels_of(dataset)
+    parts = {split: allocate(groups[split], shares, rng) for split in sorted(groups)}
+    return from_indices(dataset, parts, names)
+
+
+def from_indices(dataset: Dataset, parts: Mapping[str, Sequence[np.ndarray]], names: Sequence[str] = ()) -> Partition:
+    """Make a partition of each client's indices, by split.
+
+    Raises:
+        ConfigError: a client would have no training example.
+    """
+    labels, clients = dataset.splits["train"].labels, []
+    for client_id, train in enumerate(parts["train"]):
+        name = names[client_id] if names else ""
+        if len(train) == 0:
+            raise ConfigError(
+                f"Client {name or client_id} would have no training example: {len(labels)} examples do not go around "
+                f"{len(parts['train'])} clients in this partition. Use fewer clients."
+            )
+        indices = {split: clients_parts[client_id] for split, clients_parts in parts.items()}
+        classes = tuple(int(label) for label in np.unique(labels[train]))
+        clients.append(ClientShard(client_id, classes, indices, name))
+    return Partition(tuple(clients))
+
+
+def allocate(labels: np.ndarray, shares: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
+    """Return each client its examples: class by class, shuffled, cut at the cumulative shares.
+
+    Args:
+        labels: [n] class (or group) of each example.
+        shares: [k, c] each column sums to 1.
+        rng: shuffles within a class.
+
+    Returns:
+        k sorted index arrays, disjoint and complete.
+    """
+    parts: list[list[np.ndarray]] = [[] for _ in shares]
+    for label in range(shares.shape[1]):
+        members = rng.permutation(np.flatnonzero(labels == label))
+        # A share of 1/3 of 9 must not lose an example to 2.9999: round the cut points, not the sizes.
+        cuts = np.rint(np.cumsum(shares[:, label])[:-1] * len(members)).astype(int)
+        for client_id, part in enumerate(np.split(members, cuts)):
+            parts[client_id].append(part)
+    return [np.sort(np.concatenate(part)) for part in parts]
+
+
+def redraw(draw: Callable[[], Partition], what: str, remedy: str) -> Partition:
+    """Draw until no client is without training examples, at most `MAX_DRAWS` times.
+
+    Raises:
+        ConfigError: no draw succeeded; `what` was drawn, and `remedy` says what to change.
+    """
+    for _ in range(MAX_DRAWS):
+        try:
+            return draw()
+        except ConfigError as error:
+            empty = error
+    raise ConfigError(f"{MAX_DRAWS} {what} draws all left a client empty. {remedy}") from empty
+
+
+def few_shot(partition: Partition, labels: np.ndarray, num_shots: int, rng: np.random.Generator) -> Partition:
+    """Keep at most `num_shots` random training examples of each class at each client; the other splits stay.
+
+    Args:
+        partition: of all examples.
+        labels: [n] of the training split.
+        num_shots: examples to keep.
+        rng: decides which.
+    """
+    clients = []
+    for client in partition.clients:
+        train = client.indices["train"]
+        members = [train[labels[train] == label] for label in client.classes]
+        kept = np.sort(np.concatenate([rng.permutation(member)[:num_shots] for member in members]))
+        clients.append(dataclasses.replace(client, indices={**client.indices, "train": kept}))
+    return Partition(tuple(clients))

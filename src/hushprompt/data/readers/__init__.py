@@ -1,0 +1,1 @@
+"""Data of a user's own: folders, tables, Hugging Face folders, WebDataset."""

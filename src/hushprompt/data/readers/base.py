@@ -1,0 +1,219 @@
+"""What a reader's own data sets share: fields, names of classes and clients, and the split where none is given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence, Set
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from hushprompt import checks
+from hushprompt.data.base import Dataset
+from hushprompt.data.decoding import Media
+from hushprompt.data.listing import About, Example, Listing, OnUnreadable, Source, build
+from hushprompt.data.splitting import SPLIT_WORDS, TEST, VALIDATION, check_fractions, split_per_class
+from hushprompt.errors import ConfigError, DataError
+
+
+class Found(NamedTuple):
+    """One example as the data names it; None where the data does not say."""
+
+    name: str
+    label: str
+    split: str | None = None
+    domain: str | None = None
+    client: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnData:
+    """Fields of every data set that readers bring."""
+
+    classes: tuple[str, ...] = ()
+    """Classes in label order; empty: sorted. An entry is the class as the data spells it, "as spelled=as shown in
+    prompts", or, where the data has numbers from 0, the name of the number at its place."""
+    classes_file: str = ""
+    """Text file with one entry of `classes` a line, instead of the list."""
+    validation_fraction: float = VALIDATION
+    """Share of each class for choosing settings, where the data names no splits."""
+    test_fraction: float = TEST
+    """Share of each class for test, where the data names no splits."""
+    split_seed: int = 0
+    """Another seed gives another split, where the data names none."""
+    sampling_rate: int = 48000
+    """Samples per second that sounds are resampled to; CLAP wants 48,000."""
+    on_unreadable: OnUnreadable = "error"
+    """"error": a damaged example stops the run and is named. "skip": all are read at every start, and damaged ones are
+    left out, named and counted."""
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        check_fractions(self.validation_fraction, self.test_fraction)
+        checks.positive(sampling_rate=self.sampling_rate)
+
+    def dataset(
+        self, kind: str, where: Path, found: Sequence[Found], source: Source, media: Media, order: Sequence[str] = ()
+    ) -> Dataset:
+        """Number what the data names, split it if it is not split, and build it.
+
+        Args:
+            kind: name of the registered class, which names the split's random stream.
+            where: file or folder of the data; its name is the data set's.
+            found: all examples, in the source's order.
+            source: their bytes.
+            media: what they are.
+            order: the classes in the data's own order, where it has one.
+
+        Raises:
+            DataError: the examples do not agree with each other, or with `classes`.
+        """
+        check_found(found, where)
+        class_names, labels = name_classes([one.label for one in found], self._wanted(), where, order)
+        domain_names, domains = number([one.domain or "all" for one in found])
+        client_names, clients = number([one.client or "" for one in found])
+        examples = [
+            Example(
+                one.name, label, SPLIT_WORDS[(one.split or "train").lower()], domain, client if one.client else None
+            )
+            for one, label, domain, client in zip(found, labels, domains, clients, strict=True)
+        ]
+        split_source = "the data's own"
+        if not any(one.split for one in found):
+            examples = self._split(examples, class_names, kind)
+            split_source = (
+                f"{self.validation_fraction:g} of each class for validation and {self.test_fraction:g} for test, "
+                f"shuffled by hushprompt with split_seed {self.split_seed}"
+            )
+        if not any(example.split == "test" for example in examples):
+            raise DataError(
+                f"{where} has no test examples ({split_source}). Give classes more examples, or say which are for test."
+            )
+        listing = Listing(
+            class_names=class_names,
+            examples=examples,
+            split_source=split_source,
+            domain_names=domain_names,
+            client_names=client_names if found[0].client else (),
+        )
+        about = About(
+            name=(where.stem if where.is_file() else where.resolve().name) or kind,
+            title=str(where),
+            citation="your own data",
+            license="your own data",
+        )
+        return build(about, listing, source, media, self.on_unreadable)
+
+    def _split(self, examples: list[Example], class_names: tuple[str, ...], kind: str) -> list[Example]:
+        """Split by the fractions, and keep the order."""
+        order = {example.name: row for row, example in enumerate(examples)}
+        dealt = split_per_class(
+            examples,
+            class_names,
+            kind,
+            seed=self.split_seed,
+            validation=self.validation_fraction,
+            test=self.test_fraction,
+        )
+        return sorted(dealt, key=lambda example: order[example.name])
+
+    def _wanted(self) -> list[str]:
+        """Return the classes that the config lists."""
+        if self.classes or not self.classes_file:
+            return list(self.classes)
+        path = Path(self.classes_file).expanduser()
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, ValueError) as error:
+            raise DataError(f"classes_file {path} cannot be read ({error}). Check data.classes_file.") from error
+        return [line.strip() for line in lines if line.strip()]
+
+
+def check_found(found: Sequence[Found], where: Path) -> None:
+    """Raise DataError unless each example occurs once and has a class, and all or none have client and split."""
+    if not found:
+        raise DataError(f"{where} has no example.")
+    seen: set[str] = set()
+    for one in found:
+        if not one.label:
+            raise DataError(f"{where}: {one.name} has no class. Give it one, or take it out.")
+        if one.name in seen:
+            raise DataError(f"{where} lists {one.name} twice. Take one out, or it could be in training and in test.")
+        seen.add(one.name)
+        for what, value, first in (("client", one.client, found[0].client), ("split", one.split, found[0].split)):
+            if bool(value) != bool(first):
+                nameless = one.name if first else found[0].name
+                raise DataError(f"{where}: {nameless} has no {what}, others do. Give every example one.")
+        if one.split and one.split.lower() not in SPLIT_WORDS:
+            raise DataError(
+                f"{where}: {one.name} has the split {one.split!r}; allowed: {', '.join(SPLIT_WORDS)}. Or name none for "
+                "any example."
+            )
+
+
+def name_classes(
+    spelled: Sequence[str], wanted: Sequence[str], where: Path, order: Sequence[str] = ()
+) -> tuple[tuple[str, ...], list[int]]:
+    """Return class names in label order, and each example's label.
+
+    Args:
+        spelled: the class of each example, as the data spells it.
+        wanted: the entries of `classes`.
+        where: for the error message.
+        order: the classes where none are wanted; none: sorted, numbers by value.
+
+    Raises:
+        DataError: a class of the data is not wanted.
+
+    >>> name_classes(["red_fox", "cat", "cat"], [], Path("d"))
+    (('cat', 'red fox'), [1, 0, 0])
+    >>> name_classes(["1", "0"], ["cat", "dog"], Path("d"))
+    (('cat', 'dog'), [1, 0])
+    >>> name_classes(["n02", "n01"], ["n02=dog", "n01=cat"], Path("d"))
+    (('dog', 'cat'), [0, 1])
+    """
+    present = set(spelled)
+    pairs = [entry.partition("=") for entry in wanted] or [(key, "", "") for key in order or natural(present)]
+    keys, shown = [key.strip() for key, _, _ in pairs], [(name or key).strip() for key, _, name in pairs]
+    if all(label.isdecimal() for label in present) and not present & set(keys):
+        keys = [str(place) for place in range(len(keys))]
+    labels = {_match(key, present): label for label, key in enumerate(keys)}
+    unknown = natural(present - set(labels))
+    if unknown:
+        raise DataError(
+            f"{where} has classes that are not in data.classes: {', '.join(unknown)}. Add them there, or take their "
+            "examples out."
+        )
+    return tuple(name.replace("_", " ") for name in shown), [labels[label] for label in spelled]
+
+
+def _match(key: str, present: Set[str]) -> str:
+    """Return the class of the data that is spelled like `key`, spaces and underscores being equal; else `key`."""
+    if key in present:
+        return key
+    return next((label for label in sorted(present) if label.replace("_", " ") == key.replace("_", " ")), key)
+
+
+def number(words: Sequence[str]) -> tuple[tuple[str, ...], list[int]]:
+    """Return the distinct words in order, and the place of each word."""
+    names = natural(set(words))
+    places = {name: place for place, name in enumerate(names)}
+    return tuple(names), [places[word] for word in words]
+
+
+def natural(words: Iterable[str]) -> list[str]:
+    """Sort words; if all are numbers, by value.
+
+    >>> natural({"10", "9"}), natural({"b10", "b9"})
+    (['9', '10'], ['b10', 'b9'])
+    """
+    words = list(words)
+    if all(word.isdecimal() for word in words):
+        return sorted(words, key=int)
+    return sorted(words)
+
+
+def required(section: str, **values: str) -> None:
+    """Raise ConfigError for a field that has no default that could work."""
+    for name, value in values.items():
+        if not value:
+            raise ConfigError(f"data.{name} must be given for {section}. Example: --set data.{name}=my_data")

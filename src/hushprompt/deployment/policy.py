@@ -1,0 +1,82 @@
+"""The owner's word: what a client refuses whatever the server asks, and what all runs of a store spent together."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from hushprompt.deployment.config import OwnerConfig
+from hushprompt.errors import PrivacyError
+from hushprompt.federation.setup import Row
+from hushprompt.privacy.config import Channel
+from hushprompt.privacy.plan import PrivacyPlan
+from hushprompt.runs import records
+
+SPENT = "spent.json"
+"""In every run's folder: epsilon and delta that its charges come to, written before a charge is."""
+
+
+def check_plan(owner: OwnerConfig, row: Row, client_id: int, store: Path, folder: Path) -> None:
+    """Refuse a plan that the owner does not allow, before any training.
+
+    Raises:
+        PrivacyError: with all that is wrong.
+    """
+    plan, wrong = row.plan, []
+    least = {Channel.LOCAL: owner.min_noise_multiplier_local, Channel.GLOBAL: owner.min_noise_multiplier_global}
+    most = {Channel.LOCAL: owner.max_clip_norm_local, Channel.GLOBAL: owner.max_clip_norm_global}
+    for channel in sorted(plan.channels):
+        z = plan.sum_multiplier(channel)
+        if z < least[channel]:
+            wrong.append(f"{channel} noise multiplier {z:.4g} is below {least[channel]:g}")
+        if plan.clip_norms[channel] > most[channel]:
+            wrong.append(f"{channel} clip norm {plan.clip_norms[channel]:g} is above {most[channel]:g}")
+    shares = Channel.GLOBAL in plan.channels
+    if owner.require_noise_at == "client" and shares and plan.config.noise_at != "client":
+        wrong.append("clipped sums would reach the server without noise")
+    if owner.require_noise_source == "secure" and plan.channels and plan.config.noise_source != "secure":
+        wrong.append("noise would come from a seed that the server knows")
+    rounds = int(row.cohorts.rounds_of_clients()[client_id]) if row.num_rounds else 0
+    reason = _over(owner, epsilon(plan, rounds, client_id), plan.config.delta if rounds else 0.0, store, folder)
+    if reason is not None:
+        wrong.append(f"the whole run would bring {reason}")
+    if wrong:
+        raise PrivacyError(f"The owner of these data does not allow this plan: {'; '.join(wrong)}.")
+
+
+def epsilon(plan: PrivacyPlan, num_rounds: int, client_id: int) -> float:
+    """Return the largest epsilon of anyone from whom the plan protects, after so many rounds of a client.
+
+    Where the unit is a client nothing is claimed of personal prompts, and nothing is counted: they stay here.
+    """
+    audiences = [who for who in plan.audiences if not plan.is_outside(who)]
+    return max(plan.epsilon(who, num_rounds, client_id) for who in audiences) if num_rounds else 0.0
+
+
+def reserve(owner: OwnerConfig, plan: PrivacyPlan, num_rounds: int, client_id: int, store: Path, folder: Path) -> None:
+    """Set aside what `num_rounds` charged rounds of this run come to, on disk before any of it is spent.
+
+    Runs add up (basic composition): what others spent and this run's new total must stay within the owner's limits.
+
+    Raises:
+        PrivacyError: they would not; nothing is set aside.
+    """
+    now = epsilon(plan, num_rounds, client_id)
+    reason = _over(owner, now, plan.config.delta, store, folder)
+    if reason is not None:
+        raise PrivacyError(f"The owner's privacy budget forbids this round: it would bring {reason}.")
+    records.write_json(folder / SPENT, {"epsilon": now, "delta": plan.config.delta})
+
+
+def _over(owner: OwnerConfig, epsilon: float, delta: float, store: Path, folder: Path) -> str | None:
+    """Say which limit would be passed with this much of the run in `folder`; None: neither."""
+    for path in sorted(store.glob(f"*/*/{SPENT}")):
+        if path.parent != folder:
+            spent = records.read_json(path)
+            epsilon += math.inf if spent["epsilon"] == "inf" else spent["epsilon"]
+            delta += spent["delta"]
+    if epsilon > owner.max_epsilon:
+        return f"epsilon of all runs here to {epsilon:.4g}, above {owner.max_epsilon:g}"
+    if delta > owner.max_delta * (1 + 1e-9):
+        return f"delta of all runs here to {delta:.4g}, above {owner.max_delta:g}"
+    return None

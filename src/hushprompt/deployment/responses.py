@@ -1,0 +1,95 @@
+"""What came back from the clients that were asked: each answer is taken once, or left out with a reason."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from hushprompt.deployment import wire
+from hushprompt.deployment.agreement import Agreement
+from hushprompt.deployment.envelope import Envelope
+from hushprompt.deployment.transport import Failure, reason_of
+from hushprompt.errors import ProtocolError
+from hushprompt.methods.base import Shared
+from hushprompt.privacy.adaptive import ClipNorms
+
+
+class Responses:
+    """The answers to one request."""
+
+    def __init__(
+        self,
+        agreement: Agreement,
+        shared: Shared,
+        norms: ClipNorms | None,
+        request: Envelope,
+        asked: Mapping[str, str],
+        local_steps: int,
+    ) -> None:
+        """Expect answers of clients `asked`, names by node."""
+        self.agreement, self.shared, self.norms, self.request, self.asked = agreement, shared, norms, request, asked
+        self.travels = wire.payload_kind_of(agreement.row, local_steps)
+        self.refused: list[tuple[str, str, str]] = []
+        """Client, node and reason of what was left out."""
+        self.failures: dict[str, str] = {}
+        """Reason by client that took no part."""
+        self.bytes_up = self.header_bytes_up = 0
+        self._messages: dict[int, Any] = {}
+
+    @property
+    def messages(self) -> dict[int, Any]:
+        """Messages by client id, in their order, so that no sum depends on who was first."""
+        return dict(sorted(self._messages.items()))
+
+    @property
+    def names(self) -> list[str]:
+        """Who took part."""
+        return [self.agreement.clients[client_id] for client_id in self.messages]
+
+    def take(self, node: str, answer: Envelope | Failure) -> None:
+        """Take an answer, or say why not."""
+        name = self.asked.get(node, "")
+        try:
+            if not name:
+                raise ProtocolError("An answer came from a node that was not asked.")
+            client_id = self.agreement.clients.index(name)
+            if client_id in self._messages:
+                raise ProtocolError("A second answer came to the same question.")
+            if isinstance(answer, Failure) or answer.kind != self.request.kind:
+                raise ProtocolError(reason_of(answer))
+            self._check_names(name, answer)
+            self._messages[client_id] = self._message(client_id, answer)
+        except ProtocolError as error:
+            self.fail(name, node, str(error))
+            return
+        self.bytes_up += answer.num_bytes
+        self.header_bytes_up += len(answer.to_bytes()) - answer.num_bytes
+
+    def fail(self, name: str, node: str, reason: str) -> None:
+        """Note why a client took no part, or why one thing that came was left out."""
+        self.refused.append((name, node, reason))
+        if name and self.agreement.clients.index(name) not in self._messages:
+            self.failures[name] = reason
+
+    def close(self) -> None:
+        """Note those from whom nothing came."""
+        for node, name in self.asked.items():
+            if name not in self.failures and self.agreement.clients.index(name) not in self._messages:
+                self.fail(name, node, "no answer by the deadline")
+
+    def _check_names(self, name: str, answer: Envelope) -> None:
+        """Raise ProtocolError for an answer of somebody else, or to something else."""
+        due = {"client": name, "agreement": self.agreement.digest}
+        due |= {key: self.request.meta[key] for key in ("round", "step", "rounds", "until") if key in self.request.meta}
+        wrong = [key for key, value in due.items() if answer.meta.get(key) != value]
+        if wrong:
+            raise ProtocolError(f"An answer to something else came: {', '.join(wrong)} differ. Is it a replay?")
+
+    def _message(self, client_id: int, answer: Envelope) -> Any:
+        """Return what travelled, checked."""
+        if self.request.kind != "turn":
+            wire.check_like(answer.tensors, {}, "An answer")
+            return None
+        size = self.agreement.sizes[client_id]
+        row = self.agreement.row
+        return wire.from_up(row, self.shared, self.norms, size, self.travels, answer.tensors, answer.meta)

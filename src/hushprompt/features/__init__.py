@@ -1,0 +1,1 @@
+"""Images and sounds become features once, and are kept on disk."""

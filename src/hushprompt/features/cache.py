@@ -1,0 +1,303 @@
+"""Images become features once per data set, backbone and preprocessing, and are kept on disk.
+
+What decides the features is their key: fingerprints of the backbone and of the examples, the views, the precision. A
+folder holds one key (`feature_files`), so a changed image, weight, preprocessing or setting finds another folder and a
+stale one is never served. Where each thing is kept, how large it is and what a view changes: docs/feature-cache.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import logging
+import re
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from hushprompt import checks, seeding
+from hushprompt.data.base import Dataset, Split
+from hushprompt.errors import ConfigError, DataError
+from hushprompt.features.store import ARRAY, FeatureFolder, FeatureKey, Precision, StoredFeatures, key_of
+from hushprompt.features.views import random_view
+from hushprompt.models.base import Backbone, FeatureKind, PatchBackbone
+from hushprompt.registry import SECTIONS
+
+logger = logging.getLogger(__name__)
+Progress = Callable[[str, int, int], None]
+"""Called with (what, done, total) while images are encoded; first with what was done before."""
+NUM_AHEAD = 1
+"""Batches that are decoded while one is encoded."""
+SHIPPED = Path(__file__).parent.parent / "assets"
+"""A cache that comes with the package: the embedded drawings as the embedded model sees them, at the default settings.
+Whoever takes these, on whatever processor, has the same features to the last bit."""
+PACKAGES = ("hushprompt", "numpy", "open_clip_torch", "pillow", "timm", "torch", "torchvision", "transformers")
+"""Packages that may have had a part in the features; the versions of those that are installed are written down."""
+
+
+@SECTIONS.register("features")
+@dataclass(frozen=True, kw_only=True)
+class FeaturesConfig:
+    """The `features` section: what is kept of every image. A change makes a cache of its own."""
+
+    dtype: Precision = "float32"
+    """Precision on disk; "float16" halves the disk and moves a cosine by less than 0.001. Arithmetic is float32."""
+    num_views: int = 1
+    """Views k of each training image, of which every step draws one; 1 is the image as it is, more are random crops."""
+    min_scale: float = 0.08
+    """Smallest share of the image's area that a random crop shows, in (0, 1]."""
+    view_seed: int = 0
+    """Seed of the crops. Apart from the run's seed, so that runs with other seeds find the views in the cache."""
+    batch_size: int = 50
+    """Images (views count) that the backbone encodes at a time, and that a kill costs. Lower it if memory is short."""
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        checks.positive(num_views=self.num_views, min_scale=self.min_scale, batch_size=self.batch_size)
+        checks.in_range(0, 1, min_scale=self.min_scale)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CachedFeatures:
+    """One folder of the cache."""
+
+    path: Path
+    dataset: str
+    split: str
+    backbone: str
+    """Fingerprint of the backbone."""
+    num_examples: int
+    feature_dim: int
+    num_patches: int | None
+    """None for pooled features."""
+    num_views: int
+    dtype: str
+    num_bytes: int
+    """Size of the array's file so far."""
+    is_complete: bool
+    """False where encoding is under way, or was stopped and can go on."""
+
+
+def image_features(
+    backbone: Backbone,
+    dataset: Dataset,
+    split: str,
+    cache_dir: Path,
+    config: FeaturesConfig,
+    on_progress: Progress | None = None,
+    kind: FeatureKind = "pooled",
+) -> StoredFeatures:
+    """Return the unit-norm features of one split: the package's own, the cache's, or encoded now.
+
+    Encoding goes on where it stopped, however it stopped. Of two processes that want the same features one encodes, and
+    the other waits for it, or takes over should it die.
+
+    Args:
+        backbone: the frozen model.
+        dataset: whose images.
+        split: "train", "validation" or "test"; only "train" has more than one view.
+        cache_dir: folder of the cache; made if it is missing.
+        config: views and precision.
+        on_progress: called after every batch of images; not at all if nothing needs to be encoded. Of patches it also
+            says how much disk they take.
+        kind: one feature an image, or one a patch.
+
+    Raises:
+        ConfigError: the backbone takes something else than the data set holds, sounds were to have views, or the
+            backbone has no patches.
+        DataError: an image cannot be read or has no finite features, or the disk is full; the next call goes on there.
+    """
+    check_fit(backbone, dataset, config)
+    key = feature_key(backbone, dataset, split, config, kind)
+    what = f"encoding {dataset.name} {split}"
+    if key.num_patches is not None:
+        what += f", {key.num_patches} patches an image, {key.num_bytes / 1e6:.0f} MB"
+    shipped, folder = (FeatureFolder(folder_of(cache, key), key) for cache in (SHIPPED, cache_dir))
+    if shipped.is_ready():
+        return shipped.read()
+    if shipped.is_marked():
+        logger.warning("Features that came with the package, in %s, are damaged. Install it again.", shipped.path)
+
+    def report(num_done: int) -> None:
+        if on_progress is not None:
+            on_progress(what, num_done, key.num_examples)
+
+    if not folder.is_ready():
+        with folder.locked(on_wait=lambda: report(folder.num_logged())):
+            if not folder.is_ready():  # another process may have finished while we waited
+                _fill(folder, backbone, dataset.splits[split], report)
+    return folder.read()
+
+
+def check_fit(backbone: Backbone, dataset: Dataset, config: FeaturesConfig) -> None:
+    """Raise ConfigError if the backbone cannot take what the data set holds."""
+    if backbone.modality != dataset.modality:
+        raise ConfigError(
+            f"The backbone encodes {backbone.modality}, but the data set {dataset.name} holds {dataset.modality}. "
+            f"Set backbone.name to a model for {dataset.modality}, or data.name to a data set of {backbone.modality}."
+        )
+    rate = getattr(backbone, "sampling_rate", None)
+    if rate is not None and rate != dataset.sampling_rate:
+        raise ConfigError(
+            f"The backbone takes sounds of {rate} samples a second, but {dataset.name} is read with "
+            f"{dataset.sampling_rate}. Set data.sampling_rate = {rate}."
+        )
+    if config.num_views > 1 and dataset.modality != "image":
+        raise ConfigError(
+            f"features.num_views = {config.num_views} needs images, since views are crops and flips, but "
+            f"{dataset.name} holds {dataset.modality}. Set features.num_views = 1."
+        )
+
+
+def check_kind(backbone: Backbone, kind: FeatureKind) -> None:
+    """Raise ConfigError if the backbone has no features of that kind."""
+    if kind == "patches" and not isinstance(backbone, PatchBackbone):
+        raise ConfigError(
+            "The method needs features of image patches, which this backbone does not have. Use emoji_clip, CLIP of "
+            "open_clip (ViT or ResNet) or CLIP of transformers, or a method that takes one feature an image."
+        )
+
+
+def feature_key(
+    backbone: Backbone, dataset: Dataset, split: str, config: FeaturesConfig, kind: FeatureKind = "pooled"
+) -> FeatureKey:
+    """Return everything that decides the features of one split.
+
+    Raises:
+        ConfigError: the backbone has no features of that kind.
+    """
+    check_kind(backbone, kind)
+    num_views = config.num_views if split == "train" else 1
+    is_augmented = num_views > 1
+    return FeatureKey(
+        dataset=dataset.name,
+        split=split,
+        data=dataset.splits[split].fingerprint,
+        backbone=backbone.fingerprint,
+        num_examples=len(dataset.splits[split]),
+        num_views=num_views,
+        feature_dim=backbone.feature_dim,
+        dtype=config.dtype,
+        chunk_size=max(1, config.batch_size // num_views),
+        min_scale=config.min_scale if is_augmented else None,
+        view_seed=config.view_seed if is_augmented else None,
+        view_size=getattr(backbone, "image_size", None) if is_augmented else None,
+        num_patches=backbone.num_patches if kind == "patches" and isinstance(backbone, PatchBackbone) else None,
+    )
+
+
+def folder_of(cache_dir: Path, key: FeatureKey) -> Path:
+    """Return where the features of a key are kept: names for a reader, and a hash of the whole key."""
+    dataset = re.sub(r"[^\w.-]|^\.|^$", "_", key.dataset)[:100]
+    whole = hashlib.sha256(json.dumps(key.to_json(), sort_keys=True).encode()).hexdigest()
+    kind = "" if key.num_patches is None else "-patches"
+    return cache_dir / "features" / dataset / f"{key.backbone[:12]}-{key.split}{kind}-{key.data[:12]}-{whole[:12]}"
+
+
+def cached(cache_dir: Path) -> list[CachedFeatures]:
+    """List what the cache holds, by data set and folder. Nothing is verified; other folders are passed over."""
+    found = []
+    for path in sorted((cache_dir / "features").glob("*/*/")):
+        key = key_of(path)
+        if key is None:
+            continue
+        array = path / ARRAY
+        found.append(
+            CachedFeatures(
+                path=path,
+                dataset=key.dataset,
+                split=key.split,
+                backbone=key.backbone,
+                num_examples=key.num_examples,
+                feature_dim=key.feature_dim,
+                num_patches=key.num_patches,
+                num_views=key.num_views,
+                dtype=key.dtype,
+                num_bytes=array.stat().st_size if array.exists() else 0,
+                is_complete=array.exists() and FeatureFolder(path, key).is_marked(),
+            )
+        )
+    return found
+
+
+def _fill(folder: FeatureFolder, backbone: Backbone, split: Split, report: Callable[[int], None]) -> None:
+    """Encode what the folder lacks, batch by batch; the next batch is decoded while one is encoded."""
+    missing = folder.prepare()
+    batches = [folder.rows(chunk) for chunk in missing]
+    num_done = folder.key.num_examples - sum(map(len, batches))
+    report(num_done)
+    with contextlib.closing(_decoded(folder.key, split, batches)) as decoded:
+        for chunk, rows, images in zip(missing, batches, decoded, strict=True):
+            folder.store(chunk, _encoded(folder.key, backbone, rows, images))
+            num_done += len(rows)
+            report(num_done)
+    folder.finish(installed())
+
+
+def _decoded(key: FeatureKey, split: Split, batches: Sequence[np.ndarray]) -> Generator[list[np.ndarray], None, None]:
+    """Return the images, or views, of one batch after another; one thread works ahead."""
+    pool = ThreadPoolExecutor(1, thread_name_prefix="decode")
+    coming: deque[Future[list[np.ndarray]]] = deque()
+    try:
+        for rows in batches:
+            coming.append(pool.submit(_images, key, split, rows))
+            if len(coming) > NUM_AHEAD:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _images(key: FeatureKey, split: Split, rows: np.ndarray) -> list[np.ndarray]:
+    """Read examples; where they are augmented, give all views of the first, then of the second, and so on."""
+    images = split.read(rows)
+    if key.view_seed is None or key.min_scale is None:
+        return images
+    return [
+        random_view(
+            image,
+            seeding.stream(key.view_seed, "views", int(index), view),
+            min_scale=key.min_scale,
+            size=key.view_size or min(image.shape[:2]),
+        )
+        for index, image in zip(rows, images, strict=True)
+        for view in range(key.num_views)
+    ]
+
+
+def _encoded(
+    key: FeatureKey, backbone: Backbone, rows: np.ndarray, images: list[np.ndarray]
+) -> Float[np.ndarray, "b k *m d"]:
+    """Encode the images of some examples."""
+    with torch.no_grad():
+        if key.num_patches is None:
+            features = backbone.encode_images(images)
+        else:
+            assert isinstance(backbone, PatchBackbone)
+            features = backbone.encode_patches(images)
+    by_example = features.float().cpu().numpy().reshape(len(rows), key.num_views, *key.row_shape)
+    is_finite = np.isfinite(by_example).all(axis=tuple(range(1, by_example.ndim)))
+    if not is_finite.all():
+        raise DataError(
+            f"Example {rows[~is_finite][0]} of {key.dataset} {key.split} has features that are NaN or infinite. Look "
+            f"at that example and take it out, or use a backbone of higher precision."
+        )
+    return by_example
+
+
+def installed() -> dict[str, str]:
+    """Return the versions of the packages that may have had a part in the features."""
+    versions = {}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return versions

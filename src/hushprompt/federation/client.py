@@ -1,0 +1,138 @@
+"""The client's side of a round: all that one client does between two meetings with the server.
+
+It needs public settings, the frozen model and this client's own examples, and no other client's. The simulator and a
+client on a machine of its own call the very same code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from hushprompt.config.schema import TrainingConfig
+from hushprompt.features.store import StoredFeatures
+from hushprompt.federation import payload
+from hushprompt.federation.payload import PayloadKind
+from hushprompt.federation.setup import Row
+from hushprompt.methods.base import Batch, NoState, Personal, Shared, StepInfo, Upload
+from hushprompt.models.base import FeatureKind
+from hushprompt.privacy.config import Channel
+from hushprompt.privacy.plan import Mechanism
+from hushprompt.prompts.prompt_model import PromptModel
+from hushprompt.seeding import stream
+
+
+@dataclass(frozen=True)
+class ClientUpdate:
+    """What is left of a client's turn between two meetings with the server."""
+
+    message: Any
+    """What travels: a clipped sum, a private gradient, a copy of what is shared, or nothing."""
+    personal: Personal
+    losses: tuple[float, ...]
+    """One a step. Not private."""
+    norm: float | None
+    """Clip norm of the client's next local release, where norms are adaptive."""
+
+
+@dataclass(frozen=True)
+class Client:
+    """One client, with what it needs to take its turns."""
+
+    client_id: int
+    seed: int
+    training: TrainingConfig
+    model: PromptModel
+    features: Mapping[FeatureKind, StoredFeatures]
+    """Of the kinds that the methods need; perhaps more than this client's, of which `index` are its own."""
+    labels: Int[Tensor, " m"]
+    index: Int[Tensor, " n"]
+    """Rows of this client's training examples."""
+
+    def batches(self, row: Row, round_index: int) -> list[np.ndarray]:
+        """Draw the client's batches of a round: one array of places in `index` for each step."""
+        rng = stream(self.seed, "batch", row.label, round_index, self.client_id)
+        return row.plan.sampler.batches(len(self.index), row.plan.private_stream(rng))
+
+    def take(
+        self,
+        row: Row,
+        shared: Shared,
+        norms: Mapping[str, float] | None,
+        personal: Personal,
+        batches: Sequence[np.ndarray],
+        place: tuple[int, int],
+    ) -> ClientUpdate:
+        """Take steps until the client meets the server, on its own copy of what is shared.
+
+        Args:
+            row: method and privacy plan.
+            shared: what the server holds.
+            norms: the client's clip norms by channel name, where they are adaptive.
+            personal: what the client holds.
+            batches: of these steps.
+            place: round and step of the first of them, from 0.
+        """
+        travels = payload.payload_kind(self.training.local_steps, row.plan.config.noise_at)
+        round_index, first = place
+        message: Any = None
+        norm: float | None = None
+        losses = []
+        for step, batch_index in enumerate(batches, start=first):
+            here = (row.label, round_index, step)
+            mechanism = self._mechanism(row, norms, Channel.LOCAL, here)
+            upload, personal, info = self._step(row, shared, personal, batch_index, here, mechanism)
+            norm = mechanism.next_norms.get(Channel.LOCAL, norm)
+            losses.append(info.loss)
+            if travels is PayloadKind.SUMS:
+                message = payload.pack(upload)
+                continue
+            message = payload.pack_private(upload, self._mechanism(row, norms, Channel.GLOBAL, here))
+            if travels is PayloadKind.COPIES and message is not None:
+                message = shared = row.method.server_step(shared, message)
+        return ClientUpdate(message, personal, tuple(losses), norm)
+
+    def _step(
+        self,
+        row: Row,
+        shared: Shared,
+        personal: Personal,
+        batch_index: np.ndarray,
+        place: tuple[str, int, int],
+        mechanism: Mechanism,
+    ) -> tuple[Upload, Personal, StepInfo]:
+        """Take one step on the client's own data, with its own noise stream."""
+        chosen = self.index[torch.from_numpy(batch_index)]
+        # Which view stands for an example is drawn uniformly, for each of the client's examples on its own and whoever
+        # is in the batch: given the draws, one example gives one clipped gradient and changes no other example's view,
+        # so sensitivity and epsilon are those of one view.
+        views = stream(self.seed, "view", *place, self.client_id)
+        features = self.features[row.method.feature_kind]
+        rows = features.rows(chosen.numpy(), views.integers(features.num_views, size=len(self.index))[batch_index])
+        alike = self.num_alike(row, personal)
+        batch = Batch(rows.to(self.model.device), self.labels[chosen].to(self.model.device), alike)
+        rng = stream(self.seed, "method", *place, self.client_id)
+        return row.method.client_step(self.model, shared, personal, batch, mechanism, rng)
+
+    def num_alike(self, row: Row, personal: Personal) -> float:
+        """Return the expected number of examples of a step that see one prompt; as public as the sizes of the clients.
+
+        A client on a machine of its own gives the same number, and so the same gradients, though it is alone.
+        """
+        if not isinstance(personal, NoState) or self.training.local_steps > 1:
+            return 0.0
+        return row.cohorts.cohort_size * row.plan.sampler.expected_batch_size(len(self.index))
+
+    def _mechanism(
+        self, row: Row, norms: Mapping[str, float] | None, channel: Channel, place: tuple[str, int, int]
+    ) -> Mechanism:
+        """Return the client its tool for one release, with a noise stream of its own."""
+        noise = stream(self.seed, "noise", str(channel), *place, self.client_id)
+        count = row.plan.sampler.expected_batch_size(len(self.index))
+        return row.plan.mechanism(allowed=channel, expected_count=count, rng=noise, clip_norms=norms)

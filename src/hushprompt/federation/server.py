@@ -1,0 +1,68 @@
+"""The server's side of a round: what arrived, who was asked, and public sizes make the next shared state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hushprompt.config.schema import TrainingConfig
+from hushprompt.federation import payload
+from hushprompt.federation.payload import PayloadKind
+from hushprompt.federation.setup import Row
+from hushprompt.methods.base import Shared
+from hushprompt.privacy.adaptive import ClipNorms
+from hushprompt.privacy.config import Channel
+from hushprompt.seeding import stream
+
+
+@dataclass(frozen=True)
+class Server:
+    """The server, with what it knows of every client: its public number of training examples."""
+
+    seed: int
+    training: TrainingConfig
+    sizes: Sequence[int]
+
+    def move(
+        self,
+        row: Row,
+        shared: Shared,
+        norms: ClipNorms | None,
+        messages: Mapping[int, Any],
+        cohort: Sequence[int],
+        place: tuple[int, int],
+    ) -> tuple[Shared, ClipNorms | None]:
+        """Move what is shared by what arrived; every divisor is that of the whole cohort, whoever showed up.
+
+        Args:
+            row: method and privacy plan.
+            shared: what the clients began with.
+            norms: clip norms of this step, where they are adaptive.
+            messages: by client, of those who showed up, at least one; in the order of the clients.
+            cohort: who was asked.
+            place: round and first step of the turns, from 0.
+        """
+        travels = payload.payload_kind(self.training.local_steps, row.plan.config.noise_at)
+        arrived = list(messages.values())
+        if travels is PayloadKind.SUMS:
+            summed = payload.unpack_sum(arrived)
+            assert summed is not None, "there is a message"
+            mechanism = row.plan.mechanism(
+                allowed=Channel.GLOBAL,
+                expected_count=sum(row.plan.sampler.expected_batch_size(self.sizes[client_id]) for client_id in cohort),
+                rng=stream(self.seed, "noise", "global", row.label, *place),
+                num_clients=len(cohort),
+                clip_norms=None if norms is None else norms.of(cohort[0]),
+            )
+            shared = row.method.server_step(shared, mechanism.release(Channel.GLOBAL, summed))
+            return shared, norms if norms is None else norms.with_shared(mechanism.next_norms[Channel.GLOBAL])
+        total = sum(map(self._weight, cohort))
+        weights = [self._weight(client_id) / total for client_id in messages]
+        if travels is PayloadKind.GRADIENTS:
+            return row.method.server_step(shared, payload.average_gradients(arrived, weights)), norms
+        return payload.average(arrived, weights, shared), norms
+
+    def _weight(self, client_id: int) -> float:
+        """Return a client's public weight, before all are made to sum to 1."""
+        return 1.0 if self.training.weighting == "equal" else float(self.sizes[client_id])

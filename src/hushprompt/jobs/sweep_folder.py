@@ -1,0 +1,114 @@
+"""A sweep's folder: which of its runs lie there, which are done, and `sweep.json`, which says so.
+
+What is done is read from the run folders themselves, by the identity of their configs; names and `sweep.json` decide
+nothing.
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from hushprompt.config import parse as configs
+from hushprompt.errors import ConfigError, DataError
+from hushprompt.jobs.sweep_file import PlannedRun
+from hushprompt.runs import records
+
+FILE = "sweep.json"
+PACKAGES = ("hushprompt", "torch", "numpy", "dp-accounting")
+
+
+class State(StrEnum):
+    """How far a run has come."""
+
+    WAITING = "waiting"
+    """Nothing of it is there."""
+    BEGUN = "begun"
+    """It was stopped, and goes on where it stopped."""
+    DONE = "done"
+    FAILED = "failed"
+    """The last attempt ended with an error; the next call of the sweep tries again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepRun:
+    """One run of a sweep and its folder."""
+
+    planned: PlannedRun
+    folder: Path
+    state: State
+
+
+def place(runs: Sequence[PlannedRun], root: Path) -> list[SweepRun]:
+    """Return every run its folder below `root`: the one that holds its identity, or a new one with its name."""
+    existing = _identities(root)
+    taken = {folder.name for folder in existing.values()}
+    placed = []
+    for run in runs:
+        if run.identity in existing:
+            folder = existing[run.identity]
+        else:
+            # A folder of that name holds another config, such as that of an older version of the sweep.
+            name = f"{run.name}-{run.identity[:8]}" if run.name in taken else run.name
+            folder = root / name
+        placed.append(SweepRun(planned=run, folder=folder, state=_state(folder, run.identity)))
+    return placed
+
+
+def write(root: Path, sweep_file: Path, runs: Sequence[SweepRun], errors: Mapping[str, str]) -> None:
+    """Write `sweep.json`.
+
+    Args:
+        root: the sweep's folder.
+        sweep_file: the file that the runs come from; its content goes in.
+        runs: all runs of the sweep.
+        errors: what went wrong, by the identity of the run.
+    """
+    record = {
+        "sweep": sweep_file.name,
+        "content": sweep_file.read_text(encoding="utf-8"),
+        "versions": {"python": platform.python_version()}
+        | {package: importlib.metadata.version(package) for package in PACKAGES},
+        "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "runs": [_run_json(root, run, errors.get(run.planned.identity)) for run in runs],
+    }
+    records.write_json(root / FILE, record)
+
+
+def _run_json(root: Path, run: SweepRun, error: str | None) -> dict[str, Any]:
+    """Return one run's entry."""
+    entry = {
+        "folder": str(run.folder.relative_to(root)),
+        "labels": dict(run.planned.labels),
+        "config_identity": run.planned.identity,
+        "state": str(run.state),
+    }
+    return entry if error is None else {**entry, "error": error}
+
+
+def _identities(root: Path) -> dict[str, Path]:
+    """Return the run folders below `root` by what their configs say; passes over what this version cannot read."""
+    found: dict[str, Path] = {}
+    for path in sorted(root.glob("*/config.toml")):
+        try:
+            identity = configs.load(path).identity()
+        except ConfigError:
+            continue
+        if identity not in found or _state(path.parent, identity) is State.DONE:
+            found[identity] = path.parent
+    return found
+
+
+def _state(folder: Path, identity: str) -> State:
+    """Read how far a run has come. Its summary is the last file that a run writes."""
+    try:
+        summary = records.read_json(folder / "summary.json")
+    except DataError:
+        return State.BEGUN if (folder / "checkpoint").exists() else State.WAITING
+    return State.DONE if summary["provenance"]["config_identity"] == identity else State.BEGUN

@@ -1,0 +1,367 @@
+"""Models of open_clip: OpenAI's CLIP, LAION's, MobileCLIP, SigLIP and every other architecture that it knows.
+
+The text towers take embedded prompts and otherwise do what open_clip's `encode_text` does; tests hold both to 1e-5.
+SigLIP's logit bias is left out: a constant on all logits changes no softmax over classes.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from hushprompt import checks
+from hushprompt.data.base import Modality
+from hushprompt.errors import ConfigError, DataError
+from hushprompt.models.base import Backbone, check_template, fingerprint, optional
+from hushprompt.models.open_clip_image import ImageTower, num_patches_of
+from hushprompt.models.open_clip_text import OwnTower, prompt_tokenizer, text_tower
+from hushprompt.models.open_clip_weights import is_torchscript, load_weights
+from hushprompt.models.placing import Precision, lowered, precision_settings
+from hushprompt.models.text_first import KeptFingerprint, Known, check_unchanged
+from hushprompt.registry import BACKBONES
+
+STAND_IN = {"image_size": 8, "patch_size": 8, "width": 8, "head_width": 8, "layers": 0}
+"""An image tower without layers, where the real one is left out."""
+LOCAL_DIR = "and use --set backbone.architecture=local-dir:FOLDER, with backbone.pretrained empty."
+
+
+@BACKBONES.register("open_clip")
+@dataclass(frozen=True, kw_only=True)
+class OpenClip:
+    """The `backbone` section of an open_clip model: an architecture, and a pretrained tag or a local checkpoint."""
+
+    architecture: str = "ViT-B-16"
+    """Name that `open_clip.list_models()` knows, "hf-hub:ORG/NAME", or "local-dir:FOLDER" with open_clip_config.json,
+    weights and, if the model has one of its own, the tokenizer."""
+    pretrained: str = ""
+    """Tag of the weights, such as "openai" or "laion2b_s34b_b88k". With a checkpoint it still says how they were
+    trained (activation, preprocessing), and nothing is downloaded."""
+    checkpoint: str = ""
+    """Local file of weights: safetensors, a .pt state dict, OpenAI's TorchScript archive, or .npz of big_vision."""
+    precision: Precision = "float32"
+    """Of both towers; "bfloat16" and "float16" change results. Prompts, clipping and noise stay float32."""
+    template: str = "a photo of a {}."
+    """Hand template of the zero-shot row."""
+
+    def __post_init__(self) -> None:
+        """Check the field."""
+        check_template(self.template)
+
+    def load(self) -> Backbone:
+        """Read the model.
+
+        Raises:
+            ConfigError: open_clip is not installed, or does not know the architecture or the tag.
+            DataError: weights or tokenizer are missing, damaged, or of another architecture.
+        """
+        open_clip = optional("open_clip", "open_clip")
+        recipe = _recipe(open_clip, self)
+        return _backbone(open_clip, self, recipe, find_tokenizer(open_clip, recipe.name), None)
+
+    def load_text_first(self, cache_dir: Path) -> Backbone:
+        """Read the model; not its image tower, if the fingerprint of its weights is kept in the cache's folder."""
+        open_clip = optional("open_clip", "open_clip")
+        recipe = _recipe(open_clip, self)
+        tokenizer = find_tokenizer(open_clip, recipe.name)
+        if recipe.weights.suffix == ".npz":  # the library reads big_vision's files as a whole
+            return _backbone(open_clip, self, recipe, tokenizer, None)
+        settings = [recipe.name, recipe.model, recipe.preprocess, prompt_tokenizer(tokenizer).settings()]
+        kept = KeptFingerprint(cache_dir, [recipe.weights], [*settings, *precision_settings(self.precision)])
+        known = kept.read()
+        backbone = _backbone(open_clip, self, recipe, tokenizer, known)
+        if known is None:
+            kept.keep(Known(fingerprint=backbone.fingerprint, num_patches=getattr(backbone, "num_patches", None)))
+        return backbone
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What open_clip's files say about a model."""
+
+    name: str
+    """The architecture, spelled as open_clip lists it."""
+    model: dict[str, Any]
+    """Settings of the network."""
+    preprocess: dict[str, Any]
+    """Settings of the image transform, where they differ from open_clip's defaults."""
+    weights: Path
+
+
+class OpenClipBackbone:
+    """Both towers of an open_clip model, frozen."""
+
+    modality: Modality = "image"
+    sampling_rate: int | None = None
+
+    def __init__(
+        self, open_clip: Any, config: OpenClip, recipe: Recipe, network: Any, tokenizer: Any, known: Known | None
+    ) -> None:
+        """Put a frozen network and its tokenizer together.
+
+        Args:
+            open_clip: the library.
+            config: the section.
+            recipe: what the network was made by.
+            network: of both towers; of the text tower alone where `known` is given.
+            tokenizer: of the library.
+            known: what is known of an image tower that is not here; it is read when an image is encoded.
+        """
+        self._open_clip, self._recipe, self._precision = open_clip, recipe, config.precision
+        self.context_window: int = tokenizer.context_length
+        self._tokenizer = prompt_tokenizer(tokenizer)
+        self.start_ids, self.end_ids = self._tokenizer.start_ids, self._tokenizer.end_ids
+        self.pad_id = self._tokenizer.pad_id
+        self._images = None if known else ImageTower(open_clip, network, recipe.preprocess)
+        self.fingerprint = known.fingerprint if known else self._fingerprint_of(self._image_tower())
+        self._model = network
+        self._text = text_tower(self._model, self.pad_id)
+        self._text.unfuse()
+        self.sees_padding = self._text.sees_padding
+        self.token_width: int = self._text.embedding.embedding_dim
+        self.feature_dim: int = recipe.model["embed_dim"]
+        self.logit_scale = float(self._model.logit_scale.exp())
+        self.template = config.template
+        self._dtype, self._device = lowered(self._model, config.precision), "cpu"
+
+    def to(self, device: str) -> None:
+        """Move both towers."""
+        self._model.to(device)
+        if self._images is not None:
+            self._images.network.to(device)
+        self._device = device
+
+    @torch.no_grad()
+    def encode_images(self, images: Sequence[np.ndarray]) -> Float[Tensor, "n d"]:
+        """Encode uint8 images [h, w, 3] of any size by open_clip's own transform."""
+        return self._image_tower().encode(images)
+
+    def tokenize(self, text: str) -> list[int]:
+        """Return the ids of open_clip's tokenizer without start and end."""
+        return self._tokenizer.encode(text)
+
+    def embed(self, token_ids: Int[Tensor, "*l"]) -> Float[Tensor, "*l e"]:
+        """Look up token embeddings."""
+        return self._text.embedding(token_ids).float()
+
+    def encode_prompts(self, prompts: Float[Tensor, "c l e"], end_index: Int[Tensor, " c"]) -> Float[Tensor, "c d"]:
+        """Encode one sequence a class."""
+        return F.normalize(self._text.encode(prompts.to(self._dtype), end_index).float(), dim=-1)
+
+    def _image_tower(self) -> ImageTower:
+        """Return the image tower, which is read now if it was not before.
+
+        Raises:
+            DataError: the weights are not those of the text tower any more.
+        """
+        if self._images is None:
+            images = ImageTower(self._open_clip, _network(self._open_clip, self._recipe), self._recipe.preprocess)
+            check_unchanged(self.fingerprint, self._fingerprint_of(images))
+            lowered(images.network, self._precision)
+            images.network.to(self._device)
+            self._images = images
+        return self._images
+
+    def _fingerprint_of(self, images: ImageTower) -> str:
+        """Take the fingerprint of a network as it was read."""
+        settings = [self._recipe.model, images.preprocess, self._tokenizer.settings()]
+        return fingerprint(images.network, *settings, *precision_settings(self._precision))
+
+
+class PatchOpenClipBackbone(OpenClipBackbone):
+    """A model whose image tower is CLIP's vision transformer or ResNet, which have a feature for each patch."""
+
+    num_patches: int
+
+    @torch.no_grad()
+    def encode_patches(self, images: Sequence[np.ndarray]) -> Float[Tensor, "n m d"]:
+        """Encode uint8 images [h, w, 3] of any size, and keep one feature for each patch."""
+        return self._image_tower().encode_patches(images)
+
+
+class CausalOpenClipBackbone(OpenClipBackbone):
+    """A model with a causal text tower whose feature is the end token's: CLIP, OpenAI's and LAION's."""
+
+    def encode_shared_prefix(
+        self, prefix: Float[Tensor, "p e"], suffixes: Sequence[Float[Tensor, "_ _ e"]]
+    ) -> Float[Tensor, "c d"]:
+        """Encode prompts that begin alike, packed into one sequence with a tree mask."""
+        assert isinstance(self._text, OwnTower)
+        return F.normalize(self._text.encode_shared_prefix(prefix, suffixes, self._dtype).float(), dim=-1)
+
+
+class CausalPatchOpenClipBackbone(CausalOpenClipBackbone, PatchOpenClipBackbone):
+    """CLIP as most know it: it shares a prefix and has patches."""
+
+
+def _backbone(open_clip: Any, config: OpenClip, recipe: Recipe, tokenizer: Any, known: Known | None) -> Backbone:
+    """Read a network, without its image tower where that is known, and give the kind of backbone that it is."""
+    network = _network(open_clip, recipe, is_text_alone=known is not None)
+    reads_prefix_once = text_tower(network, prompt_tokenizer(tokenizer).pad_id).reads_prefix_once
+    num_patches = known.num_patches if known else num_patches_of(open_clip, network.visual)
+    kinds = {
+        (False, False): OpenClipBackbone,
+        (False, True): PatchOpenClipBackbone,
+        (True, False): CausalOpenClipBackbone,
+        (True, True): CausalPatchOpenClipBackbone,
+    }
+    backbone = kinds[reads_prefix_once, num_patches is not None](open_clip, config, recipe, network, tokenizer, known)
+    if isinstance(backbone, PatchOpenClipBackbone):
+        assert num_patches is not None
+        backbone.num_patches = num_patches
+    return backbone
+
+
+def _recipe(open_clip: Any, config: OpenClip) -> Recipe:
+    """Find the settings of a model and its weights, downloading them only if nothing local is named."""
+    schema, name = open_clip.factory.parse_model_name(config.architecture)
+    checkpoint = Path(config.checkpoint).expanduser() if config.checkpoint else None
+    if checkpoint is not None and not checkpoint.is_file():
+        raise DataError(f"The checkpoint {checkpoint} does not exist. Check backbone.checkpoint.")
+    if schema is None:
+        return _known_recipe(open_clip, config, checkpoint)
+    if config.pretrained:
+        raise ConfigError(
+            f"backbone.pretrained must stay empty with architecture = {config.architecture!r}, which brings its own "
+            f"settings, got {config.pretrained!r}."
+        )
+    if schema == "local-dir":
+        settings, weights = _folder(open_clip, Path(name).expanduser(), checkpoint)
+    else:
+        settings, weights = _hub(open_clip, name, checkpoint)
+    return Recipe(config.architecture, settings["model_cfg"], settings.get("preprocess_cfg", {}), weights)
+
+
+def _known_recipe(open_clip: Any, config: OpenClip, checkpoint: Path | None) -> Recipe:
+    """Find a model that open_clip knows by name."""
+    name = config.architecture.replace("/", "-")
+    model = open_clip.get_model_config(name)
+    if model is None:
+        raise ConfigError(
+            f"open_clip knows no architecture {config.architecture!r}.{checks.nearest(name, open_clip.list_models())} "
+            "All of them: python -c 'import open_clip; print(open_clip.list_models())'."
+        )
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if not config.pretrained and checkpoint is None:
+        raise ConfigError(
+            f"Name the weights of {name} by backbone.pretrained ({', '.join(tags) or 'it has no tag'}) or by "
+            "backbone.checkpoint, a local file."
+        )
+    trained: dict[str, Any] = open_clip.get_pretrained_cfg(name, config.pretrained) if config.pretrained else {}
+    if config.pretrained and not trained:
+        raise ConfigError(
+            f"{name} has no pretrained tag {config.pretrained!r}; known: {', '.join(tags) or 'none'}."
+            f"{checks.nearest(config.pretrained, tags)}"
+        )
+    if trained:  # OpenAI's and some other weights need QuickGELU, whatever the architecture's name says
+        model["quick_gelu"] = bool(trained.get("quick_gelu", False))
+    elif checkpoint is not None and is_torchscript(checkpoint):  # OpenAI's own files
+        model["quick_gelu"] = True
+    return Recipe(name, model, trained, checkpoint or _download(open_clip, name, config.pretrained, trained))
+
+
+def _download(open_clip: Any, name: str, tag: str, trained: dict[str, Any]) -> Path:
+    """Fetch the weights of a tag, or take them from the hub's cache."""
+    try:
+        return Path(open_clip.download_pretrained(trained))
+    except Exception as error:  # whatever the hub's client and its network layers raise
+        hub = "/".join(trained.get("hf_hub", "").split("/")[:2])  # a file name may follow
+        source = f"a weights file of https://huggingface.co/{hub}" if hub else trained.get("url", "its page")
+        advice = f"download {source}, copy it here, and add --set backbone.checkpoint=PATH; leave backbone.pretrained."
+        if open_clip.get_model_config(name)["text_cfg"].get("hf_tokenizer_name"):
+            advice = f"hf download {hub} --local-dir FOLDER; copy the folder here, {LOCAL_DIR}"
+        raise DataError(
+            f"The weights {tag!r} of {name} could not be fetched ({error}). On a machine with internet: {advice}"
+        ) from error
+
+
+def _folder(open_clip: Any, folder: Path, checkpoint: Path | None) -> tuple[dict[str, Any], Path]:
+    """Read the settings in a folder of open_clip's layout, and find its weights."""
+    path = folder / "open_clip_config.json"
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        _ = settings["model_cfg"]["embed_dim"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path} is missing or no open_clip config ({error!r}). The folder of local-dir: must hold "
+            "open_clip_config.json and the weights, as a model repository of open_clip on the hub does."
+        ) from error
+    found = checkpoint or open_clip.factory._find_checkpoint_in_dir(folder)
+    if found is None:
+        raise DataError(
+            f"{folder} has no weights (*.safetensors, *.bin, *.pth). Put open_clip_model.safetensors there."
+        )
+    return settings, Path(found)
+
+
+def _hub(open_clip: Any, name: str, checkpoint: Path | None) -> tuple[dict[str, Any], Path]:
+    """Fetch settings and weights of a hub repository, or take them from the hub's cache."""
+    try:
+        settings = open_clip.factory._get_hf_config(name)
+        return settings, checkpoint or Path(open_clip.download_pretrained_from_hf(name))
+    except Exception as error:  # whatever the hub's client and its network layers raise
+        raise DataError(
+            f"The model {name} could not be fetched ({error}). On a machine with internet: hf download {name} "
+            f"--local-dir FOLDER; copy the folder here, {LOCAL_DIR}"
+        ) from error
+
+
+def _network(open_clip: Any, recipe: Recipe, *, is_text_alone: bool = False) -> Any:
+    """Build the network of a recipe and fill it with its weights; frozen. The image tower may be left out."""
+    network = _built(open_clip, {**recipe.model, "vision_cfg": STAND_IN} if is_text_alone else recipe.model)
+    load_weights(open_clip, network, recipe.weights, recipe.name, is_text_alone=is_text_alone)
+    return network.eval().requires_grad_(requires_grad=False)
+
+
+def _built(open_clip: Any, settings: dict[str, Any]) -> Any:
+    """Make the network with random weights, as open_clip's factory does; the global random state stays as it is."""
+    settings = copy.deepcopy(settings)
+    is_hub_text = bool(settings["text_cfg"].get("hf_model_name"))
+    if is_hub_text:
+        optional("transformers", "transformers")
+        settings["text_cfg"]["hf_model_pretrained"] = False
+    if settings["vision_cfg"].get("timm_model_name"):
+        settings["vision_cfg"]["timm_model_pretrained"] = False
+    is_custom = settings.pop("custom_text", False) or is_hub_text
+    cls = open_clip.CLIP
+    if is_custom:
+        cls = open_clip.CoCa if "multimodal_cfg" in settings else open_clip.CustomTextCLIP
+    with torch.random.fork_rng(devices=[]):
+        try:
+            return cls(**settings)
+        except OSError as error:
+            raise DataError(
+                f"The text tower's settings could not be read from {settings['text_cfg'].get('hf_model_name')!r} "
+                f"({error}). Put that repository into the Hugging Face cache, or name a local folder as hf_model_name "
+                "in a local-dir: architecture."
+            ) from error
+
+
+def find_tokenizer(open_clip: Any, architecture: str) -> Any:
+    """Make open_clip's tokenizer of an architecture.
+
+    Raises:
+        ConfigError: it needs transformers, which is not installed.
+        DataError: its files are nowhere.
+    """
+    settings = open_clip.get_model_config(architecture)
+    name = settings["text_cfg"].get("hf_tokenizer_name")
+    if name:
+        optional("transformers", "transformers")
+    try:
+        return open_clip.get_tokenizer(architecture)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"The tokenizer {name!r} of {architecture} is neither here nor could it be fetched ({error}). On a machine "
+            f"with internet: hf download {name} --local-dir FOLDER; copy the folder here, put the weights and "
+            f"open_clip_config.json beside the tokenizer's files, {LOCAL_DIR}"
+        ) from error

@@ -1,0 +1,132 @@
+"""Models of transformers from a hub name or a local folder: weights, tokenizer, processor, or a clear error."""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from hushprompt.errors import ConfigError, DataError
+
+UNREADABLE = (
+    OSError, RuntimeError, ValueError, KeyError, AttributeError, TypeError, ImportError, EOFError,
+    pickle.UnpicklingError, SafetensorError,
+)  # fmt: skip
+"""What transformers raises for a repository that is missing, cut off or not what its config says."""
+
+
+def find(model: str) -> str:
+    """Return what `from_pretrained` takes: the folder that exists, or a hub name.
+
+    Raises:
+        DataError: the text is a path, and there is no folder.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return str(folder)
+    if model.startswith((".", "/", "~")) or model.count("/") != 1:
+        raise DataError(
+            f"The model folder {model!r} does not exist. backbone.model is a folder with config.json, weights, "
+            "tokenizer and preprocessor files, or a hub name such as openai/clip-vit-base-patch16."
+        )
+    return model
+
+
+def files_of(transformers: Any, model: str) -> list[Path]:
+    """Return all files of a model's folder, or of its newest copy in the hub's cache; none if there is none."""
+    config = transformers.utils.cached_file(
+        find(model), "config.json", local_files_only=True, _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False,
+    )  # fmt: skip
+    return [path for path in Path(config).parent.iterdir() if path.is_file()] if config else []
+
+
+def load_network(
+    transformers: Any,
+    model: str,
+    classes: Mapping[str, str],
+    attention: str | Mapping[str, str],
+    *,
+    is_text_alone: bool = False,
+) -> Any:
+    """Read a frozen network in float32.
+
+    Args:
+        transformers: the package.
+        model: hub name or local folder.
+        classes: allowed model types, each with the name of its class.
+        attention: implementation of attention, of all or of each tower.
+        is_text_alone: leave out the layers of the image tower.
+
+    Raises:
+        ConfigError: the model is of another type.
+        DataError: a file is missing or damaged, or weights are missing in it.
+    """
+    source = find(model)
+    with reading(model, "config.json"):
+        config = transformers.AutoConfig.from_pretrained(source)
+    if config.model_type not in classes:
+        raise ConfigError(
+            f"The model {model} is of the type {config.model_type!r}; this backbone takes: {', '.join(classes)}. "
+            "Use another model, or another backbone.name."
+        )
+    cls = getattr(transformers, classes[config.model_type])
+    if is_text_alone:
+        config.vision_config.num_hidden_layers = 0
+        cls = type(cls.__name__, (cls,), {"_keys_to_ignore_on_load_unexpected": [r"^vision_model\.encoder\.layers\."]})
+    with reading(model, "weights (model.safetensors)"):
+        network, report = cls.from_pretrained(
+            source, config=config, dtype=torch.float32, attn_implementation=attention, output_loading_info=True
+        )
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise DataError(
+            f"The weights of {model} lack {len(missing)} tensors that its config.json asks for, such as {missing[0]}. "
+            "Use the weights and the config.json of one model."
+        )
+    return network.eval().requires_grad_(requires_grad=False)
+
+
+def load_part(loader: Any, model: str, what: str, **options: Any) -> Any:
+    """Read a tokenizer or processor by `loader.from_pretrained`; DataError if that fails."""
+    with reading(model, what):
+        return loader.from_pretrained(find(model), **options)
+
+
+def settings_of(config: Any) -> dict[str, Any]:
+    """Return a model's config without what names its place or the package's version."""
+    return _without_place(config.to_dict())
+
+
+def _without_place(values: dict[Any, Any]) -> dict[Any, Any]:
+    """Drop the keys that change nothing."""
+    dropped = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "_commit_hash", "_attn_implementation")
+    return {
+        key: _without_place(value) if isinstance(value, dict) else value
+        for key, value in values.items()
+        if key not in dropped
+    }
+
+
+@contextlib.contextmanager
+def reading(model: str, what: str) -> Iterator[None]:
+    """Turn what transformers raises into one sentence that says what to do."""
+    try:
+        yield
+    except UNREADABLE as error:
+        reason = (str(error) or repr(error)).strip().splitlines()[0]
+        if Path(model).expanduser().is_dir():
+            raise DataError(
+                f"The {what} in {model} cannot be read ({reason}). The folder must hold a whole repository: "
+                "config.json, model.safetensors, tokenizer files and preprocessor_config.json."
+            ) from error
+        raise DataError(
+            f"The {what} of {model} is neither in the Hugging Face cache nor could it be fetched ({reason}). On a "
+            f"machine with internet: hf download {model} --local-dir FOLDER; copy the folder here and use "
+            "--set backbone.model=FOLDER."
+        ) from error

@@ -1,0 +1,1 @@
+"""From learnable context vectors to text features, and their exact per-example gradients."""

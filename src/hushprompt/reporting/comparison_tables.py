@@ -1,0 +1,254 @@
+"""Tables of a comparison, with what makes their numbers mean something under them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from hushprompt.config.settings import short_names
+from hushprompt.errors import ConfigError
+from hushprompt.evaluation import significance
+from hushprompt.evaluation.significance import Difference
+from hushprompt.reporting import meaning, tables
+from hushprompt.reporting.comparison import Comparison, in_order
+from hushprompt.reporting.formats import Grid
+from hushprompt.reporting.grouping import EPSILON, METHOD, SCORES, Group, companions, find_key
+
+WORDS = {
+    "local": "local", "neighbor": "neighbor", "harmonic_mean": "harmonic mean", "worst_client": "worst client",
+}  # fmt: skip
+LEVEL = 0.05
+"""Corrected p below which a difference gets a star."""
+
+
+def table(comparison: Comparison) -> Grid:
+    """Return one line a group: what it is, its scores in percent, its seeds."""
+    names = _names(comparison.columns)
+    rows = tuple(
+        (
+            group.title,
+            *(group.label(key) for key in comparison.columns),
+            tables.epsilon_text(group.epsilon),
+            *(_cell(comparison, at, score) for score in SCORES),
+            str(len(group.results)),
+        )
+        for at, group in enumerate(comparison.groups)
+    )
+    return Grid(
+        title=comparison.title,
+        header=("method", *names, "epsilon", *WORDS.values(), "seeds"),
+        rows=rows,
+        notes=tuple(captions(comparison)),
+        num_names=1 + len(names),
+    )
+
+
+def pivot(comparison: Comparison, key: str, score: str) -> Grid:
+    """Return one line a method and one column for each value of a setting, as papers do.
+
+    Raises:
+        ConfigError: the setting is the same in all rows, or is none that tells them apart.
+    """
+    key = find_key(key, [EPSILON, *comparison.columns])
+    values = in_order([group.label(key) for group in comparison.groups], is_descending=key == EPSILON)
+    if len(values) < 2:
+        raise ConfigError(f"--columns {key}: it is {values[0]} in all rows, so there is nothing to put side by side.")
+    others = [other for other in (EPSILON, *comparison.columns) if other != key]
+    others = [other for other in others if len({group.label(other) for group in comparison.groups}) > 1]
+    lines: dict[tuple[str, ...], dict[str, str]] = {}
+    for at, group in enumerate(comparison.groups):
+        line = lines.setdefault((group.title, *(group.label(other) for other in others)), {})
+        line[group.label(key)] = _cell(comparison, at, score) + _proven(group)
+    name = _names([key])[0]
+    return Grid(
+        title=f"{WORDS[score]} accuracy by {name}" + (f", {comparison.title}" if comparison.title else ""),
+        header=("method", *_names(others), *(f"{name} {value}" if value != "-" else f"no {name}" for value in values)),
+        rows=tuple((*line, *(cells.get(value, "") for value in values)) for line, cells in lines.items()),
+        notes=(_seeds_note(comparison), *captions(comparison)),
+        num_names=1 + len(others),
+    )
+
+
+def differences(comparison: Comparison, score: str) -> Grid:
+    """Return one line for each group that is compared with another: by how much it is better, and how sure that is."""
+    names = _names(comparison.columns)
+    rows = []
+    for at, (difference, p_holm) in comparison.differences[score].items():
+        group = comparison.groups[at]
+        rows.append(
+            (
+                group.title,
+                *(group.label(key) for key in comparison.columns),
+                tables.epsilon_text(group.epsilon),
+                f"{100 * difference.mean:+.1f}",
+                _interval(difference),
+                _p_text(difference.p),
+                _p_text(p_holm),
+                str(difference.num_seeds),
+            )
+        )
+    return Grid(
+        title=f"{WORDS[score]}: difference in points to {_against(comparison)}"
+        + (f", {comparison.title}" if comparison.title else ""),
+        header=("method", *names, "epsilon", "difference", "95 % interval", "p", "p (Holm)", "seeds"),
+        rows=tuple(rows),
+        notes=(),
+        num_names=1 + len(names),
+    )
+
+
+def flat_rows(comparison: Comparison, by: str) -> tuple[list[str], list[list[object]]]:
+    """Return header and lines of numbers, one a group, as fractions and with nothing left to captions."""
+    header = ["table", "method", "title", *comparison.columns, "epsilon", "delta", "audience"]
+    header += ["privacy_unit", "neighboring_relation", "accountant", "seeds", "num_seeds", "num_rounds"]
+    header += [f"{score}_{what}" for score in SCORES for what in ("mean", "std")]
+    statistics = ("difference", "low", "high", "p", "p_holm")
+    header += ["against"] + [f"{score}_{what}" for score in SCORES for what in statistics]
+    lines: list[list[object]] = []
+    for at, group in enumerate(comparison.groups):
+        summary, guarantee = group.results[0].summary, _guarantee(group)
+        line: list[object] = [by, summary.method, group.title, *(group.label(key) for key in comparison.columns)]
+        line += ["" if group.epsilon is None else group.epsilon, summary.delta, summary.audience]
+        line += [guarantee.get(key, "") for key in ("privacy_unit", "neighboring_relation", "accountant")]
+        line += [" ".join(map(str, group.by_seed("local"))), len(group.results), summary.num_rounds]
+        for score in SCORES:
+            spread = group.spread(score)
+            line += [spread.mean, "" if math.isnan(spread.std) else spread.std]
+        line.append(
+            _row_name(comparison, comparison.groups[comparison.references[at]]) if at in comparison.references else ""
+        )
+        for score in SCORES:
+            line += _numbers(comparison.differences[score].get(at))
+        lines.append(line)
+    return header, lines
+
+
+def captions(comparison: Comparison) -> list[str]:
+    """Return what must stand under a table: what its numbers are, what epsilon means, what was tested."""
+    groups = comparison.groups
+    lines = [
+        f"Accuracies in %, mean ± standard deviation over seeds, {_reported(comparison)}, means over clients. local: a "
+        "client's own images; neighbor: the other clients'; worst client: lowest local accuracy; all classes compete."
+    ]
+    trained = [group for group in groups if group.epsilon is not None]
+    if trained:
+        audience = trained[0].results[0].summary.audience
+        lines.append(
+            f"epsilon is an upper bound for {tables.AUDIENCES.get(audience, audience)}, "
+            f"{meaning.together([(group.title, _clauses(group)) for group in trained])}. "
+            "-: no private data used; inf: no guarantee."
+        )
+    along = companions(groups)
+    if along:
+        lines.append(f"Set along with these: {', '.join(along)}.")
+    if comparison.references:
+        num_seeds = min(len(group.results) for group in groups)
+        lines.append(significance.description(comparison.test, num_seeds))
+        left = [group for at, group in enumerate(groups) if at not in comparison.references]
+        untested = [
+            _row_name(comparison, group) for group in left if groups.index(group) not in comparison.references.values()
+        ]
+        if untested:
+            lines.append(
+                f"Not compared, for want of one row to compare with or of common clients: {', '.join(untested)}."
+            )
+    versions = sorted({result.provenance.get("hushprompt", "?") for group in groups for result in group.results})
+    lines.append(f"hushprompt {', '.join(versions)}.")
+    return [*lines, *comparison.notes]
+
+
+def _names(columns: Sequence[str]) -> list[str]:
+    """Write dotted keys for a header."""
+    short = short_names(list(dict.fromkeys([METHOD, EPSILON, *columns])))
+    return [short[key].replace("_", " ") for key in columns]
+
+
+def _cell(comparison: Comparison, at: int, score: str) -> str:
+    """Write mean and spread in percent, with a star where the difference is significant."""
+    spread = comparison.groups[at].spread(score)
+    if math.isnan(spread.mean):
+        return "-"
+    text = f"{100 * spread.mean:.1f}" + ("" if math.isnan(spread.std) else f" ± {100 * spread.std:.1f}")
+    _, p = comparison.differences[score].get(at, (None, None))
+    return f"{text}*" if p is not None and p < LEVEL else text
+
+
+def _proven(group: Group) -> str:
+    """Say which epsilon is proven where a method's setting of that name does not hold; empty where it does."""
+    asked = group.settings.get(EPSILON, "none")
+    if group.epsilon is None or asked == "none" or tables.epsilon_text(group.epsilon) == tables.epsilon_text(asked):
+        return ""
+    return f" (proven: {tables.epsilon_text(group.epsilon)})"
+
+
+def _row_name(comparison: Comparison, group: Group) -> str:
+    """Name a group in a sentence."""
+    keys = (EPSILON, *comparison.columns)
+    parts = [
+        f"{name} {tables.epsilon_text(group.epsilon) if key == EPSILON else group.label(key)}"
+        for key, name in zip(keys, _names(keys), strict=True)
+        if group.label(key) != "-" and len({other.label(key) for other in comparison.groups}) > 1
+    ]
+    return group.title + (f" ({', '.join(parts)})" if parts else "")
+
+
+def _against(comparison: Comparison) -> str:
+    """Name the row, or the rows, that the others are compared with."""
+    references = sorted(set(comparison.references.values()))
+    if len(references) == 1:
+        return _row_name(comparison, comparison.groups[references[0]])
+    return f"{comparison.against} of the same epsilon and other columns"
+
+
+def _interval(difference: Difference) -> str:
+    """Write an interval in points."""
+    if math.isinf(difference.low):
+        return "-"
+    return f"[{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
+
+
+def _p_text(p: float | None) -> str:
+    """Write a p value."""
+    if p is None:
+        return "-"
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _numbers(tested: tuple[Difference, float | None] | None) -> list[object]:
+    """Return a difference's numbers for a CSV line; empty where there is none."""
+    if tested is None:
+        return [""] * 5
+    difference, p_holm = tested
+    values = (difference.mean, difference.low, difference.high, difference.p, p_holm)
+    return ["" if value is None or math.isinf(value) else value for value in values]
+
+
+def _guarantee(group: Group) -> dict[str, Any]:
+    """Return the guarantee of the audience that a group's epsilon is for."""
+    result = group.results[0]
+    guarantee: dict[str, Any] = result.privacy["audiences"][result.summary.audience]
+    return guarantee
+
+
+def _clauses(group: Group) -> list[str]:
+    """Say in parts what gives an epsilon its meaning."""
+    guarantee = _guarantee(group)
+    return [
+        f"delta = {guarantee['delta']:g} for one {guarantee['privacy_unit']} of one client",
+        f"neighboring relation {guarantee['neighboring_relation']}",
+        *guarantee["sampling"].split(", "),
+        f"accountant {guarantee['accountant']}",
+    ]
+
+
+def _reported(comparison: Comparison) -> str:
+    """Say which rounds the scores are of."""
+    counts = {group.settings.get("evaluation.last_rounds", 1) for group in comparison.groups}
+    return "last round" if counts == {1} else f"mean of the last {', '.join(map(str, sorted(counts)))} rounds"
+
+
+def _seeds_note(comparison: Comparison) -> str:
+    """Say how many seeds a cell has."""
+    counts = sorted({len(group.results) for group in comparison.groups})
+    return f"Seeds: {' to '.join(map(str, [counts[0], counts[-1]][: len(counts)]))}."

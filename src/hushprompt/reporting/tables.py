@@ -1,0 +1,128 @@
+"""Tables for a terminal, made from records alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from hushprompt.runs.records import RowSummary
+
+
+def result_table(rows: Sequence[RowSummary]) -> Table:
+    """Return one line a row: accuracies in percent, epsilon, seconds."""
+    table = _empty_table("local", "neighbor", "harmonic\nmean", "worst\nclient", "epsilon", "seconds")
+    for row in rows:
+        scores = (row.local, row.neighbor, row.harmonic_mean, row.worst_client)
+        table.add_row(
+            row_title(row), *(f"{100 * score:.1f}" for score in scores), epsilon_text(row.epsilon), f"{row.seconds:.0f}"
+        )
+    return table
+
+
+def base_to_new_table(rows: Sequence[RowSummary]) -> Table:
+    """Return one line a row: accuracies in percent on classes that clients train on, and on others."""
+    table = _empty_table("base\nclasses", "new\nclasses", "harmonic\nmean", "epsilon")
+    for row in rows:
+        scores = [math.nan if score is None else score for score in (row.base, row.new, row.base_new_harmonic_mean)]
+        table.add_row(row_title(row), *(f"{100 * score:.1f}" for score in scores), epsilon_text(row.epsilon))
+    return table
+
+
+def _empty_table(*columns: str) -> Table:
+    """Return a table with a column for the row's name and columns of numbers."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False, show_edge=False)
+    table.add_column("method (accuracies in %)", no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
+
+
+def has_new_classes(rows: Sequence[RowSummary]) -> bool:
+    """Whether the rows were scored on classes that nobody trained on."""
+    return any(row.new is not None for row in rows)
+
+
+def row_title(row: RowSummary) -> str:
+    """Name a row as a reader would."""
+    return f"{row.title} without noise" if row.epsilon == float("inf") else row.title
+
+
+def epsilon_text(epsilon: float | None) -> str:
+    """Write an epsilon; "-" where a row has used no private data."""
+    if epsilon is None:
+        return "-"
+    return "inf" if epsilon == float("inf") else f"{epsilon:.3g}"
+
+
+def captions(rows: Sequence[RowSummary], privacy: dict[str, Any]) -> list[str]:
+    """Return the lines that must stand under every table: what its epsilon means, and what it does not cover."""
+    last = privacy["rows"][-1]
+    count = rows[-1].num_last_rounds
+    when = "last round" if count == 1 else f"mean of the last {count} rounds"
+    compete = "all base classes compete" if has_new_classes(rows) else "all classes compete"
+    lines = [
+        f"Seed {rows[-1].seed}, {when}, means over clients. local: a client's own images; neighbor: the other "
+        f"clients'; {compete}. epsilon -: no private data used; inf: clipped, no noise, no guarantee.",
+        f"epsilon is for {AUDIENCES[rows[-1].audience]}; delta, unit, neighbors, sampling and accountant as follows.",
+    ]
+    stopped = [f"{row.row} ended after {row.num_rounds} rounds: {row.stopped}." for row in rows if row.stopped]
+    if has_new_classes(rows):
+        lines.insert(
+            1,
+            "base classes: all clients' images, among themselves; new classes: images of classes that nobody trained "
+            "on, among themselves.",
+        )
+    if "evaluation_images" in privacy:
+        stopped.append(f"evaluation images: {privacy['evaluation_images']}")
+    return [*lines, *stopped, *statement_lines(last), privacy["server"], privacy["several_rows"]]
+
+
+AUDIENCES = {
+    "public": "the public (sees the global prompt after every round; other clients see the same)",
+    "personal": "the holder of a client's personal prompt (who also sees all the public sees)",
+    "server": "the server (receives every client's upload, with the client's own noise)",
+}
+
+
+def cross_check_lines(row: dict[str, Any]) -> list[str]:
+    """Give, for each audience of one row of `privacy.json`, epsilon by every accountant that applies."""
+    lines = []
+    for audience, guarantee in row["audiences"].items():
+        values = ", ".join(
+            f"{name} {value if isinstance(value, str) else f'{value:.4g}'}"
+            for name, value in guarantee["cross_checks"].items()
+        )
+        warnings = guarantee.get("warnings") or ["no contradiction"]
+        claimed = guarantee["accountant"]
+        lines.append(f"  {audience}: epsilon by accountant: {values}; claimed: {claimed}; {' '.join(warnings)}.")
+    return lines
+
+
+def account_lines(row: dict[str, Any]) -> list[str]:
+    """Return each distinct guarantee of one row of `privacy.json` and its clients, the worst first."""
+    lines = []
+    for account in row.get("clients", []):
+        clients = ", ".join(map(str, account["clients"][:10])) + (", ..." if len(account["clients"]) > 10 else "")
+        spent = ", ".join(
+            f"{audience} {value if isinstance(value, str) else f'{value:.4g}'}"
+            for audience, value in account["epsilon"].items()
+        )
+        lines.append(
+            f"  {len(account['clients'])} clients ({clients}): {account['num_rounds']} rounds charged, "
+            f"sampling probability {account['sampling_prob']:.4g}; epsilon so far: {spent}."
+        )
+    return lines
+
+
+def statement_lines(row: dict[str, Any]) -> list[str]:
+    """Return each audience's guarantee of one row of `privacy.json`, and who takes part where not all do."""
+    lines = [
+        f"{row['row']}: for {AUDIENCES[audience]}: {guarantee['statement']}"
+        for audience, guarantee in row["audiences"].items()
+    ]
+    statement = row.get("participation", {}).get("statement")  # missing in records of version 0.1
+    return [*lines, f"{row['row']}: {statement}"] if statement else lines

@@ -1,0 +1,228 @@
+"""What a run leaves on disk, and its JSON form.
+
+A run folder holds `config.toml`, `records.jsonl` (one line a row and round), `summary.json`, `privacy.json`,
+`partition.json` (who has how many examples of which class), `confusion/` (one file a row), `checkpoint/` and
+`prompts/`, and `ledger.jsonl` (what was charged to whom, before it was spent). With evaluation.metrics_epsilon there is
+no `confusion/`, and `metrics.jsonl` has the noisy counts that accuracies come from. Every file is written whole or not
+at all; the `.jsonl` files only grow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hushprompt import files
+from hushprompt.errors import DataError, ResumeError
+
+try:
+    import fcntl
+except ImportError:  # pragma: no cover - not on Windows; there two processes on one folder are not detected
+    fcntl = None  # type: ignore[assignment]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundRecord:
+    """One row's state after one round."""
+
+    row: str
+    """Label of the row, such as "dp_fpl, epsilon 8"."""
+    round_index: int
+    """Rounds done, from 1."""
+    seconds: float
+    """Wall seconds of the round."""
+    loss: float
+    """Mean training loss over clients. Not private: simulation only."""
+    local: float
+    """Mean accuracy on the clients' own test images, fraction. Read from test data, not from training data. NaN, as the
+    three below, after a round that is not evaluated."""
+    neighbor: float
+    """Mean accuracy on the other clients' test images, fraction."""
+    harmonic_mean: float
+    worst_client: float
+    bytes_up: int
+    """Bytes that all clients sent in the round."""
+    bytes_down: int
+    """Bytes that all clients received in the round."""
+    epsilon: dict[str, float]
+    """Epsilon so far of each audience, at the run's delta, of the client with the most rounds; inf without noise."""
+    cohort_size: int | None = None
+    """Clients of the round's cohort; None in records of version 0.1."""
+    num_clients: int | None = None
+    """Clients of the cohort that took part and did not fail; None in records of version 0.1."""
+
+    @property
+    def is_evaluated(self) -> bool:
+        """Whether the prompts were scored after this round."""
+        return not math.isnan(self.local)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowSummary:
+    """One line of the result table."""
+
+    row: str
+    method: str
+    title: str
+    """How a table calls the method."""
+    epsilon: float | None
+    """Proven epsilon of the budget's audience; None where nothing private was used, inf where no noise was added."""
+    delta: float
+    audience: str
+    local: float
+    neighbor: float
+    harmonic_mean: float
+    worst_client: float
+    calibration_error: float
+    seconds: float
+    """Wall seconds of the row's training and evaluation."""
+    seed: int
+    num_rounds: int
+    per_client: list[dict[str, Any]]
+    """Local and neighbor accuracy of every client."""
+    per_class: list[float | None]
+    """Accuracy of each class at its own client, in label order; None where a class has no image."""
+    stopped: str | None = None
+    """Why training ended before its last round; None if it did not."""
+    num_last_rounds: int = 1
+    """Rounds at the end whose scores are averaged to the ones above; 1 is the last round alone."""
+    base: float | None = None
+    """Mean accuracy on all images of base classes among base classes; None where all classes are trained on."""
+    new: float | None = None
+    """Mean accuracy on images of classes that nobody trained on, among those; None likewise."""
+    base_new_harmonic_mean: float | None = None
+
+
+def to_json(value: Any) -> Any:
+    """Turn records into plain JSON values: infinity becomes "inf", NaN becomes null.
+
+    >>> to_json({"epsilon": float("inf"), "loss": float("nan")})
+    {'epsilon': 'inf', 'loss': None}
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(key): to_json(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_json(entry) for entry in value]
+    if isinstance(value, float):
+        if math.isnan(value):
+            return None
+        return "inf" if math.isinf(value) else value
+    return value
+
+
+def from_json(cls: type[Any], values: dict[str, Any]) -> Any:
+    """Read a flat record back: "inf" becomes infinity, and null becomes NaN where a number is due."""
+    hints = typing.get_type_hints(cls)
+
+    def restore(key: str, entry: Any) -> Any:
+        if isinstance(entry, dict):
+            return {inner: restore(key, value) for inner, value in entry.items()}
+        if entry is None and hints[key] is float:
+            return math.nan
+        return math.inf if entry == "inf" else entry
+
+    return cls(**{key: restore(key, entry) for key, entry in values.items()})
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write records as indented JSON, atomically."""
+    files.write_text(path, json.dumps(to_json(value), indent=2) + "\n")
+
+
+def write_compact_json(path: Path, value: Any) -> None:
+    """Write records as JSON with one line a top-level entry, atomically: for tables that nobody reads line by line."""
+    entries = (
+        f"{json.dumps(key)}: {json.dumps(entry, separators=(',', ':'))}" for key, entry in to_json(value).items()
+    )
+    files.write_text(path, "{\n" + ",\n".join(entries) + "\n}\n")
+
+
+def sparse_rows(table: np.ndarray) -> list[dict[str, int]]:
+    """Return a table of counts [n, m] as one mapping a row, from column to count, zeros left out.
+
+    >>> sparse_rows(np.array([[0, 3], [0, 0]]))
+    [{'1': 3}, {}]
+    """
+    return [{str(column): int(row[column]) for column in np.flatnonzero(row)} for row in table]
+
+
+def dense_rows(rows: Sequence[Mapping[str, int]], num_columns: int) -> np.ndarray:
+    """Return back the table of counts [n, num_columns] that `sparse_rows` wrote.
+
+    Raises:
+        DataError: a column is not one of 0 to num_columns - 1.
+    """
+    table = np.zeros((len(rows), num_columns), dtype=np.int64)
+    for index, row in enumerate(rows):
+        for column, count in row.items():
+            if not (column.isdecimal() and int(column) < num_columns):
+                raise DataError(f"A table of counts has the column {column!r}, but only {num_columns} columns.")
+            table[index, int(column)] = count
+    return table
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file of a run folder.
+
+    Raises:
+        DataError: it is missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}). Is its folder a finished run?") from error
+    except ValueError as error:
+        raise DataError(f"{path} is damaged: {error}.") from error
+
+
+def append_record(path: Path, record: RoundRecord) -> int:
+    """Append one line and give the file's new size in bytes."""
+    return files.append_line(path, json.dumps(to_json(record)))
+
+
+def truncate_records(path: Path, size: int) -> None:
+    """Cut `records.jsonl` back to what a checkpoint knows of; lines written after it will be written again.
+
+    Raises:
+        ResumeError: the file is shorter than the checkpoint says.
+    """
+    actual = path.stat().st_size if path.exists() else 0
+    if actual < size:
+        raise ResumeError(
+            f"{path} has {actual} bytes but the checkpoint counts {size}: records were lost. Start a new run."
+        )
+    if path.exists():
+        os.truncate(path, size)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a run folder for one process; the lock goes when the process does, however it ends.
+
+    Raises:
+        ResumeError: another process has it.
+    """
+    if fcntl is None:  # pragma: no cover
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ResumeError(f"Another process is writing to {folder}. Wait for it, or stop it first.") from error
+        yield
+    finally:
+        os.close(handle)

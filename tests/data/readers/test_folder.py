@@ -1,0 +1,96 @@
+import numpy as np
+import pytest
+
+from helpers.layouts import image, images, is_color, names, wav
+from hushprompt.data.readers.folder import Folder
+from hushprompt.errors import ConfigError, DataError
+
+
+def test_class_folders_are_split_by_the_documented_rule(tmp_path):
+    images(tmp_path / "mine", ["red_fox", "cat"], 10)
+    dataset = Folder(root=str(tmp_path / "mine")).load()
+    assert dataset.name == "mine"
+    assert dataset.class_names == ("cat", "red fox")
+    assert [len(split) for split in dataset.splits.values()] == [10, 4, 6]
+    train = dataset.splits["train"]
+    assert [name.startswith("red_fox") for name in names(train)] == (train.labels == 1).tolist()
+    row = names(train).index(next(name for name in names(train) if name.startswith("cat")))
+    assert is_color(train.read(np.array([row]))[0], 10 + int(names(train)[row][10:14]) - 1)
+    assert dataset.split_checksum[:16] == "172746e5ff2280a2"
+
+
+def test_the_split_does_not_depend_on_where_the_folder_lies_but_on_its_seed(tmp_path):
+    for place in ("one", "two"):
+        images(tmp_path / place, ["a", "b"], 10)
+    first, second = (Folder(root=str(tmp_path / place)).load() for place in ("one", "two"))
+    assert first.split_checksum == second.split_checksum
+    assert first.split_checksum != Folder(root=str(tmp_path / "one"), split_seed=1).load().split_checksum
+
+
+def test_train_and_test_folders_are_the_splits(tmp_path):
+    for number, place in enumerate(("train/a", "train/b", "val/a", "test/b")):
+        image(tmp_path / place / "deep" / "x.PNG", number)
+    dataset = Folder(root=str(tmp_path)).load()
+    assert {name: split.labels.tolist() for name, split in dataset.splits.items()} == {
+        "train": [0, 1], "validation": [0], "test": [1],
+    }  # fmt: skip
+    assert is_color(dataset.splits["test"].read(np.array([0]))[0], 3)
+    assert dataset.split_source == "the data's own"
+
+
+def test_a_class_called_train_is_a_class(tmp_path):
+    images(tmp_path, ["bus", "train"], 4)
+    assert Folder(root=str(tmp_path)).load().class_names == ("bus", "train")
+
+
+def test_the_classes_can_be_ordered_and_renamed(tmp_path):
+    images(tmp_path / "d", ["n01", "n02", "wild_cat"], 4)
+    wanted = ("wild cat", "n02=dog", "n01=house cat")
+    assert Folder(root=str(tmp_path / "d"), classes=wanted).load().class_names == ("wild cat", "dog", "house cat")
+    (tmp_path / "classes.txt").write_text("n02\n\nn01\nwild_cat\n")
+    dataset = Folder(root=str(tmp_path / "d"), classes_file=str(tmp_path / "classes.txt")).load()
+    assert dataset.class_names == ("n02", "n01", "wild cat")
+    assert {name[:3] for name, label in zip(names(dataset.splits["train"]), dataset.splits["train"].labels, strict=True)
+            if label == 0} == {"n02"}  # fmt: skip
+    with pytest.raises(DataError, match=r"classes that are not in data\.classes: n02, wild_cat"):
+        Folder(root=str(tmp_path / "d"), classes=("n01",)).load()
+    with pytest.raises(DataError, match=r"classes_file .* cannot be read"):
+        Folder(root=str(tmp_path / "d"), classes_file="nowhere.txt").load()
+
+
+def test_a_folder_of_sounds_is_a_data_set_of_sounds(tmp_path):
+    pytest.importorskip("soundfile")
+    for label in ("hum", "buzz"):
+        for number in range(4):
+            wav(tmp_path / label / f"{number}.wav", rate=8000)
+    dataset = Folder(root=str(tmp_path), sampling_rate=16000).load()
+    assert (dataset.modality, dataset.sampling_rate) == ("audio", 16000)
+    assert dataset.splits["train"].read(np.array([0]))[0].shape == (1600,)
+
+
+def test_other_files_are_reported_and_hidden_ones_ignored(tmp_path, caplog):
+    images(tmp_path, ["a", "b"], 4)
+    (tmp_path / "a" / "notes.txt").write_text("x")
+    (tmp_path / "a" / ".DS_Store").write_text("x")
+    (tmp_path / ".cache").mkdir()
+    dataset = Folder(root=str(tmp_path)).load()
+    assert sum(len(split) for split in dataset.splits.values()) == 8
+    assert "1 files in" in caplog.text
+    assert "notes.txt" in caplog.text
+    assert ".DS_Store" not in caplog.text
+
+
+def test_what_cannot_work_is_one_clear_sentence(tmp_path):
+    with pytest.raises(ConfigError, match=r"data\.root must be given"):
+        Folder().load()
+    with pytest.raises(DataError, match=r"is not a folder\. Expected: ROOT/CLASS"):
+        Folder(root=str(tmp_path / "none")).load()
+    with pytest.raises(DataError, match="has no class folders"):
+        Folder(root=str(tmp_path)).load()
+    images(tmp_path, ["a"], 4)
+    (tmp_path / "b").mkdir()
+    with pytest.raises(DataError, match=r"class folder .*/b is empty"):
+        Folder(root=str(tmp_path)).load()
+    (tmp_path / "b" / "x.wav").touch()
+    with pytest.raises(DataError, match=r"files of one kind.*found: jpg, wav"):
+        Folder(root=str(tmp_path)).load()

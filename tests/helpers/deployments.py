@@ -1,0 +1,85 @@
+"""What tests of a federation of separate machines share: a server and clients in one process, and faulty carriers."""
+
+import dataclasses
+import json
+
+from safetensors.torch import load_file
+
+from helpers.runs import Silent
+from hushprompt.config import parse as configs
+from hushprompt.config.schema import RuntimeConfig
+from hushprompt.deployment.client_node import open_site
+from hushprompt.deployment.config import (
+    ClientConfig,
+    ClientSection,
+    FederationConfig,
+    OwnerConfig,
+    ServerConfig,
+    ShareConfig,
+)
+from hushprompt.deployment.coordinator import serve
+from hushprompt.deployment.transport import InProcess
+
+NAMES = ("ann", "bob", "cyd")
+
+
+class Killed(BaseException):
+    """The end of a process, which nobody catches."""
+
+
+class Deployment:
+    """A server and three clients that share the toy data, all in one folder."""
+
+    def __init__(self, values, tmp_path, carrier=InProcess, owner=None, **federation):
+        self.root = tmp_path / "deployment"
+        run = configs.parse({**values, "references": []})
+        self.owner = OwnerConfig(**{"max_epsilon": 10.0, "max_delta": 1.0, **(owner or {})})
+        section = {"join_deadline_s": 0.01, "round_deadline_s": 5.0, **federation}
+        section = {"name": "trial", "run": "run.toml", "clients": NAMES, "folder": str(self.root / "server"), **section}
+        self.config = ServerConfig(federation=FederationConfig(**section), run=run)
+        self.carrier = carrier({name: self.site(name) for name in NAMES})
+        self.cache = tmp_path / "cache"
+
+    def client(self, name, **changes):
+        store = self.root / name
+        runtime = RuntimeConfig(cache_dir=str(self.root.parent / "cache"))
+        share = ShareConfig(client=NAMES.index(name))
+        base = {"client": ClientSection(name=name, store=str(store)), "owner": self.owner, "share": share}
+        return ClientConfig(**{**base, "runtime": runtime, **changes})
+
+    def site(self, name, **changes):
+        return open_site(self.client(name, **changes))
+
+    def restart(self, name, **changes):
+        """A client's process ends, and another one begins on its store."""
+        self.carrier.sites[name] = self.site(name, **changes)
+
+    def serve(self, **federation):
+        """Serve, as a new server process would."""
+        section = dataclasses.replace(self.config.federation, **federation)
+        watcher = Silent()
+        serve(dataclasses.replace(self.config, federation=section), self.carrier, watcher)
+        return watcher.rounds
+
+    @property
+    def run_id(self):
+        return json.loads((self.root / "server" / "agreement.json").read_text())["run"]
+
+    def folder(self, name):
+        return self.root / name if name == "server" else self.root / name / "trial" / self.run_id
+
+    def prompts(self):
+        """All prompts that the federation left, under the names that a simulation gives them."""
+        found = {}
+        for name in ("server", *NAMES):
+            for path in sorted((self.folder(name) / "prompts").glob("*")):
+                if name == "server" or path.name != "global.safetensors":
+                    found[path.name] = load_file(path)
+        return found
+
+    def lines(self, name, file):
+        path = self.folder(name) / file if name == "server" or file != "refusals.jsonl" else self.root / name / file
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def reasons(self, name="server"):
+        return [line["reason"] for line in self.lines(name, "refusals.jsonl")]

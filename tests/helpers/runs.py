@@ -1,0 +1,72 @@
+"""What several tests of runs share: a silent observer, and all files that a run leaves."""
+
+import json
+
+from hushprompt.config import parse as configs
+from hushprompt.federation.simulate import run
+
+TOY = {
+    "seed": 3,
+    "backbone": {"name": "toy"},
+    "data": {"name": "toy"},
+    "partition": {"name": "disjoint_classes", "num_clients": 3},
+    "sampling": {"name": "poisson", "sampling_prob": 0.5},
+    "method": {"name": "dp_fpl", "num_ctx": 4, "rank": 2},
+    "privacy": {"epsilon": 8.0, "delta": 1e-3},
+    "training": {"num_rounds": 3},
+}
+"""A config of plain values that trains in a blink."""
+
+
+class Silent:
+    """An observer that keeps what it is told, and may stop the run after some rounds, as a kill would."""
+
+    def __init__(self, stop_after=None):
+        self.rounds, self.encoded, self.stop_after = [], set(), stop_after
+
+    def on_setup(self, what, done, total):
+        self.encoded.add(what)
+
+    def on_row(self, row, index, num_rows, num_rounds_done):
+        pass
+
+    def on_round(self, record):
+        self.rounds.append(record)
+        if self.stop_after is not None and len(self.rounds) == self.stop_after:
+            raise KeyboardInterrupt
+
+
+def files(folder):
+    """Everything a run leaves, without the clock and the checkpoint."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.parent.name != "checkpoint":
+            text = path.read_bytes()
+            if path.suffix in (".json", ".jsonl"):
+                text = [json.loads(line, object_hook=without_clock) for line in json_lines(path)]
+            found[str(path.relative_to(folder))] = text
+    return found
+
+
+def json_lines(path):
+    text = path.read_text()
+    return text.splitlines() if path.suffix == ".jsonl" else [text]
+
+
+def without_clock(values):
+    return {key: value for key, value in values.items() if key not in ("seconds", "config_identity")}
+
+
+def fresh(tmp_path, name="run"):
+    folder = tmp_path / name
+    folder.mkdir()
+    return folder
+
+
+def run_with(values, tmp_path, name="run", stop_after=None):
+    """Run plain values in a folder of their own; give the folder, the rows and the records."""
+    config = configs.parse({**values, "runtime": {"cache_dir": str(tmp_path / "cache"), **values.get("runtime", {})}})
+    folder = tmp_path / name
+    folder.mkdir(exist_ok=True)
+    watcher = Silent(stop_after)
+    return folder, run(config, folder, watcher), watcher.rounds

@@ -1,0 +1,81 @@
+import math
+
+import made_runs as made
+import pytest
+
+from hushprompt.reporting.series import families, mean, pool, spread
+from hushprompt.reporting.svg import SHAPES
+
+ZERO = made.result("zero_shot", None)
+
+
+def with_epsilon(epsilon, seed=1, **changes):
+    config = {"privacy": {"epsilon": epsilon, "delta": 1e-5}, **changes}
+    return made.run(seed, [ZERO, made.result(f"dp_fpl, epsilon {epsilon}", epsilon)], config=config)
+
+
+def test_runs_that_differ_in_the_seed_alone_are_one_series():
+    zero, trained = pool([with_epsilon(2.0, seed) for seed in (3, 1, 2)])
+    assert (zero.name, trained.name) == ("zero-shot template", "DP-FPL, ε 2")
+    assert [m.run.seed for m in trained.members] == [1, 2, 3]
+    assert (zero.epsilon, trained.epsilon) == (None, 2.0)
+
+
+def test_a_reference_that_several_runs_share_counts_each_seed_once():
+    zero, *trained = pool([with_epsilon(8.0), with_epsilon(0.5), with_epsilon(math.inf)])
+    assert len(zero.members) == 1
+    assert [s.name for s in trained] == ["DP-FPL, ε 0.5", "DP-FPL, ε 8", "DP-FPL, no noise"]
+    assert [len(group) for group in families([zero, *trained])] == [1, 3]
+
+
+def test_an_epsilon_of_a_reference_is_the_same_as_one_of_a_run():
+    both = made.run(
+        1,
+        [made.result("dp_fpl, no noise", math.inf), made.result()],
+        config={"references": [{"method": made.TRAINED, "epsilon": math.inf}]},
+    )
+    privacy = {"epsilon": math.inf, "delta": 1e-5, "noise_multiplier_local": "none", "noise_multiplier_global": "none"}
+    alone = made.run(2, [made.result("dp_fpl, no noise", math.inf)], config={"privacy": privacy})
+    assert [(s.name, len(s.members)) for s in pool([both, alone])] == [("DP-FPL, ε 2", 1), ("DP-FPL, no noise", 2)]
+
+
+def test_namesakes_are_told_apart_by_the_settings_in_which_they_differ():
+    ranks = [made.run(1, config={"method": {"name": "dp_fpl", "rank": rank}}) for rank in (2, 4)]
+    assert [s.name for s in pool(ranks)] == ["DP-FPL, rank 2, ε 2", "DP-FPL, rank 4, ε 2"]
+    clients = [made.run(1, config={"partition": {"name": "dirichlet", "num_clients": n}}) for n in (25, 50)]
+    assert [s.family for s in pool(clients)] == ["DP-FPL, num clients 25", "DP-FPL, num clients 50"]
+
+
+def test_a_word_that_most_namesakes_share_goes_without_saying():
+    changes = [{"rank": 8}, {"rank": 1}, {"rank": 8, "form": "none"}, {"rank": 8, "keep": "false"}]
+    usual = {"name": "dp_fpl", "form": "orthonormal", "keep": "true"}
+    names = [s.family for s in pool([made.run(1, config={"method": {**usual, **change}}) for change in changes])]
+    assert names == ["DP-FPL, rank 8", "DP-FPL, rank 1", "DP-FPL, form none, rank 8", "DP-FPL, keep false, rank 8"]
+
+
+def test_names_are_unique_whatever_the_settings_are():
+    noise = [made.run(1, config={"privacy": {"epsilon": "none", "noise_multiplier_local": z}}) for z in (1.0, 2.0)]
+    names = [s.name for s in pool([*noise, made.run(1), with_epsilon(2.0)])]
+    assert len(set(names)) == len(names) == 4
+
+
+def test_style_never_rests_on_color_alone():
+    everyone = pool([with_epsilon(2.0), with_epsilon(8.0), made.run(1, [made.result("promptfl, epsilon 2")])])
+    looks = {(s.style.shape, s.style.dash) for s in everyone}
+    assert len(looks) == len(everyone) == 4
+    assert [s.style.color for s in everyone] == [None, 0, 0, 1]
+    assert [s.style.is_hollow for s in everyone] == [True, False, False, False]
+
+
+def test_no_two_methods_look_alike_however_many_there_are():
+    everyone = pool([made.run(1, config={"method": {"name": "dp_fpl", "rank": rank}}) for rank in range(1, 15)])
+    looks = {(s.style.shape % len(SHAPES), s.style.color) for s in everyone}
+    assert len(looks) == len(everyone)
+
+
+def test_values_are_percent_and_leave_nan_out():
+    (s,) = pool([made.run(seed, [made.result(local=value)]) for seed, value in ((1, 0.5), (2, math.nan), (3, 0.7))])
+    assert s.values("local") == [50.0, pytest.approx(70.0)]
+    assert mean(s.values("local")) == pytest.approx(60)
+    assert spread(s.values("local")) == pytest.approx(math.sqrt(200))
+    assert math.isnan(spread([1.0]))
