@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from helpers.runs import Silent, files, fresh
-from helpers.slow_twins import slow_gradients
+from helpers.reference import slow_gradients
 from hushprompt.config import parse as configs
 from hushprompt.errors import ConfigError, PrivacyError, ResumeError
 from hushprompt.federation import client as turn

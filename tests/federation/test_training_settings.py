@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from helpers.runs import files, run_with
-from helpers.slow_twins import slow_gradients
+from helpers.reference import slow_gradients
 from hushprompt.config import parse as configs
 from hushprompt.errors import ConfigError, PrivacyError
 from hushprompt.federation import client as turn

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from helpers.slow_twins import slow_gradients
+from helpers.reference import slow_gradients
 from hushprompt.errors import ConfigError
 from hushprompt.methods.context import fresh
 from hushprompt.methods.dp_fpl import DPFPL

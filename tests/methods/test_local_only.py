@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from helpers.slow_twins import slow_gradients
+from helpers.reference import slow_gradients
 from hushprompt.methods.local_only import LocalOnly
 from hushprompt.privacy.config import Channel
 from hushprompt.prompts.optimizer import Optimizer

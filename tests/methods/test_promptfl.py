@@ -3,7 +3,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from helpers.slow_twins import slow_gradients
+from helpers.reference import slow_gradients
 from hushprompt.errors import ConfigError
 from hushprompt.methods.promptfl import PromptFL
 from hushprompt.privacy.config import Channel

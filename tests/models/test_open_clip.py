@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from helpers import tiny_models
-from helpers.slow_twins import check_lower_precision, check_packing, slow_gradients
+from helpers.reference import check_lower_precision, check_packing, slow_gradients
 from helpers.tiny_models import NAMES
 from hushprompt.errors import ConfigError, DataError
 from hushprompt.methods.base import Batch

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from helpers import tiny_models
-from helpers.slow_twins import check_lower_precision, check_packing, slow_gradients
+from helpers.reference import check_lower_precision, check_packing, slow_gradients
 from helpers.tiny_models import NAMES
 from hushprompt.errors import ConfigError, DataError
 from hushprompt.methods.base import Batch

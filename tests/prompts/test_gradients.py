@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from helpers.slow_twins import slow_gradients
+from helpers.reference import slow_gradients
 from hushprompt.config import parse as config
 from hushprompt.methods.base import Batch
 from hushprompt.models.placing import step_memory_mb

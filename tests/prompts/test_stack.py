@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from helpers import tiny_models
-from helpers.slow_twins import slow_gradients
+from helpers.reference import slow_gradients
 from hushprompt.methods.base import Batch
 from hushprompt.models.embedded import EmojiClip
 from hushprompt.models.text_pass import AutogradPass, bytes_held
