@@ -36,6 +36,8 @@ KEPT = ("config.toml", "summary.json", "privacy.json")
 AGAINST = "promptfl"
 NUM_CLIENTS = "partition.num_clients"
 DP_FPL = "method.name=dp_fpl, method.factorization=orthonormal, method.keep_residual=true, method.rank=8"
+FIRST = ("dp_fpl", "promptfl", "promptfolio", "local_only", "zero_shot")
+FIRST_BUDGETS = ("inf", "8", "2", "0.4", "0.1")
 SCORES = {"local": "local", "neighbor": "neighbor", "harmonic_mean": "harmonic mean"}
 LEVEL = 0.05
 
@@ -107,6 +109,16 @@ def budgets(groups: Sequence[Group]) -> str:
     return by_budget(own, "", name, lambda group: _score(group, "harmonic_mean"))
 
 
+def first(groups: Sequence[Group]) -> str:
+    """Return local and neighbor accuracy of a few methods by budget: the first table that a reader sees."""
+    own = [group for group in groups if group.label("method.name") in FIRST and name(group) == group.title]
+    own = [group for group in own if not is_other_rank(group) and _asked(group) in ("-", *FIRST_BUDGETS)]
+    own.sort(key=lambda group: (_asked(group) != "inf", -group.spread("local").mean))
+    return by_budget(
+        own, "local / neighbor", name, lambda group: f"{_score(group, 'local')} / {_score(group, 'neighbor')}"
+    )
+
+
 def ranks(groups: Sequence[Group]) -> str:
     """Give local and neighbor accuracy of DP-FPL by rank and budget."""
     own = [group for group in groups if _is_dp_fpl(group)]
@@ -147,6 +159,7 @@ def clients(groups: Sequence[Group]) -> str:
 
 
 README: dict[str, Callable[[Sequence[Group]], str]] = {
+    "first": first,
     "budgets": budgets,
     "ranks": ranks,
     "rivals": rivals,
@@ -255,7 +268,7 @@ def figure(series: Sequence[Series]) -> Markup:
         style = line_class(s.style) if s.learns else "line ref dashed"
         line = tag("path", d=f"M{x:.0f} {y}h32", class_=style)
         entries += [line, mark(s.style, x + 16, y, ""), text(x + 40, y + 4, s.family)]
-    sheet = Markup((resources.files("hushprompt.report") / "page.css").read_text(encoding="utf-8"))
+    sheet = Markup((resources.files("hushprompt.reporting") / "page.css").read_text(encoding="utf-8"))
     ground = tag("rect", width=width, height=height, fill="var(--card)")
     style = tag("style", sheet, "svg text { font-family: system-ui, sans-serif; }")
     return tag(
