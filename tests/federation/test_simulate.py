@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from helpers.runs import Silent, files, fresh
 from helpers.reference import slow_gradients
+from helpers.runs import Silent, files, fresh
 from hushprompt.config import parse as configs
 from hushprompt.errors import ConfigError, PrivacyError, ResumeError
 from hushprompt.federation import client as turn

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from helpers.runs import files, run_with
 from helpers.reference import slow_gradients
+from helpers.runs import files, run_with
 from hushprompt.config import parse as configs
 from hushprompt.errors import ConfigError, PrivacyError
 from hushprompt.federation import client as turn
