@@ -7,7 +7,7 @@ from typing import Any
 from benchmarks.measure import in_process, measured
 from benchmarks.rows import Row
 from hushprompt.config import parse as configs
-from hushprompt.federation.setup import plan_rows
+from hushprompt.federation.setup import plan_arms
 from hushprompt.privacy.accounting import GaussianReleases, calibrate
 from hushprompt.privacy.guarantee import guarantee
 
@@ -63,5 +63,5 @@ def one(epsilon: float, num_steps: int, prob: float, relation: Any) -> Row:
 def preset() -> tuple[float, float]:
     """Plan the preset's rows, and do it again."""
     config = configs.load(configs.locate(None))
-    first, again = (measured(lambda: plan_rows(config, [400] * 10))[1].seconds for _ in range(2))
+    first, again = (measured(lambda: plan_arms(config, [400] * 10))[1].seconds for _ in range(2))
     return first, again

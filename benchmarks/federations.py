@@ -14,7 +14,7 @@ from hushprompt.data.partitions.base import ClientShard, Partition
 from hushprompt.evaluation.splits import client_splits
 from hushprompt.features.store import StoredFeatures
 from hushprompt.federation.checkpoint import Progress
-from hushprompt.federation.setup import Federation, Row, assemble, cut, load_model
+from hushprompt.federation.setup import Arm, Federation, assemble, load_model, make_partition
 from hushprompt.prompts.prompt_model import PromptModel
 from hushprompt.runs.records import RoundRecord
 
@@ -32,8 +32,8 @@ class Silent:
     def on_setup(self, what: str, done: int, total: int) -> None:
         """Images are being encoded."""
 
-    def on_row(self, row: Row, index: int, num_rows: int, num_rounds_done: int) -> None:
-        """A row begins."""
+    def on_arm(self, arm: Arm, index: int, num_arms: int, num_rounds_done: int) -> None:
+        """An arm begins."""
 
     def on_round(self, record: RoundRecord) -> None:
         """A round is done."""
@@ -43,14 +43,14 @@ class Silent:
 def fresh_start() -> Progress:
     """Give the progress of a run that has not begun."""
     return Progress(
-        config_identity="", row_index=0, num_rounds_done=0, row_seconds=0.0, records_size=0, finished_rows=[]
+        config_identity="", arm_index=0, num_rounds_done=0, arm_seconds=0.0, records_size=0, finished_arms=[]
     )
 
 
 def embedded_federation(config: RunConfig) -> Federation:
     """Load the embedded model and drawings, whose features are encoded where the cache lacks them."""
     dataset = config.data.load()
-    return assemble(config, load_model(config, dataset, []), dataset, cut(config, dataset), lambda *_: None)
+    return assemble(config, load_model(config, dataset, []), dataset, make_partition(config, dataset), lambda *_: None)
 
 
 def random_federation(

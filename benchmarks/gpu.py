@@ -28,7 +28,7 @@ from benchmarks.rows import Row
 from benchmarks.stacking import steps_of
 from hushprompt.config import parse as configs
 from hushprompt.federation.checkpoint import Checkpoints
-from hushprompt.federation.setup import client_sizes, plan_rows
+from hushprompt.federation.setup import client_sizes, plan_arms
 from hushprompt.federation.simulate import Trainer
 from hushprompt.models.placing import Device, Precision, place, step_memory_mb
 from hushprompt.prompts.prompt_model import PromptModel
@@ -116,9 +116,9 @@ def train(model: PromptModel, *, num_rounds: int, num_clients: int, num_examples
         federation = random_federation(
             model, folder, num_clients=num_clients, num_examples=num_examples, num_test=NUM_TEST
         )
-        (row,) = plan_rows(config, client_sizes(federation.partition))
+        (arm,) = plan_arms(config, client_sizes(federation.partition))
         checkpoints = Checkpoints(folder, progress)
-        state, _, _ = Trainer(config, federation, folder, pool, disk, Watch(), checkpoints).train(row, progress)
+        state, _, _ = Trainer(config, federation, folder, pool, disk, Watch(), checkpoints).train(arm, progress)
     assert bool(state.shared.context.isfinite().all())
     return ends
 

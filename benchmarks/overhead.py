@@ -26,7 +26,7 @@ from benchmarks.rows import Row
 from hushprompt.config import parse as configs
 from hushprompt.config.schema import RunConfig
 from hushprompt.federation.checkpoint import Checkpoints
-from hushprompt.federation.setup import Federation, client_sizes, plan_rows
+from hushprompt.federation.setup import Federation, client_sizes, plan_arms
 from hushprompt.federation.simulate import Trainer
 from hushprompt.methods.dp_fpl import DPFPL
 from hushprompt.prompts.prompt_model import PromptModel
@@ -67,7 +67,7 @@ def measure(name: str, config: RunConfig, federation: Federation, num_rounds: in
     """Train one round, then time the following ones; `target` is the largest share wanted."""
     training = dataclasses.replace(config.training, num_rounds=num_rounds + 1)
     config = dataclasses.replace(config, references=(), training=training)
-    (row,) = plan_rows(config, client_sizes(federation.partition))
+    (arm,) = plan_arms(config, client_sizes(federation.partition))
     clock, marks = Clock(), []
 
     class Watch(Silent):
@@ -83,7 +83,7 @@ def measure(name: str, config: RunConfig, federation: Federation, num_rounds: in
         mock.patch.object(PromptModel, "logits", clock.timing(PromptModel.logits)),
     ):
         checkpoints = Checkpoints(Path(folder), progress)
-        Trainer(config, federation, Path(folder), pool, pool, Watch(), checkpoints).train(row, progress)
+        Trainer(config, federation, Path(folder), pool, pool, Watch(), checkpoints).train(arm, progress)
     (start, tower_start), (end, tower_end) = marks[0], marks[-1]
     seconds, towers = (end - start) / num_rounds, (tower_end - tower_start) / num_rounds
     return Row(

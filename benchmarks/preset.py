@@ -1,4 +1,4 @@
-"""`hushprompt run` on the embedded preset, as a user starts it: start-up, six rows, four of them trained, files."""
+"""`hushprompt run` on the embedded preset, as a user starts it: start-up, six arms, four of them trained, files."""
 
 from __future__ import annotations
 
@@ -42,5 +42,5 @@ def rows(*, is_short: bool) -> list[Row]:
 
 def harmonic_mean(summary: Path) -> float:
     """Give what a run says of its method, in percent."""
-    percent: float = 100 * json.loads(summary.read_text())["rows"][-1]["harmonic_mean"]
+    percent: float = 100 * json.loads(summary.read_text())["arms"][-1]["harmonic_mean"]
     return percent

@@ -25,7 +25,7 @@ from benchmarks.rows import Row
 from hushprompt.config import parse as configs
 from hushprompt.data.sets.toy import NAMES
 from hushprompt.federation.checkpoint import Checkpoints
-from hushprompt.federation.setup import Federation, client_sizes, plan_rows
+from hushprompt.federation.setup import Federation, client_sizes, plan_arms
 from hushprompt.federation.simulate import Trainer
 from hushprompt.models.toy import Toy
 from hushprompt.prompts.prompt_model import PromptModel
@@ -135,7 +135,7 @@ def train(case: Case, federation: Federation, folder: Path, pool: ThreadPoolExec
             "evaluation": {"every": case.num_rounds},
         }
     )  # fmt: skip
-    (row,) = plan_rows(config, client_sizes(federation.partition))
+    (arm,) = plan_arms(config, client_sizes(federation.partition))
     ticks, written = [], []
 
     class Watch(Silent):
@@ -147,10 +147,10 @@ def train(case: Case, federation: Federation, folder: Path, pool: ThreadPoolExec
 
     progress = fresh_start()
     trainer = Trainer(config, federation, folder, pool, pool, Watch(), Checkpoints(folder, progress))
-    state, *_ = trainer.train(row, progress)
+    state, *_ = trainer.train(arm, progress)
     rounds = [(b[0] - a[0], b[1] - a[1]) for a, b in itertools.pairwise(ticks[:-1])]
     start = time.process_time()
-    trainer.evaluate(row, state)
+    trainer.evaluate(arm, state)
     evaluation = time.process_time() - start
     return Cost(
         round_seconds=statistics.median(cpu for cpu, _ in rounds) if rounds else float("nan"),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hushprompt.federation.setup import assemble, cut, load_model
+from hushprompt.federation.setup import assemble, load_model, make_partition
 from hushprompt.privacy.sampling import DisjointSampler
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the benchmarks read /proc")
@@ -46,7 +46,9 @@ def test_the_overhead_of_a_small_federation_is_a_share(benchmark, toy_config):
     overhead = benchmark("overhead")
     config = dataclasses.replace(toy_config, sampling=DisjointSampler(steps_per_round=1))  # noise set in no time
     dataset = config.data.load()
-    federation = assemble(config, load_model(config, dataset, []), dataset, cut(config, dataset), lambda *_: None)
+    federation = assemble(
+        config, load_model(config, dataset, []), dataset, make_partition(config, dataset), lambda *_: None
+    )
     row = overhead.measure("toy", config, federation, 2, 0.3)
     assert 0 < row.value < 1
     assert row.name == "toy, 3 clients"

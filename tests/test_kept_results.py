@@ -55,7 +55,7 @@ def test_finished_runs_are_kept_and_others_are_not(tool, tmp_path):
         (tmp_path / "sweep" / name / "prompts").mkdir(parents=True)
         for file in ("config.toml", "privacy.json", "records.jsonl"):
             (tmp_path / "sweep" / name / file).write_text(file)
-    (tmp_path / "sweep" / "done" / "summary.json").write_text(json.dumps({"rows": []}))
+    (tmp_path / "sweep" / "done" / "summary.json").write_text(json.dumps({"arms": []}))
     tool.keep(tmp_path / "sweep", tmp_path / "kept")
     kept = [str(path.relative_to(tmp_path / "kept")) for path in sorted((tmp_path / "kept").rglob("*"))]
     assert kept == ["done", "done/config.toml", "done/privacy.json", "done/summary.json"]

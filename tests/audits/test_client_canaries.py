@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from hushprompt.audits.audit import AuditSettings, audit, budget_rows
+from hushprompt.audits.audit import AuditSettings, audit, budget_arms
 from hushprompt.audits.client_canaries import ClientWatch, has_client_canaries
 from hushprompt.audits.shadows import Worker
 from hushprompt.audits.watch import ABSENT, Observer
 from hushprompt.audits.world import start, train_watched
 from hushprompt.config import parse as configs
-from hushprompt.federation.setup import client_sizes, cut
+from hushprompt.federation.setup import client_sizes, make_partition
 from hushprompt.privacy import mechanism as mechanisms
 
 
@@ -73,31 +73,31 @@ def test_noise_that_a_server_forgets_is_caught(config, tmp_path, monkeypatch):
 
 
 def federation_of(config):
-    rows = budget_rows(config, (), client_sizes(cut(config, config.data.load())))
-    return Worker(config, rows, 0, 0).world.federation, rows[0]
+    arms = budget_arms(config, (), client_sizes(make_partition(config, config.data.load())))
+    return Worker(config, arms, 0, 0).world.federation, arms[0]
 
 
 def test_what_clients_are_said_to_add_is_what_is_released(toy_values, tmp_path):
     config = config_of(toy_values, tmp_path, math.inf)
-    federation, row = federation_of(config)
-    state = start(config, federation, row)
-    watch = ClientWatch(federation, row, state.personal, np.random.default_rng(0))
-    train_watched(config, federation, row, state, watch)
-    assert len(watch.sums) == row.num_rounds
+    federation, arm = federation_of(config)
+    state = start(config, federation, arm)
+    watch = ClientWatch(federation, arm, state.personal, np.random.default_rng(0))
+    train_watched(config, federation, arm, state, watch)
+    assert len(watch.sums) == arm.num_rounds
     for total, added in zip(watch.sums, watch.added, strict=True):
         assert added.norm(dim=1).max() <= 1
         torch.testing.assert_close(added.sum(dim=0), total, rtol=1e-4, atol=1e-5)
 
 
 def test_a_client_that_is_out_leaves_no_trace(config):
-    federation, row = federation_of(config)
+    federation, arm = federation_of(config)
     stored, indices = federation.train_features["pooled"], federation.partition.clients[2].indices["train"]
     labels, features = federation.train_labels.clone(), stored.array.copy()
     labels[torch.from_numpy(np.asarray(indices))] = ABSENT
     features[indices] *= -1  # whatever it was
     others = {"pooled": dataclasses.replace(stored, array=features)}
     ends = [
-        train_watched(config, changed, row, start(config, changed, row), Observer()).shared.context
+        train_watched(config, changed, arm, start(config, changed, arm), Observer()).shared.context
         for changed in (
             dataclasses.replace(federation, train_labels=labels),
             dataclasses.replace(federation, train_labels=labels, train_features=others),
@@ -109,12 +109,12 @@ def test_a_client_that_is_out_leaves_no_trace(config):
 
 
 def test_clients_are_canaries_only_where_the_public_sees_their_noisy_sum(config):
-    _, row = federation_of(config)
-    assert has_client_canaries(config, row)
+    _, arm = federation_of(config)
+    assert has_client_canaries(config, arm)
     for section, changed in (
         ("privacy", {"privacy_unit": "example"}),
         ("privacy", {"noise_at": "client"}),
         ("training", {"local_steps": 2}),
     ):
         value = dataclasses.replace(getattr(config, section), **changed)
-        assert not has_client_canaries(dataclasses.replace(config, **{section: value}), row)
+        assert not has_client_canaries(dataclasses.replace(config, **{section: value}), arm)

@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hushprompt.audits.audit import AuditSettings, audit, budget_rows
+from hushprompt.audits.audit import AuditSettings, audit, budget_arms
 from hushprompt.audits.canaries import canary_audits, with_canaries
 from hushprompt.audits.shadows import Worker, coins, job_path, load, load_shadows, run_shadows
 from hushprompt.config import parse as configs
 from hushprompt.config.schema import TrainingConfig
 from hushprompt.deployment.operate.process_lifetime import descendants
 from hushprompt.errors import ConfigError, ResumeError
-from hushprompt.federation.setup import client_sizes, cut
+from hushprompt.federation.setup import client_sizes, make_partition
 from hushprompt.privacy.config import Audience
 
 
@@ -25,60 +25,60 @@ def config(toy_values, tmp_path):
 
 
 @pytest.fixture
-def rows(config):
-    sizes = client_sizes(cut(config, config.data.load()))
-    return budget_rows(config, (2.0, float("inf")), sizes)
+def arms(config):
+    sizes = client_sizes(make_partition(config, config.data.load()))
+    return budget_arms(config, (2.0, float("inf")), sizes)
 
 
 def files(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.safetensors"))}
 
 
-def trained(config, rows, folder, workers=1, num_shadows=3):
+def trained(config, arms, folder, workers=1, num_shadows=3):
     seen = []
-    run_shadows(config, rows, 1, num_shadows, 12, folder, lambda done, total: seen.append((done, total)), workers)
+    run_shadows(config, arms, 1, num_shadows, 12, folder, lambda done, total: seen.append((done, total)), workers)
     return seen
 
 
-def test_an_audit_goes_on_where_it_was_stopped_to_the_same_bytes(config, rows, tmp_path):
+def test_an_audit_goes_on_where_it_was_stopped_to_the_same_bytes(config, arms, tmp_path):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    assert trained(config, rows, whole) == [(done, 8) for done in range(9)]
+    assert trained(config, arms, whole) == [(done, 8) for done in range(9)]
 
     def stop(done, total):
         if done == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_shadows(config, rows, 1, 3, 12, stopped, stop, 1)
+        run_shadows(config, arms, 1, 3, 12, stopped, stop, 1)
     assert len(files(stopped)) == 3
-    assert trained(config, rows, stopped)[0] == (3, 8)
+    assert trained(config, arms, stopped)[0] == (3, 8)
     assert files(stopped) == files(whole)
-    assert trained(config, rows, whole) == [(8, 8)], "nothing is trained twice"
+    assert trained(config, arms, whole) == [(8, 8)], "nothing is trained twice"
 
 
 @pytest.mark.slow
-def test_two_processes_leave_the_bytes_of_one(config, rows, tmp_path):
-    trained(config, rows, tmp_path / "one", num_shadows=1)
-    trained(config, rows, tmp_path / "two", workers=2, num_shadows=1)
+def test_two_processes_leave_the_bytes_of_one(config, arms, tmp_path):
+    trained(config, arms, tmp_path / "one", num_shadows=1)
+    trained(config, arms, tmp_path / "two", workers=2, num_shadows=1)
     assert files(tmp_path / "one") == files(tmp_path / "two")
 
 
-def test_more_federations_can_be_added_later(config, rows, tmp_path):
-    trained(config, rows, tmp_path, num_shadows=2)
+def test_more_federations_can_be_added_later(config, arms, tmp_path):
+    trained(config, arms, tmp_path, num_shadows=2)
     before = files(tmp_path)
-    trained(config, rows, tmp_path, num_shadows=3)
+    trained(config, arms, tmp_path, num_shadows=3)
     after = files(tmp_path)
     assert before.items() <= after.items()
     assert len(after) == len(before) + 2
 
 
-def test_files_of_another_audit_or_damaged_ones_are_refused(config, rows, tmp_path):
-    trained(config, rows, tmp_path, num_shadows=1)
+def test_files_of_another_audit_or_damaged_ones_are_refused(config, arms, tmp_path):
+    trained(config, arms, tmp_path, num_shadows=1)
     with pytest.raises(ResumeError, match="another config or client"):
-        trained(dataclasses.replace(config, seed=99), rows, tmp_path)
-    job_path(tmp_path, rows[0], 0, 12).write_bytes(b"half")
+        trained(dataclasses.replace(config, seed=99), arms, tmp_path)
+    job_path(tmp_path, arms[0], 0, 12).write_bytes(b"half")
     with pytest.raises(ResumeError, match="is damaged"):
-        trained(config, rows, tmp_path)
+        trained(config, arms, tmp_path)
 
 
 def test_coins_are_fair_independent_and_the_same_for_every_budget(config):
@@ -89,9 +89,9 @@ def test_coins_are_fair_independent_and_the_same_for_every_budget(config):
     assert np.array_equal(coins(config, 3, 400), drawn[3])
 
 
-def test_what_is_kept_is_what_the_attacks_read(config, rows, tmp_path):
-    trained(config, rows, tmp_path)
-    shadows = load_shadows([job_path(tmp_path, rows[0], index, 12) for index in range(3)])
+def test_what_is_kept_is_what_the_attacks_read(config, arms, tmp_path):
+    trained(config, arms, tmp_path)
+    shadows = load_shadows([job_path(tmp_path, arms[0], index, 12) for index in range(3)])
     assert shadows.is_in.shape == (3, 24)
     assert set(shadows.log_probs) == {Audience.PUBLIC, Audience.PERSONAL}
     for audience in shadows.log_probs:
@@ -99,13 +99,13 @@ def test_what_is_kept_is_what_the_attacks_read(config, rows, tmp_path):
         assert shadows.population[audience].shape == (3, 6, 6)
         np.testing.assert_allclose(np.exp(shadows.log_probs[audience]).sum(axis=-1), 1, rtol=1e-5)
     assert shadows.transcript.shape == (3, 24)
-    kept = load(job_path(tmp_path, rows[0], 0, 12))
+    kept = load(job_path(tmp_path, arms[0], 0, 12))
     assert kept["prompt.public.context"].shape == kept["prompt.personal.context"].shape == (4, 8)
     assert np.array_equal(shadows.is_in[0], coins(config, 0, 24))
 
 
-def test_canaries_are_the_clients_own_images_with_wrong_labels(config, rows):
-    world = Worker(config, rows, 1, 0).world
+def test_canaries_are_the_clients_own_images_with_wrong_labels(config, arms):
+    world = Worker(config, arms, 1, 0).world
     audited = with_canaries(world, 12)
     own = dict(zip(world.candidates.indices.tolist(), world.candidates.labels.tolist(), strict=True))
     for index, label in zip(audited.candidates.indices.tolist(), audited.candidates.labels.tolist(), strict=True):

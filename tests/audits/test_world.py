@@ -13,7 +13,7 @@ from hushprompt.audits.watch import ABSENT, Transcript, Watch, watched
 from hushprompt.audits.world import World, audiences, candidates_of, context_method, start
 from hushprompt.config import parse as configs
 from hushprompt.errors import ConfigError
-from hushprompt.federation.setup import assemble, client_sizes, cut, load_model, plan_rows
+from hushprompt.federation.setup import assemble, client_sizes, load_model, make_partition, plan_arms
 from hushprompt.federation.simulate import run
 from hushprompt.methods.base import Batch
 from hushprompt.privacy.config import Audience, Channel
@@ -25,10 +25,10 @@ from hushprompt.registry import METHODS
 def world_of(values, tmp_path, client_id=1):
     config = configs.parse({**values, "references": [], "runtime": {"cache_dir": str(tmp_path / "cache")}})
     dataset = config.data.load()
-    partition = cut(config, dataset)
-    (row,) = plan_rows(config, client_sizes(partition))
-    federation = assemble(config, load_model(config, dataset, [row]), dataset, partition, lambda *_: None)
-    return World(config, federation, candidates_of(federation, client_id)), row
+    partition = make_partition(config, dataset)
+    (arm,) = plan_arms(config, client_sizes(partition))
+    federation = assemble(config, load_model(config, dataset, [arm]), dataset, partition, lambda *_: None)
+    return World(config, federation, candidates_of(federation, client_id)), arm
 
 
 @pytest.fixture
@@ -43,38 +43,38 @@ def everyone(world):
 def test_with_everyone_in_it_is_the_run_itself(world, tmp_path):
     from safetensors.torch import load_file
 
-    world, row = world
+    world, arm = world
     folder = tmp_path / "run"
     folder.mkdir()
     run(world.config, folder, Silent())
-    state, watch = world.train(row, everyone(world), world.config.seed)
+    state, watch = world.train(arm, everyone(world), world.config.seed)
     published = load_file(folder / "prompts" / "client-001.safetensors")["context"]
-    assert torch.equal(row.method.context(state.shared, state.personal[1]), published)
+    assert torch.equal(arm.method.context(state.shared, state.personal[1]), published)
     assert torch.equal(state.shared.context, load_file(folder / "prompts" / "global.safetensors")["context"])
-    assert len(watch.public.releases) == row.num_rounds
+    assert len(watch.public.releases) == arm.num_rounds
 
 
 def test_an_absent_example_leaves_no_trace(world):
-    world, row = world
+    world, arm = world
     is_in = everyone(world)
     is_in[::2] = False
-    state, _ = world.train(row, is_in, 5)
+    state, _ = world.train(arm, is_in, 5)
     stored = world.federation.train_features["pooled"]
     features = stored.array.copy()
     features[world.candidates.indices[~is_in]] *= -1  # whatever it was
     federation = dataclasses.replace(
         world.federation, train_features={"pooled": dataclasses.replace(stored, array=features)}
     )
-    again, _ = dataclasses.replace(world, federation=federation).train(row, is_in, 5)
+    again, _ = dataclasses.replace(world, federation=federation).train(arm, is_in, 5)
     assert torch.equal(state.shared.context, again.shared.context)
     assert torch.equal(state.personal[1].context, again.personal[1].context)
-    whole, _ = world.train(row, everyone(world), 5)
+    whole, _ = world.train(arm, everyone(world), 5)
     assert not torch.equal(state.personal[1].context, whole.personal[1].context)
     assert world.federation.train_labels.min() >= 0, "the world itself is untouched"
 
 
 def test_the_divisor_stays_the_public_size_and_no_batch_shows_an_absent_example(world, monkeypatch):
-    world, row = world
+    world, arm = world
     counts, seen = set(), []
     true_clip = Mechanism.clip
 
@@ -85,33 +85,33 @@ def test_the_divisor_stays_the_public_size_and_no_batch_shows_an_absent_example(
         return true_clip(self, channel, grads)
 
     monkeypatch.setattr(Mechanism, "clip", spy)
-    world.train(row, ~everyone(world), 5)
+    world.train(arm, ~everyone(world), 5)
     assert counts == {(channel, 0.5 * 24) for channel in Channel}
-    assert seen.count(0) == row.num_rounds, "the audited client has empty batches, the others have not"
+    assert seen.count(0) == arm.num_rounds, "the audited client has empty batches, the others have not"
 
 
 def test_other_seeds_give_other_batches_and_noise_from_the_same_start(world):
-    world, row = world
-    first, watch = world.train(row, everyone(world), 5)
-    second, other = world.train(row, everyone(world), 6)
+    world, arm = world
+    first, watch = world.train(arm, everyone(world), 5)
+    second, other = world.train(arm, everyone(world), 6)
     assert not torch.equal(first.shared.context, second.shared.context)
     assert torch.equal(watch.public.contexts[0], other.public.contexts[0])
 
 
 def test_the_transcript_replays_the_global_prompt(world):
-    world, row = world
-    state, watch = world.train(row, everyone(world), 5)
+    world, arm = world
+    state, watch = world.train(arm, everyone(world), 5)
     transcript = watch.public
-    shared, _ = row.method.init(world.federation.model, np.random.default_rng(0))
+    shared, _ = arm.method.init(world.federation.model, np.random.default_rng(0))
     shared = dataclasses.replace(shared, context=transcript.contexts[0])
     for release in transcript.releases:
-        shared = row.method.server_step(shared, release)
+        shared = arm.method.server_step(shared, release)
     assert torch.equal(shared.context, state.shared.context)
 
 
 def test_projections_are_inner_products_with_exact_gradients(world):
-    world, row = world
-    _, watch = world.train(row, everyone(world), 5)
+    world, arm = world
+    _, watch = world.train(arm, everyone(world), 5)
     transcript = watch.public
     batch = Batch(world.features, torch.from_numpy(world.candidates.labels))
     expected = []
@@ -120,32 +120,32 @@ def test_projections_are_inner_products_with_exact_gradients(world):
         expected.append((grads * release).flatten(1).sum(dim=1) / release.norm())
     expected = torch.stack(expected).mean(dim=0).numpy()
     np.testing.assert_allclose(
-        world.projections(row, transcript), expected, rtol=0.02, atol=0.02 * np.abs(expected).max()
+        world.projections(arm, transcript), expected, rtol=0.02, atol=0.02 * np.abs(expected).max()
     )
-    assert np.array_equal(world.projections(row, Transcript([], [])), np.zeros(24))
+    assert np.array_equal(world.projections(arm, Transcript([], [])), np.zeros(24))
 
 
 def test_members_stand_out_in_the_transcript_of_a_federation_without_noise(toy_values, tmp_path):
     values = {**toy_values, "privacy": {"epsilon": math.inf, "delta": 1e-3}, "training": {"num_rounds": 6}}
-    world, row = world_of(values, tmp_path)
+    world, arm = world_of(values, tmp_path)
     is_in = np.random.default_rng(1).random(24) < 0.5
     gaps = []
     for seed in range(3):
-        _, with_members = world.train(row, is_in, seed)
-        _, without = world.train(row, ~is_in, seed)
-        gaps.append(world.projections(row, with_members.public) - world.projections(row, without.public))
+        _, with_members = world.train(arm, is_in, seed)
+        _, without = world.train(arm, ~is_in, seed)
+        gaps.append(world.projections(arm, with_members.public) - world.projections(arm, without.public))
     gap = np.mean(gaps, axis=0)
     assert gap[is_in].mean() > 0 > gap[~is_in].mean()
 
 
 def test_each_audience_sees_the_prompt_it_holds(world):
-    world, row = world
-    state, _ = world.train(row, everyone(world), 5)
-    personal = world.log_probs(row, state, Audience.PERSONAL, world.features)
-    public = world.log_probs(row, state, Audience.PUBLIC, world.features)
+    world, arm = world
+    state, _ = world.train(arm, everyone(world), 5)
+    personal = world.log_probs(arm, state, Audience.PERSONAL, world.features)
+    public = world.log_probs(arm, state, Audience.PUBLIC, world.features)
     model = world.federation.model
     for found, context in (
-        (personal, row.method.context(state.shared, state.personal[1])),
+        (personal, arm.method.context(state.shared, state.personal[1])),
         (public, state.shared.context),
     ):
         torch.testing.assert_close(found, model.logits(world.features, model.text_features(context)).log_softmax(1))
@@ -155,7 +155,7 @@ def test_each_audience_sees_the_prompt_it_holds(world):
     assert set(labels) <= set(world.candidates.labels)
 
 
-def test_a_row_has_the_audiences_of_its_releases(toy_values, tmp_path):
+def test_a_arm_has_the_audiences_of_its_releases(toy_values, tmp_path):
     _, both = world_of(toy_values, tmp_path)
     _, shared = world_of({**toy_values, "method": {"name": "promptfl", "num_ctx": 4}}, tmp_path)
     _, alone = world_of({**toy_values, "method": {"name": "local_only", "num_ctx": 4}}, tmp_path)
@@ -166,13 +166,13 @@ def test_a_row_has_the_audiences_of_its_releases(toy_values, tmp_path):
     assert audiences(world_of(at_client, tmp_path)[1]) == list(Audience)
 
 
-def test_a_watched_row_is_the_row(world):
-    world, row = world
-    twin = watched(row, Watch(start(world.config, world.federation, row).personal[1], None, is_public=True))
-    assert isinstance(twin.method, type(row.method))
-    assert vars(twin.method) == vars(row.method)
-    assert twin.method.channels == row.method.channels
-    assert twin.plan.guarantees() == row.plan.guarantees()
+def test_a_watched_arm_is_the_row(world):
+    world, arm = world
+    twin = watched(arm, Watch(start(world.config, world.federation, arm).personal[1], None, is_public=True))
+    assert isinstance(twin.method, type(arm.method))
+    assert vars(twin.method) == vars(arm.method)
+    assert twin.method.channels == arm.method.channels
+    assert twin.plan.guarantees() == arm.plan.guarantees()
     assert ABSENT < 0
 
 
@@ -193,13 +193,13 @@ def test_a_judging_watch_changes_nothing_and_judges_each_audience_by_what_it_see
         "privacy": {"noise_at": noise_at, "epsilon": math.inf, "delta": 1e-3},
         "training": {"num_rounds": 6},
     }
-    world, row = world_of(values, tmp_path)
+    world, arm = world_of(values, tmp_path)
     is_in = np.random.default_rng(1).random(24) < 0.5
-    plain, without = world.train(row, is_in, 5)
-    state, watch = world.train(row, is_in, 5, judges=True)
+    plain, without = world.train(arm, is_in, 5)
+    state, watch = world.train(arm, is_in, 5, judges=True)
     assert torch.equal(plain.shared.context, state.shared.context)
     assert without.scores(Audience.PUBLIC) is None
-    assert {audience for audience in Audience if watch.scores(audience) is not None} == seen == set(audiences(row))
+    assert {audience for audience in Audience if watch.scores(audience) is not None} == seen == set(audiences(arm))
     assert len(watch.uploads.releases) == (6 if noise_at == "client" else 0)
     # Nothing hides a gradient in one client's own sum without noise, where the auditor knows the gradients.
     own = Audience.PERSONAL if method == "dp_fpl" else Audience.SERVER

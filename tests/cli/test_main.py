@@ -210,12 +210,12 @@ def test_with_rare_evaluation_the_bar_keeps_the_last_scores_and_the_run_shows_wh
     assert "for the server (receives every client's upload" in done.out
     bars = cli.Bars()
     record = records.RoundRecord(
-        row="x", round_index=3, seconds=0.0, loss=1.0, local=0.5, neighbor=0.25, harmonic_mean=0.33, worst_client=0.1,
+        arm="x", round_index=3, seconds=0.0, loss=1.0, local=0.5, neighbor=0.25, harmonic_mean=0.33, worst_client=0.1,
         bytes_up=0, bytes_down=0, epsilon={"": 1.0},
     )  # fmt: skip
     nan = math.nan
     unknown = dataclasses.replace(record, local=nan, neighbor=nan, harmonic_mean=nan, worst_client=nan)
-    bars._task = bars._progress.add_task("row", total=5, scores="")
+    bars._task = bars._progress.add_task("arm", total=5, scores="")
     for each, shown in ((unknown, "loss 1.00 epsilon 1.00"), (record, "local 50 neighbor 25"), (unknown, "local 50")):
         bars.on_round(each)
         assert shown in bars._progress.tasks[0].fields["scores"]

@@ -43,7 +43,7 @@ def test_the_resolved_config_reads_back_as_itself(toy_config):
 
 def test_the_preset_survives_a_round_trip_with_its_infinite_epsilon():
     preset = configs.load(PRESET)
-    assert any(row.epsilon == math.inf for row in preset.references)
+    assert any(arm.epsilon == math.inf for arm in preset.references)
     assert configs.parse(tomllib.loads(preset.to_toml())) == preset
 
 

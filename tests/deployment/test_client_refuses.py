@@ -195,7 +195,7 @@ def test_the_owners_budget_holds_at_every_turn_even_where_the_plan_was_not_looke
     monkeypatch.setattr(guard, "check_plan", lambda *_: None)
     asking = Asking(two_steps(toy_values), tmp_path, owner=OwnerConfig(max_epsilon=6.5, max_delta=1.0))
     asking.plan()
-    plan = asking.agreement.row.plan
+    plan = asking.agreement.arm.plan
     allowed = [rounds for rounds in (1, 2, 3) if plan.epsilon(Audience.PERSONAL, rounds) <= 6.5]
     assert allowed == [1, 2], "else this test shows nothing"
     answers = [asking.turn(index) for index in range(3)]
@@ -210,7 +210,7 @@ def test_runs_add_up_against_the_owners_limits(toy_values, tmp_path):
     first = Asking(values, tmp_path, owner=OwnerConfig(max_epsilon=10, max_delta=1))
     first.plan()
     first.turn()
-    spent = first.agreement.row.plan.epsilon(Audience.PERSONAL, 1)
+    spent = first.agreement.arm.plan.epsilon(Audience.PERSONAL, 1)
     second = Asking(values, tmp_path, run="run-2", owner=OwnerConfig(max_epsilon=10, max_delta=1))
     assert f"to {spent + 8:.4g}, above 10" in reason(second.plan())
     enough = OwnerConfig(max_epsilon=spent + 8 + 1e-6, max_delta=2e-3)

@@ -254,7 +254,7 @@ def test_a_websocket_of_another_machine_is_closed_and_the_log_shows_failures_alo
 
 
 ROUND = {
-    "row": "dp_fpl", "round_index": 1, "seconds": 1.5, "loss": None, "local": None, "neighbor": None,
+    "arm": "dp_fpl", "round_index": 1, "seconds": 1.5, "loss": None, "local": None, "neighbor": None,
     "harmonic_mean": None, "worst_client": None, "bytes_up": 768, "bytes_down": 512, "epsilon": {"public": 0.5},
     "cohort_size": 2, "num_clients": 1, "asked": ["a", "b"], "took_part": ["a"],
     "failures": {"b": "no answer by the deadline"}, "header_bytes_up": 9, "header_bytes_down": 9,
@@ -271,7 +271,7 @@ def trained(folder):
     for path, last in ((run, 1), (store / "t" / "x1", 0)):
         path.mkdir(parents=True)
         (path / "agreement.json").write_text(json.dumps(agreement.to_json()))
-        charge = {"row": agreement.row.label, "round": 1, "clients": [[0, last]]}
+        charge = {"arm": agreement.arm.label, "round": 1, "clients": [[0, last]]}
         (path / "ledger.jsonl").write_text(json.dumps(charge) + "\n" + '{"torn')
     (run / "records.jsonl").write_text(json.dumps(ROUND) + "\n" + '{"torn')
     refused = {"time": "2026-01-01T00:00:00Z", "client": "b", "node": "7", "round": 0, "reason": "no answer"}

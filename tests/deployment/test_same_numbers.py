@@ -39,7 +39,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_prompts_epsilon_bytes_and_scores_are_those_of_a_simulation(toy_values, tmp_path, case):
     values = {**toy_values, "references": [], **CASES[case]}
-    folder, (row,), rounds = run_with(values, tmp_path, "simulated")
+    folder, (arm,), rounds = run_with(values, tmp_path, "simulated")
     deployed = Deployment(values, tmp_path, owner={"max_epsilon": float("inf")})
     seen = deployed.serve()
     simulated = {path.name: load_file(path) for path in sorted((folder / "prompts").glob("*"))}
@@ -58,14 +58,14 @@ def test_prompts_epsilon_bytes_and_scores_are_those_of_a_simulation(toy_values, 
     elif rounds:
         assert seen[-1].epsilon == rounds[-1].epsilon
         assert (seen[-1].bytes_up, seen[-1].bytes_down) == (0, 0)
-    mine = records.read_json(folder / "privacy.json")["rows"][0]
-    theirs = records.read_json(deployed.folder("server") / "privacy.json")["rows"][0]
+    mine = records.read_json(folder / "privacy.json")["arms"][0]
+    theirs = records.read_json(deployed.folder("server") / "privacy.json")["arms"][0]
     assert mine == theirs
     for client_id, name in enumerate(NAMES):
         last = deployed.lines(name, "records.jsonl")[-1]
-        assert last["num_rounds"] == row.num_rounds
-        assert last["accuracy"] == row.per_client[client_id]["local"]
-        spent = records.read_json(deployed.folder(name) / "privacy.json")["rows"][0]["clients"]
+        assert last["num_rounds"] == arm.num_rounds
+        assert last["accuracy"] == arm.per_client[client_id]["local"]
+        spent = records.read_json(deployed.folder(name) / "privacy.json")["arms"][0]["clients"]
         assert [client_id in account["clients"] for account in spent] == [True] * len(spent)
         assert last["epsilon"] == pytest.approx(max([*spent[0]["epsilon"].values()], default=0))
 

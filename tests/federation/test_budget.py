@@ -9,7 +9,7 @@ from helpers.runs import Silent, fresh
 from hushprompt.config import parse as configs
 from hushprompt.errors import ResumeError
 from hushprompt.federation.round import RoundRunner
-from hushprompt.federation.setup import client_sizes, cut, plan_rows
+from hushprompt.federation.setup import client_sizes, make_partition, plan_arms
 from hushprompt.federation.simulate import Trainer, run
 from hushprompt.privacy.config import Audience
 from hushprompt.privacy.plan import Mechanism
@@ -33,7 +33,7 @@ NOISE = {"epsilon": "none", "noise_multiplier_local": 2.0, "noise_multiplier_glo
 
 
 def plan_of(config):
-    return plan_rows(config, client_sizes(cut(config, config.data.load())))[-1].plan
+    return plan_arms(config, client_sizes(make_partition(config, config.data.load())))[-1].plan
 
 
 def charges(folder):
@@ -44,8 +44,8 @@ def crash_in_round(monkeypatch, *rounds):
     """Kill a round after it was charged and has released, before its checkpoint."""
     true_round, crashes = RoundRunner.round, list(rounds)
 
-    def broken(self, row, state, round_index):
-        result = true_round(self, row, state, round_index)
+    def broken(self, arm, state, round_index):
+        result = true_round(self, arm, state, round_index)
         if crashes and round_index == crashes[0]:
             crashes.pop(0)
             raise KeyboardInterrupt
@@ -75,23 +75,23 @@ def test_every_round_is_charged_on_disk_before_it_releases_anything(toy_values, 
     monkeypatch.setattr(Mechanism, "release", spy)
     run(config, folder, Silent())
     assert seen == [1] * 4 + [2] * 4
-    assert charges(folder)[0] == {"row": "dp_fpl, epsilon 8", "round": 1, "clients": [[0, 2]]}
+    assert charges(folder)[0] == {"arm": "dp_fpl, epsilon 8", "round": 1, "clients": [[0, 2]]}
 
 
 def test_training_ends_before_the_limit_and_the_record_says_why(toy_values, tmp_path):
     config = config_of(toy_values, tmp_path, num_rounds=30, max_epsilon=6.0, **NOISE)
     folder = fresh(tmp_path)
-    (row,) = run(config, folder, Silent())
+    (arm,) = run(config, folder, Silent())
     plan = plan_of(config)
-    assert 0 < row.num_rounds < 30
-    assert row.epsilon == plan.epsilon(Audience.PERSONAL, row.num_rounds) <= 6.0
-    assert plan.epsilon(Audience.PERSONAL, row.num_rounds + 1) > 6.0
-    assert "would bring client 0" in row.stopped
-    (record,) = records.read_json(folder / "privacy.json")["rows"]
-    assert record["num_rounds"] == row.num_rounds
-    assert record["audiences"]["personal"]["epsilon"] == row.epsilon
+    assert 0 < arm.num_rounds < 30
+    assert arm.epsilon == plan.epsilon(Audience.PERSONAL, arm.num_rounds) <= 6.0
+    assert plan.epsilon(Audience.PERSONAL, arm.num_rounds + 1) > 6.0
+    assert "would bring client 0" in arm.stopped
+    (record,) = records.read_json(folder / "privacy.json")["arms"]
+    assert record["num_rounds"] == arm.num_rounds
+    assert record["audiences"]["personal"]["epsilon"] == arm.epsilon
     assert record["clients"][0]["clients"] == [0, 1, 2]
-    assert len(charges(folder)) == row.num_rounds
+    assert len(charges(folder)) == arm.num_rounds
 
 
 def test_a_seeded_round_that_crashed_is_replayed_for_its_first_charge(toy_values, tmp_path, monkeypatch):
@@ -106,28 +106,28 @@ def test_a_seeded_round_that_crashed_is_replayed_for_its_first_charge(toy_values
 def test_secure_noise_charges_every_retry_and_ends_before_the_target_is_overspent(toy_values, tmp_path, monkeypatch):
     config, folder = config_of(toy_values, tmp_path, epsilon=8.0, noise_source="secure"), fresh(tmp_path)
     crash_in_round(monkeypatch, 2, 2, 4)
-    (row,), watcher = run_through(config, folder)
+    (arm,), watcher = run_through(config, folder)
     assert [entry["round"] for entry in charges(folder)] == [1, 2, 3, 3, 3, 4]
-    assert row.num_rounds == 4
-    assert row.stopped.startswith("privacy budget: round 5 would bring client 0")
-    assert row.epsilon == watcher.rounds[-1].epsilon["personal"] == plan_of(config).epsilon(Audience.PERSONAL, 6) <= 8.0
-    assert records.read_json(folder / "privacy.json")["rows"][0]["clients"][0]["num_rounds"] == 6
+    assert arm.num_rounds == 4
+    assert arm.stopped.startswith("privacy budget: round 5 would bring client 0")
+    assert arm.epsilon == watcher.rounds[-1].epsilon["personal"] == plan_of(config).epsilon(Audience.PERSONAL, 6) <= 8.0
+    assert records.read_json(folder / "privacy.json")["arms"][0]["clients"][0]["num_rounds"] == 6
 
 
 def test_a_stopped_run_stays_stopped_when_resumed(toy_values, tmp_path, monkeypatch):
     config = config_of(toy_values, tmp_path, num_rounds=30, max_epsilon=6.0, **NOISE)
     folder = fresh(tmp_path)
-    true_close = Trainer.close_row
+    true_close = Trainer.close_arm
 
     def killed(self, *args):
-        monkeypatch.setattr(Trainer, "close_row", true_close)
+        monkeypatch.setattr(Trainer, "close_arm", true_close)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Trainer, "close_row", killed)
-    (row,), _ = run_through(config, folder)
-    assert row.stopped
-    assert len(charges(folder)) == row.num_rounds
-    assert run(config, folder, Silent()) == [row]
+    monkeypatch.setattr(Trainer, "close_arm", killed)
+    (arm,), _ = run_through(config, folder)
+    assert arm.stopped
+    assert len(charges(folder)) == arm.num_rounds
+    assert run(config, folder, Silent()) == [arm]
 
 
 def test_secure_runs_never_repeat_and_the_record_says_so(toy_values, tmp_path):
@@ -142,7 +142,7 @@ def test_secure_runs_never_repeat_and_the_record_says_so(toy_values, tmp_path):
 
 def test_a_torn_line_is_a_charge_whose_round_did_not_start(tmp_path):
     path = tmp_path / "ledger.jsonl"
-    path.write_text('{"row": "a", "round": 1, "clients": [[0, 1], [4, 4]]}\n{"row": "a", "rou')
+    path.write_text('{"arm": "a", "round": 1, "clients": [[0, 1], [4, 4]]}\n{"arm": "a", "rou')
     ledger = LedgerFile(tmp_path).of("a")
     assert [ledger.rounds(client_id) for client_id in range(6)] == [1, 1, 0, 0, 1, 0]
     assert path.read_text().endswith("]}\n")
@@ -161,8 +161,8 @@ def test_a_damaged_or_lost_ledger_is_no_free_budget(toy_values, tmp_path):
     with pytest.raises(ResumeError, match="lacks rounds"):
         run(config, folder, Silent())
     path.write_text(whole)
-    (row,) = run(config, folder, Silent())
-    assert row.num_rounds == 6
+    (arm,) = run(config, folder, Silent())
+    assert arm.num_rounds == 6
 
 
 @pytest.mark.parametrize("unit", ["example", "client"])
@@ -179,6 +179,6 @@ def test_adaptive_norms_are_state_and_a_stopped_run_goes_on_to_the_same_bits(toy
         assert tensor.equal(states[1][name]), name
     assert states[0]["clip_norms.shared"] != 1.0
     assert (states[0]["clip_norms.local"] != 1.0).all()
-    adaptive = records.read_json(tmp_path / "whole" / "privacy.json")["rows"][0]["adaptive_clipping"]
+    adaptive = records.read_json(tmp_path / "whole" / "privacy.json")["arms"][0]["adaptive_clipping"]
     assert adaptive["quantile"] == 0.3
     assert set(adaptive["count_noise_std"]) == {"local", "global"}

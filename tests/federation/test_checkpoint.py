@@ -15,11 +15,11 @@ from hushprompt.prompts.optimizer import Optimizer
 
 PROGRESS = Progress(
     config_identity="abc",
-    row_index=2,
+    arm_index=2,
     num_rounds_done=5,
-    row_seconds=1.5,
+    arm_seconds=1.5,
     records_size=77,
-    finished_rows=[{"row": "a"}],
+    finished_arms=[{"arm": "a"}],
     last_scores=[{"local": float("inf")}],
 )
 
@@ -63,10 +63,10 @@ def test_no_checkpoint_is_no_progress(tmp_path):
 
 @pytest.mark.parametrize("resumes", [False, True])
 def test_a_log_of_changes_is_the_state_and_stays_in_bounds(tmp_path, resumes):
-    """Against the obvious twin, a list that is kept in memory, over many rounds and two rows."""
+    """Against the obvious twin, a list that is kept in memory, over many rounds and two arms."""
     rng, clients = np.random.default_rng(0), 7
-    writer = Checkpoints(tmp_path, dataclasses.replace(PROGRESS, row_index=0, num_rounds_done=0))
-    for row_index in (0, 1):
+    writer = Checkpoints(tmp_path, dataclasses.replace(PROGRESS, arm_index=0, num_rounds_done=0))
+    for arm_index in (0, 1):
         personal = [own(-1.0)] * clients
         for done in range(1, 15):
             changed = sorted(rng.choice(clients, size=rng.integers(0, 4), replace=False).tolist())
@@ -74,7 +74,7 @@ def test_a_log_of_changes_is_the_state_and_stays_in_bounds(tmp_path, resumes):
                 personal[client_id] = own(float(rng.normal()))
             if resumes and done > 1:
                 writer = Checkpoints(tmp_path, load_progress(tmp_path))
-            progress = dataclasses.replace(PROGRESS, row_index=row_index, num_rounds_done=done)
+            progress = dataclasses.replace(PROGRESS, arm_index=arm_index, num_rounds_done=done)
             writer.save(State(NoState(), tuple(personal)), progress, changed)
             assert_same(load_state(tmp_path, state(-1.0, clients)), State(NoState(), tuple(personal)))
             names = load_progress(tmp_path).segments
@@ -117,9 +117,9 @@ def test_a_segment_without_its_commit_is_ignored_and_later_removed(tmp_path, mon
     assert segments(tmp_path) == load_progress(tmp_path).segments
 
 
-def test_a_finished_row_keeps_its_states_until_the_next_one_moves(tmp_path):
+def test_a_finished_arm_keeps_its_states_until_the_next_one_moves(tmp_path):
     save(tmp_path, state(1.0))
-    closed = dataclasses.replace(PROGRESS, row_index=3, num_rounds_done=0)
+    closed = dataclasses.replace(PROGRESS, arm_index=3, num_rounds_done=0)
     save(tmp_path, state(1.0), closed, changed=())
     assert_same(load_state(tmp_path, state(0.0)), state(1.0))
     save(tmp_path, state(0.0), dataclasses.replace(closed, num_rounds_done=1), changed=())  # everybody failed

@@ -11,7 +11,7 @@ from helpers.runs import Silent, fresh
 from hushprompt.config import parse as configs
 from hushprompt.errors import ConfigError
 from hushprompt.features import cache
-from hushprompt.federation.setup import assemble, cut, load_model
+from hushprompt.federation.setup import assemble, load_model, make_partition
 from hushprompt.federation.simulate import run
 from hushprompt.models.toy import ToyBackbone
 from hushprompt.seeding import stream
@@ -38,7 +38,7 @@ def read(path):
                                                     "test, 4 patches an image, 0 MB"}),
     ],
 )  # fmt: skip
-def test_only_the_features_that_the_rows_need_are_encoded(toy_values, tmp_path, method, references, expected):
+def test_only_the_features_that_the_arms_need_are_encoded(toy_values, tmp_path, method, references, expected):
     watcher = Silent()
     run(config_of(toy_values, tmp_path, method, references), fresh(tmp_path), watcher)
     assert {what.removeprefix("encoding toy ") for what in watcher.encoded} == expected
@@ -60,7 +60,7 @@ def test_a_stopped_run_goes_on_to_the_same_files(toy_values, tmp_path, method):
 
 def test_the_files_of_fedotp_give_its_scores(toy_values, tmp_path):
     config, folder = config_of(toy_values, tmp_path, FEDOTP), fresh(tmp_path)
-    rows = run(config, folder, Silent())
+    arms = run(config, folder, Silent())
     metadata, mine = read(folder / "prompts" / "client-001.safetensors")
     public_metadata, public = read(folder / "prompts" / "global.safetensors")
     assert set(public) == {"context"}
@@ -70,14 +70,14 @@ def test_the_files_of_fedotp_give_its_scores(toy_values, tmp_path):
     assert public_metadata["prompt"] == "[start][context][class name][end]"
     assert re.search(r"once with each context; .* mass 0\.8 and entropy weight 0\.1", metadata["prompt"])
     dataset = config.data.load()
-    model, partition = load_model(config, dataset, []), cut(config, dataset)
+    model, partition = load_model(config, dataset, []), make_partition(config, dataset)
     federation = assemble(config, model, dataset, partition, lambda *_: None, {"patches"})
     shared, _ = config.method.init(model, stream(0, "init"))
     states = [type(shared)(mine[name], shared.optimizer) for name in ("global_context", "local_context")]
     logits = config.method.logits(model, *states, federation.eval_features["patches"])
     own = partition.clients[1].indices["test"]
     accuracy = float((logits[own].argmax(1) == federation.eval_labels[own]).double().mean())
-    assert accuracy == pytest.approx(rows[-1].per_client[1]["local"])
+    assert accuracy == pytest.approx(arms[-1].per_client[1]["local"])
 
 
 def test_the_one_file_of_fedclip_is_the_adapter(toy_values, tmp_path):

@@ -13,7 +13,7 @@ from hushprompt.cli import main as cli
 from hushprompt.config import parse as configs
 from hushprompt.config.schema import EvaluationConfig
 from hushprompt.errors import PrivacyError, ResumeError
-from hushprompt.federation.setup import cut
+from hushprompt.federation.setup import make_partition
 from hushprompt.federation.simulate import Trainer
 from hushprompt.privacy.metrics import MetricsPlan
 from hushprompt.reporting.tables import captions
@@ -52,7 +52,7 @@ def spy(monkeypatch):
 
 def test_every_accuracy_on_record_comes_from_a_counted_release_with_noise(toy_values, tmp_path, monkeypatch):
     seen = spy(monkeypatch)
-    folder, rows, rounds = run_with(quick(toy_values, every=2), tmp_path)
+    folder, arms, rounds = run_with(quick(toy_values, every=2), tmp_path)
     assert len(seen) == 1 + 3, "zero-shot once; DP-FPL after rounds 2, 4 and 5"
     plan = seen[0][0]
     assert plan.num_releases == 4
@@ -68,25 +68,25 @@ def test_every_accuracy_on_record_comes_from_a_counted_release_with_noise(toy_va
     lines = released(folder)
     assert [line["local"] for line in lines] == [noisy.local.tolist() for _, _, noisy in seen]
     config = configs.parse(quick(toy_values))
-    sizes = np.array([len(client.indices["test"]) for client in cut(config, config.data.load()).clients])
+    sizes = np.array([len(client.indices["test"]) for client in make_partition(config, config.data.load()).clients])
     scored = [record for record in rounds if record.is_evaluated]
     for record, (_, _, noisy) in zip(scored, seen[1:], strict=True):
         assert record.local == pytest.approx(np.clip(np.mean(noisy.local / sizes), 0, 1))
         assert record.neighbor == pytest.approx(np.clip(np.mean(noisy.neighbor / (sizes.sum() - sizes)), 0, 1))
-    assert (rows[-1].local, rows[-1].neighbor) == (scored[-1].local, scored[-1].neighbor)
+    assert (arms[-1].local, arms[-1].neighbor) == (scored[-1].local, scored[-1].neighbor)
 
 
 def test_no_other_figure_of_evaluation_images_is_on_record(toy_values, tmp_path, monkeypatch):
     monkeypatch.setattr(Trainer, "evaluate", lambda *_, **__: pytest.fail("an exact evaluation"))
-    folder, rows, _ = run_with(quick(toy_values, 2), tmp_path)
+    folder, arms, _ = run_with(quick(toy_values, 2), tmp_path)
     assert not (folder / "confusion").exists()
-    for row in records.read_json(folder / "summary.json")["rows"]:
-        assert row["per_class"] == []
-        assert row["calibration_error"] is None
-        assert [client["calibration_error"] for client in row["per_client"]] == [None] * 3
-        values = [row[name] for name in ("local", "neighbor", "harmonic_mean", "worst_client")]
+    for arm in records.read_json(folder / "summary.json")["arms"]:
+        assert arm["per_class"] == []
+        assert arm["calibration_error"] is None
+        assert [client["calibration_error"] for client in arm["per_client"]] == [None] * 3
+        values = [arm[name] for name in ("local", "neighbor", "harmonic_mean", "worst_client")]
         assert all(0 <= value <= 1 for value in values)
-    assert math.isnan(rows[-1].calibration_error)
+    assert math.isnan(arms[-1].calibration_error)
 
 
 def test_training_is_the_same_and_without_the_option_nothing_is_added(toy_values, tmp_path):
@@ -101,7 +101,7 @@ def test_training_is_the_same_and_without_the_option_nothing_is_added(toy_values
     assert not {"evaluation", "evaluation_images"} & set(privacy)
     assert "which this guarantee does not cover" in privacy["not_private"]
     assert [r.loss for r in rounds] == [line["loss"] for line in files(noisy)["records.jsonl"]]
-    assert records.read_json(noisy / "privacy.json")["rows"] == privacy["rows"], "apart from training's guarantees"
+    assert records.read_json(noisy / "privacy.json")["arms"] == privacy["arms"], "apart from training's guarantees"
 
 
 def test_a_run_that_was_killed_goes_on_to_the_same_files(toy_values, tmp_path):
@@ -119,8 +119,8 @@ def test_a_retry_releases_nothing_more(toy_values, tmp_path, monkeypatch, source
     values = {**quick(toy_values, 2, privacy={"noise_source": source}), "references": []}
     true_scores, crashes = Trainer.released_scores, [2]
 
-    def broken(self, row, state, num_done, metrics):
-        scores = true_scores(self, row, state, num_done, metrics)
+    def broken(self, arm, state, num_done, metrics):
+        scores = true_scores(self, arm, state, num_done, metrics)
         if num_done in crashes:
             crashes.remove(num_done)
             raise KeyboardInterrupt
@@ -137,13 +137,13 @@ def test_a_retry_releases_nothing_more(toy_values, tmp_path, monkeypatch, source
     assert records.read_json(folder / "privacy.json")["evaluation"]["guarantee"]["releases"]["num_steps"] == 2
 
 
-def test_a_row_that_is_stopped_is_scored_where_it_stops_and_claims_what_was_released(toy_values, tmp_path):
+def test_a_arm_that_is_stopped_is_scored_where_it_stops_and_claims_what_was_released(toy_values, tmp_path):
     noise = {"epsilon": "none", "noise_multiplier_local": 2.0, "noise_multiplier_global": 2.0, "max_epsilon": 3.0}
     values = {**quick(toy_values, 30, privacy=noise, every=15), "references": []}
-    folder, rows, _ = run_with(values, tmp_path)
-    assert rows[-1].stopped is not None
-    assert 0 < rows[-1].num_rounds < 15
-    assert [line["num_rounds"] for line in released(folder)] == [rows[-1].num_rounds]
+    folder, arms, _ = run_with(values, tmp_path)
+    assert arms[-1].stopped is not None
+    assert 0 < arms[-1].num_rounds < 15
+    assert [line["num_rounds"] for line in released(folder)] == [arms[-1].num_rounds]
     evaluation = records.read_json(folder / "privacy.json")["evaluation"]
     assert evaluation["num_planned"] == 2
     assert evaluation["guarantee"]["releases"]["num_steps"] == 1
@@ -171,18 +171,18 @@ def test_a_torn_last_line_is_released_again(toy_values, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run_with(values, tmp_path, "parts", stop_after=2)
     with (tmp_path / "parts" / "metrics.jsonl").open("a") as file:
-        file.write('{"row": "dp_fpl, eps')
+        file.write('{"arm": "dp_fpl, eps')
     parts, _, _ = run_with(values, tmp_path, "parts")
     assert files(parts) == files(whole)
 
 
 def test_the_statement_stands_apart_from_trainings_and_under_the_table(toy_values, tmp_path, monkeypatch):
-    folder, rows, _ = run_with(quick(toy_values, 2), tmp_path)
+    folder, arms, _ = run_with(quick(toy_values, 2), tmp_path)
     console = Console(width=80, record=True, file=io.StringIO())
     monkeypatch.setattr(cli, "console", console)
     cli.privacy(folder)
     privacy = records.read_json(folder / "privacy.json")
-    for text in (console.export_text(), "\n".join(captions(rows, privacy))):
+    for text in (console.export_text(), "\n".join(captions(arms, privacy))):
         assert "evaluation images: epsilon = " in text
         assert "one evaluation image of one client" in text
         assert "at delta = 0.001" in text

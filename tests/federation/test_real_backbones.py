@@ -42,8 +42,8 @@ def test_results_do_not_depend_on_the_number_of_threads(toy_values, repositories
         runtime = {"cache_dir": str(tmp_path / "cache"), "num_threads": threads}
         folder = tmp_path / str(threads)
         folder.mkdir()
-        rows = run(configs.parse({**values, "runtime": runtime}), folder, Silent())
-        assert [row.method for row in rows] == ["zero_shot", "promptfl", "dp_fpl"]
+        arms = run(configs.parse({**values, "runtime": runtime}), folder, Silent())
+        assert [arm.method for arm in arms] == ["zero_shot", "promptfl", "dp_fpl"]
         prompts.append({path.name: path.read_bytes() for path in (folder / "prompts").iterdir()})
     assert prompts[0] == prompts[1]
     assert len(prompts[0]) == 4
@@ -57,8 +57,8 @@ def test_prompts_are_aligned_with_the_patches_of_real_towers(toy_values, reposit
         backbone = {"name": "open_clip", "architecture": f"tiny-{kind}", "checkpoint": checkpoint, "template": "a {}"}
     values = {**toy_values, "backbone": backbone, "references": [], "training": {"num_rounds": 1}}
     values = {**values, "method": {"name": "fedotp", "num_ctx": 2}, "runtime": {"cache_dir": str(tmp_path / "cache")}}
-    (row,) = run(configs.parse(values), tmp_path, Silent())
-    assert row.method == "fedotp"
+    (arm,) = run(configs.parse(values), tmp_path, Silent())
+    assert arm.method == "fedotp"
     num_patches = {"vit": 16, "resnet": 4, "clip": 16}[kind]
     assert {entry.num_patches for entry in cached(tmp_path / "cache")} == {num_patches}
     assert len(list((tmp_path / "prompts").iterdir())) == 4

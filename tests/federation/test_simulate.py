@@ -10,8 +10,8 @@ from helpers.reference import slow_gradients
 from helpers.runs import Silent, files, fresh
 from hushprompt.config import parse as configs
 from hushprompt.errors import ConfigError, PrivacyError, ResumeError
-from hushprompt.federation import client as turn
-from hushprompt.federation.setup import assemble, client_sizes, cut, load_model, plan_rows
+from hushprompt.federation import client, server
+from hushprompt.federation.setup import assemble, client_sizes, load_model, make_partition, plan_arms
 from hushprompt.federation.simulate import run
 from hushprompt.methods.base import Batch
 from hushprompt.runs import records
@@ -30,10 +30,10 @@ def toy_of(config):
 
 def test_a_run_leaves_the_files_of_the_design(toy_config, tmp_path):
     folder = fresh(tmp_path)
-    rows = run(toy_config, folder, Silent())
-    assert [row.method for row in rows] == ["zero_shot", "promptfl", "dp_fpl"]
+    arms = run(toy_config, folder, Silent())
+    assert [arm.method for arm in arms] == ["zero_shot", "promptfl", "dp_fpl"]
     summary = records.read_json(folder / "summary.json")
-    last = summary["rows"][-1]
+    last = summary["arms"][-1]
     assert {
         "method",
         "epsilon",
@@ -45,11 +45,11 @@ def test_a_run_leaves_the_files_of_the_design(toy_config, tmp_path):
         "seconds",
         "seed",
     } <= set(last)
-    assert summary["rows"][0]["epsilon"] is None
+    assert summary["arms"][0]["epsilon"] is None
     assert last["epsilon"] <= 8.0
     lines = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
-    assert [(line["row"], line["round_index"]) for line in lines] == [
-        (row, n) for row in ("promptfl, epsilon 8", "dp_fpl, epsilon 8") for n in (1, 2, 3)
+    assert [(line["arm"], line["round_index"]) for line in lines] == [
+        (arm, n) for arm in ("promptfl, epsilon 8", "dp_fpl, epsilon 8") for n in (1, 2, 3)
     ]
     assert sorted(p.name for p in (folder / "prompts").iterdir()) == [
         "client-000.safetensors", "client-001.safetensors", "client-002.safetensors", "global.safetensors"
@@ -58,7 +58,7 @@ def test_a_run_leaves_the_files_of_the_design(toy_config, tmp_path):
 
 def test_partition_and_confusion_count_every_example_once(toy_config, tmp_path):
     folder = fresh(tmp_path)
-    rows = run(toy_config, folder, Silent())
+    arms = run(toy_config, folder, Silent())
     dataset = toy_config.data.load()
     partition = records.read_json(folder / "partition.json")
     num_classes = len(partition["class_names"])
@@ -67,22 +67,22 @@ def test_partition_and_confusion_count_every_example_once(toy_config, tmp_path):
         assert table.shape == (3, num_classes)
         assert table.sum(axis=0).tolist() == np.bincount(split.labels, minlength=num_classes).tolist()
     assert "Not private" in partition["note"]
-    for index, row in enumerate(rows):
-        kept = records.read_json(folder / "confusion" / f"row-{index:03d}.json")
-        assert kept["row"] == row.row
+    for index, arm in enumerate(arms):
+        kept = records.read_json(folder / "confusion" / f"arm-{index:03d}.json")
+        assert kept["arm"] == arm.arm
         local, neighbor = (records.dense_rows(kept[whose], num_classes) for whose in ("local", "neighbor"))
         tests = np.bincount(dataset.splits["test"].labels, minlength=num_classes)
         assert local.sum(axis=1).tolist() == tests.tolist()
         assert neighbor.sum(axis=1).tolist() == (2 * tests).tolist()
         right = [n / of if of else None for n, of in zip(np.diag(local), tests, strict=True)]
-        assert row.per_class == pytest.approx(right)
+        assert arm.per_class == pytest.approx(right)
 
 
 def test_epsilon_so_far_ends_at_the_claim_and_bytes_are_the_shared_prompts(toy_config, tmp_path):
     watcher = Silent()
-    rows = run(toy_config, fresh(tmp_path), watcher)
+    arms = run(toy_config, fresh(tmp_path), watcher)
     last = watcher.rounds[-1]
-    assert last.epsilon["personal"] == rows[-1].epsilon
+    assert last.epsilon["personal"] == arms[-1].epsilon
     so_far = [record.epsilon["personal"] for record in watcher.rounds[-3:]]
     assert so_far == sorted(so_far)
     assert last.bytes_up == last.bytes_down == 3 * 4 * 8 * 4
@@ -95,7 +95,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(toy_config, tmp_path, stop_after
     with pytest.raises(KeyboardInterrupt):
         run(toy_config, stopped, Silent(stop_after))
     with (stopped / "records.jsonl").open("a") as file:
-        file.write('{"row": "half a line')  # what a kill while writing leaves
+        file.write('{"arm": "half a line')  # what a kill while writing leaves
     run(toy_config, stopped, Silent())
     assert files(stopped) == files(whole)
 
@@ -150,7 +150,7 @@ def test_a_round_without_noise_is_plain_federated_descent(toy_values, tmp_path):
 
     dataset = config.data.load()
     model = load_model(config, dataset, [])
-    federation = assemble(config, model, dataset, cut(config, dataset), lambda *_: None)
+    federation = assemble(config, model, dataset, make_partition(config, dataset), lambda *_: None)
     shared, _ = config.method.init(federation.model, stream(config.seed, "init"))
     context = shared.context
     for _ in range(2):
@@ -179,7 +179,7 @@ def noise_streams(config, folder, monkeypatch):
         asked.append((purpose, *place))
         return stream(seed, purpose, *place)
 
-    for side in (turn, server):
+    for side in (client, server):
         monkeypatch.setattr(side, "stream", spy)
     run(config, folder, Silent())
     return asked
@@ -189,9 +189,9 @@ def test_every_release_has_a_noise_stream_of_its_own(toy_config, tmp_path, monke
     config = with_sampling(toy_config, name="poisson", sampling_prob=0.5, steps_per_round=2)
     asked = [entry for entry in noise_streams(config, fresh(tmp_path), monkeypatch) if entry[0] in ("noise", "batch")]
     assert len(set(asked)) == len(asked)
-    rows, rounds, steps, clients = 2, 3, 2, 3
-    assert sum(entry[:2] == ("noise", "local") for entry in asked) == rows * rounds * steps * clients
-    assert sum(entry[:2] == ("noise", "global") for entry in asked) == rows * rounds * steps
+    arms, rounds, steps, clients = 2, 3, 2, 3
+    assert sum(entry[:2] == ("noise", "local") for entry in asked) == arms * rounds * steps * clients
+    assert sum(entry[:2] == ("noise", "global") for entry in asked) == arms * rounds * steps
 
 
 def test_the_number_of_releases_is_the_accounted_one(toy_config, tmp_path, monkeypatch):
@@ -210,7 +210,7 @@ def test_the_number_of_releases_is_the_accounted_one(toy_config, tmp_path, monke
     run(config, fresh(tmp_path), Silent())
     both = frozenset(Channel)
     dataset = config.data.load()
-    plan = plan_rows(config, client_sizes(cut(config, dataset)))[-1].plan
+    plan = plan_arms(config, client_sizes(make_partition(config, dataset)))[-1].plan
     assert releases.count((both, Channel.GLOBAL)) == plan.releases(Audience.PUBLIC).num_steps
     assert releases.count((both, Channel.LOCAL)) == 3 * plan.releases(Audience.PERSONAL).num_steps
 
@@ -245,7 +245,7 @@ def test_every_step_draws_one_of_the_views_for_each_of_its_examples(toy_values, 
 
     monkeypatch.setattr(StoredFeatures, "rows", spy)
     asked = [entry for entry in noise_streams(config, fresh(tmp_path), monkeypatch) if entry[0] == "view"]
-    assert len(asked) == len(set(asked)) == 2 * 3 * 3, "rows x rounds x clients"
+    assert len(asked) == len(set(asked)) == 2 * 3 * 3, "arms x rounds x clients"
     counts = np.bincount(np.concatenate(drawn), minlength=3)
     assert counts.sum() > 150
     assert counts.min() > counts.sum() / 4
@@ -306,12 +306,12 @@ def test_client_level_privacy_divides_by_the_clients_and_leaves_personal_prompts
     monkeypatch.setattr(Mechanism, "release", spy)
     privacy = {"epsilon": 8.0, "delta": 1e-3, "privacy_unit": "client", "audience": "public"}
     folder = fresh(tmp_path)
-    rows = run(
+    arms = run(
         configs.parse({**toy_values, "privacy": privacy, "runtime": {"cache_dir": str(tmp_path)}}), folder, Silent()
     )
     assert divisors == {(Channel.LOCAL, 12.0), (Channel.GLOBAL, 3.0)}
-    assert 7.9 < rows[-1].epsilon <= 8.0
-    audiences = records.read_json(folder / "privacy.json")["rows"][-1]["audiences"]
+    assert 7.9 < arms[-1].epsilon <= 8.0
+    audiences = records.read_json(folder / "privacy.json")["arms"][-1]["audiences"]
     assert audiences["personal"]["epsilon"] == "inf"
     assert audiences["public"]["privacy_unit"] == "client"
 
@@ -320,9 +320,9 @@ def test_client_level_privacy_divides_by_the_clients_and_leaves_personal_prompts
     "sampling", [{"name": "disjoint", "steps_per_round": 3}, {"name": "poisson", "sampling_prob": 0.02}]
 )
 def test_disjoint_batches_and_empty_poisson_batches_run_through(toy_config, tmp_path, sampling):
-    rows = run(with_sampling(toy_config, **sampling), fresh(tmp_path), Silent())
-    assert 0 < rows[-1].epsilon <= 8.0
-    assert all(np.isfinite(row.local) for row in rows)
+    arms = run(with_sampling(toy_config, **sampling), fresh(tmp_path), Silent())
+    assert 0 < arms[-1].epsilon <= 8.0
+    assert all(np.isfinite(arm.local) for arm in arms)
 
 
 def test_a_delta_as_large_as_one_over_n_is_refused(toy_values, tmp_path):
@@ -335,21 +335,21 @@ def test_prompt_files_say_what_they_are_and_give_the_clients_logits(toy_config, 
     from safetensors import safe_open
 
     folder = fresh(tmp_path)
-    rows = run(toy_config, folder, Silent())
+    arms = run(toy_config, folder, Silent())
     with safe_open(folder / "prompts" / "client-001.safetensors", framework="pt") as file:
         metadata, context = json.loads(file.metadata()["hushprompt"]), file.get_tensor("context")
     assert context.shape == (4, 8)
     assert metadata["prompt"] == "[start][context][class name][end]"
-    assert f"epsilon = {rows[-1].epsilon:.4g}" in metadata["privacy"]
+    assert f"epsilon = {arms[-1].epsilon:.4g}" in metadata["privacy"]
     assert "add_remove" in metadata["privacy"]
     dataset = toy_config.data.load()
-    partition = cut(toy_config, dataset)
+    partition = make_partition(toy_config, dataset)
     model = load_model(toy_config, dataset, [])
     federation = assemble(toy_config, model, dataset, partition, lambda *_: None)
     logits = model.logits(federation.eval_features["pooled"], model.text_features(context))
     mine = partition.clients[1].indices["test"]
     accuracy = float((logits[mine].argmax(1) == federation.eval_labels[mine]).double().mean())
-    assert accuracy == pytest.approx(rows[-1].per_client[1]["local"])
+    assert accuracy == pytest.approx(arms[-1].per_client[1]["local"])
 
 
 def test_class_specific_contexts_are_trained_and_published_with_their_layout(toy_values, tmp_path):
@@ -373,7 +373,7 @@ def test_a_method_that_does_not_fit_the_model_is_refused_before_anything_is_enco
         def on_setup(self, what, done, total):
             raise AssertionError("images were encoded")
 
-        on_row = on_setup
+        on_arm = on_setup
 
     values = {**toy_values, "method": {"name": "dp_fpl", "num_ctx": 4, "rank": 5}}
     config = configs.parse({**values, "runtime": {"cache_dir": str(tmp_path / "cache")}})

@@ -113,16 +113,16 @@ def test_clients_are_alike_where_nothing_personal_is_in_the_prompt(
         values["sampling"] = {"name": "disjoint", "steps_per_round": 2}
         values["privacy"] = {**toy_values["privacy"], "noise_at": "client", "audience": "public"}
     prompts(values, tmp_path, stack_mb=1000)
-    assert said == [expected]  # asked once a row
+    assert said == [expected]  # asked once an arm
 
 
 def test_records_and_ledger_are_those_of_clients_alone(toy_values, tmp_path):
     left = []
     for stack_mb in (0, 1000):
         runtime = {"num_threads": 1, "stack_mb": stack_mb}
-        folder, rows, _ = run_with({**toy_values, "runtime": runtime}, tmp_path, str(stack_mb))
+        folder, arms, _ = run_with({**toy_values, "runtime": runtime}, tmp_path, str(stack_mb))
         found = files(folder)
-        left.append(([row.epsilon for row in rows], found["privacy.json"], sorted(found)))
+        left.append(([arm.epsilon for arm in arms], found["privacy.json"], sorted(found)))
     assert left[0] == left[1]
 
 
@@ -164,7 +164,7 @@ def test_every_thread_has_a_stack(toy_values, tmp_path, stacked):
 def test_stacks_that_run_at_once_share_the_memory(model, batch, monkeypatch):
     monkeypatch.setattr(stacking, "cost", lambda *args, **kwargs: Cost(held=40.0, example=10.0))
     for num_workers, expected in ((1, [4, 4]), (2, [2, 2, 2, 2])):
-        stacks = Stacking(model, 200, num_workers).cut("row", [1] * 8, lambda given: None, are_alike=False)
+        stacks = Stacking(model, 200, num_workers).cut("arm", [1] * 8, lambda given: None, are_alike=False)
         assert [len(places) for places in stacks] == expected
 
 
@@ -184,7 +184,7 @@ def test_the_embedded_model_is_stacked_only_where_contexts_are_shared():
     assert cost(model, work, are_alike=False) is None
     assert cost(model, work, are_alike=True).held == 0
     alone = Stacking(model, 1000, 1)
-    assert alone.cut("row", [3, 5], work, are_alike=False) == [[1], [0]]
+    assert alone.cut("arm", [3, 5], work, are_alike=False) == [[1], [0]]
 
 
 @given(st.lists(st.integers(0, 50), max_size=20), st.integers(1, 8), st.integers(1, 4))

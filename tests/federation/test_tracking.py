@@ -17,9 +17,9 @@ def with_runtime(config, **settings):
 
 
 def expected(folder):
-    """Every value of the records, by row, name and round."""
+    """Every value of the records, by arm, name and round."""
     return {
-        (record.row, name, record.round_index): pytest.approx(value, rel=1e-6)
+        (record.arm, name, record.round_index): pytest.approx(value, rel=1e-6)
         for record in recorded(folder)
         for name, value in scalars(record).items()
     }
@@ -34,10 +34,10 @@ def run_in_pieces(config, folder, stops):
 
 
 def events(folder):
-    """Every scalar of the event files, by row, name and round; each may be there once."""
+    """Every scalar of the event files, by arm, name and round; each may be there once."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    labels = {record.row.replace(", ", "_").replace(" ", "_"): record.row for record in recorded(folder)}
+    labels = {record.arm.replace(", ", "_").replace(" ", "_"): record.arm for record in recorded(folder)}
     found = {}
     for below in sorted((folder / "tensorboard").iterdir()):
         read = EventAccumulator(str(below))
@@ -63,7 +63,7 @@ def test_tensorboard_has_every_round_once(toy_config, tmp_path, stops):
 
 
 def logged(folder, place):
-    """Every metric of the MLflow runs, by row, name and round; each may be there once."""
+    """Every metric of the MLflow runs, by arm, name and round; each may be there once."""
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=tracking_uri(str(place)))
@@ -71,7 +71,7 @@ def logged(folder, place):
     for label, run_id in json.loads((folder / "mlflow.json").read_text()).items():
         kept = client.get_run(run_id)
         assert kept.info.status == "FINISHED"
-        assert kept.data.tags["hushprompt.row"] == label
+        assert kept.data.tags["hushprompt.arm"] == label
         for name in kept.data.metrics:
             for metric in client.get_metric_history(run_id, name):
                 key = (label, name, metric.step)
@@ -91,7 +91,7 @@ def test_mlflow_has_every_round_once(toy_config, tmp_path):
     run_in_pieces(with_runtime(toy_config, mlflow=str(place)), folder, stops=[1, 3])
     found = logged(folder, place)
     assert found == expected(folder)
-    assert len({row for row, _, _ in found}) == 2
+    assert len({arm for arm, _, _ in found}) == 2
 
 
 def test_what_no_guarantee_covers_is_named_so_and_infinite_values_are_left_out(toy_config, tmp_path):

@@ -18,7 +18,7 @@ from hushprompt.federation import client as turn
 from hushprompt.federation import payload
 from hushprompt.federation import round as rounds
 from hushprompt.federation import server as meeting
-from hushprompt.federation.setup import assemble, client_sizes, cut, load_model, plan_rows
+from hushprompt.federation.setup import assemble, client_sizes, load_model, make_partition, plan_arms
 from hushprompt.federation.state import flatten
 from hushprompt.methods.base import Batch
 from hushprompt.privacy.config import Audience, Channel
@@ -45,9 +45,9 @@ def small(toy_values, training=None, privacy=None, num_clients=6, **sections):
     }
 
 
-def rows_of(values):
+def arms_of(values):
     config = configs.parse(values)
-    return plan_rows(config, client_sizes(cut(config, config.data.load())))
+    return plan_arms(config, client_sizes(make_partition(config, config.data.load())))
 
 
 def asked_streams(monkeypatch):
@@ -65,7 +65,9 @@ def asked_streams(monkeypatch):
 def federation_of(values, tmp_path):
     config = configs.parse({**values, "runtime": {"cache_dir": str(tmp_path / "cache")}})
     dataset = config.data.load()
-    return config, assemble(config, load_model(config, dataset, []), dataset, cut(config, dataset), lambda *_: None)
+    return config, assemble(
+        config, load_model(config, dataset, []), dataset, make_partition(config, dataset), lambda *_: None
+    )
 
 
 @pytest.mark.parametrize(
@@ -111,13 +113,13 @@ def test_only_the_cohort_steps_sends_and_draws(toy_values, tmp_path, monkeypatch
     asked, states = asked_streams(monkeypatch), []
     true_round = rounds.RoundRunner.round
 
-    def spy(self, row, state, round_index):
-        states.append((state, *true_round(self, row, state, round_index)))
+    def spy(self, arm, state, round_index):
+        states.append((state, *true_round(self, arm, state, round_index)))
         return states[-1][1:]
 
     monkeypatch.setattr(rounds.RoundRunner, "round", spy)
     _, _, seen = run_with(values, tmp_path)
-    cohorts = rows_of(values)[0].cohorts
+    cohorts = arms_of(values)[0].cohorts
     for index, (before, after, info) in enumerate(states):
         assert info.clients == tuple(cohorts[index])
         for client_id, (old, new) in enumerate(zip(before.personal, after.personal, strict=True)):
@@ -131,20 +133,20 @@ def test_the_claim_counts_the_rounds_of_the_client_with_the_most(toy_values, tmp
     values = small(toy_values, {"cohort_size": 4, "num_rounds": 5})
     asked = asked_streams(monkeypatch)
     folder, (summary,), seen = run_with(values, tmp_path)
-    (row,) = rows_of(values)
+    (arm,) = arms_of(values)
     released = Counter(place[-1] for place in asked if place[:2] == ("noise", "local"))
-    assert max(released.values()) == row.plan.releases(Audience.PERSONAL).num_steps == 4, "of 5 rounds"
+    assert max(released.values()) == arm.plan.releases(Audience.PERSONAL).num_steps == 4, "of 5 rounds"
     assert min(released.values()) == 3
     so_far = np.zeros(6, dtype=int)
     for index, record in enumerate(seen):
-        so_far[row.cohorts[index]] += 1
-        assert record.epsilon["personal"] == row.plan.epsilon(Audience.PERSONAL, int(so_far.max()))
+        so_far[arm.cohorts[index]] += 1
+        assert record.epsilon["personal"] == arm.plan.epsilon(Audience.PERSONAL, int(so_far.max()))
     assert seen[-1].epsilon["personal"] == summary.epsilon
     assert 7.9 < summary.epsilon <= 8.0, "the noise is set for four rounds, not five"
-    noted = records.read_json(folder / "privacy.json")["rows"][0]["participation"]
+    noted = records.read_json(folder / "privacy.json")["arms"][0]["participation"]
     assert [(each["rounds"], each["num_clients"]) for each in noted["clients_by_rounds"]] == [(3, 4), (4, 2)]
     for each in noted["clients_by_rounds"]:
-        assert each["epsilon"]["personal"] == row.plan.epsilon(Audience.PERSONAL, each["rounds"])
+        assert each["epsilon"]["personal"] == arm.plan.epsilon(Audience.PERSONAL, each["rounds"])
     assert "no amplification is claimed" in noted["statement"]
 
 
@@ -163,8 +165,8 @@ def test_a_failed_client_is_charged_and_the_divisor_stays(toy_values, tmp_path, 
     assert all(record.cohort_size == 4 for record in seen)
     assert min(record.num_clients for record in seen) < 3
     assert max(record.num_clients for record in seen) == 4
-    (row,) = rows_of(values)
-    assert seen[-1].epsilon["personal"] == row.plan.epsilon(Audience.PERSONAL, int(row.cohorts.most_rounds[8]))
+    (arm,) = arms_of(values)
+    assert seen[-1].epsilon["personal"] == arm.plan.epsilon(Audience.PERSONAL, int(arm.cohorts.most_rounds[8]))
 
 
 def test_who_fails_does_not_depend_on_the_data(toy_values, tmp_path):
@@ -184,28 +186,28 @@ def test_a_round_in_which_everybody_fails_changes_nothing_but_the_budget(toy_val
     privacy = {"noise_at": extra.get("noise_at", "server")}
     sampling = {"name": "disjoint", "steps_per_round": 2}
     values = small(toy_values, training, privacy, sampling=sampling)
-    folder, (row,), seen = run_with(values, tmp_path)
+    folder, (arm,), seen = run_with(values, tmp_path)
     config, federation = federation_of(values, tmp_path)
     shared, personal = config.method.init(federation.model, stream(3, "init"))
     assert torch.equal(load_file(folder / "prompts" / "global.safetensors")["context"], shared.context)
     client = load_file(folder / "prompts" / "client-000.safetensors")["context"]
     assert torch.equal(client, shared.context + personal.context)
     assert [(r.num_clients, r.bytes_up, r.bytes_down) for r in seen] == [(0, 0, 0)] * 4
-    assert seen[-1].epsilon["personal"] == row.epsilon > 7.9
+    assert seen[-1].epsilon["personal"] == arm.epsilon > 7.9
 
 
 def test_local_steps_need_noise_on_the_client_or_none(toy_values):
     sampling = {"name": "disjoint", "steps_per_round": 4}
     with pytest.raises(PrivacyError, match='noise_at = "client"'):
-        rows_of(small(toy_values, {"local_steps": 2}, sampling=sampling))
-    assert rows_of(small(toy_values, {"local_steps": 2}, {"noise_at": "client"}, sampling=sampling))
-    assert rows_of(small(toy_values, {"local_steps": 2}, {"epsilon": math.inf}, sampling=sampling))
+        arms_of(small(toy_values, {"local_steps": 2}, sampling=sampling))
+    assert arms_of(small(toy_values, {"local_steps": 2}, {"noise_at": "client"}, sampling=sampling))
+    assert arms_of(small(toy_values, {"local_steps": 2}, {"epsilon": math.inf}, sampling=sampling))
     alone = {"name": "local_only", "num_ctx": 4}
-    assert rows_of(small(toy_values, {"local_steps": 2}, sampling=sampling, method=alone)), "nothing is shared"
+    assert arms_of(small(toy_values, {"local_steps": 2}, sampling=sampling, method=alone)), "nothing is shared"
     with pytest.raises(ConfigError, match=r"must divide sampling\.steps_per_round = 4"):
-        rows_of(small(toy_values, {"local_steps": 3}, {"noise_at": "client"}, sampling=sampling))
+        arms_of(small(toy_values, {"local_steps": 3}, {"noise_at": "client"}, sampling=sampling))
     with pytest.raises(ConfigError, match="at most the number of clients, 6, got 7"):
-        rows_of(small(toy_values, {"cohort_size": 7}))
+        arms_of(small(toy_values, {"cohort_size": 7}))
 
 
 def test_without_noise_it_does_not_matter_where_it_is_added(toy_values, tmp_path):
@@ -241,12 +243,12 @@ def test_local_steps_are_federated_averaging_written_out(toy_values, tmp_path, w
     config, federation = federation_of(values, tmp_path)
     shared, _ = config.method.init(federation.model, stream(3, "init"))
     context, features = shared.context, federation.train_features["pooled"].tensor()
-    (row,) = rows_of(values)
+    (arm,) = arms_of(values)
     for index in range(2):
         copies, sizes = [], []
-        for client_id in row.cohorts[index]:
+        for client_id in arm.cohorts[index]:
             mine, copy = federation.partition.clients[client_id].indices["train"], context
-            for batch in config.sampling.batches(len(mine), stream(3, "batch", row.label, index, int(client_id))):
+            for batch in config.sampling.batches(len(mine), stream(3, "batch", arm.label, index, int(client_id))):
                 examples = torch.from_numpy(mine[batch])
                 grads = slow_gradients(
                     federation.model, copy, Batch(features[examples], federation.train_labels[examples])
@@ -271,7 +273,7 @@ def messages_of(values, tmp_path, monkeypatch, name):
         return true_average(messages, weights)
 
     with monkeypatch.context() as patch:
-        patch.setattr(aggregate, "average_gradients", spy)
+        patch.setattr(payload, "average_gradients", spy)
         run_with(values, tmp_path, name)
     return torch.stack(list(arrived[0]))
 
@@ -306,13 +308,13 @@ def test_every_local_step_is_a_release_that_the_claim_counts(toy_values, tmp_pat
     true_release = Mechanism.release
     monkeypatch.setattr(Mechanism, "release", lambda s, c, x: releases.append(c) or true_release(s, c, x))
     folder, _, _ = run_with(values, tmp_path)
-    (row,) = rows_of(values)
+    (arm,) = arms_of(values)
     shared = Counter(place[-1] for place in asked if place[:2] == ("noise", "global"))
-    assert max(shared.values()) == row.plan.releases(Audience.SERVER).num_steps == 2 * 4
+    assert max(shared.values()) == arm.plan.releases(Audience.SERVER).num_steps == 2 * 4
     assert releases.count(Channel.GLOBAL) == releases.count(Channel.LOCAL) == sum(shared.values()) == 4 * 3 * 4
     assert len({place for place in asked if place[0] == "noise"}) == 2 * 4 * 3 * 4
     noted = records.read_json(folder / "privacy.json")
-    assert set(noted["rows"][0]["audiences"]) == {"public", "personal", "server"}
+    assert set(noted["arms"][0]["audiences"]) == {"public", "personal", "server"}
     assert "need not be trusted" in noted["server"]
     assert json.loads((folder / "records.jsonl").read_text().splitlines()[-1])["epsilon"].keys() == {
         "public", "personal", "server"
@@ -337,7 +339,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits_with_every_setting(toy_values, t
         toy_values, training, privacy, num_clients, sampling=sampling, references=references, evaluation=evaluation
     )
     whole = run_with(values, tmp_path, "whole")[0]
-    for stop in (2, 1, 2):  # the last of them in the second row, or close to the end of the first
+    for stop in (2, 1, 2):  # the last of them in the second arm, or close to the end of the first
         with pytest.raises(KeyboardInterrupt):
             run_with(values, tmp_path, "stopped", stop)
     stopped = run_with({**values, "runtime": {"num_threads": 2}}, tmp_path, "stopped")[0]
@@ -357,7 +359,7 @@ def test_every_method_takes_every_setting(toy_values, tmp_path, name):
         "epsilon": "none", "delta": 1e-3, "noise_at": "client", "noise_multiplier_local": 1.0,
         "noise_multiplier_global": 1.0,
     }  # fmt: skip
-    _, (row,), seen = run_with(values, tmp_path)
-    assert 0 <= row.new <= 1
-    assert 0 < row.epsilon < math.inf
+    _, (arm,), seen = run_with(values, tmp_path)
+    assert 0 <= arm.new <= 1
+    assert 0 < arm.epsilon < math.inf
     assert (seen[0].bytes_up > 0) == (Channel.GLOBAL in METHODS.get(name).channels)

@@ -9,7 +9,7 @@ import torch
 from helpers.runs import Silent
 from hushprompt.audits.world import World, candidates_of
 from hushprompt.config import parse as configs
-from hushprompt.federation.setup import assemble, client_sizes, cut, load_model, plan_rows
+from hushprompt.federation.setup import assemble, client_sizes, load_model, make_partition, plan_arms
 from hushprompt.federation.simulate import run
 from hushprompt.privacy.plan import Mechanism
 from hushprompt.privacy.sampling import PoissonSampler
@@ -37,19 +37,19 @@ def world_of(toy_values, tmp_path, **changes):
     }
     config = configs.parse(values)
     dataset = config.data.load()
-    partition = cut(config, dataset)
-    (row,) = plan_rows(config, client_sizes(partition))
-    federation = assemble(config, load_model(config, dataset, [row]), dataset, partition, lambda *_: None)
-    return World(config, federation, candidates_of(federation, 0)), row
+    partition = make_partition(config, dataset)
+    (arm,) = plan_arms(config, client_sizes(partition))
+    federation = assemble(config, load_model(config, dataset, [arm]), dataset, partition, lambda *_: None)
+    return World(config, federation, candidates_of(federation, 0)), arm
 
 
-def trained(world, row):
-    return world.train(row, np.ones(len(world.candidates.indices), dtype=bool), world.config.seed)
+def trained(world, arm):
+    return world.train(arm, np.ones(len(world.candidates.indices), dtype=bool), world.config.seed)
 
 
 def test_every_release_of_a_run_carries_fresh_noise_of_the_planned_size(toy_values, tmp_path, monkeypatch):
     sampling = {"name": "poisson", "sampling_prob": RATE, "steps_per_round": STEPS}
-    world, row = world_of(toy_values, tmp_path, sampling=sampling)
+    world, arm = world_of(toy_values, tmp_path, sampling=sampling)
     noise = {name: [] for name in NOISE}
     true_release = Mechanism.release
 
@@ -60,7 +60,7 @@ def test_every_release_of_a_run_carries_fresh_noise_of_the_planned_size(toy_valu
         return released
 
     monkeypatch.setattr(Mechanism, "release", spy)
-    trained(world, row)
+    trained(world, arm)
     assert len(noise["local"]) == NUM_ROUNDS * STEPS * NUM_CLIENTS
     assert len(noise["global"]) == NUM_ROUNDS * STEPS
     factor_u = NUM_CTX * RANK
@@ -79,7 +79,7 @@ def test_every_release_of_a_run_carries_fresh_noise_of_the_planned_size(toy_valu
 
 
 def test_every_round_and_client_draws_a_batch_of_its_own(toy_values, tmp_path, monkeypatch):
-    world, row = world_of(toy_values, tmp_path)
+    world, arm = world_of(toy_values, tmp_path)
     batches = []
     true_batches = PoissonSampler.batches
 
@@ -89,7 +89,7 @@ def test_every_round_and_client_draws_a_batch_of_its_own(toy_values, tmp_path, m
         return drawn
 
     monkeypatch.setattr(PoissonSampler, "batches", spy)
-    trained(world, row)
+    trained(world, arm)
     assert len(batches) == NUM_ROUNDS * STEPS * NUM_CLIENTS
     assert len(set(batches)) == len(batches)
     sizes = [len(batch) for batch in batches]
@@ -107,14 +107,14 @@ def test_what_travels_has_one_size_whatever_the_batch(toy_values, tmp_path):
 
 
 def test_one_clients_data_do_not_reach_anothers_prompt(toy_values, tmp_path):
-    world, row = world_of(toy_values, tmp_path, method={"name": "local_only", "num_ctx": NUM_CTX})
-    before, _ = trained(world, row)
+    world, arm = world_of(toy_values, tmp_path, method={"name": "local_only", "num_ctx": NUM_CTX})
+    before, _ = trained(world, arm)
     labels = world.federation.train_labels.clone()
     mine = world.federation.partition.clients[0].indices["train"]
     labels[mine] = (labels[mine] + 1) % 6
     federation = dataclasses.replace(world.federation, train_labels=labels)
     candidates = candidates_of(federation, 0)
-    after, _ = trained(dataclasses.replace(world, federation=federation, candidates=candidates), row)
+    after, _ = trained(dataclasses.replace(world, federation=federation, candidates=candidates), arm)
     assert not torch.equal(before.personal[0].context, after.personal[0].context)
     for client_id in (1, 2):
         assert torch.equal(before.personal[client_id].context, after.personal[client_id].context)

@@ -57,7 +57,7 @@ def run(seed=1, results=None, *, name="run", rounds=None, config=None, holdings=
 
 
 def records(locals_, neighbors=None, epsilons=None):
-    """Records of one row from its course; None where a round was not scored."""
+    """Records of one arm from its course; None where a round was not scored."""
     neighbors = locals_ if neighbors is None else neighbors
     epsilons = [math.nan] * len(locals_) if epsilons is None else epsilons
     return [

@@ -27,7 +27,7 @@ class Silent:
     def on_setup(self, what, done, total):
         self.encoded.add(what)
 
-    def on_row(self, row, index, num_rows, num_rounds_done):
+    def on_arm(self, arm, index, num_arms, num_rounds_done):
         pass
 
     def on_round(self, record):
@@ -64,7 +64,7 @@ def fresh(tmp_path, name="run"):
 
 
 def run_with(values, tmp_path, name="run", stop_after=None):
-    """Run plain values in a folder of their own; give the folder, the rows and the records."""
+    """Run plain values in a folder of their own; give the folder, the arms and the records."""
     config = configs.parse({**values, "runtime": {"cache_dir": str(tmp_path / "cache"), **values.get("runtime", {})}})
     folder = tmp_path / name
     folder.mkdir(exist_ok=True)

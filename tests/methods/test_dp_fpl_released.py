@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from hushprompt.config import parse as configs
 from hushprompt.errors import ConfigError
-from hushprompt.federation.setup import plan_rows
+from hushprompt.federation.setup import plan_arms
 from hushprompt.methods.base import Batch
 from hushprompt.methods.dp_fpl_released import DPFPLReleased
 from hushprompt.privacy.config import Audience, Channel
@@ -81,19 +81,19 @@ def test_clients_count_once_each_whatever_their_size(model, batch, make_mechanis
     assert float(uploads[0].norm()) == pytest.approx(float(uploads[1].norm()), rel=1e-4)
 
 
-def row_of(toy_values, **changes):
+def arm_of(toy_values, **changes):
     values = {
         **toy_values,
         "method": {"name": "dp_fpl_released", "num_ctx": 4, "rank": 2},
         "sampling": {"name": "disjoint", "steps_per_round": 1},
         "references": [{"method": {"name": "dp_fpl", "num_ctx": 4, "rank": 2}}],
     }
-    return plan_rows(configs.parse({**values, **changes}), [40, 20])
+    return plan_arms(configs.parse({**values, **changes}), [40, 20])
 
 
 def test_a_table_shows_what_is_proven_and_never_the_nominal_epsilon(toy_values):
     privacy = {"epsilon": 0.4, "delta": 1e-3, "clip_norm_local": 10.0, "clip_norm_global": 10.0}
-    honest, released = row_of(toy_values, privacy=privacy)
+    honest, released = arm_of(toy_values, privacy=privacy)
     assert (honest.label, released.label) == ("dp_fpl, epsilon 0.4", "dp_fpl_released, nominal epsilon 0.4")
     assert honest.plan.epsilon(Audience.PERSONAL) <= 0.4
     # T = 3 rounds, B = 40: z = sqrt(3 ln 1000) / 0.4, and one example moves three blocks by 2 C each.
@@ -104,9 +104,9 @@ def test_a_table_shows_what_is_proven_and_never_the_nominal_epsilon(toy_values):
 
 def test_an_honest_calibration_of_the_same_recipe(toy_values):
     method = {"name": "dp_fpl_released", "num_ctx": 4, "rank": 2, "calibration": "accountant"}
-    row = row_of(toy_values, method=method)[1]
-    assert row.label == "dp_fpl_released, epsilon 8"
-    assert 7.9 < row.plan.epsilon(Audience.PERSONAL) <= 8.0
+    arm = arm_of(toy_values, method=method)[1]
+    assert arm.label == "dp_fpl_released, epsilon 8"
+    assert 7.9 < arm.plan.epsilon(Audience.PERSONAL) <= 8.0
 
 
 def test_nothing_else_can_ask_for_the_formula_of_the_paper(toy_values):
@@ -117,7 +117,7 @@ def test_nothing_else_can_ask_for_the_formula_of_the_paper(toy_values):
 
 def test_the_noise_of_a_run_has_the_size_of_the_formula(model, batch, toy_values):
     privacy = {"epsilon": 0.4, "delta": 1e-3, "clip_norm_local": 10.0, "clip_norm_global": 10.0}
-    plan = row_of(toy_values, privacy=privacy)[1].plan
+    plan = arm_of(toy_values, privacy=privacy)[1].plan
     std = math.sqrt(3 * math.log(1e3)) / 0.4 * 10 / 40
     for channel, divisor, blocks in ((Channel.LOCAL, 1, 2), (Channel.GLOBAL, 2, 1)):
         mechanism = plan.mechanism(allowed=channel, expected_count=33.0, rng=stream(1, "noise"), num_clients=divisor)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hushprompt.config import parse as configs
-from hushprompt.federation.setup import plan_rows
+from hushprompt.federation.setup import plan_arms
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
 BLOCKS = [
@@ -21,7 +21,7 @@ BLOCKS = [
 def test_a_section_of_a_page_fits_the_embedded_preset(page, block):
     values = tomllib.loads(configs.locate(None).read_text())
     resolved = configs.parse({**values, "references": [], **tomllib.loads(block)})
-    assert plan_rows(resolved, [400] * 10)[-1].plan.channels
+    assert plan_arms(resolved, [400] * 10)[-1].plan.channels
 
 
 def test_the_fedprox_of_the_page_can_be_run():
@@ -30,4 +30,4 @@ def test_the_fedprox_of_the_page_can_be_run():
     method = ['method={name="promptfl"}', "references=[]"]
     resolved = configs.load(configs.locate(None), [*method, *settings])
     assert resolved.method.proximal_weight == 0.1
-    assert plan_rows(resolved, [400] * 10)
+    assert plan_arms(resolved, [400] * 10)

@@ -331,12 +331,12 @@ def stream_without(position):
 
 @mutant("all clients draw their noise from one stream", LEAVES, FRESH_NOISE)
 def one_stream_for_two_clients(patch):
-    patch.setattr(turn, "stream", stream_without(-1)(("noise", "local")))
+    patch.setattr(client, "stream", stream_without(-1)(("noise", "local")))
 
 
 @mutant("every round draws the same noise", LEAVES, FRESH_NOISE)
 def same_noise_every_round(patch):
-    patch.setattr(turn, "stream", stream_without(2)(("noise", "local")))
+    patch.setattr(client, "stream", stream_without(2)(("noise", "local")))
 
 
 @mutant(
@@ -404,7 +404,7 @@ def fixed_size_batches(patch):
     "test_every_round_and_client_draws_a_batch_of_its_own",
 )
 def same_batches_every_round(patch):
-    patch.setattr(turn, "stream", stream_without(1)(("batch",)))
+    patch.setattr(client, "stream", stream_without(1)(("batch",)))
 
 
 @mutant(
@@ -713,7 +713,7 @@ def runs_do_not_add_up(patch):
     def make(true):
         return lambda owner, epsilon, delta, store, folder: true(owner, epsilon, delta, folder, folder)
 
-    around(patch, guard, "_over", make)
+    around(patch, policy, "_over", make)
 
 
 @mutant(
@@ -744,8 +744,8 @@ def client_charges_nothing(patch):
 )
 def divided_by_who_answered(patch):
     def make(true):
-        return lambda self, row, shared, norms, messages, cohort, place: true(
-            self, row, shared, norms, messages, list(messages), place
+        return lambda self, arm, shared, norms, messages, cohort, place: true(
+            self, arm, shared, norms, messages, list(messages), place
         )
 
     around(patch, Server, "move", make)
@@ -768,7 +768,7 @@ def added_up_twice(patch):
 )
 def one_noise_for_all_local_steps(patch):
     def make(true):
-        return lambda self, row, norms, channel, place: true(self, row, norms, channel, (*place[:2], 0))
+        return lambda self, arm, norms, channel, place: true(self, arm, norms, channel, (*place[:2], 0))
 
     around(patch, client.Client, "_mechanism", make)
 

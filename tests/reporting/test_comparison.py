@@ -105,7 +105,7 @@ def test_what_does_not_mean_the_same_is_refused_and_named(toy_values, tmp_path, 
     assert len(tables) == 2
     assert all(section in title and len(members) == 1 for title, members in tables)
     key = f"{section}.{next(iter(change))}"
-    with pytest.raises(ConfigError, match="names no setting of these rows"):
+    with pytest.raises(ConfigError, match="names no setting of these arms"):
         grouping.split(groups, [f"{key}s"])
 
 
@@ -194,7 +194,7 @@ def test_an_epsilon_that_is_only_named_never_stands_for_a_proven_one(grid, tmp_p
     for path in grid:
         if "dp_fpl2" in path.name:
             summary = records.read_json(path / "summary.json")
-            summary["rows"][0]["epsilon"] = 36.0
+            summary["arms"][0]["epsilon"] = 36.0
             records.write_json(path / "summary.json", summary)
     compared = comparison(grid, against="promptfl")
     assert [row[1] for row in made.table(compared).rows] == ["-", "inf", "2", "inf", "36"]
@@ -214,7 +214,7 @@ def test_what_all_epsilons_have_in_common_is_said_once(grid):
         if "dp_fpl" in path.name:
             privacy = records.read_json(path / "privacy.json")
             wide = "inf" in path.name
-            privacy["rows"][0]["audiences"]["personal"]["sampling"] += f", clipping of the batch, nominal {wide}"
+            privacy["arms"][0]["audiences"]["personal"]["sampling"] += f", clipping of the batch, nominal {wide}"
             records.write_json(path / "privacy.json", privacy)
     note = next(note for note in made.table(comparison(grid)).notes if note.startswith("epsilon"))
     assert note.count("delta = 0.001") == note.count("Poisson sampling") == note.count("accountant PLD") == 1

@@ -32,9 +32,9 @@ def edit(path, change):
     path.write_text(json.dumps(values))
 
 
-def edit_rows(folder, **values):
-    """Set something in every row of a summary."""
-    edit(folder / "summary.json", lambda summary: [row.update(values) for row in summary["rows"]])
+def edit_arms(folder, **values):
+    """Set something in every arm of a summary."""
+    edit(folder / "summary.json", lambda summary: [arm.update(values) for arm in summary["arms"]])
 
 
 def words(element):
@@ -73,8 +73,8 @@ def test_equal_records_give_equal_bytes(finished):
 
 
 def test_the_table_has_means_and_deviations_over_seeds(finished):
-    rows = [json.loads((finished / f"seed-{seed}" / "summary.json").read_text())["rows"][-1] for seed in (1, 2)]
-    low, high = sorted(100 * row["local"] for row in rows)
+    arms = [json.loads((finished / f"seed-{seed}" / "summary.json").read_text())["arms"][-1] for seed in (1, 2)]
+    low, high = sorted(100 * arm["local"] for arm in arms)
     cell = f"{(low + high) / 2:.1f} ± {(high - low) / math.sqrt(2):.1f}"
     assert cell in words(section(parsed(report([finished])), "results"))
 
@@ -91,7 +91,7 @@ def test_epsilon_never_stands_without_what_gives_it_meaning(finished):
 
 def test_hostile_names_stay_text(copied):
     for folder in copied.iterdir():
-        edit(folder / "summary.json", lambda v: [row.update(title=HOSTILE) for row in v["rows"]])
+        edit(folder / "summary.json", lambda v: [arm.update(title=HOSTILE) for arm in v["arms"]])
         edit(folder / "summary.json", lambda v: v["provenance"].update(torch=HOSTILE))
         edit(folder / "privacy.json", lambda v: v.update(server=HOSTILE))
         edit(folder / "partition.json", lambda v: v.update(class_names=[HOSTILE + name for name in v["class_names"]]))
@@ -112,10 +112,10 @@ def test_hostile_names_stay_text(copied):
         (lambda f: (f / "records.jsonl").unlink(), "spent", "more than one round"),
         (lambda f: (f / "privacy.json").unlink(), "privacy", "nothing is claimed"),
         (lambda f: (f / "privacy.json").unlink(), "results", "read it as no guarantee"),
-        (lambda f: edit_rows(f, per_client=[]), "clients", "no scores of"),
-        (lambda f: edit_rows(f, local=None), "tradeoff-section", "both"),
-        (lambda f: edit_rows(f, epsilon=None), "utility", "no curve"),
-        (lambda f: edit_rows(f, epsilon="inf"), "utility", "no curve"),
+        (lambda f: edit_arms(f, per_client=[]), "clients", "no scores of"),
+        (lambda f: edit_arms(f, local=None), "tradeoff-section", "both"),
+        (lambda f: edit_arms(f, epsilon=None), "utility", "no curve"),
+        (lambda f: edit_arms(f, epsilon="inf"), "utility", "no curve"),
         (lambda f: edit(f / "summary.json", lambda v: v.pop("provenance")), "provenance", "Runs"),
     ],
 )  # fmt: skip
@@ -127,9 +127,9 @@ def test_what_is_missing_gets_a_sentence(copied, damage, slug, says):
 
 def test_scores_that_are_no_numbers_break_nothing(copied):
     def spoil(values):
-        for row in values["rows"]:
-            row.update(local=None, neighbor=None, harmonic_mean=None, worst_client=None)
-            row["per_client"] = [{"client_id": 0, "local": None, "neighbor": None}]
+        for arm in values["arms"]:
+            arm.update(local=None, neighbor=None, harmonic_mean=None, worst_client=None)
+            arm["per_client"] = [{"client_id": 0, "local": None, "neighbor": None}]
 
     for folder in copied.iterdir():
         edit(folder / "summary.json", spoil)
@@ -160,7 +160,7 @@ def test_every_kind_of_run_has_a_page(changes, tmp_path):
 def test_classes_that_nobody_trained_on_get_a_table(copied):
     assert "nobody trained on" not in report([copied])
     for folder in copied.iterdir():
-        edit_rows(folder, base=0.61, new=0.42, base_new_harmonic_mean=0.5)
+        edit_arms(folder, base=0.61, new=0.42, base_new_harmonic_mean=0.5)
     assert "61.0 ± 0.0" in words(section(parsed(report([copied])), "results"))
 
 
@@ -175,7 +175,7 @@ def test_an_audit_stands_beside_the_claim(copied, measured, says):
         "attacks": [{"attack": "lira", "auc": {"value": 0.61}}, {"attack": "loss", "auc": {"value": None}}],
     }
     (copied / "seed-1" / "audit").mkdir()
-    record = {"budgets": [{"row": "dp_fpl, epsilon 8", "epsilon": 8.0, "audiences": [one]}]}
+    record = {"budgets": [{"arm": "dp_fpl, epsilon 8", "epsilon": 8.0, "audiences": [one]}]}
     (copied / "seed-1" / "audit" / "audit.json").write_text(json.dumps(record))
     text = words(section(parsed(report([copied])), "audit"))
     for part in (says, "at least 0.5", "0.610 (lira)", claimed["statement"]):
@@ -199,7 +199,7 @@ def test_a_config_from_before_a_setting_existed_means_its_default(copied):
 
 
 def test_damaged_records_are_named(copied):
-    (copied / "seed-1" / "records.jsonl").write_text('{"row": ')
+    (copied / "seed-1" / "records.jsonl").write_text('{"arm": ')
     with pytest.raises(DataError, match=r"records\.jsonl is damaged in line 1"):
         report([copied])
 

@@ -12,7 +12,7 @@ from hushprompt.runs.records import RoundRecord
 
 def record(round_index=1):
     return RoundRecord(
-        row="dp_fpl", round_index=round_index, seconds=0.1, loss=math.nan, local=0.5, neighbor=0.4, harmonic_mean=0.44,
+        arm="dp_fpl", round_index=round_index, seconds=0.1, loss=math.nan, local=0.5, neighbor=0.4, harmonic_mean=0.44,
         worst_client=0.1, bytes_up=8, bytes_down=8, epsilon={"public": 1.0, "personal": math.inf},
     )  # fmt: skip
 

@@ -22,7 +22,7 @@ from hushprompt.audits.world import audiences, context_method
 from hushprompt.checks import one_of
 from hushprompt.config.schema import RunConfig
 from hushprompt.errors import ConfigError
-from hushprompt.federation.setup import Row, client_sizes, cut, plan_rows
+from hushprompt.federation.setup import Arm, client_sizes, make_partition, plan_arms
 from hushprompt.privacy.config import Audience
 from hushprompt.seeding import stream
 
@@ -79,18 +79,18 @@ def audit(
     """
     config = dataclasses.replace(config, references=())
     dataset = config.data.load()
-    partition = cut(config, dataset)
-    rows = budget_rows(config, settings.epsilons, client_sizes(partition))
-    if not audiences(rows[0]):
+    partition = make_partition(config, dataset)
+    arms = budget_arms(config, settings.epsilons, client_sizes(partition))
+    if not audiences(arms[0]):
         raise ConfigError("The method trains nothing on private data, so there is nothing to audit.")
-    context_method(rows[0].method)
+    context_method(arms[0].method)
     clients = partition.clients
     if not 0 <= settings.client_id < len(clients):
         raise ConfigError(f"--client must lie in 0 to {len(clients) - 1}, got {settings.client_id}.")
-    work = Work(config, rows, settings, folder, on_shadow, num_workers)
+    work = Work(config, arms, settings, folder, on_shadow, num_workers)
     if config.privacy.privacy_unit == "client":
         num_candidates, num_shadows = len(clients), 0
-        if has_client_canaries(config, rows[0]):
+        if has_client_canaries(config, arms[0]):
             num_shadows = math.ceil(settings.num_canaries / num_candidates)
         found = _with_clients(work, num_shadows)
     else:
@@ -103,11 +103,11 @@ def audit(
             dataset.splits["train"].labels[indices],
             dataset.splits[config.evaluation.split].labels[unseen],
         )
-    budgets = [_budget(row, settings, trained, config.seed) for row, trained in zip(rows, found, strict=True)]
+    budgets = [_budget(arm, settings, trained, config.seed) for arm, trained in zip(arms, found, strict=True)]
     return AuditRecord(
         format=FORMAT,
         config_identity=config.identity(),
-        method=rows[0].method_name,
+        method=arms[0].method_name,
         privacy_unit=config.privacy.privacy_unit,
         client_id=settings.client_id,
         num_candidates=num_candidates,
@@ -119,9 +119,9 @@ def audit(
     )
 
 
-def budget_rows(config: RunConfig, epsilons: Sequence[float], sizes: list[int]) -> list[Row]:
+def budget_arms(config: RunConfig, epsilons: Sequence[float], sizes: list[int]) -> list[Arm]:
     """Return the config's method once for each budget, or once as the config has it."""
-    rows = []
+    arms = []
     for epsilon in dict.fromkeys(epsilons) or [None]:
         changed = config
         if epsilon is not None:
@@ -129,8 +129,8 @@ def budget_rows(config: RunConfig, epsilons: Sequence[float], sizes: list[int]) 
                 config.privacy, epsilon=epsilon, noise_multiplier_local=None, noise_multiplier_global=None
             )
             changed = dataclasses.replace(config, privacy=privacy)
-        rows += plan_rows(changed, sizes)
-    return rows
+        arms += plan_arms(changed, sizes)
+    return arms
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class Work:
     """What trainings of an audit need; see `audit`."""
 
     config: RunConfig
-    rows: Sequence[Row]
+    arms: Sequence[Arm]
     settings: AuditSettings
     folder: Path
     on_shadow: OnShadow
@@ -148,17 +148,17 @@ class Work:
         """Train what is missing."""
         client_id = self.settings.client_id
         run_shadows(
-            self.config, self.rows, client_id, num_shadows, num_canaries, self.folder, self.on_shadow, self.num_workers
+            self.config, self.arms, client_id, num_shadows, num_canaries, self.folder, self.on_shadow, self.num_workers
         )
 
-    def paths(self, row: Row, num_shadows: int) -> list[Path]:
-        """Return the files of a row's shadow federations."""
-        return [job_path(self.folder, row, index, 0) for index in range(num_shadows)]
+    def paths(self, arm: Arm, num_shadows: int) -> list[Path]:
+        """Return the files of an arm's shadow federations."""
+        return [job_path(self.folder, arm, index, 0) for index in range(num_shadows)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """What the trainings of one row showed, by audience."""
+    """What the trainings of one arm showed, by audience."""
 
     canaries: Mapping[Audience, list[CanaryAudit]]
     attacks: Mapping[Audience, list[AttackResult]]
@@ -169,7 +169,7 @@ def _with_examples(work: Work, num_shadows: int, labels: np.ndarray, population:
 
     Args:
         work: what is trained.
-        num_shadows: federations of each row.
+        num_shadows: federations of each arm.
         labels: of the client's examples.
         population: labels of its evaluation images.
     """
@@ -181,43 +181,43 @@ def _with_examples(work: Work, num_shadows: int, labels: np.ndarray, population:
         )
     work.train(num_shadows, settings.num_canaries)
     found = []
-    for row in work.rows:
+    for arm in work.arms:
         attacks, canaries = {}, {}
         if num_shadows:
-            shadows = load_shadows(work.paths(row, num_shadows))
+            shadows = load_shadows(work.paths(arm, num_shadows))
             attacks = attack_all(shadows, labels, population, settings.attacks, seed)
         if settings.num_canaries:
-            kept = load(job_path(work.folder, row, None, settings.num_canaries))
-            canaries = {who: canary_audits(kept, who, row.plan.config.delta) for who in audiences(row)}
+            kept = load(job_path(work.folder, arm, None, settings.num_canaries))
+            canaries = {who: canary_audits(kept, who, arm.plan.config.delta) for who in audiences(arm)}
         found.append(Trained(canaries=canaries, attacks=attacks))
     return found
 
 
 def _with_clients(work: Work, num_shadows: int) -> list[Trained]:
-    """Guess which clients were there, in so many federations of each row; their releases are Gaussian, not sampled."""
+    """Guess which clients were there, in so many federations of each arm; their releases are Gaussian, not sampled."""
     work.train(num_shadows, 0)
     found = []
-    for row in work.rows:
+    for arm in work.arms:
         canaries = {}
         if num_shadows:
-            files = [load(path) for path in work.paths(row, num_shadows)]
+            files = [load(path) for path in work.paths(arm, num_shadows)]
             kept = {name: torch.cat([file[name] for file in files]) for name in files[0]}
-            delta = row.plan.config.delta
-            canaries = {who: canary_audits(kept, who, delta, "f_dp_gaussian") for who in audiences(row)}
+            delta = arm.plan.config.delta
+            canaries = {who: canary_audits(kept, who, delta, "f_dp_gaussian") for who in audiences(arm)}
         found.append(Trained(canaries=canaries, attacks={}))
     return found
 
 
-def _budget(row: Row, settings: AuditSettings, trained: Trained, seed: int) -> BudgetAudit:
+def _budget(arm: Arm, settings: AuditSettings, trained: Trained, seed: int) -> BudgetAudit:
     """Put together what was measured of one budget."""
-    guarantees = row.plan.guarantees()
+    guarantees = arm.plan.guarantees()
     found = []
-    for audience in (one for one in audiences(row) if one in settings.audiences):
+    for audience in (one for one in audiences(arm) if one in settings.audiences):
         guarantee = guarantees[audience]
         mechanism = []
         if settings.num_gradient_canaries:
-            rng = stream(seed, "mechanism audit", row.label, str(audience))
-            mechanism = audit_audience(row.plan, audience, num_canaries=settings.num_gradient_canaries, rng=rng)
+            rng = stream(seed, "mechanism audit", arm.label, str(audience))
+            mechanism = audit_audience(arm.plan, audience, num_canaries=settings.num_gradient_canaries, rng=rng)
         found.append(
             AudienceAudit(
                 audience=str(audience),
@@ -227,4 +227,4 @@ def _budget(row: Row, settings: AuditSettings, trained: Trained, seed: int) -> B
                 attacks=trained.attacks.get(audience, []),
             )
         )
-    return BudgetAudit(row=row.label, epsilon=row.plan.config.epsilon, audiences=found)
+    return BudgetAudit(arm=arm.label, epsilon=arm.plan.config.epsilon, audiences=found)

@@ -48,7 +48,7 @@ class AudienceAudit:
 class BudgetAudit:
     """One budget."""
 
-    row: str
+    arm: str
     epsilon: float | None
     """Target epsilon of the budget's audience; inf without noise, None where the noise was given."""
     audiences: list[AudienceAudit]

@@ -22,7 +22,7 @@ from hushprompt.audits.lower_bounds import CONFIDENCE
 from hushprompt.audits.mechanism_audit import AuditResult, Bound, best_guesses
 from hushprompt.audits.world import Candidates, World, audiences, start
 from hushprompt.errors import ConfigError
-from hushprompt.federation.setup import Row
+from hushprompt.federation.setup import Arm
 from hushprompt.privacy.config import Audience
 from hushprompt.seeding import stream
 
@@ -61,18 +61,18 @@ def with_canaries(world: World, num_canaries: int) -> World:
     return dataclasses.replace(world, candidates=Candidates(own.client_id, own.indices[chosen], wrong))
 
 
-def train_canaries(world: World, row: Row, num_canaries: int) -> dict[str, Tensor]:
+def train_canaries(world: World, arm: Arm, num_canaries: int) -> dict[str, Tensor]:
     """Train once, and give the coins and each score of the canaries by name."""
     audited = with_canaries(world, num_canaries)
     is_in = stream(world.config.seed, "canary inclusion").random(num_canaries) < 0.5
     seed = int(stream(world.config.seed, "canary seed").integers(2**62))
-    state, watch = audited.train(row, is_in, seed, judges=True)
-    first = start(world.config, world.federation, row)
+    state, watch = audited.train(arm, is_in, seed, judges=True)
+    first = start(world.config, world.federation, arm)
     kept = {"is_in": torch.from_numpy(is_in)}
     labels = torch.from_numpy(audited.candidates.labels)[:, None]
-    for audience in audiences(row):
+    for audience in audiences(arm):
         if audience in BELIEF:
-            before, after = (audited.log_probs(row, which, audience, audited.features) for which in (first, state))
+            before, after = (audited.log_probs(arm, which, audience, audited.features) for which in (first, state))
             # How much more the trained prompt believes the wrong label than the public start does.
             kept[str(audience)] = (after.gather(1, labels) - before.gather(1, labels))[:, 0]
         judged = watch.scores(audience)

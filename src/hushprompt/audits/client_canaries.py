@@ -21,7 +21,7 @@ from hushprompt.audits.watch import ABSENT, Observer
 from hushprompt.audits.world import start, train_watched
 from hushprompt.config.schema import RunConfig
 from hushprompt.federation.payload import PayloadKind, payload_kind
-from hushprompt.federation.setup import Federation, Row
+from hushprompt.federation.setup import Arm, Federation
 from hushprompt.methods.base import Batch, Personal, Shared
 from hushprompt.privacy.clipping import ClippedSum
 from hushprompt.privacy.config import Audience, Channel
@@ -32,14 +32,14 @@ MOST_IMAGES = 64
 """Images of a client from which the auditor computes its part in a step; more cost much and change little."""
 
 
-def has_client_canaries(config: RunConfig, row: Row) -> bool:
+def has_client_canaries(config: RunConfig, arm: Arm) -> bool:
     """Whether clients can be canaries: they are the unit, and the public sees one noisy sum of theirs in every step."""
     travels = payload_kind(config.training.local_steps, config.privacy.noise_at)
     is_unit = config.privacy.privacy_unit == "client"
-    return is_unit and travels is PayloadKind.SUMS and Channel.GLOBAL in row.plan.channels
+    return is_unit and travels is PayloadKind.SUMS and Channel.GLOBAL in arm.plan.channels
 
 
-def train_clients(config: RunConfig, federation: Federation, row: Row, index: int) -> dict[str, Tensor]:
+def train_clients(config: RunConfig, federation: Federation, arm: Arm, index: int) -> dict[str, Tensor]:
     """Train federation `index` with each client there or not, and give the coins [k] and the public's scores [k]."""
     clients = federation.partition.clients
     is_in = stream(config.seed, "client inclusion", index).random(len(clients)) < 0.5
@@ -48,10 +48,10 @@ def train_clients(config: RunConfig, federation: Federation, row: Row, index: in
     for client in clients:
         if not is_in[client.client_id]:
             labels[torch.from_numpy(np.asarray(client.indices["train"]))] = ABSENT
-    state = start(config, federation, row)
-    watch = ClientWatch(federation, row, state.personal, stream(seed, "auditor"))
+    state = start(config, federation, arm)
+    watch = ClientWatch(federation, arm, state.personal, stream(seed, "auditor"))
     without = dataclasses.replace(federation, train_labels=labels)
-    train_watched(dataclasses.replace(config, seed=seed), without, row, state, watch)
+    train_watched(dataclasses.replace(config, seed=seed), without, arm, state, watch)
     return {"is_in": torch.from_numpy(is_in), f"{Audience.PUBLIC}.releases": torch.from_numpy(watch.scores())}
 
 
@@ -59,17 +59,17 @@ class ClientWatch(Observer):
     """Notes every global release, and what each client would have added to it."""
 
     def __init__(
-        self, federation: Federation, row: Row, personal: Sequence[Personal], rng: np.random.Generator
+        self, federation: Federation, arm: Arm, personal: Sequence[Personal], rng: np.random.Generator
     ) -> None:
         """Begin.
 
         Args:
             federation: with the examples of all clients.
-            row: method and privacy plan, unwatched.
+            arm: method and privacy plan, unwatched.
             personal: the clients' public start.
             rng: chooses images, and stands for the clients' own randomness, which the auditor does not know.
         """
-        self._federation, self._row, self._rng = federation, row, rng
+        self._federation, self._arm, self._rng = federation, arm, rng
         self._personal = list(personal)
         """Of each client as if it had always been there, with the images below in every batch."""
         owned = [np.asarray(client.indices["train"]) for client in federation.partition.clients]
@@ -87,7 +87,7 @@ class ClientWatch(Observer):
         if not self.sums:
             return np.zeros(num_clients)
         half = torch.full((num_clients,), 0.5)
-        noise = self._row.plan.sum_multiplier(Channel.GLOBAL)
+        noise = self._arm.plan.sum_multiplier(Channel.GLOBAL)
         return log_likelihood_ratios(torch.cat(self.sums), torch.cat(self.added, dim=1), half, noise).numpy()
 
     def on_release(self, mechanism: Mechanism, channel: Channel, summed: ClippedSum, released: Tensor) -> None:
@@ -101,7 +101,7 @@ class ClientWatch(Observer):
         norm = self._mechanism.clip_norms[Channel.GLOBAL]
         self.sums.append(released.flatten().double() * self._mechanism.expected_count / norm)
         added = torch.zeros(len(self._personal), released.numel(), dtype=torch.float64)
-        for client_id in self._row.cohorts[self._round].tolist():
+        for client_id in self._arm.cohorts[self._round].tolist():
             added[client_id] = self._contribution(client_id, shared, self._mechanism).flatten().double() / norm
         self.added.append(added)
 
@@ -111,17 +111,17 @@ class ClientWatch(Observer):
 
     def _contribution(self, client_id: int, shared: Shared, server: Mechanism) -> Tensor:
         """Let a client step with its images, and give its clipped contribution."""
-        row, federation, indices = self._row, self._federation, self._images[client_id]
-        features = federation.train_features[row.method.feature_kind].rows(indices, np.zeros_like(indices))
+        arm, federation, indices = self._arm, self._federation, self._images[client_id]
+        features = federation.train_features[arm.method.feature_kind].rows(indices, np.zeros_like(indices))
         device = federation.model.device
         batch = Batch(features.to(device), federation.train_labels[torch.from_numpy(indices)].to(device))
-        mechanism = row.plan.mechanism(
+        mechanism = arm.plan.mechanism(
             allowed=Channel.LOCAL,
             expected_count=float(len(indices)),
             rng=self._rng,
             clip_norms={str(channel): norm for channel, norm in server.clip_norms.items()},
         )
-        upload, self._personal[client_id], _ = row.method.client_step(
+        upload, self._personal[client_id], _ = arm.method.client_step(
             federation.model, shared, self._personal[client_id], batch, mechanism, self._rng
         )
         assert upload.shared_grad is not None, "the method has a global channel"

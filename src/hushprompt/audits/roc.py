@@ -21,7 +21,7 @@ COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#00
 def write_roc(path: Path, record: AuditRecord) -> None:
     """Draw one panel for each budget and audience that was attacked."""
     panels = [
-        (f"{budget.row}, {one.audience}", one.attacks)
+        (f"{budget.arm}, {one.audience}", one.attacks)
         for budget in record.budgets
         for one in budget.audiences
         if one.attacks

@@ -34,7 +34,7 @@ from hushprompt.audits.client_canaries import has_client_canaries, train_clients
 from hushprompt.audits.world import World, audiences, candidates_of
 from hushprompt.config.schema import RunConfig
 from hushprompt.errors import ResumeError
-from hushprompt.federation.setup import Federation, Row, assemble, cut, load_model
+from hushprompt.federation.setup import Arm, Federation, assemble, load_model, make_partition
 from hushprompt.privacy.config import Audience
 from hushprompt.process import tune
 
@@ -49,7 +49,7 @@ OnShadow = Callable[[int, int], None]
 class Job:
     """One federation to train."""
 
-    row_index: int
+    arm_index: int
     index: int | None
     """Of the shadow federation, from 0; None for the run with canaries."""
     path: Path
@@ -57,7 +57,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Shadows:
-    """What all federations of one row say; every array begins with the axis s of the federations."""
+    """What all federations of one arm say; every array begins with the axis s of the federations."""
 
     is_in: Bool[np.ndarray, "s m"]
     log_probs: dict[Audience, np.ndarray]
@@ -75,19 +75,19 @@ def coins(config: RunConfig, index: int, num_candidates: int) -> Bool[np.ndarray
     return seeding.stream(config.seed, "shadow inclusion", index).random(num_candidates) < 0.5
 
 
-def train_shadow(world: World, row: Row, index: int) -> dict[str, Tensor]:
+def train_shadow(world: World, arm: Arm, index: int) -> dict[str, Tensor]:
     """Train federation `index` and give what is kept of it."""
     is_in = coins(world.config, index, len(world.candidates.indices))
     seed = int(seeding.stream(world.config.seed, "shadow seed", index).integers(2**62))
-    state, watch = world.train(row, is_in, seed)
+    state, watch = world.train(arm, is_in, seed)
     kept = {"is_in": torch.from_numpy(is_in)}
-    for audience in (one for one in audiences(row) if one is not Audience.SERVER):
-        kept[f"{audience}.candidates"] = world.log_probs(row, state, audience, world.features)
-        kept[f"{audience}.population"] = world.log_probs(row, state, audience, world.population[0])
+    for audience in (one for one in audiences(arm) if one is not Audience.SERVER):
+        kept[f"{audience}.candidates"] = world.log_probs(arm, state, audience, world.features)
+        kept[f"{audience}.population"] = world.log_probs(arm, state, audience, world.population[0])
     for name, transcript in ((TRANSCRIPT, watch.public), (UPLOADS, watch.uploads)):
         if transcript.releases:
-            kept[name] = torch.from_numpy(world.projections(row, transcript))
-    model, method = world.federation.model, row.method
+            kept[name] = torch.from_numpy(world.projections(arm, transcript))
+    model, method = world.federation.model, arm.method
     files_by_name = {
         "public": method.public_file(model, state.shared),
         "personal": method.personal_file(model, state.shared, state.personal[world.candidates.client_id]),
@@ -100,7 +100,7 @@ def train_shadow(world: World, row: Row, index: int) -> dict[str, Tensor]:
 
 def run_shadows(
     config: RunConfig,
-    rows: Sequence[Row],
+    arms: Sequence[Arm],
     client_id: int,
     num_shadows: int,
     num_canaries: int,
@@ -108,15 +108,15 @@ def run_shadows(
     on_shadow: OnShadow,
     num_workers: int = 0,
 ) -> None:
-    """Train what is missing of `num_shadows` federations and one run with canaries a row, and leave one file each.
+    """Train what is missing of `num_shadows` federations and one run with canaries an arm, and leave one file each.
 
     Args:
         config: what is attacked.
-        rows: one for each budget, labels all different.
+        arms: one for each budget, labels all different.
         client_id: whose examples are the candidates.
-        num_shadows: federations a row.
+        num_shadows: federations an arm.
         num_canaries: mislabelled examples of the one run with canaries; 0 leaves that run out.
-        folder: where the files go, one folder a row.
+        folder: where the files go, one folder an arm.
         on_shadow: progress.
         num_workers: processes, each with one thread; 0 takes one a core, 1 stays in this process.
 
@@ -124,31 +124,31 @@ def run_shadows(
         ResumeError: a file of another audit is in the way.
     """
     wanted = [
-        Job(row_index, index, job_path(folder, row, index, num_canaries))
+        Job(arm_index, index, job_path(folder, arm, index, num_canaries))
         for index in ([None] if num_canaries else []) + list(range(num_shadows))  # all budgets are done alike
-        for row_index, row in enumerate(rows)
+        for arm_index, arm in enumerate(arms)
     ]
-    jobs = [job for job in wanted if not is_done(job.path, identity(config, rows[job.row_index], client_id))]
+    jobs = [job for job in wanted if not is_done(job.path, identity(config, arms[job.arm_index], client_id))]
     on_shadow(len(wanted) - len(jobs), len(wanted))
     workers = min(num_workers or len(os.sched_getaffinity(0)), len(jobs))
-    finished = _finished(config, rows, client_id, num_canaries, jobs, workers)
+    finished = _finished(config, arms, client_id, num_canaries, jobs, workers)
     for done, _ in enumerate(finished, len(wanted) - len(jobs) + 1):
         on_shadow(done, len(wanted))
 
 
 def _finished(
-    config: RunConfig, rows: Sequence[Row], client_id: int, num_canaries: int, jobs: Sequence[Job], workers: int
+    config: RunConfig, arms: Sequence[Arm], client_id: int, num_canaries: int, jobs: Sequence[Job], workers: int
 ) -> Iterator[Job]:
     """Do jobs, in this process or in several, and give each when its file is there."""
     if workers <= 1:
-        worker = Worker(config, rows, client_id, num_canaries) if jobs else None
+        worker = Worker(config, arms, client_id, num_canaries) if jobs else None
         for job in jobs:
             assert worker is not None, "there are jobs"
             yield worker.do(job)
         return
-    load_federation(config, rows)  # all cores encode what the cache lacks, before processes of one thread each ask
+    load_federation(config, arms)  # all cores encode what the cache lacks, before processes of one thread each ask
     context = multiprocessing.get_context("spawn")  # a fork would copy torch's threads half-way
-    pool = ProcessPoolExecutor(workers, context, _start, (config, tuple(rows), client_id, num_canaries))
+    pool = ProcessPoolExecutor(workers, context, _start, (config, tuple(arms), client_id, num_canaries))
     try:
         for future in as_completed([pool.submit(_do, job) for job in jobs]):
             yield future.result()
@@ -156,45 +156,45 @@ def _finished(
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def load_federation(config: RunConfig, rows: Sequence[Row]) -> Federation:
+def load_federation(config: RunConfig, arms: Sequence[Arm]) -> Federation:
     """Load model and data, and encode what the cache lacks."""
     dataset = config.data.load()
-    model = load_model(config, dataset, rows)
-    return assemble(config, model, dataset, cut(config, dataset), lambda what, done, total: None)
+    model = load_model(config, dataset, arms)
+    return assemble(config, model, dataset, make_partition(config, dataset), lambda what, done, total: None)
 
 
 class Worker:
     """A federation in memory, ready to be trained again and again."""
 
-    def __init__(self, config: RunConfig, rows: Sequence[Row], client_id: int, num_canaries: int) -> None:
+    def __init__(self, config: RunConfig, arms: Sequence[Arm], client_id: int, num_canaries: int) -> None:
         """Load model, data and features once."""
-        federation = load_federation(config, rows)
+        federation = load_federation(config, arms)
         self.world = World(config, federation, candidates_of(federation, client_id))
-        self.rows, self.num_canaries = rows, num_canaries
+        self.arms, self.num_canaries = arms, num_canaries
 
     def do(self, job: Job) -> Job:
         """Train one federation and write its file."""
-        row, world = self.rows[job.row_index], self.world
+        arm, world = self.arms[job.arm_index], self.world
         if job.index is None:
-            kept = train_canaries(world, row, self.num_canaries)
-        elif has_client_canaries(world.config, row):
-            kept = train_clients(world.config, world.federation, row, job.index)
+            kept = train_canaries(world, arm, self.num_canaries)
+        elif has_client_canaries(world.config, arm):
+            kept = train_clients(world.config, world.federation, arm, job.index)
         else:
-            kept = train_shadow(world, row, job.index)
-        files.write_tensors(job.path, kept, identity(world.config, row, world.candidates.client_id))
+            kept = train_shadow(world, arm, job.index)
+        files.write_tensors(job.path, kept, identity(world.config, arm, world.candidates.client_id))
         return job
 
 
 _worker: list[Worker] = []  # of this process, where it is one of several
 
 
-def _start(config: RunConfig, rows: Sequence[Row], client_id: int, num_canaries: int) -> None:
+def _start(config: RunConfig, arms: Sequence[Arm], client_id: int, num_canaries: int) -> None:
     """Make a process ready; an interrupt ends it at once, and its unfinished federation is trained again."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     tune()
-    _worker.append(Worker(config, rows, client_id, num_canaries))
+    _worker.append(Worker(config, arms, client_id, num_canaries))
 
 
 def _end_with_parent() -> None:
@@ -210,17 +210,17 @@ def _do(job: Job) -> Job:
     return _worker[0].do(job)
 
 
-def job_path(folder: Path, row: Row, index: int | None, num_canaries: int) -> Path:
+def job_path(folder: Path, arm: Arm, index: int | None, num_canaries: int) -> Path:
     """Return the file of one federation."""
-    name = "".join(letter if letter.isalnum() or letter in "._" else "-" for letter in row.label)
+    name = "".join(letter if letter.isalnum() or letter in "._" else "-" for letter in arm.label)
     file = f"canaries-{num_canaries}" if index is None else f"shadow-{index:04d}"
     return folder / name / f"{file}.safetensors"
 
 
-def identity(config: RunConfig, row: Row, client_id: int) -> str:
-    """Return what the files of an audit have in common: config, row, noise and client."""
-    noise = {str(channel): z for channel, z in sorted(row.plan.noise_multipliers.items())}
-    spelled = json.dumps([CONTENT, config.identity(), row.label, noise, client_id])
+def identity(config: RunConfig, arm: Arm, client_id: int) -> str:
+    """Return what the files of an audit have in common: config, arm, noise and client."""
+    noise = {str(channel): z for channel, z in sorted(arm.plan.noise_multipliers.items())}
+    spelled = json.dumps([CONTENT, config.identity(), arm.label, noise, client_id])
     return hashlib.sha256(spelled.encode()).hexdigest()
 
 
@@ -249,7 +249,7 @@ def load(path: Path) -> dict[str, Tensor]:
 
 
 def load_shadows(paths: Sequence[Path]) -> Shadows:
-    """Read the files of one row's federations."""
+    """Read the files of one arm's federations."""
     kept = [load(path) for path in paths]
     seen = [audience for audience in Audience if f"{audience}.candidates" in kept[0]]
 

@@ -35,7 +35,7 @@ def attack_all(
     """Attack what every audience sees.
 
     Args:
-        shadows: of one row.
+        shadows: of one arm.
         labels: [m] the candidates' classes.
         population_labels: [p] classes of the images that nobody trains on.
         attacks: names out of `ATTACKS`.

@@ -1,6 +1,6 @@
 """What an auditor notes while a federation trains: releases as they leave, and what each example would have added.
 
-The loop and the methods know nothing of it. A watched method and a watched plan stand in for a row's own, do the same,
+The loop and the methods know nothing of it. A watched method and a watched plan stand in for an arm's own, do the same,
 and tell the watch. The audited client is known by its personal state, an object of its own at every step.
 """
 
@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from hushprompt.audits.likelihood import drifts, log_likelihood_ratios, over_steps, without
-from hushprompt.federation.setup import Row
+from hushprompt.federation.setup import Arm
 from hushprompt.methods.base import Batch, Method, Personal, Shared, StepInfo, Upload
 from hushprompt.privacy.clipping import ClippedSum, clip_factors
 from hushprompt.privacy.config import Audience, Channel
@@ -76,7 +76,7 @@ class Step:
 
 
 class Observer:
-    """Is told what happens in a training by a watched row; does nothing about it by itself."""
+    """Is told what happens in a training by a watched arm; does nothing about it by itself."""
 
     def owns(self, personal: Personal) -> bool:
         """Whether a state is a client's whose steps are to be told."""
@@ -267,10 +267,10 @@ class WatchedPlan(PrivacyPlan):
         return WatchedMechanism(**vars(super().mechanism(**given)), watch=self.watch)
 
 
-def watched(row: Row, watch: Observer) -> Row:
-    """Return the same row, which leaves absent examples out of its batches and tells a watch what happens."""
-    plan = WatchedPlan(**vars(row.plan), watch=watch)
-    return dataclasses.replace(row, method=_watched_method(row.method, watch), plan=plan)
+def watched(arm: Arm, watch: Observer) -> Arm:
+    """Return the same arm, which leaves absent examples out of its batches and tells a watch what happens."""
+    plan = WatchedPlan(**vars(arm.plan), watch=watch)
+    return dataclasses.replace(arm, method=_watched_method(arm.method, watch), plan=plan)
 
 
 def shared_context(method: Any, shared: Shared) -> Tensor | None:

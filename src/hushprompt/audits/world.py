@@ -25,7 +25,7 @@ from hushprompt.config.schema import RunConfig
 from hushprompt.errors import ConfigError
 from hushprompt.federation.payload import PayloadKind, payload_kind
 from hushprompt.federation.round import RoundRunner
-from hushprompt.federation.setup import Federation, Row
+from hushprompt.federation.setup import Arm, Federation
 from hushprompt.federation.state import State
 from hushprompt.methods.base import Batch, Method
 from hushprompt.methods.context import ContextConfig
@@ -69,11 +69,11 @@ class World:
         chosen = self.federation.splits[self.candidates.client_id].local
         return self.federation.eval_features[KIND][chosen], self.federation.eval_labels[chosen].numpy()
 
-    def train(self, row: Row, is_in: Bool[np.ndarray, " m"], seed: int, *, judges: bool = False) -> tuple[State, Watch]:
-        """Train a row from its start without the candidates that are out.
+    def train(self, arm: Arm, is_in: Bool[np.ndarray, " m"], seed: int, *, judges: bool = False) -> tuple[State, Watch]:
+        """Train an arm from its start without the candidates that are out.
 
         Args:
-            row: method and privacy plan.
+            arm: method and privacy plan.
             is_in: [m] which candidates take part.
             seed: of batches and noise; the start of the prompts is public, and the config's.
             judges: whether the watch also weighs every release by what each example would have added to it.
@@ -83,31 +83,31 @@ class World:
         """
         labels = self.federation.train_labels.clone()
         labels[self.candidates.indices] = torch.from_numpy(self.candidates.labels)
-        probe = self._probe(row, labels) if judges else None
+        probe = self._probe(arm, labels) if judges else None
         labels[self.candidates.indices[~is_in]] = ABSENT
         federation = dataclasses.replace(self.federation, train_labels=labels)
-        state = start(self.config, federation, row)
+        state = start(self.config, federation, arm)
         # Clients that step copies of their own call server_step too, and nobody else sees that.
-        travels = payload_kind(self.config.training.local_steps, row.plan.config.noise_at)
+        travels = payload_kind(self.config.training.local_steps, arm.plan.config.noise_at)
         is_seen = travels is not PayloadKind.COPIES
         watch = Watch(state.personal[self.candidates.client_id], probe, is_public=is_seen)
-        return train_watched(dataclasses.replace(self.config, seed=seed), federation, row, state, watch), watch
+        return train_watched(dataclasses.replace(self.config, seed=seed), federation, arm, state, watch), watch
 
-    def _probe(self, row: Row, labels: Int[Tensor, " n"]) -> Probe:
+    def _probe(self, arm: Arm, labels: Int[Tensor, " n"]) -> Probe:
         """Describe the client's examples to a watch."""
         indices = np.asarray(self.federation.partition.clients[self.candidates.client_id].indices["train"])
-        stored = self.federation.train_features[row.method.feature_kind]
+        stored = self.federation.train_features[arm.method.feature_kind]
         features = stored.rows(indices, np.zeros_like(indices)).to(self.federation.model.device)
         is_candidate = np.isin(indices, self.candidates.indices)
-        prob = row.plan.sampler.expected_batch_size(len(indices)) / len(indices)
+        prob = arm.plan.sampler.expected_batch_size(len(indices)) / len(indices)
         drawn = torch.from_numpy(np.where(is_candidate, prob / 2, prob))
         return Probe(Batch(features, labels[indices].to(self.federation.model.device)), drawn, prob, is_candidate)
 
     def log_probs(
-        self, row: Row, state: State, audience: Audience, features: Float[Tensor, "n d"]
+        self, arm: Arm, state: State, audience: Audience, features: Float[Tensor, "n d"]
     ) -> Float[Tensor, "n c"]:
         """Return what the prompt that an audience holds says of images: log-probabilities of all classes."""
-        model, method = self.federation.model, row.method
+        model, method = self.federation.model, arm.method
         with torch.no_grad():
             if audience is Audience.PERSONAL:
                 personal = state.personal[self.candidates.client_id]
@@ -117,7 +117,7 @@ class World:
             text_features = context_method(method).text_features(model, context)
             return model.logits(features, text_features).log_softmax(dim=1)
 
-    def projections(self, row: Row, transcript: Transcript) -> Float[np.ndarray, " m"]:
+    def projections(self, arm: Arm, transcript: Transcript) -> Float[np.ndarray, " m"]:
         """Return the mean over releases of each candidate's <gradient, release / |release|>.
 
         The idea is FedMIA's second attack (Zhu et al. 2025, arXiv:2402.06289): a member's gradient lies in the released
@@ -126,7 +126,7 @@ class World:
         Its division by the gradient's length, which would make it a cosine, is left to the attack's standardization.
         """
         model, features = self.federation.model, self.features
-        labels, method = torch.from_numpy(self.candidates.labels), context_method(row.method)
+        labels, method = torch.from_numpy(self.candidates.labels), context_method(arm.method)
 
         def losses(context: Tensor) -> Tensor:
             logits = model.logits(features, method.text_features(model, context))
@@ -144,30 +144,30 @@ class World:
         return torch.stack(slopes).mean(dim=0).numpy() if slopes else np.zeros(len(labels))
 
 
-def start(config: RunConfig, federation: Federation, row: Row) -> State:
+def start(config: RunConfig, federation: Federation, arm: Arm) -> State:
     """Return the public start; every client's state is an object of its own, by which a watch knows the client."""
-    shared, personal = row.method.init(federation.model, seeding.stream(config.seed, "init"))
+    shared, personal = arm.method.init(federation.model, seeding.stream(config.seed, "init"))
     num_clients = len(federation.partition.clients)
     everyone = tuple(copy.copy(personal) for _ in range(num_clients))
-    return State(shared, everyone, row.plan.first_norms(num_clients))
+    return State(shared, everyone, arm.plan.first_norms(num_clients))
 
 
-def train_watched(config: RunConfig, federation: Federation, row: Row, state: State, watch: Observer) -> State:
-    """Take all rounds of a row, and tell a watch what happens.
+def train_watched(config: RunConfig, federation: Federation, arm: Arm, state: State, watch: Observer) -> State:
+    """Take all rounds of an arm, and tell a watch what happens.
 
     Args:
         config: whose seed is that of batches and noise.
         federation: examples that are left out have the label `ABSENT`.
-        row: method and privacy plan.
+        arm: method and privacy plan.
         state: where to start.
         watch: told of every step and round.
     """
     with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        runner, twin = RoundRunner(config, federation, pool), watched(row, watch)
-        for round_index in range(row.num_rounds):
+        runner, twin = RoundRunner(config, federation, pool), watched(arm, watch)
+        for round_index in range(arm.num_rounds):
             before = state.shared
             state, _ = runner.round(twin, state, round_index)
-            watch.on_round(row.method, before, state.shared)
+            watch.on_round(arm.method, before, state.shared)
     return state
 
 
@@ -185,13 +185,13 @@ def context_method(method: Method) -> ContextConfig:
     return method
 
 
-def audiences(row: Row) -> list[Audience]:
-    """Return the audiences that see something of a row and have a claim.
+def audiences(arm: Arm) -> list[Audience]:
+    """Return the audiences that see something of an arm and have a claim.
 
     The public sees the global prompt, a holder a personal one, and the server uploads, where clients add the noise.
     """
     sees = {Audience.PUBLIC: Channel.GLOBAL, Audience.PERSONAL: Channel.LOCAL, Audience.SERVER: Channel.GLOBAL}
-    return [audience for audience in row.plan.audiences if sees[audience] in row.plan.channels]
+    return [audience for audience in arm.plan.audiences if sees[audience] in arm.plan.channels]
 
 
 def candidates_of(federation: Federation, client_id: int) -> Candidates:

@@ -109,7 +109,7 @@ def show(record: AuditRecord) -> None:
 
 def _show_audience(budget: BudgetAudit, one: AudienceAudit) -> None:
     """Print claim, lower bounds and attacks of one audience."""
-    console.print(f"\n{budget.row}, for {AUDIENCES[one.audience]}", style="bold", soft_wrap=True)
+    console.print(f"\n{budget.arm}, for {AUDIENCES[one.audience]}", style="bold", soft_wrap=True)
     console.print(f"claimed: {one.claimed['statement']}", soft_wrap=True)
     for result in one.mechanism:
         console.print(

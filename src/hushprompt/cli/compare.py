@@ -41,7 +41,7 @@ class Format(enum.StrEnum):
 def compare_runs(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders or sweep folders.")],
     by: Annotated[list[str] | None, typer.Option(help="A table for each value of this setting, such as data.")] = None,
-    against: Annotated[str | None, typer.Option(help="Row to test against: promptfl, or method=dp_fpl,rank=8.")] = None,
+    against: Annotated[str | None, typer.Option(help="Arm to test against: promptfl, or method=dp_fpl,rank=8.")] = None,
     columns: Annotated[str | None, typer.Option(help="Setting whose values stand side by side, as epsilon.")] = None,
     score: Annotated[
         list[str] | None, typer.Option(help=f"With --columns, --against: {', '.join(made.WORDS)}.")
@@ -56,10 +56,10 @@ def compare_runs(
     for name in score or ():
         checks.one_of(made.WORDS, score=name)
     chosen = format_ or Format(SUFFIXES.get(out.suffix if out else "", "terminal"))
-    rows, notes = results.read(runs)
+    arms, notes = results.read(runs)
     comparisons = [
         compare(title, groups, against=against, test=TESTS[test], notes=notes)
-        for title, groups in grouping.split(grouping.group(rows, ignore or ()), by or ())
+        for title, groups in grouping.split(grouping.group(arms, ignore or ()), by or ())
     ]
     if chosen is Format.CSV:
         text = csv_text(comparisons)

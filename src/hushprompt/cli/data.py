@@ -20,7 +20,7 @@ from hushprompt.data.listing import About
 from hushprompt.data.partitions.base import Partition
 from hushprompt.errors import DataError
 from hushprompt.features.cache import SHIPPED, CachedFeatures, cached
-from hushprompt.federation.setup import cut
+from hushprompt.federation.setup import make_partition
 from hushprompt.registry import DATASETS, PARTITIONS
 from hushprompt.reporting import partitions
 
@@ -70,7 +70,7 @@ def partition(
     """Print the clients x classes table of a config, and write it and a plot."""
     resolved = configs.load(configs.locate(config), set_ or [])
     dataset = resolved.data.load()
-    clients = cut(resolved, dataset)
+    clients = make_partition(resolved, dataset)
     counts = count(dataset, clients)
     name = PARTITIONS.name_of(resolved.partition)
     console.print(f"{dataset.name}, {name}, {len(clients.clients)} clients, seed {resolved.seed}")

@@ -257,8 +257,8 @@ def _show_client(config: ClientConfig) -> None:
 
 def _show_meaning(folder: Path) -> None:
     """Print what the epsilons of a run mean."""
-    for row in records_of.guarantees(folder):
-        for line in tables.statement_lines(row):
+    for arm in records_of.guarantees(folder):
+        for line in tables.statement_lines(arm):
             console.print(line, markup=False, soft_wrap=True)
 
 

@@ -28,7 +28,7 @@ from hushprompt.config import parse as configs
 from hushprompt.config.schema import RunConfig
 from hushprompt.errors import ConfigError, HushpromptError, ResumeError
 from hushprompt.federation.publish import privacy_record
-from hushprompt.federation.setup import Row, client_sizes, cut, plan_metrics, plan_rows
+from hushprompt.federation.setup import Arm, client_sizes, make_partition, plan_arms, plan_metrics
 from hushprompt.federation.simulate import run as simulate
 from hushprompt.privacy.config import Audience, Channel, PrivacyConfig
 from hushprompt.privacy.plan import make_plan
@@ -37,7 +37,7 @@ from hushprompt.process import tune
 from hushprompt.registry import BACKBONES, DATASETS, METHODS, PARTITIONS, SAMPLERS
 from hushprompt.reporting import tables
 from hushprompt.runs import records
-from hushprompt.runs.records import RoundRecord, RowSummary
+from hushprompt.runs.records import ArmSummary, RoundRecord
 
 app = typer.Typer(
     help="Private, personal, federated prompt learning of frozen vision-language models.",
@@ -95,7 +95,7 @@ def run(
         files.write_text(folder / "config.toml", resolved.to_toml())
     try:
         with Bars() as bars:
-            rows = simulate(resolved, folder, bars)
+            arms = simulate(resolved, folder, bars)
     except ConfigError:
         if resume is None:
             discard(folder)
@@ -104,7 +104,7 @@ def run(
         console.print(f"Stopped. Everything up to the last round is in {folder}; go on with:")
         console.print(f"  hushprompt run --resume {folder}", soft_wrap=True)
         raise typer.Exit(INTERRUPTED) from None
-    show_results(rows, folder)
+    show_results(arms, folder)
 
 
 @app.command(name="list")
@@ -177,14 +177,14 @@ def calibrate(
 @app.command()
 def privacy(folder: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run folder.")]) -> None:
     """Print who sees what of a run, at which epsilon."""
-    show_statement(records.read_json(folder / "privacy.json"))
+    show_statement(records.read_record(folder / "privacy.json"))
 
 
 @app.command()
 def show(folder: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run folder.")]) -> None:
     """Print the result table of a finished run again."""
-    summary = records.read_json(folder / "summary.json")
-    show_results([records.from_json(RowSummary, row) for row in summary["rows"]], folder)
+    summary = records.read_record(folder / "summary.json")
+    show_results([records.from_json(ArmSummary, arm) for arm in summary["arms"]], folder)
 
 
 def main() -> None:
@@ -219,7 +219,7 @@ class Setup:
 
 
 class Bars:
-    """Two progress bars: images encoded, and rounds of the row in training."""
+    """Two progress bars: images encoded, and rounds of the arm in training."""
 
     def __init__(self) -> None:
         """Make the bars; they are drawn inside a `with`."""
@@ -254,17 +254,17 @@ class Bars:
         setup = self._setups[what]
         self._progress.update(setup.task, completed=done, scores=setup.speed(done, total))
 
-    def on_row(self, row: Row, index: int, num_rows: int, num_rounds_done: int) -> None:
-        """A row begins."""
-        description = f"{index + 1}/{num_rows} {row.label}"
-        self._audience, self._scores = str(row.plan.config.audience), ""
-        total = row.num_rounds or 1
-        done = num_rounds_done if row.num_rounds else 1
+    def on_arm(self, arm: Arm, index: int, num_arms: int, num_rounds_done: int) -> None:
+        """An arm begins."""
+        description = f"{index + 1}/{num_arms} {arm.label}"
+        self._audience, self._scores = str(arm.plan.config.audience), ""
+        total = arm.num_rounds or 1
+        done = num_rounds_done if arm.num_rounds else 1
         self._task = self._progress.add_task(description, total=total, completed=done, scores="")
 
     def on_round(self, record: RoundRecord) -> None:
         """A round is done."""
-        assert self._task is not None, "on_row comes before on_round"
+        assert self._task is not None, "on_arm comes before on_round"
         if record.is_evaluated:
             self._scores = f"local {100 * record.local:.0f} neighbor {100 * record.neighbor:.0f} "
         epsilon = _epsilon(record.epsilon[self._audience])
@@ -292,19 +292,19 @@ def discard(folder: Path) -> None:
 
 def planned_privacy(config: RunConfig) -> dict[str, Any]:
     """Return the privacy record of a run that is not trained."""
-    partition = cut(config, config.data.load())
-    rows = plan_rows(config, client_sizes(partition))
-    record: dict[str, Any] = records.to_json(privacy_record(rows, metrics=plan_metrics(config, rows, partition)))
+    partition = make_partition(config, config.data.load())
+    arms = plan_arms(config, client_sizes(partition))
+    record: dict[str, Any] = records.to_json(privacy_record(arms, metrics=plan_metrics(config, arms, partition)))
     return record
 
 
-def show_results(rows: list[RowSummary], folder: Path) -> None:
+def show_results(arms: list[ArmSummary], folder: Path) -> None:
     """Print the table, what its epsilon means, and where everything lies."""
-    console.print(tables.result_table(rows))
-    if tables.has_new_classes(rows):
+    console.print(tables.result_table(arms))
+    if tables.has_new_classes(arms):
         console.print()
-        console.print(tables.base_to_new_table(rows))
-    for line in tables.captions(rows, records.read_json(folder / "privacy.json")):
+        console.print(tables.base_to_new_table(arms))
+    for line in tables.captions(arms, records.read_record(folder / "privacy.json")):
         console.print(line, soft_wrap=True)
     for path in ("summary.json", "privacy.json", "records.jsonl", "prompts/", "config.toml"):
         console.print(f"  {folder / path}", soft_wrap=True)
@@ -312,12 +312,12 @@ def show_results(rows: list[RowSummary], folder: Path) -> None:
 
 def show_statement(privacy_json: dict[str, Any]) -> None:
     """Print a privacy record in sentences."""
-    for row in privacy_json["rows"]:
-        for line in tables.statement_lines(row):
+    for arm in privacy_json["arms"]:
+        for line in tables.statement_lines(arm):
             console.print(line, soft_wrap=True)
-        for line in [*tables.cross_check_lines(row), *tables.account_lines(row)]:
+        for line in [*tables.cross_check_lines(arm), *tables.account_lines(arm)]:
             console.print(line, soft_wrap=True)
-    for key in ("other_client", "server", "not_private", "evaluation_images", "noise_source", "several_rows"):
+    for key in ("other_client", "server", "not_private", "evaluation_images", "noise_source", "several_arms"):
         if key in privacy_json:  # one is there only where accuracies are noisy
             console.print(f"{key.replace('_', ' ')}: {privacy_json[key]}", soft_wrap=True)
 

@@ -98,7 +98,7 @@ def build(cls: type[Any], values: Any, path: str) -> Any:
 
 
 def _reference(path: str, values: Any, own_method: Method) -> Reference:
-    """Build one reference row; without a method it takes the run's own."""
+    """Build one reference arm; without a method it takes the run's own."""
     if not isinstance(values, Mapping):
         raise ConfigError(f"{path} must be a table of settings, got {values!r}.")
     _refuse_unknown(path, values, {f.name for f in dataclasses.fields(Reference)})

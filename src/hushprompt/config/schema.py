@@ -112,9 +112,9 @@ class EvaluationConfig:
         return num_done % self.every == 0 or self.is_reported(num_done, num_rounds)
 
     def num_due(self, num_rounds: int) -> int:
-        """Return how often a row of `num_rounds` rounds is scored at most: one that is not trained, once.
+        """Return how often an arm of `num_rounds` rounds is scored at most: one that is not trained, once.
 
-        A row that is stopped early is scored where it stops, in the place of a later round.
+        An arm that is stopped early is scored where it stops, in the place of a later round.
         """
         return max(1, sum(self.is_due(num_done, num_rounds) for num_done in range(1, num_rounds + 1)))
 
@@ -159,12 +159,12 @@ class RuntimeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """One more row of the table: another method, or another budget, everything else the same."""
+    """One more arm of the table: another method, or another budget, everything else the same."""
 
     method: Method
-    """Method of the row; left out in TOML: the run's own."""
+    """Method of the arm; left out in TOML: the run's own."""
     epsilon: float | None = None
-    """Target epsilon of the row; left out in TOML: the run's own privacy section."""
+    """Target epsilon of the arm; left out in TOML: the run's own privacy section."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,7 +192,7 @@ class RunConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """What is scored."""
     references: tuple[Reference, ...] = ()
-    """Rows to compare with, trained before the method itself."""
+    """Arms to compare with, trained before the method itself."""
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     """Threads and folders."""
 

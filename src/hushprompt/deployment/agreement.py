@@ -16,7 +16,7 @@ from hushprompt.config import parse as configs
 from hushprompt.config.schema import RunConfig, RuntimeConfig
 from hushprompt.deployment.envelope import PROTOCOL
 from hushprompt.errors import ProtocolError
-from hushprompt.federation.setup import Row, plan_rows
+from hushprompt.federation.setup import Arm, plan_arms
 from hushprompt.models.placing import place, step_memory_mb
 from hushprompt.models.text_first import load_backbone
 from hushprompt.prompts.prompt_model import PromptModel
@@ -62,13 +62,13 @@ class Agreement(Offer):
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
 
     @functools.cached_property
-    def row(self) -> Row:
+    def arm(self) -> Arm:
         """Method, privacy plan and cohorts, which follow from the agreement alone.
 
         Raises:
             ConfigError: the config is impossible for so many clients, or outside the privacy theorem.
         """
-        return plan_rows(self.run_config, list(self.sizes))[-1]
+        return plan_arms(self.run_config, list(self.sizes))[-1]
 
 
 def make_offer(federation: str, run: str, config: RunConfig, class_names: tuple[str, ...], backbone: str) -> Offer:

@@ -118,7 +118,7 @@ class ClientNode:
         if pinned != agreement and store.has_charges:
             raise ProtocolError("Training began under another plan, or what was agreed on is lost: it cannot change.")
         running = self._open(agreement, store)
-        policy.check_plan(self.config.owner, running.row, running.client_id, self.store, store.folder)
+        policy.check_plan(self.config.owner, running.arm, running.client_id, self.store, store.folder)
         running.load_features()  # now, so that no turn waits for it
         if pinned != agreement:
             store.pin(agreement, Kept(personal=running.first_personal, norm=running.first_norm))

@@ -47,17 +47,17 @@ class ClientRun:
         """Build the plan; `config` is the agreement's with this client's own runtime."""
         self.client, self.store, self.agreement, self.config = client, store, agreement, config
         self.model, self.examples, self.client_id = model, examples, client_id
-        self.row = agreement.row
-        check_kind(model.backbone, self.row.method.feature_kind)
-        self.shared, self.first_personal = self.row.method.init(model, stream(config.seed, "init"))
-        norms = self.row.plan.first_norms(len(agreement.sizes))
+        self.arm = agreement.arm
+        check_kind(model.backbone, self.arm.method.feature_kind)
+        self.shared, self.first_personal = self.arm.method.init(model, stream(config.seed, "init"))
+        norms = self.arm.plan.first_norms(len(agreement.sizes))
         self.first_norm = None if norms is None else norms.of(client_id)["local"]
-        self.travels = wire.payload_kind_of(self.row, config.training.local_steps)
+        self.travels = wire.payload_kind_of(self.arm, config.training.local_steps)
 
     @functools.cached_property
     def taker(self) -> Client:
         """Who takes the turns; images are encoded now if they were not before."""
-        kind = self.row.method.feature_kind
+        kind = self.arm.method.feature_kind
         features, labels, index = self.examples.features(self.model, self.config, "train", kind)
         config = self.config
         return Client(self.client_id, config.seed, config.training, self.model, {kind: features}, labels, index)
@@ -67,25 +67,25 @@ class ClientRun:
         kept = self.store.load(self.first_personal)
         if request.digest == kept.request:
             return kept.answer
-        if Channel.GLOBAL not in self.row.plan.channels:
+        if Channel.GLOBAL not in self.arm.plan.channels:
             raise ProtocolError("This method shares nothing: a turn has nothing to bring.")
-        training, steps = self.config.training, self.row.plan.sampler.steps_per_round
-        place = (_whole(request, "round", self.row.num_rounds), _whole(request, "step", steps))
+        training, steps = self.config.training, self.arm.plan.sampler.steps_per_round
+        place = (_whole(request, "round", self.arm.num_rounds), _whole(request, "step", steps))
         if place <= (kept.round_index, kept.step):
             raise ProtocolError(
                 f"Round {place[0] + 1}, step {place[1] + 1} is over here, and what was asked then was something else. "
                 "A turn is taken once."
             )
-        if place[1] % training.local_steps or self.client_id not in self.row.cohorts[place[0]]:
+        if place[1] % training.local_steps or self.client_id not in self.arm.cohorts[place[0]]:
             raise ProtocolError(f"By the plan this client has no turn at round {place[0] + 1}, step {place[1] + 1}.")
         shared = wire.from_down(self.shared, request.tensors, self.travels)
         norms = self._norms(request, kept)
         if place[0] != kept.round_index:
-            if place[0] and self.config.evaluation.is_due(place[0], self.row.num_rounds):
+            if place[0] and self.config.evaluation.is_due(place[0], self.arm.num_rounds):
                 kept = self._scored(kept, shared, place[0])
             kept = self._begun(kept, place[0])
         batches = kept.batches[place[1] : place[1] + training.local_steps]
-        turn = self.taker.take(self.row, shared, norms, kept.personal, batches, place)
+        turn = self.taker.take(self.arm, shared, norms, kept.personal, batches, place)
         tensors, counts = wire.up(turn.message)
         answer = Envelope("turn", {**self._names(request), **({} if norms is None else counts)}, tensors)
         norm = kept.norm if turn.norm is None else turn.norm
@@ -95,22 +95,22 @@ class ClientRun:
 
     def alone(self, request: Envelope) -> Envelope:
         """Take all rounds up to one, where nothing is shared; a call after a crash goes on where it stopped."""
-        if Channel.GLOBAL in self.row.plan.channels:
+        if Channel.GLOBAL in self.arm.plan.channels:
             raise ProtocolError("This method shares a prompt: its clients train turn by turn.")
-        until = _whole(request, "until", self.row.num_rounds + 1)
+        until = _whole(request, "until", self.arm.num_rounds + 1)
         kept = self.store.load(self.first_personal)
         for round_index in range(kept.round_index + 1, until):
-            if self.client_id in self.row.cohorts[round_index]:
+            if self.client_id in self.arm.cohorts[round_index]:
                 kept = self._begun(kept, round_index)
                 norms = self._norms(request, kept)
                 for step, batch in enumerate(kept.batches):
-                    turn = self.taker.take(self.row, self.shared, norms, kept.personal, [batch], (round_index, step))
+                    turn = self.taker.take(self.arm, self.shared, norms, kept.personal, [batch], (round_index, step))
                     kept = dataclasses.replace(kept, personal=turn.personal)
                     if norms is not None and turn.norm is not None:
                         kept = dataclasses.replace(kept, norm=turn.norm)
                         norms = self._norms(request, kept)
             kept = dataclasses.replace(kept, round_index=round_index)
-            if self.config.evaluation.is_due(round_index + 1, self.row.num_rounds):
+            if self.config.evaluation.is_due(round_index + 1, self.arm.num_rounds):
                 kept = self._scored(kept, self.shared, round_index + 1)
             self.store.save(kept)
         return Envelope("alone", {**self._names(request), "until": until})
@@ -120,15 +120,15 @@ class ClientRun:
         kept = self.store.load(self.first_personal)
         if request.digest == kept.request:
             return kept.answer
-        num_done = _whole(request, "rounds", self.row.num_rounds + 1)
+        num_done = _whole(request, "rounds", self.arm.num_rounds + 1)
         shared = wire.from_down(self.shared, request.tensors, self.travels)
         kept = self._scored(kept, shared, num_done)
         ledger = LedgerFile(self.store.folder)
-        spent = ledger.spent(self.row)
+        spent = ledger.spent(self.arm)
         write_prompts(self.store.folder / "prompts", self.model, spent, shared, {self.client_id: kept.personal})
-        rows, accounts = ledger.outcome([self.row])
+        arms, accounts = ledger.outcome([self.arm])
         own = {label: [a for a in of if self.client_id in a.clients] for label, of in accounts.items()}
-        statement = {**privacy_record(rows, own), "not_private": STAYS_AT_HOME}
+        statement = {**privacy_record(arms, own), "not_private": STAYS_AT_HOME}
         records.write_json(self.store.folder / "privacy.json", statement)
         answer = Envelope("finish", self._names(request))
         self.store.save(dataclasses.replace(kept, request=request.digest, answer=answer))
@@ -146,9 +146,9 @@ class ClientRun:
             PrivacyError: the run's budget or the owner's forbids it; nothing is charged.
             ResumeError: the ledger was lost or cut.
         """
-        plan, owner = self.row.plan, self.client.owner
+        plan, owner = self.arm.plan, self.client.owner
         ledger = LedgerFile(self.store.folder)
-        charged = ledger.of(self.row.label)
+        charged = ledger.of(self.arm.label)
         num_charged = charged.rounds(self.client_id)
         if num_charged < kept.num_rounds:
             raise ResumeError(f"The ledger in {self.store.folder} lacks rounds: what was spent is not known.")
@@ -158,8 +158,8 @@ class ClientRun:
             if reason is not None:
                 raise PrivacyError(reason)
             policy.reserve(owner, plan, num_charged + 1, self.client_id, self.client.store, self.store.folder)
-            ledger.charge(self.row, round_index, charge.clients)
-        batches = tuple(self.taker.batches(self.row, round_index))
+            ledger.charge(self.arm, round_index, charge.clients)
+        batches = tuple(self.taker.batches(self.arm, round_index))
         return dataclasses.replace(kept, round_index=round_index, num_rounds=kept.num_rounds + 1, batches=batches)
 
     def _norms(self, request: Envelope, kept: Kept) -> dict[str, float] | None:
@@ -172,13 +172,13 @@ class ClientRun:
         if kept.norm is None:
             return None
         norms, owner = {"local": kept.norm, "global": 1.0}, self.client.owner
-        if Channel.GLOBAL in self.row.plan.channels:
+        if Channel.GLOBAL in self.arm.plan.channels:
             norm = request.meta.get("clip_norm")
             if type(norm) is not float or not norm > 0:
                 raise ProtocolError(f"A turn of this plan needs a clip norm > 0, got {norm!r}.")
             norms["global"] = norm
         most = {"local": owner.max_clip_norm_local, "global": owner.max_clip_norm_global}
-        for channel in self.row.plan.channels:
+        for channel in self.arm.plan.channels:
             if norms[channel] > most[channel]:
                 raise PrivacyError(f"The {channel} clip norm came to {norms[channel]:.4g}, above {most[channel]:g}.")
         return norms
@@ -189,15 +189,15 @@ class ClientRun:
             return kept
         features, labels = self._scored_images()
         with torch.no_grad():
-            logits = self.row.method.logits(self.model, shared, kept.personal, features).cpu()
-        rounds = LedgerFile(self.store.folder).of(self.row.label).rounds(self.client_id)
+            logits = self.arm.method.logits(self.model, shared, kept.personal, features).cpu()
+        rounds = LedgerFile(self.store.folder).of(self.arm.label).rounds(self.client_id)
         line = {
             "num_rounds": num_done,
             "split": self.config.evaluation.split,
             "num_images": len(labels),
             "accuracy": accuracy(logits, labels),
-            "epsilon": policy.epsilon(self.row.plan, rounds, self.client_id),
-            "delta": self.row.plan.config.delta,
+            "epsilon": policy.epsilon(self.arm.plan, rounds, self.client_id),
+            "delta": self.arm.plan.config.delta,
         }
         records.truncate_records(self.store.records_path, kept.records_size)
         size = files.append_line(self.store.records_path, json.dumps(records.to_json(line)))
@@ -205,7 +205,7 @@ class ClientRun:
 
     def _scored_images(self) -> tuple[Any, Any]:
         """Return features and labels of the own evaluation images."""
-        kind, split = self.row.method.feature_kind, self.config.evaluation.split
+        kind, split = self.arm.method.feature_kind, self.config.evaluation.split
         if split not in self.examples.index:
             raise ProtocolError(f"This client's data have no {split} images, which evaluation.split asks for.")
         features, labels, index = self.examples.features(self.model, self.config, split, kind)

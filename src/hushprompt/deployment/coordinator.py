@@ -71,17 +71,17 @@ class Coordinator:
     def run(self, observer: Observer) -> None:
         """Gather, train and finish."""
         agreement = self._gathered()
-        row = agreement.row
-        template, _ = row.method.init(self.model, stream(self.config.run.seed, "init"))
-        start = ServerState(template, row.plan.first_norms(len(agreement.sizes)))
+        arm = agreement.arm
+        template, _ = arm.method.init(self.model, stream(self.config.run.seed, "init"))
+        start = ServerState(template, arm.plan.first_norms(len(agreement.sizes)))
         state = load_state(self.folder, start)
         ledger = LedgerFile(self.folder)
-        ledger.check(row, state.round_index)
+        ledger.check(arm, state.round_index)
         records.truncate_records(self.folder / "records.jsonl", state.records_size)
-        observer.on_row(row, 0, 1, state.round_index)
-        shares = Channel.GLOBAL in row.plan.channels
-        while state.round_index < row.num_rounds:
-            until = state.round_index + 1 if shares else row.num_rounds
+        observer.on_arm(arm, 0, 1, state.round_index)
+        shares = Channel.GLOBAL in arm.plan.channels
+        while state.round_index < arm.num_rounds:
+            until = state.round_index + 1 if shares else arm.num_rounds
             until = self._charged(ledger, agreement, state.round_index, until)
             if until == state.round_index:
                 break
@@ -108,33 +108,33 @@ class Coordinator:
 
         A round is charged once: what is asked again after a crash gets the answer that was given before.
         """
-        row = agreement.row
-        done = {charge.round_index for charge in ledger.of(row.label).charges}
+        arm = agreement.arm
+        done = {charge.round_index for charge in ledger.of(arm.label).charges}
         for round_index in range(first, until):
-            if round_index not in done and ledger.charge(row, round_index, row.cohorts[round_index].tolist()):
+            if round_index not in done and ledger.charge(arm, round_index, arm.cohorts[round_index].tolist()):
                 return round_index
         return until
 
     def _round(self, agreement: Agreement, state: ServerState) -> ServerState:
         """Take one round, meeting by meeting, with a checkpoint after each; a step > 0 goes on inside a round."""
-        row, training = agreement.row, self.config.run.training
-        travels = wire.payload_kind_of(row, training.local_steps)
+        arm, training = agreement.arm, self.config.run.training
+        travels = wire.payload_kind_of(arm, training.local_steps)
         meeting = Server(self.config.run.seed, training, agreement.sizes)
-        cohort = row.cohorts[state.round_index].tolist()
+        cohort = arm.cohorts[state.round_index].tolist()
         if state.step == 0:
-            state = dataclasses.replace(state, shared=row.method.begin_round(state.shared))
-        while state.step < row.plan.sampler.steps_per_round:
+            state = dataclasses.replace(state, shared=arm.method.begin_round(state.shared))
+        while state.step < arm.plan.sampler.steps_per_round:
             place, start = (state.round_index, state.step), time.perf_counter()
             norm = {} if state.norms is None else {"clip_norm": state.norms.of(0)["global"]}
             meta = {**self._names(agreement), "round": place[0], "step": place[1], **norm}
             request = Envelope("turn", meta, wire.down(state.shared, travels))
             arrivals = self._ask(agreement, state, request, cohort, self.config.federation.round_deadline_s)
-            shared, norms = meeting.move(row, state.shared, state.norms, arrivals.messages, cohort, place)
+            shared, norms = meeting.move(arm, state.shared, state.norms, arrivals.messages, cohort, place)
             tally = state.tally.plus(arrivals, time.perf_counter() - start)
             state = dataclasses.replace(
                 state, shared=shared, norms=norms, step=place[1] + training.local_steps, tally=tally
             )
-            if state.step < row.plan.sampler.steps_per_round:
+            if state.step < arm.plan.sampler.steps_per_round:
                 save_state(self.folder, state)  # the round's end is saved with its record
         return dataclasses.replace(state, round_index=state.round_index + 1, step=0)
 
@@ -182,10 +182,10 @@ class Coordinator:
 
     def _record(self, ledger: LedgerFile, agreement: Agreement, state: ServerState) -> ServerRecord:
         """Say what a round was; losses and scores never travel."""
-        row, tally = agreement.row, state.tally
-        most_rounds = ledger.of(row.label).most_rounds
+        arm, tally = agreement.arm, state.tally
+        most_rounds = ledger.of(arm.label).most_rounds
         return ServerRecord(
-            row=row.label,
+            arm=arm.label,
             round_index=state.round_index,
             seconds=tally.seconds,
             loss=math.nan,
@@ -195,8 +195,8 @@ class Coordinator:
             worst_client=math.nan,
             bytes_up=tally.bytes_up,
             bytes_down=tally.bytes_down,
-            epsilon={str(who): row.plan.epsilon(who, most_rounds) for who in row.plan.audiences},
-            cohort_size=row.cohorts.cohort_size,
+            epsilon={str(who): arm.plan.epsilon(who, most_rounds) for who in arm.plan.audiences},
+            cohort_size=arm.cohorts.cohort_size,
             num_clients=len(tally.took_part),
             asked=tally.asked,
             took_part=tally.took_part,
@@ -207,12 +207,12 @@ class Coordinator:
 
     def _finish(self, ledger: LedgerFile, agreement: Agreement, state: ServerState) -> None:
         """Publish what is public, and tell the clients, who write what is theirs; one that misses it may ask later."""
-        row = agreement.row
-        write_prompts(self.folder / "prompts", self.model, ledger.spent(row), state.shared, {})
-        statement = {**privacy_record(*ledger.outcome([row])), "not_private": STAYS_AT_HOME}
+        arm = agreement.arm
+        write_prompts(self.folder / "prompts", self.model, ledger.spent(arm), state.shared, {})
+        statement = {**privacy_record(*ledger.outcome([arm])), "not_private": STAYS_AT_HOME}
         records.write_json(self.folder / "privacy.json", statement)
         meta = {**self._names(agreement), "rounds": state.round_index}
-        travels = wire.payload_kind_of(row, self.config.run.training.local_steps)
+        travels = wire.payload_kind_of(arm, self.config.run.training.local_steps)
         request = Envelope("finish", meta, wire.down(state.shared, travels))
         asked = {member.node: name for name, member in self.gathering.members.items()}
         arrivals = Responses(agreement, state.shared, None, request, asked, self.config.run.training.local_steps)

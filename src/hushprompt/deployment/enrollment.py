@@ -103,7 +103,7 @@ class Enrollment:
                 )
             sizes = tuple(self.members[name].size for name in names)
             agreement = Agreement(**self.offer.to_json(), clients=names, sizes=sizes)
-            assert agreement.row.plan.client_sizes == sizes  # raises here if there is no such plan
+            assert agreement.arm.plan.client_sizes == sizes  # raises here if there is no such plan
             proposal = Envelope("plan", {**version(), "agreement": agreement.to_json()})
             asked = {self.members[name].node: name for name in names}
             accepted = set()

@@ -17,7 +17,7 @@ from hushprompt.deployment.config import ClientConfig
 from hushprompt.errors import ProtocolError
 from hushprompt.features.cache import image_features
 from hushprompt.features.store import StoredFeatures
-from hushprompt.federation.setup import cut
+from hushprompt.federation.setup import make_partition
 from hushprompt.models.base import FeatureKind
 from hushprompt.prompts.prompt_model import PromptModel
 
@@ -53,7 +53,7 @@ def open_examples(client: ClientConfig, offer: Offer) -> Examples:
     """
     if client.share is not None:
         dataset = offer.run_config.data.load()
-        clients = cut(offer.run_config, dataset).clients
+        clients = make_partition(offer.run_config, dataset).clients
         if client.share.client >= len(clients):
             raise ProtocolError(
                 f"share.client must be below {len(clients)}, the run's clients, got {client.share.client}."

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hushprompt.deployment.config import OwnerConfig
 from hushprompt.errors import PrivacyError
-from hushprompt.federation.setup import Row
+from hushprompt.federation.setup import Arm
 from hushprompt.privacy.config import Channel
 from hushprompt.privacy.plan import PrivacyPlan
 from hushprompt.runs import records
@@ -16,13 +16,13 @@ SPENT = "spent.json"
 """In every run's folder: epsilon and delta that its charges come to, written before a charge is."""
 
 
-def check_plan(owner: OwnerConfig, row: Row, client_id: int, store: Path, folder: Path) -> None:
+def check_plan(owner: OwnerConfig, arm: Arm, client_id: int, store: Path, folder: Path) -> None:
     """Refuse a plan that the owner does not allow, before any training.
 
     Raises:
         PrivacyError: with all that is wrong.
     """
-    plan, wrong = row.plan, []
+    plan, wrong = arm.plan, []
     least = {Channel.LOCAL: owner.min_noise_multiplier_local, Channel.GLOBAL: owner.min_noise_multiplier_global}
     most = {Channel.LOCAL: owner.max_clip_norm_local, Channel.GLOBAL: owner.max_clip_norm_global}
     for channel in sorted(plan.channels):
@@ -36,7 +36,7 @@ def check_plan(owner: OwnerConfig, row: Row, client_id: int, store: Path, folder
         wrong.append("clipped sums would reach the server without noise")
     if owner.require_noise_source == "secure" and plan.channels and plan.config.noise_source != "secure":
         wrong.append("noise would come from a seed that the server knows")
-    rounds = int(row.cohorts.rounds_of_clients()[client_id]) if row.num_rounds else 0
+    rounds = int(arm.cohorts.rounds_of_clients()[client_id]) if arm.num_rounds else 0
     reason = _over(owner, epsilon(plan, rounds, client_id), plan.config.delta if rounds else 0.0, store, folder)
     if reason is not None:
         wrong.append(f"the whole run would bring {reason}")

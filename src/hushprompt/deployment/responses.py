@@ -28,7 +28,7 @@ class Responses:
     ) -> None:
         """Expect answers of clients `asked`, names by node."""
         self.agreement, self.shared, self.norms, self.request, self.asked = agreement, shared, norms, request, asked
-        self.travels = wire.payload_kind_of(agreement.row, local_steps)
+        self.travels = wire.payload_kind_of(agreement.arm, local_steps)
         self.refused: list[tuple[str, str, str]] = []
         """Client, node and reason of what was left out."""
         self.failures: dict[str, str] = {}
@@ -91,5 +91,5 @@ class Responses:
             wire.check_like(answer.tensors, {}, "An answer")
             return None
         size = self.agreement.sizes[client_id]
-        row = self.agreement.row
-        return wire.from_up(row, self.shared, self.norms, size, self.travels, answer.tensors, answer.meta)
+        arm = self.agreement.arm
+        return wire.from_up(arm, self.shared, self.norms, size, self.travels, answer.tensors, answer.meta)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hushprompt.errors import ProtocolError
 from hushprompt.federation.payload import PayloadKind, payload_kind
-from hushprompt.federation.setup import Row
+from hushprompt.federation.setup import Arm
 from hushprompt.federation.state import flatten, restore
 from hushprompt.methods.base import Shared
 from hushprompt.privacy.adaptive import ClipNorms
@@ -27,9 +27,9 @@ HEADER_BYTES = 2**16
 """More than all that stands around the tensors of an answer."""
 
 
-def payload_kind_of(row: Row, local_steps: int) -> PayloadKind:
-    """Return what the clients of a row send."""
-    return payload_kind(local_steps, row.plan.config.noise_at)
+def payload_kind_of(arm: Arm, local_steps: int) -> PayloadKind:
+    """Return what the clients of an arm send."""
+    return payload_kind(local_steps, arm.plan.config.noise_at)
 
 
 def down(shared: Shared, travels: PayloadKind) -> dict[str, Tensor]:
@@ -62,20 +62,20 @@ def up(message: Any) -> tuple[dict[str, Tensor], dict[str, float]]:
     return ({"gradient": message} if isinstance(message, Tensor) else flatten(message)), {}
 
 
-def expected_up(row: Row, shared: Shared, travels: PayloadKind) -> dict[str, Tensor]:
+def expected_up(arm: Arm, shared: Shared, travels: PayloadKind) -> dict[str, Tensor]:
     """Return tensors of the names, shapes and types that a client's message must have."""
     if travels is PayloadKind.COPIES:
         return flatten(shared)
     (like,) = down(shared, travels).values()
-    if row.plan.batch_clipping is not None:
+    if arm.plan.batch_clipping is not None:
         like = like.flatten()  # blocks of a clipped batch are one vector
     if travels is PayloadKind.GRADIENTS:
         return {"gradient": like}
-    return {"sum": like.double() if row.plan.config.noise_source == "secure" else like}
+    return {"sum": like.double() if arm.plan.config.noise_source == "secure" else like}
 
 
 def from_up(
-    row: Row,
+    arm: Arm,
     shared: Shared,
     norms: ClipNorms | None,
     size: int,
@@ -88,7 +88,7 @@ def from_up(
     Raises:
         ProtocolError: it is not what the method's clients send.
     """
-    check_like(tensors, expected_up(row, shared, travels), "An update")
+    check_like(tensors, expected_up(arm, shared, travels), "An update")
     if travels is PayloadKind.COPIES:
         return restore(shared, tensors)
     (value,) = tensors.values()
@@ -101,7 +101,7 @@ def from_up(
         if type(count) is not float or not abs(count) <= size / 2:
             raise ProtocolError(f"An update counts {count} contributions of at most {size}, each by a half.")
     clip_norm = None if norms is None else norms.of(0)["global"]
-    return ClippedSum(value, row.plan.sensitivity(Channel.GLOBAL) if clip_norm is None else clip_norm, count)
+    return ClippedSum(value, arm.plan.sensitivity(Channel.GLOBAL) if clip_norm is None else clip_norm, count)
 
 
 def check_like(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str) -> None:

@@ -1,7 +1,7 @@
 """All state of a run on disk, so that one rename makes a checkpoint and a round writes no more than it changed.
 
     checkpoint/state.safetensors            what is shared, and progress as JSON metadata: its rename is the commit
-    checkpoint/personal-2-00017.safetensors  personal states that round 17 of row 2 changed
+    checkpoint/personal-2-00017.safetensors  personal states that round 17 of arm 2 changed
 
 Personal states lie in segments, a log: the newest segment that has a client has its state, and a client in none is as
 it was before training. `state.safetensors` names the segments that count, so one that a kill left behind is ignored.
@@ -24,6 +24,7 @@ from torch import Tensor
 from hushprompt import files
 from hushprompt.errors import ResumeError
 from hushprompt.federation.state import State, flatten, restore
+from hushprompt.runs.records import renamed
 
 FILE = "checkpoint/state.safetensors"
 SEGMENT = "personal-*.safetensors"
@@ -37,18 +38,18 @@ class Progress:
 
     config_identity: str
     """Identity of the config that the state belongs to."""
-    row_index: int
-    """Row in training; rows before it are finished."""
+    arm_index: int
+    """Arm in training; arms before it are finished."""
     num_rounds_done: int
-    """Rounds done in that row."""
-    row_seconds: float
-    """Wall seconds spent on that row so far."""
+    """Rounds done in that arm."""
+    arm_seconds: float
+    """Wall seconds spent on that arm so far."""
     records_size: int
     """Bytes of `records.jsonl` that belong to this state."""
-    finished_rows: list[dict[str, Any]]
-    """JSON form of the finished rows' summaries."""
+    finished_arms: list[dict[str, Any]]
+    """JSON form of the finished arms' summaries."""
     last_scores: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    """Plain form of that row's scores that enter the reported ones, so far."""
+    """Plain form of that arm's scores that enter the reported ones, so far."""
     segments: list[str] = dataclasses.field(default_factory=list)
     """Names of the files with personal states, oldest first."""
 
@@ -62,8 +63,8 @@ class Checkpoints:
         self._segments = list(progress.segments)
         self._named = set(progress.segments)
         """Segments that the checkpoint on disk counts."""
-        self._row_index = int(self._segments[0].split("-")[1]) if self._segments else progress.row_index
-        """Row whose personal states the segments hold."""
+        self._arm_index = int(self._segments[0].split("-")[1]) if self._segments else progress.arm_index
+        """Arm whose personal states the segments hold."""
         self._num_stored = 0
         """States in the segments, superseded ones included."""
         self._clients: set[int] = set()
@@ -77,11 +78,11 @@ class Checkpoints:
 
         Args:
             state: after the round.
-            progress: row and rounds done; nothing else of it matters here.
+            progress: arm and rounds done; nothing else of it matters here.
             changed: clients whose personal state may differ from the last save.
         """
-        if progress.num_rounds_done and progress.row_index != self._row_index:  # the log of a finished row ends here
-            self._row_index, self._segments, self._num_stored, self._clients = progress.row_index, [], 0, set()
+        if progress.num_rounds_done and progress.arm_index != self._arm_index:  # the log of a finished arm ends here
+            self._arm_index, self._segments, self._num_stored, self._clients = progress.arm_index, [], 0, set()
         if any(flatten(state.personal[client_id]) for client_id in changed):
             self._append(state, progress, set(changed))
 
@@ -89,7 +90,7 @@ class Checkpoints:
         """Write state and progress; whoever reads later finds the old checkpoint or the new one.
 
         Args:
-            state: after a round, or of a row that is finished.
+            state: after a round, or of an arm that is finished.
             progress: what is known of it; its `segments` are filled in here.
             changed: clients whose personal state may differ from the last save, those that were staged aside.
 
@@ -114,7 +115,7 @@ class Checkpoints:
         tensors: dict[str, Tensor] = {}
         for client_id in sorted(written):
             tensors.update(flatten(state.personal[client_id], f"{client_id}."))
-        name = f"personal-{progress.row_index}-{progress.num_rounds_done:05d}.safetensors"
+        name = f"personal-{progress.arm_index}-{progress.num_rounds_done:05d}.safetensors"
         files.write_tensors(self._folder / name, tensors, "personal states")
         self._segments = [*self._segments, name]
         self._num_stored += len(written)
@@ -137,7 +138,7 @@ def load_progress(folder: Path) -> Progress | None:
         return None
     try:
         with safe_open(path, framework="pt") as file:
-            return Progress(**json.loads(file.metadata()["hushprompt"]))
+            return Progress(**renamed(json.loads(file.metadata()["hushprompt"])))
     except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
         raise ResumeError(f"The checkpoint {path} is damaged ({error}). Start a new run.") from error
 

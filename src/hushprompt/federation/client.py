@@ -19,7 +19,7 @@ from hushprompt.config.schema import TrainingConfig
 from hushprompt.features.store import StoredFeatures
 from hushprompt.federation import payload
 from hushprompt.federation.payload import PayloadKind
-from hushprompt.federation.setup import Row
+from hushprompt.federation.setup import Arm
 from hushprompt.methods.base import Batch, NoState, Personal, Shared, StepInfo, Upload
 from hushprompt.models.base import FeatureKind
 from hushprompt.privacy.config import Channel
@@ -55,14 +55,14 @@ class Client:
     index: Int[Tensor, " n"]
     """Rows of this client's training examples."""
 
-    def batches(self, row: Row, round_index: int) -> list[np.ndarray]:
+    def batches(self, arm: Arm, round_index: int) -> list[np.ndarray]:
         """Draw the client's batches of a round: one array of places in `index` for each step."""
-        rng = stream(self.seed, "batch", row.label, round_index, self.client_id)
-        return row.plan.sampler.batches(len(self.index), row.plan.private_stream(rng))
+        rng = stream(self.seed, "batch", arm.label, round_index, self.client_id)
+        return arm.plan.sampler.batches(len(self.index), arm.plan.private_stream(rng))
 
     def take(
         self,
-        row: Row,
+        arm: Arm,
         shared: Shared,
         norms: Mapping[str, float] | None,
         personal: Personal,
@@ -72,35 +72,35 @@ class Client:
         """Take steps until the client meets the server, on its own copy of what is shared.
 
         Args:
-            row: method and privacy plan.
+            arm: method and privacy plan.
             shared: what the server holds.
             norms: the client's clip norms by channel name, where they are adaptive.
             personal: what the client holds.
             batches: of these steps.
             place: round and step of the first of them, from 0.
         """
-        travels = payload.payload_kind(self.training.local_steps, row.plan.config.noise_at)
+        travels = payload.payload_kind(self.training.local_steps, arm.plan.config.noise_at)
         round_index, first = place
         message: Any = None
         norm: float | None = None
         losses = []
         for step, batch_index in enumerate(batches, start=first):
-            here = (row.label, round_index, step)
-            mechanism = self._mechanism(row, norms, Channel.LOCAL, here)
-            upload, personal, info = self._step(row, shared, personal, batch_index, here, mechanism)
+            here = (arm.label, round_index, step)
+            mechanism = self._mechanism(arm, norms, Channel.LOCAL, here)
+            upload, personal, info = self._step(arm, shared, personal, batch_index, here, mechanism)
             norm = mechanism.next_norms.get(Channel.LOCAL, norm)
             losses.append(info.loss)
             if travels is PayloadKind.SUMS:
                 message = payload.pack(upload)
                 continue
-            message = payload.pack_private(upload, self._mechanism(row, norms, Channel.GLOBAL, here))
+            message = payload.pack_private(upload, self._mechanism(arm, norms, Channel.GLOBAL, here))
             if travels is PayloadKind.COPIES and message is not None:
-                message = shared = row.method.server_step(shared, message)
+                message = shared = arm.method.server_step(shared, message)
         return ClientUpdate(message, personal, tuple(losses), norm)
 
     def _step(
         self,
-        row: Row,
+        arm: Arm,
         shared: Shared,
         personal: Personal,
         batch_index: np.ndarray,
@@ -113,26 +113,26 @@ class Client:
         # is in the batch: given the draws, one example gives one clipped gradient and changes no other example's view,
         # so sensitivity and epsilon are those of one view.
         views = stream(self.seed, "view", *place, self.client_id)
-        features = self.features[row.method.feature_kind]
+        features = self.features[arm.method.feature_kind]
         rows = features.rows(chosen.numpy(), views.integers(features.num_views, size=len(self.index))[batch_index])
-        alike = self.num_alike(row, personal)
+        alike = self.num_alike(arm, personal)
         batch = Batch(rows.to(self.model.device), self.labels[chosen].to(self.model.device), alike)
         rng = stream(self.seed, "method", *place, self.client_id)
-        return row.method.client_step(self.model, shared, personal, batch, mechanism, rng)
+        return arm.method.client_step(self.model, shared, personal, batch, mechanism, rng)
 
-    def num_alike(self, row: Row, personal: Personal) -> float:
+    def num_alike(self, arm: Arm, personal: Personal) -> float:
         """Return the expected number of examples of a step that see one prompt; as public as the sizes of the clients.
 
         A client on a machine of its own gives the same number, and so the same gradients, though it is alone.
         """
         if not isinstance(personal, NoState) or self.training.local_steps > 1:
             return 0.0
-        return row.cohorts.cohort_size * row.plan.sampler.expected_batch_size(len(self.index))
+        return arm.cohorts.cohort_size * arm.plan.sampler.expected_batch_size(len(self.index))
 
     def _mechanism(
-        self, row: Row, norms: Mapping[str, float] | None, channel: Channel, place: tuple[str, int, int]
+        self, arm: Arm, norms: Mapping[str, float] | None, channel: Channel, place: tuple[str, int, int]
     ) -> Mechanism:
         """Return the client its tool for one release, with a noise stream of its own."""
         noise = stream(self.seed, "noise", str(channel), *place, self.client_id)
-        count = row.plan.sampler.expected_batch_size(len(self.index))
-        return row.plan.mechanism(allowed=channel, expected_count=count, rng=noise, clip_norms=norms)
+        count = arm.plan.sampler.expected_batch_size(len(self.index))
+        return arm.plan.mechanism(allowed=channel, expected_count=count, rng=noise, clip_norms=norms)

@@ -18,7 +18,7 @@ from hushprompt.config.schema import RunConfig
 from hushprompt.data.base import Dataset
 from hushprompt.data.partitions.base import Partition
 from hushprompt.evaluation.confusion import Confusion
-from hushprompt.federation.setup import Row
+from hushprompt.federation.setup import Arm
 from hushprompt.methods.base import Personal, Published, Shared
 from hushprompt.privacy.adaptive import count_std
 from hushprompt.privacy.config import Audience, Channel
@@ -44,7 +44,7 @@ LOSSES_NOT_PRIVATE = (
     "simulation."
 )
 EVALUATION_IMAGES = (
-    "{statement} It covers all accuracies of all rows of this run, which come from noisy counts: at each evaluation, "
+    "{statement} It covers all accuracies of all arms of this run, which come from noisy counts: at each evaluation, "
     "noise of standard deviation {local:.4g} images on each client's local count and {neighbor:.4g} on its neighbor "
     "count. "
     "Whoever evaluates is trusted: it sees the counts before noise. The budget, limit and ledger of training, and the "
@@ -65,78 +65,78 @@ NOISE_SOURCE = {
 COUNTS_NOT_PRIVATE = (
     "Not private, simulation only: counts of a client's examples by class are not covered by any guarantee."
 )
-ROWS = "Each row is accounted for on its own; publishing several rows of one run adds up their privacy losses."
+ARMS = "Each arm is accounted for on its own; publishing several arms of one run adds up their privacy losses."
 
 
-def write_prompts(folder: Path, model: PromptModel, row: Row, shared: Shared, personal: Mapping[int, Personal]) -> None:
+def write_prompts(folder: Path, model: PromptModel, arm: Arm, shared: Shared, personal: Mapping[int, Personal]) -> None:
     """Write `global.safetensors` and one `client-003.safetensors` for each client, as far as the method has them."""
-    guarantees = row.plan.guarantees()
+    guarantees = arm.plan.guarantees()
     common = {
         "format": "hushprompt prompt 1",
-        "method": row.method_name,
+        "method": arm.method_name,
         "backbone_fingerprint": model.backbone.fingerprint,
         "class_names": model.class_names,
-        "rank": getattr(row.method, "rank", None),
+        "rank": getattr(arm.method, "rank", None),
     }
 
     def write(name: str, published: Published, audience: Audience, **more: int) -> None:
         metadata = {**common, "prompt": published.prompt, **more, "privacy": guarantees[audience].statement()}
         files.write_tensors(folder / f"{name}.safetensors", published.tensors, json.dumps(metadata))
 
-    public = row.method.public_file(model, shared)
+    public = arm.method.public_file(model, shared)
     if public is not None:
         write("global", public, Audience.PUBLIC)
-    if Channel.LOCAL not in row.plan.channels:
+    if Channel.LOCAL not in arm.plan.channels:
         return
     for client_id, state in personal.items():
-        mine = row.method.personal_file(model, shared, state)
+        mine = arm.method.personal_file(model, shared, state)
         assert mine is not None, "a method with a local channel has something of its own for each client"
         write(f"client-{client_id:03d}", mine, Audience.PERSONAL, client_id=client_id)
 
 
 def privacy_record(
-    rows: list[Row],
+    arms: list[Arm],
     accounts: Mapping[str, list[Account]] | None = None,
     metrics: MetricsPlan | None = None,
     num_released: int | None = None,
 ) -> dict[str, Any]:
-    """Return `privacy.json`: per row the mechanisms, their composed event, and the guarantee of every audience.
+    """Return `privacy.json`: per arm the mechanisms, their composed event, and the guarantee of every audience.
 
     Args:
-        rows: with plans that say what was spent, or, for a run that is not trained, what is planned.
-        accounts: by row, each distinct guarantee and its clients, from the ledger; None before training.
+        arms: with plans that say what was spent, or, for a run that is not trained, what is planned.
+        accounts: by arm, each distinct guarantee and its clients, from the ledger; None before training.
         metrics: how evaluation counts get noise; None: accuracies are exact.
         num_released: evaluations that were released; None: all that are planned.
     """
     return {
-        "rows": [
+        "arms": [
             {
-                "row": row.label,
-                "method": row.method_name,
-                "channels": sorted(row.plan.channels),
-                "clip_norms": {str(c): value for c, value in row.plan.clip_norms.items()},
-                "clipped": "examples" if row.plan.batch_clipping is None else "batches",
-                "sensitivities": {str(c): row.plan.sensitivity(c) for c in row.plan.clip_norms},
-                "noise_multipliers": {str(c): value for c, value in row.plan.noise_multipliers.items()},
-                "adaptive_clipping": _adaptive_clipping(row),
-                "sampling": row.plan.sampler.description,
-                "num_rounds": row.num_rounds,
-                "limit": row.plan.limit,
-                "clients": [dataclasses.asdict(account) for account in (accounts or {}).get(row.label, [])],
-                "participation": participation(row),
+                "arm": arm.label,
+                "method": arm.method_name,
+                "channels": sorted(arm.plan.channels),
+                "clip_norms": {str(c): value for c, value in arm.plan.clip_norms.items()},
+                "clipped": "examples" if arm.plan.batch_clipping is None else "batches",
+                "sensitivities": {str(c): arm.plan.sensitivity(c) for c in arm.plan.clip_norms},
+                "noise_multipliers": {str(c): value for c, value in arm.plan.noise_multipliers.items()},
+                "adaptive_clipping": _adaptive_clipping(arm),
+                "sampling": arm.plan.sampler.description,
+                "num_rounds": arm.num_rounds,
+                "limit": arm.plan.limit,
+                "clients": [dataclasses.asdict(account) for account in (accounts or {}).get(arm.label, [])],
+                "participation": participation(arm),
                 "audiences": {
                     str(audience): {**guarantee.to_json(), "statement": guarantee.statement()}
-                    for audience, guarantee in row.plan.guarantees().items()
+                    for audience, guarantee in arm.plan.guarantees().items()
                 },
             }
-            for row in rows
+            for arm in arms
         ],
         "other_client": "Sees what the public sees, and has the same guarantee as the public.",
-        "server": UNTRUSTED_SERVER if rows[-1].plan.config.noise_at == "client" else TRUSTED_SERVER,
+        "server": UNTRUSTED_SERVER if arms[-1].plan.config.noise_at == "client" else TRUSTED_SERVER,
         "not_private": NOT_PRIVATE if metrics is None else LOSSES_NOT_PRIVATE,
         **({} if metrics is None else _evaluation_images(metrics, num_released)),
-        "noise_source": NOISE_SOURCE[rows[-1].plan.config.noise_source],
-        "several_rows": ROWS,
+        "noise_source": NOISE_SOURCE[arms[-1].plan.config.noise_source],
+        "several_arms": ARMS,
     }
 
 
@@ -160,27 +160,27 @@ def _evaluation_images(metrics: MetricsPlan, num_released: int | None) -> dict[s
     }
 
 
-def _adaptive_clipping(row: Row) -> dict[str, Any] | None:
+def _adaptive_clipping(arm: Arm) -> dict[str, Any] | None:
     """Say how clip norms follow the data, and how each release's noise is shared between sum and count."""
-    config = row.plan.config
+    config = arm.plan.config
     if config.adaptive_quantile is None:
         return None
     return {
         "quantile": config.adaptive_quantile,
         "rate": config.adaptive_rate,
-        "sum_noise_multipliers": {str(c): row.plan.sum_multiplier(c) for c in sorted(row.plan.channels)},
+        "sum_noise_multipliers": {str(c): arm.plan.sum_multiplier(c) for c in sorted(arm.plan.channels)},
         "count_noise_std": {
-            str(c): count_std(z, config.adaptive_share) for c, z in sorted(row.plan.noise_multipliers.items())
+            str(c): count_std(z, config.adaptive_share) for c, z in sorted(arm.plan.noise_multipliers.items())
         },
         "note": "clip_norms are those of the first step; noise_multipliers are those of sum and count together.",
     }
 
 
-def participation(row: Row) -> dict[str, Any]:
+def participation(arm: Arm) -> dict[str, Any]:
     """Say who takes part how often: clients counted by their number of rounds, each with its own epsilon."""
-    cohorts = row.cohorts
+    cohorts = arm.cohorts
     rounds, num_clients = np.unique(cohorts.rounds_of_clients(), return_counts=True)
-    own = [{str(who): row.plan.epsilon(who, count) for who in row.plan.audiences} for count in rounds.tolist()]
+    own = [{str(who): arm.plan.epsilon(who, count) for who in arm.plan.audiences} for count in rounds.tolist()]
     statement = ""
     if cohorts.is_partial and len(cohorts):
         statement = (
@@ -214,10 +214,10 @@ def partition_record(dataset: Dataset, partition: Partition) -> dict[str, Any]:
     }
 
 
-def confusion_record(row: Row, counts: Confusion) -> dict[str, Any]:
-    """Return a file of `confusion/`: predictions of one row after its last round, by true and predicted class."""
+def confusion_record(arm: Arm, counts: Confusion) -> dict[str, Any]:
+    """Return a file of `confusion/`: predictions of one arm after its last round, by true and predicted class."""
     return {
-        "row": row.label,
+        "arm": arm.label,
         "local": records.sparse_rows(counts.local),
         "neighbor": records.sparse_rows(counts.neighbor),
     }

@@ -21,7 +21,7 @@ from hushprompt.federation import payload
 from hushprompt.federation.client import Client, ClientUpdate
 from hushprompt.federation.schedule import survivors
 from hushprompt.federation.server import Server
-from hushprompt.federation.setup import Federation, Row, client_sizes
+from hushprompt.federation.setup import Arm, Federation, client_sizes
 from hushprompt.federation.stacking import Stacking
 from hushprompt.federation.state import State
 from hushprompt.methods.base import Personal, Shared
@@ -43,7 +43,7 @@ class RoundInfo:
 
 
 class RoundRunner:
-    """Takes the rounds of any row over one federation."""
+    """Takes the rounds of any arm over one federation."""
 
     def __init__(
         self, config: RunConfig, federation: Federation, pool: ThreadPoolExecutor, stacking: Stacking | None = None
@@ -66,18 +66,18 @@ class RoundRunner:
             for client in federation.partition.clients
         ]
 
-    def round(self, row: Row, state: State, round_index: int) -> tuple[State, RoundInfo]:
+    def round(self, arm: Arm, state: State, round_index: int) -> tuple[State, RoundInfo]:
         """Take the steps of one round."""
-        cohort = row.cohorts[round_index]
+        cohort = arm.cohorts[round_index]
         present = survivors(cohort, self.training.dropout_rate, stream(self.seed, "dropout", round_index)).tolist()
-        batches = [self.clients[client_id].batches(row, round_index) for client_id in present]
-        shared = row.method.begin_round(state.shared)
+        batches = [self.clients[client_id].batches(arm, round_index) for client_id in present]
+        shared = arm.method.begin_round(state.shared)
         personal = [state.personal[client_id] for client_id in present]
         norms = state.norms
         losses, up, down = [], 0, 0
-        for first in range(0, row.plan.sampler.steps_per_round, self.training.local_steps):
+        for first in range(0, arm.plan.sampler.steps_per_round, self.training.local_steps):
             chosen = [batch[first : first + self.training.local_steps] for batch in batches]
-            turns = self._turns(row, shared, norms, personal, present, chosen, (round_index, first))
+            turns = self._turns(arm, shared, norms, personal, present, chosen, (round_index, first))
             messages = {
                 client_id: turn.message
                 for client_id, turn in zip(present, turns, strict=True)
@@ -85,7 +85,7 @@ class RoundRunner:
             }
             if messages:
                 place = (round_index, first)
-                shared, norms = self.meeting.move(row, shared, norms, messages, cohort.tolist(), place)
+                shared, norms = self.meeting.move(arm, shared, norms, messages, cohort.tolist(), place)
             if norms is not None:
                 norms = norms.with_local(dict(zip(present, (turn.norm for turn in turns), strict=True)))
             personal = [turn.personal for turn in turns]
@@ -100,7 +100,7 @@ class RoundRunner:
 
     def _turns(
         self,
-        row: Row,
+        arm: Arm,
         shared: Shared,
         norms: ClipNorms | None,
         personal: Sequence[Personal],
@@ -113,18 +113,18 @@ class RoundRunner:
         def take(at: int, batches: Sequence[np.ndarray], model: PromptModel) -> ClientUpdate:
             client = dataclasses.replace(self.clients[present[at]], model=model)
             own = None if norms is None else norms.of(client.client_id)
-            return client.take(row, shared, own, personal[at], batches, place)
+            return client.take(arm, shared, own, personal[at], batches, place)
 
         if not present:
             return []
         stacks = self.stacking.cut(
-            row.label,
+            arm.label,
             [sum(map(len, batches)) for batches in chosen],
             functools.partial(take, 0, [np.zeros(1, dtype=np.int64)]),
-            are_alike=self.clients[present[0]].num_alike(row, personal[0]) > 0,
+            are_alike=self.clients[present[0]].num_alike(arm, personal[0]) > 0,
         )
         works = [[functools.partial(take, at, chosen[at]) for at in stack] for stack in stacks]
-        running = [self.pool.submit(self.stacking.run, row.label, each) for each in works]
+        running = [self.pool.submit(self.stacking.run, arm.label, each) for each in works]
         turns: dict[int, ClientUpdate] = {}
         for stack, done in zip(stacks, running, strict=True):
             turns.update(zip(stack, done.result(), strict=True))

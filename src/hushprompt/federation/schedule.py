@@ -19,7 +19,7 @@ from hushprompt.errors import ConfigError
 
 @dataclass(frozen=True)
 class Cohorts:
-    """The public schedule of one row."""
+    """The public schedule of one arm."""
 
     members: Int[np.ndarray, "rounds m"]
     """Clients of each round, sorted."""

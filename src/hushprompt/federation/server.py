@@ -9,7 +9,7 @@ from typing import Any
 from hushprompt.config.schema import TrainingConfig
 from hushprompt.federation import payload
 from hushprompt.federation.payload import PayloadKind
-from hushprompt.federation.setup import Row
+from hushprompt.federation.setup import Arm
 from hushprompt.methods.base import Shared
 from hushprompt.privacy.adaptive import ClipNorms
 from hushprompt.privacy.config import Channel
@@ -26,7 +26,7 @@ class Server:
 
     def move(
         self,
-        row: Row,
+        arm: Arm,
         shared: Shared,
         norms: ClipNorms | None,
         messages: Mapping[int, Any],
@@ -36,31 +36,31 @@ class Server:
         """Move what is shared by what arrived; every divisor is that of the whole cohort, whoever showed up.
 
         Args:
-            row: method and privacy plan.
+            arm: method and privacy plan.
             shared: what the clients began with.
             norms: clip norms of this step, where they are adaptive.
             messages: by client, of those who showed up, at least one; in the order of the clients.
             cohort: who was asked.
             place: round and first step of the turns, from 0.
         """
-        travels = payload.payload_kind(self.training.local_steps, row.plan.config.noise_at)
+        travels = payload.payload_kind(self.training.local_steps, arm.plan.config.noise_at)
         arrived = list(messages.values())
         if travels is PayloadKind.SUMS:
             summed = payload.unpack_sum(arrived)
             assert summed is not None, "there is a message"
-            mechanism = row.plan.mechanism(
+            mechanism = arm.plan.mechanism(
                 allowed=Channel.GLOBAL,
-                expected_count=sum(row.plan.sampler.expected_batch_size(self.sizes[client_id]) for client_id in cohort),
-                rng=stream(self.seed, "noise", "global", row.label, *place),
+                expected_count=sum(arm.plan.sampler.expected_batch_size(self.sizes[client_id]) for client_id in cohort),
+                rng=stream(self.seed, "noise", "global", arm.label, *place),
                 num_clients=len(cohort),
                 clip_norms=None if norms is None else norms.of(cohort[0]),
             )
-            shared = row.method.server_step(shared, mechanism.release(Channel.GLOBAL, summed))
+            shared = arm.method.server_step(shared, mechanism.release(Channel.GLOBAL, summed))
             return shared, norms if norms is None else norms.with_shared(mechanism.next_norms[Channel.GLOBAL])
         total = sum(map(self._weight, cohort))
         weights = [self._weight(client_id) / total for client_id in messages]
         if travels is PayloadKind.GRADIENTS:
-            return row.method.server_step(shared, payload.average_gradients(arrived, weights)), norms
+            return arm.method.server_step(shared, payload.average_gradients(arrived, weights)), norms
         return payload.average(arrived, weights, shared), norms
 
     def _weight(self, client_id: int) -> float:

@@ -1,4 +1,4 @@
-"""From a config to what the loop needs: the federation (model, data, clients) and the rows of the table."""
+"""From a config to what the loop needs: the federation (model, data, clients) and the arms of the table."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ Load = Callable[[Any], Any]
 
 
 @dataclass(frozen=True)
-class Row:
+class Arm:
     """One line of the table: a method under a privacy plan."""
 
     label: str
-    """Unique in its run; also keys the row's batches and noise."""
+    """Unique in its run; also keys the arm's batches and noise."""
     method_name: str
     method: Method
     plan: PrivacyPlan
@@ -60,7 +60,7 @@ class NewImages:
     model: PromptModel
     """Knows the new class names alone."""
     features: dict[FeatureKind, Tensor]
-    """[m, d] or [m, patches, d] of each kind that the rows need."""
+    """[m, d] or [m, patches, d] of each kind that the arms need."""
     labels: Int[Tensor, " m"]
     """Counted from the first new class."""
 
@@ -71,7 +71,7 @@ class Federation:
 
     model: PromptModel
     train_features: dict[FeatureKind, StoredFeatures]
-    """Of the kinds that the rows need. They stay on the disk; a step reads the rows of its batch."""
+    """Of the kinds that the arms need. They stay on the disk; a step reads the rows of its batch."""
     train_labels: Int[Tensor, " n"]
     eval_features: dict[FeatureKind, Tensor]
     """[m, d], or [m, patches, d]: windows onto the files where these are float32."""
@@ -82,11 +82,11 @@ class Federation:
     """Where base-to-new evaluation is on; the model above then knows the base classes alone."""
 
 
-def cut(config: RunConfig, dataset: Dataset) -> Partition:
-    """Cut a data set, or what it has of base classes, into the config's clients.
+def make_partition(config: RunConfig, dataset: Dataset) -> Partition:
+    """Partition a data set, or what it has of base classes, among the clients of a config.
 
     Raises:
-        ConfigError: the cut is impossible, or the data set lacks the split that is to be scored.
+        ConfigError: the partition is impossible, or the data set lacks the split that is to be scored.
     """
     if config.evaluation.split not in dataset.splits:
         raise ConfigError(
@@ -112,8 +112,8 @@ def load_fresh(section: Any) -> Any:
     return section.load()
 
 
-def load_model(config: RunConfig, dataset: Dataset, rows: Sequence[Row], load: Load = load_fresh) -> PromptModel:
-    """Load the backbone, and see that every row's method fits it before anything is encoded or trained.
+def load_model(config: RunConfig, dataset: Dataset, arms: Sequence[Arm], load: Load = load_fresh) -> PromptModel:
+    """Load the backbone, and see that every arm's method fits it before anything is encoded or trained.
 
     Raises:
         ConfigError: a method's settings are impossible for this model or these class names, or it needs features that
@@ -124,14 +124,14 @@ def load_model(config: RunConfig, dataset: Dataset, rows: Sequence[Row], load: L
     device = place(backbone, config.runtime.device)
     names = dataset.class_names[:num_trained]
     model = PromptModel(backbone, names, device=device, memory_mb=step_memory_mb(config.runtime.memory_mb, device))
-    for row in rows:
-        check_kind(model.backbone, row.method.feature_kind)
-        if num_trained < len(dataset.class_names) and getattr(row.method, "is_class_specific", False):
+    for arm in arms:
+        check_kind(model.backbone, arm.method.feature_kind)
+        if num_trained < len(dataset.class_names) and getattr(arm.method, "is_class_specific", False):
             raise ConfigError(
-                f"{row.label}: method.is_class_specific = true has no context for classes that nobody trains on. Use "
+                f"{arm.label}: method.is_class_specific = true has no context for classes that nobody trains on. Use "
                 'evaluation.base_classes = "none", or method.is_class_specific = false.'
             )
-        row.method.init(model, seeding.stream(config.seed, "init"))
+        arm.method.init(model, seeding.stream(config.seed, "init"))
     return model
 
 
@@ -196,8 +196,8 @@ def _new_images(
     return NewImages(new_model, own, labels[is_new] - model.num_classes)
 
 
-def plan_rows(config: RunConfig, sizes: list[int]) -> list[Row]:
-    """Return the rows of a run, references first; calibrates all noise and refuses what the theorem does not cover.
+def plan_arms(config: RunConfig, sizes: list[int]) -> list[Arm]:
+    """Return the arms of a run, references first; calibrates all noise and refuses what the theorem does not cover.
 
     Args:
         config: what to run.
@@ -212,12 +212,12 @@ def plan_rows(config: RunConfig, sizes: list[int]) -> list[Row]:
             f"training.local_steps = {config.training.local_steps} must divide sampling.steps_per_round = "
             f"{config.sampling.steps_per_round}: the batches of a round are dealt out in groups of local_steps."
         )
-    # One schedule for all rows: they are compared on the same cohorts.
+    # One schedule for all arms: they are compared on the same cohorts.
     cohorts = draw_cohorts(
         len(sizes), config.training.cohort_size, config.training.num_rounds, seeding.stream(config.seed, "cohorts")
     )
     wanted = [(entry.method, entry.epsilon) for entry in config.references] + [(config.method, None)]
-    rows: list[Row] = []
+    arms: list[Arm] = []
     for method, epsilon in wanted:
         privacy = config.privacy
         if epsilon is not None:
@@ -241,13 +241,13 @@ def plan_rows(config: RunConfig, sizes: list[int]) -> list[Row]:
         name = METHODS.name_of(method)
         method = with_schedule_steps(method, config.training.num_rounds * config.sampling.steps_per_round)
         label = _label(name, plan)
-        num_same = sum(row.label.partition(" #")[0] == label for row in rows)
-        rows.append(Row(f"{label} #{num_same + 1}" if num_same else label, name, method, plan, own_cohorts))
-    return rows
+        num_same = sum(arm.label.partition(" #")[0] == label for arm in arms)
+        arms.append(Arm(f"{label} #{num_same + 1}" if num_same else label, name, method, plan, own_cohorts))
+    return arms
 
 
-def plan_metrics(config: RunConfig, rows: Sequence[Row], partition: Partition) -> MetricsPlan | None:
-    """Calibrate the noise of evaluation counts, over all rows together; None where accuracies are exact.
+def plan_metrics(config: RunConfig, arms: Sequence[Arm], partition: Partition) -> MetricsPlan | None:
+    """Calibrate the noise of evaluation counts, over all arms together; None where accuracies are exact.
 
     Raises:
         PrivacyError: metrics_delta allows publishing an image outright.
@@ -258,7 +258,7 @@ def plan_metrics(config: RunConfig, rows: Sequence[Row], partition: Partition) -
     return make_metrics_plan(
         epsilon=evaluation.metrics_epsilon,
         delta=evaluation.metrics_delta,
-        num_releases=sum(evaluation.num_due(row.num_rounds) for row in rows),
+        num_releases=sum(evaluation.num_due(arm.num_rounds) for arm in arms),
         client_sizes=[len(client.indices[evaluation.split]) for client in partition.clients],
         noise_source=config.privacy.noise_source,
     )
@@ -276,7 +276,7 @@ def _check_local_steps(config: RunConfig, plan: PrivacyPlan) -> None:
 
 
 def _label(method_name: str, plan: PrivacyPlan) -> str:
-    """Name a row by its method and budget."""
+    """Name an arm by its method and budget."""
     if not plan.channels:
         return method_name
     if not any(plan.noise_multipliers.values()):

@@ -1,7 +1,7 @@
 """The loop for one process: the one place that calls the rooms in order.
 
-Every row of a run (the references, then the method itself) is trained and accounted for on its own, with batches and
-noise of its own. Whoever publishes several rows of one run publishes several releases of the same data.
+Every arm of a run (the references, then the method itself) is trained and accounted for on its own, with batches and
+noise of its own. Whoever publishes several arms of one run publishes several releases of the same data.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ from hushprompt.federation.publish import (
 )
 from hushprompt.federation.round import RoundRunner
 from hushprompt.federation.setup import (
+    Arm,
     Federation,
     Load,
-    Row,
     assemble,
     client_sizes,
-    cut,
     load_fresh,
     load_model,
+    make_partition,
+    plan_arms,
     plan_metrics,
-    plan_rows,
 )
 from hushprompt.federation.stacking import Stacking
 from hushprompt.federation.state import State
@@ -58,7 +58,7 @@ from hushprompt.prompts.prompt_model import PromptModel
 from hushprompt.runs import records
 from hushprompt.runs.ledger import LedgerFile
 from hushprompt.runs.metrics import MetricsFile
-from hushprompt.runs.records import RoundRecord, RowSummary
+from hushprompt.runs.records import ArmSummary, RoundRecord
 from hushprompt.seeding import stream
 
 
@@ -69,15 +69,15 @@ class Observer(Protocol):
     def on_setup(self, what: str, done: int, total: int) -> None:
         """Images are being encoded."""
 
-    def on_row(self, row: Row, index: int, num_rows: int, num_rounds_done: int) -> None:
-        """A row begins, or goes on after a resume."""
+    def on_arm(self, arm: Arm, index: int, num_arms: int, num_rounds_done: int) -> None:
+        """An arm begins, or goes on after a resume."""
 
     def on_round(self, record: RoundRecord) -> None:
         """A round is done and on disk."""
 
 
-def run(config: RunConfig, folder: Path, observer: Observer, load: Load = load_fresh) -> list[RowSummary]:
-    """Train, evaluate and account for every row; go on where a checkpoint in `folder` stopped.
+def run(config: RunConfig, folder: Path, observer: Observer, load: Load = load_fresh) -> list[ArmSummary]:
+    """Train, evaluate and account for every arm; go on where a checkpoint in `folder` stopped.
 
     Killed at any moment and called again, it leaves the same files, measured seconds aside, as if it had gone through.
 
@@ -88,7 +88,7 @@ def run(config: RunConfig, folder: Path, observer: Observer, load: Load = load_f
         load: loads data set and backbone; who makes many runs may keep what it loaded.
 
     Returns:
-        The rows of the result table, the method itself last.
+        The arms of the result table, the method itself last.
 
     Raises:
         ConfigError: the config is impossible for this data, or outside the privacy theorem.
@@ -96,13 +96,13 @@ def run(config: RunConfig, folder: Path, observer: Observer, load: Load = load_f
     """
     with records.locked(folder), tracked(config, folder, observer) as observer:
         dataset = load(config.data)
-        partition = cut(config, dataset)
-        rows = plan_rows(config, client_sizes(partition))
-        metrics = plan_metrics(config, rows, partition)
+        partition = make_partition(config, dataset)
+        arms = plan_arms(config, client_sizes(partition))
+        metrics = plan_metrics(config, arms, partition)
         progress = _progress(config, folder)
         records.truncate_records(folder / "records.jsonl", progress.records_size)
-        model = load_model(config, dataset, rows, load)
-        kinds = {row.method.feature_kind for row in rows}
+        model = load_model(config, dataset, arms, load)
+        kinds = {arm.method.feature_kind for arm in arms}
         federation = assemble(config, model, dataset, partition, observer.on_setup, kinds)
         records.write_compact_json(folder / "partition.json", partition_record(dataset, partition))
         # Clients run side by side on one thread each, so results do not depend on the number of cores.
@@ -112,28 +112,28 @@ def run(config: RunConfig, folder: Path, observer: Observer, load: Load = load_f
         ):
             checkpoints = Checkpoints(folder, progress)
             trainer = Trainer(config, federation, folder, pool, disk, observer, checkpoints, metrics)
-            for index, row in enumerate(rows):
-                if index < progress.row_index:
+            for index, arm in enumerate(arms):
+                if index < progress.arm_index:
                     continue
-                observer.on_row(row, index, len(rows), progress.num_rounds_done)
-                state, progress, stopped = trainer.train(row, progress)
-                progress = trainer.close_row(row, state, progress, stopped)
-                if index == len(rows) - 1:
-                    spent = trainer.ledger.spent(row)
+                observer.on_arm(arm, index, len(arms), progress.num_rounds_done)
+                state, progress, stopped = trainer.train(arm, progress)
+                progress = trainer.close_arm(arm, state, progress, stopped)
+                if index == len(arms) - 1:
+                    spent = trainer.ledger.spent(arm)
                     prompts = dict(enumerate(state.personal))
                     write_prompts(folder / "prompts", federation.model, spent, state.shared, prompts)
-                    outcome = trainer.ledger.outcome(rows)
+                    outcome = trainer.ledger.outcome(arms)
                     statement = privacy_record(*outcome, metrics, trainer.released.num_releases)
                     records.write_json(folder / "privacy.json", statement)
                     records.write_json(
-                        folder / "summary.json", {"rows": progress.finished_rows, "provenance": provenance(config)}
+                        folder / "summary.json", {"arms": progress.finished_arms, "provenance": provenance(config)}
                     )
                 progress = trainer.checkpoints.save(state, progress)
-    return [records.from_json(RowSummary, values) for values in progress.finished_rows]
+    return [records.from_json(ArmSummary, values) for values in progress.finished_arms]
 
 
 class Trainer:
-    """Trains one row after another over one federation, leaving a checkpoint after every round."""
+    """Trains one arm after another over one federation, leaving a checkpoint after every round."""
 
     def __init__(
         self,
@@ -146,7 +146,7 @@ class Trainer:
         checkpoints: Checkpoints,
         metrics: MetricsPlan | None = None,
     ) -> None:
-        """Hold what stays the same from row to row; with `metrics`, accuracies come from noisy counts.
+        """Hold what stays the same from arm to arm; with `metrics`, accuracies come from noisy counts.
 
         Clients run in `pool`; `disk` waits for the disk beside them.
         """
@@ -165,30 +165,30 @@ class Trainer:
         self._predicted: tuple[State, dict[int, Int[np.ndarray, " n"]]] | None = None
         """What was scored last, and what each client's prompt took the evaluation images for."""
 
-    def train(self, row: Row, progress: Progress) -> tuple[State, Progress, str | None]:
-        """Train a row from the start, or from the checkpoint in the folder; also say why it ended early, if it did."""
-        self.ledger.check(row, progress.num_rounds_done)
+    def train(self, arm: Arm, progress: Progress) -> tuple[State, Progress, str | None]:
+        """Train an arm from the start, or from the checkpoint in the folder; also say why it ended early, if it did."""
+        self.ledger.check(arm, progress.num_rounds_done)
         if self.metrics is not None:
-            self.released.check(row, progress.num_rounds_done, self.config.evaluation)
-        shared, personal = row.method.init(self.federation.model, stream(self.config.seed, "init"))
+            self.released.check(arm, progress.num_rounds_done, self.config.evaluation)
+        shared, personal = arm.method.init(self.federation.model, stream(self.config.seed, "init"))
         num_clients = len(self.federation.partition.clients)
-        state = State(shared, (personal,) * num_clients, row.plan.first_norms(num_clients))
+        state = State(shared, (personal,) * num_clients, arm.plan.first_norms(num_clients))
         if progress.num_rounds_done:
             state = checkpoint.load_state(self.folder, state)
-        for round_index in range(progress.num_rounds_done, row.num_rounds):
+        for round_index in range(progress.num_rounds_done, arm.num_rounds):
             start = time.perf_counter()
-            stopped = self.ledger.charge(row, round_index, row.cohorts[round_index].tolist())
+            stopped = self.ledger.charge(arm, round_index, arm.cohorts[round_index].tolist())
             if stopped is not None:
                 return state, progress, stopped
-            most_rounds = self.ledger.of(row.label).most_rounds
-            epsilons = self.pool.submit(_epsilons, row, most_rounds)
-            state, info = self.rounds.round(row, state, round_index)
+            most_rounds = self.ledger.of(arm.label).most_rounds
+            epsilons = self.pool.submit(_epsilons, arm, most_rounds)
+            state, info = self.rounds.round(arm, state, round_index)
             done = dataclasses.replace(progress, num_rounds_done=round_index + 1)
             staged = self.disk.submit(self.checkpoints.stage, state, done, info.clients)
-            scores = self._scores_if_due(row, state, round_index + 1)
+            scores = self._scores_if_due(arm, state, round_index + 1)
             seconds = time.perf_counter() - start
             record = RoundRecord(
-                row=row.label,
+                arm=arm.label,
                 round_index=round_index + 1,
                 seconds=seconds,
                 loss=info.loss,
@@ -199,13 +199,13 @@ class Trainer:
                 bytes_up=info.bytes_up,
                 bytes_down=info.bytes_down,
                 epsilon=epsilons.result(),
-                cohort_size=row.cohorts.cohort_size,
+                cohort_size=arm.cohorts.cohort_size,
                 num_clients=len(info.clients),
             )
-            is_reported = self.config.evaluation.is_reported(round_index + 1, row.num_rounds)
+            is_reported = self.config.evaluation.is_reported(round_index + 1, arm.num_rounds)
             progress = dataclasses.replace(
                 done,
-                row_seconds=progress.row_seconds + seconds,
+                arm_seconds=progress.arm_seconds + seconds,
                 records_size=records.append_record(self.folder / "records.jsonl", record),
                 last_scores=[*progress.last_scores, dataclasses.asdict(scores)] if scores and is_reported else [],
             )
@@ -214,14 +214,14 @@ class Trainer:
             self.observer.on_round(record)
         return state, progress, None
 
-    def evaluate(self, row: Row, state: State, *, with_new_classes: bool = False) -> Scores:
+    def evaluate(self, arm: Arm, state: State, *, with_new_classes: bool = False) -> Scores:
         """Score every client's prompt on all evaluation images, and on classes that nobody trains on."""
-        federation, logits_fn = self.federation, self._eval_logits_fn(row, state)
+        federation, logits_fn = self.federation, self._eval_logits_fn(arm, state)
         predicted: dict[int, Int[np.ndarray, " n"]] = {}
         new_classes = None
         if federation.new is not None and with_new_classes:
-            features = federation.new.features[row.method.feature_kind]
-            new_classes = NewClasses(self._logits_fn(row, state, federation.new.model, features), federation.new.labels)
+            features = federation.new.features[arm.method.feature_kind]
+            new_classes = NewClasses(self._logits_fn(arm, state, federation.new.model, features), federation.new.labels)
         scores = evaluate(
             logits_fn,
             federation.eval_labels,
@@ -233,44 +233,44 @@ class Trainer:
         self._predicted = (state, predicted)
         return scores
 
-    def released_scores(self, row: Row, state: State, num_done: int, metrics: MetricsPlan) -> Scores:
+    def released_scores(self, arm: Arm, state: State, num_done: int, metrics: MetricsPlan) -> Scores:
         """Score every client's prompt after `num_done` rounds from noisy counts, which are made once."""
         federation = self.federation
 
         def make() -> RightAnswers:
             counts = count_right(
-                self._eval_logits_fn(row, state),
+                self._eval_logits_fn(arm, state),
                 federation.eval_labels,
                 federation.splits,
                 map_fn=self.pool.map,
             )
-            return metrics.release(counts, stream(self.config.seed, "noise", "metrics", row.label, num_done))
+            return metrics.release(counts, stream(self.config.seed, "noise", "metrics", arm.label, num_done))
 
-        return scores_of(self.released.once(row, num_done, make), federation.splits)
+        return scores_of(self.released.once(arm, num_done, make), federation.splits)
 
-    def close_row(self, row: Row, state: State, progress: Progress, stopped: str | None) -> Progress:
-        """Sum up the trained row and add its summary to the finished ones."""
+    def close_arm(self, arm: Arm, state: State, progress: Progress, stopped: str | None) -> Progress:
+        """Sum up the trained arm and add its summary to the finished ones."""
         start = time.perf_counter()
         if progress.last_scores:
             scores = mean_scores([Scores.from_plain(values) for values in progress.last_scores])
         else:
-            scores = self._scores(row, state, progress.num_rounds_done, with_new_classes=True)
+            scores = self._scores(arm, state, progress.num_rounds_done, with_new_classes=True)
         if self.metrics is None:
-            self._write_confusion(row, state, progress.row_index)
-        audience, plan = row.plan.config.audience, self.ledger.spent(row).plan
-        summary = RowSummary(
-            row=row.label,
-            method=row.method_name,
-            title=row.method.title,
+            self._write_confusion(arm, state, progress.arm_index)
+        audience, plan = arm.plan.config.audience, self.ledger.spent(arm).plan
+        summary = ArmSummary(
+            arm=arm.label,
+            method=arm.method_name,
+            title=arm.method.title,
             epsilon=plan.epsilon(audience) if plan.channels else None,
-            delta=row.plan.config.delta,
+            delta=arm.plan.config.delta,
             audience=str(audience),
             local=scores.local,
             neighbor=scores.neighbor,
             harmonic_mean=scores.harmonic_mean,
             worst_client=scores.worst_client,
             calibration_error=scores.calibration_error,
-            seconds=progress.row_seconds + time.perf_counter() - start,
+            seconds=progress.arm_seconds + time.perf_counter() - start,
             seed=self.config.seed,
             num_rounds=progress.num_rounds_done,
             stopped=stopped,
@@ -283,59 +283,59 @@ class Trainer:
         )
         return dataclasses.replace(
             progress,
-            row_index=progress.row_index + 1,
+            arm_index=progress.arm_index + 1,
             num_rounds_done=0,
-            row_seconds=0.0,
-            finished_rows=[*progress.finished_rows, records.to_json(summary)],
+            arm_seconds=0.0,
+            finished_arms=[*progress.finished_arms, records.to_json(summary)],
             last_scores=[],
         )
 
-    def _write_confusion(self, row: Row, state: State, row_index: int) -> None:
-        """Write what the trained row takes for what; a row that is closed again after a kill writes the same file."""
+    def _write_confusion(self, arm: Arm, state: State, arm_index: int) -> None:
+        """Write what the trained arm takes for what; an arm that is closed again after a kill writes the same file."""
         federation = self.federation
         counts = confusion(
-            self._predict_fn(row, state),
+            self._predict_fn(arm, state),
             federation.eval_labels,
             federation.splits,
             num_classes=len(federation.model.class_names),
             map_fn=self.pool.map,
         )
-        path = self.folder / "confusion" / f"row-{row_index:03d}.json"
-        records.write_compact_json(path, confusion_record(row, counts))
+        path = self.folder / "confusion" / f"arm-{arm_index:03d}.json"
+        records.write_compact_json(path, confusion_record(arm, counts))
 
-    def _predict_fn(self, row: Row, state: State) -> Callable[[int], Int[np.ndarray, " n"]]:
+    def _predict_fn(self, arm: Arm, state: State) -> Callable[[int], Int[np.ndarray, " n"]]:
         """Return what a client's prompt takes the evaluation images for; scored already, it is known."""
         if self._predicted is not None and self._predicted[0] is state:
             return self._predicted[1].__getitem__
-        logits_fn = self._eval_logits_fn(row, state)
+        logits_fn = self._eval_logits_fn(arm, state)
         return lambda client_id: predicted_classes(logits_fn(client_id))
 
-    def _scores_if_due(self, row: Row, state: State, num_done: int) -> Scores | None:
+    def _scores_if_due(self, arm: Arm, state: State, num_done: int) -> Scores | None:
         """Score the prompts after `num_done` rounds if the config says so."""
         evaluation = self.config.evaluation
-        if not evaluation.is_due(num_done, row.num_rounds):
+        if not evaluation.is_due(num_done, arm.num_rounds):
             return None
-        return self._scores(row, state, num_done, with_new_classes=evaluation.is_reported(num_done, row.num_rounds))
+        return self._scores(arm, state, num_done, with_new_classes=evaluation.is_reported(num_done, arm.num_rounds))
 
-    def _scores(self, row: Row, state: State, num_done: int, *, with_new_classes: bool) -> Scores:
+    def _scores(self, arm: Arm, state: State, num_done: int, *, with_new_classes: bool) -> Scores:
         """Score the prompts exactly, or from noisy counts where the config asks for that."""
         if self.metrics is not None:
-            return self.released_scores(row, state, num_done, self.metrics)
-        return self.evaluate(row, state, with_new_classes=with_new_classes)
+            return self.released_scores(arm, state, num_done, self.metrics)
+        return self.evaluate(arm, state, with_new_classes=with_new_classes)
 
-    def _eval_logits_fn(self, row: Row, state: State) -> Callable[[int], Float[Tensor, "n c"]]:
+    def _eval_logits_fn(self, arm: Arm, state: State) -> Callable[[int], Float[Tensor, "n c"]]:
         """Return what computes a client's logits of all evaluation images."""
-        features = self.federation.eval_features[row.method.feature_kind]
-        return self._logits_fn(row, state, self.federation.model, features)
+        features = self.federation.eval_features[arm.method.feature_kind]
+        return self._logits_fn(arm, state, self.federation.model, features)
 
     def _logits_fn(
-        self, row: Row, state: State, model: PromptModel, features: Float[Tensor, "n *m d"]
+        self, arm: Arm, state: State, model: PromptModel, features: Float[Tensor, "n *m d"]
     ) -> Callable[[int], Float[Tensor, "n c"]]:
         """Return what computes a client's logits; those of clients with one and the same state are computed once."""
 
         def logits(personal: Personal) -> Float[Tensor, "n c"]:
             with torch.no_grad():
-                return row.method.logits(model, state.shared, personal, features).cpu()
+                return arm.method.logits(model, state.shared, personal, features).cpu()
 
         def identity(personal: Personal) -> int:
             return 0 if isinstance(personal, NoState) else id(personal)
@@ -358,16 +358,16 @@ def _progress(config: RunConfig, folder: Path) -> Progress:
     progress = checkpoint.load_progress(folder)
     if progress is None:
         return Progress(
-            config_identity=identity, row_index=0, num_rounds_done=0, row_seconds=0.0, records_size=0, finished_rows=[]
+            config_identity=identity, arm_index=0, num_rounds_done=0, arm_seconds=0.0, records_size=0, finished_arms=[]
         )
     if progress.config_identity != identity:
         raise ResumeError(f"The checkpoint in {folder} belongs to another config. Use another folder.")
     return progress
 
 
-def _epsilons(row: Row, num_rounds: int) -> dict[str, float]:
+def _epsilons(arm: Arm, num_rounds: int) -> dict[str, float]:
     """Return every audience's epsilon after some rounds, one after the other: several may see the same releases."""
-    return {str(audience): row.plan.epsilon(audience, num_rounds) for audience in row.plan.audiences}
+    return {str(audience): arm.plan.epsilon(audience, num_rounds) for audience in arm.plan.audiences}
 
 
 def _without_none(values: dict[str, Any]) -> dict[str, Any]:

@@ -70,7 +70,7 @@ class Stacking:
         """Put the clients of a round into stacks.
 
         Args:
-            label: of the row, whose clients take all about the same.
+            label: of the arm, whose clients take all about the same.
             sizes: examples of each client.
             one_example: a client's step with one example, which tells what a client takes, once for each label; its
                 result is thrown away.

@@ -27,13 +27,13 @@ from hushprompt.runs import records
 from hushprompt.runs.records import RoundRecord
 
 if TYPE_CHECKING:
-    from hushprompt.federation.setup import Row
+    from hushprompt.federation.setup import Arm
     from hushprompt.federation.simulate import Observer
 
 TENSORBOARD_FOLDER = "tensorboard"
-"""In the run folder; below it one folder a row."""
+"""In the run folder; below it one folder an arm."""
 MLFLOW_FILE = "mlflow.json"
-"""In the run folder: which MLflow run holds which row, for a resume."""
+"""In the run folder: which MLflow run holds which arm, for a resume."""
 EXPERIMENT = "hushprompt"
 
 
@@ -96,10 +96,10 @@ class Several:
         for observer in self._observers:
             observer.on_setup(what, done, total)
 
-    def on_row(self, row: Row, index: int, num_rows: int, num_rounds_done: int) -> None:
-        """A row begins, or goes on after a resume."""
+    def on_arm(self, arm: Arm, index: int, num_arms: int, num_rounds_done: int) -> None:
+        """An arm begins, or goes on after a resume."""
         for observer in self._observers:
-            observer.on_row(row, index, num_rows, num_rounds_done)
+            observer.on_arm(arm, index, num_arms, num_rounds_done)
 
     def on_round(self, record: RoundRecord) -> None:
         """A round is done and on disk."""
@@ -111,7 +111,7 @@ class TensorBoard:
     """Writes event files into the run folder, afresh from the records whenever a run starts or goes on."""
 
     def __init__(self, folder: Path) -> None:
-        """Find the writer; nothing is written before the first row begins.
+        """Find the writer; nothing is written before the first arm begins.
 
         Raises:
             ConfigError: tensorboard is missing.
@@ -131,20 +131,20 @@ class TensorBoard:
     def on_setup(self, what: str, done: int, total: int) -> None:
         """Nothing to log."""
 
-    def on_row(self, row: Row, index: int, num_rows: int, num_rounds_done: int) -> None:
-        """Write the rounds on the disk again, once; then the row's privacy statement."""
+    def on_arm(self, arm: Arm, index: int, num_arms: int, num_rounds_done: int) -> None:
+        """Write the rounds on the disk again, once; then the arm's privacy statement."""
         if not self._has_begun:
             self._has_begun = True
             shutil.rmtree(self._folder / TENSORBOARD_FOLDER, ignore_errors=True)
             for record in recorded(self._folder):
                 self.on_round(record)
-        if row.plan.channels:
-            statements = [f"For {who}: {guarantee.statement()}" for who, guarantee in row.plan.guarantees().items()]
-            self._writer(row.label).add_text("privacy", "\n\n".join(statements))
+        if arm.plan.channels:
+            statements = [f"For {who}: {guarantee.statement()}" for who, guarantee in arm.plan.guarantees().items()]
+            self._writer(arm.label).add_text("privacy", "\n\n".join(statements))
 
     def on_round(self, record: RoundRecord) -> None:
         """Write a round, to the disk at once."""
-        writer = self._writer(record.row)
+        writer = self._writer(record.arm)
         for name, value in scalars(record).items():
             writer.add_scalar(name, value, record.round_index)
         writer.flush()
@@ -155,7 +155,7 @@ class TensorBoard:
             writer.close()
 
     def _writer(self, label: str) -> Any:
-        """Return the writer of a row."""
+        """Return the writer of an arm."""
         if label not in self._writers:
             name = re.sub(r"[^\w.#-]+", "_", label)
             self._writers[label] = self._make_writer(str(self._folder / TENSORBOARD_FOLDER / name))
@@ -163,10 +163,10 @@ class TensorBoard:
 
 
 class MLflow:
-    """Logs every row as an MLflow run of its own; on a resume it goes on behind the last step that is there."""
+    """Logs every arm as an MLflow run of its own; on a resume it goes on behind the last step that is there."""
 
     def __init__(self, config: RunConfig, folder: Path) -> None:
-        """Connect; nothing is logged before the first row begins.
+        """Connect; nothing is logged before the first arm begins.
 
         Raises:
             ConfigError: mlflow is missing.
@@ -194,35 +194,35 @@ class MLflow:
     def on_setup(self, what: str, done: int, total: int) -> None:
         """Nothing to log."""
 
-    def on_row(self, row: Row, index: int, num_rows: int, num_rounds_done: int) -> None:
-        """End the row before, and start the row's run or go on with it; rounds it lacks are logged from the records."""
+    def on_arm(self, arm: Arm, index: int, num_arms: int, num_rounds_done: int) -> None:
+        """End the arm before, and start the arm's run or go on with it; rounds it lacks are logged from the records."""
         self._end("FINISHED")
         path = self._folder / MLFLOW_FILE
         if not self._runs and path.exists():
             self._runs = records.read_json(path)
-        if row.label in self._runs:
-            self._client.update_run(self._runs[row.label], status="RUNNING")
+        if arm.label in self._runs:
+            self._client.update_run(self._runs[arm.label], status="RUNNING")
         else:
-            self._runs[row.label] = self._create(row)
+            self._runs[arm.label] = self._create(arm)
             files.write_text(path, json.dumps(self._runs, indent=2) + "\n")
-        self._open = self._runs[row.label]
+        self._open = self._runs[arm.label]
         history = self._client.get_metric_history(self._open, "cost/seconds")
-        self._last_steps[row.label] = max((metric.step for metric in history), default=0)
+        self._last_steps[arm.label] = max((metric.step for metric in history), default=0)
         for record in recorded(self._folder):
-            if record.row == row.label:
+            if record.arm == arm.label:
                 self.on_round(record)
 
     def on_round(self, record: RoundRecord) -> None:
         """Log a round that is not there yet."""
-        if record.round_index <= self._last_steps[record.row]:
+        if record.round_index <= self._last_steps[record.arm]:
             return
         now = int(time.time() * 1000)
         metrics = [self._metric(name, value, now, record.round_index) for name, value in scalars(record).items()]
-        self._client.log_batch(self._runs[record.row], metrics=metrics)
-        self._last_steps[record.row] = record.round_index
+        self._client.log_batch(self._runs[record.arm], metrics=metrics)
+        self._last_steps[record.arm] = record.round_index
 
     def close(self, *, is_finished: bool) -> None:
-        """End the row that was open."""
+        """End the arm that was open."""
         self._end("FINISHED" if is_finished else "KILLED")
 
     def _end(self, status: str) -> None:
@@ -231,22 +231,22 @@ class MLflow:
             self._client.set_terminated(self._open, status)
             self._open = None
 
-    def _create(self, row: Row) -> str:
-        """Create the run of a row, with its settings and its privacy statement."""
+    def _create(self, arm: Arm) -> str:
+        """Create the run of an arm, with its settings and its privacy statement."""
         found = self._client.get_experiment_by_name(EXPERIMENT)
         experiment = found.experiment_id if found is not None else self._client.create_experiment(EXPERIMENT)
         accuracies = " and accuracies" if self._config.evaluation.metrics_epsilon is None else ""
         tags = {
-            "hushprompt.row": row.label,
+            "hushprompt.arm": arm.label,
             "hushprompt.folder": str(self._folder.resolve()),
             "hushprompt.config_identity": self._config.identity(),
             "hushprompt.not_private": f"Metrics under not_private/{accuracies} are covered by no guarantee.",
         }
-        if row.plan.channels:
-            for who, guarantee in row.plan.guarantees().items():
+        if arm.plan.channels:
+            for who, guarantee in arm.plan.guarantees().items():
                 tags[f"hushprompt.privacy.{who}"] = guarantee.statement()
-        run_id: str = self._client.create_run(experiment, run_name=row.label, tags=tags).info.run_id
-        params = {**flat(tomllib.loads(self._config.to_toml())), "row": row.label}
+        run_id: str = self._client.create_run(experiment, run_name=arm.label, tags=tags).info.run_id
+        params = {**flat(tomllib.loads(self._config.to_toml())), "arm": arm.label}
         self._client.log_batch(run_id, params=[self._param(key, str(value)) for key, value in params.items()])
         return run_id
 

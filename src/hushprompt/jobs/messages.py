@@ -27,7 +27,7 @@ class Event:
     kind: Literal["encoding", "training", "done", "failed"]
     """"done" and "failed" end a job."""
     what: str = ""
-    """What is encoded; the row in training; the scores of what is done; the error."""
+    """What is encoded; the arm in training; the scores of what is done; the error."""
     done: int = 0
     """Images encoded, or rounds trained of the whole run."""
     total: int = 0

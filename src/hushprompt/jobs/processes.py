@@ -107,7 +107,7 @@ def _encoded(runs: Sequence[SweepRun], worker: WorkerProcess, shares: Shares, ob
     for run in runs:
         config = run.planned.config
         # A method may need features of its own kind.
-        methods = (config.method, *(row.method for row in config.references))
+        methods = (config.method, *(arm.method for arm in config.references))
         kinds = frozenset(METHODS.name_of(method) for method in methods)
         key = (config.backbone, config.data, config.features, config.evaluation, kinds)
         if key not in outcomes:

@@ -108,7 +108,7 @@ def _identities(root: Path) -> dict[str, Path]:
 def _state(folder: Path, identity: str) -> State:
     """Read how far a run has come. Its summary is the last file that a run writes."""
     try:
-        summary = records.read_json(folder / "summary.json")
+        summary = records.read_record(folder / "summary.json")
     except DataError:
         return State.BEGUN if (folder / "checkpoint").exists() else State.WAITING
     return State.DONE if summary["provenance"]["config_identity"] == identity else State.BEGUN

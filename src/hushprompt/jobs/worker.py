@@ -25,11 +25,11 @@ from hushprompt.config import parse as configs
 from hushprompt.config.schema import RunConfig
 from hushprompt.errors import HushpromptError
 from hushprompt.federation import simulate
-from hushprompt.federation.setup import Row, assemble, cut, load_fresh, load_model
+from hushprompt.federation.setup import Arm, assemble, load_fresh, load_model, make_partition
 from hushprompt.jobs import messages
 from hushprompt.jobs.messages import Event, Job
 from hushprompt.process import tune
-from hushprompt.runs.records import RoundRecord, RowSummary
+from hushprompt.runs.records import ArmSummary, RoundRecord
 
 Send = Callable[[Event], None]
 NUM_KEPT = 2
@@ -49,17 +49,17 @@ class Watcher:
         """Images are being encoded."""
         self._send(Event(kind="encoding", what=what, done=done, total=total))
 
-    def on_row(self, row: Row, index: int, num_rows: int, num_rounds_done: int) -> None:
-        """A row begins, or goes on; each row counts as long as this one."""
-        self._num_before = index * row.num_rounds
-        self._num_rounds = num_rows * row.num_rounds
+    def on_arm(self, arm: Arm, index: int, num_arms: int, num_rounds_done: int) -> None:
+        """An arm begins, or goes on; each arm counts as long as this one."""
+        self._num_before = index * arm.num_rounds
+        self._num_rounds = num_arms * arm.num_rounds
         done = self._num_before + num_rounds_done
-        self._send(Event(kind="training", what=row.label, done=done, total=self._num_rounds))
+        self._send(Event(kind="training", what=arm.label, done=done, total=self._num_rounds))
 
     def on_round(self, record: RoundRecord) -> None:
         """A round is done."""
         done = self._num_before + record.round_index
-        self._send(Event(kind="training", what=record.row, done=done, total=self._num_rounds))
+        self._send(Event(kind="training", what=record.arm, done=done, total=self._num_rounds))
 
 
 class Worker:
@@ -96,21 +96,21 @@ class Worker:
         torch.set_num_threads(config.runtime.num_threads or len(os.sched_getaffinity(0)))
         try:
             model = load_model(config, dataset, [], self._load)
-            kinds = {method.feature_kind for method in (config.method, *(row.method for row in config.references))}
-            assemble(config, model, dataset, cut(config, dataset), Watcher(self._send).on_setup, kinds)
+            kinds = {method.feature_kind for method in (config.method, *(arm.method for arm in config.references))}
+            assemble(config, model, dataset, make_partition(config, dataset), Watcher(self._send).on_setup, kinds)
         finally:
             torch.set_num_threads(1)
 
-    def _run(self, config: RunConfig, folder: Path) -> list[RowSummary]:
+    def _run(self, config: RunConfig, folder: Path) -> list[ArmSummary]:
         """Make a run, or finish one that was stopped."""
         if not (folder / "config.toml").exists():
             files.write_text(folder / "config.toml", config.to_toml())
         return simulate.run(config, folder, Watcher(self._send), self._load)
 
 
-def scores(rows: list[RowSummary]) -> str:
+def scores(arms: list[ArmSummary]) -> str:
     """Say in a few words what came out of a run."""
-    return f"local {100 * rows[-1].local:.1f}, neighbor {100 * rows[-1].neighbor:.1f}"
+    return f"local {100 * arms[-1].local:.1f}, neighbor {100 * arms[-1].neighbor:.1f}"
 
 
 def main() -> None:

@@ -56,7 +56,7 @@ class RightAnswers:
 
 @dataclass(frozen=True, kw_only=True)
 class MetricsPlan:
-    """Noise and guarantee of all evaluation counts of a run, over all its rows; made by `make_metrics_plan`."""
+    """Noise and guarantee of all evaluation counts of a run, over all its arms; made by `make_metrics_plan`."""
 
     num_clients: int
     num_releases: int
@@ -142,7 +142,7 @@ def make_metrics_plan(
     Args:
         epsilon: target over all releases, finite and greater than 0.
         delta: below 1 / (evaluation images of the largest client).
-        num_releases: evaluations over all rows of the run, at least 1.
+        num_releases: evaluations over all arms of the run, at least 1.
         client_sizes: public number of evaluation images of every client.
         noise_source: as in the privacy section.
 

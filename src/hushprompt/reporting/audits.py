@@ -24,7 +24,7 @@ def audit_parts(runs: Sequence[Run]) -> list[Markup]:
                 who = str(one.get("audience", ""))
                 claimed = one.get("claimed", {})
                 bounds = [_largest(one.get("mechanism", [])), _largest([c["result"] for c in one.get("canaries", [])])]
-                name = f"{budget.get('row')}, {run.name}"
+                name = f"{budget.get('arm')}, {run.name}"
                 rows.append([name, AUDIENCES.get(who, who), _claim(claimed), *map(_bound, bounds), _strongest(one)])
                 statements.append(f"{name}, {who}: {claimed.get('statement', '')}")
                 if any(bound > number(claimed.get("epsilon")) for bound in bounds):

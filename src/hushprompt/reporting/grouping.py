@@ -1,4 +1,4 @@
-"""Rows that differ only in the seed are one group; groups may stand in one table only where they can be compared."""
+"""Arms that differ only in the seed are one group; groups may stand in one table only where they can be compared."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Group:
-    """Rows that differ in the seed alone."""
+    """Arms that differ in the seed alone."""
 
     results: tuple[Result, ...]
     """Sorted by seed, each seed once."""
@@ -72,10 +72,10 @@ class Group:
 
 
 def group(results: Iterable[Result], ignore: Sequence[str] = ()) -> list[Group]:
-    """Put rows together whose settings are the same, in order of appearance.
+    """Put arms together whose settings are the same, in order of appearance.
 
     Args:
-        results: the rows.
+        results: the arms.
         ignore: dotted keys or sections that are not looked at.
 
     Raises:
@@ -98,7 +98,7 @@ def group(results: Iterable[Result], ignore: Sequence[str] = ()) -> list[Group]:
 def split(groups: Sequence[Group], by: Sequence[str]) -> list[tuple[str, list[Group]]]:
     """Make one table for each value of the settings `by`, dotted keys or sections; give a title for each.
 
-    Rows that have none of these settings, such as those that learn nothing and have no budget, go into every table.
+    Arms that have none of these settings, such as those that learn nothing and have no budget, go into every table.
 
     Raises:
         ConfigError: no group has such a setting.
@@ -127,7 +127,7 @@ def find_key(text: str, keys: Sequence[str]) -> str:
         return text if text in found else found[0]
     known = ", ".join(keys)
     raise ConfigError(
-        f"{text!r} names {'several settings' if found else 'no setting'} of these rows; known: {known}."
+        f"{text!r} names {'several settings' if found else 'no setting'} of these arms; known: {known}."
         f"{checks.nearest(text, keys)}"
     )
 
@@ -144,7 +144,7 @@ def check_comparable(groups: Sequence[Group]) -> None:
         words = "; ".join(f"{key}: {', '.join(values)}" for key, values in differing.items())
         options = " ".join(dict.fromkeys(f"--by {_meaning(key)}" for key in differing))
         raise ConfigError(
-            f"These rows cannot stand in one table, since their numbers do not mean the same ({words}). Make a table "
+            f"These arms cannot stand in one table, since their numbers do not mean the same ({words}). Make a table "
             f"for each with {options}, or give fewer runs. --ignore KEY says that a difference is none."
         )
 
@@ -183,9 +183,9 @@ def _check_same(one: Result, other: Result) -> None:
     """Refuse other results of the same settings and seed."""
     if any(abs(getattr(one.summary, score) - getattr(other.summary, score)) > 1e-9 for score in SCORES):
         raise DataError(
-            f"{one.folder} and {other.folder} have a row with the same settings and seed but other results "
-            f"(hushprompt {one.provenance.get('hushprompt')}, {other.provenance.get('hushprompt')}; row "
-            f"{other.summary.row!r}). Leave one of them out."
+            f"{one.folder} and {other.folder} have an arm with the same settings and seed but other results "
+            f"(hushprompt {one.provenance.get('hushprompt')}, {other.provenance.get('hushprompt')}; arm "
+            f"{other.summary.arm!r}). Leave one of them out."
         )
 
 

@@ -28,7 +28,7 @@ def epsilon_means(series: Sequence[Series], whose: str = "") -> Markup:
         series: whose epsilon is shown.
         whose: the audience in words, where the figure shows more than the budget's own.
     """
-    rows: list[tuple[str, list[str]]] = []
+    arms: list[tuple[str, list[str]]] = []
     unknown = []
     for s in series:
         if not s.has_budget:
@@ -38,28 +38,28 @@ def epsilon_means(series: Sequence[Series], whose: str = "") -> Markup:
             unknown.append(s.name)
         else:
             audience = whose or AUDIENCES.get(s.first.result.audience, s.first.result.audience)
-            rows.append((s.family, _clauses(audience, guarantee)))
-    lines = [f"epsilon is {meaning.together(rows)}."] if rows else []
+            arms.append((s.family, _clauses(audience, guarantee)))
+    lines = [f"epsilon is {meaning.together(arms)}."] if arms else []
     if unknown:
         lines.append(f"No record says what the epsilon of {', '.join(unknown)} is for: read it as no guarantee.")
     return tag("div", *(paragraph(line) for line in lines), class_="note meaning")
 
 
 def statements(series: Sequence[Series]) -> list[Markup]:
-    """Return the guarantee of every trained row for every audience, then what no guarantee covers."""
+    """Return the guarantee of every trained arm for every audience, then what no guarantee covers."""
     every = [_statement(s) for s in series if s.learns]
     parts = every[-MAX_OPEN:]
     if len(every) > MAX_OPEN:
-        parts.append(details(f"The other {len(every) - MAX_OPEN} rows", *every[:-MAX_OPEN]))
+        parts.append(details(f"The other {len(every) - MAX_OPEN} arms", *every[:-MAX_OPEN]))
     notes = _notes(series)
     if notes:
-        parts.append(tag("h3", "For every row"))
+        parts.append(tag("h3", "For every arm"))
         parts.append(tag("dl", *(tag("div", tag("dt", name), tag("dd", text)) for name, text in notes)))
-    return parts or [missing("No row was trained on private data.")]
+    return parts or [missing("No arm was trained on private data.")]
 
 
 def _statement(s: Series) -> Markup:
-    """Return the guarantee of one row for every audience."""
+    """Return the guarantee of one arm for every audience."""
     guarantees = _guarantees(s)
     if not guarantees:
         return missing(f"{s.name}: the run folder has no privacy.json for it, so nothing is claimed.")
@@ -77,7 +77,7 @@ def _statement(s: Series) -> Markup:
 
 def _participation(s: Series) -> list[Markup]:
     """Say how many clients take part in a round, where not all do."""
-    words = (_row(s).get("participation") or {}).get("statement")
+    words = (_arm(s).get("participation") or {}).get("statement")
     return [paragraph(str(words), "note")] if words else []
 
 
@@ -117,15 +117,15 @@ def detection_rate(epsilon: float, delta: float, false_alarms: float) -> float:
     return max(0.0, min(first, second, 1.0))
 
 
-def _row(s: Series) -> Mapping[str, Any]:
+def _arm(s: Series) -> Mapping[str, Any]:
     """Return a series' entry in `privacy.json`; empty where the run has none."""
-    rows: list[Mapping[str, Any]] = (s.first.run.privacy or {}).get("rows", [])
-    return next((row for row in rows if row.get("row") == s.first.result.label), {})
+    arms: list[Mapping[str, Any]] = (s.first.run.privacy or {}).get("arms", [])
+    return next((arm for arm in arms if arm.get("arm") == s.first.result.label), {})
 
 
 def _guarantees(s: Series) -> dict[str, Mapping[str, Any]]:
     """Return each audience's guarantee of a series; empty where none is on record."""
-    return dict(_row(s).get("audiences", {}))
+    return dict(_arm(s).get("audiences", {}))
 
 
 def _clauses(audience: str, guarantee: Mapping[str, Any]) -> list[str]:

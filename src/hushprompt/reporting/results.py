@@ -1,4 +1,4 @@
-"""The rows of finished runs, each with the settings that made it, read from run folders alone."""
+"""The arms of finished runs, each with the settings that made it, read from run folders alone."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any
 
 from hushprompt.config import parse as configs
 from hushprompt.errors import DataError
-from hushprompt.reporting.pooling import row_settings
+from hushprompt.reporting.pooling import arm_settings
 from hushprompt.runs import records
-from hushprompt.runs.records import RowSummary
+from hushprompt.runs.records import ArmSummary
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """One row of one run."""
+    """One arm of one run."""
 
-    summary: RowSummary
+    summary: ArmSummary
     settings: dict[str, Any]
     """Everything that made it, by dotted key, but for the seed."""
     privacy: dict[str, Any]
@@ -29,7 +29,7 @@ class Result:
 
 
 def read(paths: Sequence[Path]) -> tuple[list[Result], list[str]]:
-    """Read the rows of run folders and sweep folders, and notes on what is missing.
+    """Read the arms of run folders and sweep folders, and notes on what is missing.
 
     Raises:
         DataError: a folder holds no finished run, or a file is damaged.
@@ -41,7 +41,7 @@ def read(paths: Sequence[Path]) -> tuple[list[Result], list[str]]:
         if len(folders) < total:
             notes.append(f"{path.name}: {total - len(folders)} of {total} runs are not finished.")
         for folder in folders:
-            results += _rows(folder)
+            results += _arms(folder)
     return results, notes
 
 
@@ -59,21 +59,21 @@ def _runs(path: Path) -> tuple[list[Path], int]:
     return finished, len(planned)
 
 
-def _rows(folder: Path) -> list[Result]:
-    """Read the rows of one run."""
+def _arms(folder: Path) -> list[Result]:
+    """Read the arms of one run."""
     config = configs.load(folder / "config.toml")
     plain = tomllib.loads(config.to_toml())
-    summary, privacy = records.read_json(folder / "summary.json"), records.read_json(folder / "privacy.json")
+    summary, privacy = records.read_record(folder / "summary.json"), records.read_record(folder / "privacy.json")
     changes = [*plain["references"], {}]
-    if not len(changes) == len(summary["rows"]) == len(privacy["rows"]):
-        raise DataError(f"{folder} is damaged: its config, summary and privacy record have different numbers of rows.")
+    if not len(changes) == len(summary["arms"]) == len(privacy["arms"]):
+        raise DataError(f"{folder} is damaged: its config, summary and privacy record have different numbers of arms.")
     results = []
-    for change, row, entry in zip(changes, summary["rows"], privacy["rows"], strict=True):
-        result = records.from_json(RowSummary, row)
+    for change, arm, entry in zip(changes, summary["arms"], privacy["arms"], strict=True):
+        result = records.from_json(ArmSummary, arm)
         results.append(
             Result(
                 summary=result,
-                settings=row_settings(plain, change, is_trained=result.epsilon is not None),
+                settings=arm_settings(plain, change, is_trained=result.epsilon is not None),
                 privacy=entry,
                 provenance=summary["provenance"],
                 folder=folder,

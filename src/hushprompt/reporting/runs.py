@@ -27,7 +27,7 @@ class Result:
     """One line of a run's result table."""
 
     label: str
-    """Of the row, such as "dp_fpl, epsilon 8"; names it in the other files of the run."""
+    """Of the arm, such as "dp_fpl, epsilon 8"; names it in the other files of the run."""
     method: str
     title: str
     epsilon: float | None
@@ -70,11 +70,11 @@ class Run:
     results: Sequence[Result]
     provenance: Mapping[str, str]
     rounds: Mapping[str, Sequence[Mapping[str, Any]]]
-    """Records of each row by its label, in order."""
+    """Records of each arm by its label, in order."""
     privacy: Mapping[str, Any] | None
     holdings: Holdings | None
     confusion: Mapping[str, Mapping[str, np.ndarray]]
-    """[c, c] counts, true by predicted class, "local" and "neighbor", by row label; empty in old runs."""
+    """[c, c] counts, true by predicted class, "local" and "neighbor", by arm label; empty in old runs."""
     audit: Mapping[str, Any] | None
     """What attacks on the run found; None where it was not audited."""
 
@@ -141,18 +141,18 @@ def read(folder: Path, name: str) -> Run:
         config = _with_defaults(tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
         raise DataError(f"{folder / 'config.toml'} is damaged: {error}.") from error
-    summary = records.read_json(folder / "summary.json")
+    summary = records.read_record(folder / "summary.json")
     privacy, audit = folder / "privacy.json", folder / "audit" / "audit.json"
     holdings = _holdings(folder / "partition.json")
     return Run(
         name=name,
         config=config,
         config_text=text,
-        results=[_result(row, folder / "summary.json") for row in summary.get("rows", [])],
+        results=[_result(arm, folder / "summary.json") for arm in summary.get("arms", [])],
         provenance={str(key): str(value) for key, value in summary.get("provenance", {}).items()},
         rounds=_rounds(folder / "records.jsonl"),
-        privacy=records.read_json(privacy) if privacy.exists() else None,
-        audit=records.read_json(audit) if audit.exists() else None,
+        privacy=records.read_record(privacy) if privacy.exists() else None,
+        audit=records.read_record(audit) if audit.exists() else None,
         holdings=holdings,
         confusion=_confusion(folder / "confusion", len(holdings.class_names)) if holdings else {},
     )
@@ -177,36 +177,36 @@ def number(value: Any) -> float:
     return float(value) if isinstance(value, (int, float)) else math.nan
 
 
-def _result(row: Mapping[str, Any], path: Path) -> Result:
-    """Read one row of a summary."""
+def _result(arm: Mapping[str, Any], path: Path) -> Result:
+    """Read one arm of a summary."""
     try:
-        label, method = str(row["row"]), str(row["method"])
+        label, method = str(arm["arm"]), str(arm["method"])
     except (KeyError, TypeError) as error:
-        raise DataError(f"{path} is damaged: a row lacks {error}.") from error
+        raise DataError(f"{path} is damaged: an arm lacks {error}.") from error
     return Result(
         label=label,
         method=method,
-        title=str(row.get("title", method)),
-        epsilon=None if row.get("epsilon") is None else number(row["epsilon"]),
-        delta=number(row.get("delta")),
-        audience=str(row.get("audience", "")),
-        scores={name: number(row.get(name)) for name in (*SCORES, *NEW_SCORES)},
-        seconds=number(row.get("seconds")),
-        num_rounds=int(row.get("num_rounds", 0)),
-        num_last_rounds=int(row.get("num_last_rounds", 1)),
-        clients=[{name: number(client.get(name)) for name in ("local", "neighbor")} for client in row["per_client"]]
-        if "per_client" in row
+        title=str(arm.get("title", method)),
+        epsilon=None if arm.get("epsilon") is None else number(arm["epsilon"]),
+        delta=number(arm.get("delta")),
+        audience=str(arm.get("audience", "")),
+        scores={name: number(arm.get(name)) for name in (*SCORES, *NEW_SCORES)},
+        seconds=number(arm.get("seconds")),
+        num_rounds=int(arm.get("num_rounds", 0)),
+        num_last_rounds=int(arm.get("num_last_rounds", 1)),
+        clients=[{name: number(client.get(name)) for name in ("local", "neighbor")} for client in arm["per_client"]]
+        if "per_client" in arm
         else [],
     )
 
 
 def _rounds(path: Path) -> dict[str, list[dict[str, Any]]]:
-    """Read the round records by row; none where the file is missing."""
+    """Read the round records by arm; none where the file is missing."""
     rounds: dict[str, list[dict[str, Any]]] = {}
     for index, line in enumerate(_read_text(path).splitlines() if path.exists() else []):
         try:
-            record = json.loads(line)
-            rounds.setdefault(str(record["row"]), []).append(record)
+            record = records.renamed(json.loads(line))
+            rounds.setdefault(str(record["arm"]), []).append(record)
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path} is damaged in line {index + 1}: {error}.") from error
     return rounds
@@ -216,7 +216,7 @@ def _holdings(path: Path) -> Holdings | None:
     """Read who holds what; None in old runs."""
     if not path.exists():
         return None
-    values = records.read_json(path)
+    values = records.read_record(path)
     return Holdings(
         class_names=[str(name) for name in values["class_names"]],
         client_names=[str(name) for name in values["client_names"]],
@@ -225,11 +225,11 @@ def _holdings(path: Path) -> Holdings | None:
 
 
 def _confusion(folder: Path, num_classes: int) -> dict[str, dict[str, np.ndarray]]:
-    """Read the confusion tables by row."""
+    """Read the confusion tables by arm."""
     tables = {}
-    for path in sorted(folder.glob("row-*.json")):
-        values = records.read_json(path)
-        tables[str(values["row"])] = {whose: _square(values[whose], num_classes) for whose in ("local", "neighbor")}
+    for path in sorted(folder.glob("*.json")):
+        values = records.read_record(path)
+        tables[str(values["arm"])] = {whose: _square(values[whose], num_classes) for whose in ("local", "neighbor")}
     return tables
 
 

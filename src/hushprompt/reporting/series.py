@@ -1,4 +1,4 @@
-"""Rows of many runs that differ in nothing but the seed, pooled; and how each is named and drawn on the whole page."""
+"""Arms of many runs that differ in nothing but the seed, pooled; and how each is named and drawn on the whole page."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 
 from hushprompt.config.settings import label_of, short_names
-from hushprompt.reporting.pooling import by_seed, row_settings
+from hushprompt.reporting.pooling import arm_settings, by_seed
 from hushprompt.reporting.runs import Result, Run
 
 NUM_COLORS = 8
 NUM_DASHES = 6
 BELOW_UNTRAINED = 10.0
-"""Points of accuracy below the lowest row that learns nothing that a figure still shows."""
+"""Points of accuracy below the lowest arm that learns nothing that a figure still shows."""
 BUDGET = ("privacy.epsilon", "privacy.noise_multiplier_local", "privacy.noise_multiplier_global")
 """Settings in which the points of one privacy-utility curve may differ."""
 
@@ -32,13 +32,13 @@ class Style:
     """How a series is drawn; color never carries anything alone."""
 
     color: int | None
-    """Index of the color; None: gray, for rows that learn nothing."""
+    """Index of the color; None: gray, for arms that learn nothing."""
     shape: int
     """Index of the mark."""
     dash: int
     """Index of the line's pattern."""
     is_hollow: bool
-    """True where the row has no guarantee to show: no noise, or nothing private."""
+    """True where the arm has no guarantee to show: no noise, or nothing private."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,13 @@ class Member:
 
     @property
     def rounds(self) -> Sequence[Mapping[str, Any]]:
-        """Records of the row, in order."""
+        """Records of the arm, in order."""
         return self.run.rounds.get(self.result.label, [])
 
 
 @dataclass(frozen=True)
 class Series:
-    """A row of the page: one method at one budget in one setting, over seeds."""
+    """An arm of the page: one method at one budget in one setting, over seeds."""
 
     name: str
     """Unique on the page."""
@@ -90,7 +90,7 @@ class Series:
 
     @property
     def learns(self) -> bool:
-        """True if the row was trained."""
+        """True if the arm was trained."""
         return self.epsilon is not None
 
     def values(self, score: str) -> list[float]:
@@ -115,7 +115,7 @@ def with_spread(values: Sequence[float]) -> str:
 
 
 def lowest_drawn(series: Sequence[Series], score: str) -> float:
-    """Return the lowest value that a figure reaches to: somewhat below the lowest row that learns nothing.
+    """Return the lowest value that a figure reaches to: somewhat below the lowest arm that learns nothing.
 
     What noise has ruined lies on the edge; it would otherwise press everything else into one line.
     """
@@ -132,7 +132,7 @@ def families(series: Sequence[Series]) -> list[list[Series]]:
 
 
 def pool(runs: Sequence[Run]) -> list[Series]:
-    """Return the series of all runs: rows with equal settings are one, whichever run they come from.
+    """Return the series of all runs: arms with equal settings are one, whichever run they come from.
 
     Each seed of a series counts once: equal settings and an equal seed give equal results.
 
@@ -161,14 +161,14 @@ def pool(runs: Sequence[Run]) -> list[Series]:
 
 
 def settings(run: Run, index: int) -> dict[str, str]:
-    """Return what decides a row's result, but the seed, as dotted keys: the run's config with the row's own method."""
+    """Return what decides an arm's result, but the seed, as dotted keys: the run's config with the arm's own method."""
     references = run.config.get("references", [])
     is_reference = index < len(references) == len(run.results) - 1
     result = run.results[index]
-    decisive = row_settings(
+    decisive = arm_settings(
         run.config, references[index] if is_reference else {}, is_trained=result.epsilon is not None
     )
-    return {"row's method": result.method, **{key: label_of(value) for key, value in decisive.items()}}
+    return {"arm's method": result.method, **{key: label_of(value) for key, value in decisive.items()}}
 
 
 def budget_text(epsilon: float | None) -> str:

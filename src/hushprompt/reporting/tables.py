@@ -9,31 +9,31 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from hushprompt.runs.records import RowSummary
+from hushprompt.runs.records import ArmSummary
 
 
-def result_table(rows: Sequence[RowSummary]) -> Table:
-    """Return one line a row: accuracies in percent, epsilon, seconds."""
+def result_table(arms: Sequence[ArmSummary]) -> Table:
+    """Return one line an arm: accuracies in percent, epsilon, seconds."""
     table = _empty_table("local", "neighbor", "harmonic\nmean", "worst\nclient", "epsilon", "seconds")
-    for row in rows:
-        scores = (row.local, row.neighbor, row.harmonic_mean, row.worst_client)
+    for arm in arms:
+        scores = (arm.local, arm.neighbor, arm.harmonic_mean, arm.worst_client)
         table.add_row(
-            row_title(row), *(f"{100 * score:.1f}" for score in scores), epsilon_text(row.epsilon), f"{row.seconds:.0f}"
+            arm_title(arm), *(f"{100 * score:.1f}" for score in scores), epsilon_text(arm.epsilon), f"{arm.seconds:.0f}"
         )
     return table
 
 
-def base_to_new_table(rows: Sequence[RowSummary]) -> Table:
-    """Return one line a row: accuracies in percent on classes that clients train on, and on others."""
+def base_to_new_table(arms: Sequence[ArmSummary]) -> Table:
+    """Return one line an arm: accuracies in percent on classes that clients train on, and on others."""
     table = _empty_table("base\nclasses", "new\nclasses", "harmonic\nmean", "epsilon")
-    for row in rows:
-        scores = [math.nan if score is None else score for score in (row.base, row.new, row.base_new_harmonic_mean)]
-        table.add_row(row_title(row), *(f"{100 * score:.1f}" for score in scores), epsilon_text(row.epsilon))
+    for arm in arms:
+        scores = [math.nan if score is None else score for score in (arm.base, arm.new, arm.base_new_harmonic_mean)]
+        table.add_row(arm_title(arm), *(f"{100 * score:.1f}" for score in scores), epsilon_text(arm.epsilon))
     return table
 
 
 def _empty_table(*columns: str) -> Table:
-    """Return a table with a column for the row's name and columns of numbers."""
+    """Return a table with a column for the arm's name and columns of numbers."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False, show_edge=False)
     table.add_column("method (accuracies in %)", no_wrap=True)
     for column in columns:
@@ -41,36 +41,36 @@ def _empty_table(*columns: str) -> Table:
     return table
 
 
-def has_new_classes(rows: Sequence[RowSummary]) -> bool:
-    """Whether the rows were scored on classes that nobody trained on."""
-    return any(row.new is not None for row in rows)
+def has_new_classes(arms: Sequence[ArmSummary]) -> bool:
+    """Whether the arms were scored on classes that nobody trained on."""
+    return any(arm.new is not None for arm in arms)
 
 
-def row_title(row: RowSummary) -> str:
-    """Name a row as a reader would."""
-    return f"{row.title} without noise" if row.epsilon == float("inf") else row.title
+def arm_title(arm: ArmSummary) -> str:
+    """Name an arm as a reader would."""
+    return f"{arm.title} without noise" if arm.epsilon == float("inf") else arm.title
 
 
 def epsilon_text(epsilon: float | None) -> str:
-    """Write an epsilon; "-" where a row has used no private data."""
+    """Write an epsilon; "-" where an arm has used no private data."""
     if epsilon is None:
         return "-"
     return "inf" if epsilon == float("inf") else f"{epsilon:.3g}"
 
 
-def captions(rows: Sequence[RowSummary], privacy: dict[str, Any]) -> list[str]:
+def captions(arms: Sequence[ArmSummary], privacy: dict[str, Any]) -> list[str]:
     """Return the lines that must stand under every table: what its epsilon means, and what it does not cover."""
-    last = privacy["rows"][-1]
-    count = rows[-1].num_last_rounds
+    last = privacy["arms"][-1]
+    count = arms[-1].num_last_rounds
     when = "last round" if count == 1 else f"mean of the last {count} rounds"
-    compete = "all base classes compete" if has_new_classes(rows) else "all classes compete"
+    compete = "all base classes compete" if has_new_classes(arms) else "all classes compete"
     lines = [
-        f"Seed {rows[-1].seed}, {when}, means over clients. local: a client's own images; neighbor: the other "
+        f"Seed {arms[-1].seed}, {when}, means over clients. local: a client's own images; neighbor: the other "
         f"clients'; {compete}. epsilon -: no private data used; inf: clipped, no noise, no guarantee.",
-        f"epsilon is for {AUDIENCES[rows[-1].audience]}; delta, unit, neighbors, sampling and accountant as follows.",
+        f"epsilon is for {AUDIENCES[arms[-1].audience]}; delta, unit, neighbors, sampling and accountant as follows.",
     ]
-    stopped = [f"{row.row} ended after {row.num_rounds} rounds: {row.stopped}." for row in rows if row.stopped]
-    if has_new_classes(rows):
+    stopped = [f"{arm.arm} ended after {arm.num_rounds} rounds: {arm.stopped}." for arm in arms if arm.stopped]
+    if has_new_classes(arms):
         lines.insert(
             1,
             "base classes: all clients' images, among themselves; new classes: images of classes that nobody trained "
@@ -78,7 +78,7 @@ def captions(rows: Sequence[RowSummary], privacy: dict[str, Any]) -> list[str]:
         )
     if "evaluation_images" in privacy:
         stopped.append(f"evaluation images: {privacy['evaluation_images']}")
-    return [*lines, *stopped, *statement_lines(last), privacy["server"], privacy["several_rows"]]
+    return [*lines, *stopped, *statement_lines(last), privacy["server"], privacy["several_arms"]]
 
 
 AUDIENCES = {
@@ -88,10 +88,10 @@ AUDIENCES = {
 }
 
 
-def cross_check_lines(row: dict[str, Any]) -> list[str]:
-    """Give, for each audience of one row of `privacy.json`, epsilon by every accountant that applies."""
+def cross_check_lines(arm: dict[str, Any]) -> list[str]:
+    """Give, for each audience of one arm of `privacy.json`, epsilon by every accountant that applies."""
     lines = []
-    for audience, guarantee in row["audiences"].items():
+    for audience, guarantee in arm["audiences"].items():
         values = ", ".join(
             f"{name} {value if isinstance(value, str) else f'{value:.4g}'}"
             for name, value in guarantee["cross_checks"].items()
@@ -102,10 +102,10 @@ def cross_check_lines(row: dict[str, Any]) -> list[str]:
     return lines
 
 
-def account_lines(row: dict[str, Any]) -> list[str]:
-    """Return each distinct guarantee of one row of `privacy.json` and its clients, the worst first."""
+def account_lines(arm: dict[str, Any]) -> list[str]:
+    """Return each distinct guarantee of one arm of `privacy.json` and its clients, the worst first."""
     lines = []
-    for account in row.get("clients", []):
+    for account in arm.get("clients", []):
         clients = ", ".join(map(str, account["clients"][:10])) + (", ..." if len(account["clients"]) > 10 else "")
         spent = ", ".join(
             f"{audience} {value if isinstance(value, str) else f'{value:.4g}'}"
@@ -118,11 +118,11 @@ def account_lines(row: dict[str, Any]) -> list[str]:
     return lines
 
 
-def statement_lines(row: dict[str, Any]) -> list[str]:
-    """Return each audience's guarantee of one row of `privacy.json`, and who takes part where not all do."""
+def statement_lines(arm: dict[str, Any]) -> list[str]:
+    """Return each audience's guarantee of one arm of `privacy.json`, and who takes part where not all do."""
     lines = [
-        f"{row['row']}: for {AUDIENCES[audience]}: {guarantee['statement']}"
-        for audience, guarantee in row["audiences"].items()
+        f"{arm['arm']}: for {AUDIENCES[audience]}: {guarantee['statement']}"
+        for audience, guarantee in arm["audiences"].items()
     ]
-    statement = row.get("participation", {}).get("statement")  # missing in records of version 0.1
-    return [*lines, f"{row['row']}: {statement}"] if statement else lines
+    statement = arm.get("participation", {}).get("statement")  # missing in records of version 0.1
+    return [*lines, f"{arm['arm']}: {statement}"] if statement else lines

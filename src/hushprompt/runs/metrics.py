@@ -17,14 +17,15 @@ import numpy as np
 from hushprompt import files
 from hushprompt.config.schema import EvaluationConfig
 from hushprompt.errors import ResumeError
-from hushprompt.federation.setup import Row
+from hushprompt.federation.setup import Arm
 from hushprompt.privacy.metrics import RightAnswers
+from hushprompt.runs.records import renamed
 
 FILE = "metrics.jsonl"
 
 
 class MetricsFile:
-    """The releases of all rows of a run folder."""
+    """The releases of all arms of a run folder."""
 
     def __init__(self, folder: Path) -> None:
         """Read what was released so far; cut off a torn last line, which nobody was shown.
@@ -36,9 +37,9 @@ class MetricsFile:
         self._released: dict[tuple[str, int], RightAnswers] = {}
         for number, line in enumerate(files.whole_lines(self._path), start=1):
             try:
-                entry = json.loads(line)
+                entry = renamed(json.loads(line))
                 counts = {name: np.array(entry[name], dtype=np.float64) for name in ("local", "neighbor")}
-                self._released[entry["row"], int(entry["num_rounds"])] = RightAnswers(**counts)
+                self._released[entry["arm"], int(entry["num_rounds"])] = RightAnswers(**counts)
             except (ValueError, TypeError, KeyError) as error:
                 raise ResumeError(
                     f"Line {number} of {self._path} is damaged ({error}): what was spent is not known. Start a new run."
@@ -46,28 +47,28 @@ class MetricsFile:
 
     @property
     def num_releases(self) -> int:
-        """Releases so far, over all rows."""
+        """Releases so far, over all arms."""
         return len(self._released)
 
-    def check(self, row: Row, num_done: int, evaluation: EvaluationConfig) -> None:
+    def check(self, arm: Arm, num_done: int, evaluation: EvaluationConfig) -> None:
         """Refuse to go on where the checkpoint knows of evaluations whose releases are not there.
 
         Raises:
             ResumeError: the file was lost or cut.
         """
-        due = {(row.label, count) for count in range(1, num_done + 1) if evaluation.is_due(count, row.num_rounds)}
+        due = {(arm.label, count) for count in range(1, num_done + 1) if evaluation.is_due(count, arm.num_rounds)}
         if not due <= self._released.keys():
             raise ResumeError(
                 f"{self._path} lacks releases that the checkpoint counts as made: what was spent is not known. "
                 "Start a new run."
             )
 
-    def once(self, row: Row, num_done: int, make: Callable[[], RightAnswers]) -> RightAnswers:
-        """Return the counts that were released of a row after `num_done` rounds, or make, write and give them."""
-        key = (row.label, num_done)
+    def once(self, arm: Arm, num_done: int, make: Callable[[], RightAnswers]) -> RightAnswers:
+        """Return the counts that were released of an arm after `num_done` rounds, or make, write and give them."""
+        key = (arm.label, num_done)
         if key not in self._released:
             counts = make()
-            entry = {"row": row.label, "num_rounds": num_done}
+            entry = {"arm": arm.label, "num_rounds": num_done}
             entry |= {name: getattr(counts, name).tolist() for name in ("local", "neighbor")}
             files.append_line(self._path, json.dumps(entry))
             self._released[key] = counts

@@ -1,7 +1,7 @@
 """What a run leaves on disk, and its JSON form.
 
-A run folder holds `config.toml`, `records.jsonl` (one line a row and round), `summary.json`, `privacy.json`,
-`partition.json` (who has how many examples of which class), `confusion/` (one file a row), `checkpoint/` and
+A run folder holds `config.toml`, `records.jsonl` (one line an arm and round), `summary.json`, `privacy.json`,
+`partition.json` (who has how many examples of which class), `confusion/` (one file an arm), `checkpoint/` and
 `prompts/`, and `ledger.jsonl` (what was charged to whom, before it was spent). With evaluation.metrics_epsilon there is
 no `confusion/`, and `metrics.jsonl` has the noisy counts that accuracies come from. Every file is written whole or not
 at all; the `.jsonl` files only grow.
@@ -33,10 +33,10 @@ except ImportError:  # pragma: no cover - not on Windows; there two processes on
 
 @dataclass(frozen=True, kw_only=True)
 class RoundRecord:
-    """One row's state after one round."""
+    """One arm's state after one round."""
 
-    row: str
-    """Label of the row, such as "dp_fpl, epsilon 8"."""
+    arm: str
+    """Label of the arm, such as "dp_fpl, epsilon 8"."""
     round_index: int
     """Rounds done, from 1."""
     seconds: float
@@ -68,10 +68,10 @@ class RoundRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RowSummary:
+class ArmSummary:
     """One line of the result table."""
 
-    row: str
+    arm: str
     method: str
     title: str
     """How a table calls the method."""
@@ -85,7 +85,7 @@ class RowSummary:
     worst_client: float
     calibration_error: float
     seconds: float
-    """Wall seconds of the row's training and evaluation."""
+    """Wall seconds of the arm's training and evaluation."""
     seed: int
     num_rounds: int
     per_client: list[dict[str, Any]]
@@ -133,7 +133,7 @@ def from_json(cls: type[Any], values: dict[str, Any]) -> Any:
             return math.nan
         return math.inf if entry == "inf" else entry
 
-    return cls(**{key: restore(key, entry) for key, entry in values.items()})
+    return cls(**{key: restore(key, entry) for key, entry in renamed(values).items()})
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -171,6 +171,37 @@ def dense_rows(rows: Sequence[Mapping[str, int]], num_columns: int) -> np.ndarra
                 raise DataError(f"A table of counts has the column {column!r}, but only {num_columns} columns.")
             table[index, int(column)] = count
     return table
+
+
+RENAMED = {
+    "row": "arm",
+    "rows": "arms",
+    "several_rows": "several_arms",
+    "row_index": "arm_index",
+    "row_seconds": "arm_seconds",
+    "finished_rows": "finished_arms",
+}
+"""Keys of records that older versions wrote under another name."""
+
+
+def renamed(value: Any) -> Any:
+    """Return plain JSON values with the keys of older versions under their present names.
+
+    >>> renamed({"rows": [{"row": "dp_fpl", "epsilon": 8.0}]})
+    {'arms': [{'arm': 'dp_fpl', 'epsilon': 8.0}]}
+    """
+    if isinstance(value, dict):
+        return {RENAMED.get(key, key): renamed(entry) for key, entry in value.items()}
+    return [renamed(entry) for entry in value] if isinstance(value, list) else value
+
+
+def read_record(path: Path) -> Any:
+    """Read a summary, privacy record, confusion table or audit of a run folder, of this version or an older one.
+
+    Raises:
+        DataError: it is missing or damaged.
+    """
+    return renamed(read_json(path))
 
 
 def read_json(path: Path) -> Any:

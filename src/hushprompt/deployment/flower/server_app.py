@@ -12,7 +12,7 @@ from hushprompt.deployment.config import load_server
 from hushprompt.deployment.coordinator import serve
 from hushprompt.deployment.flower import environment
 from hushprompt.deployment.flower.grid_transport import GridTransport
-from hushprompt.federation.setup import Row
+from hushprompt.federation.setup import Arm
 from hushprompt.runs.records import RoundRecord
 
 _LOG = logging.getLogger("flwr.hushprompt")
@@ -37,9 +37,9 @@ class Log:
         if done == total:
             _LOG.info("%s: %d", what, total)
 
-    def on_row(self, row: Row, index: int, num_rows: int, num_rounds_done: int) -> None:
+    def on_arm(self, arm: Arm, index: int, num_arms: int, num_rounds_done: int) -> None:
         """Say what is trained."""
-        _LOG.info("%s: %d of %d rounds done", row.label, num_rounds_done, row.num_rounds)
+        _LOG.info("%s: %d of %d rounds done", arm.label, num_rounds_done, arm.num_rounds)
 
     def on_round(self, record: RoundRecord) -> None:
         """Say what a round cost."""

@@ -63,7 +63,7 @@ def members(folder: Path) -> dict[str, int] | None:
 
 
 def guarantees(folder: Path) -> list[dict[str, Any]]:
-    """Return the rows of a run's privacy record, at the server or a client: what its epsilons mean, for what was spent.
+    """Return the arms of a run's privacy record, at the server or a client: what its epsilons mean, for what was spent.
 
     While the run goes on they follow from what was agreed on and from the ledger; none before.
 
@@ -72,13 +72,13 @@ def guarantees(folder: Path) -> list[dict[str, Any]]:
     """
     finished, agreed, charged = (folder / name for name in ("privacy.json", AGREEMENT, ledger_file.FILE))
     if finished.exists():
-        rows: list[dict[str, Any]] = records.read_json(finished)["rows"]
-        return rows
+        arms: list[dict[str, Any]] = records.read_record(finished)["arms"]
+        return arms
     if not agreed.exists():
         return []
-    row = read_agreement(records.read_json(agreed)).row
-    ledger = ledger_file.read_ledgers(charged, _whole_lines(charged)).get(row.label, Ledger())
-    return list(privacy_record([ledger_file.spent(row, ledger)])["rows"])
+    arm = read_agreement(records.read_json(agreed)).arm
+    ledger = ledger_file.read_ledgers(charged, _whole_lines(charged)).get(arm.label, Ledger())
+    return list(privacy_record([ledger_file.spent(arm, ledger)])["arms"])
 
 
 def refusals(file: Path) -> list[str]:
