@@ -18,7 +18,7 @@ from benchmarks.measure import in_process, machine
 from benchmarks.rows import Result, screen, with_figures
 from benchmarks.sections import SECTIONS, measure
 
-PAGE = Path(__file__).parent.parent / "docs" / "fast-path.md"
+PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 
 
 def main() -> None:
@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"{', '.join(SECTIONS)}; none: all")
     parser.add_argument("--short", action="store_true", help="fewer passes and rounds: under 3 minutes in all")
     parser.add_argument("--out", type=Path, help="JSON file to write; sections that are not named stay as it has them")
-    parser.add_argument("--docs", action="store_true", help="also put the figures of --out into docs/fast-path.md")
+    parser.add_argument("--docs", action="store_true", help="also put the figures of --out into docs/benchmarks.md")
     parser.add_argument("--keep", action="store_true", help="measure nothing: take the figures of --out as they are")
     parser.add_argument("--profile", type=Path, metavar="FOLDER", help="also write profiles of single steps there")
     arguments = parser.parse_args()

@@ -20,7 +20,7 @@ from hushprompt.prompts.prompt_model import PromptModel
 
 PROMPTS = Path(__file__).parent.parent / "docs" / "prompt-files.md"
 PAGE = Path(__file__).parent.parent / "docs" / "bring-your-own-images.md"
-FAST_PATH = Path(__file__).parent.parent / "docs" / "fast-path.md"
+BENCHMARKS = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 FIGURES = Path(__file__).parent.parent / "results" / "benchmarks"
 
 
@@ -85,10 +85,10 @@ def test_a_prompt_file_gives_the_same_classes_without_this_package(library, toy_
 
 
 @pytest.mark.parametrize("name", ["cpu", "gpu"])
-def test_the_figures_of_the_fast_path_are_the_measured_ones(monkeypatch, name):
+def test_the_figures_of_the_benchmarks_page_are_the_measured_ones(monkeypatch, name):
     monkeypatch.syspath_prepend(Path(__file__).parent.parent)
     from benchmarks.rows import Result, with_figures
 
-    page = FAST_PATH.read_text(encoding="utf-8")
+    page = BENCHMARKS.read_text(encoding="utf-8")
     command = f"python -m benchmarks --out results/benchmarks/{name}.json --keep --docs"
     assert with_figures(page, name, Result.read(FIGURES / f"{name}.json")) == page, command
