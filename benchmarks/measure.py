@@ -16,8 +16,6 @@ from typing import Any, TypeVar
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from hushprompt import load_registries
-
 Result = TypeVar("Result")
 
 
@@ -30,7 +28,6 @@ def in_process(work: Callable[..., Result], *args: Any) -> Result:
 def _prepare() -> None:
     """Make a new process ready."""
     torch.set_num_threads(1)
-    load_registries()
 
 
 @dataclass(frozen=True)

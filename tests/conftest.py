@@ -18,7 +18,6 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
-import hushprompt  # noqa: E402
 from helpers.commands import Done  # noqa: E402
 from helpers.runs import TOY  # noqa: E402
 from hushprompt.cli import main as cli  # noqa: E402
@@ -33,7 +32,6 @@ from hushprompt.prompts.prompt_model import PromptModel  # noqa: E402
 
 settings.register_profile("hushprompt", deadline=None, max_examples=50)
 settings.load_profile("hushprompt")
-hushprompt.load_registries()
 torch.set_num_threads(1)
 collect_ignore = ["faults"]  # for processes that tests start
 

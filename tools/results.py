@@ -23,7 +23,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from hushprompt import files, load_registries
+from hushprompt import files
 from hushprompt.cli.compare import csv_text, grids_of, say_once
 from hushprompt.reporting import figures, formats, grouping, page, results, runs, tables
 from hushprompt.reporting.comparison import Comparison, compare, in_order
@@ -52,7 +52,6 @@ def main() -> None:
     parser.add_argument("--readme", type=Path, help="page whose tables are written")
     parser.add_argument("--title", default="", help="heading of the report")
     args = parser.parse_args()
-    load_registries()
     if args.sweep is not None:
         keep(args.sweep, args.out)
         files.write_text(args.out / "report.html", page.report([args.sweep, *args.also], args.title))

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hushprompt.config import load_registries
 from hushprompt.config import parse as config
 from hushprompt.jobs import processes, sweep_folder
 from hushprompt.jobs.messages import Event
@@ -77,7 +76,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    load_registries()
     values = tomllib.loads(args.search.read_text(encoding="utf-8"))
     base, seeds = values["base"], values["seeds"]
     stages = [

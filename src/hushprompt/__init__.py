@@ -1,37 +1,84 @@
-"""hushprompt: private, personal, federated prompt learning of frozen vision-language models."""
+"""hushprompt: private, personal, federated prompt learning of frozen vision-language models.
+
+Nothing is imported before it is used: `import hushprompt` takes some milliseconds.
+"""
 
 from __future__ import annotations
 
-import functools
 import importlib
-import pkgutil
+from typing import TYPE_CHECKING, Any
 
-from hushprompt.errors import (
-    ConfigError,
-    DataError,
-    HushpromptError,
-    LinkError,
-    PrivacyError,
-    ProtocolError,
-    ResumeError,
-)
+if TYPE_CHECKING:
+    from hushprompt import federation as federation
+    from hushprompt.config.schema import EvaluationConfig as EvaluationConfig
+    from hushprompt.config.schema import Reference as Reference
+    from hushprompt.config.schema import RunConfig as RunConfig
+    from hushprompt.config.schema import RuntimeConfig as RuntimeConfig
+    from hushprompt.config.schema import TrainingConfig as TrainingConfig
+    from hushprompt.errors import ConfigError as ConfigError
+    from hushprompt.errors import DataError as DataError
+    from hushprompt.errors import HushpromptError as HushpromptError
+    from hushprompt.errors import LinkError as LinkError
+    from hushprompt.errors import PrivacyError as PrivacyError
+    from hushprompt.errors import ProtocolError as ProtocolError
+    from hushprompt.errors import ResumeError as ResumeError
+    from hushprompt.features.cache import FeaturesConfig as FeaturesConfig
+    from hushprompt.methods.dp_fpl import DPFPL as DPFPL
+    from hushprompt.methods.dp_fpl_released import DPFPLReleased as DPFPLReleased
+    from hushprompt.methods.fedclip import FedCLIP as FedCLIP
+    from hushprompt.methods.fedotp import FedOTP as FedOTP
+    from hushprompt.methods.fedpgp import FedPGP as FedPGP
+    from hushprompt.methods.local_only import LocalOnly as LocalOnly
+    from hushprompt.methods.promptfl import PromptFL as PromptFL
+    from hushprompt.methods.promptfolio import PromptFolio as PromptFolio
+    from hushprompt.methods.random_prompt import RandomPrompt as RandomPrompt
+    from hushprompt.methods.zero_shot import ZeroShot as ZeroShot
+    from hushprompt.privacy.config import PrivacyConfig as PrivacyConfig
+    from hushprompt.privacy.guarantee import Guarantee as Guarantee
+    from hushprompt.registry import register as register
 
-__all__ = [
-    "ConfigError",
-    "DataError",
-    "HushpromptError",
-    "LinkError",
-    "PrivacyError",
-    "ProtocolError",
-    "ResumeError",
-    "load_registries",
-]
+    __version__: str
+
+_MODULES = {
+    "config.schema": ("EvaluationConfig", "Reference", "RunConfig", "RuntimeConfig", "TrainingConfig"),
+    "errors": (
+        "ConfigError", "DataError", "HushpromptError", "LinkError", "PrivacyError", "ProtocolError", "ResumeError",
+    ),
+    "features.cache": ("FeaturesConfig",),
+    "methods.dp_fpl": ("DPFPL",),
+    "methods.dp_fpl_released": ("DPFPLReleased",),
+    "methods.fedclip": ("FedCLIP",),
+    "methods.fedotp": ("FedOTP",),
+    "methods.fedpgp": ("FedPGP",),
+    "methods.local_only": ("LocalOnly",),
+    "methods.promptfl": ("PromptFL",),
+    "methods.promptfolio": ("PromptFolio",),
+    "methods.random_prompt": ("RandomPrompt",),
+    "methods.zero_shot": ("ZeroShot",),
+    "privacy.config": ("PrivacyConfig",),
+    "privacy.guarantee": ("Guarantee",),
+    "registry": ("register",),
+}  # fmt: skip
+"""Where the public names are defined. The imports above say the same to type checkers; a test compares them."""
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = sorted([*_MODULE_OF, "__version__", "federation"])
 
 
-@functools.cache
-def load_registries() -> None:
-    """Import every file of the rooms that register something, so that the registries are complete."""
-    for room in ("data.sets", "data.partitions", "data.readers", "models", "features", "privacy", "methods", "config"):
-        package = importlib.import_module(f"hushprompt.{room}")
-        for module in pkgutil.iter_modules(package.__path__):
-            importlib.import_module(f"hushprompt.{room}.{module.name}")
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used (PEP 562)."""
+    if name in _MODULE_OF:
+        value = getattr(importlib.import_module(f"hushprompt.{_MODULE_OF[name]}"), name)
+    elif name == "federation":
+        value = importlib.import_module("hushprompt.federation")
+    elif name == "__version__":
+        value = importlib.import_module("importlib.metadata").version("hushprompt")
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """Return the public names alone."""
+    return __all__

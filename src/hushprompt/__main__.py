@@ -6,10 +6,8 @@ import gc
 def main() -> None:
     """Run the command line; what its imports make is no garbage, and looking through it takes a tenth of the start."""
     gc.disable()
-    from hushprompt import load_registries
     from hushprompt.cli import main as cli
 
-    load_registries()
     gc.freeze()
     gc.enable()
     cli.main()

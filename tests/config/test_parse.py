@@ -8,8 +8,8 @@ from hushprompt.config import parse as configs
 from hushprompt.errors import ConfigError
 from hushprompt.registry import DATASETS, METHODS, Registry
 
-ROOT = Path(__file__).parent.parent
-PRESET = ROOT / "src" / "hushprompt" / "presets" / "embedded.toml"
+ROOT = Path(__file__).parents[2]
+PRESET = ROOT / "src" / "hushprompt" / "config" / "presets" / "embedded.toml"
 
 
 @pytest.mark.parametrize("path", sorted([*ROOT.glob("configs/**/*.toml"), *PRESET.parent.glob("*.toml")]), ids=str)

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-import hushprompt
 from helpers.layouts import images
 from hushprompt.data.fetch import fetch
 from hushprompt.data.sets.caltech101 import ABOUT, Caltech101
@@ -69,7 +68,6 @@ def test_a_data_set_without_a_download_says_what_to_get(tmp_path):
 
 
 def test_every_known_data_set_says_all_that_a_reader_needs():
-    hushprompt.load_registries()
     known = {name: cls.about for name, cls in ((n, DATASETS.get(n)) for n in DATASETS.names()) if hasattr(cls, "about")}
     assert len(known) == 10
     for name, about in known.items():

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Column, Table
 
-from hushprompt import checks, files, load_registries
+from hushprompt import checks, files
 from hushprompt.cli import audit as cli_audit
 from hushprompt.cli import compare as cli_compare
 from hushprompt.cli import data as cli_data
@@ -191,7 +191,6 @@ def main() -> None:
     """Run the command line; our own errors become one plain sentence and exit status 2."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     tune()
-    load_registries()
     try:
         app()
     except HushpromptError as error:

@@ -212,7 +212,7 @@ def _to_plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         plain = {f.name: _to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
         for registry in CHOICES.values():
-            if type(value) in registry.classes():
+            if registry.has(type(value)):
                 return {"name": registry.name_of(value), **plain}
         return plain
     if isinstance(value, Enum):

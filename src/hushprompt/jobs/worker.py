@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from hushprompt import files, load_registries
+from hushprompt import files
 from hushprompt.config import parse as configs
 from hushprompt.config.schema import RunConfig
 from hushprompt.errors import HushpromptError
@@ -128,7 +128,6 @@ def main() -> None:
     # of a result do not depend on their number.
     torch.set_num_threads(1)
     tune()
-    load_registries()
     worker = Worker(send)
     with contextlib.suppress(BrokenPipeError):
         while True:

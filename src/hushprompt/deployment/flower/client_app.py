@@ -10,7 +10,6 @@ from pathlib import Path
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
-from hushprompt import load_registries
 from hushprompt.deployment.client_node import ClientNode, open_site
 from hushprompt.deployment.config import load_client
 from hushprompt.deployment.envelope import refusal
@@ -55,7 +54,6 @@ def site(config: Path) -> ClientNode:
 @functools.lru_cache(maxsize=32)
 def _site(config: Path, changed: int) -> ClientNode:
     """Open a client's end; a simulation's processes answer for several clients, many times."""
-    load_registries()
     return open_site(load_client(config))
 
 

@@ -7,7 +7,6 @@ import logging
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from hushprompt import load_registries
 from hushprompt.deployment.config import load_server
 from hushprompt.deployment.coordinator import serve
 from hushprompt.deployment.flower import environment
@@ -24,7 +23,6 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Serve the federation of this machine's `server.toml`; nothing in the run that was submitted changes it."""
-    load_registries()
     config = load_server(environment.path_of(environment.SERVER_CONFIG))
     serve(config, GridTransport(grid, environment.node_names()), Log())
 
