@@ -18,6 +18,12 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a binary file; after a crash it is the old or the new one."""
+    with _replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: str) -> None:
     """Write a safetensors file with one metadata entry, `hushprompt`.
 

@@ -17,9 +17,11 @@ from hushprompt.federation.simulate import Trainer
 from hushprompt.methods.dp_fpl import DPFPL
 from hushprompt.methods.promptfl import PromptFL
 from hushprompt.prompts.prompt_model import PromptModel
-from hushprompt.reporting.tables import base_to_new_table, captions, has_new_classes
+from hushprompt.reporting.result_table import result_table
+from hushprompt.reporting.tables import captions, has_new_classes
 from hushprompt.runs import records
 
+NO_PRIVACY = {"arms": [{"arm": "x", "audiences": {}}], "server": "", "several_arms": ""}
 FULL = {"name": "disjoint", "steps_per_round": 1}
 
 
@@ -58,7 +60,7 @@ def test_the_mean_of_the_last_rounds_is_reported_and_never_the_best(toy_values, 
             assert getattr(arm, name) == pytest.approx(np.mean([getattr(record, name) for record in last]))
         assert arm.num_last_rounds == 3
     assert arms[0].num_last_rounds == 1, "zero-shot has no rounds"
-    text = "\n".join(captions(arms, {"arms": [{"arm": "x", "audiences": {}}], "server": "", "several_arms": ""}))
+    text = "\n".join(captions(arms, NO_PRIVACY))
     assert "mean of the last 3 rounds" in text
 
 
@@ -128,12 +130,12 @@ def test_new_classes_have_a_table_where_they_are_asked_for(base_to_new, toy_valu
     arms = base_to_new[2]
     assert has_new_classes(arms)
     console = Console(width=80, record=True, file=io.StringIO())
-    console.print(base_to_new_table(arms))
+    console.print(result_table(arms, NO_PRIVACY).grids[1])
     text = console.export_text()
     for score in (arms[-1].base, arms[-1].new, arms[-1].base_new_harmonic_mean):
         assert f"{100 * score:.1f}" in text
     assert "…" not in text
-    caption = captions(arms, {"arms": [{"arm": "x", "audiences": {}}], "server": "", "several_arms": ""})
+    caption = captions(arms, NO_PRIVACY)
     assert "all base classes compete" in caption[0]
     assert "nobody trained on" in caption[1]
     plain = run_with(quick(toy_values, 1), tmp_path, "plain")[1]

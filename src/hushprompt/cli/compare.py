@@ -11,7 +11,6 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.measure import Measurement
 
 from hushprompt import checks, files
 from hushprompt.errors import ConfigError
@@ -24,7 +23,6 @@ from hushprompt.reporting.formats import Grid
 console = Console(highlight=False)
 SUFFIXES = {".md": "markdown", ".tex": "latex", ".csv": "csv"}
 TESTS: dict[str, Test] = {"t": "t", "sign-flip": "sign_flip"}
-MAX_WIDTH = 1000
 TESTED = ("local", "neighbor", "harmonic_mean")
 """Scores whose differences get tables of their own, if no score is asked for."""
 
@@ -112,12 +110,10 @@ def show(grids: Sequence[Grid], out: Path | None) -> None:
     """Print tables and notes, or write what would be printed to a file."""
     if out is not None:
         raise ConfigError(f"--out {out}: name a file that ends in {', '.join(SUFFIXES)}, or give --format.")
+    # A file or a pipe has lines of any length; in a terminal a table that does not fit becomes a list.
+    wide = console if console.is_terminal else Console(width=formats.MAX_WIDTH, highlight=False)
     for grid in grids:
-        table = formats.terminal(grid)
-        needed = Measurement.get(console, console.options.update(width=MAX_WIDTH), table).maximum
-        # A table that is cut off is worse than one that a narrow terminal wraps.
-        wide = Console(width=needed, highlight=False) if needed > console.width else console
-        wide.print(table)
+        wide.print(dataclasses.replace(grid, notes=()))
         for note in grid.notes:
             console.print(note, markup=False, soft_wrap=True)
         console.print()

@@ -36,6 +36,7 @@ from hushprompt.privacy.sampling import DisjointSampler, PoissonSampler, Sampler
 from hushprompt.process import tune
 from hushprompt.registry import BACKBONES, DATASETS, METHODS, PARTITIONS, SAMPLERS
 from hushprompt.reporting import tables
+from hushprompt.reporting.result_table import result_table
 from hushprompt.runs import records
 from hushprompt.runs.records import ArmSummary, RoundRecord
 
@@ -299,12 +300,11 @@ def planned_privacy(config: RunConfig) -> dict[str, Any]:
 
 def show_results(arms: list[ArmSummary], folder: Path) -> None:
     """Print the table, what its epsilon means, and where everything lies."""
-    console.print(tables.result_table(arms))
-    if tables.has_new_classes(arms):
-        console.print()
-        console.print(tables.base_to_new_table(arms))
-    for line in tables.captions(arms, records.read_record(folder / "privacy.json")):
-        console.print(line, soft_wrap=True)
+    table = result_table(arms, records.read_record(folder / "privacy.json"))
+    for grid in table.grids:
+        console.print(grid)
+    for line in table.notes:
+        console.print(line, markup=False, soft_wrap=True)
     for path in ("summary.json", "privacy.json", "records.jsonl", "prompts/", "config.toml"):
         console.print(f"  {folder / path}", soft_wrap=True)
 

@@ -1,25 +1,31 @@
-"""One grid of texts in four forms: terminal, Markdown, LaTeX, CSV."""
+"""One grid of texts in five forms: terminal, HTML, Markdown, LaTeX, CSV."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from rich import box
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 
 LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
     "|": r"\textbar{}", "±": r"$\pm$",
 }  # fmt: skip
+MAX_WIDTH = 1000
+"""More characters than any terminal has in a line."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """A table of texts."""
+    """A table of texts; shows itself in a terminal (rich) and in a notebook."""
 
     title: str
     header: tuple[str, ...]
@@ -29,6 +35,18 @@ class Grid:
     num_names: int
     """Columns on the left that name the row; the others are numbers."""
 
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        """Return the table, or where the terminal is too narrow for it, a list; and the notes."""
+        table = terminal(self)
+        # Columns never shrink, so a table that is wider than the terminal would be cut.
+        is_wide = Measurement.get(console, options.update(width=MAX_WIDTH), table).maximum > options.max_width
+        yield listed(self) if is_wide else table
+        yield from map(Text, self.notes)
+
+    def _repr_html_(self) -> str:
+        """Return the table and its notes for a notebook."""
+        return html(self)
+
 
 def terminal(grid: Grid) -> Table:
     """Return a table for rich; the notes are not in it."""
@@ -37,10 +55,33 @@ def terminal(grid: Grid) -> Table:
         title_justify="left", title_style="bold",
     )  # fmt: skip
     for index, name in enumerate(grid.header):
-        table.add_column(name, justify="left" if index < grid.num_names else "right", no_wrap=True)
+        is_number = index >= grid.num_names
+        title = name.replace(" ", "\n") if is_number else name  # the numbers, not their title, decide the width
+        table.add_column(escape(title), justify="right" if is_number else "left", no_wrap=True)
     for row in grid.rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     return table
+
+
+def listed(grid: Grid) -> Text:
+    """Return one short line a cell, for terminals that a table does not fit."""
+    lines = [grid.title] if grid.title else []
+    for row in grid.rows:
+        lines.append(", ".join(row[: grid.num_names]))
+        cells = zip(grid.header[grid.num_names :], row[grid.num_names :], strict=True)
+        lines += [f"  {name}: {cell}" for name, cell in cells]
+    return Text("\n".join(lines), overflow="fold")
+
+
+def html(grid: Grid) -> str:
+    """Return an HTML table with its title above and its notes below."""
+    from markupsafe import escape as quote
+
+    head = "".join(f"<th>{quote(name)}</th>" for name in grid.header)
+    body = "".join("<tr>" + "".join(f"<td>{quote(cell)}</td>" for cell in row) + "</tr>" for row in grid.rows)
+    caption = f"<caption>{quote(grid.title)}</caption>" if grid.title else ""
+    notes = "".join(f"<p><small>{quote(note)}</small></p>" for note in grid.notes)
+    return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{notes}"
 
 
 def markdown(grid: Grid) -> str:

@@ -2,43 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
-from rich import box
-from rich.table import Table
-
 from hushprompt.runs.records import ArmSummary
-
-
-def result_table(arms: Sequence[ArmSummary]) -> Table:
-    """Return one line an arm: accuracies in percent, epsilon, seconds."""
-    table = _empty_table("local", "neighbor", "harmonic\nmean", "worst\nclient", "epsilon", "seconds")
-    for arm in arms:
-        scores = (arm.local, arm.neighbor, arm.harmonic_mean, arm.worst_client)
-        table.add_row(
-            arm_title(arm), *(f"{100 * score:.1f}" for score in scores), epsilon_text(arm.epsilon), f"{arm.seconds:.0f}"
-        )
-    return table
-
-
-def base_to_new_table(arms: Sequence[ArmSummary]) -> Table:
-    """Return one line an arm: accuracies in percent on classes that clients train on, and on others."""
-    table = _empty_table("base\nclasses", "new\nclasses", "harmonic\nmean", "epsilon")
-    for arm in arms:
-        scores = [math.nan if score is None else score for score in (arm.base, arm.new, arm.base_new_harmonic_mean)]
-        table.add_row(arm_title(arm), *(f"{100 * score:.1f}" for score in scores), epsilon_text(arm.epsilon))
-    return table
-
-
-def _empty_table(*columns: str) -> Table:
-    """Return a table with a column for the arm's name and columns of numbers."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False, show_edge=False)
-    table.add_column("method (accuracies in %)", no_wrap=True)
-    for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
-    return table
 
 
 def has_new_classes(arms: Sequence[ArmSummary]) -> bool:

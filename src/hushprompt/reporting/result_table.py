@@ -1,0 +1,102 @@
+"""The result table of one run: in a terminal, in a notebook, or as a data frame; never without what epsilon means."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from hushprompt.errors import ConfigError
+from hushprompt.reporting import tables
+from hushprompt.reporting.formats import Grid
+from hushprompt.runs.records import ArmSummary
+
+SCORES = {
+    "local": "local", "neighbor": "neighbor", "harmonic_mean": "harmonic mean", "worst_client": "worst client",
+}  # fmt: skip
+NEW_SCORES = {"base": "base classes", "new": "new classes", "base_new_harmonic_mean": "harmonic mean"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultTable:
+    """The arms of one run; shows itself in a terminal (rich) and in a notebook."""
+
+    rows: tuple[Mapping[str, Any], ...]
+    """One entry an arm: numbers as fractions, epsilon None where no private data was used."""
+    grids: tuple[Grid, ...]
+    """The same as texts: scores, and those on new classes if there are any."""
+    notes: tuple[str, ...]
+    """Sentences that belong under the table: what its epsilon means, and what it does not cover."""
+
+    def __rich__(self) -> RenderableType:
+        """Return the tables and their notes for a terminal."""
+        return Group(*self.grids, *map(Text, self.notes))
+
+    def _repr_html_(self) -> str:
+        """Return the tables and their notes for a notebook."""
+        from markupsafe import escape
+
+        notes = "".join(f"<p><small>{escape(note)}</small></p>" for note in self.notes)
+        return "".join(grid._repr_html_() for grid in self.grids) + notes
+
+    def frame(self) -> Any:
+        """Return the rows as a pandas data frame, with the notes in its `attrs`.
+
+        Raises:
+            ConfigError: pandas is not installed.
+        """
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise ConfigError(f"frame() needs pandas ({error}). Get it with: pip install pandas") from error
+        frame = pd.DataFrame(list(self.rows))
+        frame.attrs["notes"] = self.notes
+        return frame
+
+
+def result_table(arms: Sequence[ArmSummary], privacy: Mapping[str, Any]) -> ResultTable:
+    """Return the table of a run.
+
+    Args:
+        arms: the result of each arm; the run's own method stands last.
+        privacy: what `privacy.json` holds.
+    """
+    grids = [_grid(arms, SCORES, with_seconds=True)]
+    if tables.has_new_classes(arms):
+        grids.append(_grid(arms, NEW_SCORES, with_seconds=False))
+    return ResultTable(
+        rows=tuple(_row(arm) for arm in arms),
+        grids=tuple(grids),
+        notes=tuple(tables.captions(arms, dict(privacy))),
+    )
+
+
+def _row(arm: ArmSummary) -> dict[str, Any]:
+    """Return the numbers of an arm."""
+    names = ("method", "title", "epsilon", "delta", "audience", *SCORES, *NEW_SCORES, "calibration_error")
+    return {name: getattr(arm, name) for name in (*names, "seconds", "seed", "num_rounds", "stopped")}
+
+
+def _grid(arms: Sequence[ArmSummary], scores: Mapping[str, str], *, with_seconds: bool) -> Grid:
+    """Write some scores of all arms in percent."""
+    rows = []
+    for arm in arms:
+        seconds = [f"{arm.seconds:.0f}"] if with_seconds else []
+        cells = [_percent(getattr(arm, score)) for score in scores]
+        rows.append((tables.arm_title(arm), *cells, tables.epsilon_text(arm.epsilon), *seconds))
+    return Grid(
+        title="",
+        header=("method (accuracies in %)", *scores.values(), "epsilon", *(["seconds"] if with_seconds else [])),
+        rows=tuple(rows),
+        notes=(),
+        num_names=1,
+    )
+
+
+def _percent(value: float | None) -> str:
+    """Write a fraction in percent."""
+    return "-" if value is None or math.isnan(value) else f"{100 * value:.1f}"
