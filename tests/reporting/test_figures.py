@@ -4,10 +4,10 @@ import math
 import re
 import xml.etree.ElementTree as ET
 
-import made_runs as made
 import numpy as np
 import pytest
 
+from helpers import made_runs as made
 from hushprompt.reporting import figures, maps, numbers, tradeoff
 from hushprompt.reporting.confusions import pooled
 from hushprompt.reporting.series import pool

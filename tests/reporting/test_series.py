@@ -1,8 +1,8 @@
 import math
 
-import made_runs as made
 import pytest
 
+from helpers import made_runs as made
 from hushprompt.reporting.series import families, mean, pool, spread
 from hushprompt.reporting.svg import SHAPES
 
