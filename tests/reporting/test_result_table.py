@@ -7,23 +7,23 @@ from rich.console import Console
 
 from hushprompt.errors import ConfigError
 from hushprompt.reporting.result_table import result_table
-from hushprompt.runs.records import RowSummary
+from hushprompt.runs.records import ArmSummary
 
 STATEMENT = "epsilon = 8 at delta = 1e-05 for one example ... (add_remove) ...; accountant: PLD."
 PRIVACY = {
-    "rows": [{"row": "dp_fpl, epsilon 8", "audiences": {"personal": {"statement": STATEMENT}}}],
+    "arms": [{"arm": "dp_fpl, epsilon 8", "audiences": {"personal": {"statement": STATEMENT}}}],
     "server": "The server is trusted.",
-    "several_rows": "Each row is its own.",
+    "several_arms": "Each arm is its own.",
 }
 
 
 def row(method="dp_fpl", title="DP-FPL", epsilon=7.9954, local=0.6543, **changes):
     values = {
-        "row": method, "method": method, "title": title, "epsilon": epsilon, "delta": 1e-5, "audience": "personal",
+        "arm": method, "method": method, "title": title, "epsilon": epsilon, "delta": 1e-5, "audience": "personal",
         "local": local, "neighbor": 0.5, "harmonic_mean": 0.567, "worst_client": 0.1, "calibration_error": 0.1,
         "seconds": 12.3, "seed": 1, "num_rounds": 3, "per_client": [], "per_class": [],
     }  # fmt: skip
-    return RowSummary(**{**values, **changes})
+    return ArmSummary(**{**values, **changes})
 
 
 ROWS = [row("random_prompt", "untrained random context", None), row(epsilon=math.inf), row()]

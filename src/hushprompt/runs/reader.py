@@ -21,7 +21,7 @@ from hushprompt.config import parse as configs
 from hushprompt.errors import DataError, HushpromptError
 from hushprompt.runs import archive, records
 from hushprompt.runs.archive import PackedRun
-from hushprompt.runs.records import RowSummary
+from hushprompt.runs.records import ArmSummary
 
 MISSING: Mapping[str, Any] = {
     "epsilon": None, "delta": math.nan, "audience": "", "local": math.nan, "neighbor": math.nan,
@@ -49,7 +49,7 @@ class FinishedRun:
     """Of its folder, with as many parents as tell it from the other runs."""
     config: Mapping[str, Any]
     config_text: str
-    arms: Sequence[RowSummary]
+    arms: Sequence[ArmSummary]
     """The result table: references first, the run's own method last."""
     provenance: Mapping[str, str]
     rounds: Mapping[str, Sequence[Mapping[str, Any]]]
@@ -102,7 +102,7 @@ class _Source:
         """Return what a JSON file holds; None where there is none."""
         text = self.text(name)
         try:
-            return None if text is None else json.loads(text)
+            return None if text is None else records.renamed(json.loads(text))
         except ValueError as error:
             raise DataError(f"{self.where}/{name} is damaged: {error}.") from error
 
@@ -201,7 +201,7 @@ def _read(source: _Source, name: str) -> FinishedRun:
         name=name,
         config=config,
         config_text=text,
-        arms=[_arm(row, source.where) for row in summary.get("rows", [])],
+        arms=[_arm(arm, source.where) for arm in summary.get("arms", [])],
         provenance={str(key): str(value) for key, value in summary.get("provenance", {}).items()},
         rounds=_rounds(source),
         privacy=source.json("privacy.json"),
@@ -219,14 +219,14 @@ def _with_defaults(values: dict[str, Any]) -> dict[str, Any]:
         return values
 
 
-def _arm(row: Mapping[str, Any], where: str) -> RowSummary:
+def _arm(values: Mapping[str, Any], where: str) -> ArmSummary:
     """Read one line of a summary."""
     try:
-        named = {"title": str(row["method"]), **MISSING, **row}
-        known = {field.name: named[field.name] for field in fields(RowSummary) if field.name in named}
-        summary: RowSummary = records.from_json(RowSummary, known)
+        named = {"title": str(values["method"]), **MISSING, **values}
+        known = {field.name: named[field.name] for field in fields(ArmSummary) if field.name in named}
+        summary: ArmSummary = records.from_json(ArmSummary, known)
     except (KeyError, TypeError) as error:
-        raise DataError(f"{where}/summary.json is damaged: a row lacks {error}.") from error
+        raise DataError(f"{where}/summary.json is damaged: an arm lacks {error}.") from error
     return summary
 
 
@@ -235,8 +235,8 @@ def _rounds(source: _Source) -> dict[str, list[dict[str, Any]]]:
     rounds: dict[str, list[dict[str, Any]]] = {}
     for index, line in enumerate((source.text("records.jsonl") or "").splitlines()):
         try:
-            record = json.loads(line)
-            rounds.setdefault(str(record["row"]), []).append(record)
+            record = records.renamed(json.loads(line))
+            rounds.setdefault(str(record["arm"]), []).append(record)
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{source.where}/records.jsonl is damaged in line {index + 1}: {error}.") from error
     return rounds
@@ -256,9 +256,9 @@ def _holdings(values: Any) -> Holdings | None:
 def _confusion(source: _Source, num_classes: int) -> dict[str, dict[str, np.ndarray]]:
     """Read the confusion matrices by arm."""
     tables = {}
-    for name in source.names("confusion/row-*.json"):
+    for name in source.names("confusion/*.json"):
         values = source.json(name)
-        tables[str(values["row"])] = {whose: _square(values[whose], num_classes) for whose in ("local", "neighbor")}
+        tables[str(values["arm"])] = {whose: _square(values[whose], num_classes) for whose in ("local", "neighbor")}
     return tables
 
 
