@@ -80,7 +80,7 @@ class Ours:
     def per_example(self, inputs: Inputs, count: int = BATCH) -> Float[Tensor, "b t e"]:
         """Give the own gradients of the batch's first examples."""
         batch = Batch(inputs.train_features[inputs.batch_index[:count]], inputs.labels[:count])
-        return per_example_gradients(self.model, inputs.context, batch)[0]
+        return per_example_gradients(self.model, inputs.context, batch.image_features, batch.labels)[0]
 
     def one_by_one(self, inputs: Inputs, count: int) -> Float[Tensor, "b t e"]:
         """Give the same with so little memory that every example goes backward alone."""

@@ -3,9 +3,8 @@
 Random weights, 100 classes, 16 context vectors, image features random and cached. A round is the simulator's own: 10
 clients of 251 examples take one step each on about 32 of them, with exact per-example gradients, clipping and noise;
 every client's prompt is then scored on 2,465 images, and ledger, record and checkpoint are written. Seconds are wall
-time, the first round left out. The step alone is timed four ways: as it is, with the tower's kernels started one by
-one, and as one of ten clients that are stacked, who have contexts of their own or one. Without a GPU the same code
-takes one small round on the CPU, which gives no figure.
+time, the first round left out. The step alone is timed as it is, and with the tower's kernels started one by one.
+Without a GPU the same code takes one small round on the CPU, which gives no figure.
 """
 
 from __future__ import annotations
@@ -21,23 +20,21 @@ from typing import Any
 
 import torch
 
-from benchmarks.clip_step import BATCH, CLASS_NAMES, NUM_TEST, loaded, random_network
+from benchmarks.clip_step import BATCH, CLASS_NAMES, NUM_TEST, loaded, random_inputs, random_network
 from benchmarks.federations import Silent, fresh_start, random_federation
 from benchmarks.measure import count_gflop, in_process
 from benchmarks.rows import Row
-from benchmarks.stacking import steps_of
 from hushprompt.config import parse as configs
 from hushprompt.federation.checkpoint import Checkpoints
 from hushprompt.federation.setup import client_sizes, plan_arms
 from hushprompt.federation.simulate import Trainer
 from hushprompt.models.placing import Device, Precision, place, step_memory_mb
+from hushprompt.prompts.gradients import per_example_gradients
 from hushprompt.prompts.prompt_model import PromptModel
-from hushprompt.prompts.stack import run_stacked
 
 TITLE = "GPU: 100 rounds of 10 clients, about 32 examples each, features cached"
 WANTED_SECONDS = 60.0
 NUM_ROUNDS, NUM_CLIENTS, NUM_EXAMPLES = 100, 10, 251
-STACK_MB = 20_000
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "float16")
 
 
@@ -59,8 +56,7 @@ def measured(precision: Precision, num_rounds: int) -> list[Row]:
     model = clip("cuda", precision)
     step = Step(model)
     gflop, rate = count_gflop(step.one_by_one), matrix_rate(precision)
-    works = (step.as_it_is, step.one_by_one, step.stacked, step.joined)
-    ours, plain, stacked, joined = (milliseconds(work) for work in works)
+    ours, plain = milliseconds(step.as_it_is), milliseconds(step.one_by_one)
     ends = train(model, num_rounds=num_rounds + 1, num_clients=NUM_CLIENTS, num_examples=NUM_EXAMPLES)
     seconds = (ends[-1] - ends[0]) * NUM_ROUNDS / num_rounds
     per_step = f"{precision}, forward and {BATCH} per-example gradients"
@@ -75,14 +71,6 @@ def measured(precision: Precision, num_rounds: int) -> list[Row]:
             reference=plain,
             note=f"{gflop:.0f} GFLOP, {gflop / rate / ours * 1e3:.1%} of the {rate:,.0f} GFLOP/s of large matrix "
             f"products in {precision}",
-        ),
-        Row(
-            name=f"{per_step}, {NUM_CLIENTS} clients stacked, a client's share", figure="speedup", unit="ms",
-            ours=stacked / NUM_CLIENTS, reference=ours,
-        ),
-        Row(
-            name=f"{per_step}, {NUM_CLIENTS} clients who share a context, a client's share", figure="speedup",
-            unit="ms", ours=joined / NUM_CLIENTS, reference=ours,
         ),
     ]  # fmt: skip
 
@@ -124,31 +112,26 @@ def train(model: PromptModel, *, num_rounds: int, num_clients: int, num_examples
 
 
 class Step:
-    """Forward and per-example gradients of one client, or of ten."""
+    """Forward and per-example gradients of one client."""
 
     def __init__(self, model: PromptModel) -> None:
-        """Draw features and contexts."""
-        own, shared = (steps_of(model, NUM_CLIENTS, BATCH, is_shared=is_shared) for is_shared in (False, True))
-        self.model, self.own, self.shared = model, own, shared
-        self.plain = PromptModel(
+        """Draw features and a context."""
+        inputs = random_inputs()
+        self._context = inputs.context.to(model.device)
+        self._features = inputs.train_features[inputs.batch_index].to(model.device)
+        self._labels = inputs.labels.to(model.device)
+        self._model = model
+        self._plain = PromptModel(
             model.backbone, CLASS_NAMES, device=model.device, memory_mb=model.memory_mb, records=False
         )
 
     def as_it_is(self) -> None:
-        """Step one client."""
-        self.own[0](self.model)
+        """Take it."""
+        per_example_gradients(self._model, self._context, self._features, self._labels)
 
     def one_by_one(self) -> None:
-        """Do the same without recordings."""
-        self.own[0](self.plain)
-
-    def stacked(self) -> None:
-        """Step ten clients that have contexts of their own."""
-        run_stacked(self.model, self.own, STACK_MB // NUM_CLIENTS)
-
-    def joined(self) -> None:
-        """Step ten clients that have one and the same context."""
-        run_stacked(self.model, self.shared, STACK_MB // NUM_CLIENTS)
+        """Take it without recordings."""
+        per_example_gradients(self._plain, self._context, self._features, self._labels)
 
 
 def milliseconds(work: Callable[[], object], repeats: int = 20) -> float:

@@ -43,4 +43,4 @@ def embedded_step() -> Callable[[], object]:
     context = 0.02 * torch.randn(16, model.token_width, generator=generator)
     features = torch.nn.functional.normalize(torch.randn(20, model.backbone.feature_dim, generator=generator), dim=1)
     batch = Batch(features, torch.arange(20) % model.num_classes)
-    return lambda: per_example_gradients(model, context, batch)
+    return lambda: per_example_gradients(model, context, batch.image_features, batch.labels)

@@ -7,7 +7,7 @@ import time
 
 from benchmarks.rows import Section
 
-SECTIONS = ("step", "dropping", "stacking", "overhead", "scale", "sweeping", "calibration", "preset", "gpu")
+SECTIONS = ("step", "overhead", "scale", "sweeping", "calibration", "preset", "gpu")
 
 
 def measure(name: str, is_short: bool) -> Section:

@@ -116,7 +116,7 @@ def test_projections_are_inner_products_with_exact_gradients(world):
     batch = Batch(world.features, torch.from_numpy(world.candidates.labels))
     expected = []
     for context, release in zip(transcript.contexts, transcript.releases, strict=True):
-        grads, _ = per_example_gradients(world.federation.model, context, batch)
+        grads, _ = per_example_gradients(world.federation.model, context, batch.image_features, batch.labels)
         expected.append((grads * release).flatten(1).sum(dim=1) / release.norm())
     expected = torch.stack(expected).mean(dim=0).numpy()
     np.testing.assert_allclose(

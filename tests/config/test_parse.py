@@ -139,3 +139,17 @@ def test_a_registry_refuses_duplicates_and_mutable_classes():
     assert registry.name_of(A()) == "a"
     with pytest.raises(ConfigError, match="not a registered thing"):
         registry.name_of(3)
+
+
+def test_settings_of_earlier_versions_are_read_where_they_changed_no_result():
+    values = configs.read(configs.locate(None))
+    with_old = {
+        **values,
+        "runtime": {"stack_mb": 1000},
+        "method": {**values["method"], "drop_below": 0.0},
+        "references": [{"method": {"name": "promptfl", "drop_below": 0.0}}],
+    }
+    expected = {**values, "references": [{"method": {"name": "promptfl"}}]}
+    assert configs.parse(with_old) == configs.parse(expected)
+    with pytest.raises(ConfigError, match=r"method\.drop_below was removed"):
+        configs.parse({**values, "method": {**values["method"], "drop_below": 0.01}})

@@ -70,38 +70,6 @@ def federation_of(values, tmp_path):
     )
 
 
-@pytest.mark.parametrize(
-    ("method", "training", "expected"),
-    [
-        ("promptfl", {"cohort_size": 4}, "all of the cohort's"),
-        ("promptfl", {"local_steps": 2}, "none"),  # copies part after the first step
-        ("dp_fpl", {}, "none"),  # each client has its own
-    ],
-)
-def test_a_step_knows_how_many_examples_see_its_very_prompt(
-    toy_values, tmp_path, monkeypatch, method, training, expected
-):
-    seen = []
-
-    def spy(self, model, shared, personal, batch, *rest):
-        seen.append(batch.num_alike)
-        return true_step(self, model, shared, personal, batch, *rest)
-
-    cls = METHODS.get(method)
-    true_step = cls.client_step
-    monkeypatch.setattr(cls, "client_step", spy)
-    section = {"name": method, "num_ctx": 4, **({"rank": 2} if method == "dp_fpl" else {})}
-    values = small(toy_values, {**training, "num_rounds": 1}, method=section)
-    if "local_steps" in training:
-        values = {
-            **values,
-            "sampling": {"name": "disjoint", "steps_per_round": 2},
-            "privacy": {**values["privacy"], "noise_at": "client", "audience": "public"},
-        }
-    run_with(values, tmp_path, "run")
-    assert set(seen) == ({4 * 12.0} if expected == "all of the cohort's" else {0.0})  # 72 images of 6 clients
-
-
 def test_a_cohort_of_all_clients_is_everyone(toy_values, tmp_path):
     everyone = run_with(small(toy_values), tmp_path, "everyone")[0]
     cohort = run_with(small(toy_values, {"cohort_size": 6}), tmp_path, "cohort")[0]

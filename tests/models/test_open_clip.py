@@ -115,7 +115,7 @@ def test_only_towers_pooled_by_a_token_offer_patches(backbones, kind):
 
 def test_a_vision_transformers_patches_are_the_librarys_tokens_projected(backbones, models):
     visual, backbone = models["vit"].visual, backbones["vit"]
-    pixels, seen = backbone._image_tower().pixels(images()), []
+    pixels, seen = backbone._images.pixels(images()), []
     hook = visual.ln_post.register_forward_hook(lambda module, arguments, output: seen.append(output))
     with torch.no_grad():
         pooled = visual(pixels)
@@ -130,7 +130,7 @@ def test_a_vision_transformers_patches_are_the_librarys_tokens_projected(backbon
 def test_a_resnets_patches_are_its_attention_pool_asked_at_every_place(backbones, models):
     """The library's pool computes all places too, and then keeps the first one."""
     visual, backbone = models["resnet"].visual, backbones["resnet"]
-    pixels, seen = backbone._image_tower().pixels(images()), []
+    pixels, seen = backbone._images.pixels(images()), []
     true_attention = F.multi_head_attention_forward
 
     def spy(query, key, value, **settings):
@@ -150,7 +150,7 @@ def test_a_resnets_patches_are_its_attention_pool_asked_at_every_place(backbones
 
 @pytest.mark.parametrize("kind", ["vit", "resnet", "siglip", "clipa"])
 def test_the_forward_pass_that_gives_patches_gives_the_image_too(backbones, kind):
-    tower = backbones[kind]._image_tower()
+    tower = backbones[kind]._images
     tokens = tower.tokens(tower.pixels(images()))
     torch.testing.assert_close(F.normalize(tokens[:, 0], dim=-1), backbones[kind].encode_images(images()), **EXACT)
 
@@ -163,7 +163,7 @@ def test_per_example_gradients_are_those_of_a_loop(backbones, kind, shape, posit
     features = torch.from_numpy(rng.normal(size=(4, model.backbone.feature_dim))).float()
     batch = Batch(F.normalize(features, dim=1), torch.tensor([0, 1, 2, 1]))
     context = 0.3 * torch.from_numpy(rng.normal(size=(*shape, model.token_width))).float()
-    fast, _ = per_example_gradients(model, context, batch, position)
+    fast, _ = per_example_gradients(model, context, batch.image_features, batch.labels, position)
     for quick_row, slow_row in zip(fast, slow_gradients(model, context, batch, position), strict=True):
         assert (quick_row - slow_row).norm() < 1e-4 * slow_row.norm()
 

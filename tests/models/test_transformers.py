@@ -137,7 +137,7 @@ def test_per_example_gradients_are_those_of_a_loop(loaded, shape, position):
     features = torch.from_numpy(rng.normal(size=(4, model.backbone.feature_dim))).float()
     batch = Batch(F.normalize(features, dim=1), torch.tensor([0, 1, 2, 1]))
     context = 0.3 * torch.from_numpy(rng.normal(size=(*shape, model.token_width))).float()
-    fast, _ = per_example_gradients(model, context, batch, position)
+    fast, _ = per_example_gradients(model, context, batch.image_features, batch.labels, position)
     for quick_row, slow_row in zip(fast, slow_gradients(model, context, batch, position), strict=True):
         assert (quick_row - slow_row).norm() < 1e-4 * slow_row.norm()
 

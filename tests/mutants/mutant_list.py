@@ -555,7 +555,7 @@ def residual_from_raw_gradients(patch):
     def make(true):
         def client_step(self, model, shared, personal, batch, mechanism, rng):
             upload, stepped, info = true(self, model, shared, personal, batch, mechanism, rng)
-            grads, _ = per_example_gradients(model, self.context(shared, personal), batch)
+            grads, _ = per_example_gradients(model, self.context(shared, personal), batch.image_features, batch.labels)
             raw = dataclasses.replace(stepped, context=stepped.context - 1e-3 * grads.sum(dim=0))
             return upload, raw, info
 
@@ -569,7 +569,7 @@ def momentum_before_noise(patch):
     def make(true):
         def client_step(self, model, shared, personal, batch, mechanism, rng):
             upload, stepped, info = true(self, model, shared, personal, batch, mechanism, rng)
-            grads, _ = per_example_gradients(model, personal.context, batch)
+            grads, _ = per_example_gradients(model, personal.context, batch.image_features, batch.labels)
             clean = mechanism.clip(Channel.LOCAL, grads).value / mechanism.expected_count
             optimizer = dataclasses.replace(stepped.optimizer, first=clean)
             return upload, dataclasses.replace(stepped, optimizer=optimizer), info

@@ -15,7 +15,7 @@ from hushprompt.prompts.prompt_model import PromptModel
 def test_each_row_is_that_examples_own_gradient(model, batch, is_causal):
     model = PromptModel(Toy(is_causal=is_causal).load(), model.class_names)
     context = torch.randn(4, model.token_width, generator=torch.Generator().manual_seed(0))
-    fast, losses = per_example_gradients(model, context, batch)
+    fast, losses = per_example_gradients(model, context, batch.image_features, batch.labels)
     slow = slow_gradients(model, context, batch)
     for quick_row, slow_row in zip(fast, slow, strict=True):
         assert (quick_row - slow_row).norm() < 1e-5 * slow_row.norm()
@@ -29,7 +29,7 @@ def test_each_row_is_that_examples_own_gradient(model, batch, is_causal):
 def test_each_row_is_that_examples_own_gradient_in_every_layout(model, batch, position, shape, kind):
     model = PromptModel(Toy(**kind).load(), model.class_names)
     context = torch.randn(*shape, model.token_width, generator=torch.Generator().manual_seed(0))
-    fast, _ = per_example_gradients(model, context, batch, position)
+    fast, _ = per_example_gradients(model, context, batch.image_features, batch.labels, position)
     slow = slow_gradients(model, context, batch, position)
     assert fast.shape == (7, *context.shape)
     for quick_row, slow_row in zip(fast, slow, strict=True):
@@ -38,21 +38,21 @@ def test_each_row_is_that_examples_own_gradient_in_every_layout(model, batch, po
 
 def test_an_example_does_not_feel_the_others(model, batch):
     context = torch.ones(3, model.token_width) * 0.1
-    together, _ = per_example_gradients(model, context, batch)
-    alone, _ = per_example_gradients(model, context, Batch(batch.image_features[2:3], batch.labels[2:3]))
+    together, _ = per_example_gradients(model, context, batch.image_features, batch.labels)
+    alone, _ = per_example_gradients(model, context, batch.image_features[2:3], batch.labels[2:3])
     torch.testing.assert_close(together[2:3], alone, rtol=1e-5, atol=1e-7)
 
 
 def test_an_empty_batch_has_no_rows(model, batch):
     empty = Batch(batch.image_features[:0], batch.labels[:0])
-    grads, losses = per_example_gradients(model, torch.zeros(3, model.token_width), empty)
+    grads, losses = per_example_gradients(model, torch.zeros(3, model.token_width), empty.image_features, empty.labels)
     assert grads.shape == (0, 3, model.token_width)
     assert losses.shape == (0,)
 
 
 def test_the_context_is_left_alone(model, batch):
     context = torch.ones(3, model.token_width)
-    per_example_gradients(model, context, batch)
+    per_example_gradients(model, context, batch.image_features, batch.labels)
     assert not context.requires_grad
     assert torch.equal(context, torch.ones(3, model.token_width))
 
@@ -62,9 +62,9 @@ def test_the_context_is_left_alone(model, batch):
 def test_results_do_not_depend_on_how_a_batch_is_cut(model, batch, chunk, is_causal, monkeypatch):
     model = PromptModel(Toy(is_causal=is_causal).load(), model.class_names)
     context = torch.randn(4, model.token_width, generator=torch.Generator().manual_seed(0))
-    whole, losses = per_example_gradients(model, context, batch)
+    whole, losses = per_example_gradients(model, context, batch.image_features, batch.labels)
     monkeypatch.setattr("hushprompt.prompts.gradients.examples_per_pass", lambda *_: chunk)
-    cut, cut_losses = per_example_gradients(model, context, batch)
+    cut, cut_losses = per_example_gradients(model, context, batch.image_features, batch.labels)
     assert (cut - whole).norm() <= 1e-6 * whole.norm()
     assert torch.equal(cut_losses, losses)
 

@@ -41,7 +41,7 @@ def test_each_row_is_that_examples_own_gradient_in_each_context(model, batch, po
 
 def test_with_one_context_and_the_cosine_it_is_the_plain_function(model, batch):
     (context,) = contexts_of(model, (4,))
-    expected, expected_losses = per_example_gradients(model, context, batch)
+    expected, expected_losses = per_example_gradients(model, context, batch.image_features, batch.labels)
     (got,), losses = gradients_in_contexts(
         model, (context,), lambda t, image: model.logits(image[None], t[0])[0], batch.image_features, batch.labels
     )

@@ -3,6 +3,7 @@ import torch
 
 from hushprompt.errors import ConfigError
 from hushprompt.models.toy import Toy
+from hushprompt.prompts import prompt_model
 from hushprompt.prompts.prompt_model import PromptModel
 
 
@@ -30,7 +31,7 @@ def test_a_tower_that_is_not_causal_takes_the_general_path_and_padding_changes_n
 
 @pytest.mark.parametrize("at_once", [2, 32])
 def test_template_features_are_those_of_the_written_sentence(at_once, model, monkeypatch):
-    monkeypatch.setattr(prompts, "SEQUENCES_AT_ONCE", at_once)
+    monkeypatch.setattr(prompt_model, "SEQUENCES_AT_ONCE", at_once)
     backbone, model = model.backbone, PromptModel(model.backbone, model.class_names)
     ids = [*backbone.start_ids, *backbone.tokenize("a kiwi"), *backbone.end_ids]
     expected = backbone.encode_prompts(backbone.embed(torch.tensor([ids])), torch.tensor([len(ids) - 1]))

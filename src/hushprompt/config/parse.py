@@ -21,6 +21,9 @@ from hushprompt.registry import SECTIONS
 if TYPE_CHECKING:
     from hushprompt.methods.base import Method
 
+REMOVED = {"runtime.stack_mb": None, "method.drop_below": 0.0}
+"""Settings that config files of earlier versions have, each with the only value that is still read; None: any value."""
+
 
 def locate(config: Path | None) -> Path:
     """Return the file of a preset's name or of a path; None: the embedded preset."""
@@ -87,6 +90,7 @@ def build(cls: type[Any], values: Any, path: str) -> Any:
     if not isinstance(values, Mapping):
         raise ConfigError(f"{path} must be a table of settings, got {values!r}.")
     hints = typing.get_type_hints(cls)
+    values = _without_removed(path, values)
     _refuse_unknown(path, values, {f.name for f in dataclasses.fields(cls)})
     converted = {key: _convert(f"{path}.{key}", value, hints[key]) for key, value in values.items()}
     try:
@@ -119,6 +123,21 @@ def choose(path: str, values: Any) -> Any:
     cls = registry.get(_convert(f"{path}.name", values["name"], str))
     # An optimizer table inside a method has a field called name too; the section's own name is not a field.
     return build(cls, {key: value for key, value in values.items() if key != "name"}, path)
+
+
+def _without_removed(path: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out settings of earlier versions; ConfigError for one that changed results."""
+    kept = dict(values)
+    for name, neutral in REMOVED.items():
+        section, _, key = name.partition(".")
+        if path.rpartition(".")[2] == section and key in kept:
+            value = kept.pop(key)
+            if neutral is not None and value != neutral:
+                raise ConfigError(
+                    f"{path}.{key} was removed, and {path}.{key} = {value!r} would change the result. Leave it out: "
+                    f"results are those of {key} = {neutral!r}."
+                )
+    return kept
 
 
 def _refuse_unknown(path: str, values: Mapping[str, Any], known: set[str]) -> None:

@@ -130,11 +130,6 @@ class RuntimeConfig:
     """Memory in MB that the backward passes of one client's step may take, beside its one forward pass; 0 is 160 on a
     CPU, where num_threads clients take it at once and small parts stay in the cache, and 4096 on a GPU. Larger batches
     go in parts, which changes results by rounding alone."""
-    stack_mb: int = 0
-    """Memory in MB for the passes of clients who go through the text tower together, stacked on one more axis; as many
-    clients of a round are stacked as fit, on a CPU in num_threads stacks at once. 0: every client by itself, the
-    fastest on a CPU but for small batches of one shared context. Changes results by rounding alone; stacked, last bits
-    depend on num_threads. For runs and sweeps: clients of an audit, or on machines of their own, go by themselves."""
     device: Literal["auto", "cpu", "cuda"] = "cpu"
     """Where the towers and prompts are: "cuda" for a GPU, "auto" for a GPU if there is one and the backbone can use it.
     Noise is drawn on the CPU in any case, so devices differ by rounding alone."""
@@ -147,7 +142,7 @@ class RuntimeConfig:
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        checks.non_negative(num_threads=self.num_threads, memory_mb=self.memory_mb, stack_mb=self.stack_mb)
+        checks.non_negative(num_threads=self.num_threads, memory_mb=self.memory_mb)
 
     @property
     def cache_path(self) -> Path:

@@ -18,7 +18,6 @@ from hushprompt.deployment.envelope import PROTOCOL
 from hushprompt.errors import ProtocolError
 from hushprompt.federation.setup import Arm, plan_arms
 from hushprompt.models.placing import place, step_memory_mb
-from hushprompt.models.text_first import load_backbone
 from hushprompt.prompts.prompt_model import PromptModel
 
 
@@ -92,8 +91,8 @@ def read_agreement(values: Any) -> Agreement:
 
 
 def open_model(config: RunConfig, class_names: tuple[str, ...]) -> PromptModel:
-    """Load the backbone of a config for these classes; its image tower, where it can, when an image is encoded."""
-    backbone = load_backbone(config.backbone, config.runtime.cache_path)
+    """Load the backbone of a config for these classes."""
+    backbone = config.backbone.load()
     device = place(backbone, config.runtime.device)
     return PromptModel(backbone, class_names, device=device, memory_mb=step_memory_mb(config.runtime.memory_mb, device))
 

@@ -20,7 +20,7 @@ from hushprompt.features.store import StoredFeatures
 from hushprompt.federation import payload
 from hushprompt.federation.payload import PayloadKind
 from hushprompt.federation.setup import Arm
-from hushprompt.methods.base import Batch, NoState, Personal, Shared, StepInfo, Upload
+from hushprompt.methods.base import Batch, Personal, Shared, StepInfo, Upload
 from hushprompt.models.base import FeatureKind
 from hushprompt.privacy.config import Channel
 from hushprompt.privacy.plan import Mechanism
@@ -115,19 +115,9 @@ class Client:
         views = stream(self.seed, "view", *place, self.client_id)
         features = self.features[arm.method.feature_kind]
         rows = features.rows(chosen.numpy(), views.integers(features.num_views, size=len(self.index))[batch_index])
-        alike = self.num_alike(arm, personal)
-        batch = Batch(rows.to(self.model.device), self.labels[chosen].to(self.model.device), alike)
+        batch = Batch(rows.to(self.model.device), self.labels[chosen].to(self.model.device))
         rng = stream(self.seed, "method", *place, self.client_id)
         return arm.method.client_step(self.model, shared, personal, batch, mechanism, rng)
-
-    def num_alike(self, arm: Arm, personal: Personal) -> float:
-        """Return the expected number of examples of a step that see one prompt; as public as the sizes of the clients.
-
-        A client on a machine of its own gives the same number, and so the same gradients, though it is alone.
-        """
-        if not isinstance(personal, NoState) or self.training.local_steps > 1:
-            return 0.0
-        return arm.cohorts.cohort_size * arm.plan.sampler.expected_batch_size(len(self.index))
 
     def _mechanism(
         self, arm: Arm, norms: Mapping[str, float] | None, channel: Channel, place: tuple[str, int, int]

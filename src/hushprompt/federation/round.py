@@ -6,8 +6,6 @@ cohort costs, however many clients there are.
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,11 +20,9 @@ from hushprompt.federation.client import Client, ClientUpdate
 from hushprompt.federation.schedule import survivors
 from hushprompt.federation.server import Server
 from hushprompt.federation.setup import Arm, Federation, client_sizes
-from hushprompt.federation.stacking import Stacking
 from hushprompt.federation.state import State
 from hushprompt.methods.base import Personal, Shared
 from hushprompt.privacy.adaptive import ClipNorms
-from hushprompt.prompts.prompt_model import PromptModel
 from hushprompt.seeding import stream
 
 
@@ -45,12 +41,9 @@ class RoundInfo:
 class RoundRunner:
     """Takes the rounds of any arm over one federation."""
 
-    def __init__(
-        self, config: RunConfig, federation: Federation, pool: ThreadPoolExecutor, stacking: Stacking | None = None
-    ) -> None:
-        """Hold what stays the same from round to round; without `stacking` every client goes by itself."""
+    def __init__(self, config: RunConfig, federation: Federation, pool: ThreadPoolExecutor) -> None:
+        """Hold what stays the same from round to round."""
         self.seed, self.training, self.pool = config.seed, config.training, pool
-        self.stacking = Stacking(federation.model) if stacking is None else stacking
         self.travels = payload.payload_kind(config.training.local_steps, config.privacy.noise_at)
         self.meeting = Server(config.seed, config.training, client_sizes(federation.partition))
         self.clients = [
@@ -110,25 +103,15 @@ class RoundRunner:
     ) -> list[ClientUpdate]:
         """Let every client that is present take its turn, side by side; `place` is that of the turn's first step."""
 
-        def take(at: int, batches: Sequence[np.ndarray], model: PromptModel) -> ClientUpdate:
-            client = dataclasses.replace(self.clients[present[at]], model=model)
+        def take(at: int) -> ClientUpdate:
+            client = self.clients[present[at]]
             own = None if norms is None else norms.of(client.client_id)
-            return client.take(arm, shared, own, personal[at], batches, place)
+            return client.take(arm, shared, own, personal[at], chosen[at], place)
 
-        if not present:
-            return []
-        stacks = self.stacking.cut(
-            arm.label,
-            [sum(map(len, batches)) for batches in chosen],
-            functools.partial(take, 0, [np.zeros(1, dtype=np.int64)]),
-            are_alike=self.clients[present[0]].num_alike(arm, personal[0]) > 0,
-        )
-        works = [[functools.partial(take, at, chosen[at]) for at in stack] for stack in stacks]
-        running = [self.pool.submit(self.stacking.run, arm.label, each) for each in works]
-        turns: dict[int, ClientUpdate] = {}
-        for stack, done in zip(stacks, running, strict=True):
-            turns.update(zip(stack, done.result(), strict=True))
-        return [turns[at] for at in range(len(present))]
+        # The clients with the largest batches begin, which evens out the end of the round.
+        by_size = sorted(range(len(present)), key=lambda at: -sum(map(len, chosen[at])))
+        running = {at: self.pool.submit(take, at) for at in by_size}
+        return [running[at].result() for at in range(len(present))]
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -49,7 +49,6 @@ from hushprompt.federation.setup import (
     plan_arms,
     plan_metrics,
 )
-from hushprompt.federation.stacking import Stacking
 from hushprompt.federation.state import State
 from hushprompt.federation.tracking import tracked
 from hushprompt.methods.base import NoState, Personal
@@ -160,8 +159,7 @@ class Trainer:
         self.ledger = LedgerFile(folder)
         self.metrics = metrics
         self.released = MetricsFile(folder)
-        stacking = Stacking(federation.model, config.runtime.stack_mb, _num_workers(config))
-        self.rounds = RoundRunner(config, federation, pool, stacking)
+        self.rounds = RoundRunner(config, federation, pool)
         self._predicted: tuple[State, dict[int, Int[np.ndarray, " n"]]] | None = None
         """What was scored last, and what each client's prompt took the evaluation images for."""
 

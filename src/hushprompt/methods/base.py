@@ -33,9 +33,6 @@ class Batch:
     image_features: Float[Tensor, "b *m d"]
     """[b, d], or [b, m, d] for a method whose `feature_kind` is "patches"."""
     labels: Int[Tensor, " b"]
-    num_alike: float = 0.0
-    """Public expected number of examples, of all clients of this step, that see the very same prompt; 0 where each
-    client has its own. Decides how gradients are computed, and so their last bits."""
 
 
 @dataclass(frozen=True)

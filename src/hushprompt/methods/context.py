@@ -15,8 +15,9 @@ from torch import Tensor
 
 from hushprompt import checks
 from hushprompt.errors import ConfigError
-from hushprompt.methods.base import Personal, Published, Shared
+from hushprompt.methods.base import Batch, Personal, Published, Shared
 from hushprompt.models.base import FeatureKind
+from hushprompt.prompts.gradients import per_example_gradients
 from hushprompt.prompts.optimizer import Optimizer, OptimizerState
 from hushprompt.prompts.prompt_model import NamePosition, PromptModel
 
@@ -108,6 +109,12 @@ class ContextConfig:
     def text_features(self, model: PromptModel, context: Float[Tensor, "*c t e"]) -> Float[Tensor, "c d"]:
         """Encode the prompts of all classes with a context in its place."""
         return model.text_features(context, self.name_position)
+
+    def gradients(
+        self, model: PromptModel, context: Float[Tensor, "*c t e"], batch: Batch
+    ) -> tuple[Float[Tensor, "b *c t e"], Float[Tensor, " b"]]:
+        """Return each example's gradient in a context, and its loss; see `per_example_gradients`."""
+        return per_example_gradients(model, context, batch.image_features, batch.labels, self.name_position)
 
     def _words(self, model: PromptModel) -> Float[Tensor, "*c t e"]:
         """Embed the initial words, once for each context."""

@@ -18,7 +18,6 @@ from hushprompt import checks
 from hushprompt.errors import ConfigError
 from hushprompt.methods.base import Batch, StepInfo, Upload
 from hushprompt.methods.context import ContextState, PromptSumConfig, mean_loss
-from hushprompt.methods.dropping import DroppingConfig
 from hushprompt.privacy.config import Channel
 from hushprompt.privacy.plan import Mechanism
 from hushprompt.prompts.factorization import Factors, factor_gradients, factorize, unstack
@@ -28,7 +27,7 @@ from hushprompt.registry import METHODS
 
 @METHODS.register("dp_fpl")
 @dataclass(frozen=True, kw_only=True)
-class DPFPL(DroppingConfig, PromptSumConfig):
+class DPFPL(PromptSumConfig):
     """The `method` section of DP-FPL."""
 
     title: ClassVar[str] = "DP-FPL"

@@ -30,7 +30,6 @@ from hushprompt.privacy.batch_clipping import BatchClipping
 from hushprompt.privacy.config import Channel
 from hushprompt.privacy.plan import Mechanism
 from hushprompt.prompts.factorization import Factors, factorize, unstack
-from hushprompt.prompts.gradients import per_example_gradients
 from hushprompt.prompts.optimizer import Optimizer
 from hushprompt.prompts.prompt_model import PromptModel
 from hushprompt.registry import METHODS
@@ -83,7 +82,7 @@ class DPFPLReleased(PromptSumConfig):
         """Step the personal prompt by noisy clipped means of the factor gradients; upload the global clipped mean."""
         local = personal.context
         factors = factorize(local.flatten(0, -2), self.rank, form="orthonormal", power_iterations=1, rng=rng)
-        grads, losses = per_example_gradients(model, shared.context + local, batch, self.name_position)
+        grads, losses = self.gradients(model, shared.context + local, batch)
         mean = grads.sum(dim=0) / max(len(grads), 1)
         matrix = mean.flatten(0, -2)  # [t, e]
         clipped = mechanism.clip_batch(Channel.LOCAL, matrix @ factors.v.T, factors.u.T @ matrix)

@@ -23,7 +23,6 @@ from torch import Tensor
 from hushprompt import checks
 from hushprompt.methods.base import Batch, StepInfo, Upload
 from hushprompt.methods.context import ContextState, PromptSumConfig, fresh, gaussian, mean_loss
-from hushprompt.methods.dropping import DroppingConfig
 from hushprompt.privacy.config import Channel
 from hushprompt.privacy.plan import Mechanism
 from hushprompt.prompts.factorization import factor_gradients, unstack
@@ -52,7 +51,7 @@ class Pull(NamedTuple):
 
 @METHODS.register("fedpgp")
 @dataclass(frozen=True, kw_only=True)
-class FedPGP(DroppingConfig, PromptSumConfig):
+class FedPGP(PromptSumConfig):
     """The `method` section of FedPGP."""
 
     title: ClassVar[str] = "FedPGP"

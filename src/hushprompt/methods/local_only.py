@@ -14,8 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hushprompt.methods.base import Batch, NoState, StepInfo, Upload
-from hushprompt.methods.context import ContextState, fresh, mean_loss
-from hushprompt.methods.dropping import DroppingConfig
+from hushprompt.methods.context import ContextConfig, ContextState, fresh, mean_loss
 from hushprompt.privacy.config import Channel
 from hushprompt.privacy.plan import Mechanism
 from hushprompt.prompts.optimizer import Optimizer
@@ -25,7 +24,7 @@ from hushprompt.registry import METHODS
 
 @METHODS.register("local_only")
 @dataclass(frozen=True, kw_only=True)
-class LocalOnly(DroppingConfig):
+class LocalOnly(ContextConfig):
     """The `method` section of local-only CoOp."""
 
     title: ClassVar[str] = "local-only"

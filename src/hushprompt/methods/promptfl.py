@@ -17,8 +17,7 @@ from torch import Tensor
 
 from hushprompt import checks
 from hushprompt.methods.base import Batch, NoState, StepInfo, Upload
-from hushprompt.methods.context import ContextState, fresh, mean_loss
-from hushprompt.methods.dropping import DroppingConfig
+from hushprompt.methods.context import ContextConfig, ContextState, fresh, mean_loss
 from hushprompt.privacy.config import Channel
 from hushprompt.privacy.plan import Mechanism
 from hushprompt.prompts.optimizer import Optimizer
@@ -35,7 +34,7 @@ class AnchoredState(ContextState):
 
 @METHODS.register("promptfl")
 @dataclass(frozen=True, kw_only=True)
-class PromptFL(DroppingConfig):
+class PromptFL(ContextConfig):
     """The `method` section of PromptFL."""
 
     title: ClassVar[str] = "PromptFL"

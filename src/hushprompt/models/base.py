@@ -116,22 +116,6 @@ class TextPass(Protocol):
     def pull_back_matrices(self, cotangents: Float[Tensor, "b c d"]) -> Float[Tensor, "b *p e"]:
         """Return b gradients for cotangents of the features that are not of that form."""
 
-    def for_many(self, num_examples: float) -> TextPass:
-        """Return this pass, or one that does the same in another way which pays for so many examples in all.
-
-        Args:
-            num_examples: about how many, over all calls of all who use this pass. A public number: it decides the last
-                bits of the gradients.
-        """
-
-
-@runtime_checkable
-class PullBackBackbone(SharedPrefixBackbone, Protocol):
-    """A backbone with a backward pass of its own for many examples. Having the method declares it."""
-
-    def read_shared_prefix(self, prefix: Float[Tensor, "p e"], suffixes: Sequence[Float[Tensor, "_ _ e"]]) -> TextPass:
-        """Encode prompts that begin alike, as `encode_shared_prefix`; gradients are those in the prefix [p, e]."""
-
 
 @runtime_checkable
 class PatchBackbone(Backbone, Protocol):

@@ -20,7 +20,6 @@ from hushprompt.data.base import Modality
 from hushprompt.models.base import Backbone
 from hushprompt.models.bpe import BytePairTokenizer
 from hushprompt.models.embedded_network import load_emoji_network
-from hushprompt.models.emoji_prefix import PrefixTower, TowerPass
 from hushprompt.registry import BACKBONES
 
 PAD_ID = 0
@@ -56,7 +55,7 @@ class EmojiClipBackbone:
         """Read the model's three files."""
         weights, config, tokenizer = (folder / name for name in FILES)
         self._network = load_emoji_network(weights, config)
-        self._prefix_tower = PrefixTower(self._network.text)
+        self._tower = self._network.text.causal_tower()
         self._tokenizer = BytePairTokenizer.from_json(tokenizer)
         digest = hashlib.sha256(b"short side to 64, center crop, pixels / 255")
         for name in FILES:
@@ -75,7 +74,6 @@ class EmojiClipBackbone:
     def to(self, device: str) -> None:
         """Move both towers."""
         self._network.to(device)
-        self._prefix_tower = PrefixTower(self._network.text)
         self._device = device
 
     @torch.no_grad()
@@ -105,11 +103,7 @@ class EmojiClipBackbone:
         self, prefix: Float[Tensor, "p e"], suffixes: Sequence[Float[Tensor, "_ _ e"]]
     ) -> Float[Tensor, "c d"]:
         """Encode prompts that begin alike, reading the beginning once."""
-        return self._prefix_tower.encode(prefix, suffixes)
-
-    def read_shared_prefix(self, prefix: Float[Tensor, "p e"], suffixes: Sequence[Float[Tensor, "_ _ e"]]) -> TowerPass:
-        """Encode them with a backward pass of many examples at hand."""
-        return self._prefix_tower.read(prefix, suffixes)
+        return F.normalize(self._tower.encode(prefix, suffixes), dim=-1)
 
     def _pixels(self, images: Sequence[np.ndarray]) -> Float[Tensor, "n 3 s s"]:
         """Preprocess."""

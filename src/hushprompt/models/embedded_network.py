@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hushprompt.errors import DataError
+from hushprompt.models.causal_tower import CausalBlock, CausalTower
 
 STAGES = (
     (1, 3, 1, 16, 1),
@@ -159,10 +160,19 @@ class TextBlock(nn.Module):
         mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
         return self._rest(x, mixed.transpose(-3, -2).flatten(-2))
 
-    @property
-    def scale(self) -> float:
-        """Factor on attention scores."""
-        return (self.out.in_features // self.heads) ** -0.5
+    def causal_block(self) -> CausalBlock:
+        """Return the block as functions of tokens."""
+        width = self.out.in_features
+        scale = (width // self.heads) ** -0.5
+
+        def query(normed: Float[Tensor, "n e"]) -> Float[Tensor, "n e"]:
+            return F.linear(normed, scale * self.qkv.weight[:width], scale * self.qkv.bias[:width])
+
+        def key_value(normed: Float[Tensor, "n e"]) -> tuple[Float[Tensor, "n e"], Float[Tensor, "n e"]]:
+            key, value = F.linear(normed, self.qkv.weight[width:], self.qkv.bias[width:]).chunk(2, dim=-1)
+            return key, value
+
+        return CausalBlock(self.heads, self.norm_1, query, key_value, self._rest)
 
     def _heads(self, x: Float[Tensor, "*c l e"]) -> Float[Tensor, "*c h l f"]:
         """Split the width into heads, f = e / h."""
@@ -194,6 +204,11 @@ class TextTower(nn.Module):
         for block in self.blocks:
             x = block(x)
         return self._feature(x[torch.arange(len(x), device=x.device), end_index])
+
+    def causal_tower(self) -> CausalTower:
+        """Return the tower as one that reads a shared prefix once."""
+        blocks = tuple(block.causal_block() for block in self.blocks if isinstance(block, TextBlock))
+        return CausalTower(lambda x, positions: x + self.positional_embedding[positions], blocks, self._feature)
 
     def _feature(self, x: Float[Tensor, "c e"]) -> Float[Tensor, "c d"]:
         """Norm and project."""

@@ -27,11 +27,8 @@ from hushprompt.models.open_clip_image import ImageTower, num_patches_of
 from hushprompt.models.open_clip_text import OwnTower, prompt_tokenizer, text_tower
 from hushprompt.models.open_clip_weights import is_torchscript, load_weights
 from hushprompt.models.placing import Precision, lowered, precision_settings
-from hushprompt.models.text_first import KeptFingerprint, Known, check_unchanged
 from hushprompt.registry import BACKBONES
 
-STAND_IN = {"image_size": 8, "patch_size": 8, "width": 8, "head_width": 8, "layers": 0}
-"""An image tower without layers, where the real one is left out."""
 LOCAL_DIR = "and use --set backbone.architecture=local-dir:FOLDER, with backbone.pretrained empty."
 
 
@@ -66,22 +63,7 @@ class OpenClip:
         """
         open_clip = optional("open_clip", "open_clip")
         recipe = _recipe(open_clip, self)
-        return _backbone(open_clip, self, recipe, find_tokenizer(open_clip, recipe.name), None)
-
-    def load_text_first(self, cache_dir: Path) -> Backbone:
-        """Read the model; not its image tower, if the fingerprint of its weights is kept in the cache's folder."""
-        open_clip = optional("open_clip", "open_clip")
-        recipe = _recipe(open_clip, self)
-        tokenizer = find_tokenizer(open_clip, recipe.name)
-        if recipe.weights.suffix == ".npz":  # the library reads big_vision's files as a whole
-            return _backbone(open_clip, self, recipe, tokenizer, None)
-        settings = [recipe.name, recipe.model, recipe.preprocess, prompt_tokenizer(tokenizer).settings()]
-        kept = KeptFingerprint(cache_dir, [recipe.weights], [*settings, *precision_settings(self.precision)])
-        known = kept.read()
-        backbone = _backbone(open_clip, self, recipe, tokenizer, known)
-        if known is None:
-            kept.keep(Known(fingerprint=backbone.fingerprint, num_patches=getattr(backbone, "num_patches", None)))
-        return backbone
+        return _backbone(open_clip, self, recipe, find_tokenizer(open_clip, recipe.name))
 
 
 @dataclass(frozen=True)
@@ -103,26 +85,23 @@ class OpenClipBackbone:
     modality: Modality = "image"
     sampling_rate: int | None = None
 
-    def __init__(
-        self, open_clip: Any, config: OpenClip, recipe: Recipe, network: Any, tokenizer: Any, known: Known | None
-    ) -> None:
+    def __init__(self, open_clip: Any, config: OpenClip, recipe: Recipe, network: Any, tokenizer: Any) -> None:
         """Put a frozen network and its tokenizer together.
 
         Args:
             open_clip: the library.
             config: the section.
             recipe: what the network was made by.
-            network: of both towers; of the text tower alone where `known` is given.
+            network: of both towers.
             tokenizer: of the library.
-            known: what is known of an image tower that is not here; it is read when an image is encoded.
         """
-        self._open_clip, self._recipe, self._precision = open_clip, recipe, config.precision
         self.context_window: int = tokenizer.context_length
         self._tokenizer = prompt_tokenizer(tokenizer)
         self.start_ids, self.end_ids = self._tokenizer.start_ids, self._tokenizer.end_ids
         self.pad_id = self._tokenizer.pad_id
-        self._images = None if known else ImageTower(open_clip, network, recipe.preprocess)
-        self.fingerprint = known.fingerprint if known else self._fingerprint_of(self._image_tower())
+        self._images = ImageTower(open_clip, network, recipe.preprocess)
+        settings = [recipe.model, self._images.preprocess, self._tokenizer.settings()]
+        self.fingerprint = fingerprint(network, *settings, *precision_settings(config.precision))
         self._model = network
         self._text = text_tower(self._model, self.pad_id)
         self._text.unfuse()
@@ -131,19 +110,16 @@ class OpenClipBackbone:
         self.feature_dim: int = recipe.model["embed_dim"]
         self.logit_scale = float(self._model.logit_scale.exp())
         self.template = config.template
-        self._dtype, self._device = lowered(self._model, config.precision), "cpu"
+        self._dtype = lowered(self._model, config.precision)
 
     def to(self, device: str) -> None:
         """Move both towers."""
         self._model.to(device)
-        if self._images is not None:
-            self._images.network.to(device)
-        self._device = device
 
     @torch.no_grad()
     def encode_images(self, images: Sequence[np.ndarray]) -> Float[Tensor, "n d"]:
         """Encode uint8 images [h, w, 3] of any size by open_clip's own transform."""
-        return self._image_tower().encode(images)
+        return self._images.encode(images)
 
     def tokenize(self, text: str) -> list[int]:
         """Return the ids of open_clip's tokenizer without start and end."""
@@ -157,25 +133,6 @@ class OpenClipBackbone:
         """Encode one sequence a class."""
         return F.normalize(self._text.encode(prompts.to(self._dtype), end_index).float(), dim=-1)
 
-    def _image_tower(self) -> ImageTower:
-        """Return the image tower, which is read now if it was not before.
-
-        Raises:
-            DataError: the weights are not those of the text tower any more.
-        """
-        if self._images is None:
-            images = ImageTower(self._open_clip, _network(self._open_clip, self._recipe), self._recipe.preprocess)
-            check_unchanged(self.fingerprint, self._fingerprint_of(images))
-            lowered(images.network, self._precision)
-            images.network.to(self._device)
-            self._images = images
-        return self._images
-
-    def _fingerprint_of(self, images: ImageTower) -> str:
-        """Take the fingerprint of a network as it was read."""
-        settings = [self._recipe.model, images.preprocess, self._tokenizer.settings()]
-        return fingerprint(images.network, *settings, *precision_settings(self._precision))
-
 
 class PatchOpenClipBackbone(OpenClipBackbone):
     """A model whose image tower is CLIP's vision transformer or ResNet, which have a feature for each patch."""
@@ -185,7 +142,7 @@ class PatchOpenClipBackbone(OpenClipBackbone):
     @torch.no_grad()
     def encode_patches(self, images: Sequence[np.ndarray]) -> Float[Tensor, "n m d"]:
         """Encode uint8 images [h, w, 3] of any size, and keep one feature for each patch."""
-        return self._image_tower().encode_patches(images)
+        return self._images.encode_patches(images)
 
 
 class CausalOpenClipBackbone(OpenClipBackbone):
@@ -203,18 +160,18 @@ class CausalPatchOpenClipBackbone(CausalOpenClipBackbone, PatchOpenClipBackbone)
     """CLIP as most know it: it shares a prefix and has patches."""
 
 
-def _backbone(open_clip: Any, config: OpenClip, recipe: Recipe, tokenizer: Any, known: Known | None) -> Backbone:
-    """Read a network, without its image tower where that is known, and give the kind of backbone that it is."""
-    network = _network(open_clip, recipe, is_text_alone=known is not None)
+def _backbone(open_clip: Any, config: OpenClip, recipe: Recipe, tokenizer: Any) -> Backbone:
+    """Read a network, and return the kind of backbone that it is."""
+    network = _network(open_clip, recipe)
     reads_prefix_once = text_tower(network, prompt_tokenizer(tokenizer).pad_id).reads_prefix_once
-    num_patches = known.num_patches if known else num_patches_of(open_clip, network.visual)
+    num_patches = num_patches_of(open_clip, network.visual)
     kinds = {
         (False, False): OpenClipBackbone,
         (False, True): PatchOpenClipBackbone,
         (True, False): CausalOpenClipBackbone,
         (True, True): CausalPatchOpenClipBackbone,
     }
-    backbone = kinds[reads_prefix_once, num_patches is not None](open_clip, config, recipe, network, tokenizer, known)
+    backbone = kinds[reads_prefix_once, num_patches is not None](open_clip, config, recipe, network, tokenizer)
     if isinstance(backbone, PatchOpenClipBackbone):
         assert num_patches is not None
         backbone.num_patches = num_patches
@@ -315,10 +272,10 @@ def _hub(open_clip: Any, name: str, checkpoint: Path | None) -> tuple[dict[str, 
         ) from error
 
 
-def _network(open_clip: Any, recipe: Recipe, *, is_text_alone: bool = False) -> Any:
-    """Build the network of a recipe and fill it with its weights; frozen. The image tower may be left out."""
-    network = _built(open_clip, {**recipe.model, "vision_cfg": STAND_IN} if is_text_alone else recipe.model)
-    load_weights(open_clip, network, recipe.weights, recipe.name, is_text_alone=is_text_alone)
+def _network(open_clip: Any, recipe: Recipe) -> Any:
+    """Build the network of a recipe and fill it with its weights; frozen."""
+    network = _built(open_clip, recipe.model)
+    load_weights(open_clip, network, recipe.weights, recipe.name)
     return network.eval().requires_grad_(requires_grad=False)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from hushprompt.errors import DataError
@@ -36,11 +36,7 @@ def is_torchscript(path: Path) -> bool:
         return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
-IMAGE = "visual."
-"""What the names of an image tower's weights begin with."""
-
-
-def load_weights(open_clip: Any, network: Any, path: Path, architecture: str, *, is_text_alone: bool = False) -> None:
+def load_weights(open_clip: Any, network: Any, path: Path, architecture: str) -> None:
     """Fill a network with the weights of a file, all of them and no others.
 
     Args:
@@ -48,7 +44,6 @@ def load_weights(open_clip: Any, network: Any, path: Path, architecture: str, *,
         network: to fill.
         path: of the file.
         architecture: that messages name.
-        is_text_alone: leave the image tower as it is.
 
     Raises:
         DataError: the file is damaged, or belongs to another architecture.
@@ -57,18 +52,14 @@ def load_weights(open_clip: Any, network: Any, path: Path, architecture: str, *,
         if path.suffix == ".npz":
             open_clip.convert.load_big_vision_weights(network, str(path))
             return
-        state = _read(open_clip, path, is_text_alone=is_text_alone)
+        state = _read(open_clip, path)
     except UNREADABLE as error:
         raise DataError(
             f"The checkpoint {path} is damaged or no weights file ({_first_line(error)}). Copy or download it again; "
             "allowed: safetensors, a .pt state dict, a TorchScript archive, .npz of big_vision."
         ) from error
     try:
-        converted = _converted(open_clip, network, state)
-        if is_text_alone:
-            own = {name: tensor for name, tensor in network.state_dict().items() if name.startswith(IMAGE)}
-            converted = {name: tensor for name, tensor in converted.items() if not name.startswith(IMAGE)} | own
-        network.load_state_dict(converted, strict=True)
+        network.load_state_dict(_converted(open_clip, network, state), strict=True)
     except UNREADABLE as error:
         raise DataError(
             f"The checkpoint {path} does not fit the architecture {architecture}: {_detail(error)}. "
@@ -76,11 +67,8 @@ def load_weights(open_clip: Any, network: Any, path: Path, architecture: str, *,
         ) from error
 
 
-def _read(open_clip: Any, path: Path, *, is_text_alone: bool) -> dict[str, Tensor]:
-    """Read names and tensors; of safetensors those of the image tower only where they are wanted."""
-    if is_text_alone and path.suffix == ".safetensors":
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys() if not name.startswith(IMAGE)}  # noqa: SIM118
+def _read(open_clip: Any, path: Path) -> dict[str, Tensor]:
+    """Read names and tensors."""
     if not is_torchscript(path):
         state: dict[str, Tensor] = open_clip.factory.load_state_dict(str(path))
         return state

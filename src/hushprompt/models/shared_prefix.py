@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import threading
-from collections import OrderedDict
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hushprompt.models.base import PullBackBackbone, SharedPrefixBackbone, TextPass
-from hushprompt.models.text_pass import OrderedPass
-
-NUM_KEPT = 16
-"""Passes through a text tower that are kept for whoever asks for the same context again; a few MB each."""
+from hushprompt.models.base import SharedPrefixBackbone
 
 
 class SharedPrefix:
@@ -44,39 +38,3 @@ class SharedPrefix:
     def num_tokens(self, num_ctx: int) -> int:
         """Count the tokens that are read for all classes."""
         return len(self._start) + num_ctx + sum(group.shape[:2].numel() for group in self._groups)
-
-
-class ReadPrefix(SharedPrefix):
-    """The same by a backbone with a backward pass of its own, which keeps the last passes.
-
-    After a round every client's context is scored, and the next round's step begins at the same context.
-    """
-
-    _backbone: PullBackBackbone
-
-    def __init__(self, backbone: PullBackBackbone, names: list[list[int]], device: str) -> None:
-        """Start with no pass kept."""
-        super().__init__(backbone, names, device)
-        self._passes: OrderedDict[bytes, TextPass] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def encode(self, context: Float[Tensor, "t e"]) -> Float[Tensor, "c d"]:
-        """Return unit-norm features in label order."""
-        if torch.is_grad_enabled() and context.requires_grad:
-            return super().encode(context)
-        return self.text_pass(context).features
-
-    def text_pass(self, context: Float[Tensor, "t e"]) -> TextPass:
-        """Return the pass of a context, made or kept."""
-        key = context.detach().cpu().numpy().tobytes()
-        with self._lock:
-            kept = self._passes.get(key)
-        if kept is None:
-            inner = self._backbone.read_shared_prefix(self._prefix(context), self._groups)
-            kept = OrderedPass(inner, self._class_order, len(self._start))
-        with self._lock:
-            self._passes[key] = kept
-            self._passes.move_to_end(key)
-            while len(self._passes) > NUM_KEPT:
-                self._passes.popitem(last=False)
-        return kept

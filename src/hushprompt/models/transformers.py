@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,8 +22,7 @@ from hushprompt.data.base import Modality
 from hushprompt.models.base import Backbone, check_template, fingerprint, optional
 from hushprompt.models.packing import Packing, encode_packed
 from hushprompt.models.placing import Precision, lowered, precision_settings
-from hushprompt.models.text_first import KeptFingerprint, Known, check_unchanged
-from hushprompt.models.transformers_files import files_of, load_network, load_part, settings_of
+from hushprompt.models.transformers_files import load_network, load_part, settings_of
 from hushprompt.models.transformers_tokenizer import PromptTokenizer
 from hushprompt.registry import BACKBONES
 
@@ -56,24 +54,10 @@ class Transformers:
             ConfigError: transformers is not installed, or the model is of another type.
             DataError: a file is missing or damaged.
         """
-        return _backbone(optional("transformers", "transformers"), self, None)
-
-    def load_text_first(self, cache_dir: Path) -> Backbone:
-        """Read the model; not its image tower, if the fingerprint of its weights is kept in the cache's folder."""
         transformers = optional("transformers", "transformers")
-        kept = KeptFingerprint(cache_dir, files_of(transformers, self.model), precision_settings(self.precision))
-        known = kept.read()
-        backbone = _backbone(transformers, self, known)
-        if known is None:
-            kept.keep(Known(fingerprint=backbone.fingerprint, num_patches=None))
-        return backbone
-
-
-def _backbone(transformers: Any, config: Transformers, known: Known | None) -> Backbone:
-    """Read a network, without its image tower where that is known."""
-    network = load_network(transformers, config.model, CLASSES, ATTENTION, is_text_alone=known is not None)
-    kind = ClipBackbone if network.config.model_type == "clip" else TransformersBackbone
-    return kind(transformers, config, network, known)
+        network = load_network(transformers, self.model, CLASSES, ATTENTION)
+        kind = ClipBackbone if network.config.model_type == "clip" else TransformersBackbone
+        return kind(transformers, self, network)
 
 
 class TransformersBackbone:
@@ -82,17 +66,15 @@ class TransformersBackbone:
     modality: Modality = "image"
     sampling_rate: int | None = None
 
-    def __init__(self, transformers: Any, config: Transformers, network: Any, known: Known | None) -> None:
+    def __init__(self, transformers: Any, config: Transformers, network: Any) -> None:
         """Read tokenizer and image processor of a network.
 
         Args:
             transformers: the package.
             config: the section.
-            network: of both towers; of the text tower alone where `known` is given.
-            known: what is known of an image tower that is not here; it is read when an image is encoded.
+            network: of both towers.
         """
-        self._transformers, self._config = transformers, config
-        self._model, self._images = network, None if known else network
+        self._model = network
         self._tokenizer = PromptTokenizer(load_part(transformers.AutoTokenizer, config.model, "tokenizer"))
         self._processor = load_part(
             transformers.AutoImageProcessor, config.model, "image processor (preprocessor_config.json)", backend="pil"
@@ -109,20 +91,19 @@ class TransformersBackbone:
         self.feature_dim = self._projection.out_features
         self.logit_scale = float(self._model.logit_scale.exp())
         self.template = config.template
-        self.fingerprint = known.fingerprint if known else self._fingerprint_of(network)
+        settings = [settings_of(network.config), self._processor.to_dict(), self._tokenizer.settings()]
+        self.fingerprint = fingerprint(network, *settings, *precision_settings(config.precision))
         self._dtype, self._device = lowered(self._model, config.precision), "cpu"
 
     def to(self, device: str) -> None:
         """Move both towers."""
         self._model.to(device)
-        if self._images is not None:
-            self._images.to(device)
         self._device = device
 
     @torch.no_grad()
     def encode_images(self, images: Sequence[np.ndarray]) -> Float[Tensor, "n d"]:
         """Encode uint8 images [h, w, 3] of any size by the model's own image processor."""
-        found = self._image_network().get_image_features(**self._inputs(images))
+        found = self._model.get_image_features(**self._inputs(images))
         return F.normalize(found.pooler_output.float(), dim=-1)
 
     def tokenize(self, text: str) -> list[int]:
@@ -144,24 +125,6 @@ class TransformersBackbone:
         last = end_index if self._is_clip else torch.full_like(end_index, length - 1)
         return F.normalize(self._projection(x[torch.arange(len(x), device=x.device), last]).float(), dim=-1)
 
-    def _image_network(self) -> Any:
-        """Return the network with its image tower, which is read now if it was not before.
-
-        Raises:
-            DataError: the weights are not those of the text tower any more.
-        """
-        if self._images is None:
-            network = load_network(self._transformers, self._config.model, CLASSES, ATTENTION)
-            check_unchanged(self.fingerprint, self._fingerprint_of(network))
-            lowered(network, self._config.precision)
-            self._images = network.to(self._device)
-        return self._images
-
-    def _fingerprint_of(self, network: Any) -> str:
-        """Take the fingerprint of a network as it was read."""
-        settings = [settings_of(network.config), self._processor.to_dict(), self._tokenizer.settings()]
-        return fingerprint(network, *settings, *precision_settings(self._config.precision))
-
     def _inputs(self, images: Sequence[np.ndarray]) -> Any:
         """Preprocess."""
         inputs = self._processor(images=[Image.fromarray(image) for image in images], return_tensors="pt")
@@ -171,18 +134,17 @@ class TransformersBackbone:
 class ClipBackbone(TransformersBackbone):
     """CLIP, whose text tower is causal with its feature at the end token, and whose image tower has patches."""
 
-    def __init__(self, transformers: Any, config: Transformers, network: Any, known: Known | None) -> None:
+    def __init__(self, transformers: Any, config: Transformers, network: Any) -> None:
         """Read tokenizer and image processor of a network."""
-        super().__init__(transformers, config, network, known)
+        super().__init__(transformers, config, network)
         self.num_patches: int = network.vision_model.embeddings.num_patches
 
     @torch.no_grad()
     def encode_patches(self, images: Sequence[np.ndarray]) -> Float[Tensor, "n m d"]:
         """Norm and project every patch as the class token is."""
-        network = self._image_network()
-        vision = network.vision_model
+        vision = self._model.vision_model
         patches = vision(**self._inputs(images)).last_hidden_state[:, 1:]
-        return F.normalize(network.visual_projection(vision.post_layernorm(patches)).float(), dim=-1)
+        return F.normalize(self._model.visual_projection(vision.post_layernorm(patches)).float(), dim=-1)
 
     def encode_shared_prefix(
         self, prefix: Float[Tensor, "p e"], suffixes: Sequence[Float[Tensor, "_ _ e"]]

@@ -37,22 +37,11 @@ def find(model: str) -> str:
     return model
 
 
-def files_of(transformers: Any, model: str) -> list[Path]:
-    """Return all files of a model's folder, or of its newest copy in the hub's cache; none if there is none."""
-    config = transformers.utils.cached_file(
-        find(model), "config.json", local_files_only=True, _raise_exceptions_for_gated_repo=False,
-        _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False,
-    )  # fmt: skip
-    return [path for path in Path(config).parent.iterdir() if path.is_file()] if config else []
-
-
 def load_network(
     transformers: Any,
     model: str,
     classes: Mapping[str, str],
     attention: str | Mapping[str, str],
-    *,
-    is_text_alone: bool = False,
 ) -> Any:
     """Read a frozen network in float32.
 
@@ -61,7 +50,6 @@ def load_network(
         model: hub name or local folder.
         classes: allowed model types, each with the name of its class.
         attention: implementation of attention, of all or of each tower.
-        is_text_alone: leave out the layers of the image tower.
 
     Raises:
         ConfigError: the model is of another type.
@@ -76,9 +64,6 @@ def load_network(
             "Use another model, or another backbone.name."
         )
     cls = getattr(transformers, classes[config.model_type])
-    if is_text_alone:
-        config.vision_config.num_hidden_layers = 0
-        cls = type(cls.__name__, (cls,), {"_keys_to_ignore_on_load_unexpected": [r"^vision_model\.encoder\.layers\."]})
     with reading(model, "weights (model.safetensors)"):
         network, report = cls.from_pretrained(
             source, config=config, dtype=torch.float32, attn_implementation=attention, output_loading_info=True

@@ -11,10 +11,9 @@ import sys
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from hushprompt.methods.base import Batch
 from hushprompt.prompts.prompt_model import NamePosition, PromptModel
 
 FLOATS_PER_TOKEN = 32
@@ -26,38 +25,34 @@ Measured with CLIP ViT-B/16, packed: about 20."""
 def per_example_gradients(
     model: PromptModel,
     context: Float[Tensor, "*c t e"],
-    batch: Batch,
+    image_features: Float[Tensor, "b d"],
+    labels: Int[Tensor, " b"],
     name_position: NamePosition = "end",
-    *,
-    drop_below: float = 0.0,
 ) -> tuple[Float[Tensor, "b *c t e"], Float[Tensor, " b"]]:
     """Return each example's cross-entropy gradient in the context, and its loss.
 
-    Guarantee: row x is a function of the context and of example x alone, up to rounding, also where pairs are dropped:
-    which ones follows from that example's own probabilities. Clipped, it is one contribution like any other, so the
-    sensitivity of a clipped sum, and with it epsilon, do not change.
+    Guarantee: row x is a function of the context and of example x alone, up to rounding.
 
     Args:
         model: frozen backbone and class names.
         context: [t, e], or [c, t, e] with one for each class, where the gradient is taken.
-        batch: b examples; b may be 0.
+        image_features: [b, d] one for each example; b may be 0.
+        labels: [b].
         name_position: where the class name stands.
-        drop_below: leave out the classes in which |probability - label| is smaller; 0 for the exact gradient.
 
     Returns:
         [b, t, e] or [b, c, t, e] gradients and [b] losses, neither of them private.
     """
-    if len(batch.labels) == 0:
+    if len(labels) == 0:
         return context.new_zeros(0, *context.shape), context.new_zeros(0)
-    text_pass = model.text_pass(context, name_position).for_many(batch.num_alike)
-    logits = model.logits(batch.image_features, text_pass.features)  # [b, c]
-    losses = F.cross_entropy(logits, batch.labels, reduction="none")
-    residuals = logits.softmax(dim=1) - F.one_hot(batch.labels, model.num_classes)  # [b, c]
-    residuals = residuals.where(residuals.abs() >= drop_below, 0.0)
+    text_pass = model.text_pass(context, name_position)
+    logits = model.logits(image_features, text_pass.features)  # [b, c]
+    losses = F.cross_entropy(logits, labels, reduction="none")
+    residuals = logits.softmax(dim=1) - F.one_hot(labels, model.num_classes)  # [b, c]
     chunk = examples_per_pass(model, context, name_position)
     rows = [
         text_pass.pull_back(model.logit_scale * weights, features)
-        for weights, features in zip(residuals.split(chunk), batch.image_features.split(chunk), strict=True)
+        for weights, features in zip(residuals.split(chunk), image_features.split(chunk), strict=True)
     ]
     return torch.cat(rows), losses
 

@@ -11,9 +11,7 @@ backbones and layouts take one sequence a class.
 
 from __future__ import annotations
 
-import copy
 import threading
-from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,15 +20,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hushprompt.errors import ConfigError
-from hushprompt.models.base import Backbone, PullBackBackbone, SharedPrefixBackbone, TextPass
-from hushprompt.models.shared_prefix import ReadPrefix, SharedPrefix
-from hushprompt.models.text_pass import AutogradPass, Encode, bytes_held
+from hushprompt.models.base import Backbone, SharedPrefixBackbone, TextPass
+from hushprompt.models.shared_prefix import SharedPrefix
+from hushprompt.models.text_pass import AutogradPass, Encode
 from hushprompt.prompts.cuda_graphs import RecordedPass, Recorder
 
 NamePosition = Literal["end", "middle", "front"]
 """Where the class name stands: behind the context, between its halves, or before it."""
-ReadContext = Callable[[Float[Tensor, "*c t e"], NamePosition], TextPass]
-"""Makes the pass of a context, with the class name where it is said."""
 SEQUENCES_AT_ONCE = 32
 """Sequences of the hand template that go through the text tower together."""
 
@@ -87,11 +83,8 @@ class PromptModel:
         self._frames: dict[tuple[int, NamePosition], Frame] = {}
         self._template_features: list[Tensor] = []  # one, once it is asked for
         self._lock = threading.Lock()
-        self._read: ReadContext | None = None
         self._shared_prefix: SharedPrefix | None = None
-        if isinstance(backbone, PullBackBackbone):
-            self._shared_prefix = ReadPrefix(backbone, self._later_names, device)
-        elif isinstance(backbone, SharedPrefixBackbone):
+        if isinstance(backbone, SharedPrefixBackbone):
             self._shared_prefix = SharedPrefix(backbone, self._later_names, device)
 
     @property
@@ -129,7 +122,7 @@ class PromptModel:
             name_position: where the class name stands.
         """
         is_differentiated = torch.is_grad_enabled() and context.requires_grad
-        if self._recorder is None or is_differentiated or not self.can_stack(context, name_position):
+        if self._recorder is None or is_differentiated:
             return self._encode(context, name_position)
         return RecordedPass(self._recorder, name_position, self._encoder(name_position), context).features
 
@@ -150,52 +143,10 @@ class PromptModel:
             context: [t, e] for all classes, or [c, t, e] with one for each.
             name_position: where the class name stands.
         """
-        if self._read is not None:
-            return self._read(context, name_position)
-        reader = self._reader(context, name_position)
-        if reader is not None:
-            return reader.text_pass(context)
-        return self._pass(name_position, self._encoder(name_position), context)
-
-    def _reader(self, context: Float[Tensor, "*c t e"], name_position: NamePosition) -> ReadPrefix | None:
-        """Return what has a pass of its own for such a context, if anything has."""
-        prefix = self._shared_prefix
-        return prefix if isinstance(prefix, ReadPrefix) and _can_share(context, name_position) else None
-
-    def can_stack(self, context: Float[Tensor, "*c t e"], name_position: NamePosition = "end") -> bool:
-        """True if `stacked_pass` takes such contexts: where the backbone has no pass of its own."""
-        return self._reader(context, name_position) is None
-
-    def stacked_pass(self, contexts: Float[Tensor, "s *c t e"], name_position: NamePosition = "end") -> TextPass:
-        """Encode the prompts of all classes with each of several contexts.
-
-        Args:
-            contexts: s of them, of a form that can be stacked.
-            name_position: where the class name stands.
-
-        Returns:
-            A pass with features [s, c, d], which takes [b, s, c] and [b, s, d], or [b, s, c, d], and gives gradients
-            [b, s, *c, t, e].
-        """
-        return self._pass(("stacked", name_position), torch.vmap(self._encoder(name_position)), contexts)
-
-    def _pass(self, name: Hashable, encode: Encode, context: Float[Tensor, "*s t e"]) -> TextPass:
-        """Run what is named so, on a GPU by a recording."""
+        encode = self._encoder(name_position)
         if self._recorder is None:
             return AutogradPass(encode, context)
-        return RecordedPass(self._recorder, name, encode, context)
-
-    def asking(self, read: ReadContext, memory_mb: int | None) -> PromptModel:
-        """Return the same model with passes made elsewhere, and `memory_mb` for their ways back."""
-        other = copy.copy(self)
-        other._read, other.memory_mb = read, memory_mb
-        return other
-
-    def held_bytes(self, context: Float[Tensor, "*c t e"], name_position: NamePosition = "end") -> int:
-        """Count what one more context in a stack keeps for its backward pass: that of two, less that of one."""
-        encode = torch.vmap(self._encoder(name_position))
-        one, two = (bytes_held(encode, context.expand(count, *context.shape)) for count in (1, 2))
-        return two - one
+        return RecordedPass(self._recorder, name_position, encode, context)
 
     def num_tokens(self, context: Float[Tensor, "*c t e"], name_position: NamePosition = "end") -> int:
         """Count the tokens that the text tower reads for all classes."""
