@@ -18,8 +18,9 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import msgspec
 import numpy as np
 
 from hushprompt import files
@@ -29,6 +30,9 @@ try:
     import fcntl
 except ImportError:  # pragma: no cover - not on Windows; there two processes on one folder are not detected
     fcntl = None  # type: ignore[assignment]
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,18 +126,24 @@ def to_json(value: Any) -> Any:
     return value
 
 
-def from_json(cls: type[Any], values: dict[str, Any]) -> Any:
-    """Read a flat record back: "inf" becomes infinity, and null becomes NaN where a number is due."""
-    hints = typing.get_type_hints(cls)
+def from_json(cls: type[T], values: Any) -> T:
+    """Read a dataclass back from JSON values: "inf" becomes infinity, null becomes NaN where a number is due.
 
-    def restore(key: str, entry: Any) -> Any:
-        if isinstance(entry, dict):
-            return {inner: restore(key, value) for inner, value in entry.items()}
-        if entry is None and hints[key] is float:
-            return math.nan
-        return math.inf if entry == "inf" else entry
+    Keys of older versions are known under their present names, and keys that `cls` does not have are passed over.
 
-    return cls(**{key: restore(key, entry) for key, entry in renamed(values).items()})
+    Raises:
+        ValueError: something is missing, or of another type than `cls` says.
+
+    >>> @dataclass(frozen=True)
+    ... class Spent:
+    ...     epsilon: float
+    >>> from_json(Spent, {"epsilon": "inf"})
+    Spent(epsilon=inf)
+    """
+    if isinstance(values, Mapping):
+        numbers = {name for name, hint in typing.get_type_hints(cls).items() if hint is float}
+        values = {key: math.nan if value is None and key in numbers else value for key, value in renamed(values).items()}
+    return msgspec.convert(values, type=cls, strict=False)  # not strict: "inf" is a number
 
 
 def write_json(path: Path, value: Any) -> None:
