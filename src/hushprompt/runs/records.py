@@ -142,7 +142,9 @@ def from_json(cls: type[T], values: Any) -> T:
     """
     if isinstance(values, Mapping):
         numbers = {name for name, hint in typing.get_type_hints(cls).items() if hint is float}
-        values = {key: math.nan if value is None and key in numbers else value for key, value in renamed(values).items()}
+        values = {
+            key: math.nan if value is None and key in numbers else value for key, value in renamed(values).items()
+        }
     return msgspec.convert(values, type=cls, strict=False)  # not strict: "inf" is a number
 
 
