@@ -11,7 +11,7 @@ import json
 import math
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from hushprompt.runs.records import ArmSummary
 MISSING: Mapping[str, Any] = {
     "epsilon": None, "delta": math.nan, "audience": "", "local": math.nan, "neighbor": math.nan,
     "harmonic_mean": math.nan, "worst_client": math.nan, "calibration_error": math.nan, "seconds": math.nan,
-    "seed": 1, "num_rounds": 0, "per_client": [], "per_class": [],
+    "num_rounds": 0, "per_client": [], "per_class": [],
 }  # fmt: skip
 """What stands for an entry that an old summary lacks."""
 
@@ -60,6 +60,8 @@ class FinishedRun:
     """[c, c] counts, true by predicted class, "local" and "neighbor", by the arm's label; empty in old runs."""
     audit: Mapping[str, Any] | None
     """What attacks on the run found; None where it was not audited."""
+    is_finished: bool = True
+    """Whether every arm is trained and the summary, the last file of a run, is written."""
 
     @property
     def seed(self) -> int:
@@ -151,10 +153,10 @@ def find(paths: Sequence[Path]) -> FoundRuns:
 
 
 def read(folder: Path) -> FinishedRun:
-    """Read one finished run folder.
+    """Read one run folder; an unfinished one has no arms yet.
 
     Raises:
-        DataError: it is not a finished run, or a file is damaged.
+        DataError: it is no run folder, or a file is damaged.
     """
     if not (folder / "config.toml").exists():
         raise DataError(f"{folder} is not a run folder: it has no config.toml.")
@@ -187,27 +189,27 @@ def _folder(path: Path) -> _Source:
 
 
 def _read(source: _Source, name: str) -> FinishedRun:
-    """Read one finished run."""
+    """Read one run."""
     text = source.text("config.toml") or ""
     try:
         config = _with_defaults(tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
         raise DataError(f"{source.where}/config.toml is damaged: {error}.") from error
-    summary = source.json("summary.json")
-    if summary is None:
-        raise DataError(f"{source.where} is not a finished run: it has no summary.json.")
+    is_finished = source.has("summary.json")
+    summary = source.json("summary.json") or {}
     holdings = _holdings(source.json("partition.json"))
     return FinishedRun(
         name=name,
         config=config,
         config_text=text,
-        arms=[_arm(arm, source.where) for arm in summary.get("arms", [])],
+        arms=[_arm(arm, config, source.where) for arm in summary.get("arms", [])],
         provenance={str(key): str(value) for key, value in summary.get("provenance", {}).items()},
         rounds=_rounds(source),
         privacy=source.json("privacy.json"),
         audit=source.json("audit/audit.json"),
         holdings=holdings,
         confusion=_confusion(source, len(holdings.class_names)) if holdings else {},
+        is_finished=is_finished,
     )
 
 
@@ -219,15 +221,15 @@ def _with_defaults(values: dict[str, Any]) -> dict[str, Any]:
         return values
 
 
-def _arm(values: Mapping[str, Any], where: str) -> ArmSummary:
+def _arm(values: Mapping[str, Any], config: Mapping[str, Any], where: str) -> ArmSummary:
     """Read one line of a summary."""
     try:
-        named = {"title": str(values["method"]), **MISSING, **values}
-        known = {field.name: named[field.name] for field in fields(ArmSummary) if field.name in named}
-        summary: ArmSummary = records.from_json(ArmSummary, known)
-    except (KeyError, TypeError) as error:
-        raise DataError(f"{where}/summary.json is damaged: an arm lacks {error}.") from error
-    return summary
+        named = {**MISSING, "seed": config.get("seed", 1), "title": str(values["method"]), **values}
+        return records.from_json(ArmSummary, named)
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{where}/summary.json is damaged: an arm lacks something ({error})."
+        ) from error
 
 
 def _rounds(source: _Source) -> dict[str, list[dict[str, Any]]]:
