@@ -227,9 +227,7 @@ def _arm(values: Mapping[str, Any], config: Mapping[str, Any], where: str) -> Ar
         named = {**MISSING, "seed": config.get("seed", 1), "title": str(values["method"]), **values}
         return records.from_json(ArmSummary, named)
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(
-            f"{where}/summary.json is damaged: an arm lacks something ({error})."
-        ) from error
+        raise DataError(f"{where}/summary.json is damaged: an arm lacks something ({error}).") from error
 
 
 def _rounds(source: _Source) -> dict[str, list[dict[str, Any]]]:
