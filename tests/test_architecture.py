@@ -1,6 +1,7 @@
 """The house rules that no other test would miss: imports go one way, and noise is drawn in one file."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -124,3 +125,11 @@ def test_every_method_has_its_page():
     pages = SOURCE.parent.parent / "docs" / "methods"
     for name in METHODS.names():
         assert (pages / f"{name.replace('_', '-')}.md").exists(), name
+
+
+def test_the_architecture_page_agrees_with_the_tree():
+    page = (SOURCE.parent.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    told = re.findall(r"^\| `(\w+)/` \|", page, flags=re.MULTILINE)
+    assert sorted(told) == sorted(path.parent.name for path in SOURCE.glob("*/__init__.py"))
+    ranks = {name: rank for rank, rooms in enumerate(ROOMS) for name in rooms}
+    assert [ranks[name] for name in told] == sorted(ranks[name] for name in told)
