@@ -1,0 +1,1 @@
+"""The reader and writer of a run folder."""
