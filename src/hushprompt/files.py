@@ -7,9 +7,10 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from safetensors.torch import save_file
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def write_text(path: Path, text: str) -> None:
@@ -29,6 +30,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: str) -> N
 
     One entry, because safetensors writes several in random order and equal runs leave equal bytes.
     """
+    from safetensors.torch import save_file  # torch takes a second to import, and most files are text
+
     owned = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     with _replacing(path) as temporary:
         save_file(owned, temporary, metadata={"hushprompt": metadata})

@@ -12,7 +12,7 @@ import pytest
 from helpers import commands
 from helpers.commands import command
 from helpers.runs import files
-from hushprompt.cli import main as cli
+from hushprompt.cli import run as cli_run
 from hushprompt.runs import records
 
 REFERENCES = "references=[{method={name='zero_shot'}}, {method={name='promptfl', num_ctx=4}}, {epsilon=inf}]"
@@ -177,8 +177,8 @@ def test_lists_name_what_can_be_used(hush, what, name):
 
 
 def test_the_bar_of_encoding_counts_only_what_this_process_did(monkeypatch):
-    setup = cli.Setup(task=0, num_done_before=100, start=50.0)
-    monkeypatch.setattr(cli.time, "monotonic", lambda: 60.0)
+    setup = cli_run.EncodingBar(task=0, num_done_before=100, start=50.0)
+    monkeypatch.setattr(cli_run.time, "monotonic", lambda: 60.0)
     assert setup.speed(100, 400) == ""
     assert setup.speed(200, 400) == "10/s, 0:00:20 left"
     assert setup.speed(400, 400) == "30/s"
@@ -208,7 +208,7 @@ def test_with_rare_evaluation_the_bar_keeps_the_last_scores_and_the_run_shows_wh
     assert "base" in done.out
     assert "2 of 3 clients take part in a round" in done.out
     assert "for the server (receives every client's upload" in done.out
-    bars = cli.Bars()
+    bars = cli_run.TrainingBars()
     record = records.RoundRecord(
         arm="x", round_index=3, seconds=0.0, loss=1.0, local=0.5, neighbor=0.25, harmonic_mean=0.33, worst_client=0.1,
         bytes_up=0, bytes_down=0, epsilon={"": 1.0},

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 import tomli_w
-import typer
 from typer.testing import CliRunner
 
 from hushprompt.cli import federation as cli_federation
+from hushprompt.cli import lazy
+from hushprompt.cli import main as cli
 from hushprompt.config import parse as configs
 from hushprompt.deployment.agreement import Agreement, make_offer
 from hushprompt.deployment.config import load_client, load_server
@@ -65,7 +66,7 @@ def config_of(command, mounts):
     """What a service's command reads, found where its folders are here; the command line must be a real one."""
     program, group, name, *arguments = command.split()
     assert (program.rpartition("/")[2], group) == ("hushprompt", "federation")
-    known = typer.main.get_command(cli_federation.app).commands[name]
+    known = lazy.load(f"federation {name}")
     path = Path(str(known.make_context(name, arguments).params["file"]))
     (config,) = (here / path.relative_to(there) for there, here in mounts.items() if path.is_relative_to(there))
     return name, config
@@ -324,7 +325,7 @@ def command(monkeypatch):
 
     def run(control, *arguments):
         monkeypatch.setattr(server, "control", lambda config, is_insecure=False: control)
-        return CliRunner().invoke(cli_federation.app, [str(argument) for argument in arguments])
+        return CliRunner().invoke(cli.app, ["federation", *map(str, arguments)])
 
     return run
 
@@ -403,8 +404,6 @@ def test_a_client_never_runs_code_that_was_sent(monkeypatch):
 
 def test_the_commands_of_the_guide_fit_together(tmp_path, monkeypatch):
     """Those that start no process are followed literally; the others must name files that these have made."""
-    from hushprompt.cli import main as cli
-
     monkeypatch.chdir(tmp_path)
     page = (Path(__file__).parents[2] / "docs" / "federation.md").read_text()
     (classes,) = re.findall(r"```text\n(cat\n.*?)```", page, re.DOTALL)

@@ -9,7 +9,6 @@ from typing import Annotated
 
 import typer
 from rich import box
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -19,6 +18,7 @@ from hushprompt.audits.audit_record import AudienceAudit, AuditRecord, BudgetAud
 from hushprompt.audits.metrics import AttackResult, Interval
 from hushprompt.audits.roc import write_roc
 from hushprompt.audits.suite import ATTACKS
+from hushprompt.cli.console import INTERRUPTED, console
 from hushprompt.config import parse as configs
 from hushprompt.config.schema import RunConfig
 from hushprompt.errors import ConfigError
@@ -26,9 +26,6 @@ from hushprompt.privacy.config import Audience
 from hushprompt.reporting.tables import AUDIENCES, epsilon_text
 from hushprompt.runs import records
 
-console = Console(highlight=False)
-INTERRUPTED = 130
-"""Exit status of an audit that was stopped by Ctrl-C."""
 CONTRADICTED = 1
 """Exit status of an audit that measured more than is claimed."""
 BOUNDS = {

@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from hushprompt import checks, files
+from hushprompt.cli.console import console
 from hushprompt.errors import ConfigError
 from hushprompt.evaluation.significance import Test
 from hushprompt.reporting import comparison_tables as made
@@ -20,7 +21,6 @@ from hushprompt.reporting import formats, grouping, results
 from hushprompt.reporting.comparison import Comparison, compare
 from hushprompt.reporting.formats import Grid
 
-console = Console(highlight=False)
 SUFFIXES = {".md": "markdown", ".tex": "latex", ".csv": "csv"}
 TESTS: dict[str, Test] = {"t": "t", "sign-flip": "sign_flip"}
 TESTED = ("local", "neighbor", "harmonic_mean")

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from hushprompt.cli.console import console
 from hushprompt.config import parse as configs
 from hushprompt.config.schema import RuntimeConfig
 from hushprompt.data.base import Dataset
@@ -24,11 +24,7 @@ from hushprompt.federation.setup import make_partition
 from hushprompt.registry import DATASETS, PARTITIONS
 from hushprompt.reporting import partitions
 
-app = typer.Typer(help="Look at a data set, or get one.", no_args_is_help=True)
-console = Console(highlight=False)
 
-
-@app.command()
 def info(
     what: Annotated[str, typer.Argument(metavar="CONFIG|NAME", help="Config, preset, or data set.")] = "embedded",
     root: Annotated[str | None, typer.Option(help="With a data set's name: its folder.")] = None,
@@ -48,7 +44,6 @@ def info(
         show_unreadable(dataset)
 
 
-@app.command()
 def fetch(
     name: Annotated[str, typer.Argument(help="Data set, as in: hushprompt list datasets")],
     root: Annotated[Path, typer.Option(help="Folder that the data set's own folder goes into.")] = Path("data"),

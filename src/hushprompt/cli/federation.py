@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
+from hushprompt.cli.console import INTERRUPTED, console
 from hushprompt.config import parse as configs
 from hushprompt.deployment.config import load_client, load_server
 from hushprompt.deployment.operate import status as records_of
@@ -23,18 +23,13 @@ if TYPE_CHECKING:
     from hushprompt.deployment.config import ClientConfig, ServerConfig
     from hushprompt.deployment.flower.control import RunState
 
-app = typer.Typer(help="Train on separate machines, over TLS, with a key for each client.", no_args_is_help=True)
-console = Console(highlight=False)
 POLL_S = 2.0
 """Seconds between two looks at a run."""
-INTERRUPTED = 130
-"""Exit status of a command that was stopped by Ctrl-C, as shells give it."""
 ServerFile = Annotated[Path, typer.Argument(metavar="SERVER.toml", help="Config of the server.")]
 ClientFile = Annotated[Path, typer.Argument(metavar="CLIENT.toml", help="Config of a client.")]
 Insecure = Annotated[bool, typer.Option("--insecure", help="No TLS, no keys: for trials over loopback only.")]
 
 
-@app.command()
 def init(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="New or empty folder.")],
     clients: Annotated[str, typer.Option(help="Names of the clients, with commas.")],
@@ -67,7 +62,6 @@ def init(
     console.print(f"  {folder / 'README.md'} says what goes where", soft_wrap=True)
 
 
-@app.command()
 def key(file: Annotated[Path, typer.Argument(metavar="FILE", help="Private key to make; FILE.pub is public.")]) -> None:
     """Make a client's key pair: the private half stays, the public half goes to the server's operator."""
     _needs_extra()
@@ -78,7 +72,6 @@ def key(file: Annotated[Path, typer.Argument(metavar="FILE", help="Private key t
     console.print(f"  {public}: for the server's operator, as node_keys/NAME.pub", soft_wrap=True)
 
 
-@app.command()
 def renew(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that `init` made, with its authority.")],
 ) -> None:
@@ -96,7 +89,6 @@ def renew(
     console.print("Copy it and its key to the server, and restart the server.")
 
 
-@app.command()
 def server(file: ServerFile, insecure: Insecure = False) -> None:
     """Run the server: clients connect to it, and `run` trains on them. Ctrl-C or SIGTERM ends it."""
     _needs_extra()
@@ -110,7 +102,6 @@ def server(file: ServerFile, insecure: Insecure = False) -> None:
         Supervisor(job, _say).run()
 
 
-@app.command()
 def client(file: ClientFile, insecure: Insecure = False) -> None:
     """Run a client: it answers the server as its owner allows. Ctrl-C or SIGTERM ends it."""
     _needs_extra()
@@ -124,7 +115,6 @@ def client(file: ClientFile, insecure: Insecure = False) -> None:
         Supervisor(job, _say).run()
 
 
-@app.command()
 def run(file: ServerFile, insecure: Insecure = False) -> None:
     """Train, from the server's machine, and show it; the exit status is 0 if the run was completed.
 
@@ -158,7 +148,6 @@ def run(file: ServerFile, insecure: Insecure = False) -> None:
         raise typer.Exit(1)
 
 
-@app.command()
 def simulate(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that `init` made.")],
 ) -> None:
@@ -182,7 +171,6 @@ def simulate(
     console.print(f"  {config.folder}", soft_wrap=True)
 
 
-@app.command()
 def stop(file: ServerFile, insecure: Insecure = False) -> None:
     """Stop the run that is going on, from the server's machine; `run` goes on with it."""
     _needs_extra()
@@ -195,7 +183,6 @@ def stop(file: ServerFile, insecure: Insecure = False) -> None:
     console.print(f"{len(active)} stopped." if active else "No run is going on.")
 
 
-@app.command()
 def status(
     file: Annotated[Path, typer.Argument(metavar="SERVER.toml|CLIENT.toml", help="Config of this end.")],
     insecure: Insecure = False,

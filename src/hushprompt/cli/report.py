@@ -6,13 +6,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from hushprompt import files
+from hushprompt.cli.console import console
 from hushprompt.errors import DataError
 from hushprompt.reporting import page
-
-console = Console(highlight=False)
 
 
 def report(

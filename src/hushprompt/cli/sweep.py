@@ -10,19 +10,15 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Column, Table
 
+from hushprompt.cli.console import INTERRUPTED, console
 from hushprompt.jobs import processes, sweep_file, sweep_folder
 from hushprompt.jobs.estimate import Estimate, kind_of
 from hushprompt.jobs.messages import Event
 from hushprompt.jobs.sweep_folder import State, SweepRun
 from hushprompt.runs import records
-
-console = Console(highlight=False)
-INTERRUPTED = 130
-"""Exit status of a sweep that was stopped by Ctrl-C, as shells give it."""
 
 
 def sweep(
@@ -63,12 +59,12 @@ def make(
 ) -> tuple[list[SweepRun], dict[str, str]]:
     """Make what is not done, and give the runs as they are then, and the errors by identity."""
     sweep_folder.write(root, file, runs, {})
-    with Bars(file, root, runs, shares) as bars:
+    with SweepBars(file, root, runs, shares) as bars:
         processes.make([run for run in runs if run.state is not State.DONE], shares, bars)
     return bars.runs, bars.errors
 
 
-class Bars:
+class SweepBars:
     """A bar for the sweep and one for each worker; keeps `sweep.json` up to date."""
 
     def __init__(self, file: Path, root: Path, runs: list[SweepRun], shares: processes.Shares) -> None:
@@ -91,7 +87,7 @@ class Bars:
         self._workers: dict[int, TaskID] = {}
         self._encoding: dict[str, TaskID] = {}
 
-    def __enter__(self) -> Bars:
+    def __enter__(self) -> SweepBars:
         """Start drawing."""
         self._progress.start()
         return self

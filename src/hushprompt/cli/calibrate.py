@@ -1,0 +1,64 @@
+"""The command that finds the noise of a budget."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from hushprompt import checks
+from hushprompt.cli.console import console
+from hushprompt.privacy.config import Audience, Channel, PrivacyConfig
+from hushprompt.registry import METHODS
+from hushprompt.reporting import tables
+from hushprompt.runs import records
+
+
+def calibrate(
+    epsilon: Annotated[float, typer.Option(help="Target epsilon of the audience.")],
+    rounds: Annotated[int, typer.Option(help="Communication rounds.")],
+    delta: Annotated[float, typer.Option(help="Target delta.")] = 1e-5,
+    sampling_prob: Annotated[
+        float | None, typer.Option(help="Poisson sampling probability; none: disjoint batches.")
+    ] = None,
+    steps_per_round: Annotated[int, typer.Option(help="Steps (batches) a round.")] = 1,
+    audience: Annotated[Audience, typer.Option(help="Whom the target is for.")] = Audience.PERSONAL,
+    noise_at: Annotated[str, typer.Option(help="Where the global noise is added: server or client.")] = "server",
+    local_share: Annotated[float, typer.Option(help="Share of the budget for the local release.")] = 0.5,
+    relation: Annotated[str, typer.Option(help="add_remove or replace_one.")] = "add_remove",
+    unit: Annotated[str, typer.Option(help="Who is protected: example or client.")] = "example",
+    clients: Annotated[
+        int, typer.Option(help="Number of clients; delta must lie below 1 / this with --unit client.")
+    ] = 1,
+    method: Annotated[str, typer.Option(help="Method, which decides what is released.")] = "dp_fpl",
+) -> None:
+    """Return the noise multipliers that a budget needs, and who then has which epsilon."""
+    from hushprompt.privacy.plan import make_plan
+    from hushprompt.privacy.sampling import DisjointSampler, PoissonSampler, Sampler
+
+    checks.one_of(("add_remove", "replace_one"), neighboring_relation=relation)
+    checks.one_of(("example", "client"), unit=unit)
+    checks.one_of(("server", "client"), noise_at=noise_at)
+    sampler: Sampler = (
+        DisjointSampler(steps_per_round=steps_per_round)
+        if sampling_prob is None
+        else PoissonSampler(sampling_prob=sampling_prob, steps_per_round=steps_per_round)
+    )
+    privacy = PrivacyConfig(
+        epsilon=epsilon,
+        delta=delta,
+        audience=audience,
+        noise_at=noise_at,  # type: ignore[arg-type]
+        local_share=local_share,
+        neighboring_relation=relation,  # type: ignore[arg-type]
+        privacy_unit=unit,  # type: ignore[arg-type]
+    )
+    channels: frozenset[Channel] = METHODS.get(method).channels
+    plan = make_plan(privacy, sampler, channels=channels, num_rounds=rounds, client_sizes=[1] * clients)
+    for channel, value in plan.noise_multipliers.items():
+        console.print(f"noise_multiplier_{channel} = {value:.6g}   (noise std over clip norm)")
+    guarantees = plan.guarantees()
+    for name, guarantee in guarantees.items():
+        console.print(f"{tables.AUDIENCES[name]}:\n  {guarantee.statement()}", soft_wrap=True)
+    for line in tables.cross_check_lines({"audiences": {str(n): records.to_json(g) for n, g in guarantees.items()}}):
+        console.print(line, soft_wrap=True)

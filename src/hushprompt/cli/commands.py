@@ -1,0 +1,189 @@
+"""The commands by name: where each one is, and what `--help` says of it before it is imported."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Entry(NamedTuple):
+    """A command that is imported once it is called."""
+
+    target: str
+    """Module in `hushprompt.cli` and function, as "run:run"."""
+    panel: str
+    """Heading under which the help lists it."""
+    summary: str
+    """First line of the function's docstring."""
+    examples: tuple[str, ...]
+    """One to three command lines that work as they stand, on files of these names."""
+
+
+class Section(NamedTuple):
+    """A group of commands under one name, such as `hushprompt data`."""
+
+    panel: str
+    summary: str
+    examples: tuple[str, ...]
+
+
+HELP = "Private, personal, federated prompt learning of frozen vision-language models."
+EXAMPLES = (
+    "hushprompt run",
+    "hushprompt run --set privacy.epsilon=2 --out runs/strict",
+    "hushprompt report runs/strict",
+)
+TRAIN, PRIVACY, COMPARE, DATA, FEDERATION = "Train", "Privacy", "Compare", "Data", "Federation"
+SECTIONS = {
+    "data": Section(
+        DATA,
+        "Look at a data set, or get one.",
+        ("hushprompt data info embedded", "hushprompt data fetch caltech101 --root data"),
+    ),
+    "federation": Section(
+        FEDERATION,
+        "Train on separate machines, over TLS, with a key for each client.",
+        ("hushprompt federation init clinics --clients north,south", "hushprompt federation simulate clinics"),
+    ),
+}
+COMMANDS = {
+    "run": Entry(
+        "run:run",
+        TRAIN,
+        "Train, evaluate and account; write a run folder and print the table.",
+        (
+            "hushprompt run",
+            "hushprompt run embedded --set privacy.epsilon=2 --out runs/strict",
+            "hushprompt run --resume runs/strict",
+        ),
+    ),
+    "sweep": Entry(
+        "sweep:sweep",
+        TRAIN,
+        "Make every run of a grid that is not done yet; the same command goes on after a kill.",
+        ("hushprompt sweep grid.toml --dry-run", "hushprompt sweep grid.toml --jobs 4 -o runs/grid"),
+    ),
+    "list": Entry(
+        "list_names:list_names",
+        TRAIN,
+        "List what can be named in a config.",
+        ("hushprompt list methods", "hushprompt list presets"),
+    ),
+    "privacy": Entry(
+        "show:privacy",
+        PRIVACY,
+        "Print who sees what of a run, at which epsilon.",
+        ("hushprompt privacy runs/strict",),
+    ),
+    "calibrate": Entry(
+        "calibrate:calibrate",
+        PRIVACY,
+        "Return the noise multipliers that a budget needs, and who then has which epsilon.",
+        (
+            "hushprompt calibrate --epsilon 8 --rounds 20",
+            "hushprompt calibrate --epsilon 2 --rounds 100 --sampling-prob 0.1 --method promptfl",
+        ),
+    ),
+    "audit": Entry(
+        "audit:audit",
+        PRIVACY,
+        "Attack what a run publishes, measure a lower bound on epsilon, and set it beside the claim.",
+        ("hushprompt audit runs/strict", "hushprompt audit embedded --epsilon 2,inf --attack none --out audit/quick"),
+    ),
+    "show": Entry(
+        "show:show",
+        COMPARE,
+        "Print the result table of a finished run again.",
+        ("hushprompt show runs/strict",),
+    ),
+    "compare": Entry(
+        "compare:compare_runs",
+        COMPARE,
+        "Compare methods and settings over seeds: mean, spread, epsilon, significance.",
+        (
+            "hushprompt compare runs/grid",
+            "hushprompt compare runs/grid --against promptfl --columns epsilon",
+            "hushprompt compare runs/grid -o table.tex",
+        ),
+    ),
+    "report": Entry(
+        "report:report",
+        COMPARE,
+        "Make one self-contained HTML page of finished runs, from their records alone.",
+        ("hushprompt report runs/strict", "hushprompt report runs/grid -o grid.html"),
+    ),
+    "partition": Entry(
+        "data:partition",
+        DATA,
+        "Print the clients x classes table of a config, and write it and a plot.",
+        ("hushprompt partition", "hushprompt partition embedded --set partition.num_clients=5 --out five"),
+    ),
+    "data info": Entry(
+        "data:info",
+        DATA,
+        "Print classes, splits, license, citation and checksums of a data set, and what of it is cached.",
+        ("hushprompt data info embedded", "hushprompt data info folder --root my_images --verify"),
+    ),
+    "data fetch": Entry(
+        "data:fetch",
+        DATA,
+        "Download a data set, or say what to get from where.",
+        ("hushprompt data fetch caltech101 --root data",),
+    ),
+    "federation init": Entry(
+        "federation:init",
+        FEDERATION,
+        "Write configs, certificates, keys, systemd units and a compose file; nothing is overwritten.",
+        (
+            "hushprompt federation init trial --clients a,b",
+            "hushprompt federation init clinics --clients north,south --classes classes.txt --no-keys",
+        ),
+    ),
+    "federation key": Entry(
+        "federation:key",
+        FEDERATION,
+        "Make a client's key pair: the private half stays, the public half goes to the server's operator.",
+        ("hushprompt federation key node.key",),
+    ),
+    "federation renew": Entry(
+        "federation:renew",
+        FEDERATION,
+        "Make a new server certificate for the same names; clients keep what they have.",
+        ("hushprompt federation renew clinics",),
+    ),
+    "federation server": Entry(
+        "federation:server",
+        FEDERATION,
+        "Run the server: clients connect to it, and `run` trains on them. Ctrl-C or SIGTERM ends it.",
+        ("hushprompt federation server server/server.toml",),
+    ),
+    "federation client": Entry(
+        "federation:client",
+        FEDERATION,
+        "Run a client: it answers the server as its owner allows. Ctrl-C or SIGTERM ends it.",
+        ("hushprompt federation client client.toml",),
+    ),
+    "federation run": Entry(
+        "federation:run",
+        FEDERATION,
+        "Train, from the server's machine, and show it; the exit status is 0 if the run was completed.",
+        ("hushprompt federation run server/server.toml",),
+    ),
+    "federation simulate": Entry(
+        "federation:simulate",
+        FEDERATION,
+        "Train a federation that `init` wrote in Flower's simulation (Ray): all on this machine, no server, no keys.",
+        ("hushprompt federation simulate trial",),
+    ),
+    "federation stop": Entry(
+        "federation:stop",
+        FEDERATION,
+        "Stop the run that is going on, from the server's machine; `run` goes on with it.",
+        ("hushprompt federation stop server/server.toml",),
+    ),
+    "federation status": Entry(
+        "federation:status",
+        FEDERATION,
+        "Print what happened at this end: rounds, who took part, what was refused, what was spent.",
+        ("hushprompt federation status server/server.toml", "hushprompt federation status client.toml"),
+    ),
+}
