@@ -14,7 +14,7 @@ from hushprompt.audits.watch import ABSENT, Observer
 from hushprompt.audits.world import start, train_watched
 from hushprompt.config import parse as configs
 from hushprompt.federation.setup import client_sizes, make_partition
-from hushprompt.privacy import mechanism as mechanisms
+from hushprompt.privacy.mechanisms import gaussian as mechanisms
 
 
 def config_of(toy_values, tmp_path, epsilon=8.0):

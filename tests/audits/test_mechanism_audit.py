@@ -9,10 +9,9 @@ import torch
 from hushprompt.audits.lower_bounds import epsilon_lower_bound
 from hushprompt.audits.mechanism_audit import audit_audience, audit_mechanism, best_guesses
 from hushprompt.errors import ConfigError
-from hushprompt.privacy import mechanism as mechanisms
-from hushprompt.privacy import plan as plans
 from hushprompt.privacy.clipping import ClippedSum
 from hushprompt.privacy.config import Audience, Channel, PrivacyConfig
+from hushprompt.privacy.mechanisms import gaussian as mechanisms
 from hushprompt.privacy.plan import make_plan
 from hushprompt.privacy.sampling import DisjointSampler, EqualBatchesSampler, PoissonSampler
 
@@ -75,7 +74,7 @@ def test_broken_clipping_is_caught_by_large_canaries(monkeypatch, broken):
 
 def test_noise_set_for_a_tenth_of_the_rounds_is_caught():
     plan = plan_of(2.0, num_rounds=1)
-    longer = plans.PrivacyPlan(**{**plan.__dict__, "num_rounds": 30})
+    longer = dataclasses.replace(plan, num_rounds=30)
     found = audit_mechanism(longer, Channel.GLOBAL, num_canaries=NUM_CANARIES, rng=np.random.default_rng(0))
     assert found.epsilon_lower_bound > 2.0
 
@@ -161,7 +160,7 @@ def test_under_replace_one_canaries_are_exchanged_and_the_bound_comes_near_its_c
 def test_noise_for_one_more_or_less_is_caught_where_an_exchange_is_claimed():
     plan = both_channels(DisjointSampler(steps_per_round=3), epsilon=1.0)
     exchanged = dataclasses.replace(plan.config, neighboring_relation="replace_one")
-    broken = plans.PrivacyPlan(**{**plan.__dict__, "config": exchanged})
+    broken = dataclasses.replace(plan, release_plan=dataclasses.replace(plan.release_plan, config=exchanged))
     found = audit_audience(broken, Audience.PERSONAL, num_canaries=4000, rng=np.random.default_rng(3))
     assert max(result.epsilon_lower_bound for result in found) > 1.0
 
@@ -175,7 +174,7 @@ def test_sampling_that_is_observed_would_break_an_amplified_claim():
         def batches(self, num_examples, rng):
             return [np.arange(num_examples)]
 
-    always = plans.PrivacyPlan(**{**plan.__dict__, "sampler": EveryExample(sampling_prob=0.05)})
+    always = dataclasses.replace(plan, sampler=EveryExample(sampling_prob=0.05))
     found = audit_audience(always, Audience.PERSONAL, num_canaries=3000, rng=np.random.default_rng(2))
     assert found[0].epsilon_lower_bound > 1.0
 

@@ -12,7 +12,7 @@ from hushprompt.federation.round import RoundRunner
 from hushprompt.federation.setup import client_sizes, make_partition, plan_arms
 from hushprompt.federation.simulate import Trainer, run
 from hushprompt.privacy.config import Audience
-from hushprompt.privacy.plan import Mechanism
+from hushprompt.privacy.mechanisms.gaussian import GaussianMechanism
 from hushprompt.runs import records
 from hushprompt.runs.ledger import LedgerFile
 
@@ -66,13 +66,13 @@ def run_through(config, folder):
 
 def test_every_round_is_charged_on_disk_before_it_releases_anything(toy_values, tmp_path, monkeypatch):
     config, folder = config_of(toy_values, tmp_path, num_rounds=2, epsilon=8.0), fresh(tmp_path)
-    true_release, seen = Mechanism.release, []
+    true_release, seen = GaussianMechanism.release, []
 
     def spy(self, channel, summed):
         seen.append(len(charges(folder)))
         return true_release(self, channel, summed)
 
-    monkeypatch.setattr(Mechanism, "release", spy)
+    monkeypatch.setattr(GaussianMechanism, "release", spy)
     run(config, folder, Silent())
     assert seen == [1] * 4 + [2] * 4
     assert charges(folder)[0] == {"arm": "dp_fpl, epsilon 8", "round": 1, "clients": [[0, 2]]}

@@ -197,16 +197,16 @@ def test_every_release_has_a_noise_stream_of_its_own(toy_config, tmp_path, monke
 def test_the_number_of_releases_is_the_accounted_one(toy_config, tmp_path, monkeypatch):
     config = with_sampling(toy_config, name="poisson", sampling_prob=0.5, steps_per_round=2)
     from hushprompt.privacy.config import Audience, Channel
-    from hushprompt.privacy.plan import Mechanism
+    from hushprompt.privacy.mechanisms.gaussian import GaussianMechanism
 
     releases = []
-    true_release = Mechanism.release
+    true_release = GaussianMechanism.release
 
     def counted(self, channel, summed):
         releases.append((self.plan.channels, channel))
         return true_release(self, channel, summed)
 
-    monkeypatch.setattr(Mechanism, "release", counted)
+    monkeypatch.setattr(GaussianMechanism, "release", counted)
     run(config, fresh(tmp_path), Silent())
     both = frozenset(Channel)
     dataset = config.data.load()
@@ -294,16 +294,16 @@ def test_client_level_privacy_divides_by_the_clients_and_leaves_personal_prompts
     toy_values, tmp_path, monkeypatch
 ):
     from hushprompt.privacy.config import Channel
-    from hushprompt.privacy.plan import Mechanism
+    from hushprompt.privacy.mechanisms.gaussian import GaussianMechanism
 
     divisors = set()
-    true_release = Mechanism.release
+    true_release = GaussianMechanism.release
 
     def spy(self, channel, summed):
         divisors.add((channel, self.expected_count))
         return true_release(self, channel, summed)
 
-    monkeypatch.setattr(Mechanism, "release", spy)
+    monkeypatch.setattr(GaussianMechanism, "release", spy)
     privacy = {"epsilon": 8.0, "delta": 1e-3, "privacy_unit": "client", "audience": "public"}
     folder = fresh(tmp_path)
     arms = run(

@@ -22,7 +22,8 @@ from hushprompt.federation.setup import assemble, client_sizes, load_model, make
 from hushprompt.federation.state import flatten
 from hushprompt.methods.base import Batch
 from hushprompt.privacy.config import Audience, Channel
-from hushprompt.privacy.plan import Mechanism, PrivacyPlan
+from hushprompt.privacy.mechanisms.gaussian import GaussianMechanism
+from hushprompt.privacy.plan import PrivacyPlan
 from hushprompt.registry import METHODS
 from hushprompt.runs import records
 from hushprompt.seeding import stream
@@ -273,8 +274,8 @@ def test_every_local_step_is_a_release_that_the_claim_counts(toy_values, tmp_pat
     sampling = {"name": "poisson", "sampling_prob": 0.5, "steps_per_round": 4}
     values = small(toy_values, {"local_steps": 2, "cohort_size": 3}, {"noise_at": "client"}, sampling=sampling)
     asked, releases = asked_streams(monkeypatch), []
-    true_release = Mechanism.release
-    monkeypatch.setattr(Mechanism, "release", lambda s, c, x: releases.append(c) or true_release(s, c, x))
+    true_release = GaussianMechanism.release
+    monkeypatch.setattr(GaussianMechanism, "release", lambda s, c, x: releases.append(c) or true_release(s, c, x))
     folder, _, _ = run_with(values, tmp_path)
     (arm,) = arms_of(values)
     shared = Counter(place[-1] for place in asked if place[:2] == ("noise", "global"))

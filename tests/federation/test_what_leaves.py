@@ -11,7 +11,7 @@ from hushprompt.audits.world import World, candidates_of
 from hushprompt.config import parse as configs
 from hushprompt.federation.setup import assemble, client_sizes, load_model, make_partition, plan_arms
 from hushprompt.federation.simulate import run
-from hushprompt.privacy.plan import Mechanism
+from hushprompt.privacy.mechanisms.gaussian import GaussianMechanism
 from hushprompt.privacy.sampling import PoissonSampler
 
 NOISE = {"local": 2.0, "global": 3.0}
@@ -51,15 +51,15 @@ def test_every_release_of_a_run_carries_fresh_noise_of_the_planned_size(toy_valu
     sampling = {"name": "poisson", "sampling_prob": RATE, "steps_per_round": STEPS}
     world, arm = world_of(toy_values, tmp_path, sampling=sampling)
     noise = {name: [] for name in NOISE}
-    true_release = Mechanism.release
+    true_release = GaussianMechanism.release
 
     def spy(self, channel, summed):
         released = true_release(self, channel, summed)
         scale = NOISE[channel] * CLIP_NORMS[channel]  # from the config, not from the code that is checked
-        noise[channel].append(((released * COUNTS[channel] - summed.value) / scale).flatten().double().numpy())
+        noise[channel].append(((released.value * COUNTS[channel] - summed.value) / scale).flatten().double().numpy())
         return released
 
-    monkeypatch.setattr(Mechanism, "release", spy)
+    monkeypatch.setattr(GaussianMechanism, "release", spy)
     trained(world, arm)
     assert len(noise["local"]) == NUM_ROUNDS * STEPS * NUM_CLIENTS
     assert len(noise["global"]) == NUM_ROUNDS * STEPS

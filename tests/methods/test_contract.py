@@ -14,7 +14,8 @@ from hushprompt.methods.base import Batch, ClipsBatches, Method, Upload
 from hushprompt.methods.context import ContextConfig
 from hushprompt.privacy.clipping import ClippedSum
 from hushprompt.privacy.config import Channel
-from hushprompt.privacy.plan import Mechanism
+from hushprompt.privacy.mechanisms.base import Release
+from hushprompt.privacy.mechanisms.observed import WrappedMechanism
 from hushprompt.prompts.optimizer import Optimizer
 from hushprompt.registry import METHODS
 
@@ -103,20 +104,14 @@ def test_a_step_is_pure_and_repeatable(name, model, batch, make_mechanism):
         assert torch.equal(tensor, before[key])
 
 
-def twin(cls, mechanism, **changes):
-    """A mechanism of a class that a test made, with the fields of an honest one."""
-    fields = {field.name: getattr(mechanism, field.name) for field in dataclasses.fields(mechanism)}
-    return cls(**{**fields, **changes})
-
-
-class Deaf(Mechanism):
+class Deaf(WrappedMechanism):
     """A mechanism that clips nothing into its sums: what comes out cannot depend on data."""
 
     def clip(self, channel, grads):
-        return ClippedSum(torch.zeros(grads.shape[1:]), super().clip(channel, grads).sensitivity)
+        return ClippedSum(torch.zeros(grads.shape[1:]), self.inner.clip(channel, grads).sensitivity)
 
     def clip_batch(self, channel, *means):
-        honest = super().clip_batch(channel, *means)
+        honest = self.inner.clip_batch(channel, *means)
         return ClippedSum(torch.zeros_like(honest.value), honest.sensitivity)
 
 
@@ -129,7 +124,7 @@ def test_data_enters_the_personal_state_and_the_upload_only_through_clipped_sums
     outcomes = []
     for data in (batch, other, empty):
         honest = make_mechanism(method.channels, Channel.LOCAL)
-        deaf = twin(Deaf, honest, rng=rng(9))
+        deaf = Deaf(dataclasses.replace(honest, rng=rng(9)))
         outcomes.append(step(method, model, data, deaf, states)[1])
     for outcome in outcomes[1:]:
         assert_same(outcomes[0][1], outcome[1])
@@ -139,11 +134,11 @@ def test_data_enters_the_personal_state_and_the_upload_only_through_clipped_sums
             assert torch.equal(first.value, second.value)
 
 
-class Mute(Mechanism):
+class Mute(WrappedMechanism):
     """A mechanism that releases noise alone, whatever the sum: no state that comes out can depend on data."""
 
     def release(self, channel, summed):
-        return torch.from_numpy(self.rng.standard_normal(tuple(summed.value.shape))).float()
+        return Release(torch.from_numpy(self.inner.rng.standard_normal(tuple(summed.value.shape))).float())
 
 
 @trained_methods
@@ -154,19 +149,22 @@ def test_data_enters_the_personal_state_only_through_what_is_released(name, mode
     stepped = []
     for data in (batch, other):
         honest = make_mechanism(method.channels, Channel.LOCAL)
-        mute = twin(Mute, honest, rng=rng(9))
+        mute = Mute(dataclasses.replace(honest, rng=rng(9)))
         stepped.append(step(method, model, data, mute, states)[1][1])
     assert_same(*stepped)
 
 
 @trained_methods
-def test_a_step_makes_the_releases_it_declares_and_no_other(name, model, batch, make_mechanism, monkeypatch):
+def test_a_step_makes_the_releases_it_declares_and_no_other(name, model, batch, make_mechanism):
     method, seen = small(name), []
-    true_release = Mechanism.release
-    monkeypatch.setattr(
-        Mechanism, "release", lambda self, channel, summed: seen.append(channel) or true_release(self, channel, summed)
-    )
-    _, (upload, _, _) = step(method, model, batch, make_mechanism(method.channels, Channel.LOCAL))
+
+    class Counted(WrappedMechanism):
+        def release(self, channel, summed):
+            seen.append(channel)
+            return self.inner.release(channel, summed)
+
+    mechanism = Counted(make_mechanism(method.channels, Channel.LOCAL))
+    _, (upload, _, _) = step(method, model, batch, mechanism)
     assert seen == [Channel.LOCAL] * (Channel.LOCAL in method.channels)
     assert (upload.shared_grad is not None) == (Channel.GLOBAL in method.channels)
 
@@ -181,13 +179,13 @@ def test_one_example_more_moves_upload_and_release_by_no_more_than_the_sensitivi
         mechanism = make_mechanism(method.channels, Channel.LOCAL, noise=0.0, clip_norm=clip_norm, count=count)
         seen = []
 
-        class Spy(Mechanism):
+        class Spy(WrappedMechanism):
             def release(self, channel, summed, seen=seen):
-                value = super().release(channel, summed)
-                seen.append(value)
-                return value
+                released = self.inner.release(channel, summed)
+                seen.append(released.value)
+                return released
 
-        spy = twin(Spy, mechanism, rng=rng())
+        spy = Spy(dataclasses.replace(mechanism, rng=rng()))
         upload = step(method, model, data, spy, states)[1][0]
         sums.append(upload.shared_grad)
         released.append(seen)
@@ -200,6 +198,18 @@ def test_one_example_more_moves_upload_and_release_by_no_more_than_the_sensitivi
             < (with_one - without).norm()
             <= mechanism.plan.sensitivity(Channel.LOCAL) / mechanism.expected_count * (1 + 1e-4)
         )
+
+
+@trained_methods
+def test_a_step_hands_on_the_next_clip_norms_of_its_release(name, model, batch, make_mechanism):
+    method = small(name)
+
+    class Adaptive(WrappedMechanism):
+        def release(self, channel, summed):
+            return dataclasses.replace(self.inner.release(channel, summed), next_norms={channel: 0.25})
+
+    info = step(method, model, batch, Adaptive(make_mechanism(method.channels, Channel.LOCAL)))[1][2]
+    assert info.next_norms == ({Channel.LOCAL: 0.25} if Channel.LOCAL in method.channels else {})
 
 
 @trained_methods
@@ -229,7 +239,7 @@ def test_without_noise_it_learns(name, model, batch, make_mechanism):
         server = make_mechanism(method.channels, Channel.GLOBAL, noise=0.0, clip_norm=100.0)
         upload, personal, info = method.client_step(model, shared, personal, batch, local, rng())
         if upload.shared_grad is not None:
-            shared = method.server_step(shared, server.release(Channel.GLOBAL, upload.shared_grad))
+            shared = method.server_step(shared, server.release(Channel.GLOBAL, upload.shared_grad).value)
         losses.append(info.loss)
     assert losses[-1] < 0.8 * losses[0]
 

@@ -108,10 +108,10 @@ def test_without_a_local_prompt_it_is_promptfl(model, batch, make_mechanism):
     for seed in range(3):
         local, server = (make_mechanism(ours.channels, allowed, seed=seed) for allowed in Channel)
         upload, _, _ = ours.client_step(model, shared, nothing, batch, local, rng(1))
-        shared = ours.server_step(shared, server.release(Channel.GLOBAL, upload.shared_grad))
+        shared = ours.server_step(shared, server.release(Channel.GLOBAL, upload.shared_grad).value)
         local, server = (make_mechanism(theirs.channels, allowed, seed=seed) for allowed in Channel)
         upload, _, _ = theirs.client_step(model, other, none, batch, local, rng(1))
-        other = theirs.server_step(other, server.release(Channel.GLOBAL, upload.shared_grad))
+        other = theirs.server_step(other, server.release(Channel.GLOBAL, upload.shared_grad).value)
         torch.testing.assert_close(shared.context, other.context)
 
 

@@ -122,7 +122,7 @@ def test_the_noise_of_a_run_has_the_size_of_the_formula(model, batch, toy_values
     for channel, divisor, blocks in ((Channel.LOCAL, 1, 2), (Channel.GLOBAL, 2, 1)):
         mechanism = plan.mechanism(allowed=channel, expected_count=33.0, rng=stream(1, "noise"), num_clients=divisor)
         zeros = [torch.zeros(20_000 // blocks)] * blocks
-        released = mechanism.release(channel, mechanism.clip_batch(channel, *zeros))
+        released = mechanism.release(channel, mechanism.clip_batch(channel, *zeros)).value
         assert float(released.std()) == pytest.approx(std / divisor, rel=0.02)
 
 

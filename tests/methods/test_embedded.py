@@ -88,6 +88,6 @@ def test_training_without_noise_beats_the_untrained_context(name, data, make_mec
             total = dataclasses.replace(sums[0], value=sum(part.value for part in sums))
             count = float(sum(len(batch.labels) for batch in batches))
             server = make_mechanism(method.channels, Channel.GLOBAL, noise=0.0, clip_norm=4.0, count=count, **clips)
-            shared = method.server_step(shared, server.release(Channel.GLOBAL, total))
+            shared = method.server_step(shared, server.release(Channel.GLOBAL, total).value)
     trained = accuracy(method, data, shared, personal)
     assert trained > untrained + 0.03, (trained, untrained)

@@ -1,5 +1,3 @@
-import dataclasses
-
 import numpy as np
 import ot
 import pytest
@@ -10,7 +8,7 @@ from hushprompt.methods.base import Batch
 from hushprompt.methods.fedotp import FedOTP, aligned_logits
 from hushprompt.models.toy import Toy
 from hushprompt.privacy.config import Channel
-from hushprompt.privacy.plan import Mechanism
+from hushprompt.privacy.mechanisms.observed import WrappedMechanism
 from hushprompt.prompts.optimizer import Optimizer
 from hushprompt.prompts.prompt_model import PromptModel
 from hushprompt.prompts.transport import Transport
@@ -95,13 +93,12 @@ def step_gradients(method, model, batch, make_mechanism):
     """What a step gives to clipping, by channel."""
     heard = {}
 
-    class Listening(Mechanism):
+    class Listening(WrappedMechanism):
         def clip(self, channel, grads):
             heard[channel] = grads
-            return super().clip(channel, grads)
+            return self.inner.clip(channel, grads)
 
-    honest = make_mechanism(method.channels, Channel.LOCAL)
-    spy = Listening(**{field.name: getattr(honest, field.name) for field in dataclasses.fields(honest)})
+    spy = Listening(make_mechanism(method.channels, Channel.LOCAL))
     method.client_step(model, *method.init(model, rng()), batch, spy, rng())
     return heard
 

@@ -78,7 +78,7 @@ def test_the_contrast_pulls_the_global_prompt_to_the_template_and_from_the_perso
         cosines.append([float((features[0] * other).sum(1).mean()) for other in (model.template_features, features[1])])
         local, server = (make_mechanism(method.channels, allowed, noise=0.0) for allowed in Channel)
         upload, personal, _ = method.client_step(model, shared, personal, empty, local, rng())
-        shared = method.server_step(shared, server.release(Channel.GLOBAL, upload.shared_grad))
+        shared = method.server_step(shared, server.release(Channel.GLOBAL, upload.shared_grad).value)
     assert cosines[-1][0] - cosines[-1][1] > cosines[0][0] - cosines[0][1] + 0.05
 
 

@@ -23,7 +23,7 @@ def local_round(method, model, batch, make_mechanism, shared, num_steps):
     for _ in range(num_steps):
         client, server = (make_mechanism(method.channels, allowed, noise=0.0, clip_norm=1e3) for allowed in Channel)
         upload, personal, _ = method.client_step(model, shared, personal, batch, client, rng())
-        shared = method.server_step(shared, server.release(Channel.GLOBAL, upload.shared_grad))
+        shared = method.server_step(shared, server.release(Channel.GLOBAL, upload.shared_grad).value)
     return shared
 
 

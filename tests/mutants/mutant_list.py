@@ -30,7 +30,11 @@ from hushprompt.privacy import accounting, clipping, ledger, metrics, noise
 from hushprompt.privacy import plan as plans
 from hushprompt.privacy.clipping import ClippedSum
 from hushprompt.privacy.config import Audience, Channel
-from hushprompt.privacy.plan import Mechanism, PrivacyPlan
+from hushprompt.privacy.mechanisms.base import Release
+from hushprompt.privacy.mechanisms.gaussian import GaussianMechanism
+from hushprompt.privacy.mechanisms.observed import WrappedMechanism
+from hushprompt.privacy.plan import PrivacyPlan
+from hushprompt.privacy.release_plan import ReleasePlan
 from hushprompt.privacy.sampling import DisjointSampler, PoissonSampler
 from hushprompt.prompts.gradients import per_example_gradients
 from hushprompt.runs.ledger import LedgerFile
@@ -108,17 +112,18 @@ def around(patch, owner, name, make):
     patch.setattr(owner, name, make(getattr(owner, name)))
 
 
-def like(mechanism, **methods):
-    """Give the same mechanism with some methods replaced; each takes (self, the true method, ...)."""
-    base = type(mechanism)
+class Altered(WrappedMechanism):
+    """The same mechanism, whose releases are altered by `change(mechanism, true release, channel, summed)`."""
 
-    def bind(name, function):
-        return lambda self, *args: function(self, lambda *inner: getattr(base, name)(self, *inner), *args)
+    change = None
 
-    cls = type("Mutated", (base,), {name: bind(name, function) for name, function in methods.items()})
-    twin = object.__new__(cls)
-    twin.__dict__.update(vars(mechanism))
-    return twin
+    def release(self, channel, summed):
+        return type(self).change(self.inner, self.inner.release, channel, summed)
+
+
+def altered(mechanism, change):
+    """Return the same mechanism with another release."""
+    return type("Mutated", (Altered,), {"change": staticmethod(change)})(mechanism)
 
 
 CONTRACT = "methods/test_contract.py"
@@ -148,7 +153,7 @@ def unclipped_upload(patch):
 
         return clip
 
-    around(patch, Mechanism, "clip", make)
+    around(patch, GaussianMechanism, "clip", make)
 
 
 @mutant("the two factors are clipped one by one, so together they exceed the norm", CONTRACT, ONE_MORE, name="dp_fpl")
@@ -162,7 +167,7 @@ def factors_clipped_apart(patch):
 
         return clip
 
-    around(patch, Mechanism, "clip", make)
+    around(patch, GaussianMechanism, "clip", make)
 
 
 @mutant(
@@ -178,13 +183,13 @@ def clip_after_noise(patch):
 
     def make_release(true):
         def release(self, channel, summed):
-            noisy = true(self, channel, summed)
-            return noisy * min(1.0, summed.sensitivity * self.expected_count / float(noisy.norm()))
+            noisy = true(self, channel, summed).value
+            return Release(noisy * min(1.0, summed.sensitivity * self.expected_count / float(noisy.norm())))
 
         return release
 
-    around(patch, Mechanism, "clip", make_clip)
-    around(patch, Mechanism, "release", make_release)
+    around(patch, GaussianMechanism, "clip", make_clip)
+    around(patch, GaussianMechanism, "release", make_release)
 
 
 @mutant(
@@ -235,13 +240,13 @@ def without_noise_on(start, stop):
     """Break DP-FPL: part of its factor gradients comes from the clipped sum itself."""
 
     def release(self, true, channel, summed):
-        released = true(channel, summed).clone()
+        released = true(channel, summed).value.clone()
         released[start:stop] = summed.value[start:stop] / self.expected_count
-        return released
+        return Release(released)
 
     def make(true):
         def client_step(self, model, shared, personal, batch, mechanism, rng):
-            return true(self, model, shared, personal, batch, like(mechanism, release=release), rng)
+            return true(self, model, shared, personal, batch, altered(mechanism, release), rng)
 
         return client_step
 
@@ -263,12 +268,12 @@ def no_noise_on_g(patch):
     def make(true):
         def release(self, channel, summed):
             if channel is Channel.GLOBAL:
-                return summed.value / self.expected_count
+                return Release(summed.value / self.expected_count)
             return true(self, channel, summed)
 
         return release
 
-    around(patch, Mechanism, "release", make)
+    around(patch, GaussianMechanism, "release", make)
 
 
 def scaled_noise(factor):
@@ -277,7 +282,7 @@ def scaled_noise(factor):
     def make(true):
         def release(self, channel, summed):
             clean = summed.value / self.expected_count
-            return clean + (true(self, channel, summed) - clean) * factor(self, channel)
+            return Release(clean + (true(self, channel, summed).value - clean) * factor(self, channel))
 
         return release
 
@@ -286,12 +291,12 @@ def scaled_noise(factor):
 
 @mutant("noise is scaled for the mean, and divided by the batch once more", "privacy/test_plan.py", RELEASE)
 def noise_of_the_mean(patch):
-    around(patch, Mechanism, "release", scaled_noise(lambda self, channel: 1 / self.expected_count))
+    around(patch, GaussianMechanism, "release", scaled_noise(lambda self, channel: 1 / self.expected_count))
 
 
 @mutant("the noise does not know the clip norm", "privacy/test_plan.py", RELEASE)
 def noise_without_clip_norm(patch):
-    around(patch, Mechanism, "release", scaled_noise(lambda self, channel: 1 / self.plan.clip_norms[channel]))
+    around(patch, GaussianMechanism, "release", scaled_noise(lambda self, channel: 1 / self.plan.clip_norms[channel]))
 
 
 @mutant("local noise takes the global multiplier", "privacy/test_plan.py", RELEASE)
@@ -300,7 +305,7 @@ def noise_of_the_other_channel(patch):
         z = self.plan.noise_multipliers
         return z[Channel.GLOBAL] / z[channel]
 
-    around(patch, Mechanism, "release", scaled_noise(factor))
+    around(patch, GaussianMechanism, "release", scaled_noise(factor))
 
 
 @mutant("noise is drawn once and used again", LEAVES, FRESH_NOISE)
@@ -345,7 +350,7 @@ def same_noise_every_round(patch):
     "test_secure_runs_draw_their_batches_from_the_system_whatever_the_seed",
 )
 def seeded_batches(patch):
-    patch.setattr(PrivacyPlan, "private_stream", lambda self, seeded: seeded)
+    patch.setattr(ReleasePlan, "private_stream", lambda self, seeded: seeded)
 
 
 @mutant(
@@ -619,7 +624,7 @@ def one_clients_gradient_for_all(patch):
 
     def make(true):
         def client_step(self, model, shared, personal, batch, mechanism, rng):
-            return true(self, model, shared, personal, batch, like(mechanism, release=release), rng)
+            return true(self, model, shared, personal, batch, altered(mechanism, release), rng)
 
         return client_step
 
@@ -635,7 +640,7 @@ def undeclared_channel(patch):
     def make(true):
         return lambda self, channel, grads: clipping.clipped_sum(grads, self.plan.clip_norms.get(channel, 1.0))
 
-    around(patch, Mechanism, "clip", make)
+    around(patch, GaussianMechanism, "clip", make)
 
 
 @mutant(
@@ -649,7 +654,7 @@ def sum_of_another_norm(patch):
             self, channel, ClippedSum(summed.value, self.plan.clip_norms[channel])
         )
 
-    around(patch, Mechanism, "release", make)
+    around(patch, GaussianMechanism, "release", make)
 
 
 # ------------------------------------------------------------------------------------------- evaluation counts

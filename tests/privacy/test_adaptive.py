@@ -66,9 +66,9 @@ def test_the_composed_event_with_every_count_in_it_costs_what_is_claimed(audienc
     plan = plan_of(epsilon=2.0, audience=audience)
     releases = []
     for channel in Channel:
-        z, share = plan.noise_multipliers[channel], plan.config.adaptive_share
+        z, share = plan.release_plan.noise_multipliers[channel], plan.config.adaptive_share
         releases += [
-            dp_accounting.GaussianDpEvent(plan.sum_multiplier(channel)),
+            dp_accounting.GaussianDpEvent(plan.release_plan.sum_multiplier(channel)),
             dp_accounting.GaussianDpEvent(adaptive.count_std(z, share) / adaptive.COUNT_SENSITIVITY),
         ]
     event = dp_accounting.SelfComposedDpEvent(dp_accounting.ComposedDpEvent(releases), 30)
@@ -83,8 +83,9 @@ def test_the_noise_of_sum_and_count_is_the_planned_one():
     for seed in range(1500):
         server = plan.mechanism(allowed=Channel.GLOBAL, expected_count=100.0, rng=np.random.default_rng(seed))
         summed = server.clip(Channel.GLOBAL, torch.cat([torch.full((60, 1), 0.1), torch.full((40, 1), 9.0)]))
-        sums.append(float(server.release(Channel.GLOBAL, summed)) * 100)
-        shares.append(0.5 - math.log(server.next_norms[Channel.GLOBAL] / 2.0))
+        released = server.release(Channel.GLOBAL, summed)
+        sums.append(float(released.value) * 100)
+        shares.append(0.5 - math.log(released.next_norms[Channel.GLOBAL] / 2.0))
     assert np.std(sums) == pytest.approx(3.0 / math.sqrt(0.95) * 2.0, rel=0.05)
     assert np.mean(shares) == pytest.approx(0.6, abs=0.007)
     assert np.std(shares) * 100 == pytest.approx(0.5 * 3.0 / math.sqrt(0.05), rel=0.05)
@@ -99,8 +100,7 @@ def test_a_norm_finds_its_quantile(quantile, start):
     grads = torch.from_numpy(rng.exponential(size=(400, 1)))
     for _ in range(150):
         server = plan.mechanism(allowed=Channel.GLOBAL, expected_count=400.0, rng=rng, clip_norms={"global": norm})
-        server.release(Channel.GLOBAL, server.clip(Channel.GLOBAL, grads))
-        norm = server.next_norms[Channel.GLOBAL]
+        norm = server.release(Channel.GLOBAL, server.clip(Channel.GLOBAL, grads)).next_norms[Channel.GLOBAL]
     assert float((grads <= norm).double().mean()) == pytest.approx(quantile, abs=0.08)
 
 
@@ -113,9 +113,9 @@ def test_a_far_count_moves_a_norm_by_one_rate_at_most():
 def test_fixed_norms_leave_no_next_norm_and_the_whole_budget_to_the_sum():
     plan = plan_of(adaptive_quantile=None)
     server = plan.mechanism(allowed=Channel.GLOBAL, expected_count=1.0, rng=np.random.default_rng(0))
-    server.release(Channel.GLOBAL, server.clip(Channel.GLOBAL, torch.ones(1, 2)))
-    assert server.next_norms == {}
-    assert plan.sum_multiplier(Channel.GLOBAL) == plan.noise_multipliers[Channel.GLOBAL]
+    released = server.release(Channel.GLOBAL, server.clip(Channel.GLOBAL, torch.ones(1, 2)))
+    assert released.next_norms == {}
+    assert plan.release_plan.sum_multiplier(Channel.GLOBAL) == plan.release_plan.noise_multipliers[Channel.GLOBAL]
 
 
 @pytest.mark.parametrize(

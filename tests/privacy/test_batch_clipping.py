@@ -8,14 +8,11 @@ from hypothesis import strategies as st
 
 from hushprompt.errors import ConfigError, PrivacyError
 from hushprompt.privacy import accounting
-from hushprompt.privacy.batch_clipping import (
-    BatchClipping,
-    batch_sensitivity,
-    clipped_means,
-    published_noise_multiplier,
-)
+from hushprompt.privacy.calibration import published_noise_multiplier
 from hushprompt.privacy.config import Audience, Channel, PrivacyConfig
+from hushprompt.privacy.mechanisms.batch_clipping import clipped_means
 from hushprompt.privacy.plan import make_plan
+from hushprompt.privacy.release_plan import BatchClipping, batch_sensitivity
 from hushprompt.privacy.sampling import DisjointSampler, PoissonSampler
 
 BOTH = frozenset({Channel.LOCAL, Channel.GLOBAL})
@@ -79,8 +76,10 @@ def test_the_noise_is_the_papers_and_the_epsilon_that_of_an_accountant():
     plan = plan_of(epsilon=0.4)
     std = math.sqrt(100 * math.log(1e5)) / 0.4 * 10 / 32
     for channel, blocks in ((Channel.LOCAL, 2), (Channel.GLOBAL, 1)):
-        assert plan.sensitivity(channel) == pytest.approx(20 * math.sqrt(blocks))
-        assert plan.noise_multipliers[channel] * plan.sensitivity(channel) == pytest.approx(std)
+        assert plan.release_plan.sensitivity(channel) == pytest.approx(20 * math.sqrt(blocks))
+        assert plan.release_plan.noise_multipliers[channel] * plan.release_plan.sensitivity(channel) == pytest.approx(
+            std
+        )
     mu = math.sqrt(100) * math.sqrt(2 * 20**2 + 20**2) / std
     assert plan.epsilon(Audience.PERSONAL) == pytest.approx(accounting._gdp_epsilon(mu, 1e-5), rel=1e-6)
 
@@ -104,8 +103,8 @@ def test_a_budget_can_be_kept_with_clipped_batches_at_the_price_of_more_noise(sa
     assert 4.0 * 0.99 < honest.epsilon(Audience.PERSONAL) <= 4.0
     examples = plan_of(clipping=None, sampler=sampler, epsilon=4.0, num_rounds=20)
     batch_size = sampler.expected_batch_size(320)
-    on_mean = honest.noise_multipliers[Channel.GLOBAL] * honest.sensitivity(Channel.GLOBAL)
-    assert on_mean > 10 * examples.noise_multipliers[Channel.GLOBAL] * 10.0 / batch_size
+    on_mean = honest.release_plan.noise_multipliers[Channel.GLOBAL] * honest.release_plan.sensitivity(Channel.GLOBAL)
+    assert on_mean > 10 * examples.release_plan.noise_multipliers[Channel.GLOBAL] * 10.0 / batch_size
 
 
 def test_means_are_divided_by_the_number_of_clients_and_not_of_examples():

@@ -60,7 +60,7 @@ def test_the_divisor_is_the_number_of_clients():
     plan = plan_of(epsilon=math.inf)
     server = server_of(plan, num_clients=4)
     summed = server.clip(Channel.GLOBAL, torch.tensor([[0.6, 0.8]]))
-    torch.testing.assert_close(server.release(Channel.GLOBAL, summed), torch.tensor([0.15, 0.2]))
+    torch.testing.assert_close(server.release(Channel.GLOBAL, summed).value, torch.tensor([0.15, 0.2]))
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_the_public_target_is_met_by_the_global_noise_alone(channels, relation):
     plan = plan_of(channels, neighboring_relation=relation)
     assert 4.0 * 0.999 < plan.epsilon(Audience.PUBLIC) <= 4.0
     z = accounting.calibrate(target_epsilon=4.0, delta=1e-5, num_steps=30, sampling_prob=1.0, relation=relation)
-    assert plan.noise_multipliers[Channel.GLOBAL] == pytest.approx(z)
+    assert plan.release_plan.noise_multipliers[Channel.GLOBAL] == pytest.approx(z)
 
 
 def test_personal_prompts_have_no_guarantee_and_the_statement_says_why():

@@ -5,10 +5,10 @@ import math
 import pytest
 
 from hushprompt.errors import ConfigError, PrivacyError
-from hushprompt.privacy.batch_clipping import BatchClipping
 from hushprompt.privacy.config import Audience, Channel, PrivacyConfig
 from hushprompt.privacy.ledger import Account, Charge, Ledger, accounts, why_not
 from hushprompt.privacy.plan import make_plan
+from hushprompt.privacy.release_plan import BatchClipping
 from hushprompt.privacy.sampling import DisjointSampler, EqualBatchesSampler, PoissonSampler
 
 BOTH = frozenset(Channel)

@@ -32,7 +32,7 @@ def test_the_target_is_met_however_it_is_split_and_the_public_is_charged_for_bot
 
 def test_the_split_is_the_one_asked_for():
     plan = plan_of(epsilon=4.0, local_share=0.8)
-    local, shared = (plan.noise_multipliers[c] ** -2 for c in (Channel.LOCAL, Channel.GLOBAL))
+    local, shared = (plan.release_plan.noise_multipliers[c] ** -2 for c in (Channel.LOCAL, Channel.GLOBAL))
     assert local / (local + shared) == pytest.approx(0.8)
 
 
@@ -40,7 +40,7 @@ def test_the_split_is_the_one_asked_for():
 def test_one_channel_alone_gets_the_whole_budget(channel):
     plan = plan_of(channels=frozenset({channel}), epsilon=4.0)
     alone = accounting.calibrate(target_epsilon=4.0, delta=1e-5, num_steps=20, sampling_prob=0.1, relation="add_remove")
-    assert plan.noise_multipliers == {channel: pytest.approx(alone)}
+    assert plan.release_plan.noise_multipliers == {channel: pytest.approx(alone)}
     assert plan.epsilon(Audience.PUBLIC) == (0.0 if channel is Channel.LOCAL else pytest.approx(4.0, rel=1e-2))
 
 
@@ -75,18 +75,18 @@ def test_epsilon_grows_with_the_rounds():
 
 def test_infinite_epsilon_clips_and_adds_no_noise():
     plan = plan_of(epsilon=math.inf)
-    assert set(plan.noise_multipliers.values()) == {0.0}
+    assert set(plan.release_plan.noise_multipliers.values()) == {0.0}
     assert plan.epsilon(Audience.PERSONAL) == math.inf
     mechanism = plan.mechanism(allowed=Channel.LOCAL, expected_count=2.0, rng=np.random.default_rng(0))
     summed = mechanism.clip(Channel.LOCAL, torch.tensor([[3.0, 4.0]]))
-    torch.testing.assert_close(mechanism.release(Channel.LOCAL, summed), torch.tensor([0.3, 0.4]))
+    torch.testing.assert_close(mechanism.release(Channel.LOCAL, summed).value, torch.tensor([0.3, 0.4]))
 
 
 def test_a_release_is_the_sum_plus_planned_noise_over_the_public_count():
     plan = plan_of(epsilon=None, noise_multiplier_local=2.0, noise_multiplier_global=5.0, clip_norm_local=0.5)
     mechanism = plan.mechanism(allowed=Channel.LOCAL, expected_count=10.0, rng=np.random.default_rng(0))
     summed = ClippedSum(torch.full((50_000,), 7.0), 0.5)
-    released = mechanism.release(Channel.LOCAL, summed)
+    released = mechanism.release(Channel.LOCAL, summed).value
     assert float(released.mean()) == pytest.approx(0.7, abs=5 * 0.1 / 50_000**0.5)
     assert float(released.std()) == pytest.approx(2.0 * 0.5 / 10, rel=0.02)
 

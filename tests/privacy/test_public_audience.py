@@ -30,9 +30,9 @@ def what_the_public_sees(plan, has_target, rng):
     seen, personal = [], torch.zeros(1)
     for _ in range(2):
         others = torch.full((NUM_OTHERS, 1), 1.0 if personal > 1 else -1.0)
-        seen.append(float(server.release(Channel.GLOBAL, server.clip(Channel.GLOBAL, 10 * others))))
+        seen.append(float(server.release(Channel.GLOBAL, server.clip(Channel.GLOBAL, 10 * others)).value))
         target = torch.full((int(has_target), 1), 100.0)  # moves the personal prompt by the clip norm, 2
-        personal = personal + client.release(Channel.LOCAL, client.clip(Channel.LOCAL, target))
+        personal = personal + client.release(Channel.LOCAL, client.clip(Channel.LOCAL, target)).value
     return seen[-1]
 
 

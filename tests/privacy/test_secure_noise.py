@@ -15,7 +15,7 @@ from hushprompt.privacy.config import Channel, PrivacyConfig
 from hushprompt.privacy.noise import add_secure_gaussian, discrete_gaussian
 from hushprompt.privacy.plan import make_plan
 from hushprompt.privacy.sampling import DisjointSampler, PoissonSampler
-from hushprompt.system_random import SystemDraws, uniform_below
+from hushprompt.privacy.system_random import SystemDraws, uniform_below
 
 
 def bytes_of(seed):
@@ -141,7 +141,7 @@ def test_private_batches_are_made_of_the_sources_bytes_and_of_nothing_else():
 def test_secure_runs_draw_their_batches_from_the_system_whatever_the_seed():
     config = PrivacyConfig(epsilon=1.0, noise_source="secure")
     plan = make_plan(config, PoissonSampler(), channels=frozenset({Channel.GLOBAL}), num_rounds=1, client_sizes=[100])
-    streams = [plan.private_stream(np.random.default_rng(0)) for _ in range(2)]
+    streams = [plan.release_plan.private_stream(np.random.default_rng(0)) for _ in range(2)]
     assert all(isinstance(one, SystemDraws) for one in streams)
     assert not np.array_equal(*(one.random(size=20) for one in streams))
     assert inspect.signature(SystemDraws).parameters["read"].default is os.urandom

@@ -25,7 +25,7 @@ from hushprompt.federation.setup import Arm, Federation
 from hushprompt.methods.base import Batch, Personal, Shared
 from hushprompt.privacy.clipping import ClippedSum
 from hushprompt.privacy.config import Audience, Channel
-from hushprompt.privacy.mechanism import Mechanism
+from hushprompt.privacy.mechanisms.base import Mechanism
 from hushprompt.seeding import stream
 
 MOST_IMAGES = 64
@@ -87,7 +87,7 @@ class ClientWatch(Observer):
         if not self.sums:
             return np.zeros(num_clients)
         half = torch.full((num_clients,), 0.5)
-        noise = self._arm.plan.sum_multiplier(Channel.GLOBAL)
+        noise = self._arm.plan.release_plan.sum_multiplier(Channel.GLOBAL)
         return log_likelihood_ratios(torch.cat(self.sums), torch.cat(self.added, dim=1), half, noise).numpy()
 
     def on_release(self, mechanism: Mechanism, channel: Channel, summed: ClippedSum, released: Tensor) -> None:

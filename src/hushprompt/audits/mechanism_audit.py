@@ -93,7 +93,7 @@ def audit_audience(
         examples, and where the sampling probability depends on a client's size, which the canaries are not.
     """
     seen = plan.channels if audience is Audience.PERSONAL else plan.channels - {Channel.LOCAL}
-    if not seen or plan.num_rounds == 0 or plan.batch_clipping is not None or plan.is_outside(audience):
+    if not seen or plan.num_rounds == 0 or plan.release_plan.batch_clipping is not None or plan.is_outside(audience):
         return []
     if _sampling_prob(plan) is None:
         return []
@@ -156,7 +156,9 @@ def _steps(
 
         def likelier(move: float, seen: dict[Channel, np.ndarray] = released) -> Float[np.ndarray, " m"]:
             """Return ln of how much likelier the releases are where a canary moves the sum than where it is absent."""
-            ratios = [_log_ratio(sums, plan.sum_multiplier(channel), move) for channel, sums in seen.items()]
+            ratios = [
+                _log_ratio(sums, plan.release_plan.sum_multiplier(channel), move) for channel, sums in seen.items()
+            ]
             ratio: Float[np.ndarray, " m"] = np.sum(ratios, axis=0)
             if sampling_prob is None or sampling_prob == 1:
                 return ratio
@@ -201,14 +203,14 @@ def _release(
     """Clip, add noise and divide as the plan does, and give the sum in clip norms."""
     is_client = plan.config.privacy_unit == "client"
     mechanism = plan.mechanism(allowed=channel, expected_count=count, rng=rng, num_clients=num_units)
-    clip_norm = plan.clip_norms[channel]
+    clip_norm = plan.release_plan.clip_norms[channel]
     # A client's examples are all alike: clipped one by one instead of as one, they would move the sum by their number.
     contributions = (
         [row.expand(NUM_EXAMPLES, -1) for row in clip_norm * canaries] if is_client else [clip_norm * canaries]
     )
     empty = canaries.new_zeros(0, canaries.shape[1])
     summed = add_up([mechanism.clip(channel, rows) for rows in contributions or [empty]])
-    released = mechanism.release(channel, summed)
+    released = mechanism.release(channel, summed).value
     return released.double().numpy() * mechanism.expected_count / clip_norm
 
 

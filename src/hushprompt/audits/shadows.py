@@ -219,7 +219,7 @@ def job_path(folder: Path, arm: Arm, index: int | None, num_canaries: int) -> Pa
 
 def identity(config: RunConfig, arm: Arm, client_id: int) -> str:
     """Return what the files of an audit have in common: config, arm, noise and client."""
-    noise = {str(channel): z for channel, z in sorted(arm.plan.noise_multipliers.items())}
+    noise = {str(channel): z for channel, z in sorted(arm.plan.release_plan.noise_multipliers.items())}
     spelled = json.dumps([CONTENT, config.identity(), arm.label, noise, client_id])
     return hashlib.sha256(spelled.encode()).hexdigest()
 

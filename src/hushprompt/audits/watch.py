@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -21,11 +21,14 @@ from hushprompt.federation.setup import Arm
 from hushprompt.methods.base import Batch, Method, Personal, Shared, StepInfo, Upload
 from hushprompt.privacy.clipping import ClippedSum, clip_factors
 from hushprompt.privacy.config import Audience, Channel
-from hushprompt.privacy.plan import Mechanism, PrivacyPlan
+from hushprompt.privacy.mechanisms.base import Mechanism, Release
+from hushprompt.privacy.mechanisms.observed import WrappedMechanism
 from hushprompt.privacy.release_plan import ReleasePlan
 
 ABSENT = -1
 """Label of an example that is left out."""
+FORWARDED = ("title", "channels", "feature_kind", "init", "begin_round", "public_file", "personal_file", "logits")
+"""What a watched method takes over from `Method` as it is."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +153,7 @@ class Watch(Observer):
         batch = self._probe.batch
 
         def clipped(personal: Personal) -> dict[Channel, Tensor]:
-            asking = Asking(**{each.name: getattr(mechanism, each.name) for each in dataclasses.fields(Mechanism)})
+            asking = ClippedRows(mechanism)
             method.client_step(model, shared, personal, batch, asking, copy.deepcopy(rng))
             return asking.rows
 
@@ -225,52 +228,28 @@ class Watch(Observer):
         return step.ratios(Channel.GLOBAL, total, contributions)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Asking(Mechanism):
-    """Tells what a step would clip, and releases nothing."""
+@dataclass(frozen=True)
+class ClippedRows(WrappedMechanism):
+    """Keeps the rows that a step would clip, and releases zeros."""
 
     rows: dict[Channel, Tensor] = field(default_factory=dict)
-    """[b, p] clipped gradients by channel, in clip norms."""
+    """[b, p] clipped gradients by channel, in clip norms; filled as the step goes."""
 
     def clip(self, channel: Channel, grads: Float[Tensor, "b *p"]) -> ClippedSum:
-        """Note the rows, and clip."""
+        """Keep the rows, and clip."""
         norm = self.clip_norms[channel]
         self.rows[channel] = (clip_factors(grads, norm) / norm)[:, None] * grads.flatten(1)
-        return super().clip(channel, grads)
+        return self.inner.clip(channel, grads)
 
-    def release(self, channel: Channel, summed: ClippedSum) -> Float[Tensor, "*p"]:
+    def release(self, channel: Channel, summed: ClippedSum) -> Release:
         """Return zeros."""
-        return torch.zeros_like(summed.value)
-
-
-@dataclass(frozen=True, kw_only=True)
-class WatchedMechanism(Mechanism):
-    """The mechanism itself, which tells what it releases."""
-
-    watch: Observer
-
-    def release(self, channel: Channel, summed: ClippedSum) -> Float[Tensor, "*p"]:
-        """Release, and tell."""
-        released = super().release(channel, summed)
-        self.watch.on_release(self, channel, summed, released)
-        return released
-
-
-@dataclass(frozen=True, kw_only=True)
-class WatchedPlan(PrivacyPlan):
-    """The plan itself, whose mechanisms are watched."""
-
-    watch: Observer
-
-    def mechanism(self, **given: Any) -> Mechanism:
-        """Return the mechanism, watched."""
-        return WatchedMechanism(**vars(super().mechanism(**given)), watch=self.watch)
+        return Release(torch.zeros_like(summed.value))
 
 
 def watched(arm: Arm, watch: Observer) -> Arm:
     """Return the same arm, which leaves absent examples out of its batches and tells a watch what happens."""
-    plan = WatchedPlan(**vars(arm.plan), watch=watch)
-    return dataclasses.replace(arm, method=_watched_method(arm.method, watch), plan=plan)
+    plan = dataclasses.replace(arm.plan, observer=watch)
+    return dataclasses.replace(arm, method=cast(Method, WatchedMethod(arm.method, watch)), plan=plan)
 
 
 def shared_context(method: Any, shared: Shared) -> Tensor | None:
@@ -279,35 +258,35 @@ def shared_context(method: Any, shared: Shared) -> Tensor | None:
     return context
 
 
-def _watched_method(method: Method, watch: Observer) -> Method:
-    """Return the same method, watched."""
-    base: Any = type(method)
+class WatchedMethod:
+    """A method that tells a watch what happens; everything else is the method's own."""
 
-    class Watched(base):  # type: ignore[misc]
-        """The method itself, watched."""
+    def __init__(self, method: Method, watch: Observer) -> None:
+        """Stand in for `method`."""
+        self.method = method
+        self._watch = watch
+        for name in FORWARDED:  # a protocol check of Python 3.12 or later does not ask `__getattr__`
+            setattr(self, name, getattr(method, name))
 
-        def client_step(
-            self, model: Any, shared: Shared, personal: Personal, batch: Batch, mechanism: Mechanism, rng: Any
-        ) -> tuple[Upload, Personal, StepInfo]:
-            """Step with the examples that are there."""
-            there = batch.labels != ABSENT
-            rest = dataclasses.replace(batch, image_features=batch.image_features[there], labels=batch.labels[there])
-            is_own = watch.owns(personal)
-            if is_own:
-                watch.begin_step(method, model, shared, mechanism, rng)
-            outcome: tuple[Upload, Personal, StepInfo] = method.client_step(
-                model, shared, personal, rest, mechanism, rng
-            )
-            if is_own:
-                watch.end_step(outcome[0], outcome[1])
-            return outcome
+    def __getattr__(self, name: str) -> Any:
+        """Return what the method has under a name."""
+        return getattr(self.method, name)
 
-        def server_step(self, shared: Shared, released: Tensor) -> Shared:
-            """Tell what is released, and step."""
-            watch.on_server_step(method, shared, released)
-            return method.server_step(shared, released)
+    def client_step(
+        self, model: Any, shared: Shared, personal: Personal, batch: Batch, mechanism: Mechanism, rng: Any
+    ) -> tuple[Upload, Personal, StepInfo]:
+        """Step with the examples that are there."""
+        there = batch.labels != ABSENT
+        rest = dataclasses.replace(batch, image_features=batch.image_features[there], labels=batch.labels[there])
+        is_own = self._watch.owns(personal)
+        if is_own:
+            self._watch.begin_step(self.method, model, shared, mechanism, rng)
+        outcome = self.method.client_step(model, shared, personal, rest, mechanism, rng)
+        if is_own:
+            self._watch.end_step(outcome[0], outcome[1])
+        return outcome
 
-    instance = object.__new__(Watched)
-    instance.__dict__.update(vars(method))
-    twin: Method = instance
-    return twin
+    def server_step(self, shared: Shared, released: Tensor) -> Shared:
+        """Tell what is released, and step."""
+        self._watch.on_server_step(self.method, shared, released)
+        return self.method.server_step(shared, released)

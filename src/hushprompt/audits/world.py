@@ -149,7 +149,7 @@ def start(config: RunConfig, federation: Federation, arm: Arm) -> State:
     shared, personal = arm.method.init(federation.model, seeding.stream(config.seed, "init"))
     num_clients = len(federation.partition.clients)
     everyone = tuple(copy.copy(personal) for _ in range(num_clients))
-    return State(shared, everyone, arm.plan.first_norms(num_clients))
+    return State(shared, everyone, arm.plan.release_plan.first_norms(num_clients))
 
 
 def train_watched(config: RunConfig, federation: Federation, arm: Arm, state: State, watch: Observer) -> State:

@@ -55,7 +55,7 @@ def calibrate(
     )
     channels: frozenset[Channel] = METHODS.get(method).channels
     plan = make_plan(privacy, sampler, channels=channels, num_rounds=rounds, client_sizes=[1] * clients)
-    for channel, value in plan.noise_multipliers.items():
+    for channel, value in plan.release_plan.noise_multipliers.items():
         console.print(f"noise_multiplier_{channel} = {value:.6g}   (noise std over clip norm)")
     guarantees = plan.guarantees()
     for name, guarantee in guarantees.items():

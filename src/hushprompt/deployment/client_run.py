@@ -50,7 +50,7 @@ class ClientRun:
         self.arm = agreement.arm
         check_kind(model.backbone, self.arm.method.feature_kind)
         self.shared, self.first_personal = self.arm.method.init(model, stream(config.seed, "init"))
-        norms = self.arm.plan.first_norms(len(agreement.sizes))
+        norms = self.arm.plan.release_plan.first_norms(len(agreement.sizes))
         self.first_norm = None if norms is None else norms.of(client_id)["local"]
         self.travels = wire.payload_kind_of(self.arm, config.training.local_steps)
 
@@ -152,7 +152,7 @@ class ClientRun:
         num_charged = charged.rounds(self.client_id)
         if num_charged < kept.num_rounds:
             raise ResumeError(f"The ledger in {self.store.folder} lacks rounds: what was spent is not known.")
-        charge = charged.due(round_index, [self.client_id], is_replay_exact=plan.is_replay_exact)
+        charge = charged.due(round_index, [self.client_id], is_replay_exact=plan.release_plan.is_replay_exact)
         if charge is not None:
             reason = why_not(plan, charged, charge)
             if reason is not None:

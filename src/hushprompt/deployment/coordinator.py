@@ -73,7 +73,7 @@ class Coordinator:
         agreement = self._gathered()
         arm = agreement.arm
         template, _ = arm.method.init(self.model, stream(self.config.run.seed, "init"))
-        start = ServerState(template, arm.plan.first_norms(len(agreement.sizes)))
+        start = ServerState(template, arm.plan.release_plan.first_norms(len(agreement.sizes)))
         state = load_state(self.folder, start)
         ledger = LedgerFile(self.folder)
         ledger.check(arm, state.round_index)

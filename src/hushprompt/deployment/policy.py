@@ -26,11 +26,11 @@ def check_plan(owner: OwnerConfig, arm: Arm, client_id: int, store: Path, folder
     least = {Channel.LOCAL: owner.min_noise_multiplier_local, Channel.GLOBAL: owner.min_noise_multiplier_global}
     most = {Channel.LOCAL: owner.max_clip_norm_local, Channel.GLOBAL: owner.max_clip_norm_global}
     for channel in sorted(plan.channels):
-        z = plan.sum_multiplier(channel)
+        z = plan.release_plan.sum_multiplier(channel)
         if z < least[channel]:
             wrong.append(f"{channel} noise multiplier {z:.4g} is below {least[channel]:g}")
-        if plan.clip_norms[channel] > most[channel]:
-            wrong.append(f"{channel} clip norm {plan.clip_norms[channel]:g} is above {most[channel]:g}")
+        if plan.release_plan.clip_norms[channel] > most[channel]:
+            wrong.append(f"{channel} clip norm {plan.release_plan.clip_norms[channel]:g} is above {most[channel]:g}")
     shares = Channel.GLOBAL in plan.channels
     if owner.require_noise_at == "client" and shares and plan.config.noise_at != "client":
         wrong.append("clipped sums would reach the server without noise")

@@ -67,7 +67,7 @@ def expected_up(arm: Arm, shared: Shared, travels: PayloadKind) -> dict[str, Ten
     if travels is PayloadKind.COPIES:
         return flatten(shared)
     (like,) = down(shared, travels).values()
-    if arm.plan.batch_clipping is not None:
+    if arm.plan.release_plan.batch_clipping is not None:
         like = like.flatten()  # blocks of a clipped batch are one vector
     if travels is PayloadKind.GRADIENTS:
         return {"gradient": like}
@@ -101,7 +101,9 @@ def from_up(
         if type(count) is not float or not abs(count) <= size / 2:
             raise ProtocolError(f"An update counts {count} contributions of at most {size}, each by a half.")
     clip_norm = None if norms is None else norms.of(0)["global"]
-    return ClippedSum(value, arm.plan.sensitivity(Channel.GLOBAL) if clip_norm is None else clip_norm, count)
+    return ClippedSum(
+        value, arm.plan.release_plan.sensitivity(Channel.GLOBAL) if clip_norm is None else clip_norm, count
+    )
 
 
 def check_like(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str) -> None:

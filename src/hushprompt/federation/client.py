@@ -23,7 +23,7 @@ from hushprompt.federation.setup import Arm
 from hushprompt.methods.base import Batch, Personal, Shared, StepInfo, Upload
 from hushprompt.models.base import FeatureKind
 from hushprompt.privacy.config import Channel
-from hushprompt.privacy.plan import Mechanism
+from hushprompt.privacy.mechanisms.base import Mechanism
 from hushprompt.prompts.prompt_model import PromptModel
 from hushprompt.seeding import stream
 
@@ -58,7 +58,7 @@ class Client:
     def batches(self, arm: Arm, round_index: int) -> list[np.ndarray]:
         """Draw the client's batches of a round: one array of places in `index` for each step."""
         rng = stream(self.seed, "batch", arm.label, round_index, self.client_id)
-        return arm.plan.sampler.batches(len(self.index), arm.plan.private_stream(rng))
+        return arm.plan.sampler.batches(len(self.index), arm.plan.release_plan.private_stream(rng))
 
     def take(
         self,
@@ -88,7 +88,7 @@ class Client:
             here = (arm.label, round_index, step)
             mechanism = self._mechanism(arm, norms, Channel.LOCAL, here)
             upload, personal, info = self._step(arm, shared, personal, batch_index, here, mechanism)
-            norm = mechanism.next_norms.get(Channel.LOCAL, norm)
+            norm = info.next_norms.get(Channel.LOCAL, norm)
             losses.append(info.loss)
             if travels is PayloadKind.SUMS:
                 message = payload.pack(upload)

@@ -19,7 +19,7 @@ from hushprompt.federation.state import flatten, restore
 from hushprompt.methods.base import Upload
 from hushprompt.privacy.clipping import ClippedSum, add_up
 from hushprompt.privacy.config import Channel
-from hushprompt.privacy.plan import Mechanism
+from hushprompt.privacy.mechanisms.base import Mechanism
 
 
 class PayloadKind(StrEnum):
@@ -56,7 +56,7 @@ def pack_private(upload: Upload, mechanism: Mechanism) -> Float[Tensor, "*p"] | 
         upload: of one step.
         mechanism: of this client and step, allowed to release on GLOBAL.
     """
-    return None if upload.shared_grad is None else mechanism.release(Channel.GLOBAL, upload.shared_grad)
+    return None if upload.shared_grad is None else mechanism.release(Channel.GLOBAL, upload.shared_grad).value
 
 
 def unpack_sum(arrived: Sequence[ClippedSum | None]) -> ClippedSum | None:

@@ -114,10 +114,12 @@ def privacy_record(
                 "arm": arm.label,
                 "method": arm.method_name,
                 "channels": sorted(arm.plan.channels),
-                "clip_norms": {str(c): value for c, value in arm.plan.clip_norms.items()},
-                "clipped": "examples" if arm.plan.batch_clipping is None else "batches",
-                "sensitivities": {str(c): arm.plan.sensitivity(c) for c in arm.plan.clip_norms},
-                "noise_multipliers": {str(c): value for c, value in arm.plan.noise_multipliers.items()},
+                "clip_norms": {str(c): value for c, value in arm.plan.release_plan.clip_norms.items()},
+                "clipped": "examples" if arm.plan.release_plan.batch_clipping is None else "batches",
+                "sensitivities": {
+                    str(c): arm.plan.release_plan.sensitivity(c) for c in arm.plan.release_plan.clip_norms
+                },
+                "noise_multipliers": {str(c): value for c, value in arm.plan.release_plan.noise_multipliers.items()},
                 "adaptive_clipping": _adaptive_clipping(arm),
                 "sampling": arm.plan.sampler.description,
                 "num_rounds": arm.num_rounds,
@@ -168,9 +170,10 @@ def _adaptive_clipping(arm: Arm) -> dict[str, Any] | None:
     return {
         "quantile": config.adaptive_quantile,
         "rate": config.adaptive_rate,
-        "sum_noise_multipliers": {str(c): arm.plan.sum_multiplier(c) for c in sorted(arm.plan.channels)},
+        "sum_noise_multipliers": {str(c): arm.plan.release_plan.sum_multiplier(c) for c in sorted(arm.plan.channels)},
         "count_noise_std": {
-            str(c): count_std(z, config.adaptive_share) for c, z in sorted(arm.plan.noise_multipliers.items())
+            str(c): count_std(z, config.adaptive_share)
+            for c, z in sorted(arm.plan.release_plan.noise_multipliers.items())
         },
         "note": "clip_norms are those of the first step; noise_multipliers are those of sum and count together.",
     }

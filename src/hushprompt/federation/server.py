@@ -55,8 +55,9 @@ class Server:
                 num_clients=len(cohort),
                 clip_norms=None if norms is None else norms.of(cohort[0]),
             )
-            shared = arm.method.server_step(shared, mechanism.release(Channel.GLOBAL, summed))
-            return shared, norms if norms is None else norms.with_shared(mechanism.next_norms[Channel.GLOBAL])
+            released = mechanism.release(Channel.GLOBAL, summed)
+            shared = arm.method.server_step(shared, released.value)
+            return shared, norms if norms is None else norms.with_shared(released.next_norms[Channel.GLOBAL])
         total = sum(map(self._weight, cohort))
         weights = [self._weight(client_id) / total for client_id in messages]
         if travels is PayloadKind.GRADIENTS:

@@ -266,7 +266,7 @@ def plan_metrics(config: RunConfig, arms: Sequence[Arm], partition: Partition) -
 
 def _check_local_steps(config: RunConfig, plan: PrivacyPlan) -> None:
     """Raise PrivacyError where a client would step its copy with a sum that the server was to make private."""
-    is_noisy = plan.noise_multipliers.get(Channel.GLOBAL, 0.0) > 0
+    is_noisy = plan.release_plan.noise_multipliers.get(Channel.GLOBAL, 0.0) > 0
     if config.training.local_steps > 1 and config.privacy.noise_at == "server" and is_noisy:
         raise PrivacyError(
             f"training.local_steps = {config.training.local_steps} lets clients step the shared prompt on their own, "
@@ -279,10 +279,10 @@ def _label(method_name: str, plan: PrivacyPlan) -> str:
     """Name an arm by its method and budget."""
     if not plan.channels:
         return method_name
-    if not any(plan.noise_multipliers.values()):
+    if not any(plan.release_plan.noise_multipliers.values()):
         return f"{method_name}, no noise"
     if plan.config.epsilon is None:
         return f"{method_name}, given noise"
-    if plan.batch_clipping is not None and plan.batch_clipping.calibration == "paper":
+    if plan.release_plan.batch_clipping is not None and plan.release_plan.batch_clipping.calibration == "paper":
         return f"{method_name}, nominal epsilon {plan.config.epsilon:g}"
     return f"{method_name}, epsilon {plan.config.epsilon:g}"

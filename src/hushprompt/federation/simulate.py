@@ -170,7 +170,7 @@ class Trainer:
             self.released.check(arm, progress.num_rounds_done, self.config.evaluation)
         shared, personal = arm.method.init(self.federation.model, stream(self.config.seed, "init"))
         num_clients = len(self.federation.partition.clients)
-        state = State(shared, (personal,) * num_clients, arm.plan.first_norms(num_clients))
+        state = State(shared, (personal,) * num_clients, arm.plan.release_plan.first_norms(num_clients))
         if progress.num_rounds_done:
             state = checkpoint.load_state(self.folder, state)
         for round_index in range(progress.num_rounds_done, arm.num_rounds):

@@ -6,7 +6,8 @@ private and goes to the aggregation alone; `StepInfo` is not private and goes to
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
@@ -14,10 +15,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hushprompt.models.base import FeatureKind
-from hushprompt.privacy.batch_clipping import BatchClipping
 from hushprompt.privacy.clipping import ClippedSum
 from hushprompt.privacy.config import Channel
-from hushprompt.privacy.plan import Mechanism
+from hushprompt.privacy.mechanisms.base import Mechanism
+from hushprompt.privacy.release_plan import BatchClipping
 from hushprompt.prompts.prompt_model import PromptModel
 
 Shared = Any
@@ -53,6 +54,8 @@ class StepInfo:
 
     loss: float
     """Mean cross-entropy of the batch before the step; NaN for an empty batch."""
+    next_norms: Mapping[Channel, float] = field(default_factory=dict)
+    """`Release.next_norms` of the step's LOCAL release, handed on; empty without one."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from hushprompt.errors import ConfigError
 from hushprompt.methods.base import Batch, StepInfo, Upload
 from hushprompt.methods.context import ContextState, PromptSumConfig, mean_loss
 from hushprompt.privacy.config import Channel
-from hushprompt.privacy.plan import Mechanism
+from hushprompt.privacy.mechanisms.base import Mechanism
 from hushprompt.prompts.factorization import Factors, factor_gradients, factorize, unstack
 from hushprompt.prompts.prompt_model import PromptModel
 from hushprompt.registry import METHODS
@@ -86,15 +86,16 @@ class DPFPL(PromptSumConfig):
             local = (factors.u @ factors.v).view_as(local)
         grads, losses = self.gradients(model, shared.context + local, batch)
         if factors is None:
-            direction = mechanism.release(Channel.LOCAL, mechanism.clip(Channel.LOCAL, grads))
+            released = mechanism.release(Channel.LOCAL, mechanism.clip(Channel.LOCAL, grads))
+            direction = released.value
         else:
             stacked = factor_gradients(factors.u, factors.v, grads.flatten(1, -2))  # clipped together
             released = mechanism.release(Channel.LOCAL, mechanism.clip(Channel.LOCAL, stacked))
             rate = self.local_optimizer.rate(personal.optimizer.num_steps)
-            direction = self._direction(factors, released, rate).view_as(local)
+            direction = self._direction(factors, released.value, rate).view_as(local)
         context, optimizer = self.local_optimizer.step(local, direction, personal.optimizer)
         upload = Upload(mechanism.clip(Channel.GLOBAL, grads))
-        return upload, ContextState(context, optimizer), StepInfo(mean_loss(losses))
+        return upload, ContextState(context, optimizer), StepInfo(mean_loss(losses), released.next_norms)
 
     def _factorize(self, local: Float[Tensor, "t e"], rng: np.random.Generator) -> Factors | None:
         """Split the personal prompt; None where it is trained at full rank."""

@@ -10,7 +10,8 @@ which `dp_fpl` takes in another way:
 5. The server averages the clients' clipped global gradients, adds the same noise over the number of clients, and steps.
 
 The epsilon that is reported is never the nominal one, but what dp_accounting proves for this noise and the sensitivity
-2 C of a clipped mean (`privacy/batch_clipping.py`). docs/methods/dp-fpl-released.md says what is not reproduced.
+2 C of a clipped mean (`privacy/mechanisms/batch_clipping.py`). docs/methods/dp-fpl-released.md says what is not
+reproduced.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ from torch import Tensor
 from hushprompt import checks
 from hushprompt.methods.base import Batch, StepInfo, Upload
 from hushprompt.methods.context import ContextState, PromptSumConfig, mean_loss
-from hushprompt.privacy.batch_clipping import BatchClipping
 from hushprompt.privacy.config import Channel
-from hushprompt.privacy.plan import Mechanism
+from hushprompt.privacy.mechanisms.base import Mechanism
+from hushprompt.privacy.release_plan import BatchClipping
 from hushprompt.prompts.factorization import Factors, factorize, unstack
 from hushprompt.prompts.optimizer import Optimizer
 from hushprompt.prompts.prompt_model import PromptModel
@@ -86,10 +87,11 @@ class DPFPLReleased(PromptSumConfig):
         mean = grads.sum(dim=0) / max(len(grads), 1)
         matrix = mean.flatten(0, -2)  # [t, e]
         clipped = mechanism.clip_batch(Channel.LOCAL, matrix @ factors.v.T, factors.u.T @ matrix)
-        direction = _rebuilt(factors, mechanism.release(Channel.LOCAL, clipped)).view_as(local)
+        released = mechanism.release(Channel.LOCAL, clipped)
+        direction = _rebuilt(factors, released.value).view_as(local)
         context, optimizer = self.local_optimizer.step(local, direction, personal.optimizer)
         upload = Upload(mechanism.clip_batch(Channel.GLOBAL, mean))
-        return upload, ContextState(context, optimizer), StepInfo(mean_loss(losses))
+        return upload, ContextState(context, optimizer), StepInfo(mean_loss(losses), released.next_norms)
 
     def server_step(self, shared: ContextState, released: Float[Tensor, " p"]) -> ContextState:
         """Step the global prompt with the noisy mean over clients, each counting once."""

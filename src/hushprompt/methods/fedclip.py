@@ -20,7 +20,7 @@ from hushprompt.methods.base import Batch, NoState, Published, StepInfo, Upload
 from hushprompt.methods.context import mean_loss
 from hushprompt.models.base import FeatureKind
 from hushprompt.privacy.config import Channel
-from hushprompt.privacy.plan import Mechanism
+from hushprompt.privacy.mechanisms.base import Mechanism
 from hushprompt.prompts.optimizer import Optimizer, OptimizerState
 from hushprompt.prompts.prompt_model import PromptModel
 from hushprompt.registry import METHODS

@@ -24,7 +24,7 @@ from hushprompt import checks
 from hushprompt.methods.base import Batch, StepInfo, Upload
 from hushprompt.methods.context import ContextState, PromptSumConfig, fresh, gaussian, mean_loss
 from hushprompt.privacy.config import Channel
-from hushprompt.privacy.plan import Mechanism
+from hushprompt.privacy.mechanisms.base import Mechanism
 from hushprompt.prompts.factorization import factor_gradients, unstack
 from hushprompt.prompts.optimizer import OptimizerState
 from hushprompt.prompts.prompt_model import PromptModel
@@ -97,7 +97,8 @@ class FedPGP(PromptSumConfig):
         u, v = personal.u, personal.v
         grads, losses = self.gradients(model, self.context(shared, personal), batch)
         stacked = factor_gradients(u, v, grads.flatten(1, -2))  # clipped together
-        grad_u, grad_v = unstack(u, v, mechanism.release(Channel.LOCAL, mechanism.clip(Channel.LOCAL, stacked)))
+        released = mechanism.release(Channel.LOCAL, mechanism.clip(Channel.LOCAL, stacked))
+        grad_u, grad_v = unstack(u, v, released.value)
         upload = mechanism.clip(Channel.GLOBAL, grads)
         if self.contrast_weight > 0:
             pull = self._pull(model, shared, personal)
@@ -105,7 +106,11 @@ class FedPGP(PromptSumConfig):
             upload = mechanism.add_penalty(upload, pull.context)
         u, optimizer_u = self.local_optimizer.step(u, grad_u, personal.optimizer_u)
         v, optimizer_v = self.local_optimizer.step(v, grad_v, personal.optimizer_v)
-        return Upload(upload), LowRankState(u, v, optimizer_u, optimizer_v), StepInfo(mean_loss(losses))
+        return (
+            Upload(upload),
+            LowRankState(u, v, optimizer_u, optimizer_v),
+            StepInfo(mean_loss(losses), released.next_norms),
+        )
 
     def context(self, shared: ContextState, personal: LowRankState) -> Float[Tensor, "*c t e"]:
         """Return the global prompt plus the low-rank term."""

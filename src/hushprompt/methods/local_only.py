@@ -16,7 +16,7 @@ from torch import Tensor
 from hushprompt.methods.base import Batch, NoState, StepInfo, Upload
 from hushprompt.methods.context import ContextConfig, ContextState, fresh, mean_loss
 from hushprompt.privacy.config import Channel
-from hushprompt.privacy.plan import Mechanism
+from hushprompt.privacy.mechanisms.base import Mechanism
 from hushprompt.prompts.optimizer import Optimizer
 from hushprompt.prompts.prompt_model import PromptModel
 from hushprompt.registry import METHODS
@@ -49,8 +49,8 @@ class LocalOnly(ContextConfig):
         """Step the client's prompt with the released mean gradient."""
         grads, losses = self.gradients(model, personal.context, batch)
         released = mechanism.release(Channel.LOCAL, mechanism.clip(Channel.LOCAL, grads))
-        stepped = ContextState(*self.optimizer.step(personal.context, released, personal.optimizer))
-        return Upload(None), stepped, StepInfo(mean_loss(losses))
+        stepped = ContextState(*self.optimizer.step(personal.context, released.value, personal.optimizer))
+        return Upload(None), stepped, StepInfo(mean_loss(losses), released.next_norms)
 
     def server_step(self, shared: NoState, released: Tensor) -> NoState:
         """Nothing is shared."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from hushprompt.methods.base import Batch, Published, StepInfo, Upload
 from hushprompt.methods.context import ContextState, GlobalAndPersonalConfig, fresh, mean_loss
 from hushprompt.privacy.config import Channel
-from hushprompt.privacy.plan import Mechanism
+from hushprompt.privacy.mechanisms.base import Mechanism
 from hushprompt.prompts.multi_context_gradients import TextFeatures, gradients_in_contexts
 from hushprompt.prompts.prompt_model import PromptModel
 
@@ -61,8 +61,12 @@ class PromptPairConfig(GlobalAndPersonalConfig):
             model, contexts, logits, batch.image_features, batch.labels, self.name_position
         )
         released = mechanism.release(Channel.LOCAL, mechanism.clip(Channel.LOCAL, of_personal))
-        stepped = ContextState(*self.local_optimizer.step(personal.context, released, personal.optimizer))
-        return Upload(mechanism.clip(Channel.GLOBAL, of_shared)), stepped, StepInfo(mean_loss(losses))
+        stepped = ContextState(*self.local_optimizer.step(personal.context, released.value, personal.optimizer))
+        return (
+            Upload(mechanism.clip(Channel.GLOBAL, of_shared)),
+            stepped,
+            StepInfo(mean_loss(losses), released.next_norms),
+        )
 
     def public_file(self, model: PromptModel, shared: ContextState) -> Published:
         """Return the global prompt."""

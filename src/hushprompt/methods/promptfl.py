@@ -19,7 +19,7 @@ from hushprompt import checks
 from hushprompt.methods.base import Batch, NoState, StepInfo, Upload
 from hushprompt.methods.context import ContextConfig, ContextState, fresh, mean_loss
 from hushprompt.privacy.config import Channel
-from hushprompt.privacy.plan import Mechanism
+from hushprompt.privacy.mechanisms.base import Mechanism
 from hushprompt.prompts.optimizer import Optimizer
 from hushprompt.prompts.prompt_model import PromptModel
 from hushprompt.registry import METHODS

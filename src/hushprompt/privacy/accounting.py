@@ -33,8 +33,8 @@ from scipy.optimize import brentq
 from scipy.special import log_ndtr
 
 from hushprompt import checks
-from hushprompt.bisection import AtMost, smallest
 from hushprompt.errors import PrivacyError
+from hushprompt.privacy.bisection import AtMost, smallest
 
 Relation = Literal["add_remove", "replace_one"]
 Accountant = Literal["gdp", "pld", "rdp"]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from hushprompt import checks
 from hushprompt.errors import PrivacyError
 from hushprompt.privacy import accounting
-from hushprompt.privacy.batch_clipping import BatchClipping, published_noise_multiplier
 from hushprompt.privacy.config import Audience, Channel, PrivacyConfig
-from hushprompt.privacy.release_plan import channel_sensitivity
+from hushprompt.privacy.release_plan import BatchClipping, batch_sensitivity
 from hushprompt.privacy.sampling import Sampler
 
 
@@ -61,7 +61,20 @@ def published_noise(
     if math.isinf(config.epsilon):
         return dict.fromkeys(sorted(channels), 0.0)
     z = published_noise_multiplier(nominal_epsilon=config.epsilon, delta=config.delta, num_rounds=num_rounds)
-    return {c: z / batch_size / channel_sensitivity(1.0, c, clipping) for c in sorted(channels)}
+    num_blocks = {Channel.LOCAL: clipping.num_local_blocks, Channel.GLOBAL: 1}
+    return {c: z / batch_size / batch_sensitivity(1.0, num_blocks[c]) for c in sorted(channels)}
+
+
+def published_noise_multiplier(*, nominal_epsilon: float, delta: float, num_rounds: int) -> float:
+    """Return the noise std over assumed sensitivity that the paper's formula sets: sqrt(T ln(1 / delta)) / epsilon.
+
+    Source: Tran et al. 2025 (arXiv:2501.13904) and its released code, with T rounds and no sampling.
+
+    >>> round(published_noise_multiplier(nominal_epsilon=0.4, delta=1e-5, num_rounds=100), 1)
+    84.8
+    """
+    checks.positive(nominal_epsilon=nominal_epsilon)
+    return math.sqrt(num_rounds * math.log(1 / delta)) / nominal_epsilon
 
 
 def num_releases(config: PrivacyConfig, sampler: Sampler, num_rounds: int) -> int:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hushprompt import checks
 from hushprompt.errors import PrivacyError
-from hushprompt.system_random import ByteSource, uniform, uniform_below
+from hushprompt.privacy.system_random import ByteSource, uniform, uniform_below
 
 GRID_BITS = 30
 """The noise's standard deviation is 2^30 steps of the grid, so rounding to the grid costs next to nothing."""

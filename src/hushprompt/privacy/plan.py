@@ -1,6 +1,6 @@
 """The privacy of a run's training: what is clipped to what, how much noise, and who may claim which epsilon.
 
-Here all comes together: `release_plan.py` says what is clipped and noised, `mechanism.py` does it, `calibration.py`
+Here all comes together: `release_plan.py` says what is clipped and noised, `mechanisms/` does it, `calibration.py`
 finds the noise of a budget, and the plan says what that proves. Methods and aggregation ask the plan; nothing that
 derives from training data leaves a client or enters a prompt except through `Mechanism.release`. Evaluation images are
 apart from it (`metrics.py`).
@@ -23,7 +23,8 @@ keeps between steps is its own, so the public is charged for the global release 
 one client's data, so it has no guarantee, and none is claimed.
 
 A method for comparison may clip the mean gradient of a batch instead. Its sums state their worst-case sensitivity,
-which `batch_clipping.py` derives, and its epsilon is the one that follows from that, whatever its noise is called by.
+which `mechanisms/batch_clipping.py` derives, and its epsilon is the one that follows from that, whatever its noise is
+called by.
 """
 
 from __future__ import annotations
@@ -31,22 +32,21 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from hushprompt import checks
 from hushprompt.errors import PrivacyError
 from hushprompt.privacy import accounting
-from hushprompt.privacy.batch_clipping import BatchClipping
 from hushprompt.privacy.calibration import amplification_prob, noise_multipliers, num_releases, published_noise
 from hushprompt.privacy.config import Audience, Channel, PrivacyConfig
 from hushprompt.privacy.guarantee import Guarantee, guarantee
-from hushprompt.privacy.mechanism import Mechanism
-from hushprompt.privacy.release_plan import ReleasePlan
+from hushprompt.privacy.mechanisms.base import Mechanism
+from hushprompt.privacy.mechanisms.observed import ObservedMechanism, ReleaseObserver
+from hushprompt.privacy.release_plan import BatchClipping, ReleasePlan
 from hushprompt.privacy.sampling import Sampler
-
-__all__ = ["Mechanism", "PrivacyPlan", "make_plan"]
+from hushprompt.registry import MECHANISMS
 
 NO_CLIENT_LEVEL = (
     "no client-level protection: a personal prompt is made from one client's data, and whoever holds it may learn "
@@ -56,14 +56,28 @@ NO_CLIENT_LEVEL = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrivacyPlan(ReleasePlan):
-    """Clip norms, noise and guarantees of one training run; made by `make_plan`."""
+class PrivacyPlan:
+    """What a training run releases, how often, and what that proves; made by `make_plan`."""
 
+    release_plan: ReleasePlan
+    """What is clipped to which norm, and how much noise goes on each sum."""
     sampler: Sampler
     num_rounds: int
     """Rounds of the client that takes part in the most."""
     client_sizes: tuple[int, ...]
     """Public number of training examples of every client."""
+    observer: ReleaseObserver | None = field(default=None, repr=False, compare=False)
+    """Told of every release, for audits; it cannot change one."""
+
+    @property
+    def config(self) -> PrivacyConfig:
+        """The `privacy` section."""
+        return self.release_plan.config
+
+    @property
+    def channels(self) -> frozenset[Channel]:
+        """The releases that the method makes; empty where it learns nothing from data."""
+        return self.release_plan.channels
 
     @property
     def limit(self) -> float | None:
@@ -73,7 +87,7 @@ class PrivacyPlan(ReleasePlan):
         """
         if self.config.max_epsilon is not None:
             return self.config.max_epsilon
-        if self.batch_clipping is not None and self.batch_clipping.calibration == "paper":
+        if self.release_plan.batch_clipping is not None and self.release_plan.batch_clipping.calibration == "paper":
             return None
         return None if self.config.epsilon is None or math.isinf(self.config.epsilon) else self.config.epsilon
 
@@ -97,7 +111,7 @@ class PrivacyPlan(ReleasePlan):
         """
         rounds = self.num_rounds if num_rounds is None else num_rounds
         charged = self.charged_channels(audience)
-        z = accounting.combine_noise_multipliers(*(self.noise_multipliers[c] for c in sorted(charged)))
+        z = accounting.combine_noise_multipliers(*(self.release_plan.noise_multipliers[c] for c in sorted(charged)))
         if self.is_outside(audience):
             z = 0.0
         return accounting.GaussianReleases(
@@ -154,16 +168,19 @@ class PrivacyPlan(ReleasePlan):
     @property
     def _accounted_relation(self) -> accounting.Relation:
         """The config's; clipped batches without sampling have one sensitivity for both, which must not be doubled."""
-        if self.batch_clipping is not None and amplification_prob(self.config, self.sampler, self.client_sizes) == 1:
+        if (
+            self.release_plan.batch_clipping is not None
+            and amplification_prob(self.config, self.sampler, self.client_sizes) == 1
+        ):
             return "add_remove"
         return self.config.neighboring_relation
 
     @property
     def _warning(self) -> str:
         """What a statement must add where batches are clipped."""
-        if self.batch_clipping is None:
+        if self.release_plan.batch_clipping is None:
             return ""
-        is_named = self.batch_clipping.calibration == "paper" and self.config.epsilon is not None
+        is_named = self.release_plan.batch_clipping.calibration == "paper" and self.config.epsilon is not None
         nominal = f", noise by the paper's formula for a nominal epsilon of {self.config.epsilon:g}" if is_named else ""
         return f", clipping of the batch with its worst-case sensitivity{nominal}"
 
@@ -185,10 +202,13 @@ class PrivacyPlan(ReleasePlan):
             num_clients: public number of clients behind the sum, the divisor where a client is clipped as one.
             clip_norms: of this step; None for those of the first.
         """
-        if allowed in self.clipped_as_one:
-            expected_count = float(num_clients)
-        norms = {} if clip_norms is None else {c: clip_norms[c] for c in self.channels}
-        return Mechanism(plan=self, allowed=allowed, expected_count=expected_count, rng=rng, clip_norms=norms)
+        plan = self.release_plan
+        norms = plan.clip_norms if clip_norms is None else {c: clip_norms[c] for c in plan.channels}
+        count = float(num_clients) if allowed in plan.clipped_as_one else expected_count
+        mechanism: Mechanism = MECHANISMS.get(plan.mechanism)(
+            plan=plan, allowed=allowed, expected_count=count, rng=rng, clip_norms=norms
+        )
+        return mechanism if self.observer is None else ObservedMechanism(mechanism, self.observer)
 
     def _sampling(self) -> str:
         """Say how units take part, in the words of a statement."""
@@ -241,15 +261,16 @@ def make_plan(
         multipliers = published_noise(config, batch_clipping, channels, num_rounds, batch_size)
     else:
         multipliers = noise_multipliers(config, sampler, channels, num_rounds, client_sizes)
-    return PrivacyPlan(
+    release_plan = ReleasePlan(
         channels=channels,
         clip_norms={c: norms[c] for c in sorted(channels)},
         noise_multipliers=multipliers,
         config=config,
-        sampler=sampler,
-        num_rounds=num_rounds,
-        client_sizes=tuple(client_sizes),
+        mechanism="gaussian" if batch_clipping is None else "batch_clipping",
         batch_clipping=batch_clipping,
+    )
+    return PrivacyPlan(
+        release_plan=release_plan, sampler=sampler, num_rounds=num_rounds, client_sizes=tuple(client_sizes)
     )
 
 

@@ -5,14 +5,30 @@ It says what happens, and nothing about what that proves: `plan.py` does.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from hushprompt.privacy.adaptive import ClipNorms, first_norms, sum_multiplier
-from hushprompt.privacy.batch_clipping import BatchClipping, batch_sensitivity
 from hushprompt.privacy.config import Channel, PrivacyConfig
-from hushprompt.system_random import SystemDraws
+from hushprompt.privacy.system_random import SystemDraws
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchClipping:
+    """What a plan must know of a method that clips batches; see `mechanisms/batch_clipping.py`."""
+
+    num_local_blocks: int
+    """Blocks k that a client's local release is clipped in."""
+    calibration: Literal["paper", "accountant"]
+    """Noise by the formula of the paper, with the epsilon that it is called by, or by what can be proven."""
+
+
+def batch_sensitivity(clip_norm: float, num_blocks: int) -> float:
+    """Return the worst-case L2 sensitivity 2 C sqrt(k) of k clipped blocks; see `mechanisms/batch_clipping.py`."""
+    return 2 * clip_norm * math.sqrt(num_blocks)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,10 +44,20 @@ class ReleasePlan:
     config: PrivacyConfig
     batch_clipping: BatchClipping | None = None
     """Set where the mean gradient of a batch is clipped instead of each example's."""
+    mechanism: str = "gaussian"
+    """Name in MECHANISMS of what clips and releases."""
 
-    def sensitivity(self, channel: Channel) -> float:
-        """Return what one unit can move a channel's first sum by: the clip norm, unless batches are clipped."""
-        return channel_sensitivity(self.clip_norms[channel], channel, self.batch_clipping)
+    def sensitivity(self, channel: Channel, clip_norm: float | None = None) -> float:
+        """Return the L2 sensitivity of a channel's sum: the clip norm, or 2 C sqrt(k) where batches are clipped.
+
+        Args:
+            channel: of the sum.
+            clip_norm: of the step; None for that of the first.
+        """
+        norm = self.clip_norms[channel] if clip_norm is None else clip_norm
+        if self.batch_clipping is None:
+            return norm
+        return batch_sensitivity(norm, self.batch_clipping.num_local_blocks if channel is Channel.LOCAL else 1)
 
     def sum_multiplier(self, channel: Channel) -> float:
         """Return the noise std over clip norm of a channel's sum alone."""
@@ -64,10 +90,3 @@ class ReleasePlan:
         With secure noise they come from the operating system, whatever the seed, and are never shown.
         """
         return seeded if self.config.noise_source == "seeded" else SystemDraws()
-
-
-def channel_sensitivity(clip_norm: float, channel: Channel, clipping: BatchClipping | None) -> float:
-    """Return the L2 sensitivity of a channel's sum."""
-    if clipping is None:
-        return clip_norm
-    return batch_sensitivity(clip_norm, clipping.num_local_blocks if channel is Channel.LOCAL else 1)

@@ -62,7 +62,7 @@ class LedgerFile:
     def charge(self, arm: Arm, round_index: int, clients: Iterable[int]) -> str | None:
         """Charge a round, on disk before this returns; or say why the budget forbids it, and charge nothing."""
         ledger = self.of(arm.label)
-        charge = ledger.due(round_index, clients, is_replay_exact=arm.plan.is_replay_exact)
+        charge = ledger.due(round_index, clients, is_replay_exact=arm.plan.release_plan.is_replay_exact)
         if charge is None:
             return None
         reason = why_not(arm.plan, ledger, charge)

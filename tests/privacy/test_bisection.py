@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hushprompt.bisection import AtMost, smallest
+from hushprompt.privacy.bisection import AtMost, smallest
 
 
 def counted(function):

@@ -13,32 +13,50 @@ gradient had been clipped to C before the mean was taken.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
+import dp_accounting
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from hushprompt import checks
 from hushprompt.privacy.clipping import ClippedSum
+from hushprompt.privacy.config import Channel
+from hushprompt.privacy.mechanisms.base import Release, StepMechanism
+from hushprompt.privacy.noise import add_gaussian
+from hushprompt.privacy.release_plan import batch_sensitivity
+from hushprompt.registry import MECHANISMS
 
 
+@MECHANISMS.register("batch_clipping")
 @dataclass(frozen=True, kw_only=True)
-class BatchClipping:
-    """What a plan must know of a method that clips batches."""
+class BatchClippingMechanism(StepMechanism):
+    """Clip the mean gradient of a batch, block by block, and add Gaussian noise to it; for comparison only."""
 
-    num_local_blocks: int
-    """Blocks k that a client's local release is clipped in."""
-    calibration: Literal["paper", "accountant"]
-    """Noise by the formula of the paper, with the epsilon that it is called by, or by what can be proven."""
+    def event(self) -> dp_accounting.DpEvent:
+        """Return one Gaussian event, whose multiplier is relative to the sensitivity 2 C sqrt(k)."""
+        return dp_accounting.GaussianDpEvent(self.plan.noise_multipliers[self.allowed])
 
+    def clip_batch(self, channel: Channel, *means: Float[Tensor, "..."]) -> ClippedSum:
+        """Clip the blocks of a batch's mean gradient, each to the channel's norm.
 
-def batch_sensitivity(clip_norm: float, num_blocks: int) -> float:
-    """Return the worst-case L2 sensitivity 2 C sqrt(k); see the module docstring."""
-    return 2 * clip_norm * math.sqrt(num_blocks)
+        Raises:
+            PrivacyError: the plan does not account for a release on `channel`.
+        """
+        self.check_declared(channel)
+        return clipped_means(means, self.clip_norms[channel])
+
+    def release(self, channel: Channel, summed: ClippedSum) -> Release:
+        """Return (blocks + N(0, (z 2 C sqrt(k))^2)) / number of clients.
+
+        Raises:
+            PrivacyError: this party may not release on `channel`, or the blocks are not those that are planned.
+        """
+        self.check_planned(channel, summed)
+        std = self.plan.noise_multipliers[channel] * summed.sensitivity
+        return Release(add_gaussian(summed.value, std, self.rng) / self.expected_count)
 
 
 def clipped_means(means: Sequence[Float[Tensor, "..."]], clip_norm: float) -> ClippedSum:
@@ -58,15 +76,3 @@ def clipped_means(means: Sequence[Float[Tensor, "..."]], clip_norm: float) -> Cl
         scale = (clip_norm * (1 - 1e-6) / norm).clamp(max=1.0)  # x / 0 is inf, clamped to 1
         blocks.append(torch.where(norm.isfinite(), mean * scale, torch.zeros_like(mean)).flatten())
     return ClippedSum(torch.cat(blocks), batch_sensitivity(clip_norm, len(blocks)))
-
-
-def published_noise_multiplier(*, nominal_epsilon: float, delta: float, num_rounds: int) -> float:
-    """Return the noise std over assumed sensitivity that the paper's formula sets: sqrt(T ln(1 / delta)) / epsilon.
-
-    Source: Tran et al. 2025 (arXiv:2501.13904) and its released code, with T rounds and no sampling.
-
-    >>> round(published_noise_multiplier(nominal_epsilon=0.4, delta=1e-5, num_rounds=100), 1)
-    84.8
-    """
-    checks.positive(nominal_epsilon=nominal_epsilon)
-    return math.sqrt(num_rounds * math.log(1 / delta)) / nominal_epsilon

@@ -1,0 +1,141 @@
+"""What every mechanism offers, and the checks that all of them share.
+
+A mechanism is the tool with which one party makes its release of one step. It clips contributions to a bound, adds
+noise of the planned size, and names the event that accounting composes. Methods and aggregation clip and release
+through it and nowhere else: nothing that derives from training data leaves a client or enters a prompt except through
+`release`.
+
+Another mechanism is one file: a frozen dataclass that extends `StepMechanism`, registered in MECHANISMS.
+tests/privacy/test_mechanisms.py holds every registered one to its word.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+import dp_accounting
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+from hushprompt.errors import PrivacyError
+from hushprompt.privacy.clipping import ClippedSum
+from hushprompt.privacy.config import Channel
+from hushprompt.privacy.release_plan import ReleasePlan
+
+
+@dataclass(frozen=True)
+class Release:
+    """What a mechanism released: private, so anything may be done with it."""
+
+    value: Float[Tensor, "*p"]
+    """[*p] the noisy sum over the public expected count."""
+    next_norms: Mapping[Channel, float] = field(default_factory=dict)
+    """Clip norms of the next step where they are adaptive: functions of what was released. Empty where norms are
+    fixed."""
+
+
+@runtime_checkable
+class Mechanism(Protocol):
+    """The mechanism of one step at one party, as methods and aggregation see it."""
+
+    @property
+    def plan(self) -> ReleasePlan:
+        """What is clipped to which norm, and how much noise is planned."""
+
+    @property
+    def allowed(self) -> Channel:
+        """The channel on which this party may release."""
+
+    @property
+    def expected_count(self) -> float:
+        """Public expected number of contributions behind the sum: the divisor, whoever showed up."""
+
+    @property
+    def clip_norms(self) -> Mapping[Channel, float]:
+        """Clip norms of this step."""
+
+    def event(self) -> dp_accounting.DpEvent:
+        """Return the event of one release, without sampling: what dp_accounting composes."""
+
+    def clip(self, channel: Channel, grads: Float[Tensor, "b *p"]) -> ClippedSum:
+        """Clip per-example gradients [b, *p] and add them up."""
+
+    def clip_batch(self, channel: Channel, *means: Float[Tensor, "..."]) -> ClippedSum:
+        """Clip the blocks of a batch's mean gradient; for comparison only."""
+
+    def add_penalty(self, summed: ClippedSum, grad: Float[Tensor, "*p"]) -> ClippedSum:
+        """Add the gradient of a penalty on prompts to a clipped sum; the release divides it back to `grad`."""
+
+    def release(self, channel: Channel, summed: ClippedSum) -> Release:
+        """Add the planned noise to a clipped sum and divide by the public expected count."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepMechanism:
+    """Fields and checks that mechanisms share. A mechanism adds `event`, its clipping and `release`."""
+
+    plan: ReleasePlan
+    allowed: Channel
+    """The channel on which this party may release."""
+    expected_count: float
+    """Public expected number of examples (or number of clients, where they are clipped as one) behind the sum; the
+    divisor, whoever showed up."""
+    rng: np.random.Generator
+    """The noise stream of this step and party."""
+    clip_norms: Mapping[Channel, float]
+    """Clip norms of this step."""
+
+    def clip(self, channel: Channel, grads: Float[Tensor, "b *p"]) -> ClippedSum:
+        """Refuse to clip examples, unless a mechanism does.
+
+        Raises:
+            PrivacyError: always.
+        """
+        raise PrivacyError(f"The {channel} release is planned for clipped batches, and the method makes another sum.")
+
+    def clip_batch(self, channel: Channel, *means: Float[Tensor, "..."]) -> ClippedSum:
+        """Refuse to clip a batch's mean gradient, unless a mechanism does.
+
+        Raises:
+            PrivacyError: always.
+        """
+        raise PrivacyError(f"The {channel} release is planned for clipped examples, and the method makes another sum.")
+
+    def add_penalty(self, summed: ClippedSum, grad: Float[Tensor, "*p"]) -> ClippedSum:
+        """Add the gradient of a penalty on prompts to a clipped sum; the release divides it back to `grad`.
+
+        Guarantee: the sensitivity stays, because a penalty knows an example only through earlier releases, which the
+        guarantee of the run counts. The contract suite checks that of every method.
+
+        Raises:
+            PrivacyError: the unit is larger than an example: a client's prompts are its own data then.
+        """
+        if self.plan.config.privacy_unit != "example":
+            raise PrivacyError(
+                f'privacy.privacy_unit = "{self.plan.config.privacy_unit}" does not cover a penalty on personal '
+                'prompts in what is shared: it would leave clients unclipped. Use privacy.privacy_unit = "example".'
+            )
+        return dataclasses.replace(summed, value=summed.value + self.expected_count * grad)
+
+    def check_declared(self, channel: Channel) -> None:
+        """Raise PrivacyError unless the plan accounts for a release on `channel`."""
+        if channel not in self.plan.channels:
+            raise PrivacyError(
+                f"The method uses the {channel} channel but declares only {sorted(self.plan.channels)}: "
+                "its release would not be accounted for. Add the channel to the method's `channels`."
+            )
+
+    def check_planned(self, channel: Channel, summed: ClippedSum) -> None:
+        """Raise PrivacyError unless this party may release on `channel`, and the sum is as sensitive as planned."""
+        if channel is not self.allowed:
+            raise PrivacyError(f"This party releases on the {self.allowed} channel only, not on {channel}.")
+        planned = self.plan.sensitivity(channel, self.clip_norms[channel])
+        if summed.sensitivity != planned:
+            raise PrivacyError(
+                f"A sum of sensitivity {summed.sensitivity} came for the {channel} release, "
+                f"which is planned for {planned}."
+            )

@@ -1,0 +1,80 @@
+"""The Gaussian mechanism: a sum of clipped contributions plus N(0, (z C)^2) in every entry.
+
+Source: Abadi et al. 2016 (arXiv:1607.00133), Algorithm 1; with adaptive clip norms, Andrew et al. 2021 (`adaptive.py`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import dp_accounting
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hushprompt.privacy.adaptive import COUNT_SENSITIVITY, count_std, next_norm
+from hushprompt.privacy.clipping import ClippedSum, as_one_contribution, clipped_sum
+from hushprompt.privacy.config import Channel
+from hushprompt.privacy.mechanisms.base import Release, StepMechanism
+from hushprompt.privacy.noise import add_gaussian, add_secure_gaussian
+from hushprompt.registry import MECHANISMS
+
+
+@MECHANISMS.register("gaussian")
+@dataclass(frozen=True, kw_only=True)
+class GaussianMechanism(StepMechanism):
+    """Clip each example, or a whole client's contribution, and add Gaussian noise to the sum."""
+
+    def event(self) -> dp_accounting.DpEvent:
+        """Return one Gaussian event; where clip norms are adaptive, of the sum and its count together."""
+        return dp_accounting.GaussianDpEvent(self.plan.noise_multipliers[self.allowed])
+
+    def clip(self, channel: Channel, grads: Float[Tensor, "b *p"]) -> ClippedSum:
+        """Clip per-example gradients [b, *p] to the channel's norm and add them up.
+
+        Where the unit is a client, the mean of the rows is the one contribution that is clipped on the GLOBAL channel;
+        an empty batch contributes zero.
+
+        Raises:
+            PrivacyError: the plan does not account for a release on `channel`.
+        """
+        self.check_declared(channel)
+        rows = as_one_contribution(grads) if channel in self.plan.clipped_as_one else grads
+        if self.plan.config.noise_source == "secure":  # rounding of the sum must be small against clipping's margin
+            rows = rows.double()
+        return clipped_sum(rows, self.clip_norms[channel])
+
+    def release(self, channel: Channel, summed: ClippedSum) -> Release:
+        """Return (sum + N(0, (z C)^2)) / expected count, and the next clip norm where norms are adaptive.
+
+        Guarantee: one Gaussian mechanism with the plan's noise multiplier, whatever the batch was.
+
+        Raises:
+            PrivacyError: this party may not release on `channel`, or the sum was clipped to another norm.
+        """
+        self.check_planned(channel, summed)
+        noisy = self._noisy(summed.value, self.plan.sum_multiplier(channel) * summed.sensitivity, summed.sensitivity)
+        is_adaptive = self.plan.config.adaptive_quantile is not None
+        next_norms = {channel: self._next_norm(channel, summed)} if is_adaptive else {}
+        value = noisy / self.expected_count
+        return Release(value.float() if self.plan.config.noise_source == "secure" else value, next_norms)
+
+    def _next_norm(self, channel: Channel, summed: ClippedSum) -> float:
+        """Release how many contributions were not clipped, and return the clip norm that follows from it."""
+        config = self.plan.config
+        std = count_std(self.plan.noise_multipliers[channel], config.adaptive_share)
+        count = torch.tensor([summed.centered_count], dtype=torch.float64)
+        assert config.adaptive_quantile is not None, "asked for only where clip norms are adaptive"
+        return next_norm(
+            self.clip_norms[channel],
+            float(self._noisy(count, std, COUNT_SENSITIVITY)),
+            self.expected_count,
+            quantile=config.adaptive_quantile,
+            rate=config.adaptive_rate,
+        )
+
+    def _noisy(self, value: Tensor, std: float, sensitivity: float) -> Tensor:
+        """Add noise from the source that the config names."""
+        if self.plan.config.noise_source == "secure":
+            return add_secure_gaussian(value, std, sensitivity)
+        return add_gaussian(value, std, self.rng)

@@ -1,0 +1,84 @@
+"""A mechanism that an audit looks at: the real one releases, and an observer is told."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import dp_accounting
+from jaxtyping import Float
+from torch import Tensor
+
+from hushprompt.privacy.clipping import ClippedSum
+from hushprompt.privacy.config import Channel
+from hushprompt.privacy.mechanisms.base import Mechanism, Release
+from hushprompt.privacy.release_plan import ReleasePlan
+
+
+@runtime_checkable
+class ReleaseObserver(Protocol):
+    """Whoever is told of releases."""
+
+    def on_release(self, mechanism: Mechanism, channel: Channel, summed: ClippedSum, released: Tensor) -> None:
+        """Hear of a release of any client, or of the server."""
+
+
+@dataclass(frozen=True)
+class WrappedMechanism:
+    """A mechanism that does what another one does."""
+
+    inner: Mechanism
+
+    @property
+    def plan(self) -> ReleasePlan:
+        """The inner mechanism's."""
+        return self.inner.plan
+
+    @property
+    def allowed(self) -> Channel:
+        """The inner mechanism's."""
+        return self.inner.allowed
+
+    @property
+    def expected_count(self) -> float:
+        """The inner mechanism's."""
+        return self.inner.expected_count
+
+    @property
+    def clip_norms(self) -> Mapping[Channel, float]:
+        """The inner mechanism's."""
+        return self.inner.clip_norms
+
+    def event(self) -> dp_accounting.DpEvent:
+        """Return the inner mechanism's event."""
+        return self.inner.event()
+
+    def clip(self, channel: Channel, grads: Float[Tensor, "b *p"]) -> ClippedSum:
+        """Clip by the inner mechanism."""
+        return self.inner.clip(channel, grads)
+
+    def clip_batch(self, channel: Channel, *means: Float[Tensor, "..."]) -> ClippedSum:
+        """Clip by the inner mechanism."""
+        return self.inner.clip_batch(channel, *means)
+
+    def add_penalty(self, summed: ClippedSum, grad: Float[Tensor, "*p"]) -> ClippedSum:
+        """Add a penalty by the inner mechanism."""
+        return self.inner.add_penalty(summed, grad)
+
+    def release(self, channel: Channel, summed: ClippedSum) -> Release:
+        """Release by the inner mechanism."""
+        return self.inner.release(channel, summed)
+
+
+@dataclass(frozen=True)
+class ObservedMechanism(WrappedMechanism):
+    """The inner mechanism, whose releases an observer is told of."""
+
+    observer: ReleaseObserver
+
+    def release(self, channel: Channel, summed: ClippedSum) -> Release:
+        """Release by the inner mechanism, and tell."""
+        released = self.inner.release(channel, summed)
+        self.observer.on_release(self.inner, channel, summed, released.value)
+        return released
