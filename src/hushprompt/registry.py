@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T", bound=type[Any])
 PACKAGE = "hushprompt"
 INDEX = Path(__file__).with_name("registry_index.json")
-ROOMS = ("config", "data.partitions", "data.readers", "data.sets", "features", "methods", "models", "privacy", "privacy.mechanisms")
+ROOMS = ("config", "data.partitions", "data.readers", "data.sets", "features", "methods", "models", "privacy")
 """Where classes of this package are registered."""
 
 
