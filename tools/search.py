@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from hushprompt.config import parse as config
-from hushprompt.jobs import processes, sweep_folder
-from hushprompt.jobs.messages import Event
+from hushprompt.jobs import sweep, sweep_folder
+from hushprompt.jobs.pool import share_cores
 from hushprompt.jobs.sweep_file import PlannedRun
-from hushprompt.jobs.sweep_folder import State, SweepRun
+from hushprompt.jobs.sweep_folder import State
 from hushprompt.runs import records
 
 logger = logging.getLogger("search")
@@ -51,21 +51,6 @@ class Stage:
                 parts = value if len(linked) > 1 else [value]
                 point.update({key: as_toml(part) for key, part in zip(linked, parts, strict=True)})
             yield point
-
-
-class Watcher:
-    """Stops the search when a run fails."""
-
-    def on_encoding(self, event: Event) -> None:
-        """Features are being made."""
-
-    def on_progress(self, worker: int, run: SweepRun, event: Event) -> None:
-        """A round is done."""
-
-    def on_end(self, worker: int, run: SweepRun, event: Event) -> None:
-        """A run is done, or has failed."""
-        if event.kind == "failed":
-            raise RuntimeError(f"{run.folder}: {event.what}")
 
 
 def main() -> None:
@@ -113,8 +98,9 @@ def measure(work: Path, runs: list[PlannedRun]) -> list[dict[str, float]]:
     """Make the runs that are not done, and give the scores of all."""
     placed = sweep_folder.place(runs, work)
     waiting = list({run.planned.identity: run for run in placed if run.state is not State.DONE}.values())
-    if waiting:
-        processes.make(waiting, processes.share(0, len(waiting)), Watcher())
+    for run in sweep.make(waiting, share_cores(0, len(waiting)), sweep.QuietObserver()) if waiting else ():
+        if run.error is not None:
+            raise RuntimeError(f"{run.folder}: {run.error}")
     names = ("local", "neighbor", "harmonic_mean", "worst_client", "seconds")
     rows = [records.read_json(run.folder / "summary.json")["rows"][-1] for run in placed]
     return [{name: row[name] for name in names} for row in rows]

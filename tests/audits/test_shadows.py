@@ -1,15 +1,16 @@
 import dataclasses
+import json
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from hushprompt.audits.audit import AuditSettings, audit, budget_arms
+from helpers.commands import is_worker
+from hushprompt.audits.audit import AuditSettings, audit, budget_arms, measure
 from hushprompt.audits.canaries import canary_audits, with_canaries
-from hushprompt.audits.shadows import Worker, coins, job_path, load, load_shadows, run_shadows
+from hushprompt.audits.shadows import ShadowTrainer, coins, job_path, load, load_shadows, run_shadows
 from hushprompt.config import parse as configs
 from hushprompt.config.schema import TrainingConfig
 from hushprompt.deployment.operate.process_lifetime import descendants
@@ -105,7 +106,7 @@ def test_what_is_kept_is_what_the_attacks_read(config, arms, tmp_path):
 
 
 def test_canaries_are_the_clients_own_images_with_wrong_labels(config, arms):
-    world = Worker(config, arms, 1, 0).world
+    world = ShadowTrainer(config, arms, 1, 0).world
     audited = with_canaries(world, 12)
     own = dict(zip(world.candidates.indices.tolist(), world.candidates.labels.tolist(), strict=True))
     for index, label in zip(audited.candidates.indices.tolist(), audited.candidates.labels.tolist(), strict=True):
@@ -144,7 +145,7 @@ def test_an_audit_puts_claim_measurement_and_attacks_side_by_side(config, tmp_pa
     settings = AuditSettings(
         client_id=1, epsilons=(2.0, float("inf")), num_shadows=4, num_canaries=12, num_gradient_canaries=1000
     )
-    record = audit(config, settings, tmp_path, lambda done, total: None, 1)
+    record = measure(config, settings, tmp_path, lambda done, total: None, 1)
     assert [budget.epsilon for budget in record.budgets] == [2.0, float("inf")]
     for budget in record.budgets:
         assert [one.audience for one in budget.audiences] == ["public", "personal"]
@@ -163,12 +164,28 @@ def test_an_audit_puts_claim_measurement_and_attacks_side_by_side(config, tmp_pa
     assert record.num_candidates == 24
 
 
+def test_python_audits_a_config_as_the_command_does(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = {"epsilons": (2.0,), "attacks": (), "num_canaries": 0, "num_gradient_canaries": 100}
+    record = audit(config, **settings, audiences=("personal",))
+    assert [one.audience for one in record.budgets[0].audiences] == ["personal"]
+    assert json.loads((tmp_path / "audit" / "dp_fpl" / "audit.json").read_text())["method"] == "dp_fpl"
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "config.toml").write_text(config.to_toml())
+    of_run = audit("r", overrides=["seed=5"], **settings)
+    assert (of_run.seed, (tmp_path / "r" / "audit" / "audit.json").exists()) == (5, True)
+    audit(config, out="here", **settings)
+    assert (tmp_path / "here" / "audit.json").exists()
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"attacks": ("lyra",)}, "Did you mean 'lira'"),
         ({"num_shadows": 3}, "at least 4, got 3"),
         ({"num_canaries": 5}, "0 or at least 10, got 5"),
+        ({"epsilons": (2.0, -1.0)}, "epsilon must be > 0, got -1.0"),
+        ({"audiences": ("pubic",)}, "Did you mean 'public'"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings, message):
@@ -179,11 +196,11 @@ def test_settings_that_make_no_sense_are_refused(settings, message):
 def test_a_method_that_trains_nothing_or_a_client_that_is_not_there_is_refused(config, tmp_path, toy_values):
     nothing = configs.parse({**toy_values, "references": [], "method": {"name": "zero_shot"}})
     with pytest.raises(ConfigError, match="nothing to audit"):
-        audit(nothing, AuditSettings(), tmp_path, lambda done, total: None, 1)
+        measure(nothing, AuditSettings(), tmp_path, lambda done, total: None, 1)
     with pytest.raises(ConfigError, match="--client must lie in 0 to 2, got 7"):
-        audit(config, AuditSettings(client_id=7), tmp_path, lambda done, total: None, 1)
+        measure(config, AuditSettings(client_id=7), tmp_path, lambda done, total: None, 1)
     with pytest.raises(ConfigError, match="--canaries must be at most the 24"):
-        audit(config, AuditSettings(num_canaries=200), tmp_path, lambda done, total: None, 1)
+        measure(config, AuditSettings(num_canaries=200), tmp_path, lambda done, total: None, 1)
 
 
 @pytest.mark.slow
@@ -202,13 +219,6 @@ def test_processes_end_when_the_audit_is_killed(config, tmp_path):
 
 def workers_below(process_id):
     return {one for one in descendants(process_id) if is_worker(one)}
-
-
-def is_worker(process_id):
-    try:
-        return b"spawn_main" in Path(f"/proc/{process_id}/cmdline").read_bytes()
-    except OSError:  # it is gone
-        return False
 
 
 def wait_for(condition, seconds=60):

@@ -95,7 +95,7 @@ def test_a_stopped_audit_says_how_to_go_on(hush, monkeypatch):
     def stopped(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli_audit, "run_audit", stopped)
+    monkeypatch.setattr(audits, "measure", stopped)
     done = hush("audit", "embedded", *SETTINGS, "--out=a", ok=False)
     assert done.code == cli_audit.INTERRUPTED
     assert "the same command goes on" in done.out
@@ -105,8 +105,8 @@ def test_a_stopped_audit_says_how_to_go_on(hush, monkeypatch):
     ("option", "message"),
     [
         ("--epsilon=two", "--epsilon takes numbers > 0 and inf, by commas, got 'two'"),
-        ("--epsilon=-1", "got '-1'"),
-        ("--audience=pubic", "--audience takes public, personal, server"),
+        ("--epsilon=-1", "epsilon must be > 0, got -1.0"),
+        ("--audience=pubic", "audience must be one of public, personal, server"),
         ("--attack=lira,guess", "attack must be one of"),
     ],
 )

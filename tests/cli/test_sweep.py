@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 import tomli_w
 
-from helpers.commands import command
+from helpers.commands import command, is_worker
 from hushprompt import files
 from hushprompt.config import parse as configs
+from hushprompt.deployment.operate.process_lifetime import descendants
 from hushprompt.federation import simulate
 from hushprompt.jobs import sweep_file
-from hushprompt.jobs.worker import Watcher
+from hushprompt.jobs.job import RunTeller
 from hushprompt.runs import records
 
 CHILDREN = Path("/proc/self/task").exists()
@@ -54,18 +55,18 @@ def test_killed_and_made_by_one_or_two_processes_runs_are_as_if_made_alone(hush,
     deadline = time.monotonic() + 200
     while not list(Path("killed").glob("*/records.jsonl")) and time.monotonic() < deadline:
         time.sleep(0.01)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    children = [child for child in descendants(process.pid) if is_worker(child)]
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert len(children) == 2
-    while any(Path(f"/proc/{child}/cmdline").exists() for child in children):  # no worker outlives the sweep
+    while any(map(is_worker, children)):  # no worker outlives the sweep
         assert time.monotonic() < deadline
         time.sleep(0.01)
     assert len(list(Path("killed").glob("*/summary.json"))) < 4
     hush("sweep", toy_sweep, "-o", "killed", "--jobs", "1")
     for run in sweep_file.expand(sweep_file.load(toy_sweep)):
         files.write_text(tmp_path / "alone" / run.name / "config.toml", run.config.to_toml())
-        simulate.run(run.config, tmp_path / "alone" / run.name, Watcher(lambda event: None))
+        simulate.run(run.config, tmp_path / "alone" / run.name, RunTeller(lambda *what: None))
         assert results(tmp_path / "killed" / run.name) == results(tmp_path / "alone" / run.name)
 
 
@@ -86,7 +87,7 @@ def test_ctrl_c_says_how_to_go_on(hush, toy_sweep, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("hushprompt.cli.sweep.processes.make", interrupted)
+    monkeypatch.setattr("hushprompt.jobs.sweep.make", interrupted)
     status, out, _ = hush("sweep", toy_sweep, ok=False)
     assert (status, "the same command goes on" in out) == (130, True), out
     assert json.loads(Path("runs/toy/sweep.json").read_text())["runs"][0]["state"] == "waiting"

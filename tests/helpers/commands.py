@@ -1,6 +1,7 @@
 """The command as tests call it: settings of a run that trains in a blink, and what a command leaves."""
 
 import sys
+from pathlib import Path
 from typing import NamedTuple
 
 SETTINGS = [
@@ -27,3 +28,11 @@ class Done(NamedTuple):
 def command(*args):
     """Give the words that start the command in a process of its own."""
     return [sys.executable, "-m", "hushprompt", *map(str, args)]
+
+
+def is_worker(process_id):
+    """Whether a process is a live worker of a pool."""
+    try:
+        return b"spawn_main" in Path(f"/proc/{process_id}/cmdline").read_bytes()
+    except OSError:  # it is gone
+        return False

@@ -3,13 +3,13 @@ import json
 from hushprompt import files
 from hushprompt.federation import simulate
 from hushprompt.jobs import sweep_file, sweep_folder
+from hushprompt.jobs.job import RunTeller
 from hushprompt.jobs.sweep_folder import State
-from hushprompt.jobs.worker import Watcher
 
 
 def make(run):
     files.write_text(run.folder / "config.toml", run.planned.config.to_toml())
-    simulate.run(run.planned.config, run.folder, Watcher(lambda event: None))
+    simulate.run(run.planned.config, run.folder, RunTeller(lambda *what: None))
 
 
 def test_what_is_done_is_known_by_its_config_whatever_its_folder_is_called(toy_sweep, tmp_path):

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,12 +20,18 @@ from hushprompt.audits.metrics import AttackResult
 from hushprompt.audits.shadows import OnShadow, job_path, load, load_shadows, run_shadows
 from hushprompt.audits.suite import ATTACKS, MIN_SHADOWS, attack_all
 from hushprompt.audits.world import audiences, context_method
-from hushprompt.checks import one_of
+from hushprompt.checks import one_of, positive
+from hushprompt.config import parse as configs
 from hushprompt.config.schema import RunConfig
 from hushprompt.errors import ConfigError
 from hushprompt.federation.setup import Arm, client_sizes, make_partition, plan_arms
 from hushprompt.privacy.config import Audience
+from hushprompt.registry import METHODS
+from hushprompt.runs import records
 from hushprompt.seeding import stream
+
+FILE = "audit.json"
+"""What an audit leaves in its folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +44,7 @@ class AuditSettings:
     """Target budgets, each trained and attacked on its own; none: the config's. inf shows the audit's power."""
     attacks: tuple[str, ...] = ATTACKS
     """Attacks on shadow federations; none leaves the shadow federations out."""
-    audiences: tuple[Audience, ...] = tuple(Audience)
+    audiences: tuple[str, ...] = tuple(Audience)
     """Who attacks; an audience without a claim is left out."""
     num_shadows: int = 64
     """Shadow federations of every budget."""
@@ -51,6 +58,10 @@ class AuditSettings:
         """Check the fields."""
         for attack in self.attacks:
             one_of(ATTACKS, attack=attack)
+        for audience in self.audiences:
+            one_of(tuple(Audience), audience=audience)
+        for epsilon in self.epsilons:
+            positive(epsilon=epsilon)
         if self.attacks and self.num_shadows < MIN_SHADOWS:
             raise ConfigError(f"--num-shadows must be at least {MIN_SHADOWS}, got {self.num_shadows}. 64 are usual.")
         for name in ("num_canaries", "num_gradient_canaries"):
@@ -59,6 +70,51 @@ class AuditSettings:
 
 
 def audit(
+    what: RunConfig | Path | str,
+    *,
+    out: Path | str | None = None,
+    overrides: Sequence[str] = (),
+    workers: int = 0,
+    on_progress: OnShadow = lambda done, total: None,
+    **settings: Any,
+) -> AuditRecord:
+    """Attack what a run publishes, measure a lower bound on epsilon, and set it beside the claim.
+
+    Called again with the same folder, it goes on where it was stopped.
+
+    Args:
+        what: a config, a run folder, a config file, or a preset's name.
+        out: folder of the audit, which takes `audit.json`; None: `audit` in the run folder, or audit/NAME.
+        overrides: settings of the form "section.key=value"; not for a config that is given as such.
+        workers: processes, each with one thread; 0 takes one a core.
+        on_progress: called with how many federations are trained, and how many are wanted.
+        settings: fields of `AuditSettings`, such as epsilons=(2.0, math.inf) or num_shadows=64.
+
+    Raises:
+        ConfigError: a setting is impossible, or the method publishes no prompt that is trained.
+        ResumeError: the folder holds another audit, or another process is at work in it.
+    """
+    chosen = AuditSettings(**settings)
+    config, folder = locate(what, overrides)
+    folder = folder if out is None else Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    with records.locked(folder):
+        record = measure(config, chosen, folder, on_progress, workers or config.runtime.num_threads)
+    records.write_json(folder / FILE, record)
+    return record
+
+
+def locate(what: RunConfig | Path | str, overrides: Sequence[str]) -> tuple[RunConfig, Path]:
+    """Return the config, and where its audit goes if nobody says."""
+    if isinstance(what, RunConfig):
+        return what, Path("audit") / METHODS.name_of(what.method)
+    path = Path(what)
+    is_run = (path / "config.toml").exists()
+    config = configs.load(path / "config.toml" if is_run else configs.locate(path), overrides)
+    return config, path / "audit" if is_run else Path("audit") / path.stem
+
+
+def measure(
     config: RunConfig, settings: AuditSettings, folder: Path, on_shadow: OnShadow, num_workers: int = 0
 ) -> AuditRecord:
     """Audit a config: mechanism, one run with canaries, shadow federations and the attacks on them.
@@ -87,7 +143,7 @@ def audit(
     clients = partition.clients
     if not 0 <= settings.client_id < len(clients):
         raise ConfigError(f"--client must lie in 0 to {len(clients) - 1}, got {settings.client_id}.")
-    work = Work(config, arms, settings, folder, on_shadow, num_workers)
+    work = AuditWork(config, arms, settings, folder, on_shadow, num_workers)
     if config.privacy.privacy_unit == "client":
         num_candidates, num_shadows = len(clients), 0
         if has_client_canaries(config, arms[0]):
@@ -134,7 +190,7 @@ def budget_arms(config: RunConfig, epsilons: Sequence[float], sizes: list[int]) 
 
 
 @dataclass(frozen=True)
-class Work:
+class AuditWork:
     """What trainings of an audit need; see `audit`."""
 
     config: RunConfig
@@ -157,14 +213,14 @@ class Work:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trained:
+class TrainedArm:
     """What the trainings of one arm showed, by audience."""
 
     canaries: Mapping[Audience, list[CanaryAudit]]
     attacks: Mapping[Audience, list[AttackResult]]
 
 
-def _with_examples(work: Work, num_shadows: int, labels: np.ndarray, population: np.ndarray) -> list[Trained]:
+def _with_examples(work: AuditWork, num_shadows: int, labels: np.ndarray, population: np.ndarray) -> list[TrainedArm]:
     """Attack one client's examples in shadow federations, and guess about mislabelled ones.
 
     Args:
@@ -189,11 +245,11 @@ def _with_examples(work: Work, num_shadows: int, labels: np.ndarray, population:
         if settings.num_canaries:
             kept = load(job_path(work.folder, arm, None, settings.num_canaries))
             canaries = {who: canary_audits(kept, who, arm.plan.config.delta) for who in audiences(arm)}
-        found.append(Trained(canaries=canaries, attacks=attacks))
+        found.append(TrainedArm(canaries=canaries, attacks=attacks))
     return found
 
 
-def _with_clients(work: Work, num_shadows: int) -> list[Trained]:
+def _with_clients(work: AuditWork, num_shadows: int) -> list[TrainedArm]:
     """Guess which clients were there, in so many federations of each arm; their releases are Gaussian, not sampled."""
     work.train(num_shadows, 0)
     found = []
@@ -204,11 +260,11 @@ def _with_clients(work: Work, num_shadows: int) -> list[Trained]:
             kept = {name: torch.cat([file[name] for file in files]) for name in files[0]}
             delta = arm.plan.config.delta
             canaries = {who: canary_audits(kept, who, delta, "f_dp_gaussian") for who in audiences(arm)}
-        found.append(Trained(canaries=canaries, attacks={}))
+        found.append(TrainedArm(canaries=canaries, attacks={}))
     return found
 
 
-def _budget(arm: Arm, settings: AuditSettings, trained: Trained, seed: int) -> BudgetAudit:
+def _budget(arm: Arm, settings: AuditSettings, trained: TrainedArm, seed: int) -> BudgetAudit:
     """Put together what was measured of one budget."""
     guarantees = arm.plan.guarantees()
     found = []

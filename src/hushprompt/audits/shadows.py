@@ -13,12 +13,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import os
-import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,10 +29,10 @@ from hushprompt.audits.canaries import train_canaries
 from hushprompt.audits.client_canaries import has_client_canaries, train_clients
 from hushprompt.audits.world import World, audiences, candidates_of
 from hushprompt.config.schema import RunConfig
-from hushprompt.errors import ResumeError
+from hushprompt.errors import HushpromptError, ResumeError
 from hushprompt.federation.setup import Arm, Federation, assemble, load_model, make_partition
+from hushprompt.jobs.pool import CoreShares, TaskEnd, Tell, WorkerPool, prepare_training
 from hushprompt.privacy.config import Audience
-from hushprompt.process import tune
 
 TRANSCRIPT, UPLOADS = "transcript", "uploads"
 CONTENT = 2
@@ -46,7 +42,7 @@ OnShadow = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Job:
+class ShadowTask:
     """One federation to train."""
 
     arm_index: int
@@ -124,36 +120,42 @@ def run_shadows(
         ResumeError: a file of another audit is in the way.
     """
     wanted = [
-        Job(arm_index, index, job_path(folder, arm, index, num_canaries))
+        ShadowTask(arm_index, index, job_path(folder, arm, index, num_canaries))
         for index in ([None] if num_canaries else []) + list(range(num_shadows))  # all budgets are done alike
         for arm_index, arm in enumerate(arms)
     ]
-    jobs = [job for job in wanted if not is_done(job.path, identity(config, arms[job.arm_index], client_id))]
-    on_shadow(len(wanted) - len(jobs), len(wanted))
-    workers = min(num_workers or len(os.sched_getaffinity(0)), len(jobs))
-    finished = _finished(config, arms, client_id, num_canaries, jobs, workers)
-    for done, _ in enumerate(finished, len(wanted) - len(jobs) + 1):
+    tasks = [task for task in wanted if not is_done(task.path, identity(config, arms[task.arm_index], client_id))]
+    on_shadow(len(wanted) - len(tasks), len(wanted))
+    workers = min(num_workers or len(os.sched_getaffinity(0)), len(tasks))
+    finished = _finished(config, arms, client_id, num_canaries, tasks, workers)
+    for done, _ in enumerate(finished, len(wanted) - len(tasks) + 1):
         on_shadow(done, len(wanted))
 
 
 def _finished(
-    config: RunConfig, arms: Sequence[Arm], client_id: int, num_canaries: int, jobs: Sequence[Job], workers: int
-) -> Iterator[Job]:
-    """Do jobs, in this process or in several, and give each when its file is there."""
-    if workers <= 1:
-        worker = Worker(config, arms, client_id, num_canaries) if jobs else None
-        for job in jobs:
-            assert worker is not None, "there are jobs"
-            yield worker.do(job)
+    config: RunConfig,
+    arms: Sequence[Arm],
+    client_id: int,
+    num_canaries: int,
+    tasks: Sequence[ShadowTask],
+    num_workers: int,
+) -> Iterator[None]:
+    """Train federations, in this process or in several, and yield when the file of one is there."""
+    if num_workers <= 1:
+        trainer = ShadowTrainer(config, arms, client_id, num_canaries) if tasks else None
+        for task in tasks:
+            assert trainer is not None, "there are tasks"
+            trainer.train(task)
+            yield
         return
     load_federation(config, arms)  # all cores encode what the cache lacks, before processes of one thread each ask
-    context = multiprocessing.get_context("spawn")  # a fork would copy torch's threads half-way
-    pool = ProcessPoolExecutor(workers, context, _start, (config, tuple(arms), client_id, num_canaries))
-    try:
-        for future in as_completed([pool.submit(_do, job) for job in jobs]):
-            yield future.result()
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+    shares = CoreShares(num_workers, 1, num_workers)
+    with WorkerPool(shares, _start, config, tuple(arms), client_id, num_canaries) as pool:
+        for event in pool.run(_train, [(task,) for task in tasks]):
+            if isinstance(event, TaskEnd):
+                if event.error is not None:
+                    raise HushpromptError(f"{tasks[event.task].path.name} could not be trained: {event.error}")
+                yield
 
 
 def load_federation(config: RunConfig, arms: Sequence[Arm]) -> Federation:
@@ -163,7 +165,7 @@ def load_federation(config: RunConfig, arms: Sequence[Arm]) -> Federation:
     return assemble(config, model, dataset, make_partition(config, dataset), lambda what, done, total: None)
 
 
-class Worker:
+class ShadowTrainer:
     """A federation in memory, ready to be trained again and again."""
 
     def __init__(self, config: RunConfig, arms: Sequence[Arm], client_id: int, num_canaries: int) -> None:
@@ -172,42 +174,30 @@ class Worker:
         self.world = World(config, federation, candidates_of(federation, client_id))
         self.arms, self.num_canaries = arms, num_canaries
 
-    def do(self, job: Job) -> Job:
+    def train(self, task: ShadowTask) -> None:
         """Train one federation and write its file."""
-        arm, world = self.arms[job.arm_index], self.world
-        if job.index is None:
+        arm, world = self.arms[task.arm_index], self.world
+        if task.index is None:
             kept = train_canaries(world, arm, self.num_canaries)
         elif has_client_canaries(world.config, arm):
-            kept = train_clients(world.config, world.federation, arm, job.index)
+            kept = train_clients(world.config, world.federation, arm, task.index)
         else:
-            kept = train_shadow(world, arm, job.index)
-        files.write_tensors(job.path, kept, identity(world.config, arm, world.candidates.client_id))
-        return job
+            kept = train_shadow(world, arm, task.index)
+        files.write_tensors(task.path, kept, identity(world.config, arm, world.candidates.client_id))
 
 
-_worker: list[Worker] = []  # of this process, where it is one of several
+_trainer: list[ShadowTrainer] = []  # of this process, where it is a worker
 
 
 def _start(config: RunConfig, arms: Sequence[Arm], client_id: int, num_canaries: int) -> None:
-    """Make a process ready; an interrupt ends it at once, and its unfinished federation is trained again."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    torch.set_num_threads(1)
-    tune()
-    _worker.append(Worker(config, arms, client_id, num_canaries))
+    """Make a worker ready."""
+    prepare_training()
+    _trainer.append(ShadowTrainer(config, arms, client_id, num_canaries))
 
 
-def _end_with_parent() -> None:
-    """Wait for the end of the process that wants the federations, however it ends, and end as well."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None, "only processes of a pool call this"
-    parent.join()
-    os._exit(1)
-
-
-def _do(job: Job) -> Job:
-    """Do a job in a process of its own."""
-    return _worker[0].do(job)
+def _train(tell: Tell, task: ShadowTask) -> None:
+    """Train a federation in a worker."""
+    _trainer[0].train(task)
 
 
 def job_path(folder: Path, arm: Arm, index: int | None, num_canaries: int) -> Path:

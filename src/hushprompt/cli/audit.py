@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from pathlib import Path
 from typing import Annotated
@@ -12,19 +11,14 @@ from rich import box
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from hushprompt.audits.audit import AuditSettings
-from hushprompt.audits.audit import audit as run_audit
+from hushprompt.audits import audit as audits
 from hushprompt.audits.audit_record import AudienceAudit, AuditRecord, BudgetAudit
 from hushprompt.audits.metrics import AttackResult, Interval
 from hushprompt.audits.roc import write_roc
 from hushprompt.audits.suite import ATTACKS
 from hushprompt.cli.console import INTERRUPTED, console
-from hushprompt.config import parse as configs
-from hushprompt.config.schema import RunConfig
 from hushprompt.errors import ConfigError
-from hushprompt.privacy.config import Audience
 from hushprompt.reporting.tables import AUDIENCES, epsilon_text
-from hushprompt.runs import records
 
 CONTRADICTED = 1
 """Exit status of an audit that measured more than is claimed."""
@@ -56,36 +50,32 @@ def audit(
 
     Started again with the same folder, it goes on where it was stopped.
     """
-    config, folder = _locate(what, out, set_ or [])
-    settings = AuditSettings(
-        client_id=client,
-        epsilons=tuple(_budget(text) for text in _words(epsilon)),
-        attacks=tuple(_words(attack)),
-        audiences=tuple(_audience(name) for name in _words(audience)),
-        num_shadows=num_shadows,
-        num_canaries=canaries,
-        num_gradient_canaries=gradient_canaries,
-    )
-    folder.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
     try:
-        with records.locked(folder), _bar() as bar:
+        with _bar() as bar:
             task = bar.add_task("federations trained", total=None)
-            record = run_audit(
-                config,
-                settings,
-                folder,
-                lambda done, total: bar.update(task, completed=done, total=total),
-                workers or config.runtime.num_threads,
+            record = audits.audit(
+                what,
+                out=out,
+                overrides=set_ or [],
+                workers=workers,
+                on_progress=lambda done, total: bar.update(task, completed=done, total=total),
+                client_id=client,
+                epsilons=tuple(_number(text) for text in _words(epsilon)),
+                attacks=tuple(_words(attack)),
+                audiences=tuple(_words(audience)),
+                num_shadows=num_shadows,
+                num_canaries=canaries,
+                num_gradient_canaries=gradient_canaries,
             )
     except KeyboardInterrupt:
-        console.print(f"Stopped. Finished federations are in {folder}; the same command goes on.", soft_wrap=True)
+        console.print("Stopped. Finished federations are kept; the same command goes on.", soft_wrap=True)
         raise typer.Exit(INTERRUPTED) from None
-    records.write_json(folder / "audit.json", record)
+    folder = out or audits.locate(what, set_ or [])[1]
     if plot:
         write_roc(folder / "roc.svg", record)
     show(record)
-    console.print(f"{time.monotonic() - start:.0f} s; {folder / 'audit.json'}", soft_wrap=True)
+    console.print(f"{time.monotonic() - start:.0f} s; {folder / audits.FILE}", soft_wrap=True)
     if any(one.is_contradicted for budget in record.budgets for one in budget.audiences):
         raise typer.Exit(CONTRADICTED)
 
@@ -179,34 +169,17 @@ def _interval(interval: Interval) -> str:
     return f"{interval.value:.2f} ({interval.low:.2f}-{interval.high:.2f})"
 
 
-def _locate(what: Path, out: Path | None, settings: list[str]) -> tuple[RunConfig, Path]:
-    """Find the config, and where the audit goes."""
-    is_run = (what / "config.toml").exists()
-    config = configs.load(what / "config.toml" if is_run else configs.locate(what), settings)
-    return config, out or (what / "audit" if is_run else Path("audit") / what.stem)
-
-
 def _words(text: str) -> list[str]:
     """Split at commas; "none" and the empty string are nothing."""
     return [word.strip() for word in text.split(",") if word.strip() not in ("", "none")]
 
 
-def _budget(text: str) -> float:
+def _number(text: str) -> float:
     """Read one budget."""
     try:
-        value = float(text)
+        return float(text)
     except ValueError:
-        value = math.nan
-    if math.isnan(value) or value <= 0:
-        raise ConfigError(f"--epsilon takes numbers > 0 and inf, by commas, got {text!r}.")
-    return value
-
-
-def _audience(name: str) -> Audience:
-    """Read one audience."""
-    if name not in tuple(Audience):
-        raise ConfigError(f"--audience takes {', '.join(Audience)}, by commas, got {name!r}.")
-    return Audience(name)
+        raise ConfigError(f"--epsilon takes numbers > 0 and inf, by commas, got {text!r}.") from None
 
 
 def _bar() -> Progress:

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import itertools
 import re
+import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import tomli_w
 
 from hushprompt import checks
 from hushprompt.config import parse as configs
@@ -76,6 +79,8 @@ class Sweep:
 
     name: str
     """The file's stem."""
+    content: str
+    """The file's text, for `sweep.json`."""
     base: Mapping[str, Any]
     """Plain values of the base config with the settings of all runs; without references, unless the sweep sets some."""
     axes: tuple[Axis, ...]
@@ -94,18 +99,23 @@ class PlannedRun:
     identity: str
 
 
-def load(path: Path) -> Sweep:
-    """Read a sweep file.
+def load(file: Path | str | Mapping[str, Any]) -> Sweep:
+    """Read a sweep file, or what one says as plain values; there `base` may also be a RunConfig or its values.
 
     Raises:
         ConfigError: it, or its base, is missing or no TOML, or a key, an axis or a label is unknown.
     """
-    values = configs.read(path)
-    _refuse_unknown(str(path), values, KEYS)
-    for key, kind in (("base", str), ("axes", Mapping)):
-        if not isinstance(values.get(key), kind):
-            raise ConfigError(f'The sweep file {path} needs base = "config or preset" and a table [axes].')
-    base = configs.read(_base(path.parent, values["base"]))
+    if isinstance(file, Mapping):
+        values, name, folder = _plain_base(file), "sweep", Path()
+    else:
+        path = Path(file)
+        values, name, folder = configs.read(path), path.stem, path.parent
+    what = f"The sweep file {file}" if isinstance(file, (str, Path)) else "The sweep"
+    _refuse_unknown(str(file) if isinstance(file, (str, Path)) else "the sweep", values, KEYS)
+    base = values.get("base")
+    if not isinstance(base, (str, Mapping)) or not isinstance(values.get("axes"), Mapping):
+        raise ConfigError(f'{what} needs base = "config or preset" and a table [axes].')
+    base = base if isinstance(base, Mapping) else configs.read(_base(folder, base))
     base = merged({**base, "references": []}, _settings("settings", values.get("settings", {})))
     axes = tuple(_axis(name, choices) for name, choices in values["axes"].items())
     rules = values.get("rules", [])
@@ -113,11 +123,18 @@ def load(path: Path) -> Sweep:
         raise ConfigError(f"rules must be a list of tables, [[rules]], got {rules!r}.")
     by_name = {axis.name: axis for axis in axes}
     return Sweep(
-        name=path.stem,
+        name=name,
+        content=tomli_w.dumps(values) if isinstance(file, Mapping) else Path(file).read_text(encoding="utf-8"),
         base=base,
         axes=axes,
         rules=tuple(_rule(f"rules[{index}]", rule, by_name) for index, rule in enumerate(rules)),
     )
+
+
+def _plain_base(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a sweep's values with a base that TOML can hold."""
+    base = values.get("base")
+    return {**values, "base": tomllib.loads(base.to_toml())} if isinstance(base, RunConfig) else values
 
 
 def expand(sweep: Sweep, overrides: Sequence[str] = ()) -> list[PlannedRun]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 
 from hushprompt.config import parse as configs
 from hushprompt.errors import ConfigError, DataError
-from hushprompt.jobs.sweep_file import PlannedRun
+from hushprompt.jobs.sweep_file import PlannedRun, Sweep
 from hushprompt.runs import records
 
 FILE = "sweep.json"
@@ -43,6 +43,10 @@ class SweepRun:
     planned: PlannedRun
     folder: Path
     state: State
+    scores: str = ""
+    """What came out in a few words, where it was made just now."""
+    error: str | None = None
+    """Why it failed, where it did just now."""
 
 
 def place(runs: Sequence[PlannedRun], root: Path) -> list[SweepRun]:
@@ -61,27 +65,20 @@ def place(runs: Sequence[PlannedRun], root: Path) -> list[SweepRun]:
     return placed
 
 
-def write(root: Path, sweep_file: Path, runs: Sequence[SweepRun], errors: Mapping[str, str]) -> None:
-    """Write `sweep.json`.
-
-    Args:
-        root: the sweep's folder.
-        sweep_file: the file that the runs come from; its content goes in.
-        runs: all runs of the sweep.
-        errors: what went wrong, by the identity of the run.
-    """
+def write(root: Path, sweep: Sweep, runs: Iterable[SweepRun]) -> None:
+    """Write `sweep.json`: the sweep file, versions, and all runs with their states."""
     record = {
-        "sweep": sweep_file.name,
-        "content": sweep_file.read_text(encoding="utf-8"),
+        "sweep": f"{sweep.name}.toml",
+        "content": sweep.content,
         "versions": {"python": platform.python_version()}
         | {package: importlib.metadata.version(package) for package in PACKAGES},
         "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "runs": [_run_json(root, run, errors.get(run.planned.identity)) for run in runs],
+        "runs": [_run_json(root, run) for run in runs],
     }
     records.write_json(root / FILE, record)
 
 
-def _run_json(root: Path, run: SweepRun, error: str | None) -> dict[str, Any]:
+def _run_json(root: Path, run: SweepRun) -> dict[str, Any]:
     """Return one run's entry."""
     entry = {
         "folder": str(run.folder.relative_to(root)),
@@ -89,7 +86,7 @@ def _run_json(root: Path, run: SweepRun, error: str | None) -> dict[str, Any]:
         "config_identity": run.planned.identity,
         "state": str(run.state),
     }
-    return entry if error is None else {**entry, "error": error}
+    return entry if run.error is None else {**entry, "error": run.error}
 
 
 def _identities(root: Path) -> dict[str, Path]:
