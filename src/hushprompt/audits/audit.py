@@ -59,7 +59,7 @@ class AuditSettings:
         for attack in self.attacks:
             one_of(ATTACKS, attack=attack)
         for audience in self.audiences:
-            one_of(tuple(Audience), audience=audience)
+            one_of([str(one) for one in Audience], audience=audience)
         for epsilon in self.epsilons:
             positive(epsilon=epsilon)
         if self.attacks and self.num_shadows < MIN_SHADOWS:
