@@ -60,7 +60,11 @@ COMMANDS = {
         "sweep:sweep",
         TRAIN,
         "Make every run of a grid that is not done yet; the same command goes on after a kill.",
-        ("hushprompt sweep grid.toml --dry-run", "hushprompt sweep grid.toml --jobs 4 -o runs/grid"),
+        (
+            "hushprompt sweep grid.toml --dry-run",
+            "hushprompt sweep grid.toml --jobs 4 -o runs/grid",
+            "hushprompt sweep grid.toml --ray auto",
+        ),
     ),
     "list": Entry(
         "list_names:list_names",
