@@ -7,34 +7,29 @@ A section is the dataclass that uses it. Sections that offer a choice (`backbone
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import math
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import tomli_w
 
 from hushprompt import checks
-from hushprompt.errors import PrivacyError
-from hushprompt.registry import BACKBONES, DATASETS, METHODS, PARTITIONS, SAMPLERS, SECTIONS
+from hushprompt.config import presets
+from hushprompt.config.overrides import with_sections
+from hushprompt.config.values import CHOICES, choose, convert, refuse_unknown, section, to_plain
+from hushprompt.errors import ConfigError, PrivacyError
+from hushprompt.registry import METHODS, SECTIONS
 
 if TYPE_CHECKING:
     from hushprompt.features.cache import FeaturesConfig
     from hushprompt.methods.base import Method
     from hushprompt.privacy.config import PrivacyConfig
     from hushprompt.privacy.sampling import Sampler
-
-CHOICES = {
-    "backbone": BACKBONES,
-    "data": DATASETS,
-    "partition": PARTITIONS,
-    "sampling": SAMPLERS,
-    "method": METHODS,
-}
-"""Sections that name a registered class, and where it is looked up."""
 
 
 @SECTIONS.register("training")
@@ -156,62 +151,134 @@ class RuntimeConfig:
 class Reference:
     """One more arm of the table: another method, or another budget, everything else the same."""
 
-    method: Method
-    """Method of the arm; left out in TOML: the run's own."""
+    method: Any = None
+    """Method of the arm, or its name; left out: the run's own."""
     epsilon: float | None = None
-    """Target epsilon of the arm; left out in TOML: the run's own privacy section."""
+    """Target epsilon of the arm; left out: the run's own privacy section."""
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        if self.epsilon is not None:
+            checks.positive(epsilon=self.epsilon)
+
+
+@functools.cache
+def preset() -> dict[str, Any]:
+    """Return the plain values of the embedded preset, from which `RunConfig` has its defaults."""
+    return presets.read(presets.locate(None))
+
+
+def preset_section(name: str) -> Any:
+    """Return the plain values of one of its sections; where it says nothing, the class's own defaults count."""
+    return preset().get(name, {})
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Everything that decides the result of a run, and the runtime."""
+    """Everything that decides the result of a run, and the runtime. `RunConfig()` is the embedded preset.
+
+    A section can be given as an object, as a table of settings, which changes those of the preset, or, where it is a
+    choice, by name. What is left out is the preset's.
+
+    >>> config = RunConfig(method="promptfl", training={"num_rounds": 5})
+    >>> config.training.num_rounds, config.partition.num_clients
+    (5, 10)
+    """
 
     seed: int = 1
     """Root of all random streams."""
-    backbone: Any
+    backbone: Any = field(default_factory=lambda: preset_section("backbone"))
     """Frozen model."""
-    data: Any
+    data: Any = field(default_factory=lambda: preset_section("data"))
     """Data set."""
-    features: FeaturesConfig
+    features: FeaturesConfig = field(default_factory=lambda: preset_section("features"))
     """What is kept of every image: views and precision."""
-    partition: Any
-    """How the data set is cut into clients."""
-    sampling: Sampler
+    partition: Any = field(default_factory=lambda: preset_section("partition"))
+    """How the data set is split over the clients."""
+    sampling: Sampler = field(default_factory=lambda: preset_section("sampling"))
     """How a client draws its batches."""
-    method: Method
+    method: Method = field(default_factory=lambda: preset_section("method"))
     """What is learned and sent."""
-    privacy: PrivacyConfig
+    privacy: PrivacyConfig = field(default_factory=lambda: preset_section("privacy"))
     """Budget, clip norms, audience."""
-    training: TrainingConfig = field(default_factory=TrainingConfig)
+    training: TrainingConfig = field(default_factory=lambda: preset_section("training"))
     """Rounds."""
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    evaluation: EvaluationConfig = field(default_factory=lambda: preset_section("evaluation"))
     """What is scored."""
-    references: tuple[Reference, ...] = ()
+    references: tuple[Reference, ...] = field(default_factory=lambda: tuple(preset_section("references")))
     """Arms to compare with, trained before the method itself."""
-    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    runtime: RuntimeConfig = field(default_factory=lambda: preset_section("runtime"))
     """Threads and folders."""
+
+    __no_type_check__: ClassVar[bool] = True  # of the constructor, which takes more than the fields then hold
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            seed: int = 1,
+            backbone: Any = ...,
+            data: Any = ...,
+            features: FeaturesConfig | Mapping[str, Any] = ...,
+            partition: Any = ...,
+            sampling: Sampler | Mapping[str, Any] | str = ...,
+            method: Method | Mapping[str, Any] | str = ...,
+            privacy: PrivacyConfig | Mapping[str, Any] = ...,
+            training: TrainingConfig | Mapping[str, Any] = ...,
+            evaluation: EvaluationConfig | Mapping[str, Any] = ...,
+            references: Sequence[Reference | Mapping[str, Any] | str] = ...,
+            runtime: RuntimeConfig | Mapping[str, Any] = ...,
+        ) -> None: ...
+
+    def __post_init__(self) -> None:
+        """Build the sections that were given as tables or names.
+
+        Raises:
+            ConfigError: a key is unknown, a value is wrong, or an object's class is not registered.
+        """
+        convert("seed", self.seed, int)
+        for name in (*CHOICES, *SECTIONS.names()):
+            value = getattr(self, name)
+            if isinstance(value, (str, Mapping)):
+                value = section(name, with_sections(preset(), {name: value})[name])
+                object.__setattr__(self, name, value)  # still being made
+            if name in CHOICES:
+                CHOICES[name].name_of(value)
+            elif type(value) is not (cls := SECTIONS.get(name)):
+                raise ConfigError(f"{name} must be a {cls.__name__} or a table of settings, got {value!r}.")
+        object.__setattr__(self, "references", tuple(map(self._reference, range(len(self.references)))))
+
+    def _reference(self, index: int) -> Reference:
+        """Return one arm to compare with, with its method."""
+        value: Any = self.references[index]
+        path = f"references[{index}]"
+        if isinstance(value, str):
+            value = {"method": value}
+        if isinstance(value, Mapping):
+            refuse_unknown(path, value, {f.name for f in dataclasses.fields(Reference)})
+            epsilon = convert(f"{path}.epsilon", value.get("epsilon", "none"), float | None)
+            value = Reference(method=value.get("method"), epsilon=epsilon)
+        method = self.method if value.method is None else value.method
+        if isinstance(method, (str, Mapping)):
+            method = choose(f"{path}.method", {"name": method} if isinstance(method, str) else to_plain(method))
+        METHODS.name_of(method)
+        return dataclasses.replace(value, method=method)
 
     def to_toml(self) -> str:
         """Return the resolved config as TOML; `parse(tomllib.loads(...))` gives it back."""
-        return tomli_w.dumps(_to_plain(self))
+        return tomli_w.dumps(to_plain(self))
+
+    def to_values(self) -> dict[str, Any]:
+        """Return the config as plain values; references that have the run's own method do not name it."""
+        values: dict[str, Any] = to_plain(self)
+        for arm in values["references"]:
+            if arm["method"] == values["method"]:
+                del arm["method"]
+        return values
 
     def identity(self) -> str:
         """SHA-256 of everything but the runtime: equal configs give equal results."""
-        plain = _to_plain(self)
+        plain = to_plain(self)
         del plain["runtime"]
         return hashlib.sha256(tomli_w.dumps(plain).encode()).hexdigest()
-
-
-def _to_plain(value: Any) -> Any:
-    """Turn a config into what TOML can say; None becomes "none"."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        plain = {f.name: _to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        for registry in CHOICES.values():
-            if registry.has(type(value)):
-                return {"name": registry.name_of(value), **plain}
-        return plain
-    if isinstance(value, Enum):
-        return value.value
-    if isinstance(value, (list, tuple)):
-        return [_to_plain(entry) for entry in value]
-    return "none" if value is None else value

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hushprompt import files
+from hushprompt.config.overrides import flat
 from hushprompt.config.schema import RunConfig
-from hushprompt.config.settings import flat
 from hushprompt.errors import ConfigError
 from hushprompt.runs import records
 from hushprompt.runs.records import RoundRecord

@@ -18,8 +18,8 @@ import tomli_w
 
 from hushprompt import checks
 from hushprompt.config import parse as configs
+from hushprompt.config.overrides import label_of, merged, nested, short_names
 from hushprompt.config.schema import RunConfig
-from hushprompt.config.settings import label_of, merged, nested, short_names
 from hushprompt.errors import ConfigError
 
 KEYS = ("base", "settings", "axes", "rules")

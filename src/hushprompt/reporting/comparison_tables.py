@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from hushprompt.config.settings import short_names
+from hushprompt.config.overrides import short_names
 from hushprompt.errors import ConfigError
 from hushprompt.evaluation import significance
 from hushprompt.evaluation.significance import Difference

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hushprompt import checks
-from hushprompt.config.settings import label_of
+from hushprompt.config.overrides import label_of
 from hushprompt.errors import ConfigError, DataError
 from hushprompt.reporting.pooling import by_seed, is_below
 from hushprompt.reporting.results import Result

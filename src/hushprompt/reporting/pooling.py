@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from hushprompt.config.settings import flat
+from hushprompt.config.overrides import flat
 
 Key = TypeVar("Key", bound=Hashable)
 Item = TypeVar("Item")

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from hushprompt.config.settings import label_of, short_names
+from hushprompt.config.overrides import label_of, short_names
 from hushprompt.reporting.pooling import arm_settings, by_seed
 from hushprompt.reporting.runs import Result, Run
 

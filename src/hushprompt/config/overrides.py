@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+import tomllib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hushprompt.config.schema import CHOICES
+from hushprompt.config.values import CHOICES, to_plain
+from hushprompt.errors import ConfigError
 
 
 def nested(key: str, value: Any) -> dict[str, Any]:
@@ -51,6 +54,44 @@ def merged(values: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, 
     return result
 
 
+def with_sections(values: Mapping[str, Any], sections: Mapping[str, Any]) -> dict[str, Any]:
+    """Return plain values of a config with some sections changed.
+
+    An object takes a section's place, a name chooses a class, and a table of settings changes the fields it names.
+
+    >>> with_sections({"method": {"name": "a", "rank": 8}, "seed": 1}, {"method": {"rank": 4}, "data": "b", "seed": 2})
+    {'method': {'name': 'a', 'rank': 4}, 'seed': 2, 'data': {'name': 'b'}}
+    """
+    result = dict(values)
+    for key, value in sections.items():
+        if key in CHOICES and isinstance(value, str):
+            value = {"name": value}
+        plain = to_plain(value)
+        result = merged(result, {key: plain}) if isinstance(value, Mapping) else {**result, key: plain}
+    return result
+
+
+def override(values: Mapping[str, Any], setting: str) -> dict[str, Any]:
+    """Return `values` with one `a.b=c` applied; a new `name` of a section drops the old choice's fields."""
+    key, equals, text = setting.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(re.fullmatch(r"[A-Za-z_]\w*", part) for part in parts):
+        raise ConfigError(f"--set takes section.key=value, got {setting!r}. Example: --set privacy.epsilon=4")
+    result = dict(values)
+    table = result
+    for depth, part in enumerate(parts[:-1]):
+        inner = table.get(part, {})
+        if not isinstance(inner, Mapping):
+            raise ConfigError(f"--set {setting}: {'.'.join(parts[: depth + 1])} is not a table.")
+        table[part] = dict(inner)
+        table = table[part]
+    value = _value_of(text.strip())
+    if parts[-1] == "name" and len(parts) == 2 and table.get("name") != value:
+        table.clear()
+    table[parts[-1]] = value
+    return result
+
+
 def short_names(keys: Sequence[str]) -> dict[str, str]:
     """Return each dotted key by as few of its last parts as tell it from the others.
 
@@ -78,3 +119,11 @@ def _tails(key: str) -> list[str]:
     """Return the last part, the last two, and so on."""
     parts = key.split(".")
     return [".".join(parts[-count:]) for count in range(1, len(parts) + 1)]
+
+
+def _value_of(text: str) -> Any:
+    """Read a TOML value; a bare word is a string."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text

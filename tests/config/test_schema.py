@@ -1,0 +1,87 @@
+"""A RunConfig is the preset with what was said changed: by objects, tables of settings, or names."""
+
+import dataclasses
+import math
+
+import pytest
+
+from hushprompt.config import parse as configs
+from hushprompt.config.schema import Reference, RunConfig, TrainingConfig
+from hushprompt.errors import ConfigError
+from hushprompt.methods.dp_fpl import DPFPL
+from hushprompt.methods.promptfl import PromptFL
+from hushprompt.privacy.config import Audience, PrivacyConfig
+
+
+def test_a_config_of_nothing_is_the_preset():
+    preset = configs.load(configs.locate(None))
+    assert RunConfig() == preset
+    assert RunConfig().identity() == preset.identity()
+    assert configs.resolve(None, {}) == preset == configs.resolve("embedded", {})
+
+
+def test_every_field_of_every_section_has_a_default():
+    for name in ("features", "training", "evaluation", "runtime", "privacy"):
+        assert type(getattr(RunConfig(), name))()
+
+
+def test_an_object_takes_the_place_of_a_section():
+    config = RunConfig(method=DPFPL(rank=4), privacy=PrivacyConfig(epsilon=4), training=TrainingConfig(num_rounds=3))
+    assert config.method == DPFPL(rank=4)
+    assert config.privacy == PrivacyConfig(epsilon=4)
+    assert config.training == TrainingConfig(num_rounds=3)
+    assert config.data == RunConfig().data
+
+
+def test_a_table_changes_what_it_names_and_a_name_starts_afresh():
+    preset = RunConfig()
+    config = RunConfig(method={"rank": 4}, privacy={"audience": Audience.PUBLIC}, partition="iid")
+    assert config.method == dataclasses.replace(preset.method, rank=4)
+    assert config.privacy == dataclasses.replace(preset.privacy, audience=Audience.PUBLIC)
+    assert config.partition == configs.choose("partition", {"name": "iid"})
+    assert RunConfig(method="dp_fpl") == preset
+    assert RunConfig(data={"name": "folder", "root": "x", "classes": ("a", "b")}).data.classes == ("a", "b")
+
+
+def test_references_are_objects_tables_or_names_and_have_the_runs_own_method():
+    config = RunConfig(method="promptfl", references=["zero_shot", {"epsilon": math.inf}, Reference(method="fedpgp")])
+    names = [type(arm.method).__name__ for arm in config.references]
+    assert names == ["ZeroShot", "PromptFL", "FedPGP"]
+    assert [arm.epsilon for arm in config.references] == [None, math.inf, None]
+
+
+def test_a_reference_follows_another_method_of_a_run():
+    first = RunConfig(references=[{"epsilon": math.inf}, "promptfl"])
+    second = configs.resolve(first, {"method": DPFPL(rank=2)})
+    assert second == RunConfig(method=DPFPL(rank=2), references=[{"epsilon": math.inf}, "promptfl"])
+    assert configs.resolve(first, {}) is first
+
+
+def test_a_config_of_a_file_is_changed_where_it_says_so(tmp_path, toy_config):
+    file = tmp_path / "mine.toml"
+    file.write_text(toy_config.to_toml())
+    changed = configs.resolve(file, {"training": {"num_rounds": 1}, "seed": 9})
+    assert changed == dataclasses.replace(
+        toy_config, training=dataclasses.replace(toy_config.training, num_rounds=1), seed=9
+    )
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"method": 3}, "int is not a registered method"),
+        ({"method": PromptFL}, "type is not a registered method"),
+        ({"seed": "one"}, "seed must be of type int, got 'one'"),
+        ({"privacy": {"epsilom": 1}}, "Unknown key 'epsilom' in the section privacy.*Did you mean 'epsilon'"),
+        ({"references": [{"epsilom": 1}]}, r"Unknown key 'epsilom' in the section references\[0\]"),
+        ({"training": 3}, "training must be a TrainingConfig or a table of settings, got 3"),
+    ],
+)
+def test_a_wrong_section_gets_one_clear_sentence(sections, message):
+    with pytest.raises(ConfigError, match=message):
+        RunConfig(**sections)
+
+
+def test_a_wrong_section_name_gets_the_nearest():
+    with pytest.raises(ConfigError, match=r"Unknown key 'methd' at the top level.*Did you mean 'method'"):
+        configs.resolve(None, {"methd": "promptfl"})
