@@ -20,6 +20,7 @@ from hushprompt.cli import federation as cli_federation
 from hushprompt.cli import lazy
 from hushprompt.cli import main as cli
 from hushprompt.config import parse as configs
+from hushprompt.deployment import api
 from hushprompt.deployment.agreement import Agreement, make_offer
 from hushprompt.deployment.config import load_client, load_server
 from hushprompt.deployment.flower import clientapp, environment, hand_over
@@ -320,8 +321,8 @@ class FakeControl:
 @pytest.fixture
 def command(monkeypatch):
     """Run a command of the federation with a fake SuperLink."""
-    monkeypatch.setattr(cli_federation, "POLL_S", 0)
-    monkeypatch.setattr(cli_federation, "_needs_extra", lambda *packages: None)
+    monkeypatch.setattr(api, "POLL_S", 0)
+    monkeypatch.setattr(api, "_require", lambda: None)
 
     def run(control, *arguments):
         monkeypatch.setattr(server, "control", lambda config, is_insecure=False: control)
@@ -350,6 +351,27 @@ def test_ctrl_c_leaves_the_run_and_stop_ends_it(folder, command):
     assert control.stopped == [5]
     second = command(FakeControl("", active=["running"]), "run", path)
     assert isinstance(second.exception, ConfigError)
+
+
+def test_the_functions_return_what_the_commands_print(tmp_path, toy_values, monkeypatch):
+    readme = api.init(tmp_path / "fed", ["a", "b"], run=toy_values, with_keys=False)
+    assert "server.toml" in readme.read_text()
+    assert api.key(tmp_path / "node.key") == tmp_path / "node.key.pub"
+    certificate, validity = api.renew(tmp_path / "fed")
+    assert certificate.exists()
+    assert "127.0.0.1" in validity.names
+    control, said = FakeControl("", "completed"), []
+    monkeypatch.setattr(server, "control", lambda config, is_insecure=False: control)
+    monkeypatch.setattr(api, "POLL_S", 0)
+    monkeypatch.setattr(api, "_require", lambda: None)
+    path = tmp_path / "fed" / "server" / "server.toml"
+    done = api.run(path, say=said.append)
+    assert done.state.is_completed
+    assert (done.rounds, done.num_rounds, done.guarantees) == ([], 3, [])
+    assert said == ["Training begins when enough clients have joined."]
+    assert api.stop(path) == 1
+    assert api.status(path).connection.newest_run.run_id == 5
+    assert api.status(tmp_path / "fed" / "clients" / "a" / "client.toml").spent == (0, 0)
 
 
 def assert_says_what_epsilon_means(out):

@@ -31,10 +31,10 @@ def spoil():
     from flwr.app import Array
 
     from hushprompt.deployment import agreement
-    from hushprompt.deployment.client_node import Site
+    from hushprompt.deployment.client_node import ClientNode
     from hushprompt.deployment.flower import messages
 
-    answer = Site.answer
+    answer = ClientNode.answer
 
     def damaged(dtype, shape, form, data):
         return Array(dtype, shape, form, data[:-1] + bytes([data[-1] ^ 1]))
@@ -54,7 +54,7 @@ def spoil():
                 messages.Array = damaged
         return answer(self, request)
 
-    Site.answer = spoiled
+    ClientNode.answer = spoiled
 
 
 if "HEARTBEAT_S" in os.environ and "flower.supernode" in COMMAND:

@@ -112,7 +112,7 @@ def test_a_missing_package_is_named_before_anything_is_trained(
     toy_config, tmp_path, monkeypatch, settings, module, extra
 ):
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ConfigError, match=rf"pip install 'hushprompt\[{extra}\]'"):
+    with pytest.raises(ConfigError, match=rf"pip install '.*\[{extra}\]'"):
         run(with_runtime(toy_config, **settings), tmp_path, Silent())
     assert not (tmp_path / "records.jsonl").exists()
 

@@ -18,7 +18,7 @@ from hushprompt.deployment.operate import server as ends
 from hushprompt.deployment.operate.process_lifetime import descendants
 from hushprompt.errors import LinkError
 
-FAULTS = Path(__file__).parent / "faults"
+FAULTS = Path(__file__).parents[1] / "faults"
 
 
 def free_port():

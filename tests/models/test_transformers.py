@@ -244,7 +244,7 @@ def test_a_missing_folder_and_an_unreachable_hub_say_what_to_put_where(monkeypat
 def test_a_missing_package_names_the_extra(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
     for config in (Transformers(), Clap()):
-        with pytest.raises(ConfigError, match=r"pip install 'hushprompt\[transformers\]'"):
+        with pytest.raises(ConfigError, match=r"pip install '.*\[transformers\]'"):
             config.load()
 
 

@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import datetime
-import importlib.util
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hushprompt.cli.console import INTERRUPTED, console
 from hushprompt.config import parse as configs
-from hushprompt.deployment.config import load_client, load_server
-from hushprompt.deployment.operate import status as records_of
-from hushprompt.errors import ConfigError, HushpromptError
+from hushprompt.deployment import api
+from hushprompt.deployment.operate.status import ClientStatus, ServerStatus, round_line
+from hushprompt.errors import ConfigError
 from hushprompt.reporting import tables
-from hushprompt.runs import records
 
 if TYPE_CHECKING:
-    from hushprompt.deployment.config import ClientConfig, ServerConfig
     from hushprompt.deployment.flower.control import RunState
 
-POLL_S = 2.0
-"""Seconds between two looks at a run."""
 ServerFile = Annotated[Path, typer.Argument(metavar="SERVER.toml", help="Config of the server.")]
 ClientFile = Annotated[Path, typer.Argument(metavar="CLIENT.toml", help="Config of a client.")]
 Insecure = Annotated[bool, typer.Option("--insecure", help="No TLS, no keys: for trials over loopback only.")]
@@ -44,30 +37,24 @@ def init(
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override in the run config.")] = None,
 ) -> None:
     """Write configs, certificates, keys, systemd units and a compose file; nothing is overwritten."""
-    _needs_extra()
-    from hushprompt.deployment.operate import layout
-
     values = configs.read(configs.locate(run))
     for setting in set_ or []:
         values = configs.override(values, setting)
-    wanted = layout.Wanted(
+    readme = api.init(
+        folder,
+        [part.strip() for part in clients.split(",") if part.strip()],
         name=name,
-        clients=tuple(part.strip() for part in clients.split(",") if part.strip()),
         address=address,
         run=values,
         classes=() if classes is None else _lines(classes),
         with_keys=keys,
     )
-    layout.write(folder, wanted, _now())
-    console.print(f"  {folder / 'README.md'} says what goes where", soft_wrap=True)
+    console.print(f"  {readme} says what goes where", soft_wrap=True)
 
 
 def key(file: Annotated[Path, typer.Argument(metavar="FILE", help="Private key to make; FILE.pub is public.")]) -> None:
     """Make a client's key pair: the private half stays, the public half goes to the server's operator."""
-    _needs_extra()
-    from hushprompt.deployment.operate import node_keys
-
-    public = node_keys.make(file, file.resolve().parent.name)
+    public = api.key(file)
     console.print(f"  {file}: keep it here, and nowhere else", soft_wrap=True)
     console.print(f"  {public}: for the server's operator, as node_keys/NAME.pub", soft_wrap=True)
 
@@ -76,13 +63,7 @@ def renew(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that `init` made, with its authority.")],
 ) -> None:
     """Make a new server certificate for the same names; clients keep what they have."""
-    _needs_extra()
-    from hushprompt.deployment.operate import certificates
-
-    certificate, private = folder / "server" / "server.crt", folder / "server" / "server.key"
-    authority = (folder / "authority" / "ca.crt", folder / "authority" / "ca.key")
-    certificates.renew_server(certificate, private, authority, _now())
-    validity = certificates.read(certificate)
+    certificate, validity = api.renew(folder)
     console.print(
         f"  {certificate} for {', '.join(validity.names)}, until {validity.ends:%Y-%m-%d} UTC", soft_wrap=True
     )
@@ -91,28 +72,12 @@ def renew(
 
 def server(file: ServerFile, insecure: Insecure = False) -> None:
     """Run the server: clients connect to it, and `run` trains on them. Ctrl-C or SIGTERM ends it."""
-    _needs_extra()
-    from hushprompt.deployment.operate import server as ends
-    from hushprompt.deployment.operate.supervise import Supervisor
-
-    config = load_server(file)
-    job = ends.job(file, config, _say, is_insecure=insecure)
-    ends.place(config).mkdir(parents=True, exist_ok=True)
-    with records.locked(ends.place(config)):
-        Supervisor(job, _say).run()
+    api.serve(file, insecure=insecure, say=_say)
 
 
 def client(file: ClientFile, insecure: Insecure = False) -> None:
     """Run a client: it answers the server as its owner allows. Ctrl-C or SIGTERM ends it."""
-    _needs_extra()
-    from hushprompt.deployment.operate import client as ends
-    from hushprompt.deployment.operate.supervise import Supervisor
-
-    config = load_client(file)
-    job = ends.job(file, config, _say, is_insecure=insecure)
-    ends.place(config).mkdir(parents=True, exist_ok=True)
-    with records.locked(ends.place(config)):
-        Supervisor(job, _say).run()
+    api.join(file, insecure=insecure, say=_say)
 
 
 def run(file: ServerFile, insecure: Insecure = False) -> None:
@@ -120,30 +85,18 @@ def run(file: ServerFile, insecure: Insecure = False) -> None:
 
     In the folder of a run that stopped, it goes on.
     """
-    _needs_extra()
-    from hushprompt.deployment.flower.environment import BUNDLE
-    from hushprompt.deployment.operate import server as ends
-
-    config = load_server(file)
-    control = ends.control(config, is_insecure=insecure)
-    if active := [state for state in control.runs() if not state.is_over]:
-        raise ConfigError(
-            f"A run is {active[0].status} already. Look at it with `hushprompt federation status {file}`, or end it "
-            f"with `hushprompt federation stop {file}`."
-        )
-    run_id = control.start(BUNDLE)
-    _say("Training begins when enough clients have joined.")
     try:
-        state = _watch(config, lambda: next(state for state in control.runs() if state.run_id == run_id))
+        done = api.run(file, insecure=insecure, say=_say)
     except KeyboardInterrupt:
         console.print("The run goes on without this command. Look at it, or end it:")
         console.print(f"  hushprompt federation status {file}", soft_wrap=True)
         console.print(f"  hushprompt federation stop {file}", soft_wrap=True)
         raise typer.Exit(INTERRUPTED) from None
-    _show_meaning(config.folder)
-    console.print(_outcome(state), markup=False, soft_wrap=True)
-    console.print(f"  {config.folder}", soft_wrap=True)
-    if not state.is_completed:
+    _show_meaning(done.guarantees)
+    assert done.state is not None
+    console.print(_outcome(done.state), markup=False, soft_wrap=True)
+    console.print(f"  {done.folder}", soft_wrap=True)
+    if not done.state.is_completed:
         console.print("The same command goes on after its last round.")
         raise typer.Exit(1)
 
@@ -155,32 +108,17 @@ def simulate(
 
     It writes where the real one would: run folder, stores and their ledgers.
     """
-    _needs_extra("flwr", "ray")
-    from hushprompt.deployment.flower import simulation
-
-    file = folder / "server" / "server.toml"
-    config = load_server(file)
-    clients = [folder / "clients" / name / "client.toml" for name in config.federation.clients]
-    for client_file in clients:
-        load_client(client_file)
-    num_shown = len(records_of.rounds(config.folder))
-    simulation.simulate(file, clients)
-    for record in records_of.rounds(config.folder)[num_shown:]:
-        console.print(records_of.round_line(record, config.run.training.num_rounds), markup=False, soft_wrap=True)
-    _show_meaning(config.folder)
-    console.print(f"  {config.folder}", soft_wrap=True)
+    done = api.simulate(folder)
+    for record in done.rounds:
+        console.print(round_line(record, done.num_rounds), markup=False, soft_wrap=True)
+    _show_meaning(done.guarantees)
+    console.print(f"  {done.folder}", soft_wrap=True)
 
 
 def stop(file: ServerFile, insecure: Insecure = False) -> None:
     """Stop the run that is going on, from the server's machine; `run` goes on with it."""
-    _needs_extra()
-    from hushprompt.deployment.operate import server as ends
-
-    control = ends.control(load_server(file), is_insecure=insecure)
-    active = [state for state in control.runs() if not state.is_over]
-    for state in active:
-        control.stop(state.run_id)
-    console.print(f"{len(active)} stopped." if active else "No run is going on.")
+    number = api.stop(file, insecure=insecure)
+    console.print(f"{number} stopped." if number else "No run is going on.")
 
 
 def status(
@@ -188,36 +126,34 @@ def status(
     insecure: Insecure = False,
 ) -> None:
     """Print what happened at this end: rounds, who took part, what was refused, what was spent."""
-    if "client" in configs.read(file):
-        _show_client(load_client(file))
+    found = api.status(file, insecure=insecure)
+    if isinstance(found, ClientStatus):
+        _show_client(found)
     else:
-        _show_server(load_server(file), is_insecure=insecure)
+        _show_server(found)
 
 
-def _show_server(config: ServerConfig, *, is_insecure: bool) -> None:
+def _show_server(found: ServerStatus) -> None:
     """Print the server's records, and what its process says if it runs."""
-    folder, num_rounds = config.folder, config.run.training.num_rounds
-    console.print(_process_line(config, is_insecure=is_insecure), soft_wrap=True)
-    sizes = records_of.members(folder)
-    if sizes is None:
+    console.print(_process_line(found), soft_wrap=True)
+    if found.clients is None:
         console.print("No run has begun: no client has joined yet.")
     else:
-        who = ", ".join(f"{name} ({size} training examples)" for name, size in sizes.items())
+        who = ", ".join(f"{name} ({size} training examples)" for name, size in found.clients.items())
         console.print(f"Agreed on the run: {who}", soft_wrap=True)
-    for record in records_of.rounds(folder):
-        console.print(records_of.round_line(record, num_rounds), markup=False, soft_wrap=True)
-    _show_meaning(folder)
-    _show_refusals(folder / "refusals.jsonl")
-    if (folder / "privacy.json").exists():
+    for record in found.rounds:
+        console.print(round_line(record, found.num_rounds), markup=False, soft_wrap=True)
+    _show_meaning(found.guarantees)
+    _show_refusals(found)
+    if found.is_finished:
         console.print("The run has finished.")
-        console.print(f"  {folder / 'prompts'}", soft_wrap=True)
-        console.print(f"  hushprompt privacy {folder}", soft_wrap=True)
+        console.print(f"  {found.folder / 'prompts'}", soft_wrap=True)
+        console.print(f"  hushprompt privacy {found.folder}", soft_wrap=True)
 
 
-def _show_client(config: ClientConfig) -> None:
+def _show_client(found: ClientStatus) -> None:
     """Print what a client's store holds."""
-    runs = records_of.client_runs(config.store)
-    for run in runs:
+    for run in found.runs:
         scored = "not scored yet"
         if run.accuracy is not None:
             scored = f"{100 * run.accuracy:.1f} % of the own images right after round {run.num_rounds}"
@@ -227,53 +163,42 @@ def _show_client(config: ClientConfig) -> None:
             markup=False,
             soft_wrap=True,
         )
-        _show_meaning(config.store / run.federation / run.run)
+        _show_meaning(run.guarantees)
         for path in run.prompts:
             console.print(f"  {path}", soft_wrap=True)
-    if not runs:
+    if not found.runs:
         console.print("This client has agreed to no run yet.")
-    total, delta = sum(run.epsilon for run in runs), sum(run.delta for run in runs)
-    owner = config.owner
+    (epsilon, delta), owner = found.spent, found.owner
     console.print(
-        f"All runs: epsilon {total:.3g} of {owner.max_epsilon:g}, delta {delta:.3g} of {owner.max_delta:g} that the "
+        f"All runs: epsilon {epsilon:.3g} of {owner.max_epsilon:g}, delta {delta:.3g} of {owner.max_delta:g} that the "
         "owner allows.",
         soft_wrap=True,
     )
-    _show_refusals(config.store / "refusals.jsonl")
+    _show_refusals(found)
 
 
-def _show_meaning(folder: Path) -> None:
+def _show_meaning(guarantees: list[dict[str, Any]]) -> None:
     """Print what the epsilons of a run mean."""
-    for arm in records_of.guarantees(folder):
+    for arm in guarantees:
         for line in tables.statement_lines(arm):
             console.print(line, markup=False, soft_wrap=True)
 
 
-def _show_refusals(path: Path) -> None:
+def _show_refusals(found: ServerStatus | ClientStatus) -> None:
     """Print what was refused last."""
-    if lines := records_of.refusals(path):
-        console.print(f"Refused or failed, the last {len(lines)} (all: {path}):", soft_wrap=True)
+    if lines := found.refusals:
+        console.print(f"Refused or failed, the last {len(lines)} (all: {found.refusals_file}):", soft_wrap=True)
         for line in lines:
             console.print(f"  {line}", markup=False, soft_wrap=True)
 
 
-def _process_line(config: ServerConfig, *, is_insecure: bool) -> str:
+def _process_line(found: ServerStatus) -> str:
     """Say who is connected, and how the newest run is, if the server's process runs on this machine."""
-    try:
-        _needs_extra()
-        from hushprompt.deployment.operate import server as ends
-
-        control = ends.control(config, is_insecure=is_insecure)
-        online = [node.node_id for node in control.nodes() if node.is_online]
-        states = control.runs()
-    except HushpromptError as error:
-        return f"Of the server's process nothing is known: {error}"
-    file = ends.names_file(config)
-    names = records.read_json(file) if file.exists() else {}
-    who = ", ".join(sorted(names.get(node, f"node {node}") for node in online)) or "nobody"
-    if not states:
-        return f"Connected: {who}. No run was asked for yet."
-    return f"Connected: {who}. {_outcome(states[0])}"
+    if isinstance(found.connection, str):
+        return f"Of the server's process nothing is known: {found.connection}"
+    who = ", ".join(found.connection.clients) or "nobody"
+    newest = found.connection.newest_run
+    return f"Connected: {who}. {'No run was asked for yet.' if newest is None else _outcome(newest)}"
 
 
 def _outcome(state: RunState) -> str:
@@ -283,19 +208,6 @@ def _outcome(state: RunState) -> str:
     details = f": {state.details.rstrip('.')}" if state.details else ""
     traffic = f"{state.bytes_in:,} bytes came in for it and {state.bytes_out:,} went out, Flower's own included."
     return f"{how}{details}. {traffic}"
-
-
-def _watch(config: ServerConfig, look: Callable[[], RunState]) -> RunState:
-    """Print each round as it is done, until the run is over, and give how it ended."""
-    num_shown = len(records_of.rounds(config.folder))
-    while True:
-        state = look()
-        for record in records_of.rounds(config.folder)[num_shown:]:
-            _say(records_of.round_line(record, config.run.training.num_rounds))
-            num_shown += 1
-        if state.is_over:
-            return state
-        time.sleep(POLL_S)
 
 
 def _lines(path: Path) -> tuple[str, ...]:
@@ -310,15 +222,3 @@ def _lines(path: Path) -> tuple[str, ...]:
 def _say(line: str) -> None:
     """Print what happens, with the time."""
     console.print(f"{datetime.datetime.now():%H:%M:%S} {line}", markup=False, soft_wrap=True)
-
-
-def _now() -> datetime.datetime:
-    """Return the time in UTC."""
-    return datetime.datetime.now(datetime.UTC)
-
-
-def _needs_extra(*packages: str) -> None:
-    """Raise ConfigError unless what a federation needs is installed; by default what its separate processes need."""
-    for package in packages or ("flwr", "cryptography"):
-        if importlib.util.find_spec(package) is None:
-            raise ConfigError(f"A federation needs the package {package}: pip install 'hushprompt[flower]'.")

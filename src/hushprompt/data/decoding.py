@@ -18,6 +18,7 @@ from PIL import Image
 
 from hushprompt.data.base import Modality
 from hushprompt.errors import ConfigError, DataError
+from hushprompt.extras import install_hint
 
 IMAGE_SUFFIXES = frozenset({"bmp", "gif", "jpeg", "jpg", "pbm", "pgm", "png", "ppm", "tif", "tiff", "webp"})
 AUDIO_SUFFIXES = frozenset({"aif", "aiff", "flac", "mp3", "ogg", "opus", "wav"})
@@ -129,7 +130,7 @@ def _soundfile() -> ModuleType:
     try:
         import soundfile
     except (ImportError, OSError) as error:  # OSError: the package without its library
-        raise ConfigError(f"Sounds need soundfile ({error}). Get it with: pip install 'hushprompt[audio]'") from error
+        raise ConfigError(f"Sounds need soundfile ({error}). Get it with: {install_hint('audio')}") from error
     module: ModuleType = soundfile
     return module
 

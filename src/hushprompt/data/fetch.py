@@ -6,6 +6,7 @@ from pathlib import Path
 
 from hushprompt.data.listing import About
 from hushprompt.errors import ConfigError, DataError
+from hushprompt.extras import install_hint
 
 
 def fetch(about: About, root: Path) -> None:
@@ -21,7 +22,7 @@ def fetch(about: About, root: Path) -> None:
         from torchvision import datasets
     except (ImportError, RuntimeError) as error:  # RuntimeError: built for another torch
         raise ConfigError(
-            f"Downloads need torchvision ({error}). Get it with: pip install 'hushprompt[torchvision]'. Or by hand:\n"
+            f"Downloads need torchvision ({error}). Get it with: {install_hint('torchvision')}. Or by hand:\n"
             f"{by_hand(about)}"
         ) from error
     root.mkdir(parents=True, exist_ok=True)

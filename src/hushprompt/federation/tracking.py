@@ -23,6 +23,7 @@ from hushprompt import files
 from hushprompt.config.overrides import flat
 from hushprompt.config.schema import RunConfig
 from hushprompt.errors import ConfigError
+from hushprompt.extras import install_hint
 from hushprompt.runs import records
 from hushprompt.runs.records import RoundRecord
 
@@ -121,7 +122,7 @@ class TensorBoard:
         except ImportError as error:
             raise ConfigError(
                 f"runtime.tensorboard needs the tensorboard package ({error}). "
-                "Get it with: pip install 'hushprompt[tensorboard]', or leave the setting out."
+                f"Get it with: {install_hint('tensorboard')}, or leave the setting out."
             ) from error
         self._make_writer = SummaryWriter
         self._folder = folder
@@ -178,7 +179,7 @@ class MLflow:
         except ImportError as error:
             raise ConfigError(
                 f"runtime.mlflow needs the mlflow package ({error}). "
-                "Get it with: pip install 'hushprompt[mlflow]', or leave the setting out."
+                f"Get it with: {install_hint('mlflow')}, or leave the setting out."
             ) from error
         self._metric, self._param = Metric, Param
         where = config.runtime.mlflow

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hushprompt.data.base import Modality
 from hushprompt.errors import ConfigError
+from hushprompt.extras import install_hint
 
 FeatureKind = Literal["pooled", "patches"]
 """What is kept of an image: one feature [d] for all of it, or one for each patch [m, d]."""
@@ -158,7 +159,7 @@ def optional(module: str, extra: str) -> Any:
         package = module.partition(".")[0]
         raise ConfigError(
             f"This backbone needs the package {package}, which cannot be imported ({error}). "
-            f"Install it: pip install 'hushprompt[{extra}]'."
+            f"Install it: {install_hint(extra)}."
         ) from error
 
 

@@ -14,6 +14,7 @@ from hushprompt.data.base import Dataset
 from hushprompt.data.decoding import Media
 from hushprompt.data.readers.base import Found, OwnData, required
 from hushprompt.errors import ConfigError, DataError
+from hushprompt.extras import install_hint
 from hushprompt.registry import DATASETS
 
 
@@ -160,6 +161,6 @@ def _datasets() -> Any:
         import datasets
     except ImportError as error:
         raise ConfigError(
-            f"A Hugging Face folder needs datasets ({error}). Get it with: pip install 'hushprompt[huggingface]'"
+            f"A Hugging Face folder needs datasets ({error}). Get it with: {install_hint('huggingface')}"
         ) from error
     return datasets

@@ -6,15 +6,19 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hushprompt.deployment.agreement import read_agreement
+from hushprompt.deployment.config import ClientConfig, OwnerConfig, ServerConfig
 from hushprompt.deployment.progress import ServerRecord
 from hushprompt.deployment.store import AGREEMENT
 from hushprompt.federation.publish import privacy_record
 from hushprompt.privacy.ledger import Ledger
 from hushprompt.runs import ledger as ledger_file
 from hushprompt.runs import records
+
+if TYPE_CHECKING:
+    from hushprompt.deployment.flower.control import RunState
 
 NUM_REFUSALS = 10
 """Refusals that are shown: the newest."""
@@ -37,6 +41,106 @@ class ClientRunStatus:
     """Set aside for this run, at most spent."""
     prompts: tuple[Path, ...]
     """Personal prompts, once the run has finished."""
+    guarantees: list[dict[str, Any]]
+    """What its epsilons mean: arms of its privacy record."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientStatus:
+    """What a client's store holds."""
+
+    runs: tuple[ClientRunStatus, ...]
+    owner: OwnerConfig
+    """What the owner allows."""
+    refusals: list[str]
+    """The newest, a line each."""
+    refusals_file: Path
+
+    @property
+    def spent(self) -> tuple[float, float]:
+        """Epsilon and delta set aside for all runs together."""
+        return sum(run.epsilon for run in self.runs), sum(run.delta for run in self.runs)
+
+
+@dataclass(frozen=True)
+class Connection:
+    """What the server's process says."""
+
+    clients: tuple[str, ...]
+    """Names of those that are connected."""
+    newest_run: RunState | None
+    """None: none was asked for yet."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerStatus:
+    """What is known at the server."""
+
+    folder: Path
+    """The run folder."""
+    connection: Connection | str
+    """What its process says; or why that is not known."""
+    clients: dict[str, int] | None
+    """Public training sizes by name of the clients that agreed on the run; None before."""
+    rounds: list[ServerRecord]
+    num_rounds: int
+    """Rounds of the whole run."""
+    guarantees: list[dict[str, Any]]
+    """What its epsilons mean: arms of its privacy record."""
+    refusals: list[str]
+    """The newest, a line each."""
+    refusals_file: Path
+    is_finished: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class FederationOutcome:
+    """What a call trained."""
+
+    folder: Path
+    """The server's run folder."""
+    rounds: list[ServerRecord]
+    """Done by this call; earlier ones are in the folder."""
+    num_rounds: int
+    """Rounds of the whole run."""
+    guarantees: list[dict[str, Any]]
+    """What its epsilons mean: arms of its privacy record."""
+    state: RunState | None = None
+    """How the run ended, where separate processes trained it."""
+
+
+def outcome(config: ServerConfig, num_before: int, state: RunState | None = None) -> FederationOutcome:
+    """Read what was trained after the first `num_before` rounds in a server's run folder."""
+    return FederationOutcome(
+        folder=config.folder,
+        rounds=rounds(config.folder)[num_before:],
+        num_rounds=config.run.training.num_rounds,
+        guarantees=guarantees(config.folder),
+        state=state,
+    )
+
+
+def server_status(config: ServerConfig, connection: Connection | str) -> ServerStatus:
+    """Read what a server's run folder holds."""
+    folder = config.folder
+    return ServerStatus(
+        folder=folder,
+        connection=connection,
+        clients=members(folder),
+        rounds=rounds(folder),
+        num_rounds=config.run.training.num_rounds,
+        guarantees=guarantees(folder),
+        refusals=refusals(folder / "refusals.jsonl"),
+        refusals_file=folder / "refusals.jsonl",
+        is_finished=(folder / "privacy.json").exists(),
+    )
+
+
+def client_status(config: ClientConfig) -> ClientStatus:
+    """Read what a client's store holds."""
+    file = config.store / "refusals.jsonl"
+    runs = tuple(client_runs(config.store))
+    return ClientStatus(runs=runs, owner=config.owner, refusals=refusals(file), refusals_file=file)
 
 
 def rounds(folder: Path) -> list[ServerRecord]:
@@ -105,6 +209,7 @@ def _client_run(folder: Path) -> ClientRunStatus:
         epsilon=math.inf if values["epsilon"] == "inf" else values["epsilon"],
         delta=values["delta"],
         prompts=tuple(sorted((folder / "prompts").glob("client-*.safetensors"))),
+        guarantees=guarantees(folder),
     )
 
 

@@ -1,0 +1,273 @@
+"""A federation on separate machines, from Python: what its operator and its clients' owners do.
+
+Each function does what the command `hushprompt federation` of its name does (`serve` is `server`, `join` is `client`)
+and returns what that prints. `say` gets a line for each thing that happens; left out, nothing is said.
+"""
+
+from __future__ import annotations
+
+import datetime
+import time
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hushprompt import extras
+from hushprompt.config import parse as configs
+from hushprompt.config.schema import RunConfig
+from hushprompt.deployment.config import load_client, load_server
+from hushprompt.deployment.operate import status as records_of
+from hushprompt.deployment.operate.status import ClientStatus, Connection, FederationOutcome, ServerStatus
+from hushprompt.errors import ConfigError, HushpromptError
+from hushprompt.runs import records
+
+if TYPE_CHECKING:
+    from hushprompt.deployment.config import ServerConfig
+    from hushprompt.deployment.flower.control import RunState
+    from hushprompt.deployment.operate.certificates import Validity
+    from hushprompt.deployment.operate.supervise import Job
+
+POLL_S = 2.0
+"""Seconds between two looks at a run."""
+Say = Callable[[str], None]
+
+
+def _silent(line: str) -> None:
+    """Say nothing."""
+
+
+def init(
+    folder: str | Path,
+    clients: Sequence[str],
+    *,
+    name: str = "trial",
+    address: str = "127.0.0.1:8000",
+    run: RunConfig | Mapping[str, Any] | str | Path | None = None,
+    classes: Sequence[str] = (),
+    with_keys: bool = True,
+) -> Path:
+    """Write configs, certificates, keys, systemd units and a compose file; nothing is overwritten.
+
+    Args:
+        folder: new or empty.
+        clients: names of the clients.
+        name: of the federation.
+        address: HOST:PORT by which clients reach the server.
+        run: method, privacy, backbone and rounds: a config, its plain values, a file, or the name of a preset.
+        classes: class names where clients bring their own images; empty: a trial with the run's data.
+        with_keys: make the clients' keys too; else each client makes its own.
+
+    Returns:
+        The README in the folder, which says what goes where.
+
+    Raises:
+        ConfigError: the folder is not empty, or no federation could train such a run.
+    """
+    _require()
+    from hushprompt.deployment.operate import layout
+
+    wanted = layout.Wanted(
+        name=name,
+        clients=tuple(clients),
+        address=address,
+        run=_values(run),
+        classes=tuple(classes),
+        with_keys=with_keys,
+    )
+    layout.write(Path(folder), wanted, _now())
+    return Path(folder) / "README.md"
+
+
+def key(file: str | Path) -> Path:
+    """Make a client's key pair, and return the file of the public half, for the server's operator.
+
+    Raises:
+        ConfigError: the file exists.
+    """
+    _require()
+    from hushprompt.deployment.operate import node_keys
+
+    path = Path(file)
+    return node_keys.make(path, path.resolve().parent.name)
+
+
+def renew(folder: str | Path) -> tuple[Path, Validity]:
+    """Make a new server certificate for the same names, in a folder that `init` made with its authority.
+
+    Returns:
+        The certificate's file, and what it says. The server reads it when it starts.
+    """
+    _require()
+    from hushprompt.deployment.operate import certificates
+
+    server, authority = Path(folder) / "server", Path(folder) / "authority"
+    certificate = server / "server.crt"
+    certificates.renew_server(certificate, server / "server.key", (authority / "ca.crt", authority / "ca.key"), _now())
+    return certificate, certificates.read(certificate)
+
+
+def serve(file: str | Path, *, insecure: bool = False, say: Say = _silent) -> None:
+    """Run the server of a `server.toml` until SIGTERM or Ctrl-C; clients connect to it, and `run` trains on them.
+
+    Args:
+        file: `server.toml`.
+        insecure: no TLS, no keys: for trials over loopback only.
+        say: gets a line for each thing that happens.
+
+    Raises:
+        ConfigError: something must be put right before it can start.
+        ResumeError: it runs already.
+    """
+    _require()
+    from hushprompt.deployment.operate import server as ends
+
+    config = load_server(Path(file))
+    _keep_running(ends.job(Path(file), config, say, is_insecure=insecure), ends.place(config), say)
+
+
+def join(file: str | Path, *, insecure: bool = False, say: Say = _silent) -> None:
+    """Run the client of a `client.toml` until SIGTERM or Ctrl-C; it answers the server as its owner allows.
+
+    Args:
+        file: `client.toml`.
+        insecure: no TLS, no keys: for trials over loopback only.
+        say: gets a line for each thing that happens.
+
+    Raises:
+        ConfigError: something must be put right before it can start.
+        ResumeError: it runs already.
+    """
+    _require()
+    from hushprompt.deployment.operate import client as ends
+
+    config = load_client(Path(file))
+    _keep_running(ends.job(Path(file), config, say, is_insecure=insecure), ends.place(config), say)
+
+
+def run(file: str | Path, *, insecure: bool = False, say: Say = _silent) -> FederationOutcome:
+    """Train, from the server's machine, until the run is over; in the folder of a run that stopped, it goes on.
+
+    An exception, Ctrl-C among them, ends this function and not the run: `stop` does that.
+
+    Raises:
+        ConfigError: a run is going on already.
+        LinkError: the server's process does not answer.
+    """
+    _require()
+    from hushprompt.deployment.flower.environment import BUNDLE
+    from hushprompt.deployment.operate import server as ends
+
+    config = load_server(Path(file))
+    control = ends.control(config, is_insecure=insecure)
+    if active := [state for state in control.runs() if not state.is_over]:
+        raise ConfigError(
+            f"A run is {active[0].status} already. Look at it with `hushprompt federation status {file}`, or end it "
+            f"with `hushprompt federation stop {file}`."
+        )
+    num_before = len(records_of.rounds(config.folder))
+    run_id = control.start(BUNDLE)
+    say("Training begins when enough clients have joined.")
+    state = _watch(config, num_before, lambda: next(state for state in control.runs() if state.run_id == run_id), say)
+    return records_of.outcome(config, num_before, state)
+
+
+def simulate(folder: str | Path) -> FederationOutcome:
+    """Train a federation that `init` wrote in Flower's simulation (Ray): all on this machine, no server, no keys.
+
+    It writes where the real one would: run folder, stores and their ledgers.
+    """
+    extras.require("simulation", "Flower's simulation", "flwr", "ray")
+    from hushprompt.deployment.flower import simulation
+
+    file = Path(folder) / "server" / "server.toml"
+    config = load_server(file)
+    clients = [Path(folder) / "clients" / name / "client.toml" for name in config.federation.clients]
+    for client_file in clients:
+        load_client(client_file)
+    num_before = len(records_of.rounds(config.folder))
+    simulation.simulate(file, clients)
+    return records_of.outcome(config, num_before)
+
+
+def stop(file: str | Path, *, insecure: bool = False) -> int:
+    """Stop the run that is going on, from the server's machine, and return how many that were; `run` goes on with it.
+
+    Raises:
+        LinkError: the server's process does not answer.
+    """
+    _require()
+    from hushprompt.deployment.operate import server as ends
+
+    control = ends.control(load_server(Path(file)), is_insecure=insecure)
+    active = [state for state in control.runs() if not state.is_over]
+    for state in active:
+        control.stop(state.run_id)
+    return len(active)
+
+
+def status(file: str | Path, *, insecure: bool = False) -> ServerStatus | ClientStatus:
+    """Return what happened at the end that a `server.toml` or `client.toml` belongs to.
+
+    Rounds, who took part, what was refused, what was spent.
+    """
+    if "client" in configs.read(Path(file)):
+        return records_of.client_status(load_client(Path(file)))
+    config = load_server(Path(file))
+    try:
+        connection: Connection | str = _connection(config, insecure=insecure)
+    except HushpromptError as error:
+        connection = str(error)
+    return records_of.server_status(config, connection)
+
+
+def _values(run: RunConfig | Mapping[str, Any] | str | Path | None) -> dict[str, Any]:
+    """Return the plain values of a run config, however it is given."""
+    if isinstance(run, RunConfig):
+        return tomllib.loads(run.to_toml())
+    if isinstance(run, Mapping):
+        return dict(run)
+    return configs.read(configs.locate(None if run is None else Path(run)))
+
+
+def _keep_running(job: Job, folder: Path, say: Say) -> None:
+    """Keep the process of one end running, with its folder held for it alone."""
+    from hushprompt.deployment.operate.supervise import Supervisor
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with records.locked(folder):
+        Supervisor(job, say).run()
+
+
+def _watch(config: ServerConfig, num_said: int, look: Callable[[], RunState], say: Say) -> RunState:
+    """Say each round after the first `num_said` as it is done, until the run is over, and return how it ended."""
+    while True:
+        state = look()
+        for record in records_of.rounds(config.folder)[num_said:]:
+            say(records_of.round_line(record, config.run.training.num_rounds))
+            num_said += 1
+        if state.is_over:
+            return state
+        time.sleep(POLL_S)
+
+
+def _connection(config: ServerConfig, *, insecure: bool) -> Connection:
+    """Return who is connected and how the newest run is, from the server's process on this machine."""
+    _require()
+    from hushprompt.deployment.operate import server as ends
+
+    control = ends.control(config, is_insecure=insecure)
+    file = ends.names_file(config)
+    names = records.read_json(file) if file.exists() else {}
+    online = [names.get(node.node_id, f"node {node.node_id}") for node in control.nodes() if node.is_online]
+    return Connection(clients=tuple(sorted(online)), newest_run=next(iter(control.runs()), None))
+
+
+def _now() -> datetime.datetime:
+    """Return the time in UTC."""
+    return datetime.datetime.now(datetime.UTC)
+
+
+def _require() -> None:
+    """Raise ConfigError unless what the processes of a federation need is installed."""
+    extras.require("flower", "A federation", "flwr", "cryptography")

@@ -1,0 +1,29 @@
+"""Packages that only some uses need (extras): how to get one that is missing."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+from pathlib import Path
+
+from hushprompt.errors import ConfigError
+
+
+def install_hint(extra: str) -> str:
+    """Return the command that installs an extra: from the checkout, where this package came from one."""
+    return f"pip install '.[{extra}]' (in the checkout)" if _is_checkout() else f"pip install 'hushprompt[{extra}]'"
+
+
+def require(extra: str, what: str, *packages: str) -> None:
+    """Raise ConfigError unless packages of an extra are installed; imports none of them."""
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise ConfigError(f"{what} needs the package {package}. Get it with: {install_hint(extra)}.")
+
+
+def _is_checkout() -> bool:
+    """Whether this package was installed from a checkout (PEP 610), or runs from one that is not installed."""
+    try:
+        return '"dir_info"' in (importlib.metadata.distribution("hushprompt").read_text("direct_url.json") or "")
+    except importlib.metadata.PackageNotFoundError:
+        return (Path(__file__).parents[2] / "pyproject.toml").exists()
