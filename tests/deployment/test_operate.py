@@ -16,7 +16,6 @@ import pytest
 import tomli_w
 from typer.testing import CliRunner
 
-from hushprompt.cli import federation as cli_federation
 from hushprompt.cli import lazy
 from hushprompt.cli import main as cli
 from hushprompt.config import parse as configs
