@@ -107,6 +107,8 @@ class RayCluster:
                         yield event
                 for ref in done:
                     yield self._end(running.pop(ref), ref)
+            with contextlib.suppress(ConfigError):  # a node has died in the meantime
+                self._on_every_node(remove_left, [toml for toml, _ in tasks])
         finally:  # left early, such as by Ctrl-C
             for ref in running:
                 self._ray.cancel(ref, force=True)
@@ -249,7 +251,7 @@ def data_fingerprint(config: RunConfig) -> str:
     The fingerprint of a split may change with the time of a copy; what is read here does not. It is read once, and kept
     in the cache.
     """
-    dataset = job.load_kept(config.data)
+    dataset = config.data.load()  # anew: another process may have changed it since the last sweep
     digest = hashlib.sha256(repr((dataset.class_names, dataset.domain_names, dataset.client_names)).encode())
     for name in ("train", config.evaluation.split):
         digest.update(_content(dataset.splits[name], config.runtime.cache_path).encode())
@@ -299,8 +301,7 @@ def train_on_node(
         checked, expected, all_tomls = seen
         if ray.get_runtime_context().get_node_id() not in checked:  # it joined the cluster later
             refuse_difference("a new node", describe(all_tomls), "the others", expected)
-        config = configs.parse(tomllib.loads(config_toml))
-        folder = config.runtime.cache_path / "runs" / config.identity()
+        folder = folder_on_node(config_toml)
         if begun and not folder.exists():
             unpack(begun, folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -310,6 +311,18 @@ def train_on_node(
         return packed, scores
 
     return attempt(train)
+
+
+def folder_on_node(config_toml: str) -> Path:
+    """Return where a run lies on this node until it is done."""
+    config = configs.parse(tomllib.loads(config_toml))
+    return config.runtime.cache_path / "runs" / config.identity()
+
+
+def remove_left(config_tomls: Sequence[str]) -> None:
+    """Remove what is left here of runs that were killed here and went on elsewhere."""
+    for toml in config_tomls:
+        shutil.rmtree(folder_on_node(toml), ignore_errors=True)
 
 
 def _teller(mailbox: Any, index: int) -> Callable[[str, int, int], None]:

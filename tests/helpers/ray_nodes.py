@@ -1,0 +1,25 @@
+"""Starts a Ray cluster of two nodes in a process of its own: python ray_nodes.py FOLDER FOLDER.
+
+Each node works in its folder and has its cache there. Ray leaves files open, which would be errors in the tests' own
+process. It prints the address, and ends with its input.
+"""
+
+import os
+import sys
+
+from ray.cluster_utils import Cluster
+
+
+def main(folders):
+    cluster = Cluster()
+    for folder in folders:
+        os.chdir(folder)  # a node's workers begin where it was started
+        cluster.add_node(num_cpus=1, include_dashboard=False, env_vars={"XDG_CACHE_HOME": f"{folder}/cache"})
+    sys.stdout.write(f"{cluster.address}\n")
+    sys.stdout.flush()
+    sys.stdin.read()
+    cluster.shutdown()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
