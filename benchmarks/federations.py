@@ -13,9 +13,10 @@ from hushprompt.config.schema import RunConfig
 from hushprompt.data.partitions.base import ClientShard, Partition
 from hushprompt.evaluation.splits import client_splits
 from hushprompt.features.store import StoredFeatures
-from hushprompt.federation.checkpoint import Progress
-from hushprompt.federation.setup import Arm, Federation, assemble, load_model, make_partition
+from hushprompt.federation.setup import Federation, assemble, load_model, make_partition
 from hushprompt.prompts.prompt_model import PromptModel
+from hushprompt.runs.arm import Arm
+from hushprompt.runs.checkpoint import Progress
 from hushprompt.runs.records import RoundRecord
 
 CHUNK = 50_000

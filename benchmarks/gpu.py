@@ -25,12 +25,12 @@ from benchmarks.federations import Silent, fresh_start, random_federation
 from benchmarks.measure import count_gflop, in_process
 from benchmarks.rows import Row
 from hushprompt.config import parse as configs
-from hushprompt.federation.checkpoint import Checkpoints
 from hushprompt.federation.setup import client_sizes, plan_arms
 from hushprompt.federation.simulate import Trainer
 from hushprompt.models.placing import Device, Precision, place, step_memory_mb
 from hushprompt.prompts.gradients import per_example_gradients
 from hushprompt.prompts.prompt_model import PromptModel
+from hushprompt.runs.checkpoint import Checkpoints
 
 TITLE = "GPU: 100 rounds of 10 clients, about 32 examples each, features cached"
 WANTED_SECONDS = 60.0

@@ -25,11 +25,11 @@ from benchmarks.measure import in_process, peak_mb
 from benchmarks.rows import Row
 from hushprompt.config import parse as configs
 from hushprompt.config.schema import RunConfig
-from hushprompt.federation.checkpoint import Checkpoints
 from hushprompt.federation.setup import Federation, client_sizes, plan_arms
 from hushprompt.federation.simulate import Trainer
 from hushprompt.methods.dp_fpl import DPFPL
 from hushprompt.prompts.prompt_model import PromptModel
+from hushprompt.runs.checkpoint import Checkpoints
 
 TITLE = "Simulator: CPU time of a round that is no tower arithmetic"
 

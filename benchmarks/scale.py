@@ -24,11 +24,11 @@ from benchmarks.measure import in_process, measured
 from benchmarks.rows import Row
 from hushprompt.config import parse as configs
 from hushprompt.data.sets.toy import NAMES
-from hushprompt.federation.checkpoint import Checkpoints
 from hushprompt.federation.setup import Federation, client_sizes, plan_arms
 from hushprompt.federation.simulate import Trainer
 from hushprompt.models.toy import Toy
 from hushprompt.prompts.prompt_model import PromptModel
+from hushprompt.runs.checkpoint import Checkpoints
 
 TITLE = "Scale: clients of 100 cached examples, random features, two workers"
 EXAMPLES_OF_A_CLIENT, WIDTH = 100, 512

@@ -26,8 +26,6 @@ ROOMS = [
 """From the ground up; a room may import itself and what stands before it."""
 DOORS = {"__init__.py", "__main__.py", "api.py"}
 """Files beside the rooms that may import all of them."""
-MOVING = {"runs/ledger.py", "runs/metrics.py"}
-"""Files that still look up."""
 FILES = sorted(path for path in SOURCE.rglob("*.py"))
 
 
@@ -61,7 +59,7 @@ def test_imports_point_one_way(path):
     below = set().union(*ROOMS[:own])
     for module in imports(ast.parse(path.read_text())):
         target = module.split(".")[1] if len(module.split(".")) > 1 else ""
-        if (SOURCE / target).is_dir() and target != room(path) and str(path.relative_to(SOURCE)) not in MOVING:
+        if (SOURCE / target).is_dir() and target != room(path):
             assert target in below, f"{path} imports {module}"
 
 

@@ -19,13 +19,13 @@ from hushprompt.federation import payload
 from hushprompt.federation import round as rounds
 from hushprompt.federation import server as meeting
 from hushprompt.federation.setup import assemble, client_sizes, load_model, make_partition, plan_arms
-from hushprompt.federation.state import flatten
 from hushprompt.methods.base import Batch
 from hushprompt.privacy.config import Audience, Channel
 from hushprompt.privacy.mechanisms.gaussian import GaussianMechanism
 from hushprompt.privacy.plan import PrivacyPlan
 from hushprompt.registry import METHODS
 from hushprompt.runs import records
+from hushprompt.runs.state import flatten
 from hushprompt.seeding import stream
 
 UNEVEN = {"name": "dirichlet", "num_clients": 3, "alpha": 0.5}

@@ -9,7 +9,6 @@ import torch
 
 from hushprompt.deployment import wire
 from hushprompt.federation.payload import PayloadKind
-from hushprompt.federation.state import flatten, restore
 from hushprompt.methods.base import Batch, ClipsBatches, Method, Upload
 from hushprompt.methods.context import ContextConfig
 from hushprompt.privacy.clipping import ClippedSum
@@ -18,6 +17,7 @@ from hushprompt.privacy.mechanisms.base import Release
 from hushprompt.privacy.mechanisms.observed import WrappedMechanism
 from hushprompt.prompts.optimizer import Optimizer
 from hushprompt.registry import METHODS
+from hushprompt.runs.state import flatten, restore
 
 
 def small(name):

@@ -13,8 +13,8 @@ from helpers.made_runs import train
 from hushprompt.cli import main as cli
 from hushprompt.errors import DataError
 from hushprompt.privacy.accounting import GaussianReleases, epsilon
+from hushprompt.privacy.statements import detection_rate, in_plain_words
 from hushprompt.reporting.page import report
-from hushprompt.reporting.privacy_text import detection_rate, in_plain_words
 from hushprompt.reporting.sections import SECTIONS
 
 SVG = "{http://www.w3.org/2000/svg}"

@@ -24,10 +24,11 @@ from hushprompt.checks import one_of, positive
 from hushprompt.config import parse as configs
 from hushprompt.config.schema import RunConfig
 from hushprompt.errors import ConfigError
-from hushprompt.federation.setup import Arm, client_sizes, make_partition, plan_arms
+from hushprompt.federation.setup import client_sizes, make_partition, plan_arms
 from hushprompt.privacy.config import Audience
 from hushprompt.registry import METHODS
 from hushprompt.runs import records
+from hushprompt.runs.arm import Arm
 from hushprompt.seeding import stream
 
 FILE = "audit.json"

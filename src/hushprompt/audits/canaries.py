@@ -22,8 +22,8 @@ from hushprompt.audits.lower_bounds import CONFIDENCE
 from hushprompt.audits.mechanism_audit import AuditResult, Bound, best_guesses
 from hushprompt.audits.world import Candidates, World, audiences, start
 from hushprompt.errors import ConfigError
-from hushprompt.federation.setup import Arm
 from hushprompt.privacy.config import Audience
+from hushprompt.runs.arm import Arm
 from hushprompt.seeding import stream
 
 BELIEF = {Audience.PUBLIC: "global prompt", Audience.PERSONAL: "personal prompt"}

@@ -21,11 +21,12 @@ from hushprompt.audits.watch import ABSENT, Observer
 from hushprompt.audits.world import start, train_watched
 from hushprompt.config.schema import RunConfig
 from hushprompt.federation.payload import PayloadKind, payload_kind
-from hushprompt.federation.setup import Arm, Federation
+from hushprompt.federation.setup import Federation
 from hushprompt.methods.base import Batch, Personal, Shared
 from hushprompt.privacy.clipping import ClippedSum
 from hushprompt.privacy.config import Audience, Channel
 from hushprompt.privacy.mechanisms.base import Mechanism
+from hushprompt.runs.arm import Arm
 from hushprompt.seeding import stream
 
 MOST_IMAGES = 64

@@ -30,9 +30,10 @@ from hushprompt.audits.client_canaries import has_client_canaries, train_clients
 from hushprompt.audits.world import World, audiences, candidates_of
 from hushprompt.config.schema import RunConfig
 from hushprompt.errors import HushpromptError, ResumeError
-from hushprompt.federation.setup import Arm, Federation, assemble, load_model, make_partition
+from hushprompt.federation.setup import Federation, assemble, load_model, make_partition
 from hushprompt.jobs.pool import CoreShares, TaskEnd, Tell, WorkerPool, prepare_training
 from hushprompt.privacy.config import Audience
+from hushprompt.runs.arm import Arm
 
 TRANSCRIPT, UPLOADS = "transcript", "uploads"
 CONTENT = 2

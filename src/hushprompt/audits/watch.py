@@ -17,13 +17,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from hushprompt.audits.likelihood import drifts, log_likelihood_ratios, over_steps, without
-from hushprompt.federation.setup import Arm
 from hushprompt.methods.base import Batch, Method, Personal, Shared, StepInfo, Upload
 from hushprompt.privacy.clipping import ClippedSum, clip_factors
 from hushprompt.privacy.config import Audience, Channel
 from hushprompt.privacy.mechanisms.base import Mechanism, Release
 from hushprompt.privacy.mechanisms.observed import WrappedMechanism
 from hushprompt.privacy.release_plan import ReleasePlan
+from hushprompt.runs.arm import Arm
 
 ABSENT = -1
 """Label of an example that is left out."""

@@ -25,12 +25,13 @@ from hushprompt.config.schema import RunConfig
 from hushprompt.errors import ConfigError
 from hushprompt.federation.payload import PayloadKind, payload_kind
 from hushprompt.federation.round import RoundRunner
-from hushprompt.federation.setup import Arm, Federation
-from hushprompt.federation.state import State
+from hushprompt.federation.setup import Federation
 from hushprompt.methods.base import Batch, Method
 from hushprompt.methods.context import ContextConfig
 from hushprompt.models.base import FeatureKind
 from hushprompt.privacy.config import Audience, Channel
+from hushprompt.runs.arm import Arm
+from hushprompt.runs.state import State
 
 KIND: FeatureKind = "pooled"
 """Image features that the attacks read."""

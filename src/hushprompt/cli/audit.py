@@ -18,7 +18,8 @@ from hushprompt.audits.roc import write_roc
 from hushprompt.audits.suite import ATTACKS
 from hushprompt.cli.console import INTERRUPTED, console
 from hushprompt.errors import ConfigError
-from hushprompt.reporting.tables import AUDIENCES, epsilon_text
+from hushprompt.privacy.statements import AUDIENCES
+from hushprompt.reporting.tables import epsilon_text
 
 CONTRADICTED = 1
 """Exit status of an audit that measured more than is claimed."""

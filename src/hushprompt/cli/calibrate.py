@@ -8,9 +8,9 @@ import typer
 
 from hushprompt import checks
 from hushprompt.cli.console import console
+from hushprompt.privacy import statements
 from hushprompt.privacy.config import Audience, Channel, PrivacyConfig
 from hushprompt.registry import METHODS
-from hushprompt.reporting import tables
 from hushprompt.runs import records
 
 
@@ -59,6 +59,8 @@ def calibrate(
         console.print(f"noise_multiplier_{channel} = {value:.6g}   (noise std over clip norm)")
     guarantees = plan.guarantees()
     for name, guarantee in guarantees.items():
-        console.print(f"{tables.AUDIENCES[name]}:\n  {guarantee.statement()}", soft_wrap=True)
-    for line in tables.cross_check_lines({"audiences": {str(n): records.to_json(g) for n, g in guarantees.items()}}):
+        console.print(f"{statements.AUDIENCES[name]}:\n  {guarantee.statement()}", soft_wrap=True)
+    for line in statements.cross_check_lines(
+        {"audiences": {str(n): records.to_json(g) for n, g in guarantees.items()}}
+    ):
         console.print(line, soft_wrap=True)

@@ -13,7 +13,7 @@ from hushprompt.config import parse as configs
 from hushprompt.deployment import api
 from hushprompt.deployment.operate.status import ClientStatus, ServerStatus, round_line
 from hushprompt.errors import ConfigError
-from hushprompt.reporting import tables
+from hushprompt.privacy import statements
 
 if TYPE_CHECKING:
     from hushprompt.deployment.flower.control import RunState
@@ -180,7 +180,7 @@ def _show_client(found: ClientStatus) -> None:
 def _show_meaning(guarantees: list[dict[str, Any]]) -> None:
     """Print what the epsilons of a run mean."""
     for arm in guarantees:
-        for line in tables.statement_lines(arm):
+        for line in statements.statement_lines(arm):
             console.print(line, markup=False, soft_wrap=True)
 
 

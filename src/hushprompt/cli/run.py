@@ -21,7 +21,7 @@ from hushprompt.runs import records
 
 if TYPE_CHECKING:
     from hushprompt.config.schema import RunConfig
-    from hushprompt.federation.setup import Arm
+    from hushprompt.runs.arm import Arm
     from hushprompt.runs.records import RoundRecord
 
 
@@ -165,8 +165,8 @@ def discard(folder: Path) -> None:
 
 def planned_privacy(config: RunConfig) -> dict[str, Any]:
     """Return the privacy record of a run that is not trained."""
-    from hushprompt.federation.publish import privacy_record
     from hushprompt.federation.setup import client_sizes, make_partition, plan_arms, plan_metrics
+    from hushprompt.runs.privacy_record import privacy_record
 
     partition = make_partition(config, config.data.load())
     arms = plan_arms(config, client_sizes(partition))

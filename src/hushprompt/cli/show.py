@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from hushprompt.cli.console import console
-from hushprompt.reporting import tables
+from hushprompt.privacy import statements
 from hushprompt.reporting.result_table import result_table
 from hushprompt.runs import records
 from hushprompt.runs.records import ArmSummary
@@ -39,9 +39,9 @@ def show_results(arms: list[ArmSummary], folder: Path) -> None:
 def show_statement(privacy_json: dict[str, Any]) -> None:
     """Print a privacy record in sentences."""
     for arm in privacy_json["arms"]:
-        for line in tables.statement_lines(arm):
+        for line in statements.statement_lines(arm):
             console.print(line, soft_wrap=True)
-        for line in [*tables.cross_check_lines(arm), *tables.account_lines(arm)]:
+        for line in [*statements.cross_check_lines(arm), *statements.account_lines(arm)]:
             console.print(line, soft_wrap=True)
     for key in ("other_client", "server", "not_private", "evaluation_images", "noise_source", "several_arms"):
         if key in privacy_json:  # one is there only where accuracies are noisy

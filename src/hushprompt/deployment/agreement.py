@@ -16,9 +16,10 @@ from hushprompt.config import parse as configs
 from hushprompt.config.schema import RunConfig, RuntimeConfig
 from hushprompt.deployment.envelope import PROTOCOL
 from hushprompt.errors import ProtocolError
-from hushprompt.federation.setup import Arm, plan_arms
+from hushprompt.federation.setup import plan_arms
 from hushprompt.models.placing import place, step_memory_mb
 from hushprompt.prompts.prompt_model import PromptModel
+from hushprompt.runs.arm import Arm
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,13 +21,15 @@ from hushprompt.errors import PrivacyError, ProtocolError, ResumeError
 from hushprompt.evaluation.metrics import accuracy
 from hushprompt.features.cache import check_kind
 from hushprompt.federation.client import Client
-from hushprompt.federation.publish import STAYS_AT_HOME, privacy_record, write_prompts
 from hushprompt.methods.base import Shared
 from hushprompt.privacy.config import Channel
 from hushprompt.privacy.ledger import why_not
+from hushprompt.privacy.statements import STAYS_AT_HOME
 from hushprompt.prompts.prompt_model import PromptModel
 from hushprompt.runs import records
 from hushprompt.runs.ledger import LedgerFile
+from hushprompt.runs.privacy_record import privacy_record
+from hushprompt.runs.prompts import write_prompts
 from hushprompt.seeding import stream
 
 

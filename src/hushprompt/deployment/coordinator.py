@@ -24,12 +24,14 @@ from hushprompt.deployment.responses import Responses
 from hushprompt.deployment.store import AGREEMENT
 from hushprompt.deployment.transport import Transport
 from hushprompt.errors import ProtocolError, ResumeError
-from hushprompt.federation.publish import STAYS_AT_HOME, privacy_record, write_prompts
 from hushprompt.federation.server import Server
-from hushprompt.federation.simulate import Observer
 from hushprompt.privacy.config import Channel
+from hushprompt.privacy.statements import STAYS_AT_HOME
 from hushprompt.runs import records
 from hushprompt.runs.ledger import LedgerFile
+from hushprompt.runs.observer import Observer
+from hushprompt.runs.privacy_record import privacy_record
+from hushprompt.runs.prompts import write_prompts
 from hushprompt.seeding import stream
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from hushprompt.deployment.config import OwnerConfig
 from hushprompt.errors import PrivacyError
-from hushprompt.federation.setup import Arm
 from hushprompt.privacy.config import Channel
 from hushprompt.privacy.plan import PrivacyPlan
 from hushprompt.runs import records
+from hushprompt.runs.arm import Arm
 
 SPENT = "spent.json"
 """In every run's folder: epsilon and delta that its charges come to, written before a charge is."""

@@ -14,10 +14,10 @@ from hushprompt import files
 from hushprompt.deployment.responses import Responses
 from hushprompt.deployment.wire import check_like
 from hushprompt.errors import ProtocolError, ResumeError
-from hushprompt.federation.state import flatten, restore
 from hushprompt.methods.base import Shared
 from hushprompt.privacy.adaptive import ClipNorms
 from hushprompt.runs.records import RoundRecord
+from hushprompt.runs.state import flatten, restore
 
 FILE = "checkpoint/state.safetensors"
 

@@ -22,9 +22,9 @@ from hushprompt.deployment.agreement import Agreement, read_agreement
 from hushprompt.deployment.config import check_name
 from hushprompt.deployment.envelope import Envelope
 from hushprompt.errors import ConfigError, ProtocolError, ResumeError
-from hushprompt.federation.state import flatten, restore
 from hushprompt.methods.base import Personal
 from hushprompt.runs import records
+from hushprompt.runs.state import flatten, restore
 
 AGREEMENT = "agreement.json"
 """What was agreed on, at the server and at every client."""

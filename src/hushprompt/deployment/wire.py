@@ -14,12 +14,12 @@ from torch import Tensor
 
 from hushprompt.errors import ProtocolError
 from hushprompt.federation.payload import PayloadKind, payload_kind
-from hushprompt.federation.setup import Arm
-from hushprompt.federation.state import flatten, restore
 from hushprompt.methods.base import Shared
 from hushprompt.privacy.adaptive import ClipNorms
 from hushprompt.privacy.clipping import ClippedSum
 from hushprompt.privacy.config import Channel
+from hushprompt.runs.arm import Arm
+from hushprompt.runs.state import flatten, restore
 
 SERVER_ONLY = ("optimizer", "anchor")
 """Parts of a shared state that `server_step` alone reads: they go down only where clients step copies of their own."""

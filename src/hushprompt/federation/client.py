@@ -19,12 +19,12 @@ from hushprompt.config.schema import TrainingConfig
 from hushprompt.features.store import StoredFeatures
 from hushprompt.federation import payload
 from hushprompt.federation.payload import PayloadKind
-from hushprompt.federation.setup import Arm
 from hushprompt.methods.base import Batch, Personal, Shared, StepInfo, Upload
 from hushprompt.models.base import FeatureKind
 from hushprompt.privacy.config import Channel
 from hushprompt.privacy.mechanisms.base import Mechanism
 from hushprompt.prompts.prompt_model import PromptModel
+from hushprompt.runs.arm import Arm
 from hushprompt.seeding import stream
 
 

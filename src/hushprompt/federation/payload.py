@@ -15,11 +15,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hushprompt.federation.state import flatten, restore
 from hushprompt.methods.base import Upload
 from hushprompt.privacy.clipping import ClippedSum, add_up
 from hushprompt.privacy.config import Channel
 from hushprompt.privacy.mechanisms.base import Mechanism
+from hushprompt.runs.state import flatten, restore
 
 
 class PayloadKind(StrEnum):

@@ -17,12 +17,13 @@ import torch
 from hushprompt.config.schema import RunConfig
 from hushprompt.federation import payload
 from hushprompt.federation.client import Client, ClientUpdate
-from hushprompt.federation.schedule import survivors
 from hushprompt.federation.server import Server
-from hushprompt.federation.setup import Arm, Federation, client_sizes
-from hushprompt.federation.state import State
+from hushprompt.federation.setup import Federation, client_sizes
 from hushprompt.methods.base import Personal, Shared
 from hushprompt.privacy.adaptive import ClipNorms
+from hushprompt.privacy.schedule import survivors
+from hushprompt.runs.arm import Arm
+from hushprompt.runs.state import State
 from hushprompt.seeding import stream
 
 

@@ -9,10 +9,10 @@ from typing import Any
 from hushprompt.config.schema import TrainingConfig
 from hushprompt.federation import payload
 from hushprompt.federation.payload import PayloadKind
-from hushprompt.federation.setup import Arm
 from hushprompt.methods.base import Shared
 from hushprompt.privacy.adaptive import ClipNorms
 from hushprompt.privacy.config import Channel
+from hushprompt.runs.arm import Arm
 from hushprompt.seeding import stream
 
 

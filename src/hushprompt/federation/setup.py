@@ -20,37 +20,20 @@ from hushprompt.evaluation.base_to_new import base_images, num_base_classes
 from hushprompt.evaluation.splits import ClientSplit, client_splits
 from hushprompt.features.cache import Progress, check_kind, image_features
 from hushprompt.features.store import StoredFeatures
-from hushprompt.federation.schedule import Cohorts, draw_cohorts
-from hushprompt.methods.base import ClipsBatches, Method
+from hushprompt.methods.base import ClipsBatches
 from hushprompt.models.base import FeatureKind
 from hushprompt.models.placing import place, step_memory_mb
 from hushprompt.privacy.config import Channel
 from hushprompt.privacy.metrics import MetricsPlan, make_metrics_plan
 from hushprompt.privacy.plan import PrivacyPlan, make_plan
+from hushprompt.privacy.schedule import Cohorts, draw_cohorts
 from hushprompt.prompts.optimizer import with_schedule_steps
 from hushprompt.prompts.prompt_model import PromptModel
 from hushprompt.registry import METHODS
+from hushprompt.runs.arm import Arm
 
 Load = Callable[[Any], Any]
 """Loads the thing that a `data` or `backbone` section describes. Who makes many runs may keep what it loaded."""
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One line of the table: a method under a privacy plan."""
-
-    label: str
-    """Unique in its run; also keys the arm's batches and noise."""
-    method_name: str
-    method: Method
-    plan: PrivacyPlan
-    cohorts: Cohorts
-    """Who takes part in which round."""
-
-    @property
-    def num_rounds(self) -> int:
-        """Rounds of training; 0 for a method that learns nothing."""
-        return len(self.cohorts)
 
 
 @dataclass(frozen=True)

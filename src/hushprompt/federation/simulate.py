@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,18 +27,8 @@ from hushprompt.evaluation.confusion import confusion
 from hushprompt.evaluation.evaluate import NewClasses, Scores, evaluate, mean_scores
 from hushprompt.evaluation.metrics import predicted_classes
 from hushprompt.evaluation.private import count_right, scores_of
-from hushprompt.federation import checkpoint
-from hushprompt.federation.checkpoint import Checkpoints, Progress
-from hushprompt.federation.publish import (
-    confusion_record,
-    partition_record,
-    privacy_record,
-    provenance,
-    write_prompts,
-)
 from hushprompt.federation.round import RoundRunner
 from hushprompt.federation.setup import (
-    Arm,
     Federation,
     Load,
     assemble,
@@ -49,30 +39,22 @@ from hushprompt.federation.setup import (
     plan_arms,
     plan_metrics,
 )
-from hushprompt.federation.state import State
-from hushprompt.federation.tracking import tracked
 from hushprompt.methods.base import NoState, Personal
 from hushprompt.privacy.metrics import MetricsPlan, RightAnswers
 from hushprompt.prompts.prompt_model import PromptModel
-from hushprompt.runs import records
+from hushprompt.runs import checkpoint, records
+from hushprompt.runs.arm import Arm
+from hushprompt.runs.checkpoint import Checkpoints, Progress
+from hushprompt.runs.counts import confusion_record, partition_record
 from hushprompt.runs.ledger import LedgerFile
 from hushprompt.runs.metrics import MetricsFile
-from hushprompt.runs.records import ArmSummary, RoundRecord
+from hushprompt.runs.observer import Observer
+from hushprompt.runs.privacy_record import privacy_record
+from hushprompt.runs.prompts import write_prompts
+from hushprompt.runs.records import ArmSummary, RoundRecord, provenance
+from hushprompt.runs.state import State
+from hushprompt.runs.tracking import tracked
 from hushprompt.seeding import stream
-
-
-@runtime_checkable
-class Observer(Protocol):
-    """Who watches a run: the command line draws bars, tests count."""
-
-    def on_setup(self, what: str, done: int, total: int) -> None:
-        """Images are being encoded."""
-
-    def on_arm(self, arm: Arm, index: int, num_arms: int, num_rounds_done: int) -> None:
-        """An arm begins, or goes on after a resume."""
-
-    def on_round(self, record: RoundRecord) -> None:
-        """A round is done and on disk."""
 
 
 def run(config: RunConfig, folder: Path, observer: Observer, load: Load = load_fresh) -> list[ArmSummary]:

@@ -14,10 +14,11 @@ from hushprompt.config import parse as configs
 from hushprompt.config.schema import RunConfig
 from hushprompt.features.cache import image_features
 from hushprompt.federation import simulate
-from hushprompt.federation.setup import Arm, load_fresh
+from hushprompt.federation.setup import load_fresh
 from hushprompt.jobs.pool import Tell
 from hushprompt.models.base import FeatureKind
 from hushprompt.models.placing import place
+from hushprompt.runs.arm import Arm
 from hushprompt.runs.records import ArmSummary, RoundRecord
 
 NUM_KEPT = 2

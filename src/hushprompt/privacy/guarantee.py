@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from hushprompt.privacy import accounting
+from hushprompt.privacy import accounting, statements
 
 logger = logging.getLogger(__name__)
 
@@ -20,12 +20,6 @@ TOLERANCE = 1e-3
 """What rounding alone explains where an accountant shows relatively less than theory allows."""
 LOOSENESS = 1e-2
 """What discretization explains where "pld" shows relatively more than the exact curve, beside one grid step."""
-UNITS = {
-    "example": ("one example", "one example of one client"),
-    "client": ("one client's whole data", "one client with all of its examples"),
-    "evaluation image": ("one evaluation image", "one evaluation image of one client"),
-}
-"""Privacy units in the words of a statement: what neighbors differ by, and who is protected."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,18 +45,7 @@ class Guarantee:
 
     def statement(self) -> str:
         """Say the guarantee in one sentence; epsilon never stands alone."""
-        one, unit = UNITS[self.privacy_unit]
-        differ = f"{one} more or less" if self.neighboring_relation == "add_remove" else f"{one} exchanged"
-        context = (
-            f"at delta = {self.delta:g} for {unit}, neighbors differing by {differ} "
-            f"({self.neighboring_relation}), {self.sampling}, {self.releases.num_steps} releases"
-        )
-        if math.isinf(self.epsilon):
-            return f"No guarantee (epsilon = inf, {self.why_unbounded}) {context}."
-        if self.releases.is_empty:
-            return f"Nothing derived from private data is released (epsilon = 0) {context}."
-        warned = "".join(f" WARNING: {text}" for text in self.warnings)
-        return f"epsilon = {self.epsilon:.4g} {context}; accountant: {self.accountant}.{warned}"
+        return statements.guarantee_statement(self)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""

@@ -8,9 +8,10 @@ from typing import Any
 
 from markupsafe import Markup
 
+from hushprompt.privacy.statements import AUDIENCES
 from hushprompt.reporting.blocks import missing, paragraph, table
 from hushprompt.reporting.runs import Run, number
-from hushprompt.reporting.tables import AUDIENCES, epsilon_text
+from hushprompt.reporting.tables import epsilon_text
 
 HEADER = ("row", "audience", "proven epsilon", "measured, mechanism", "measured, training", "strongest attack, AUC")
 

@@ -10,6 +10,7 @@ from hushprompt.config.overrides import short_names
 from hushprompt.errors import ConfigError
 from hushprompt.evaluation import significance
 from hushprompt.evaluation.significance import Difference
+from hushprompt.privacy import statements
 from hushprompt.reporting import meaning, tables
 from hushprompt.reporting.comparison import Comparison, in_order
 from hushprompt.reporting.formats import Grid
@@ -135,7 +136,7 @@ def captions(comparison: Comparison) -> list[str]:
     if trained:
         audience = trained[0].results[0].summary.audience
         lines.append(
-            f"epsilon is an upper bound for {tables.AUDIENCES.get(audience, audience)}, "
+            f"epsilon is an upper bound for {statements.AUDIENCES.get(audience, audience)}, "
             f"{meaning.together([(group.title, _clauses(group)) for group in trained])}. "
             "-: no private data used; inf: no guarantee."
         )

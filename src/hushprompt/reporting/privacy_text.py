@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
 
+from hushprompt.privacy.statements import AUDIENCES, in_plain_words
 from hushprompt.reporting import meaning
 from hushprompt.reporting.blocks import details, missing, paragraph
 from hushprompt.reporting.markup import tag
 from hushprompt.reporting.runs import number
 from hushprompt.reporting.series import Series
-from hushprompt.reporting.tables import AUDIENCES
 
-FALSE_ALARMS = 0.01
-"""Rate of false accusations at which a guarantee is put into plain words."""
 MAX_OPEN = 6
 """Statements that stand open; more than these are folded up."""
 
@@ -79,42 +76,6 @@ def _participation(s: Series) -> list[Markup]:
     """Say how many clients take part in a round, where not all do."""
     words = (_arm(s).get("participation") or {}).get("statement")
     return [paragraph(str(words), "note")] if words else []
-
-
-def in_plain_words(guarantee: Mapping[str, Any]) -> str:
-    """Say what the best possible test for a single example could find out.
-
-    A test on an (epsilon, delta)-DP output with false alarm rate a finds what it looks for with probability at most
-    min(e^eps a + delta, 1 - e^-eps (1 - delta - a)).
-
-    Source: Kairouz, Oh, Viswanath 2015 (arXiv:1311.0776), Theorem 2.1.
-    """
-    epsilon, delta = number(guarantee.get("epsilon")), number(guarantee.get("delta"))
-    unit = str(guarantee.get("privacy_unit", "example"))
-    if math.isnan(epsilon) or math.isnan(delta):
-        return ""
-    if math.isinf(epsilon):
-        return f"In plain words: nothing limits what can be learned about a single {unit}."
-    releases = guarantee.get("releases") or {}
-    if releases.get("num_steps") == 0 or releases.get("noise_multiplier") == "inf":
-        return f"In plain words: this audience sees nothing that depends on any {unit}."
-    power = detection_rate(epsilon, delta, FALSE_ALARMS)
-    little = " That is next to no protection by this bound alone." if power > 0.95 else ""
-    return (
-        f'In plain words: a test that wrongly says "it was used" in {FALSE_ALARMS:.0%} of cases notices the use of a '
-        f"single {unit} in at most {power:.1%} of cases, whatever else the tester knows.{little}"
-    )
-
-
-def detection_rate(epsilon: float, delta: float, false_alarms: float) -> float:
-    """Return the highest detection rate that (epsilon, delta) leaves to a test with a rate of false alarms.
-
-    >>> round(detection_rate(1.0, 0.0, 0.01), 4), detection_rate(1000.0, 0.0, 0.01)
-    (0.0272, 1.0)
-    """
-    first = math.exp(min(epsilon, 700.0)) * false_alarms + delta
-    second = 1 - math.exp(-epsilon) * (1 - delta - false_alarms)
-    return max(0.0, min(first, second, 1.0))
 
 
 def _arm(s: Series) -> Mapping[str, Any]:

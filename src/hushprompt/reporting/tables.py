@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from hushprompt.privacy.statements import AUDIENCES, statement_lines
 from hushprompt.runs.records import ArmSummary
 
 
@@ -46,50 +47,3 @@ def captions(arms: Sequence[ArmSummary], privacy: dict[str, Any]) -> list[str]:
     if "evaluation_images" in privacy:
         stopped.append(f"evaluation images: {privacy['evaluation_images']}")
     return [*lines, *stopped, *statement_lines(last), privacy["server"], privacy["several_arms"]]
-
-
-AUDIENCES = {
-    "public": "the public (sees the global prompt after every round; other clients see the same)",
-    "personal": "the holder of a client's personal prompt (who also sees all the public sees)",
-    "server": "the server (receives every client's upload, with the client's own noise)",
-}
-
-
-def cross_check_lines(arm: dict[str, Any]) -> list[str]:
-    """Give, for each audience of one arm of `privacy.json`, epsilon by every accountant that applies."""
-    lines = []
-    for audience, guarantee in arm["audiences"].items():
-        values = ", ".join(
-            f"{name} {value if isinstance(value, str) else f'{value:.4g}'}"
-            for name, value in guarantee["cross_checks"].items()
-        )
-        warnings = guarantee.get("warnings") or ["no contradiction"]
-        claimed = guarantee["accountant"]
-        lines.append(f"  {audience}: epsilon by accountant: {values}; claimed: {claimed}; {' '.join(warnings)}.")
-    return lines
-
-
-def account_lines(arm: dict[str, Any]) -> list[str]:
-    """Return each distinct guarantee of one arm of `privacy.json` and its clients, the worst first."""
-    lines = []
-    for account in arm.get("clients", []):
-        clients = ", ".join(map(str, account["clients"][:10])) + (", ..." if len(account["clients"]) > 10 else "")
-        spent = ", ".join(
-            f"{audience} {value if isinstance(value, str) else f'{value:.4g}'}"
-            for audience, value in account["epsilon"].items()
-        )
-        lines.append(
-            f"  {len(account['clients'])} clients ({clients}): {account['num_rounds']} rounds charged, "
-            f"sampling probability {account['sampling_prob']:.4g}; epsilon so far: {spent}."
-        )
-    return lines
-
-
-def statement_lines(arm: dict[str, Any]) -> list[str]:
-    """Return each audience's guarantee of one arm of `privacy.json`, and who takes part where not all do."""
-    lines = [
-        f"{arm['arm']}: for {AUDIENCES[audience]}: {guarantee['statement']}"
-        for audience, guarantee in arm["audiences"].items()
-    ]
-    statement = arm.get("participation", {}).get("statement")  # missing in records of version 0.1
-    return [*lines, f"{arm['arm']}: {statement}"] if statement else lines

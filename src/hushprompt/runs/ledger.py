@@ -6,16 +6,14 @@ ledger that counts at least what was released. A torn last line is a charge whos
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from hushprompt import files
 from hushprompt.errors import ResumeError
-from hushprompt.federation.schedule import Cohorts
-from hushprompt.federation.setup import Arm
 from hushprompt.privacy.ledger import Account, Charge, Ledger, accounts, why_not
+from hushprompt.runs.arm import Arm
 from hushprompt.runs.records import renamed
 
 FILE = "ledger.jsonl"
@@ -38,8 +36,8 @@ class LedgerFile:
         return self._ledgers.get(arm_label, Ledger())
 
     def spent(self, arm: Arm) -> Arm:
-        """Return an arm that claims what was spent, see `spent`."""
-        return spent(arm, self.of(arm.label))
+        """Return an arm that claims what was spent, see `Arm.spent`."""
+        return arm.spent(self.of(arm.label))
 
     def outcome(self, arms: Iterable[Arm]) -> tuple[list[Arm], dict[str, list[Account]]]:
         """Return all arms as `spent` does, and by arm each distinct guarantee and its clients."""
@@ -91,12 +89,6 @@ def read_ledgers(path: Path, lines: Iterable[bytes]) -> dict[str, Ledger]:
                 f"Line {number} of {path} is damaged ({error}): what was spent is not known. Start a new run."
             ) from error
     return ledgers
-
-
-def spent(arm: Arm, ledger: Ledger) -> Arm:
-    """Return an arm that claims what its worst client was charged for, over the rounds that were charged."""
-    cohorts = Cohorts(arm.cohorts.members[: ledger.num_rounds], arm.cohorts.num_clients)
-    return dataclasses.replace(arm, plan=arm.plan.after(ledger.most_rounds), cohorts=cohorts)
 
 
 def _fold(clients: Sequence[int]) -> list[list[int]]:

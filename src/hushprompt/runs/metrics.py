@@ -17,8 +17,8 @@ import numpy as np
 from hushprompt import files
 from hushprompt.config.schema import EvaluationConfig
 from hushprompt.errors import ResumeError
-from hushprompt.federation.setup import Arm
 from hushprompt.privacy.metrics import RightAnswers
+from hushprompt.runs.arm import Arm
 from hushprompt.runs.records import renamed
 
 FILE = "metrics.jsonl"

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.metadata
 import json
 import math
 import os
+import platform
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,8 +24,10 @@ from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
+import torch
 
 from hushprompt import files
+from hushprompt.config.schema import RunConfig
 from hushprompt.errors import DataError, ResumeError
 
 try:
@@ -269,3 +273,15 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+def provenance(config: RunConfig) -> dict[str, str]:
+    """Return what made a result, so that it can be made again."""
+    return {
+        "hushprompt": importlib.metadata.version("hushprompt"),
+        "config_identity": config.identity(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "dp_accounting": importlib.metadata.version("dp-accounting"),
+    }

@@ -11,7 +11,7 @@ from hushprompt.deployment.config import load_server
 from hushprompt.deployment.coordinator import serve
 from hushprompt.deployment.flower import environment
 from hushprompt.deployment.flower.grid_transport import GridTransport
-from hushprompt.federation.setup import Arm
+from hushprompt.runs.arm import Arm
 from hushprompt.runs.records import RoundRecord
 
 _LOG = logging.getLogger("flwr.hushprompt")

@@ -12,10 +12,10 @@ from hushprompt.deployment.agreement import read_agreement
 from hushprompt.deployment.config import ClientConfig, OwnerConfig, ServerConfig
 from hushprompt.deployment.progress import ServerRecord
 from hushprompt.deployment.store import AGREEMENT
-from hushprompt.federation.publish import privacy_record
 from hushprompt.privacy.ledger import Ledger
 from hushprompt.runs import ledger as ledger_file
 from hushprompt.runs import records
+from hushprompt.runs.privacy_record import privacy_record
 
 if TYPE_CHECKING:
     from hushprompt.deployment.flower.control import RunState
@@ -182,7 +182,7 @@ def guarantees(folder: Path) -> list[dict[str, Any]]:
         return []
     arm = read_agreement(records.read_json(agreed)).arm
     ledger = ledger_file.read_ledgers(charged, _whole_lines(charged)).get(arm.label, Ledger())
-    return list(privacy_record([ledger_file.spent(arm, ledger)])["arms"])
+    return list(privacy_record([arm.spent(ledger)])["arms"])
 
 
 def refusals(file: Path) -> list[str]:

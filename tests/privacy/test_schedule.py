@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hushprompt.errors import ConfigError
-from hushprompt.federation.schedule import draw_cohorts, survivors
+from hushprompt.privacy.schedule import draw_cohorts, survivors
 
 
 def drawn(num_clients, cohort_size, num_rounds, seed=0):

@@ -6,12 +6,12 @@ import torch
 
 from hushprompt import files
 from hushprompt.errors import ResumeError
-from hushprompt.federation import checkpoint
-from hushprompt.federation.checkpoint import Checkpoints, Progress, load_progress, load_state
-from hushprompt.federation.state import State, flatten
 from hushprompt.methods.base import NoState
 from hushprompt.methods.context import ContextState
 from hushprompt.prompts.optimizer import Optimizer
+from hushprompt.runs import checkpoint
+from hushprompt.runs.checkpoint import Checkpoints, Progress, load_progress, load_state
+from hushprompt.runs.state import State, flatten
 
 PROGRESS = Progress(
     config_identity="abc",

@@ -15,9 +15,9 @@ import re
 import shutil
 import time
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hushprompt import files
 from hushprompt.config.overrides import flat
@@ -25,11 +25,9 @@ from hushprompt.config.schema import RunConfig
 from hushprompt.errors import ConfigError
 from hushprompt.extras import install_hint
 from hushprompt.runs import records
+from hushprompt.runs.arm import Arm
+from hushprompt.runs.observer import Observer, Several
 from hushprompt.runs.records import RoundRecord
-
-if TYPE_CHECKING:
-    from hushprompt.federation.setup import Arm
-    from hushprompt.federation.simulate import Observer
 
 TENSORBOARD_FOLDER = "tensorboard"
 """In the run folder; below it one folder an arm."""
@@ -83,29 +81,6 @@ def recorded(folder: Path) -> list[RoundRecord]:
     path = folder / "records.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return [records.from_json(RoundRecord, json.loads(line)) for line in lines]
-
-
-class Several:
-    """Observers that watch together."""
-
-    def __init__(self, observers: Sequence[Any]) -> None:
-        """Hold them; the first hears everything first."""
-        self._observers = observers
-
-    def on_setup(self, what: str, done: int, total: int) -> None:
-        """Images are being encoded."""
-        for observer in self._observers:
-            observer.on_setup(what, done, total)
-
-    def on_arm(self, arm: Arm, index: int, num_arms: int, num_rounds_done: int) -> None:
-        """An arm begins, or goes on after a resume."""
-        for observer in self._observers:
-            observer.on_arm(arm, index, num_arms, num_rounds_done)
-
-    def on_round(self, record: RoundRecord) -> None:
-        """A round is done and on disk."""
-        for observer in self._observers:
-            observer.on_round(record)
 
 
 class TensorBoard:

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from hushprompt import files
 from hushprompt.errors import ResumeError
-from hushprompt.federation.state import State, flatten, restore
 from hushprompt.runs.records import renamed
+from hushprompt.runs.state import State, flatten, restore
 
 FILE = "checkpoint/state.safetensors"
 SEGMENT = "personal-*.safetensors"

@@ -9,7 +9,7 @@ import pytest
 from helpers.runs import Silent
 from hushprompt.errors import ConfigError
 from hushprompt.federation.simulate import run
-from hushprompt.federation.tracking import recorded, scalars, tracking_uri
+from hushprompt.runs.tracking import recorded, scalars, tracking_uri
 
 
 def with_runtime(config, **settings):

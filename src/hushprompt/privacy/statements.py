@@ -1,0 +1,178 @@
+"""Every sentence that a privacy statement is made of: who sees what, at which epsilon, and what no guarantee covers.
+
+The command line, the report, the records and the deployment say these words and no others. Epsilon never stands
+without delta, privacy unit, neighboring relation, sampling and accountant.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hushprompt.privacy.guarantee import Guarantee
+
+AUDIENCES = {
+    "public": "the public (sees the global prompt after every round; other clients see the same)",
+    "personal": "the holder of a client's personal prompt (who also sees all the public sees)",
+    "server": "the server (receives every client's upload, with the client's own noise)",
+}
+"""Who sees what."""
+UNITS = {
+    "example": ("one example", "one example of one client"),
+    "client": ("one client's whole data", "one client with all of its examples"),
+    "evaluation image": ("one evaluation image", "one evaluation image of one client"),
+}
+"""Privacy units: what neighbors differ by, and who is protected."""
+OTHER_CLIENT = "Sees what the public sees, and has the same guarantee as the public."
+SERVER = {
+    "server": (
+        "The server is trusted: it sees each client's clipped sum before noise, so nothing here protects a client from "
+        "the server. Secure aggregation is not part of this version."
+    ),
+    "client": (
+        "The server need not be trusted with the data: every client adds the noise itself, in full, before anything "
+        "leaves it. The server has the guarantee of the audience named server, from what it receives of each client "
+        "alone."
+    ),
+}
+"""What the server sees, by who adds the noise."""
+NOT_PRIVATE = (
+    "Not private, simulation only: training losses in records.jsonl, and the checkpoint, which belongs to the "
+    "simulation. Accuracies are read from evaluation images, which this guarantee does not cover."
+)
+LOSSES_NOT_PRIVATE = (
+    "Not private, simulation only: training losses in records.jsonl, and the checkpoint, which belongs to the "
+    "simulation."
+)
+EVALUATION_IMAGES = (
+    "{statement} It covers all accuracies of all arms of this run, which come from noisy counts: at each evaluation, "
+    "noise of standard deviation {local:.4g} images on each client's local count and {neighbor:.4g} on its neighbor "
+    "count. "
+    "Whoever evaluates is trusted: it sees the counts before noise. The budget, limit and ledger of training, and the "
+    "guarantees of its examples, are apart from this."
+)
+STAYS_AT_HOME = (
+    "A federation of separate machines: losses, scores, personal prompts and features stay with each client. The "
+    "server knows who takes part, when, and each client's number of training examples."
+)
+NOISE_SOURCE = {
+    "seeded": "Noise comes from the run's seed: a repeatable simulation. Whoever knows the seed can remove the noise.",
+    "secure": (
+        "Noise comes from the operating system's cryptographic generator, as exact discrete Gaussians on a grid, and "
+        "batches from streams seeded by it. The run's seed says nothing about either, so the run cannot be repeated. "
+        "It can be resumed; a round that runs again is charged again."
+    ),
+}
+COUNTS_NOT_PRIVATE = (
+    "Not private, simulation only: counts of a client's examples by class are not covered by any guarantee."
+)
+SEVERAL_ARMS = "Each arm is accounted for on its own; publishing several arms of one run adds up their privacy losses."
+PARTICIPATION = (
+    "{cohort_size} of {num_clients} clients take part in a round, by a public schedule from which no amplification is "
+    "claimed: the guarantees are those of a client with the most rounds, {most} of {num_rounds}. A client that fails "
+    "in a round is charged for it."
+)
+ADAPTIVE_CLIPPING = "clip_norms are those of the first step; noise_multipliers are those of sum and count together."
+FALSE_ALARMS = 0.01
+"""Rate of false accusations at which a guarantee is put into plain words."""
+
+
+def guarantee_statement(guarantee: Guarantee) -> str:
+    """Return a guarantee in one sentence."""
+    one, unit = UNITS[guarantee.privacy_unit]
+    differ = f"{one} more or less" if guarantee.neighboring_relation == "add_remove" else f"{one} exchanged"
+    context = (
+        f"at delta = {guarantee.delta:g} for {unit}, neighbors differing by {differ} "
+        f"({guarantee.neighboring_relation}), {guarantee.sampling}, {guarantee.releases.num_steps} releases"
+    )
+    if math.isinf(guarantee.epsilon):
+        return f"No guarantee (epsilon = inf, {guarantee.why_unbounded}) {context}."
+    if guarantee.releases.is_empty:
+        return f"Nothing derived from private data is released (epsilon = 0) {context}."
+    warned = "".join(f" WARNING: {text}" for text in guarantee.warnings)
+    return f"epsilon = {guarantee.epsilon:.4g} {context}; accountant: {guarantee.accountant}.{warned}"
+
+
+def in_plain_words(guarantee: Mapping[str, Any]) -> str:
+    """Say what the best possible test for a single example could find out.
+
+    A test on an (epsilon, delta)-DP output with false alarm rate a finds what it looks for with probability at most
+    min(e^eps a + delta, 1 - e^-eps (1 - delta - a)).
+
+    Source: Kairouz, Oh, Viswanath 2015 (arXiv:1311.0776), Theorem 2.1.
+    """
+    epsilon, delta = _number(guarantee.get("epsilon")), _number(guarantee.get("delta"))
+    unit = str(guarantee.get("privacy_unit", "example"))
+    if math.isnan(epsilon) or math.isnan(delta):
+        return ""
+    if math.isinf(epsilon):
+        return f"In plain words: nothing limits what can be learned about a single {unit}."
+    releases = guarantee.get("releases") or {}
+    if releases.get("num_steps") == 0 or releases.get("noise_multiplier") == "inf":
+        return f"In plain words: this audience sees nothing that depends on any {unit}."
+    power = detection_rate(epsilon, delta, FALSE_ALARMS)
+    little = " That is next to no protection by this bound alone." if power > 0.95 else ""
+    return (
+        f'In plain words: a test that wrongly says "it was used" in {FALSE_ALARMS:.0%} of cases notices the use of a '
+        f"single {unit} in at most {power:.1%} of cases, whatever else the tester knows.{little}"
+    )
+
+
+def detection_rate(epsilon: float, delta: float, false_alarms: float) -> float:
+    """Return the highest detection rate that (epsilon, delta) leaves to a test with a rate of false alarms.
+
+    >>> round(detection_rate(1.0, 0.0, 0.01), 4), detection_rate(1000.0, 0.0, 0.01)
+    (0.0272, 1.0)
+    """
+    first = math.exp(min(epsilon, 700.0)) * false_alarms + delta
+    second = 1 - math.exp(-epsilon) * (1 - delta - false_alarms)
+    return max(0.0, min(first, second, 1.0))
+
+
+def cross_check_lines(arm: dict[str, Any]) -> list[str]:
+    """Return for each audience of one arm of `privacy.json` its epsilon by every accountant that applies."""
+    lines = []
+    for audience, guarantee in arm["audiences"].items():
+        values = ", ".join(
+            f"{name} {value if isinstance(value, str) else f'{value:.4g}'}"
+            for name, value in guarantee["cross_checks"].items()
+        )
+        warnings = guarantee.get("warnings") or ["no contradiction"]
+        claimed = guarantee["accountant"]
+        lines.append(f"  {audience}: epsilon by accountant: {values}; claimed: {claimed}; {' '.join(warnings)}.")
+    return lines
+
+
+def account_lines(arm: dict[str, Any]) -> list[str]:
+    """Return each distinct guarantee of one arm of `privacy.json` and its clients, the worst first."""
+    lines = []
+    for account in arm.get("clients", []):
+        clients = ", ".join(map(str, account["clients"][:10])) + (", ..." if len(account["clients"]) > 10 else "")
+        spent = ", ".join(
+            f"{audience} {value if isinstance(value, str) else f'{value:.4g}'}"
+            for audience, value in account["epsilon"].items()
+        )
+        lines.append(
+            f"  {len(account['clients'])} clients ({clients}): {account['num_rounds']} rounds charged, "
+            f"sampling probability {account['sampling_prob']:.4g}; epsilon so far: {spent}."
+        )
+    return lines
+
+
+def statement_lines(arm: dict[str, Any]) -> list[str]:
+    """Return each audience's guarantee of one arm of `privacy.json`, and who takes part where not all do."""
+    lines = [
+        f"{arm['arm']}: for {AUDIENCES[audience]}: {guarantee['statement']}"
+        for audience, guarantee in arm["audiences"].items()
+    ]
+    statement = arm.get("participation", {}).get("statement")  # missing in records of version 0.1
+    return [*lines, f"{arm['arm']}: {statement}"] if statement else lines
+
+
+def _number(value: Any) -> float:
+    """Read a number from JSON: "inf" is infinity, anything else that is no number is NaN."""
+    if value == "inf":
+        return math.inf
+    return float(value) if isinstance(value, (int, float)) else math.nan

@@ -1,0 +1,122 @@
+"""`privacy.json`: who sees what of a run at which epsilon, and what that follows from."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from hushprompt.privacy import statements
+from hushprompt.privacy.adaptive import count_std
+from hushprompt.privacy.ledger import Account
+from hushprompt.privacy.metrics import LOCAL_SENSITIVITY, MetricsPlan, neighbor_sensitivity
+from hushprompt.runs.arm import Arm
+
+
+def privacy_record(
+    arms: list[Arm],
+    accounts: Mapping[str, list[Account]] | None = None,
+    metrics: MetricsPlan | None = None,
+    num_released: int | None = None,
+) -> dict[str, Any]:
+    """Return `privacy.json`: per arm the mechanisms, their composed event, and the guarantee of every audience.
+
+    Args:
+        arms: with plans that say what was spent, or, for a run that is not trained, what is planned.
+        accounts: by arm, each distinct guarantee and its clients, from the ledger; None before training.
+        metrics: how evaluation counts get noise; None: accuracies are exact.
+        num_released: evaluations that were released; None: all that are planned.
+    """
+    config = arms[-1].plan.config
+    return {
+        "arms": [
+            {
+                "arm": arm.label,
+                "method": arm.method_name,
+                "channels": sorted(arm.plan.channels),
+                "clip_norms": {str(c): value for c, value in arm.plan.release_plan.clip_norms.items()},
+                "clipped": "examples" if arm.plan.release_plan.batch_clipping is None else "batches",
+                "sensitivities": {
+                    str(c): arm.plan.release_plan.sensitivity(c) for c in arm.plan.release_plan.clip_norms
+                },
+                "noise_multipliers": {str(c): value for c, value in arm.plan.release_plan.noise_multipliers.items()},
+                "adaptive_clipping": _adaptive_clipping(arm),
+                "sampling": arm.plan.sampler.description,
+                "num_rounds": arm.num_rounds,
+                "limit": arm.plan.limit,
+                "clients": [dataclasses.asdict(account) for account in (accounts or {}).get(arm.label, [])],
+                "participation": participation(arm),
+                "audiences": {
+                    str(audience): {**guarantee.to_json(), "statement": guarantee.statement()}
+                    for audience, guarantee in arm.plan.guarantees().items()
+                },
+            }
+            for arm in arms
+        ],
+        "other_client": statements.OTHER_CLIENT,
+        "server": statements.SERVER[config.noise_at],
+        "not_private": statements.NOT_PRIVATE if metrics is None else statements.LOSSES_NOT_PRIVATE,
+        **({} if metrics is None else _evaluation_images(metrics, num_released)),
+        "noise_source": statements.NOISE_SOURCE[config.noise_source],
+        "several_arms": statements.SEVERAL_ARMS,
+    }
+
+
+def _evaluation_images(metrics: MetricsPlan, num_released: int | None) -> dict[str, Any]:
+    """Return the guarantee of evaluation images in words, and what it follows from."""
+    guarantee = metrics.guarantee(num_released)
+    words = statements.EVALUATION_IMAGES.format(
+        statement=guarantee.statement(),
+        local=metrics.std_local,
+        neighbor=metrics.std_neighbor,
+    )
+    return {
+        "evaluation_images": words,
+        "evaluation": {
+            "guarantee": {**guarantee.to_json(), "statement": guarantee.statement()},
+            "num_clients": metrics.num_clients,
+            "num_planned": metrics.num_releases,
+            "sensitivities": {"local": LOCAL_SENSITIVITY, "neighbor": neighbor_sensitivity(metrics.num_clients)},
+            "noise_stds": {"local": metrics.std_local, "neighbor": metrics.std_neighbor},
+        },
+    }
+
+
+def _adaptive_clipping(arm: Arm) -> dict[str, Any] | None:
+    """Say how clip norms follow the data, and how each release's noise is shared between sum and count."""
+    config = arm.plan.config
+    if config.adaptive_quantile is None:
+        return None
+    return {
+        "quantile": config.adaptive_quantile,
+        "rate": config.adaptive_rate,
+        "sum_noise_multipliers": {str(c): arm.plan.release_plan.sum_multiplier(c) for c in sorted(arm.plan.channels)},
+        "count_noise_std": {
+            str(c): count_std(z, config.adaptive_share)
+            for c, z in sorted(arm.plan.release_plan.noise_multipliers.items())
+        },
+        "note": statements.ADAPTIVE_CLIPPING,
+    }
+
+
+def participation(arm: Arm) -> dict[str, Any]:
+    """Say who takes part how often: clients counted by their number of rounds, each with its own epsilon."""
+    cohorts = arm.cohorts
+    rounds, num_clients = np.unique(cohorts.rounds_of_clients(), return_counts=True)
+    own = [{str(who): arm.plan.epsilon(who, count) for who in arm.plan.audiences} for count in rounds.tolist()]
+    statement = ""
+    if cohorts.is_partial and len(cohorts):
+        statement = statements.PARTICIPATION.format(
+            cohort_size=cohorts.cohort_size, num_clients=cohorts.num_clients, most=rounds.max(), num_rounds=len(cohorts)
+        )
+    return {
+        "cohort_size": cohorts.cohort_size,
+        "num_clients": cohorts.num_clients,
+        "statement": statement,
+        "clients_by_rounds": [
+            {"rounds": count, "num_clients": number, "epsilon": epsilon}
+            for count, number, epsilon in zip(rounds.tolist(), num_clients.tolist(), own, strict=True)
+        ],
+    }
