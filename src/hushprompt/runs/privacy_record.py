@@ -31,36 +31,37 @@ def privacy_record(
     """
     config = arms[-1].plan.config
     return {
-        "arms": [
-            {
-                "arm": arm.label,
-                "method": arm.method_name,
-                "channels": sorted(arm.plan.channels),
-                "clip_norms": {str(c): value for c, value in arm.plan.release_plan.clip_norms.items()},
-                "clipped": "examples" if arm.plan.release_plan.batch_clipping is None else "batches",
-                "sensitivities": {
-                    str(c): arm.plan.release_plan.sensitivity(c) for c in arm.plan.release_plan.clip_norms
-                },
-                "noise_multipliers": {str(c): value for c, value in arm.plan.release_plan.noise_multipliers.items()},
-                "adaptive_clipping": _adaptive_clipping(arm),
-                "sampling": arm.plan.sampler.description,
-                "num_rounds": arm.num_rounds,
-                "limit": arm.plan.limit,
-                "clients": [dataclasses.asdict(account) for account in (accounts or {}).get(arm.label, [])],
-                "participation": participation(arm),
-                "audiences": {
-                    str(audience): {**guarantee.to_json(), "statement": guarantee.statement()}
-                    for audience, guarantee in arm.plan.guarantees().items()
-                },
-            }
-            for arm in arms
-        ],
+        "arms": [_arm(arm, (accounts or {}).get(arm.label, [])) for arm in arms],
         "other_client": statements.OTHER_CLIENT,
         "server": statements.SERVER[config.noise_at],
         "not_private": statements.NOT_PRIVATE if metrics is None else statements.LOSSES_NOT_PRIVATE,
         **({} if metrics is None else _evaluation_images(metrics, num_released)),
         "noise_source": statements.NOISE_SOURCE[config.noise_source],
         "several_arms": statements.SEVERAL_ARMS,
+    }
+
+
+def _arm(arm: Arm, accounts: list[Account]) -> dict[str, Any]:
+    """Return the entry of one arm."""
+    releases = arm.plan.release_plan
+    return {
+        "arm": arm.label,
+        "method": arm.method_name,
+        "channels": sorted(arm.plan.channels),
+        "clip_norms": {str(c): value for c, value in releases.clip_norms.items()},
+        "clipped": "examples" if releases.batch_clipping is None else "batches",
+        "sensitivities": {str(c): releases.sensitivity(c) for c in releases.clip_norms},
+        "noise_multipliers": {str(c): value for c, value in releases.noise_multipliers.items()},
+        "adaptive_clipping": _adaptive_clipping(arm),
+        "sampling": arm.plan.sampler.description,
+        "num_rounds": arm.num_rounds,
+        "limit": arm.plan.limit,
+        "clients": [dataclasses.asdict(account) for account in accounts],
+        "participation": participation(arm),
+        "audiences": {
+            str(audience): {**guarantee.to_json(), "statement": guarantee.statement()}
+            for audience, guarantee in arm.plan.guarantees().items()
+        },
     }
 
 
@@ -86,16 +87,15 @@ def _evaluation_images(metrics: MetricsPlan, num_released: int | None) -> dict[s
 
 def _adaptive_clipping(arm: Arm) -> dict[str, Any] | None:
     """Say how clip norms follow the data, and how each release's noise is shared between sum and count."""
-    config = arm.plan.config
+    config, releases = arm.plan.config, arm.plan.release_plan
     if config.adaptive_quantile is None:
         return None
     return {
         "quantile": config.adaptive_quantile,
         "rate": config.adaptive_rate,
-        "sum_noise_multipliers": {str(c): arm.plan.release_plan.sum_multiplier(c) for c in sorted(arm.plan.channels)},
+        "sum_noise_multipliers": {str(c): releases.sum_multiplier(c) for c in sorted(arm.plan.channels)},
         "count_noise_std": {
-            str(c): count_std(z, config.adaptive_share)
-            for c, z in sorted(arm.plan.release_plan.noise_multipliers.items())
+            str(c): count_std(z, config.adaptive_share) for c, z in sorted(releases.noise_multipliers.items())
         },
         "note": statements.ADAPTIVE_CLIPPING,
     }
