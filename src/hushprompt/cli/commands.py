@@ -70,7 +70,7 @@ COMMANDS = {
         "list_names:list_names",
         TRAIN,
         "List what can be named in a config.",
-        ("hushprompt list methods", "hushprompt list presets"),
+        ("hushprompt list methods", "hushprompt list dp_fpl"),
     ),
     "privacy": Entry(
         "show:privacy",
@@ -84,7 +84,7 @@ COMMANDS = {
         "Return the noise multipliers that a budget needs, and who then has which epsilon.",
         (
             "hushprompt calibrate --epsilon 8 --rounds 20",
-            "hushprompt calibrate --epsilon 2 --rounds 100 --sampling-prob 0.1 --method promptfl",
+            "hushprompt calibrate --epsilon 2 --rounds 100 --sampling-prob 0.1",
         ),
     ),
     "audit": Entry(
@@ -139,7 +139,7 @@ COMMANDS = {
         "Write configs, certificates, keys, systemd units and a compose file; nothing is overwritten.",
         (
             "hushprompt federation init trial --clients a,b",
-            "hushprompt federation init clinics --clients north,south --classes classes.txt --no-keys",
+            "hushprompt federation init clinics --clients a,b --classes classes.txt",
         ),
     ),
     "federation key": Entry(

@@ -1,9 +1,25 @@
-"""What all commands share: the console that they print on, and their exit statuses."""
+"""What all commands share: the console that they print on, their exit statuses, what a shell completes."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 from rich.console import Console
 
 console = Console(highlight=False)
 INTERRUPTED = 130
 """Exit status of a command that was stopped by Ctrl-C, as shells give it."""
+
+
+def presets() -> list[str]:
+    """Return the names of the presets, sorted."""
+    from hushprompt.config.parse import presets_folder
+
+    return sorted(path.stem for path in presets_folder().glob("*.toml"))
+
+
+def complete_config(incomplete: str) -> list[str]:
+    """Return the presets, TOML files and folders that begin so."""
+    paths = sorted(Path().glob(f"{incomplete}*")) if incomplete not in ("..", "/") else []
+    files = [str(path) for path in paths if path.suffix == ".toml" or path.is_dir()]
+    return [*(name for name in presets() if name.startswith(incomplete)), *files]

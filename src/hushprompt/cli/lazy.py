@@ -21,6 +21,7 @@ class LazyGroup(TyperGroup):
     def __init__(self, *, name: str | None = None, **settings: Any) -> None:
         """Fill the group with placeholders, which know a name and a sentence."""
         super().__init__(name=name, **settings)
+        self.suggest_commands = False  # click names the nearest command itself
         self._prefix = f"{name} " if name else ""
         for full_name, entry in COMMANDS.items():
             group, _, own = full_name.rpartition(" ")

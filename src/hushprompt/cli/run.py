@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Column
 
 from hushprompt import files
-from hushprompt.cli.console import INTERRUPTED, console
+from hushprompt.cli.console import INTERRUPTED, complete_config, console
 from hushprompt.cli.show import show_results, show_statement
 from hushprompt.errors import ConfigError, ResumeError
 from hushprompt.runs import records
@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
 
 def run(
-    config: Annotated[Path | None, typer.Argument(help="TOML file or preset name; none: the embedded preset.")] = None,
+    config: Annotated[
+        Path | None,
+        typer.Argument(help="TOML file or preset name; none: the embedded preset.", autocompletion=complete_config),
+    ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override, such as privacy.epsilon=4.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; none: a new one under runs/.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on in this run folder, with its own config.")] = None,

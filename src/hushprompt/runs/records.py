@@ -11,24 +11,23 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib.metadata
 import json
 import math
 import os
-import platform
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
-import numpy as np
-import torch
 
 from hushprompt import files
 from hushprompt.config.schema import RunConfig
 from hushprompt.errors import DataError, ResumeError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 try:
     import fcntl
@@ -168,10 +167,11 @@ def write_compact_json(path: Path, value: Any) -> None:
 def sparse_rows(table: np.ndarray) -> list[dict[str, int]]:
     """Return a table of counts [n, m] as one mapping a row, from column to count, zeros left out.
 
+    >>> import numpy as np
     >>> sparse_rows(np.array([[0, 3], [0, 0]]))
     [{'1': 3}, {}]
     """
-    return [{str(column): int(row[column]) for column in np.flatnonzero(row)} for row in table]
+    return [{str(column): int(row[column]) for column in row.nonzero()[0]} for row in table]
 
 
 def dense_rows(rows: Sequence[Mapping[str, int]], num_columns: int) -> np.ndarray:
@@ -180,6 +180,8 @@ def dense_rows(rows: Sequence[Mapping[str, int]], num_columns: int) -> np.ndarra
     Raises:
         DataError: a column is not one of 0 to num_columns - 1.
     """
+    import numpy as np  # reading a summary needs none
+
     table = np.zeros((len(rows), num_columns), dtype=np.int64)
     for index, row in enumerate(rows):
         for column, count in row.items():
@@ -277,6 +279,13 @@ def locked(folder: Path) -> Iterator[None]:
 
 def provenance(config: RunConfig) -> dict[str, str]:
     """Return what made a result, so that it can be made again."""
+    # Imported late: reading a run needs none of them.
+    import importlib.metadata
+    import platform
+
+    import numpy as np
+    import torch
+
     return {
         "hushprompt": importlib.metadata.version("hushprompt"),
         "config_identity": config.identity(),
