@@ -7,7 +7,9 @@ import pytest
 
 from helpers import commands
 from hushprompt.audits import audit as audits
+from hushprompt.audits.suite import ATTACKS
 from hushprompt.cli import audit as cli_audit
+from hushprompt.cli import lazy
 
 SETTINGS = [*commands.SETTINGS, "--set=training.num_rounds=2", "--set=references=[]"]
 QUICK = ["--num-shadows=4", "--canaries=12", "--gradient-canaries=1000", "--workers=1"]
@@ -114,3 +116,8 @@ def test_wrong_options_are_explained(hush, option, message):
     done = hush("audit", "embedded", *SETTINGS, option, "--out=a", ok=False)
     assert done.code == 2
     assert message in done.err
+
+
+def test_all_attacks_are_the_default():
+    (attack,) = [parameter for parameter in lazy.load("audit").params if parameter.name == "attack"]
+    assert attack.default == ",".join(ATTACKS)

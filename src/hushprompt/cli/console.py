@@ -13,7 +13,7 @@ INTERRUPTED = 130
 
 def presets() -> list[str]:
     """Return the names of the presets, sorted."""
-    from hushprompt.config.parse import presets_folder
+    from hushprompt.config.presets import presets_folder
 
     return sorted(path.stem for path in presets_folder().glob("*.toml"))
 

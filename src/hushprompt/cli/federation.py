@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+import hushprompt as hp
 from hushprompt.cli.console import INTERRUPTED, console
-from hushprompt.config import parse as configs
-from hushprompt.deployment import api
-from hushprompt.deployment.operate.status import ClientStatus, ServerStatus, round_line
 from hushprompt.errors import ConfigError
 from hushprompt.privacy import statements
 
 if TYPE_CHECKING:
     from hushprompt.deployment.flower.control import RunState
+    from hushprompt.deployment.operate.status import ClientStatus, ServerStatus
 
 ServerFile = Annotated[Path, typer.Argument(metavar="SERVER.toml", help="Config of the server.")]
 ClientFile = Annotated[Path, typer.Argument(metavar="CLIENT.toml", help="Config of a client.")]
@@ -37,10 +36,12 @@ def init(
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override in the run config.")] = None,
 ) -> None:
     """Write configs, certificates, keys, systemd units and a compose file; nothing is overwritten."""
+    from hushprompt.config import parse as configs
+
     values = configs.read(configs.locate(run))
     for setting in set_ or []:
         values = configs.override(values, setting)
-    readme = api.init(
+    readme = hp.federation.init(
         folder,
         [part.strip() for part in clients.split(",") if part.strip()],
         name=name,
@@ -54,7 +55,7 @@ def init(
 
 def key(file: Annotated[Path, typer.Argument(metavar="FILE", help="Private key to make; FILE.pub is public.")]) -> None:
     """Make a client's key pair: the private half stays, the public half goes to the server's operator."""
-    public = api.key(file)
+    public = hp.federation.key(file)
     console.print(f"  {file}: keep it here, and nowhere else", soft_wrap=True)
     console.print(f"  {public}: for the server's operator, as node_keys/NAME.pub", soft_wrap=True)
 
@@ -63,7 +64,7 @@ def renew(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that `init` made, with its authority.")],
 ) -> None:
     """Make a new server certificate for the same names; clients keep what they have."""
-    certificate, validity = api.renew(folder)
+    certificate, validity = hp.federation.renew(folder)
     console.print(
         f"  {certificate} for {', '.join(validity.names)}, until {validity.ends:%Y-%m-%d} UTC", soft_wrap=True
     )
@@ -72,12 +73,12 @@ def renew(
 
 def server(file: ServerFile, insecure: Insecure = False) -> None:
     """Run the server: clients connect to it, and `run` trains on them. Ctrl-C or SIGTERM ends it."""
-    api.serve(file, insecure=insecure, say=_say)
+    hp.federation.serve(file, insecure=insecure, say=_say)
 
 
 def client(file: ClientFile, insecure: Insecure = False) -> None:
     """Run a client: it answers the server as its owner allows. Ctrl-C or SIGTERM ends it."""
-    api.join(file, insecure=insecure, say=_say)
+    hp.federation.join(file, insecure=insecure, say=_say)
 
 
 def run(file: ServerFile, insecure: Insecure = False) -> None:
@@ -86,7 +87,7 @@ def run(file: ServerFile, insecure: Insecure = False) -> None:
     In the folder of a run that stopped, it goes on.
     """
     try:
-        done = api.run(file, insecure=insecure, say=_say)
+        done = hp.federation.run(file, insecure=insecure, say=_say)
     except KeyboardInterrupt:
         console.print("The run goes on without this command. Look at it, or end it:")
         console.print(f"  hushprompt federation status {file}", soft_wrap=True)
@@ -108,7 +109,9 @@ def simulate(
 
     It writes where the real one would: run folder, stores and their ledgers.
     """
-    done = api.simulate(folder)
+    from hushprompt.deployment.operate.status import round_line
+
+    done = hp.federation.simulate_deployment(folder)
     for record in done.rounds:
         console.print(round_line(record, done.num_rounds), markup=False, soft_wrap=True)
     _show_meaning(done.guarantees)
@@ -117,7 +120,7 @@ def simulate(
 
 def stop(file: ServerFile, insecure: Insecure = False) -> None:
     """Stop the run that is going on, from the server's machine; `run` goes on with it."""
-    number = api.stop(file, insecure=insecure)
+    number = hp.federation.stop(file, insecure=insecure)
     console.print(f"{number} stopped." if number else "No run is going on.")
 
 
@@ -126,7 +129,9 @@ def status(
     insecure: Insecure = False,
 ) -> None:
     """Print what happened at this end: rounds, who took part, what was refused, what was spent."""
-    found = api.status(file, insecure=insecure)
+    from hushprompt.deployment.operate.status import ClientStatus
+
+    found = hp.federation.status(file, insecure=insecure)
     if isinstance(found, ClientStatus):
         _show_client(found)
     else:
@@ -135,6 +140,8 @@ def status(
 
 def _show_server(found: ServerStatus) -> None:
     """Print the server's records, and what its process says if it runs."""
+    from hushprompt.deployment.operate.status import round_line
+
     console.print(_process_line(found), soft_wrap=True)
     if found.clients is None:
         console.print("No run has begun: no client has joined yet.")

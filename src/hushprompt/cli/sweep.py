@@ -11,7 +11,6 @@ import typer
 from rich.table import Table
 
 from hushprompt.cli.console import INTERRUPTED, console
-from hushprompt.jobs import sweep as sweeps
 from hushprompt.jobs import sweep_folder
 from hushprompt.jobs.progress import SweepBars
 from hushprompt.jobs.sweep_folder import State, SweepRun
@@ -28,6 +27,8 @@ def sweep(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the runs and their state only.")] = False,
 ) -> None:
     """Make every run of a grid that is not done yet; the same command goes on after a kill."""
+    from hushprompt.jobs import sweep as sweeps
+
     if dry_run:
         show_plan(*sweeps.plan_sweep(file, out=out, overrides=set_ or []))
         return
