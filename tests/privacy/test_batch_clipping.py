@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from hushprompt.errors import ConfigError, PrivacyError
 from hushprompt.privacy import accounting
-from hushprompt.privacy.calibration import published_noise_multiplier
+from hushprompt.privacy.budget import published_noise_multiplier
 from hushprompt.privacy.config import Audience, Channel, PrivacyConfig
 from hushprompt.privacy.mechanisms.batch_clipping import clipped_means
 from hushprompt.privacy.plan import make_plan

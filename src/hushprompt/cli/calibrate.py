@@ -6,10 +6,9 @@ from typing import Annotated
 
 import typer
 
-from hushprompt import checks
 from hushprompt.cli.console import console
 from hushprompt.privacy import statements
-from hushprompt.privacy.config import Audience, Channel, PrivacyConfig
+from hushprompt.privacy.config import Audience
 from hushprompt.registry import METHODS
 from hushprompt.runs import records
 
@@ -33,28 +32,22 @@ def calibrate(
     method: Annotated[str, typer.Option(help="Method, which decides what is released.")] = "dp_fpl",
 ) -> None:
     """Return the noise multipliers that a budget needs, and who then has which epsilon."""
-    from hushprompt.privacy.plan import make_plan
-    from hushprompt.privacy.sampling import DisjointSampler, PoissonSampler, Sampler
+    from hushprompt.privacy.calibration import plan_training
 
-    checks.one_of(("add_remove", "replace_one"), neighboring_relation=relation)
-    checks.one_of(("example", "client"), unit=unit)
-    checks.one_of(("server", "client"), noise_at=noise_at)
-    sampler: Sampler = (
-        DisjointSampler(steps_per_round=steps_per_round)
-        if sampling_prob is None
-        else PoissonSampler(sampling_prob=sampling_prob, steps_per_round=steps_per_round)
-    )
-    privacy = PrivacyConfig(
+    plan = plan_training(
         epsilon=epsilon,
+        rounds=rounds,
         delta=delta,
+        sampling_prob=sampling_prob,
+        steps_per_round=steps_per_round,
+        channels=METHODS.get(method).channels,
         audience=audience,
         noise_at=noise_at,  # type: ignore[arg-type]
         local_share=local_share,
-        neighboring_relation=relation,  # type: ignore[arg-type]
-        privacy_unit=unit,  # type: ignore[arg-type]
+        relation=relation,  # type: ignore[arg-type]
+        unit=unit,  # type: ignore[arg-type]
+        clients=clients,
     )
-    channels: frozenset[Channel] = METHODS.get(method).channels
-    plan = make_plan(privacy, sampler, channels=channels, num_rounds=rounds, client_sizes=[1] * clients)
     for channel, value in plan.release_plan.noise_multipliers.items():
         console.print(f"noise_multiplier_{channel} = {value:.6g}   (noise std over clip norm)")
     guarantees = plan.guarantees()

@@ -1,91 +1,104 @@
-"""From a budget to the noise of every release: one multiplier for all, and each channel's share of it."""
+"""What a budget costs in noise, and what noise proves, before there is a run: the plan of a training that is described.
+
+It is the plan that a run with these settings makes, so the answers are those of the run.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
+from collections.abc import Mapping
+from typing import Literal
 
 from hushprompt import checks
 from hushprompt.errors import PrivacyError
-from hushprompt.privacy import accounting
+from hushprompt.privacy.accounting import Relation
 from hushprompt.privacy.config import Audience, Channel, PrivacyConfig
-from hushprompt.privacy.release_plan import BatchClipping, batch_sensitivity
-from hushprompt.privacy.sampling import Sampler
+from hushprompt.privacy.plan import PrivacyPlan, make_plan
+from hushprompt.privacy.sampling import DisjointSampler, PoissonSampler, Sampler
+
+BOTH = frozenset(Channel)
 
 
-def noise_multipliers(
-    config: PrivacyConfig, sampler: Sampler, channels: frozenset[Channel], num_rounds: int, client_sizes: list[int]
-) -> dict[Channel, float]:
-    """Split the budget: 1/z_local^2 gets `local_share`, 1/z_global^2 the rest; one channel alone gets all.
+def plan_training(
+    *,
+    rounds: int,
+    epsilon: float | None = None,
+    noise_multipliers: Mapping[str, float] | float | None = None,
+    delta: float = 1e-5,
+    sampling_prob: float | None = None,
+    steps_per_round: int = 1,
+    channels: frozenset[Channel] = BOTH,
+    audience: str = Audience.PERSONAL,
+    noise_at: Literal["server", "client"] = "server",
+    local_share: float = 0.5,
+    relation: Relation = "add_remove",
+    unit: Literal["example", "client"] = "example",
+    clients: int = 1,
+) -> PrivacyPlan:
+    """Return the plan of a training: its `release_plan.noise_multipliers`, and `guarantees()` for every audience.
 
-    The split does not change the epsilon of whoever is charged for both releases. Where the unit is a client, the
-    global release alone is charged and gets all; the local one has no guarantee, and no noise.
+    Args:
+        rounds: communication rounds T.
+        epsilon: target of `audience`; inf needs no noise. Either this or `noise_multipliers`.
+        noise_multipliers: noise std over clip norm, by channel ("local", "global") or one number for all.
+        delta: in (0, 1).
+        sampling_prob: probability q with which an example joins a batch (Poisson); None: each round's examples are
+            dealt to disjoint batches, and no amplification is claimed.
+        steps_per_round: steps, of one batch each, in a round.
+        channels: the releases that the method makes; `METHODS.get(name).channels`.
+        audience: whom the target is for: "personal", "public" or "server".
+        noise_at: where the global noise is added.
+        local_share: share of the budget (of 1/z^2) for the local release.
+        relation: what neighboring data sets differ by.
+        unit: who is protected.
+        clients: number of clients; where the unit is a client, delta must lie below 1 / this.
+
+    Raises:
+        PrivacyError: both or neither of epsilon and noise are given, a channel has no noise, or no theorem covers it.
+        ConfigError: a value is out of range.
+
+    >>> plan = plan_training(epsilon=0.4, rounds=100, channels=frozenset({Channel.GLOBAL}), audience="public")
+    >>> round(plan.release_plan.noise_multipliers[Channel.GLOBAL], 1)
+    86.3
+    >>> plan_training(noise_multipliers=86.3, rounds=100).guarantees()[Audience.PUBLIC].epsilon > 0.4  # of two releases
+    True
     """
-    if config.epsilon is None:
-        explicit = {Channel.LOCAL: config.noise_multiplier_local, Channel.GLOBAL: config.noise_multiplier_global}
-        return {c: z for c in sorted(channels) if (z := explicit[c]) is not None}
-    if not channels or num_rounds == 0 or math.isinf(config.epsilon):
-        return dict.fromkeys(sorted(channels), 0.0)
-    if config.audience is not Audience.PERSONAL and Channel.GLOBAL not in channels:
-        raise PrivacyError(
-            f'privacy.audience = "{config.audience}" sees no release of this method, which trains personal prompts '
-            'only. Use privacy.audience = "personal".'
-        )
-    if config.privacy_unit == "client" and config.audience is Audience.PERSONAL and Channel.LOCAL in channels:
-        raise PrivacyError(
-            'privacy.privacy_unit = "client" protects the global prompt alone: a personal prompt is made from one '
-            "client's data, and no noise that leaves it useful hides that client. "
-            'Use privacy.audience = "public", or privacy.privacy_unit = "example".'
-        )
-    share = {Channel.LOCAL: config.local_share, Channel.GLOBAL: 1 - config.local_share}
-    if len(channels) == 1:
-        share = dict.fromkeys(channels, 1.0)
-    elif config.privacy_unit == "client":
-        share = {Channel.LOCAL: 0.0, Channel.GLOBAL: 1.0}
-    z = accounting.calibrate(
-        target_epsilon=config.epsilon,
-        delta=config.delta,
-        num_steps=num_releases(config, sampler, num_rounds),
-        sampling_prob=amplification_prob(config, sampler, client_sizes),
-        relation=config.neighboring_relation,
+    if (epsilon is None) == (noise_multipliers is None):
+        raise PrivacyError("Give either epsilon, and get the noise, or the noise multipliers, and get epsilon.")
+    checks.positive(clients=clients)
+    checks.one_of([str(who) for who in Audience], audience=audience)
+    checks.one_of(("server", "client"), noise_at=noise_at)
+    checks.one_of(("add_remove", "replace_one"), relation=relation)
+    checks.one_of(("example", "client"), unit=unit)
+    noise = _by_channel(noise_multipliers, channels)
+    config = PrivacyConfig(
+        epsilon=epsilon,
+        delta=delta,
+        audience=Audience(audience),
+        noise_at=noise_at,
+        local_share=local_share,
+        noise_multiplier_local=noise.get(Channel.LOCAL),
+        noise_multiplier_global=noise.get(Channel.GLOBAL),
+        neighboring_relation=relation,
+        privacy_unit=unit,
     )
-    # 1/z_c^2 = share_c / z^2. Rounding up in the last digits keeps the combination at or above z.
-    return {c: z * (1 + 1e-9) / math.sqrt(share[c]) if share[c] else 0.0 for c in sorted(channels)}
+    sampler: Sampler = (
+        DisjointSampler(steps_per_round=steps_per_round)
+        if sampling_prob is None
+        else PoissonSampler(sampling_prob=sampling_prob, steps_per_round=steps_per_round)
+    )
+    return make_plan(config, sampler, channels=channels, num_rounds=rounds, client_sizes=[1] * clients)
 
 
-def published_noise(
-    config: PrivacyConfig, clipping: BatchClipping, channels: frozenset[Channel], num_rounds: int, batch_size: float
+def _by_channel(
+    noise_multipliers: Mapping[str, float] | float | None, channels: frozenset[Channel]
 ) -> dict[Channel, float]:
-    """Return noise std over the true sensitivity where the std is the paper's: its z times C / B, on every block."""
-    assert config.epsilon is not None
-    if math.isinf(config.epsilon):
-        return dict.fromkeys(sorted(channels), 0.0)
-    z = published_noise_multiplier(nominal_epsilon=config.epsilon, delta=config.delta, num_rounds=num_rounds)
-    num_blocks = {Channel.LOCAL: clipping.num_local_blocks, Channel.GLOBAL: 1}
-    return {c: z / batch_size / batch_sensitivity(1.0, num_blocks[c]) for c in sorted(channels)}
-
-
-def published_noise_multiplier(*, nominal_epsilon: float, delta: float, num_rounds: int) -> float:
-    """Return the noise std over assumed sensitivity that the paper's formula sets: sqrt(T ln(1 / delta)) / epsilon.
-
-    Source: Tran et al. 2025 (arXiv:2501.13904) and its released code, with T rounds and no sampling.
-
-    >>> round(published_noise_multiplier(nominal_epsilon=0.4, delta=1e-5, num_rounds=100), 1)
-    84.8
-    """
-    checks.positive(nominal_epsilon=nominal_epsilon)
-    return math.sqrt(num_rounds * math.log(1 / delta)) / nominal_epsilon
-
-
-def num_releases(config: PrivacyConfig, sampler: Sampler, num_rounds: int) -> int:
-    """Return how many releases one unit can take part in; a client takes part in every step."""
-    if config.privacy_unit == "example":
-        return sampler.num_releases(num_rounds)
-    return num_rounds * sampler.steps_per_round
-
-
-def amplification_prob(config: PrivacyConfig, sampler: Sampler, client_sizes: Iterable[int]) -> float:
-    """Return the sampling probability that accounting may use for all these clients; 1 for whole clients."""
-    if config.privacy_unit == "client":
-        return 1.0
-    return max(sampler.amplification_for(size) for size in set(client_sizes))
+    """Return a noise multiplier for every channel, 0 for one that is not used; empty where none are given."""
+    if noise_multipliers is None:
+        return {}
+    if not isinstance(noise_multipliers, Mapping):
+        return dict.fromkeys(Channel, float(noise_multipliers))
+    if unknown := set(noise_multipliers) - {str(channel) for channel in Channel}:
+        raise PrivacyError(f"Noise is given for {sorted(unknown)}; the channels are 'local' and 'global'.")
+    if missing := sorted(str(channel) for channel in channels if str(channel) not in noise_multipliers):
+        raise PrivacyError(f"The method releases on {sorted(map(str, channels))}; give the noise of {missing} too.")
+    return {channel: float(noise_multipliers.get(str(channel), 0.0)) for channel in Channel}

@@ -1,6 +1,6 @@
 """The privacy of a run's training: what is clipped to what, how much noise, and who may claim which epsilon.
 
-Here all comes together: `release_plan.py` says what is clipped and noised, `mechanisms/` does it, `calibration.py`
+Here all comes together: `release_plan.py` says what is clipped and noised, `mechanisms/` does it, `budget.py`
 finds the noise of a budget, and the plan says what that proves. Methods and aggregation ask the plan; nothing that
 derives from training data leaves a client or enters a prompt except through `Mechanism.release`. Evaluation images are
 apart from it (`metrics.py`).
@@ -39,7 +39,7 @@ import numpy as np
 from hushprompt import checks
 from hushprompt.errors import PrivacyError
 from hushprompt.privacy import accounting
-from hushprompt.privacy.calibration import amplification_prob, noise_multipliers, num_releases, published_noise
+from hushprompt.privacy.budget import amplification_prob, noise_multipliers, num_releases, published_noise
 from hushprompt.privacy.config import Audience, Channel, PrivacyConfig
 from hushprompt.privacy.guarantee import Guarantee, guarantee
 from hushprompt.privacy.mechanisms.base import Mechanism
