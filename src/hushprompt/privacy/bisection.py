@@ -1,9 +1,15 @@
-"""Bisection that asks a costly function seldom."""
+"""Root finding with few evaluations of an expensive monotone function.
+
+The answer is that of plain bisection, to the last bit, so calibrated noise does not depend on how the root is found.
+scipy's root finder narrows down where the root lies, and bisection asks only what that does not tell.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+
+from scipy.optimize import toms748
 
 
 def smallest(holds: Callable[[float], bool], low: float, high: float, tolerance: float) -> float:
@@ -15,39 +21,45 @@ def smallest(holds: Callable[[float], bool], low: float, high: float, tolerance:
 
 
 class AtMost:
-    """The condition that a falling, positive function is at most some limit.
+    """The condition f(x) <= limit for a falling, positive f.
 
-    What is known answers without asking the function: what holds at a value holds above it.
+    Evaluations are remembered: what holds at x holds above it, and what fails at x fails below it.
     """
 
     def __init__(self, function: Callable[[float], float], limit: float) -> None:
-        """Know nothing yet."""
+        """Start without any evaluation."""
         self._function, self._limit = function, limit
-        self._fails, self._holds = (0.0, math.inf), (math.inf, 0.0)  # largest and smallest argument, and values there
+        self._fails, self._holds = (0.0, math.inf), (math.inf, 0.0)  # (x, f(x)) closest to the root on either side
 
     def __call__(self, x: float) -> bool:
-        """Return whether it holds at x."""
+        """Return whether f(x) <= limit."""
         if not self._fails[0] < x < self._holds[0]:
             return x >= self._holds[0]
+        return self._evaluate(x) <= self._limit
+
+    def smallest(self, low: float, high: float, tolerance: float) -> float:
+        """Return what `smallest` returns between a value that fails and one that holds."""
+        self._narrow(tolerance)
+        return smallest(self, low, high, tolerance)
+
+    def _evaluate(self, x: float) -> float:
+        """Return f(x), and remember it."""
         value = self._function(x)
         if value <= self._limit:
             self._holds = (x, value)
         else:
             self._fails = (x, value)
-        return value <= self._limit
+        return value
 
-    def smallest(self, low: float, high: float, tolerance: float) -> float:
-        """Return what `smallest` gives between a value that fails and one that holds, by fewer questions.
+    def _narrow(self, tolerance: float) -> None:
+        """Find the root of ln f(e^t) - ln limit, which is nearly a line where f is nearly a power of x."""
+        (x, y), (other_x, other_y) = self._fails, self._holds
+        if x <= 0 or other_x <= x or not 0 < other_y < y < math.inf:
+            return  # f jumps, or nothing is known: bisection does it all
+        low, high = math.log(x), math.log(other_x)
+        known = {low: y, high: other_y}
 
-        The limit's place is guessed by a power law through what is known, and asked for on both sides of the guess; the
-        bisection then answers most of its questions itself.
-        """
-        for _ in range(3):
-            (x, y), (other_x, other_y) = self._fails, self._holds
-            if other_x - x <= tolerance * other_x or not 0 < other_y < y < math.inf:
-                break
-            share = math.log(y / self._limit) / math.log(y / other_y)
-            guess = x * (other_x / x) ** share
-            for side in (guess * (1 + tolerance / 4), guess * (1 - tolerance / 4)):
-                self(side)
-        return smallest(self, low, high, tolerance)
+        def height(t: float) -> float:
+            return math.log((known[t] if t in known else self._evaluate(math.exp(t))) / self._limit)
+
+        toms748(height, low, high, xtol=tolerance / 4, maxiter=30, full_output=True, disp=False)
