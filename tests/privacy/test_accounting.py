@@ -75,7 +75,7 @@ def test_epsilon_so_far_is_dp_accountings_after_every_round():
         )
         ledger = pld.PLDAccountant(value_discretization_interval=1e-3).compose(event)
         assert eps(1.1, steps, 0.05) == ledger.get_epsilon(DELTA)
-        losses = accounting.SampledLosses(releases(1.1, steps, 0.05), 1e-3)
+        losses = accounting.ComposedLosses([releases(1.1, steps, 0.05)], 1e-3)
         assert losses.get_delta(0.5) == ledger.get_delta(0.5)
 
 

@@ -1,5 +1,10 @@
 """Epsilon of adaptive Gaussian releases, and the noise that a target epsilon needs.
 
+**Composition.** A run may make releases of several mechanisms on the same data, such as one release of statistics and
+then T rounds. `compose` is the one place where they come together: unsampled ones are one Gaussian mechanism with
+1/z^2 = sum of T_i / z_i^2, and sampled ones compose with it by their privacy losses. Composition is adaptive and does
+not depend on the order.
+
 Three accountants, all of them upper bounds:
 
 - "gdp": the exact curve of composed Gaussian mechanisms without amplification. Sources: Balle & Wang 2018
@@ -19,10 +24,12 @@ probabilities near 1, that is taken.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -45,6 +52,8 @@ LARGE_RDP_ORDERS = [2 ** (k / 4) for k in range(24, 73)]
 """More orders, needed for a small epsilon; only without sampling, where they cost nothing."""
 COARSE, FINE = 1e-2, 1e-3
 """Discretization of privacy losses: for the search, and for every value that is reported."""
+LARGEST_SHARE = 0.999
+"""Share of a target epsilon that releases of fixed noise may take where others are calibrated beside them."""
 MAX_EPSILON = 1e4
 """Above it a closed-form guarantee is reported as infinite."""
 
@@ -81,6 +90,56 @@ class GaussianReleases:
         return dp_accounting.SelfComposedDpEvent(release, self.num_steps)
 
 
+def compose(parts: Iterable[GaussianReleases]) -> tuple[GaussianReleases, ...]:
+    """Return the releases of several mechanisms on the same data as few parts that amount to the same.
+
+    Parts that release nothing are left out, equal ones are counted together, and different unsampled ones become one
+    release. One part alone stays as it is, so that parts which release nothing change no epsilon.
+
+    >>> rounds = GaussianReleases(num_steps=3, noise_multiplier=2.0)
+    >>> compose([rounds, GaussianReleases(num_steps=0, noise_multiplier=1.0)])
+    (GaussianReleases(num_steps=3, noise_multiplier=2.0, sampling_prob=1.0),)
+    """
+    counts: Counter[tuple[float, float]] = Counter()
+    for part in parts:
+        if not part.is_empty:
+            counts[part.sampling_prob, part.noise_multiplier] += part.num_steps
+    unsampled = {z: count for (prob, z), count in counts.items() if prob == 1}
+    if len(unsampled) > 1:
+        counts = Counter({key: count for key, count in counts.items() if key[0] < 1})
+        counts[1.0, _one_multiplier(unsampled)] = 1
+    return tuple(
+        GaussianReleases(num_steps=count, noise_multiplier=z, sampling_prob=prob)
+        for (prob, z), count in sorted(counts.items())
+    )
+
+
+def event(parts: Iterable[GaussianReleases]) -> dp_accounting.DpEvent:
+    """Describe the composition of several mechanisms' releases to dp_accounting."""
+    events = [part.event() for part in compose(parts)]
+    if len(events) == 1:
+        return events[0]
+    return dp_accounting.ComposedDpEvent(events) if events else dp_accounting.NoOpDpEvent()
+
+
+def noise_multiplier(released: dp_accounting.DpEvent) -> float:
+    """Return the noise multiplier of one unsampled Gaussian release, as a mechanism describes it.
+
+    Raises:
+        PrivacyError: it is another event, which these accountants do not compose.
+    """
+    if not isinstance(released, dp_accounting.GaussianDpEvent):
+        raise PrivacyError(f"Only Gaussian releases are accounted for, got {released!r}.")
+    return float(released.noise_multiplier)
+
+
+def _one_multiplier(unsampled: Mapping[float, int]) -> float:
+    """Return the noise multiplier of one Gaussian release that amounts to `unsampled[z]` releases of each z."""
+    if 0 in unsampled:
+        return 0.0
+    return float(sum(count * z**-2 for z, count in unsampled.items()) ** -0.5)
+
+
 def combine_noise_multipliers(*noise_multipliers: float) -> float:
     """Return the one multiplier that several Gaussian releases of one batch amount to: 1/z^2 = sum of 1/z_i^2.
 
@@ -96,12 +155,16 @@ def combine_noise_multipliers(*noise_multipliers: float) -> float:
 
 
 def epsilon(
-    releases: GaussianReleases, *, delta: float, relation: Relation, accountant: Accountant | None = None
+    releases: GaussianReleases | Iterable[GaussianReleases],
+    *,
+    delta: float,
+    relation: Relation,
+    accountant: Accountant | None = None,
 ) -> float:
     """Return an epsilon for which the releases are (epsilon, delta)-DP.
 
     Args:
-        releases: what is composed.
+        releases: what is composed: those of one mechanism, or of several on the same data.
         delta: in (0, 1).
         relation: what neighboring data sets differ by.
         accountant: None takes "gdp" where no amplification is claimed, "pld" otherwise.
@@ -115,16 +178,30 @@ def epsilon(
     if not 0 < delta < 1:
         raise PrivacyError(f"delta must lie in (0, 1), got {delta}.")
     checks.one_of(("add_remove", "replace_one"), neighboring_relation=relation)
-    return _epsilon(releases, delta, relation, accountant or default_accountant(releases), FINE)
+    parts = _each(releases)
+    return _epsilon(compose(parts), delta, relation, accountant or default_accountant(parts), FINE)
 
 
-def default_accountant(releases: GaussianReleases) -> Accountant:
+def default_accountant(releases: GaussianReleases | Iterable[GaussianReleases]) -> Accountant:
     """Return the tightest accountant for the releases."""
-    return "gdp" if releases.sampling_prob == 1 else "pld"
+    parts = _each(releases)
+    counted = [part for part in parts if not part.is_empty] or parts
+    return "gdp" if all(part.sampling_prob == 1 for part in counted) else "pld"
+
+
+def _each(releases: GaussianReleases | Iterable[GaussianReleases]) -> list[GaussianReleases]:
+    """Return the releases of one mechanism, or of several, as a list."""
+    return [releases] if isinstance(releases, GaussianReleases) else list(releases)
 
 
 def calibrate(
-    *, target_epsilon: float, delta: float, num_steps: int, sampling_prob: float, relation: Relation
+    *,
+    target_epsilon: float,
+    delta: float,
+    num_steps: int,
+    sampling_prob: float,
+    relation: Relation,
+    beside: Iterable[GaussianReleases] = (),
 ) -> float:
     """Return the smallest noise multiplier that meets a target, rounded up in the sixth digit.
 
@@ -134,9 +211,13 @@ def calibrate(
         num_steps: releases that an example can take part in, at least 1.
         sampling_prob: Poisson sampling probability; 1 claims no amplification.
         relation: what neighboring data sets differ by.
+        beside: releases on the same data whose noise is fixed; the target is for all of them together.
 
     Returns:
         A noise multiplier with `epsilon(...) <= target_epsilon`, checked.
+
+    Raises:
+        PrivacyError: the releases beside leave nothing of the target.
 
     >>> round(calibrate(target_epsilon=0.4, delta=1e-5, num_steps=100, sampling_prob=1.0, relation="add_remove"), 1)
     86.3
@@ -144,52 +225,62 @@ def calibrate(
     checks.positive(target_epsilon=target_epsilon, num_steps=num_steps)
     if math.isinf(target_epsilon):
         return 0.0
-    return _calibrate(target_epsilon, delta, num_steps, sampling_prob, relation)
+    base = GaussianReleases(num_steps=num_steps, noise_multiplier=1.0, sampling_prob=sampling_prob)
+    return _calibrate(target_epsilon, delta, base, relation, compose(beside))
 
 
 @functools.lru_cache(maxsize=4096)
-def _epsilon(releases: GaussianReleases, delta: float, relation: str, accountant: str, interval: float) -> float:
-    """Account, with a given discretization of privacy losses."""
-    if releases.is_empty:
+def _epsilon(
+    parts: tuple[GaussianReleases, ...], delta: float, relation: str, accountant: str, interval: float
+) -> float:
+    """Account for composed parts, with a given discretization of privacy losses."""
+    if not parts:
         return 0.0
-    if releases.noise_multiplier == 0:
+    if any(part.noise_multiplier == 0 for part in parts):
         return math.inf
-    if releases.sampling_prob < 1:
+    if any(part.sampling_prob < 1 for part in parts):
         if accountant == "gdp":
             raise PrivacyError('The "gdp" accountant does not cover sampling. Use "pld" or "rdp".')
-        ledger = _ledger(accountant, releases, interval)
+        ledger = _ledger(accountant, parts, interval)
         if relation == "replace_one":
-            unsampled = GaussianReleases(num_steps=releases.num_steps, noise_multiplier=releases.noise_multiplier)
+            unsampled = compose(dataclasses.replace(part, sampling_prob=1.0) for part in parts)
             exact = "gdp" if accountant == "pld" else accountant
             return min(_replace_one_epsilon(ledger, delta), _epsilon(unsampled, delta, relation, exact, interval))
         return float(ledger.get_epsilon(delta))
+    (part,) = parts  # `compose` makes one of all that are not sampled
     if relation == "replace_one":  # twice the sensitivity
-        return _epsilon(_with_noise(releases, releases.noise_multiplier / 2), delta, "add_remove", accountant, interval)
+        return _epsilon((_with_noise(part, part.noise_multiplier / 2),), delta, "add_remove", accountant, interval)
     if accountant == "gdp":
-        return _gdp_epsilon(math.sqrt(releases.num_steps) / releases.noise_multiplier, delta)
-    return float(_ledger(accountant, releases, interval).get_epsilon(delta))
+        return _gdp_epsilon(math.sqrt(part.num_steps) / part.noise_multiplier, delta)
+    return float(_ledger(accountant, parts, interval).get_epsilon(delta))
 
 
-def _ledger(accountant: str, releases: GaussianReleases, interval: float) -> Any:
-    """Compose the releases in a fresh dp_accounting accountant, under add/remove."""
+def _ledger(accountant: str, parts: tuple[GaussianReleases, ...], interval: float) -> Any:
+    """Compose the parts in a fresh dp_accounting accountant, under add/remove."""
+    is_sampled = any(part.sampling_prob < 1 for part in parts)
     if accountant == "pld":
-        if releases.sampling_prob < 1:
-            return SampledLosses(releases, interval)
+        if is_sampled:
+            return ComposedLosses(parts, interval)
         ledger = pld.PLDAccountant(value_discretization_interval=interval)
     else:
-        ledger = rdp.RdpAccountant(RDP_ORDERS + (LARGE_RDP_ORDERS if releases.sampling_prob == 1 else [64, 128, 256]))
+        ledger = rdp.RdpAccountant(RDP_ORDERS + ([64, 128, 256] if is_sampled else LARGE_RDP_ORDERS))
     with _quiet():
-        return ledger.compose(releases.event())
+        return ledger.compose(event(parts))
 
 
-class SampledLosses:
-    """What PLDAccountant gives for sampled releases, bit for bit, at a third of the cost where `num_steps` varies."""
+class ComposedLosses:
+    """What PLDAccountant returns, bit for bit, at a third of the cost where only the number of steps varies."""
 
-    def __init__(self, releases: GaussianReleases, interval: float) -> None:
-        """Compose one release, which does not depend on the number of steps and is the costly part, with itself."""
-        one = _one_sampled_release(releases.noise_multiplier, releases.sampling_prob, interval)
-        nothing = pld.privacy_loss_distribution.identity(value_discretization_interval=interval)
-        self._losses = nothing.compose(one.self_compose(releases.num_steps))  # from nothing on, as the accountant does
+    def __init__(self, parts: Iterable[GaussianReleases], interval: float) -> None:
+        """Compose the parts; one sampled release, the costly part of it, does not depend on the number of steps."""
+        self._losses = pld.privacy_loss_distribution.identity(value_discretization_interval=interval)
+        for part in parts:
+            if part.sampling_prob < 1:
+                one = _one_release(part.noise_multiplier, part.sampling_prob, interval)
+                losses = one.self_compose(part.num_steps)
+            else:  # T releases with multiplier z are one with z / sqrt(T)
+                losses = _one_release(part.noise_multiplier / math.sqrt(part.num_steps), 1.0, interval)
+            self._losses = self._losses.compose(losses)
 
     def get_epsilon(self, delta: float) -> float:
         """Return the epsilon for a delta."""
@@ -201,8 +292,8 @@ class SampledLosses:
 
 
 @functools.lru_cache(maxsize=16)
-def _one_sampled_release(noise_multiplier: float, sampling_prob: float, interval: float) -> Any:
-    """Return dp_accounting's privacy losses of one sampled release, under add/remove."""
+def _one_release(noise_multiplier: float, sampling_prob: float, interval: float) -> Any:
+    """Return dp_accounting's privacy losses of one release, under add/remove."""
     return pld.privacy_loss_distribution.from_gaussian_mechanism(
         standard_deviation=noise_multiplier, value_discretization_interval=interval, sampling_prob=sampling_prob
     )
@@ -243,16 +334,26 @@ def _gdp_epsilon(mu: float, delta: float) -> float:
 
 
 @functools.lru_cache(maxsize=1024)
-def _calibrate(target: float, delta: float, num_steps: int, sampling_prob: float, relation: str) -> float:
+def _calibrate(
+    target: float, delta: float, base: GaussianReleases, relation: str, beside: tuple[GaussianReleases, ...]
+) -> float:
     """Search the noise multiplier: coarse bracket first, then against the reported discretization."""
-    base = GaussianReleases(num_steps=num_steps, noise_multiplier=1.0, sampling_prob=sampling_prob)
-    accountant = default_accountant(base)
+    accountant = default_accountant((base, *beside))
 
     def epsilon_of(interval: float) -> Callable[[float], float]:
-        return lambda z: _epsilon(_with_noise(base, z), delta, relation, accountant, interval)
+        return lambda z: _epsilon(compose((_with_noise(base, z), *beside)), delta, relation, accountant, interval)
+
+    coarsest = COARSE
+    if beside:  # the noise of the base release may grow without end, and the others' part of epsilon stays
+        if epsilon_of(FINE)(math.inf) >= LARGEST_SHARE * target:
+            raise PrivacyError(
+                f"The releases beside have epsilon {epsilon_of(FINE)(math.inf):.4g} alone, which leaves nothing of "
+                f"{target:g}. Give them more noise, or take a larger epsilon."
+            )
+        coarsest = COARSE if epsilon_of(COARSE)(math.inf) < LARGEST_SHARE * target else FINE
 
     # Without amplification the noise would be enough; it bounds the search from above.
-    coarse, fine = (AtMost(epsilon_of(interval), target) for interval in (COARSE, FINE))
+    coarse, fine = (AtMost(epsilon_of(interval), target) for interval in (coarsest, FINE))
     high = 1.0
     while not coarse(high):
         high *= 2
@@ -266,7 +367,7 @@ def _calibrate(target: float, delta: float, num_steps: int, sampling_prob: float
         guess, below = below, below * 0.97
     while not fine(guess):
         below, guess = guess, guess * 1.01
-    z = _round_up(fine.smallest(below, guess, 1e-4 if sampling_prob < 1 else 1e-9))
+    z = _round_up(fine.smallest(below, guess, 1e-4 if accountant == "pld" else 1e-9))
     while epsilon_of(FINE)(z) > target:  # rounding alone never needs this; a guarantee must not rest on that
         z = _round_up(z * (1 + 1e-6))
     return z
@@ -281,9 +382,7 @@ def _round_up(value: float) -> float:
 
 def _with_noise(releases: GaussianReleases, noise_multiplier: float) -> GaussianReleases:
     """Return the same releases with another noise multiplier."""
-    return GaussianReleases(
-        num_steps=releases.num_steps, noise_multiplier=noise_multiplier, sampling_prob=releases.sampling_prob
-    )
+    return dataclasses.replace(releases, noise_multiplier=noise_multiplier)
 
 
 @contextmanager

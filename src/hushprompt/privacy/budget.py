@@ -14,12 +14,18 @@ from hushprompt.privacy.sampling import Sampler
 
 
 def noise_multipliers(
-    config: PrivacyConfig, sampler: Sampler, channels: frozenset[Channel], num_rounds: int, client_sizes: list[int]
+    config: PrivacyConfig,
+    sampler: Sampler,
+    channels: frozenset[Channel],
+    num_rounds: int,
+    client_sizes: list[int],
+    beside: tuple[accounting.GaussianReleases, ...] = (),
 ) -> dict[Channel, float]:
     """Split the budget: 1/z_local^2 gets `local_share`, 1/z_global^2 the rest; one channel alone gets all.
 
     The split does not change the epsilon of whoever is charged for both releases. Where the unit is a client, the
-    global release alone is charged and gets all; the local one has no guarantee, and no noise.
+    global release alone is charged and gets all; the local one has no guarantee, and no noise. What the releases
+    `beside` cost is taken off before.
     """
     if config.epsilon is None:
         explicit = {Channel.LOCAL: config.noise_multiplier_local, Channel.GLOBAL: config.noise_multiplier_global}
@@ -48,6 +54,7 @@ def noise_multipliers(
         num_steps=num_releases(config, sampler, num_rounds),
         sampling_prob=amplification_prob(config, sampler, client_sizes),
         relation=config.neighboring_relation,
+        beside=beside,
     )
     # 1/z_c^2 = share_c / z^2. Rounding up in the last digits keeps the combination at or above z.
     return {c: z * (1 + 1e-9) / math.sqrt(share[c]) if share[c] else 0.0 for c in sorted(channels)}

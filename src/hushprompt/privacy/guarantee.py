@@ -42,10 +42,17 @@ class Guarantee:
     """Contradictions between accountants, see `contradictions`; epsilon is then the largest of all."""
     why_unbounded: str = "no noise"
     """Where epsilon is infinite: the reason, in the words of a statement."""
+    beside: tuple[accounting.GaussianReleases, ...] = ()
+    """Releases of other mechanisms on the same data, which epsilon counts too."""
 
     def statement(self) -> str:
         """Say the guarantee in one sentence; epsilon never stands alone."""
         return statements.guarantee_statement(self)
+
+    @property
+    def parts(self) -> tuple[accounting.GaussianReleases, ...]:
+        """All releases that epsilon counts, in few parts; empty where nothing is released."""
+        return accounting.compose((self.releases, *self.beside))
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
@@ -61,20 +68,22 @@ def guarantee(
     unit: str,
     sampling_description: str,
     why_unbounded: str = "no noise",
+    beside: tuple[accounting.GaussianReleases, ...] = (),
 ) -> Guarantee:
     """Account for the releases and cross-check by every other accountant that applies.
 
     Where two of them contradict theory, a warning goes into the guarantee and the largest epsilon is claimed.
     """
-    chosen = accounting.default_accountant(releases)
-    names: tuple[accounting.Accountant, ...] = ("gdp", "pld", "rdp") if releases.sampling_prob == 1 else ("pld", "rdp")
+    parts = (releases, *beside)
+    chosen = accounting.default_accountant(parts)
+    names: tuple[accounting.Accountant, ...] = ("gdp", "pld", "rdp") if chosen == "gdp" else ("pld", "rdp")
     values: dict[str, float] = {
-        name: accounting.epsilon(releases, delta=delta, relation=relation, accountant=name) for name in names
+        name: accounting.epsilon(parts, delta=delta, relation=relation, accountant=name) for name in names
     }
     found = contradictions(values, chosen)
     claimed = max(names, key=lambda name: values[name]) if found else chosen
     for text in found:
-        logger.warning("%s Please report this with the event %r.", text, releases.event())
+        logger.warning("%s Please report this with the event %r.", text, accounting.event(parts))
     return Guarantee(
         audience=audience,
         epsilon=values[claimed],
@@ -84,10 +93,11 @@ def guarantee(
         sampling=sampling_description,
         accountant=_accountant_name(claimed),
         releases=releases,
-        event=repr(releases.event()),
+        event=repr(accounting.event(parts)),
         cross_checks=values,
         warnings=found,
         why_unbounded=why_unbounded,
+        beside=beside,
     )
 
 

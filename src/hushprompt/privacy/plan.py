@@ -34,6 +34,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import dp_accounting
 import numpy as np
 
 from hushprompt import checks
@@ -66,6 +67,9 @@ class PrivacyPlan:
     """Rounds of the client that takes part in the most."""
     client_sizes: tuple[int, ...]
     """Public number of training examples of every client."""
+    beside: tuple[accounting.GaussianReleases, ...] = ()
+    """Releases of other mechanisms on the same units, such as one release of statistics before the rounds. Every
+    audience is charged for them, from the start."""
     observer: ReleaseObserver | None = field(default=None, repr=False, compare=False)
     """Told of every release, for audits; it cannot change one."""
 
@@ -111,7 +115,7 @@ class PrivacyPlan:
         """
         rounds = self.num_rounds if num_rounds is None else num_rounds
         charged = self.charged_channels(audience)
-        z = accounting.combine_noise_multipliers(*(self.release_plan.noise_multipliers[c] for c in sorted(charged)))
+        z = accounting.combine_noise_multipliers(*(accounting.noise_multiplier(self.event(c)) for c in sorted(charged)))
         if self.is_outside(audience):
             z = 0.0
         return accounting.GaussianReleases(
@@ -121,6 +125,16 @@ class PrivacyPlan:
                 self.config, self.sampler, self.client_sizes if client_id is None else [self.client_sizes[client_id]]
             ),
         )
+
+    def event(self, channel: Channel) -> dp_accounting.DpEvent:
+        """Return the event of one release on a channel, without sampling, as its mechanism describes it."""
+        return self.mechanism(allowed=channel, expected_count=1.0, rng=np.random.default_rng(0)).event()
+
+    def composed(
+        self, audience: Audience, num_rounds: int | None = None, client_id: int | None = None
+    ) -> tuple[accounting.GaussianReleases, ...]:
+        """Return all that `audience` is charged for: `releases` of the rounds, and those beside them."""
+        return (self.releases(audience, num_rounds, client_id), *self.beside)
 
     def charged_channels(self, audience: Audience) -> frozenset[Channel]:
         """Return the channels whose noise together bounds what `audience` learns of one unit; see the module docstring.
@@ -140,7 +154,7 @@ class PrivacyPlan:
     def epsilon(self, audience: Audience, num_rounds: int | None = None, client_id: int | None = None) -> float:
         """Return the epsilon of `audience` after `num_rounds` rounds of a client; inf without noise, 0 if unseen."""
         return accounting.epsilon(
-            self.releases(audience, num_rounds, client_id), delta=self.config.delta, relation=self._accounted_relation
+            self.composed(audience, num_rounds, client_id), delta=self.config.delta, relation=self._accounted_relation
         )
 
     def after(self, num_rounds: int) -> PrivacyPlan:
@@ -159,6 +173,7 @@ class PrivacyPlan:
                     unit=self.config.privacy_unit,
                     sampling_description=self._sampling() + self._warning,
                     why_unbounded=NO_CLIENT_LEVEL if self.is_outside(audience) else "no noise",
+                    beside=self.beside,
                 ),
                 neighboring_relation=self.config.neighboring_relation,
             )
@@ -232,6 +247,7 @@ def make_plan(
     num_rounds: int,
     client_sizes: list[int],
     batch_clipping: BatchClipping | None = None,
+    beside: tuple[accounting.GaussianReleases, ...] = (),
 ) -> PrivacyPlan:
     """Calibrate the noise of a run, or take it from the config, and refuse what the theorem does not cover.
 
@@ -242,6 +258,7 @@ def make_plan(
         num_rounds: rounds of the client that takes part in the most.
         client_sizes: public number of training examples of every client.
         batch_clipping: how a method clips that clips batches; None: it clips examples.
+        beside: releases of other mechanisms on the same units, of fixed noise; the budget is for all of them together.
 
     Raises:
         PrivacyError: delta is not below 1/n, or the method makes no release that the budget's audience could see.
@@ -249,8 +266,11 @@ def make_plan(
     checks.non_negative(num_rounds=num_rounds)
     _check_delta(config, client_sizes)
     norms = {Channel.LOCAL: config.clip_norm_local, Channel.GLOBAL: config.clip_norm_global}
-    if batch_clipping is not None and config.privacy_unit != "example":
-        raise PrivacyError('Clipped batches are accounted for by privacy.privacy_unit = "example" alone. Set it.')
+    if batch_clipping is not None and (config.privacy_unit != "example" or beside):
+        raise PrivacyError(
+            'Clipped batches are accounted for by privacy.privacy_unit = "example" alone, and beside no other release. '
+            "Set it."
+        )
     if batch_clipping is not None and (config.noise_source == "secure" or config.adaptive_quantile is not None):
         raise PrivacyError(
             "Clipped batches are for comparison only: they have neither secure noise nor adaptive clip norms. Leave "
@@ -260,7 +280,7 @@ def make_plan(
         batch_size = max(sampler.expected_batch_size(size) for size in client_sizes)
         multipliers = published_noise(config, batch_clipping, channels, num_rounds, batch_size)
     else:
-        multipliers = noise_multipliers(config, sampler, channels, num_rounds, client_sizes)
+        multipliers = noise_multipliers(config, sampler, channels, num_rounds, client_sizes, beside)
     release_plan = ReleasePlan(
         channels=channels,
         clip_norms={c: norms[c] for c in sorted(channels)},
@@ -270,7 +290,11 @@ def make_plan(
         batch_clipping=batch_clipping,
     )
     return PrivacyPlan(
-        release_plan=release_plan, sampler=sampler, num_rounds=num_rounds, client_sizes=tuple(client_sizes)
+        release_plan=release_plan,
+        sampler=sampler,
+        num_rounds=num_rounds,
+        client_sizes=tuple(client_sizes),
+        beside=beside,
     )
 
 

@@ -82,14 +82,20 @@ FALSE_ALARMS = 0.01
 def guarantee_statement(guarantee: Guarantee) -> str:
     """Return a guarantee in one sentence."""
     one, unit = UNITS[guarantee.privacy_unit]
+    beside = "".join(
+        f" and {part.num_steps} more with noise multiplier {part.noise_multiplier:.4g}"
+        + (" without sampling" if part.sampling_prob == 1 else f" and sampling probability {part.sampling_prob:g}")
+        for part in guarantee.beside
+        if not part.is_empty
+    )
     differ = f"{one} more or less" if guarantee.neighboring_relation == "add_remove" else f"{one} exchanged"
     context = (
         f"at delta = {guarantee.delta:g} for {unit}, neighbors differing by {differ} "
-        f"({guarantee.neighboring_relation}), {guarantee.sampling}, {guarantee.releases.num_steps} releases"
+        f"({guarantee.neighboring_relation}), {guarantee.sampling}, {guarantee.releases.num_steps} releases{beside}"
     )
     if math.isinf(guarantee.epsilon):
         return f"No guarantee (epsilon = inf, {guarantee.why_unbounded}) {context}."
-    if guarantee.releases.is_empty:
+    if not guarantee.parts:
         return f"Nothing derived from private data is released (epsilon = 0) {context}."
     warned = "".join(f" WARNING: {text}" for text in guarantee.warnings)
     return f"epsilon = {guarantee.epsilon:.4g} {context}; accountant: {guarantee.accountant}.{warned}"
@@ -110,7 +116,8 @@ def in_plain_words(guarantee: Mapping[str, Any]) -> str:
     if math.isinf(epsilon):
         return f"In plain words: nothing limits what can be learned about a single {unit}."
     releases = guarantee.get("releases") or {}
-    if releases.get("num_steps") == 0 or releases.get("noise_multiplier") == "inf":
+    is_empty = releases.get("num_steps") == 0 or releases.get("noise_multiplier") == "inf"
+    if is_empty and not guarantee.get("beside"):
         return f"In plain words: this audience sees nothing that depends on any {unit}."
     power = detection_rate(epsilon, delta, FALSE_ALARMS)
     little = " That is next to no protection by this bound alone." if power > 0.95 else ""
