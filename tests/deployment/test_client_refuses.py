@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from helpers.deployments import Deployment
+from hushprompt.deployment import policy
 from hushprompt.deployment.agreement import Agreement, make_offer, version
 from hushprompt.deployment.config import OwnerConfig, ShareConfig
 from hushprompt.deployment.envelope import Envelope
@@ -192,7 +193,7 @@ def test_a_turn_is_taken_once_and_asked_again_gives_the_same_bytes(toy_values, t
 
 
 def test_the_owners_budget_holds_at_every_turn_even_where_the_plan_was_not_looked_at(toy_values, tmp_path, monkeypatch):
-    monkeypatch.setattr(guard, "check_plan", lambda *_: None)
+    monkeypatch.setattr(policy, "check_plan", lambda *_: None)
     asking = Asking(two_steps(toy_values), tmp_path, owner=OwnerConfig(max_epsilon=6.5, max_delta=1.0))
     asking.plan()
     plan = asking.agreement.arm.plan

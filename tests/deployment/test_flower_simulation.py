@@ -1,4 +1,4 @@
-"""Flower's own simulation gives what ours gives: the same two apps, with Ray between them."""
+"""Flower's own simulation gives what ours gives, with a method of another package: the same two apps, over Ray."""
 
 import datetime
 import json
@@ -10,9 +10,11 @@ import torch
 from safetensors.torch import load_file
 
 pytest.importorskip("flwr")
+pytest.importorskip("ray")
 
 from helpers.commands import command
 from helpers.deployments import NAMES
+from helpers.other_package import other_package
 from helpers.real_federation import edit
 from helpers.runs import run_with
 from hushprompt.deployment.operate import layout
@@ -21,7 +23,12 @@ from hushprompt.runs import records
 
 @pytest.mark.slow
 def test_prompts_and_epsilon_are_those_of_our_simulation(toy_values, tmp_path):
-    values = {**toy_values, "references": []}
+    values = {**toy_values, "references": [], "method": {"name": "smoothed", "num_ctx": 4, "rank": 2}}
+    with other_package(tmp_path / "site"):
+        check_equal(values, tmp_path)
+
+
+def check_equal(values, tmp_path):
     folder, _, rounds = run_with(values, tmp_path, "ours")
     seeded = {**values, "privacy": {**values["privacy"], "noise_source": "seeded"}}
     wanted = layout.Wanted(name="trial", clients=NAMES, address="127.0.0.1:8000", run=seeded)

@@ -248,7 +248,7 @@ def test_without_noise_it_learns(name, model, batch, make_mechanism):
 def test_a_client_reads_nothing_of_what_does_not_come_down_to_it(name, model, batch, make_mechanism):
     method = small(name)
     shared, personal = method.init(model, rng())
-    came = wire.down(shared, PayloadKind.SUMS)
+    came = wire.request_tensors(method, shared, PayloadKind.SUMS)
     assert len(came) == (Channel.GLOBAL in method.channels), "and an upload is like the one thing that does"
     hidden = {
         key: torch.full_like(tensor, float("nan") if tensor.is_floating_point() else -1)

@@ -54,7 +54,7 @@ class ClientRun:
         self.shared, self.first_personal = self.arm.method.init(model, stream(config.seed, "init"))
         norms = self.arm.plan.release_plan.first_norms(len(agreement.sizes))
         self.first_norm = None if norms is None else norms.of(client_id)["local"]
-        self.travels = wire.payload_kind_of(self.arm, config.training.local_steps)
+        self.payload_kind = wire.payload_kind_of(self.arm, config.training.local_steps)
 
     @functools.cached_property
     def taker(self) -> Client:
@@ -80,7 +80,7 @@ class ClientRun:
             )
         if place[1] % training.local_steps or self.client_id not in self.arm.cohorts[place[0]]:
             raise ProtocolError(f"By the plan this client has no turn at round {place[0] + 1}, step {place[1] + 1}.")
-        shared = wire.from_down(self.shared, request.tensors, self.travels)
+        shared = wire.read_shared(self.arm.method, self.shared, request.tensors, self.payload_kind)
         norms = self._norms(request, kept)
         if place[0] != kept.round_index:
             if place[0] and self.config.evaluation.is_due(place[0], self.arm.num_rounds):
@@ -88,7 +88,7 @@ class ClientRun:
             kept = self._begun(kept, place[0])
         batches = kept.batches[place[1] : place[1] + training.local_steps]
         turn = self.taker.take(self.arm, shared, norms, kept.personal, batches, place)
-        tensors, counts = wire.up(turn.message)
+        tensors, counts = wire.update_tensors(turn.message)
         answer = Envelope("turn", {**self._names(request), **({} if norms is None else counts)}, tensors)
         norm = kept.norm if turn.norm is None else turn.norm
         kept = dataclasses.replace(kept, personal=turn.personal, norm=norm, step=place[1])
@@ -123,7 +123,7 @@ class ClientRun:
         if request.digest == kept.request:
             return kept.answer
         num_done = _whole(request, "rounds", self.arm.num_rounds + 1)
-        shared = wire.from_down(self.shared, request.tensors, self.travels)
+        shared = wire.read_shared(self.arm.method, self.shared, request.tensors, self.payload_kind)
         kept = self._scored(kept, shared, num_done)
         ledger = LedgerFile(self.store.folder)
         spent = ledger.spent(self.arm)

@@ -120,7 +120,7 @@ class Coordinator:
     def _round(self, agreement: Agreement, state: ServerState) -> ServerState:
         """Take one round, meeting by meeting, with a checkpoint after each; a step > 0 goes on inside a round."""
         arm, training = agreement.arm, self.config.run.training
-        travels = wire.payload_kind_of(arm, training.local_steps)
+        kind = wire.payload_kind_of(arm, training.local_steps)
         meeting = Server(self.config.run.seed, training, agreement.sizes)
         cohort = arm.cohorts[state.round_index].tolist()
         if state.step == 0:
@@ -129,7 +129,7 @@ class Coordinator:
             place, start = (state.round_index, state.step), time.perf_counter()
             norm = {} if state.norms is None else {"clip_norm": state.norms.of(0)["global"]}
             meta = {**self._names(agreement), "round": place[0], "step": place[1], **norm}
-            request = Envelope("turn", meta, wire.down(state.shared, travels))
+            request = Envelope("turn", meta, wire.request_tensors(arm.method, state.shared, kind))
             arrivals = self._ask(agreement, state, request, cohort, self.config.federation.round_deadline_s)
             shared, norms = meeting.move(arm, state.shared, state.norms, arrivals.messages, cohort, place)
             tally = state.tally.plus(arrivals, time.perf_counter() - start)
@@ -214,8 +214,8 @@ class Coordinator:
         statement = {**privacy_record(*ledger.outcome([arm])), "not_private": STAYS_AT_HOME}
         records.write_json(self.folder / "privacy.json", statement)
         meta = {**self._names(agreement), "rounds": state.round_index}
-        travels = wire.payload_kind_of(arm, self.config.run.training.local_steps)
-        request = Envelope("finish", meta, wire.down(state.shared, travels))
+        kind = wire.payload_kind_of(arm, self.config.run.training.local_steps)
+        request = Envelope("finish", meta, wire.request_tensors(arm.method, state.shared, kind))
         asked = {member.node: name for name, member in self.gathering.members.items()}
         arrivals = Responses(agreement, state.shared, None, request, asked, self.config.run.training.local_steps)
         deadline = self.config.federation.round_deadline_s

@@ -28,7 +28,7 @@ class Responses:
     ) -> None:
         """Expect answers of clients `asked`, names by node."""
         self.agreement, self.shared, self.norms, self.request, self.asked = agreement, shared, norms, request, asked
-        self.travels = wire.payload_kind_of(agreement.arm, local_steps)
+        self.payload_kind = wire.payload_kind_of(agreement.arm, local_steps)
         self.refused: list[tuple[str, str, str]] = []
         """Client, node and reason of what was left out."""
         self.failures: dict[str, str] = {}
@@ -92,4 +92,4 @@ class Responses:
             return None
         size = self.agreement.sizes[client_id]
         arm = self.agreement.arm
-        return wire.from_up(arm, self.shared, self.norms, size, self.travels, answer.tensors, answer.meta)
+        return wire.read_update(arm, self.shared, self.norms, size, self.payload_kind, answer.tensors, answer.meta)

@@ -1,6 +1,7 @@
-"""From what is shared to what goes down, and from a client's message to what comes up; both are checked on arrival.
+"""Which tensors a request and an update consist of, by name; both are checked when they arrive.
 
-What a message is, is decided in `federation/payload.py`: here it only gets names.
+A request carries the fields of the shared state that the method's `payload` names. What an update is, is decided in
+`federation/payload.py`.
 """
 
 from __future__ import annotations
@@ -12,19 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hushprompt.errors import ProtocolError
+from hushprompt.errors import ConfigError, ProtocolError
 from hushprompt.federation.payload import PayloadKind, payload_kind
-from hushprompt.methods.base import Shared
+from hushprompt.methods.base import Method, Shared
 from hushprompt.privacy.adaptive import ClipNorms
 from hushprompt.privacy.clipping import ClippedSum
 from hushprompt.privacy.config import Channel
 from hushprompt.runs.arm import Arm
 from hushprompt.runs.state import flatten, restore
 
-SERVER_ONLY = ("optimizer", "anchor")
-"""Parts of a shared state that `server_step` alone reads: they go down only where clients step copies of their own."""
 HEADER_BYTES = 2**16
-"""More than all that stands around the tensors of an answer."""
+"""Upper bound of all bytes around the tensors of an answer."""
 
 
 def payload_kind_of(arm: Arm, local_steps: int) -> PayloadKind:
@@ -32,28 +31,41 @@ def payload_kind_of(arm: Arm, local_steps: int) -> PayloadKind:
     return payload_kind(local_steps, arm.plan.config.noise_at)
 
 
-def down(shared: Shared, travels: PayloadKind) -> dict[str, Tensor]:
-    """Return what of the shared state clients need for a turn, by name."""
+def request_tensors(method: Method, shared: Shared, kind: PayloadKind) -> dict[str, Tensor]:
+    """Return the tensors of the shared state that clients need for an update, by name.
+
+    Raises:
+        ConfigError: the method's `payload` names a field that the shared state does not have.
+    """
     tensors = flatten(shared)
-    if travels is PayloadKind.COPIES:
+    if kind is PayloadKind.COPIES:
         return tensors
-    return {name: tensor for name, tensor in tensors.items() if name.partition(".")[0] not in SERVER_ONLY}
+    fields = {name.partition(".")[0] for name in tensors}
+    if unknown := set(method.payload) - fields:
+        raise ConfigError(
+            f"{type(method).__name__}.payload names {', '.join(sorted(unknown))}, which the shared state of the method "
+            f"does not have. It has: {', '.join(sorted(fields)) or 'no tensors'}."
+        )
+    # In the order of `payload`: the first tensor is what a gradient is of.
+    return {
+        name: tensor for field in method.payload for name, tensor in tensors.items() if name.partition(".")[0] == field
+    }
 
 
-def from_down(template: Shared, tensors: Mapping[str, Tensor], travels: PayloadKind) -> Shared:
-    """Return the shared state that came down; what does not come down is the template's, and nobody reads it.
+def read_shared(method: Method, start: Shared, tensors: Mapping[str, Tensor], kind: PayloadKind) -> Shared:
+    """Return the shared state that a request carries; fields that are not sent are those of `start`.
 
     Raises:
         ProtocolError: other tensors, shapes or types than the method's.
     """
-    check_like(tensors, down(template, travels), "What came down")
-    return restore(template, {**flatten(template), **tensors})
+    check_like(tensors, request_tensors(method, start, kind), "A request")
+    return restore(start, {**flatten(start), **tensors})
 
 
-def up(message: Any) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Return a client's message as tensors, and the count that adaptive clip norms need; nothing where nothing travels.
+def update_tensors(message: Any) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Return a client's message as tensors, and the count that adaptive clip norms need.
 
-    Whoever masks what travels does it in `aggregate.pack`.
+    Masks of secure aggregation belong in `federation.payload.pack`.
     """
     if message is None:
         return {}, {}
@@ -62,38 +74,38 @@ def up(message: Any) -> tuple[dict[str, Tensor], dict[str, float]]:
     return ({"gradient": message} if isinstance(message, Tensor) else flatten(message)), {}
 
 
-def expected_up(arm: Arm, shared: Shared, travels: PayloadKind) -> dict[str, Tensor]:
+def expected_update(arm: Arm, shared: Shared, kind: PayloadKind) -> dict[str, Tensor]:
     """Return tensors of the names, shapes and types that a client's message must have."""
-    if travels is PayloadKind.COPIES:
+    if kind is PayloadKind.COPIES:
         return flatten(shared)
-    (like,) = down(shared, travels).values()
+    like = next(iter(request_tensors(arm.method, shared, kind).values()))
     if arm.plan.release_plan.batch_clipping is not None:
         like = like.flatten()  # blocks of a clipped batch are one vector
-    if travels is PayloadKind.GRADIENTS:
+    if kind is PayloadKind.GRADIENTS:
         return {"gradient": like}
     return {"sum": like.double() if arm.plan.config.noise_source == "secure" else like}
 
 
-def from_up(
+def read_update(
     arm: Arm,
     shared: Shared,
     norms: ClipNorms | None,
     size: int,
-    travels: PayloadKind,
+    kind: PayloadKind,
     tensors: Mapping[str, Tensor],
     meta: Mapping[str, Any],
 ) -> Any:
-    """Return the message that came up from a client with `size` training examples.
+    """Return the message of a client with `size` training examples.
 
     Raises:
         ProtocolError: it is not what the method's clients send.
     """
-    check_like(tensors, expected_up(arm, shared, travels), "An update")
-    if travels is PayloadKind.COPIES:
+    check_like(tensors, expected_update(arm, shared, kind), "An update")
+    if kind is PayloadKind.COPIES:
         return restore(shared, tensors)
     (value,) = tensors.values()
-    value = value.to(next(iter(down(shared, travels).values())).device)
-    if travels is PayloadKind.GRADIENTS:
+    value = value.to(next(iter(flatten(shared).values())).device)
+    if kind is PayloadKind.GRADIENTS:
         return value
     count = 0.0
     if norms is not None:
@@ -101,9 +113,8 @@ def from_up(
         if type(count) is not float or not abs(count) <= size / 2:
             raise ProtocolError(f"An update counts {count} contributions of at most {size}, each by a half.")
     clip_norm = None if norms is None else norms.of(0)["global"]
-    return ClippedSum(
-        value, arm.plan.release_plan.sensitivity(Channel.GLOBAL) if clip_norm is None else clip_norm, count
-    )
+    bound = arm.plan.release_plan.sensitivity(Channel.GLOBAL) if clip_norm is None else clip_norm
+    return ClippedSum(value, bound, count)
 
 
 def check_like(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str) -> None:

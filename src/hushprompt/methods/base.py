@@ -78,6 +78,10 @@ class Method(Protocol):
     """The releases that `client_step` (LOCAL) and the server (GLOBAL) make each step; empty: nothing is trained."""
     feature_kind: ClassVar[FeatureKind]
     """What it needs to know of an image: "pooled", or "patches", which takes a backbone that has them."""
+    payload: ClassVar[tuple[str, ...]]
+    """Fields of the shared state that a client's step reads: they are sent to the clients, and clients have the other
+    fields as `init` made them. The first is what the clients' gradient is of. Where clients step copies of the shared
+    state (training.local_steps > 1), all fields are sent."""
 
     def init(self, model: PromptModel, rng: np.random.Generator) -> tuple[Shared, Personal]:
         """Return the state of the server and the state that every client starts with; data-independent."""
@@ -144,6 +148,7 @@ class Untrained:
 
     channels: ClassVar[frozenset[Channel]] = frozenset()
     feature_kind: ClassVar[FeatureKind] = "pooled"
+    payload: ClassVar[tuple[str, ...]] = ()
 
     def begin_round(self, shared: Shared) -> Shared:
         """Return the state back; no round ever begins."""

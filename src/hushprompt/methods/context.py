@@ -53,6 +53,7 @@ class ContextConfig:
     """The fields of the `method` section that say what a context is, and what follows from there being one."""
 
     feature_kind: ClassVar[FeatureKind] = "pooled"
+    payload: ClassVar[tuple[str, ...]] = ("context",)
 
     num_ctx: int = 16
     """Number of context tokens t; CoOp's default."""

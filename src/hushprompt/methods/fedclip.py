@@ -64,6 +64,7 @@ class FedCLIP:
     title: ClassVar[str] = "FedCLIP adapter"
     channels: ClassVar[frozenset[Channel]] = frozenset({Channel.GLOBAL})
     feature_kind: ClassVar[FeatureKind] = "pooled"
+    payload: ClassVar[tuple[str, ...]] = ("parameters",)
 
     optimizer: Optimizer = field(default_factory=lambda: Optimizer(learning_rate=0.4))
     """Optimizer of the adapter."""

@@ -29,6 +29,7 @@ class LocalOnly(ContextConfig):
 
     title: ClassVar[str] = "local-only"
     channels: ClassVar[frozenset[Channel]] = frozenset({Channel.LOCAL})
+    payload: ClassVar[tuple[str, ...]] = ()
 
     optimizer: Optimizer = field(default_factory=Optimizer)
     """Optimizer of each client's prompt."""
