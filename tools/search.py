@@ -22,7 +22,7 @@ from hushprompt.config import parse as config
 from hushprompt.jobs import sweep, sweep_folder
 from hushprompt.jobs.pool import share_cores
 from hushprompt.jobs.sweep_file import PlannedRun
-from hushprompt.jobs.sweep_folder import State
+from hushprompt.jobs.sweep_folder import RunState
 from hushprompt.runs import records
 
 logger = logging.getLogger("search")
@@ -97,7 +97,7 @@ def planned(base: str, point: Point, seed: int) -> PlannedRun:
 def measure(work: Path, runs: list[PlannedRun]) -> list[dict[str, float]]:
     """Make the runs that are not done, and give the scores of all."""
     placed = sweep_folder.place(runs, work)
-    waiting = list({run.planned.identity: run for run in placed if run.state is not State.DONE}.values())
+    waiting = list({run.planned.identity: run for run in placed if run.state is not RunState.DONE}.values())
     for run in sweep.make(waiting, share_cores(0, len(waiting)), sweep.QuietObserver()) if waiting else ():
         if run.error is not None:
             raise RuntimeError(f"{run.folder}: {run.error}")

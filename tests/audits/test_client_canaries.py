@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from hushprompt.audits.audit import AuditSettings, audit, budget_arms
+from hushprompt.audits.audit import AuditSettings, budget_arms, measure
 from hushprompt.audits.client_canaries import ClientWatch, has_client_canaries
-from hushprompt.audits.shadows import Worker
-from hushprompt.audits.watch import ABSENT, Observer
+from hushprompt.audits.shadows import ShadowTrainer
+from hushprompt.audits.watch import ABSENT, ReleaseObserver
 from hushprompt.audits.world import start, train_watched
 from hushprompt.config import parse as configs
 from hushprompt.federation.setup import client_sizes, make_partition
@@ -41,7 +41,7 @@ def config(toy_values, tmp_path):
 
 def audited(config, folder, epsilon, num_canaries):
     settings = AuditSettings(epsilons=(epsilon,), num_canaries=num_canaries, num_gradient_canaries=0)
-    record = audit(config, settings, folder, lambda done, total: None, 1)
+    record = measure(config, settings, folder, lambda done, total: None, 1)
     (one,) = (one for one in record.budgets[0].audiences if one.audience == "public")
     assert record.num_shadows == math.ceil(num_canaries / 4)
     assert one.canaries[0].result.num_canaries == 4 * record.num_shadows
@@ -74,7 +74,7 @@ def test_noise_that_a_server_forgets_is_caught(config, tmp_path, monkeypatch):
 
 def federation_of(config):
     arms = budget_arms(config, (), client_sizes(make_partition(config, config.data.load())))
-    return Worker(config, arms, 0, 0).world.federation, arms[0]
+    return ShadowTrainer(config, arms, 0, 0).world.federation, arms[0]
 
 
 def test_what_clients_are_said_to_add_is_what_is_released(toy_values, tmp_path):
@@ -97,7 +97,7 @@ def test_a_client_that_is_out_leaves_no_trace(config):
     features[indices] *= -1  # whatever it was
     others = {"pooled": dataclasses.replace(stored, array=features)}
     ends = [
-        train_watched(config, changed, arm, start(config, changed, arm), Observer()).shared.context
+        train_watched(config, changed, arm, start(config, changed, arm), ReleaseObserver()).shared.context
         for changed in (
             dataclasses.replace(federation, train_labels=labels),
             dataclasses.replace(federation, train_labels=labels, train_features=others),

@@ -20,7 +20,7 @@ from hushprompt.jobs import sweep, sweep_file
 from hushprompt.jobs.job import RunTeller
 from hushprompt.jobs.ray_cluster import pack, refuse_difference, unpack
 from hushprompt.jobs.sweep import QuietObserver
-from hushprompt.jobs.sweep_folder import State
+from hushprompt.jobs.sweep_folder import RunState
 
 
 def test_a_folder_comes_back_as_it_was_in_the_place_of_what_is_there(tmp_path):
@@ -46,7 +46,7 @@ def test_a_difference_names_both_nodes_and_what_differs():
 
 def test_without_ray_the_hint_says_what_to_install(monkeypatch, toy_sweep, tmp_path):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ConfigError, match=r"hushprompt\[ray\]"):
+    with pytest.raises(ConfigError, match=r"needs the package ray. Get it with: pip install .*\[ray\]"):
         sweep.sweep(toy_sweep(), out=tmp_path / "runs", ray="auto")
 
 
@@ -110,7 +110,7 @@ def test_runs_come_back_from_nodes_also_if_a_worker_is_killed_and_nothing_is_mad
     monkeypatch.chdir(tmp_path)
     watching = Killing()
     runs = sweep.sweep(values, out="runs", ray="auto", observer=watching)
-    assert [(run.state, run.error) for run in runs] == [(State.DONE, None)] * 3
+    assert [(run.state, run.error) for run in runs] == [(RunState.DONE, None)] * 3
     killed = next(iter(watching.workers.values()))
     assert len(set(killed)) == 2, "another worker made the run whose worker was killed"
     nodes = {worker.split(",")[0] for workers in watching.workers.values() for worker in workers}
@@ -132,7 +132,7 @@ def test_runs_come_back_from_nodes_also_if_a_worker_is_killed_and_nothing_is_mad
     shutil.rmtree(runs[1].folder)
     again = Killing()
     again.workers = {"nobody is killed": []}
-    assert {run.state for run in sweep.sweep(values, out="runs", ray="auto", observer=again)} == {State.DONE}
+    assert {run.state for run in sweep.sweep(values, out="runs", ray="auto", observer=again)} == {RunState.DONE}
     assert set(again.workers) == {"nobody is killed", 2}
 
 

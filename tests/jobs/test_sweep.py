@@ -8,7 +8,7 @@ from hushprompt.errors import ConfigError
 from hushprompt.jobs import job, sweep
 from hushprompt.jobs.pool import TaskEnd, TaskProgress, WorkerPool, attempt
 from hushprompt.jobs.sweep import QuietObserver
-from hushprompt.jobs.sweep_folder import State
+from hushprompt.jobs.sweep_folder import RunState
 
 
 class InlinePool(WorkerPool):
@@ -58,15 +58,15 @@ def inline(monkeypatch):
 def test_a_sweep_makes_what_is_not_done_and_tells_how_it_gets_on(toy_sweep, tmp_path):
     first, second = Listening(), Listening()
     runs = sweep.sweep(toy_sweep(), out=tmp_path / "runs", observer=first)
-    assert [run.state for run in runs] == [State.DONE] * 4
-    assert first.started == [[State.WAITING] * 4]
+    assert [run.state for run in runs] == [RunState.DONE] * 4
+    assert first.started == [[RunState.WAITING] * 4]
     assert set(first.encoded) == {"encoding toy train", "encoding toy test"}
     assert first.progress[:5] == [
         ("dp_fpl-seed1", done, total) for done, total in [(0, 0), (0, 3), (1, 3), (2, 3), (3, 3)]
     ]
     assert all(scores.startswith("local ") for _, _, scores, _ in first.ended)
     assert sweep.sweep(toy_sweep(), out=tmp_path / "runs", observer=second) != []
-    assert (second.started, second.ended) == ([[State.DONE] * 4], [])
+    assert (second.started, second.ended) == ([[RunState.DONE] * 4], [])
 
 
 def test_plain_values_and_a_config_are_a_sweep_too(toy_config, tmp_path, monkeypatch):
@@ -78,7 +78,7 @@ def test_plain_values_and_a_config_are_a_sweep_too(toy_config, tmp_path, monkeyp
     content = json.loads((tmp_path / "runs" / "sweep" / "sweep.json").read_text())["content"]
     assert tomllib.loads(content)["axes"] == {"seed": [1, 2]}
     _, again = sweep.plan_sweep(tomllib.loads(content), overrides=["training.num_rounds=1"])
-    assert [run.state for run in again] == [State.DONE] * 2
+    assert [run.state for run in again] == [RunState.DONE] * 2
     with pytest.raises(ConfigError, match="The sweep needs base ="):
         sweep.plan_sweep({"axes": {}})
 
@@ -90,7 +90,7 @@ def test_runs_whose_features_cannot_be_made_fail_without_being_tried(toy_sweep, 
     runs = sweep.sweep(
         toy_sweep(), out=tmp_path / "runs", overrides=[f"runtime.cache_dir={tmp_path / 'file'}"], observer=listening
     )
-    assert [run.state for run in runs] == [State.FAILED] * 4
+    assert [run.state for run in runs] == [RunState.FAILED] * 4
     assert all("cannot be written" in run.error for run in runs)
     assert len(listening.ended) == 4
 
@@ -107,7 +107,7 @@ def test_a_run_that_fails_stops_no_other_and_is_tried_again(toy_sweep, tmp_path,
     with monkeypatch.context() as patch:
         patch.setattr(job, "train_run", failing)
         runs = sweep.sweep(path, out=tmp_path / "runs")
-    assert [(run.planned.name, run.error) for run in runs if run.state is State.FAILED] == [
+    assert [(run.planned.name, run.error) for run in runs if run.state is RunState.FAILED] == [
         ("promptfl-seed1", "No cheese.")
     ]
     written = json.loads((tmp_path / "runs" / "sweep.json").read_text())["runs"]
@@ -115,4 +115,4 @@ def test_a_run_that_fails_stops_no_other_and_is_tried_again(toy_sweep, tmp_path,
     listening = Listening()
     runs = sweep.sweep(path, out=tmp_path / "runs", observer=listening)
     assert [name for name, *_ in listening.ended] == ["promptfl-seed1"]
-    assert {run.state for run in runs} == {State.DONE}
+    assert {run.state for run in runs} == {RunState.DONE}

@@ -78,7 +78,7 @@ class Step:
         return log_likelihood_ratios(released, contributions, self.drawn, self.plan.sum_multiplier(channel))
 
 
-class Observer:
+class ReleaseObserver:
     """Is told what happens in a training by a watched arm; does nothing about it by itself."""
 
     def owns(self, personal: Personal) -> bool:
@@ -111,7 +111,7 @@ class Observer:
         """Hear that a round is over, and what it made of the shared state."""
 
 
-class Watch(Observer):
+class Watch(ReleaseObserver):
     """Notes what happens to one client of one training."""
 
     def __init__(self, personal: Personal, probe: Probe | None, *, is_public: bool) -> None:
@@ -246,7 +246,7 @@ class ClippedRows(WrappedMechanism):
         return Release(torch.zeros_like(summed.value))
 
 
-def watched(arm: Arm, watch: Observer) -> Arm:
+def watched(arm: Arm, watch: ReleaseObserver) -> Arm:
     """Return the same arm, which leaves absent examples out of its batches and tells a watch what happens."""
     plan = dataclasses.replace(arm.plan, observer=watch)
     return dataclasses.replace(arm, method=cast(Method, WatchedMethod(arm.method, watch)), plan=plan)
@@ -261,7 +261,7 @@ def shared_context(method: Any, shared: Shared) -> Tensor | None:
 class WatchedMethod:
     """A method that tells a watch what happens; everything else is the method's own."""
 
-    def __init__(self, method: Method, watch: Observer) -> None:
+    def __init__(self, method: Method, watch: ReleaseObserver) -> None:
         """Stand in for `method`."""
         self.method = method
         self._watch = watch

@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hushprompt import seeding
-from hushprompt.audits.watch import ABSENT, Observer, Probe, Transcript, Watch, shared_context, watched
+from hushprompt.audits.watch import ABSENT, Probe, ReleaseObserver, Transcript, Watch, shared_context, watched
 from hushprompt.config.schema import RunConfig
 from hushprompt.errors import ConfigError
 from hushprompt.federation.payload import PayloadKind, payload_kind
@@ -153,7 +153,7 @@ def start(config: RunConfig, federation: Federation, arm: Arm) -> State:
     return State(shared, everyone, arm.plan.release_plan.first_norms(num_clients))
 
 
-def train_watched(config: RunConfig, federation: Federation, arm: Arm, state: State, watch: Observer) -> State:
+def train_watched(config: RunConfig, federation: Federation, arm: Arm, state: State, watch: ReleaseObserver) -> State:
     """Take all rounds of an arm, and tell a watch what happens.
 
     Args:

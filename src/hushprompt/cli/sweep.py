@@ -13,7 +13,7 @@ from rich.table import Table
 from hushprompt.cli.console import INTERRUPTED, console
 from hushprompt.jobs import sweep_folder
 from hushprompt.jobs.progress import SweepBars
-from hushprompt.jobs.sweep_folder import State, SweepRun
+from hushprompt.jobs.sweep_folder import RunState, SweepRun
 
 
 def sweep(
@@ -42,7 +42,7 @@ def sweep(
     root = runs[0].folder.parent
     console.print(f"  {root / sweep_folder.FILE}", soft_wrap=True)
     console.print(f"  hushprompt compare {root}", soft_wrap=True)
-    if any(run.state is State.FAILED for run in runs):
+    if any(run.state is RunState.FAILED for run in runs):
         raise typer.Exit(1)
 
 
@@ -53,7 +53,7 @@ def show_plan(root: Path, runs: Sequence[SweepRun]) -> None:
         table.add_row(run.folder.name, str(run.state), str(run.planned.config.training.num_rounds))
     console.print(table)
     counts = collections.Counter(run.state for run in runs)
-    words = ", ".join(f"{counts[state]} {state}" for state in State if counts[state])
+    words = ", ".join(f"{counts[state]} {state}" for state in RunState if counts[state])
     console.print(f"{len(runs)} runs in {root}: {words}.", soft_wrap=True)
 
 

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Column
 
 from hushprompt.jobs.estimate import Estimate, kind_of
-from hushprompt.jobs.sweep_folder import State, SweepRun
+from hushprompt.jobs.sweep_folder import RunState, SweepRun
 
 
 class SweepBars:
@@ -46,7 +46,7 @@ class SweepBars:
 
     def on_start(self, runs: Sequence[SweepRun], num_workers: int) -> None:
         """Runs that are not done are about to be made."""
-        waiting = [run for run in runs if run.state is not State.DONE]
+        waiting = [run for run in runs if run.state is not RunState.DONE]
         num_done = len(runs) - len(waiting)
         folder = runs[0].folder.parent
         self._progress.console.print(f"{len(runs)} runs in {folder}, {num_done} done before.", soft_wrap=True)
@@ -68,7 +68,7 @@ class SweepBars:
 
     def on_end(self, run: SweepRun) -> None:
         """A run is done, or has failed."""
-        is_done = run.state is State.DONE
+        is_done = run.state is RunState.DONE
         self._estimate.end(run.planned.name, kind_of(run.planned.config), time.monotonic(), is_done=is_done)
         words = run.scores if is_done else f"failed: {run.error}"
         self._progress.console.print(f"{run.planned.name}: {words}", markup=False, soft_wrap=True)

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from hushprompt import files
+from hushprompt import extras, files
 from hushprompt.config import parse as configs
 from hushprompt.config.schema import RunConfig
 from hushprompt.data.base import Split
@@ -71,12 +71,13 @@ class RayCluster:
         """Check every node, then have each encode the features that it lacks, and yield how that gets on.
 
         Raises:
-            ConfigError: a node has other packages, code, data or backbones than this process or the other nodes.
+            ConfigError: a node has other packages, data or backbones than another, or other code than this process.
         """
         descriptions = self._on_every_node(describe, config_tomls)
         first = next(iter(self._cores))
+        own = {what: seen for what, seen in versions().items() if "hushprompt" in what}  # all that is done with here
         for node, seen in descriptions.items():
-            refuse_difference(self._names[node], seen, "this machine", versions())
+            refuse_difference(self._names[node], seen, "this machine", own)
             refuse_difference(self._names[node], seen, self._names[first], descriptions[first])
         refs = [
             self._pinned(encode_on_node, node, num_cpus=cores).remote(self._mailbox, config_tomls, cores)
@@ -153,13 +154,10 @@ def connected(address: str) -> Iterator[RayCluster]:
     Raises:
         ConfigError: ray is missing, or no cluster answers.
     """
-    try:
-        import ray
-        import ray.util.scheduling_strategies
-    except ImportError as error:
-        raise ConfigError(
-            f"A sweep on Ray needs the ray package ({error}). Get it with: pip install 'hushprompt[ray]'."
-        ) from error
+    extras.require("ray", "A sweep on a Ray cluster", "ray")
+    import ray
+    import ray.util.scheduling_strategies
+
     with contextlib.ExitStack() as stack:
         if not ray.is_initialized():
             try:

@@ -11,7 +11,7 @@ from hushprompt.config.schema import RunConfig
 from hushprompt.jobs import job, ray_cluster, sweep_file, sweep_folder
 from hushprompt.jobs.pool import CoreShares, TaskEnd, TaskProgress, WorkerPool, prepare_training, share_cores
 from hushprompt.jobs.ray_cluster import RayCluster
-from hushprompt.jobs.sweep_folder import State, SweepRun
+from hushprompt.jobs.sweep_folder import RunState, SweepRun
 from hushprompt.runs import records
 
 
@@ -96,7 +96,7 @@ def sweep(
     with records.locked(root):
         states = {run.planned.identity: run for run in sweep_folder.place([run.planned for run in runs], root)}
         sweep_folder.write(root, planned, states.values())
-        waiting = [run for run in states.values() if run.state is not State.DONE]
+        waiting = [run for run in states.values() if run.state is not RunState.DONE]
         for run in _made(waiting, jobs, ray, observer, list(states.values())):
             states[run.planned.identity] = run
             sweep_folder.write(root, planned, states.values())
@@ -179,7 +179,7 @@ def watched(
         elif event.error is not None:
             yield failed(run, event.error)
         else:
-            yield dataclasses.replace(run, state=State.DONE, scores=keep(run, event.value))
+            yield dataclasses.replace(run, state=RunState.DONE, scores=keep(run, event.value))
 
 
 def _encode(pool: WorkerPool, config: RunConfig, observer: SweepObserver) -> str | None:
@@ -198,7 +198,7 @@ def features_key(config: RunConfig) -> tuple[Any, ...]:
 
 def failed(run: SweepRun, error: str | None) -> SweepRun:
     """Return a run as one that failed."""
-    return dataclasses.replace(run, state=State.FAILED, error=error)
+    return dataclasses.replace(run, state=RunState.FAILED, error=error)
 
 
 def with_threads(config: RunConfig, num_threads: int) -> RunConfig:

@@ -24,7 +24,7 @@ FILE = "sweep.json"
 PACKAGES = ("hushprompt", "torch", "numpy", "dp-accounting")
 
 
-class State(StrEnum):
+class RunState(StrEnum):
     """How far a run has come."""
 
     WAITING = "waiting"
@@ -42,7 +42,7 @@ class SweepRun:
 
     planned: PlannedRun
     folder: Path
-    state: State
+    state: RunState
     scores: str = ""
     """What came out in a few words, where it was made just now."""
     error: str | None = None
@@ -97,15 +97,15 @@ def _identities(root: Path) -> dict[str, Path]:
             identity = configs.load(path).identity()
         except ConfigError:
             continue
-        if identity not in found or _state(path.parent, identity) is State.DONE:
+        if identity not in found or _state(path.parent, identity) is RunState.DONE:
             found[identity] = path.parent
     return found
 
 
-def _state(folder: Path, identity: str) -> State:
+def _state(folder: Path, identity: str) -> RunState:
     """Read how far a run has come. Its summary is the last file that a run writes."""
     try:
         summary = records.read_record(folder / "summary.json")
     except DataError:
-        return State.BEGUN if (folder / "checkpoint").exists() else State.WAITING
-    return State.DONE if summary["provenance"]["config_identity"] == identity else State.BEGUN
+        return RunState.BEGUN if (folder / "checkpoint").exists() else RunState.WAITING
+    return RunState.DONE if summary["provenance"]["config_identity"] == identity else RunState.BEGUN
