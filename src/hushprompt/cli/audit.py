@@ -11,7 +11,7 @@ from rich import box
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from hushprompt.cli.console import INTERRUPTED, console
+from hushprompt.cli.console import INTERRUPTED, console, sentence
 from hushprompt.errors import ConfigError
 from hushprompt.privacy.statements import AUDIENCES
 from hushprompt.reporting.tables import epsilon_text
@@ -87,42 +87,38 @@ def audit(
 def show(record: AuditRecord) -> None:
     """Print an audit."""
     of = "clients" if record.privacy_unit == "client" else f"candidates of client {record.client_id}"
-    console.print(
+    sentence(
         f"Audit of {record.method}: {record.num_candidates} {of}, "
         f"{record.num_shadows} shadow federations a budget, seed {record.seed}.",
-        soft_wrap=True,
     )
     for budget in record.budgets:
         for one in budget.audiences:
             _show_audience(budget, one)
-    console.print(_power(record), soft_wrap=True)
+    sentence(_power(record))
 
 
 def _show_audience(budget: BudgetAudit, one: AudienceAudit) -> None:
     """Print claim, lower bounds and attacks of one audience."""
-    console.print(f"\n{budget.arm}, for {AUDIENCES[one.audience]}", style="bold", soft_wrap=True)
-    console.print(f"claimed: {one.claimed['statement']}", soft_wrap=True)
+    sentence(f"\n{budget.arm}, for {AUDIENCES[one.audience]}", style="bold")
+    sentence(f"claimed: {one.claimed['statement']}")
     for result in one.mechanism:
-        console.print(
+        sentence(
             f"measured, mechanism alone: epsilon >= {result.epsilon_lower_bound:.3g} (95 %, {result.num_canaries} "
             f"gradient canaries; {BOUNDS[result.bound]})",
-            soft_wrap=True,
         )
     for canary in one.canaries:
         result = canary.result
         canaries = "clients, there or not" if one.claimed["privacy_unit"] == "client" else "mislabelled images"
-        console.print(
+        sentence(
             f"measured, end to end: epsilon >= {result.epsilon_lower_bound:.3g} (95 %, {result.num_canaries} "
             f"{canaries}, {result.num_correct} of {result.num_guesses} guesses right; {canary.sees}, "
             f"gap {canary.mean_gap:.2f} standard deviations)",
-            soft_wrap=True,
         )
     if one.is_contradicted:
-        console.print(
+        sentence(
             f"CONTRADICTED: more was measured ({one.lower_bound:.3g}) than is claimed "
             f"({epsilon_text(one.claimed['epsilon'])}). Either the code is wrong, or chance: repeat with another seed.",
             style="bold red",
-            soft_wrap=True,
         )
     if one.attacks:
         console.print(attack_table(one.attacks))

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from hushprompt.cli.console import console
+from hushprompt.cli.console import console, sentence
 from hushprompt.privacy import statements
 from hushprompt.privacy.config import Audience
 from hushprompt.registry import METHODS
@@ -52,8 +52,8 @@ def calibrate(
         console.print(f"noise_multiplier_{channel} = {value:.6g}   (noise std over clip norm)")
     guarantees = plan.guarantees()
     for name, guarantee in guarantees.items():
-        console.print(f"{statements.AUDIENCES[name]}:\n  {guarantee.statement()}", soft_wrap=True)
+        sentence(f"{statements.AUDIENCES[name]}:\n  {guarantee.statement()}")
     for line in statements.cross_check_lines(
         {"audiences": {str(n): records.to_json(g) for n, g in guarantees.items()}}
     ):
-        console.print(line, soft_wrap=True)
+        sentence(line)

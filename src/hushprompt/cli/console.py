@@ -11,6 +11,11 @@ INTERRUPTED = 130
 """Exit status of a command that was stopped by Ctrl-C, as shells give it."""
 
 
+def sentence(text: str, style: str = "") -> None:
+    """Print a sentence: broken between words in a terminal, one line in a pipe or a file."""
+    console.print(text, style=style or None, markup=False, soft_wrap=not console.is_terminal)
+
+
 def presets() -> list[str]:
     """Return the names of the presets, sorted."""
     from hushprompt.config.presets import presets_folder

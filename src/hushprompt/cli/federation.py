@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import hushprompt as hp
-from hushprompt.cli.console import INTERRUPTED, console
+from hushprompt.cli.console import INTERRUPTED, console, sentence
 from hushprompt.errors import ConfigError
 from hushprompt.privacy import statements
 
@@ -95,7 +95,7 @@ def run(file: ServerFile, insecure: Insecure = False) -> None:
         raise typer.Exit(INTERRUPTED) from None
     _show_meaning(done.guarantees)
     assert done.state is not None
-    console.print(_outcome(done.state), markup=False, soft_wrap=True)
+    sentence(_outcome(done.state))
     console.print(f"  {done.folder}", soft_wrap=True)
     if not done.state.is_completed:
         console.print("The same command goes on after its last round.")
@@ -113,7 +113,7 @@ def simulate(
 
     done = hp.federation.simulate_deployment(folder)
     for record in done.rounds:
-        console.print(round_line(record, done.num_rounds), markup=False, soft_wrap=True)
+        sentence(round_line(record, done.num_rounds))
     _show_meaning(done.guarantees)
     console.print(f"  {done.folder}", soft_wrap=True)
 
@@ -142,14 +142,14 @@ def _show_server(found: ServerStatus) -> None:
     """Print the server's records, and what its process says if it runs."""
     from hushprompt.deployment.operate.status import round_line
 
-    console.print(_process_line(found), soft_wrap=True)
+    sentence(_process_line(found))
     if found.clients is None:
         console.print("No run has begun: no client has joined yet.")
     else:
         who = ", ".join(f"{name} ({size} training examples)" for name, size in found.clients.items())
-        console.print(f"Agreed on the run: {who}", soft_wrap=True)
+        sentence(f"Agreed on the run: {who}")
     for record in found.rounds:
-        console.print(round_line(record, found.num_rounds), markup=False, soft_wrap=True)
+        sentence(round_line(record, found.num_rounds))
     _show_meaning(found.guarantees)
     _show_refusals(found)
     if found.is_finished:
@@ -164,11 +164,9 @@ def _show_client(found: ClientStatus) -> None:
         scored = "not scored yet"
         if run.accuracy is not None:
             scored = f"{100 * run.accuracy:.1f} % of the own images right after round {run.num_rounds}"
-        console.print(
+        sentence(
             f"{run.federation}, run {run.run}: {run.num_charged} rounds charged, epsilon {run.epsilon:.3g} and delta "
             f"{run.delta:.3g} set aside; {scored}",
-            markup=False,
-            soft_wrap=True,
         )
         _show_meaning(run.guarantees)
         for path in run.prompts:
@@ -176,10 +174,9 @@ def _show_client(found: ClientStatus) -> None:
     if not found.runs:
         console.print("This client has agreed to no run yet.")
     (epsilon, delta), owner = found.spent, found.owner
-    console.print(
+    sentence(
         f"All runs: epsilon {epsilon:.3g} of {owner.max_epsilon:g}, delta {delta:.3g} of {owner.max_delta:g} that the "
         "owner allows.",
-        soft_wrap=True,
     )
     _show_refusals(found)
 
@@ -188,15 +185,15 @@ def _show_meaning(guarantees: list[dict[str, Any]]) -> None:
     """Print what the epsilons of a run mean."""
     for arm in guarantees:
         for line in statements.statement_lines(arm):
-            console.print(line, markup=False, soft_wrap=True)
+            sentence(line)
 
 
 def _show_refusals(found: ServerStatus | ClientStatus) -> None:
     """Print what was refused last."""
     if lines := found.refusals:
-        console.print(f"Refused or failed, the last {len(lines)} (all: {found.refusals_file}):", soft_wrap=True)
+        sentence(f"Refused or failed, the last {len(lines)} (all: {found.refusals_file}):")
         for line in lines:
-            console.print(f"  {line}", markup=False, soft_wrap=True)
+            sentence(f"  {line}")
 
 
 def _process_line(found: ServerStatus) -> str:
@@ -228,4 +225,4 @@ def _lines(path: Path) -> tuple[str, ...]:
 
 def _say(line: str) -> None:
     """Print what happens, with the time."""
-    console.print(f"{datetime.datetime.now():%H:%M:%S} {line}", markup=False, soft_wrap=True)
+    sentence(f"{datetime.datetime.now():%H:%M:%S} {line}")

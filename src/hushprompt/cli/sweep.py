@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from hushprompt.cli.console import INTERRUPTED, console
+from hushprompt.cli.console import INTERRUPTED, console, sentence
 from hushprompt.jobs import sweep_folder
 from hushprompt.jobs.progress import SweepBars
 from hushprompt.jobs.sweep_folder import RunState, SweepRun
@@ -63,7 +63,7 @@ def show_errors(runs: Sequence[SweepRun]) -> None:
     for run in (run for run in runs if run.error is not None):
         by_reason.setdefault(str(run.error), []).append(run.folder.name)
     for reason, names in by_reason.items():
-        console.print(f"{len(names)} failed: {reason}", markup=False, soft_wrap=True)
+        sentence(f"{len(names)} failed: {reason}")
         for name in names:
             console.print(f"  {name}", markup=False, soft_wrap=True)
     if by_reason:
