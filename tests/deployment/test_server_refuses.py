@@ -10,7 +10,7 @@ from helpers.runs import run_with
 from hushprompt.deployment.envelope import Envelope
 from hushprompt.deployment.transport import InProcess
 from hushprompt.errors import ProtocolError, ResumeError
-from hushprompt.federation import round as rounds
+from hushprompt.federation import training as rounds
 
 
 class Tampering(InProcess):

@@ -8,7 +8,6 @@ from safetensors.torch import load_file
 from helpers.runs import Silent, fresh
 from hushprompt.config import parse as configs
 from hushprompt.errors import ResumeError
-from hushprompt.federation.round import RoundRunner
 from hushprompt.federation.setup import client_sizes, make_partition, plan_arms
 from hushprompt.federation.simulate import Trainer, run
 from hushprompt.privacy.config import Audience
@@ -42,16 +41,15 @@ def charges(folder):
 
 def crash_in_round(monkeypatch, *rounds):
     """Kill a round after it was charged and has released, before its checkpoint."""
-    true_round, crashes = RoundRunner.round, list(rounds)
+    true_score, crashes = Trainer.score, list(rounds)
 
-    def broken(self, arm, state, round_index):
-        result = true_round(self, arm, state, round_index)
-        if crashes and round_index == crashes[0]:
+    def broken(self, arm, state, info):
+        if crashes and info.num_done - 1 == crashes[0]:
             crashes.pop(0)
             raise KeyboardInterrupt
-        return result
+        return true_score(self, arm, state, info)
 
-    monkeypatch.setattr(RoundRunner, "round", broken)
+    monkeypatch.setattr(Trainer, "score", broken)
 
 
 def run_through(config, folder):

@@ -16,9 +16,10 @@ from hushprompt.config import parse as configs
 from hushprompt.errors import ConfigError, PrivacyError
 from hushprompt.federation import client as turn
 from hushprompt.federation import payload
-from hushprompt.federation import round as rounds
 from hushprompt.federation import server as meeting
+from hushprompt.federation import training as rounds
 from hushprompt.federation.setup import assemble, client_sizes, load_model, make_partition, plan_arms
+from hushprompt.federation.simulate import Trainer
 from hushprompt.methods.base import Batch
 from hushprompt.privacy.config import Audience, Channel
 from hushprompt.privacy.mechanisms.gaussian import GaussianMechanism
@@ -80,19 +81,22 @@ def test_a_cohort_of_all_clients_is_everyone(toy_values, tmp_path):
 def test_only_the_cohort_steps_sends_and_draws(toy_values, tmp_path, monkeypatch):
     values = small(toy_values, {"cohort_size": 2, "num_rounds": 5})
     asked, states = asked_streams(monkeypatch), []
-    true_round = rounds.RoundRunner.round
+    true_score = Trainer.score
 
-    def spy(self, arm, state, round_index):
-        states.append((state, *true_round(self, arm, state, round_index)))
-        return states[-1][1:]
+    def spy(self, arm, state, info):
+        states.append((state, info))
+        return true_score(self, arm, state, info)
 
-    monkeypatch.setattr(rounds.RoundRunner, "round", spy)
+    monkeypatch.setattr(Trainer, "score", spy)
     _, _, seen = run_with(values, tmp_path)
     cohorts = arms_of(values)[0].cohorts
-    for index, (before, after, info) in enumerate(states):
+    stranger, *_ = set(range(6)) - set(cohorts[0])
+    before = [states[0][0].personal[stranger]] * 6  # all start with one and the same object
+    for index, (after, info) in enumerate(states):
         assert info.clients == tuple(cohorts[index])
-        for client_id, (old, new) in enumerate(zip(before.personal, after.personal, strict=True)):
+        for client_id, (old, new) in enumerate(zip(before, after.personal, strict=True)):
             assert (old is new) == (client_id not in cohorts[index]), "others are the same objects"
+        before = after.personal
     drew = {(place[2], place[-1]) for place in asked if place[0] in ("batch", "view", "method")}
     assert drew == {(index, client_id) for index in range(5) for client_id in cohorts[index]}
     assert [(record.cohort_size, record.num_clients, record.bytes_up) for record in seen] == [(2, 2, 2 * 4 * 8 * 4)] * 5

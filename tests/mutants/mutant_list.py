@@ -749,11 +749,11 @@ def client_charges_nothing(patch):
 )
 def divided_by_who_answered(patch):
     def make(true):
-        return lambda self, arm, shared, norms, messages, cohort, place: true(
-            self, arm, shared, norms, messages, list(messages), place
+        return lambda self, arm, shared, norms, messages, cohort, step: true(
+            self, arm, shared, norms, messages, list(messages), step
         )
 
-    around(patch, Server, "move", make)
+    around(patch, Server, "aggregate", make)
 
 
 @mutant(

@@ -24,9 +24,9 @@ from hushprompt.audits.watch import ABSENT, Probe, ReleaseObserver, Transcript, 
 from hushprompt.config.schema import RunConfig
 from hushprompt.errors import ConfigError
 from hushprompt.federation.payload import PayloadKind, payload_kind
-from hushprompt.federation.round import RoundRunner
 from hushprompt.federation.setup import Federation
-from hushprompt.methods.base import Batch, Method
+from hushprompt.federation.training import Participants, RoundInfo, train
+from hushprompt.methods.base import Batch, Method, Shared
 from hushprompt.methods.context import ContextConfig
 from hushprompt.models.base import FeatureKind
 from hushprompt.privacy.config import Audience, Channel
@@ -164,12 +164,29 @@ def train_watched(config: RunConfig, federation: Federation, arm: Arm, state: St
         watch: told of every step and round.
     """
     with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        runner, twin = RoundRunner(config, federation, pool), watched(arm, watch)
-        for round_index in range(arm.num_rounds):
-            before = state.shared
-            state, _ = runner.round(twin, state, round_index)
-            watch.on_round(arm.method, before, state.shared)
-    return state
+        trained, _ = train(
+            watched(arm, watch), state, Participants(config, federation, pool), _Unrecorded(arm, watch, state.shared)
+        )
+    return trained
+
+
+class _Unrecorded:
+    """Books of a training that is only watched: it is charged nothing, scored never, and written nowhere."""
+
+    def __init__(self, arm: Arm, watch: Observer, shared: Shared) -> None:
+        """Start at the shared state before the first round."""
+        self._arm, self._watch, self._before = arm, watch, shared
+
+    def charge(self, arm: Arm, round_index: int) -> None:
+        """Let every round run."""
+
+    def score(self, arm: Arm, state: State, info: RoundInfo) -> None:
+        """Leave the prompts to the attacks."""
+
+    def record(self, arm: Arm, state: State, info: RoundInfo, scores: object) -> None:
+        """Tell the watch of the round."""
+        self._watch.on_round(self._arm.method, self._before, state.shared)
+        self._before = state.shared
 
 
 def context_method(method: Method) -> ContextConfig:

@@ -20,7 +20,7 @@ from hushprompt.deployment.store import Kept, RunStore
 from hushprompt.errors import PrivacyError, ProtocolError, ResumeError
 from hushprompt.evaluation.metrics import accuracy
 from hushprompt.features.cache import check_kind
-from hushprompt.federation.client import Client
+from hushprompt.federation.client import Client, Step
 from hushprompt.methods.base import Shared
 from hushprompt.privacy.config import Channel
 from hushprompt.privacy.ledger import why_not
@@ -72,7 +72,7 @@ class ClientRun:
         if Channel.GLOBAL not in self.arm.plan.channels:
             raise ProtocolError("This method shares nothing: a turn has nothing to bring.")
         training, steps = self.config.training, self.arm.plan.sampler.steps_per_round
-        place = (_whole(request, "round", self.arm.num_rounds), _whole(request, "step", steps))
+        place = Step(_whole(request, "round", self.arm.num_rounds), _whole(request, "step", steps))
         if place <= (kept.round_index, kept.step):
             raise ProtocolError(
                 f"Round {place[0] + 1}, step {place[1] + 1} is over here, and what was asked then was something else. "
@@ -87,7 +87,7 @@ class ClientRun:
                 kept = self._scored(kept, shared, place[0])
             kept = self._begun(kept, place[0])
         batches = kept.batches[place[1] : place[1] + training.local_steps]
-        turn = self.taker.take(self.arm, shared, norms, kept.personal, batches, place)
+        turn = self.taker.update(self.arm, shared, norms, kept.personal, batches, place)
         tensors, counts = wire.update_tensors(turn.message)
         answer = Envelope("turn", {**self._names(request), **({} if norms is None else counts)}, tensors)
         norm = kept.norm if turn.norm is None else turn.norm
@@ -106,7 +106,9 @@ class ClientRun:
                 kept = self._begun(kept, round_index)
                 norms = self._norms(request, kept)
                 for step, batch in enumerate(kept.batches):
-                    turn = self.taker.take(self.arm, self.shared, norms, kept.personal, [batch], (round_index, step))
+                    turn = self.taker.update(
+                        self.arm, self.shared, norms, kept.personal, [batch], Step(round_index, step)
+                    )
                     kept = dataclasses.replace(kept, personal=turn.personal)
                     if norms is not None and turn.norm is not None:
                         kept = dataclasses.replace(kept, norm=turn.norm)

@@ -24,6 +24,7 @@ from hushprompt.deployment.responses import Responses
 from hushprompt.deployment.store import AGREEMENT
 from hushprompt.deployment.transport import Transport
 from hushprompt.errors import ProtocolError, ResumeError
+from hushprompt.federation.client import Step
 from hushprompt.federation.server import Server
 from hushprompt.privacy.config import Channel
 from hushprompt.privacy.statements import STAYS_AT_HOME
@@ -126,12 +127,12 @@ class Coordinator:
         if state.step == 0:
             state = dataclasses.replace(state, shared=arm.method.begin_round(state.shared))
         while state.step < arm.plan.sampler.steps_per_round:
-            place, start = (state.round_index, state.step), time.perf_counter()
+            place, start = Step(state.round_index, state.step), time.perf_counter()
             norm = {} if state.norms is None else {"clip_norm": state.norms.of(0)["global"]}
             meta = {**self._names(agreement), "round": place[0], "step": place[1], **norm}
             request = Envelope("turn", meta, wire.request_tensors(arm.method, state.shared, kind))
             arrivals = self._ask(agreement, state, request, cohort, self.config.federation.round_deadline_s)
-            shared, norms = meeting.move(arm, state.shared, state.norms, arrivals.messages, cohort, place)
+            shared, norms = meeting.aggregate(arm, state.shared, state.norms, arrivals.messages, cohort, place)
             tally = state.tally.plus(arrivals, time.perf_counter() - start)
             state = dataclasses.replace(
                 state, shared=shared, norms=norms, step=place[1] + training.local_steps, tally=tally

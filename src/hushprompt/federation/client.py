@@ -1,4 +1,4 @@
-"""The client's side of a round: all that one client does between two meetings with the server.
+"""The client's side of a round: all that one client does between two aggregations.
 
 It needs public settings, the frozen model and this client's own examples, and no other client's. The simulator and a
 client on a machine of its own call the very same code.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,12 +28,21 @@ from hushprompt.runs.arm import Arm
 from hushprompt.seeding import stream
 
 
+class Step(NamedTuple):
+    """A step of an arm; batches, noise and views of each step have random streams of their own."""
+
+    round_index: int
+    """From 0."""
+    step_index: int
+    """In its round, from 0."""
+
+
 @dataclass(frozen=True)
 class ClientUpdate:
-    """What is left of a client's turn between two meetings with the server."""
+    """What a client's local steps between two aggregations leave."""
 
     message: Any
-    """What travels: a clipped sum, a private gradient, a copy of what is shared, or nothing."""
+    """The payload: a clipped sum, a private gradient, a copy of what is shared, or nothing."""
     personal: Personal
     losses: tuple[float, ...]
     """One a step. Not private."""
@@ -43,7 +52,7 @@ class ClientUpdate:
 
 @dataclass(frozen=True)
 class Client:
-    """One client, with what it needs to take its turns."""
+    """One client, with what it needs for its updates."""
 
     client_id: int
     seed: int
@@ -60,16 +69,16 @@ class Client:
         rng = stream(self.seed, "batch", arm.label, round_index, self.client_id)
         return arm.plan.sampler.batches(len(self.index), arm.plan.release_plan.private_stream(rng))
 
-    def take(
+    def update(
         self,
         arm: Arm,
         shared: Shared,
         norms: Mapping[str, float] | None,
         personal: Personal,
         batches: Sequence[np.ndarray],
-        place: tuple[int, int],
+        first: Step,
     ) -> ClientUpdate:
-        """Take steps until the client meets the server, on its own copy of what is shared.
+        """Take the local steps until the next aggregation, on a copy of what is shared.
 
         Args:
             arm: method and privacy plan.
@@ -77,24 +86,23 @@ class Client:
             norms: the client's clip norms by channel name, where they are adaptive.
             personal: what the client holds.
             batches: of these steps.
-            place: round and step of the first of them, from 0.
+            first: the first of these steps.
         """
-        travels = payload.payload_kind(self.training.local_steps, arm.plan.config.noise_at)
-        round_index, first = place
+        kind = payload.payload_kind(self.training.local_steps, arm.plan.config.noise_at)
         message: Any = None
         norm: float | None = None
         losses = []
-        for step, batch_index in enumerate(batches, start=first):
-            here = (arm.label, round_index, step)
+        for index, batch_index in enumerate(batches, start=first.step_index):
+            here = (arm.label, first.round_index, index)
             mechanism = self._mechanism(arm, norms, Channel.LOCAL, here)
             upload, personal, info = self._step(arm, shared, personal, batch_index, here, mechanism)
             norm = info.next_norms.get(Channel.LOCAL, norm)
             losses.append(info.loss)
-            if travels is PayloadKind.SUMS:
+            if kind is PayloadKind.SUMS:
                 message = payload.pack(upload)
                 continue
             message = payload.pack_private(upload, self._mechanism(arm, norms, Channel.GLOBAL, here))
-            if travels is PayloadKind.COPIES and message is not None:
+            if kind is PayloadKind.COPIES and message is not None:
                 message = shared = arm.method.server_step(shared, message)
         return ClientUpdate(message, personal, tuple(losses), norm)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from hushprompt.config.schema import TrainingConfig
 from hushprompt.federation import payload
+from hushprompt.federation.client import Step
 from hushprompt.federation.payload import PayloadKind
 from hushprompt.methods.base import Shared
 from hushprompt.privacy.adaptive import ClipNorms
@@ -24,16 +25,16 @@ class Server:
     training: TrainingConfig
     sizes: Sequence[int]
 
-    def move(
+    def aggregate(
         self,
         arm: Arm,
         shared: Shared,
         norms: ClipNorms | None,
         messages: Mapping[int, Any],
         cohort: Sequence[int],
-        place: tuple[int, int],
+        step: Step,
     ) -> tuple[Shared, ClipNorms | None]:
-        """Move what is shared by what arrived; every divisor is that of the whole cohort, whoever showed up.
+        """Return what is shared, moved by what arrived; every divisor is that of the whole cohort, whoever showed up.
 
         Args:
             arm: method and privacy plan.
@@ -41,17 +42,17 @@ class Server:
             norms: clip norms of this step, where they are adaptive.
             messages: by client, of those who showed up, at least one; in the order of the clients.
             cohort: who was asked.
-            place: round and first step of the turns, from 0.
+            step: the first of the local steps that the messages come from.
         """
-        travels = payload.payload_kind(self.training.local_steps, arm.plan.config.noise_at)
+        kind = payload.payload_kind(self.training.local_steps, arm.plan.config.noise_at)
         arrived = list(messages.values())
-        if travels is PayloadKind.SUMS:
+        if kind is PayloadKind.SUMS:
             summed = payload.unpack_sum(arrived)
             assert summed is not None, "there is a message"
             mechanism = arm.plan.mechanism(
                 allowed=Channel.GLOBAL,
                 expected_count=sum(arm.plan.sampler.expected_batch_size(self.sizes[client_id]) for client_id in cohort),
-                rng=stream(self.seed, "noise", "global", arm.label, *place),
+                rng=stream(self.seed, "noise", "global", arm.label, *step),
                 num_clients=len(cohort),
                 clip_norms=None if norms is None else norms.of(cohort[0]),
             )
@@ -60,7 +61,7 @@ class Server:
             return shared, norms if norms is None else norms.with_shared(released.next_norms[Channel.GLOBAL])
         total = sum(map(self._weight, cohort))
         weights = [self._weight(client_id) / total for client_id in messages]
-        if travels is PayloadKind.GRADIENTS:
+        if kind is PayloadKind.GRADIENTS:
             return arm.method.server_step(shared, payload.average_gradients(arrived, weights)), norms
         return payload.average(arrived, weights, shared), norms
 

@@ -12,7 +12,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,6 @@ from hushprompt.evaluation.confusion import confusion
 from hushprompt.evaluation.evaluate import NewClasses, Scores, evaluate, mean_scores
 from hushprompt.evaluation.metrics import predicted_classes
 from hushprompt.evaluation.private import count_right, scores_of
-from hushprompt.federation.round import RoundRunner
 from hushprompt.federation.setup import (
     Federation,
     Load,
@@ -39,6 +38,7 @@ from hushprompt.federation.setup import (
     plan_arms,
     plan_metrics,
 )
+from hushprompt.federation.training import Participants, RoundInfo, train
 from hushprompt.methods.base import NoState, Personal
 from hushprompt.privacy.metrics import MetricsPlan, RightAnswers
 from hushprompt.prompts.prompt_model import PromptModel
@@ -141,7 +141,12 @@ class Trainer:
         self.ledger = LedgerFile(folder)
         self.metrics = metrics
         self.released = MetricsFile(folder)
-        self.rounds = RoundRunner(config, federation, pool)
+        self.participants = Participants(config, federation, pool)
+        self._progress: Progress
+        self._start: float
+        self._epsilons: Future[dict[str, float]]
+        self._staged: Future[None]
+        """Of the arm and round in training."""
         self._predicted: tuple[State, dict[int, Int[np.ndarray, " n"]]] | None = None
         """What was scored last, and what each client's prompt took the evaluation images for."""
 
@@ -155,44 +160,56 @@ class Trainer:
         state = State(shared, (personal,) * num_clients, arm.plan.release_plan.first_norms(num_clients))
         if progress.num_rounds_done:
             state = checkpoint.load_state(self.folder, state)
-        for round_index in range(progress.num_rounds_done, arm.num_rounds):
-            start = time.perf_counter()
-            stopped = self.ledger.charge(arm, round_index, arm.cohorts[round_index].tolist())
-            if stopped is not None:
-                return state, progress, stopped
-            most_rounds = self.ledger.of(arm.label).most_rounds
-            epsilons = self.pool.submit(_epsilons, arm, most_rounds)
-            state, info = self.rounds.round(arm, state, round_index)
-            done = dataclasses.replace(progress, num_rounds_done=round_index + 1)
-            staged = self.disk.submit(self.checkpoints.stage, state, done, info.clients)
-            scores = self._scores_if_due(arm, state, round_index + 1)
-            seconds = time.perf_counter() - start
-            record = RoundRecord(
-                arm=arm.label,
-                round_index=round_index + 1,
-                seconds=seconds,
-                loss=info.loss,
-                local=scores.local if scores else math.nan,
-                neighbor=scores.neighbor if scores else math.nan,
-                harmonic_mean=scores.harmonic_mean if scores else math.nan,
-                worst_client=scores.worst_client if scores else math.nan,
-                bytes_up=info.bytes_up,
-                bytes_down=info.bytes_down,
-                epsilon=epsilons.result(),
-                cohort_size=arm.cohorts.cohort_size,
-                num_clients=len(info.clients),
-            )
-            is_reported = self.config.evaluation.is_reported(round_index + 1, arm.num_rounds)
-            progress = dataclasses.replace(
-                done,
-                arm_seconds=progress.arm_seconds + seconds,
-                records_size=records.append_record(self.folder / "records.jsonl", record),
-                last_scores=[*progress.last_scores, dataclasses.asdict(scores)] if scores and is_reported else [],
-            )
-            staged.result()
-            progress = self.checkpoints.save(state, progress)
-            self.observer.on_round(record)
-        return state, progress, None
+        self._progress = progress
+        state, stopped = train(arm, state, self.participants, self, progress.num_rounds_done)
+        return state, self._progress, stopped
+
+    def charge(self, arm: Arm, round_index: int) -> str | None:
+        """Charge a round to the ledger, on disk before this returns; or say why the budget forbids it."""
+        self._start = time.perf_counter()
+        stopped = self.ledger.charge(arm, round_index, arm.cohorts[round_index].tolist())
+        if stopped is None:  # accounted for beside the round
+            self._epsilons = self.pool.submit(_epsilons, arm, self.ledger.of(arm.label).most_rounds)
+        return stopped
+
+    def score(self, arm: Arm, state: State, info: RoundInfo) -> Scores | None:
+        """Score the prompts if the config says so, while personal states go to the disk."""
+        self._progress = dataclasses.replace(self._progress, num_rounds_done=info.num_done)
+        self._staged = self.disk.submit(self.checkpoints.stage, state, self._progress, info.clients)
+        evaluation = self.config.evaluation
+        if not evaluation.is_due(info.num_done, arm.num_rounds):
+            return None
+        is_reported = evaluation.is_reported(info.num_done, arm.num_rounds)
+        return self._scores(arm, state, info.num_done, with_new_classes=is_reported)
+
+    def record(self, arm: Arm, state: State, info: RoundInfo, scores: Scores | None) -> None:
+        """Append the round's record, then commit the checkpoint that counts it."""
+        progress, seconds = self._progress, time.perf_counter() - self._start
+        record = RoundRecord(
+            arm=arm.label,
+            round_index=info.num_done,
+            seconds=seconds,
+            loss=info.loss,
+            local=scores.local if scores else math.nan,
+            neighbor=scores.neighbor if scores else math.nan,
+            harmonic_mean=scores.harmonic_mean if scores else math.nan,
+            worst_client=scores.worst_client if scores else math.nan,
+            bytes_up=info.bytes_up,
+            bytes_down=info.bytes_down,
+            epsilon=self._epsilons.result(),
+            cohort_size=arm.cohorts.cohort_size,
+            num_clients=len(info.clients),
+        )
+        is_reported = self.config.evaluation.is_reported(info.num_done, arm.num_rounds)
+        progress = dataclasses.replace(
+            progress,
+            arm_seconds=progress.arm_seconds + seconds,
+            records_size=records.append_record(self.folder / "records.jsonl", record),
+            last_scores=[*progress.last_scores, dataclasses.asdict(scores)] if scores and is_reported else [],
+        )
+        self._staged.result()
+        self._progress = self.checkpoints.save(state, progress)
+        self.observer.on_round(record)
 
     def evaluate(self, arm: Arm, state: State, *, with_new_classes: bool = False) -> Scores:
         """Score every client's prompt on all evaluation images, and on classes that nobody trains on."""
@@ -289,13 +306,6 @@ class Trainer:
             return self._predicted[1].__getitem__
         logits_fn = self._eval_logits_fn(arm, state)
         return lambda client_id: predicted_classes(logits_fn(client_id))
-
-    def _scores_if_due(self, arm: Arm, state: State, num_done: int) -> Scores | None:
-        """Score the prompts after `num_done` rounds if the config says so."""
-        evaluation = self.config.evaluation
-        if not evaluation.is_due(num_done, arm.num_rounds):
-            return None
-        return self._scores(arm, state, num_done, with_new_classes=evaluation.is_reported(num_done, arm.num_rounds))
 
     def _scores(self, arm: Arm, state: State, num_done: int, *, with_new_classes: bool) -> Scores:
         """Score the prompts exactly, or from noisy counts where the config asks for that."""
