@@ -173,7 +173,7 @@ def train_watched(config: RunConfig, federation: Federation, arm: Arm, state: St
 class _Unrecorded:
     """Books of a training that is only watched: it is charged nothing, scored never, and written nowhere."""
 
-    def __init__(self, arm: Arm, watch: Observer, shared: Shared) -> None:
+    def __init__(self, arm: Arm, watch: ReleaseObserver, shared: Shared) -> None:
         """Start at the shared state before the first round."""
         self._arm, self._watch, self._before = arm, watch, shared
 
