@@ -1,0 +1,1 @@
+"""What can be done from Python: the functions behind `import hushprompt as hp`, and behind the commands."""

@@ -1,0 +1,156 @@
+"""Train, go on, or only plan: from a config to a run folder."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hushprompt import files
+from hushprompt.api.progress import watching
+from hushprompt.api.run import Run, guarantees_of
+from hushprompt.config import parse as configs
+from hushprompt.config.schema import RunConfig, RuntimeConfig
+from hushprompt.errors import ConfigError, ResumeError
+from hushprompt.federation import simulate
+from hushprompt.federation.publish import privacy_record
+from hushprompt.federation.setup import client_sizes, make_partition, plan_arms, plan_metrics
+from hushprompt.federation.simulate import Observer
+from hushprompt.privacy.guarantee import Guarantee
+from hushprompt.process import tune
+from hushprompt.registry import METHODS
+from hushprompt.reporting import tables
+from hushprompt.runs import records
+
+Config = RunConfig | Mapping[str, Any] | str | Path | None
+"""A config, its plain values, a TOML file, or the name of a preset; None: the embedded preset."""
+
+
+def run(
+    config: Config = None, *, out: str | Path | None = None, progress: bool | Observer = True, **sections: Any
+) -> Run:
+    """Train, evaluate and account for every arm of a config, and leave a run folder.
+
+    Stopped at any moment, it can go on: `resume(folder)`.
+
+    Args:
+        config: a config, its plain values, a TOML file, or the name of a preset; None: the embedded preset.
+        out: the run folder, new or empty; None: a new one under runs/.
+        progress: show bars in a terminal or notebook; or an observer that is told what happens.
+        sections: sections of the config to change, as `RunConfig` takes them: an object takes a section's place, a
+            name chooses a class, and a table of settings changes those that it names.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        ConfigError: the config is impossible for this data.
+        PrivacyError: it lies outside the privacy theorem.
+        ResumeError: the folder is not empty.
+    """
+    resolved = configs.resolve(config, sections)
+    folder = new_folder(resolved) if out is None else Path(out)
+    if folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
+        raise ResumeError(f"{folder} is not empty. Give another --out, or go on in it with --resume {folder}.")
+    files.write_text(folder / "config.toml", resolved.to_toml())
+    try:
+        return _train(resolved, folder, progress)
+    except ConfigError:
+        discard(folder)
+        raise
+
+
+def resume(
+    folder: str | Path | Run,
+    *,
+    progress: bool | Observer = True,
+    runtime: RuntimeConfig | Mapping[str, Any] | None = None,
+) -> Run:
+    """Go on with a run where it stopped; a finished one is left as it is.
+
+    Args:
+        folder: the run folder, which has the run's config.
+        progress: show bars in a terminal or notebook; or an observer that is told what happens.
+        runtime: settings of the runtime section to change: where and how fast.
+
+    Raises:
+        ResumeError: it is no run folder, it is damaged, or another process is at work in it.
+    """
+    path = Path(folder)
+    if not (path / "config.toml").exists():
+        raise ResumeError(f"{path} is not a run folder: it has no config.toml.")
+    config = configs.resolve(path / "config.toml", {} if runtime is None else {"runtime": runtime})
+    return _train(config, path, progress)
+
+
+@dataclass(frozen=True, repr=False)
+class Plan:
+    """What a run would do: its resolved config, and what it would guarantee to whom."""
+
+    config: RunConfig
+    privacy: Mapping[str, Any]
+    """As `privacy.json` of a run folder, without what is known only after training."""
+
+    @property
+    def guarantees(self) -> dict[str, Guarantee]:
+        """The guarantee of the run's own method for each audience."""
+        return guarantees_of(self.privacy["arms"][-1])
+
+    @property
+    def noise_multipliers(self) -> dict[str, float]:
+        """Noise standard deviation over clip norm of each release of the run's own method."""
+        return dict(self.privacy["arms"][-1]["noise_multipliers"])
+
+    def statement(self) -> str:
+        """Say in sentences who would see what, at which epsilon."""
+        return "\n".join(line for arm in self.privacy["arms"] for line in tables.statement_lines(arm))
+
+    def __repr__(self) -> str:
+        """Return the config and the privacy statement."""
+        return f"{self.config.to_toml()}\n{self.statement()}"
+
+
+def plan(config: Config = None, **sections: Any) -> Plan:
+    """Resolve a config and say what it would guarantee, without training.
+
+    Args:
+        config: as for `run`.
+        sections: as for `run`.
+
+    Raises:
+        ConfigError: the config is impossible for this data.
+        PrivacyError: it lies outside the privacy theorem.
+    """
+    resolved = configs.resolve(config, sections)
+    clients = make_partition(resolved, resolved.data.load())
+    arms = plan_arms(resolved, client_sizes(clients))
+    record = privacy_record(arms, metrics=plan_metrics(resolved, arms, clients))
+    return Plan(resolved, records.to_json(record))
+
+
+def new_folder(config: RunConfig) -> Path:
+    """Return a fresh folder under runs/, named for a reader; nothing is encoded in the name alone."""
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    base = Path("runs") / f"{stamp}-{METHODS.name_of(config.method)}-seed{config.seed}"
+    folder, count = base, 1
+    while folder.exists():
+        count += 1
+        folder = base.with_name(f"{base.name}-{count}")
+    return folder
+
+
+def discard(folder: Path) -> None:
+    """Remove the folder of a run that was refused, if it holds nothing but its config."""
+    if [path.name for path in folder.iterdir()] == ["config.toml"]:
+        (folder / "config.toml").unlink()
+        folder.rmdir()
+
+
+def _train(config: RunConfig, folder: Path, progress: bool | Observer) -> Run:
+    """Train in a folder that has its config."""
+    tune()
+    with watching(progress) as observer:
+        simulate.run(config, folder, observer)
+    return Run(folder)
