@@ -1,5 +1,10 @@
 """hushprompt: private, personal, federated prompt learning of frozen vision-language models.
 
+    import hushprompt as hp
+
+    run = hp.run(method=hp.DPFPL(rank=4), privacy=hp.PrivacyConfig(epsilon=8))
+    run.table()
+
 Nothing is imported before it is used: `import hushprompt` takes some milliseconds.
 """
 
@@ -10,6 +15,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hushprompt import federation as federation
+    from hushprompt.api.data import data_info as data_info
+    from hushprompt.api.data import fetch as fetch
+    from hushprompt.api.data import partition as partition
+    from hushprompt.api.many_runs import report as report
+    from hushprompt.api.many_runs import sweep as sweep
+    from hushprompt.api.measuring import Noise as Noise
+    from hushprompt.api.measuring import audit as audit
+    from hushprompt.api.measuring import calibrate as calibrate
+    from hushprompt.api.measuring import epsilon as epsilon
+    from hushprompt.api.prompt import Prompt as Prompt
+    from hushprompt.api.prompt import load_prompt as load_prompt
+    from hushprompt.api.run import Run as Run
+    from hushprompt.api.run import load as load
+    from hushprompt.api.training import plan as plan
+    from hushprompt.api.training import resume as resume
+    from hushprompt.api.training import run as run
     from hushprompt.config.schema import EvaluationConfig as EvaluationConfig
     from hushprompt.config.schema import Reference as Reference
     from hushprompt.config.schema import RunConfig as RunConfig
@@ -40,6 +61,12 @@ if TYPE_CHECKING:
     __version__: str
 
 _MODULES = {
+    "api.data": ("data_info", "fetch", "partition"),
+    "api.many_runs": ("report", "sweep"),
+    "api.measuring": ("Noise", "audit", "calibrate", "epsilon"),
+    "api.prompt": ("Prompt", "load_prompt"),
+    "api.run": ("Run", "load"),
+    "api.training": ("plan", "resume", "run"),
     "config.schema": ("EvaluationConfig", "Reference", "RunConfig", "RuntimeConfig", "TrainingConfig"),
     "errors": (
         "ConfigError", "DataError", "HushpromptError", "LinkError", "PrivacyError", "ProtocolError", "ResumeError",

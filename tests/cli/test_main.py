@@ -8,11 +8,12 @@ import subprocess
 import time
 
 import pytest
+from rich.console import Console
 
 from helpers import commands
 from helpers.commands import command
 from helpers.runs import files
-from hushprompt.cli import run as cli_run
+from hushprompt.api import progress
 from hushprompt.runs import records
 
 REFERENCES = "references=[{method={name='zero_shot'}}, {method={name='promptfl', num_ctx=4}}, {epsilon=inf}]"
@@ -127,7 +128,7 @@ def test_a_dry_run_prints_config_and_statement_and_writes_nothing(hush, tmp_path
         (["run", "nothing.toml"], "cannot be read"),
         (["run", "--resume", "nowhere"], "is not a run folder"),
         (["list", "method"], "There is no list of 'method'"),
-        (["privacy", "nowhere"], "finished run"),
+        (["privacy", "nowhere"], "not a finished run"),
     ],
 )
 def test_a_mistake_gets_one_sentence_and_status_2(hush, args, message):
@@ -177,8 +178,8 @@ def test_lists_name_what_can_be_used(hush, what, name):
 
 
 def test_the_bar_of_encoding_counts_only_what_this_process_did(monkeypatch):
-    setup = cli_run.EncodingBar(task=0, num_done_before=100, start=50.0)
-    monkeypatch.setattr(cli_run.time, "monotonic", lambda: 60.0)
+    setup = progress.EncodingBar(task=0, num_done_before=100, start=50.0)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: 60.0)
     assert setup.speed(100, 400) == ""
     assert setup.speed(200, 400) == "10/s, 0:00:20 left"
     assert setup.speed(400, 400) == "30/s"
@@ -208,7 +209,8 @@ def test_with_rare_evaluation_the_bar_keeps_the_last_scores_and_the_run_shows_wh
     assert "base" in done.out
     assert "2 of 3 clients take part in a round" in done.out
     assert "for the server (receives every client's upload" in done.out
-    bars = cli_run.TrainingBars()
+    bars = progress.TrainingBars(Console())
+    bars._words = progress.LastScores("")
     record = records.RoundRecord(
         arm="x", round_index=3, seconds=0.0, loss=1.0, local=0.5, neighbor=0.25, harmonic_mean=0.33, worst_client=0.1,
         bytes_up=0, bytes_down=0, epsilon={"": 1.0},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,16 +25,36 @@ from hushprompt.reporting import partitions
 from hushprompt.reporting.partitions import Counts
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class DataInfo:
-    """A loaded data set, and what of it need not be encoded."""
+    """A data set, which is loaded when it is asked for, and what of it need not be encoded."""
 
-    about: About | None
-    """What is known of a data set before it is there; None for one's own."""
-    dataset: Dataset
-    shipped: list[CachedFeatures]
-    """Features that come with the package."""
-    cached: list[CachedFeatures]
+    section: Any
+    """Its section of a config."""
+    cache_dir: Path
+    """Where features are kept."""
+
+    @property
+    def about(self) -> About | None:
+        """What is known of the data set before it is there; None for one's own."""
+        known: About | None = getattr(self.section, "about", None)
+        return known
+
+    @functools.cached_property
+    def dataset(self) -> Dataset:
+        """Classes and splits, with license, citation and checksums."""
+        loaded: Dataset = self.section.load()
+        return loaded
+
+    @property
+    def shipped(self) -> list[CachedFeatures]:
+        """Features that come with the package."""
+        return [entry for entry in cached(SHIPPED) if entry.dataset == self.dataset.name]
+
+    @property
+    def cached(self) -> list[CachedFeatures]:
+        """Features in the cache."""
+        return [entry for entry in cached(self.cache_dir) if entry.dataset == self.dataset.name]
 
     def unreadable(self) -> list[str]:
         """Read every example, and return what is wrong with those that cannot be read."""
@@ -59,28 +80,22 @@ def data_info(data: Any = None, *, root: str | Path | None = None, cache_dir: st
 
     Raises:
         ConfigError: there is no such data set.
-        DataError: it is not there, or damaged.
+        DataError: it is not there, or damaged; when it is loaded.
     """
     if root is not None:
         settings["root"] = str(root)
-    config = data_config(data, settings)
-    dataset = config.load()
-    where = RuntimeConfig(cache_dir=cache_dir).cache_path
-    return DataInfo(
-        about=getattr(config, "about", None),
-        dataset=dataset,
-        shipped=[entry for entry in cached(SHIPPED) if entry.dataset == dataset.name],
-        cached=[entry for entry in cached(where) if entry.dataset == dataset.name],
-    )
+    return DataInfo(data_config(data, settings), RuntimeConfig(cache_dir=cache_dir).cache_path)
 
 
 def data_config(data: Any, settings: Mapping[str, Any]) -> Any:
     """Return the data section that something stands for."""
+    if isinstance(data, Mapping):
+        return choose("data", {**data, **settings})
     if isinstance(data, (str, Path)) and configs.locate(Path(data)).suffix != ".toml":
         return choose("data", {"name": str(data), **settings})
-    if data is None or isinstance(data, (str, Path, RunConfig)):
-        return configs.resolve(data, {"data": settings} if settings else {}).data
-    return configs.resolve(RunConfig(data=data), {"data": settings} if settings else {}).data
+    if data is not None and not isinstance(data, (str, Path, RunConfig)):
+        data = RunConfig(data=data)
+    return configs.resolve(data, {"data": settings} if settings else {}).data
 
 
 def about(name: str) -> About:
@@ -139,6 +154,7 @@ def count(dataset: Dataset, clients: Partition) -> Counts:
     """Count the examples of every client, split and class."""
     num_classes = len(dataset.class_names)
     return Counts(
+        dataset=dataset.name,
         client_names=[client.name or f"client {client.client_id}" for client in clients.clients],
         class_names=dataset.class_names,
         by_split={

@@ -11,7 +11,7 @@ from hushprompt.api.run import Run
 from hushprompt.errors import DataError
 from hushprompt.jobs import sweep as sweeps
 from hushprompt.jobs.sweep import SweepObserver
-from hushprompt.jobs.sweep_folder import State
+from hushprompt.jobs.sweep_folder import RunState
 from hushprompt.reporting import page
 
 Runs = Run | str | Path | Sequence[Run | str | Path]
@@ -45,7 +45,7 @@ def sweep(
         HushpromptError: some runs failed; the others are done, and the same call tries the failed ones again.
     """
     made = sweeps.sweep(file, out=out, jobs=jobs, ray=ray, overrides=overrides, observer=progress)
-    if failed := [run for run in made if run.state is State.FAILED]:
+    if failed := [run for run in made if run.state is RunState.FAILED]:
         reasons = "; ".join(f"{run.folder.name}: {run.error}" for run in failed)
         raise DataError(f"{len(failed)} of {len(made)} runs failed: {reasons}.")
     return [Run(run.folder) for run in made]

@@ -85,9 +85,7 @@ def epsilon(
     """
     multipliers = noise.multipliers if isinstance(noise, Noise) else noise
     channels = METHODS.get(method).channels
-    plan = plan_training(
-        rounds=rounds, noise_multipliers=multipliers, channels=channels, audience=audience, **training
-    )
+    plan = plan_training(rounds=rounds, noise_multipliers=multipliers, channels=channels, audience=audience, **training)
     return plan.guarantees()[Audience(audience)]
 
 
@@ -117,6 +115,4 @@ def audit(
         ResumeError: the folder holds another audit, or another process is at work in it.
     """
     place = what if isinstance(what, RunConfig) else Path(what)
-    return audits.audit(
-        place, out=out, overrides=overrides, workers=workers, on_progress=on_progress, **settings
-    )
+    return audits.audit(place, out=out, overrides=overrides, workers=workers, on_progress=on_progress, **settings)

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hushprompt.api.prompt import Prompt, load_prompt
-from hushprompt.config import parse as configs
-from hushprompt.config.schema import RunConfig
 from hushprompt.errors import DataError
-from hushprompt.privacy.guarantee import Guarantee
-from hushprompt.reporting import tables
-from hushprompt.reporting.result_table import ResultTable, result_table
-from hushprompt.runs import reader, records
+from hushprompt.privacy import statements
+from hushprompt.runs import records
 from hushprompt.runs.records import ArmSummary, RoundRecord
 
 if TYPE_CHECKING:
-    from hushprompt.runs.reader import FinishedRun
+    from hushprompt.api.prompt import Prompt
+    from hushprompt.config.schema import RunConfig
+    from hushprompt.privacy.guarantee import Guarantee
+    from hushprompt.reporting.result_table import ResultTable
 
 
 @dataclass(frozen=True, repr=False)
@@ -31,29 +30,26 @@ class Run:
     @functools.cached_property
     def config(self) -> RunConfig:
         """The run's resolved config."""
-        return configs.load(self.folder / "config.toml")
+        from hushprompt.config import parse as configs
 
-    @functools.cached_property
-    def _found(self) -> FinishedRun:
-        """What the folder holds."""
-        return reader.read(self.folder)
+        return configs.load(self.folder / "config.toml")
 
     @property
     def is_finished(self) -> bool:
         """Whether every arm is trained."""
-        return self._found.is_finished
+        return (self.folder / "summary.json").exists()
 
-    @property
+    @functools.cached_property
     def arms(self) -> Sequence[ArmSummary]:
-        """Results, one entry an arm: references first, the run's own method last; empty before a run has finished."""
-        return self._found.arms
+        """Results, one entry an arm: references first, the run's own method last."""
+        summary = records.read_record(self._file("summary.json"))
+        return [records.from_json(ArmSummary, arm) for arm in summary["arms"]]
 
-    @property
+    @functools.cached_property
     def privacy(self) -> Mapping[str, Any]:
         """The privacy record: of each arm the mechanisms, their composed event, and every audience's guarantee."""
-        if self._found.privacy is None:
-            raise DataError(f"{self.folder} has no privacy.json: the run has not finished. Go on with resume().")
-        return self._found.privacy
+        record: dict[str, Any] = records.read_record(self._file("privacy.json"))
+        return record
 
     @property
     def guarantees(self) -> dict[str, Guarantee]:
@@ -62,18 +58,19 @@ class Run:
 
     @property
     def records(self) -> list[RoundRecord]:
-        """One record for each arm and round, in order. Losses are not private: simulation only."""
-        lines = (line for rounds in self._found.rounds.values() for line in rounds)
-        return [records.from_json(RoundRecord, dict(line)) for line in lines]
+        """One record for each arm and round so far, in order. Losses are not private: simulation only."""
+        path = self.folder / "records.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        return [records.from_json(RoundRecord, json.loads(line)) for line in lines]
 
     def statement(self) -> str:
         """Say in sentences who sees what of each arm, at which epsilon."""
-        return "\n".join(line for arm in self.privacy["arms"] for line in tables.statement_lines(arm))
+        return "\n".join(line for arm in self.privacy["arms"] for line in statements.statement_lines(arm))
 
     def table(self) -> ResultTable:
         """Return the result table, one row an arm: it shows itself in a terminal and in a notebook."""
-        if not self.is_finished:
-            raise DataError(f"{self.folder} has no result table yet: the run has not finished. Go on with resume().")
+        from hushprompt.reporting.result_table import result_table
+
         return result_table(self.arms, self.privacy)
 
     def prompt(self, client: int | str | None = None, *, backbone: Any = None) -> Prompt:
@@ -83,21 +80,28 @@ class Run:
             client: number or name, such as 0 or "client-0".
             backbone: as for `load_prompt`; None: the run's own, when it is needed.
         """
+        from hushprompt.api.prompt import load_prompt
+
         return load_prompt(self.folder, client=client, backbone=self.config.backbone if backbone is None else backbone)
 
     def __fspath__(self) -> str:
         """Return the folder."""
         return str(self.folder)
 
+    def _file(self, name: str) -> Path:
+        """Return a file that a run has when it is finished."""
+        if not (self.folder / name).exists():
+            raise DataError(f"{self.folder} has no {name}: it is not a finished run. Go on with it, if it is a run.")
+        return self.folder / name
+
     def __repr__(self) -> str:
         """Say what was run, and what it guarantees."""
-        config = self._found.config
-        names = ", ".join(str(config[section]["name"]) for section in ("method", "data", "partition"))
-        head = f"Run({str(self.folder)!r}): {names}, seed {self._found.seed}"
+        head = f"Run({str(self.folder)!r})"
         if not self.is_finished:
             return f"{head}, not finished"
-        own = self.privacy["arms"][-1]
-        return "\n".join([head, *tables.statement_lines(own)])
+        own = self.arms[-1]
+        head += f": {own.title} after {len(self.arms) - 1} references, {own.num_rounds} rounds, seed {own.seed}"
+        return "\n".join([head, *statements.statement_lines(self.privacy["arms"][-1])])
 
     def _repr_html_(self) -> str:
         """Return the result table for a notebook."""
@@ -107,16 +111,12 @@ class Run:
 
 
 def load(folder: str | Path) -> Run:
-    """Return the run of a folder, finished or not.
-
-    Raises:
-        DataError: it is no run folder.
-    """
-    if not (Path(folder) / "config.toml").exists():
-        raise DataError(f"{folder} is not a run folder: it has no config.toml.")
+    """Return the run of a folder, finished or not; nothing is read before it is asked for."""
     return Run(Path(folder))
 
 
 def guarantees_of(arm: Mapping[str, Any]) -> dict[str, Guarantee]:
     """Return each audience's guarantee from an arm's privacy record."""
+    from hushprompt.privacy.guarantee import Guarantee
+
     return {str(name): records.from_json(Guarantee, dict(values)) for name, values in arm["audiences"].items()}

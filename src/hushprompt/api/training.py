@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,14 @@ from hushprompt.config import parse as configs
 from hushprompt.config.schema import RunConfig, RuntimeConfig
 from hushprompt.errors import ConfigError, ResumeError
 from hushprompt.federation import simulate
-from hushprompt.federation.publish import privacy_record
 from hushprompt.federation.setup import client_sizes, make_partition, plan_arms, plan_metrics
-from hushprompt.federation.simulate import Observer
+from hushprompt.privacy import statements
 from hushprompt.privacy.guarantee import Guarantee
 from hushprompt.process import tune
 from hushprompt.registry import METHODS
-from hushprompt.reporting import tables
 from hushprompt.runs import records
+from hushprompt.runs.observer import Observer
+from hushprompt.runs.privacy_record import privacy_record
 
 Config = RunConfig | Mapping[str, Any] | str | Path | None
 """A config, its plain values, a TOML file, or the name of a preset; None: the embedded preset."""
@@ -78,11 +78,19 @@ def resume(
     Raises:
         ResumeError: it is no run folder, it is damaged, or another process is at work in it.
     """
-    path = Path(folder)
-    if not (path / "config.toml").exists():
-        raise ResumeError(f"{path} is not a run folder: it has no config.toml.")
-    config = configs.resolve(path / "config.toml", {} if runtime is None else {"runtime": runtime})
-    return _train(config, path, progress)
+    config = configs.resolve(config_of(Path(folder)), {} if runtime is None else {"runtime": runtime})
+    return _train(config, Path(folder), progress)
+
+
+def config_of(folder: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Return the config of a run folder, with overrides of the form "runtime.key=value".
+
+    Raises:
+        ResumeError: it is no run folder.
+    """
+    if not (folder / "config.toml").exists():
+        raise ResumeError(f"{folder} is not a run folder: it has no config.toml.")
+    return configs.load(folder / "config.toml", overrides)
 
 
 @dataclass(frozen=True, repr=False)
@@ -105,7 +113,7 @@ class Plan:
 
     def statement(self) -> str:
         """Say in sentences who would see what, at which epsilon."""
-        return "\n".join(line for arm in self.privacy["arms"] for line in tables.statement_lines(arm))
+        return "\n".join(line for arm in self.privacy["arms"] for line in statements.statement_lines(arm))
 
     def __repr__(self) -> str:
         """Return the config and the privacy statement."""

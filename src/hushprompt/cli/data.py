@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,17 +10,15 @@ import numpy as np
 import typer
 from rich.table import Table
 
+from hushprompt.api import data as api
+from hushprompt.api.data import DataInfo
 from hushprompt.cli.console import console
 from hushprompt.config import parse as configs
-from hushprompt.config.schema import RuntimeConfig
 from hushprompt.data.base import Dataset
-from hushprompt.data.fetch import fetch as fetch_data
 from hushprompt.data.listing import About
-from hushprompt.data.partitions.base import Partition
 from hushprompt.errors import DataError
-from hushprompt.features.cache import SHIPPED, CachedFeatures, cached
-from hushprompt.federation.setup import make_partition
-from hushprompt.registry import DATASETS, PARTITIONS
+from hushprompt.features.cache import CachedFeatures
+from hushprompt.registry import PARTITIONS
 from hushprompt.reporting import partitions
 
 
@@ -33,15 +30,13 @@ def info(
     cache_dir: Annotated[str, typer.Option(help="Folder of cached features, as runtime.cache_dir.")] = "",
 ) -> None:
     """Print classes, splits, license, citation and checksums of a data set, and what of it is cached."""
-    config = data_config(what, root, set_ or [])
-    about: About | None = getattr(config, "about", None)
-    if about is not None:
-        show_about(about)
-    dataset = config.load()
-    show_dataset(dataset, has_about=about is not None)
-    show_cached(dataset, RuntimeConfig(cache_dir=cache_dir).cache_path)
+    found = api.data_info(data_of(what, set_ or []), root=root, cache_dir=cache_dir)
+    if found.about is not None:
+        show_about(found.about)
+    show_dataset(found.dataset, has_about=found.about is not None)
+    show_cached(found)
     if verify:
-        show_unreadable(dataset)
+        show_unreadable(found)
 
 
 def fetch(
@@ -49,11 +44,9 @@ def fetch(
     root: Annotated[Path, typer.Option(help="Folder that the data set's own folder goes into.")] = Path("data"),
 ) -> None:
     """Download a data set, or say what to get from where."""
-    about: About | None = getattr(DATASETS.get(name), "about", None)
-    if about is None:
-        raise DataError(f"There is nothing to fetch for {name}: it comes with hushprompt, or is your own.")
+    about = api.about(name)
     show_about(about)
-    fetch_data(about, root)
+    api.fetch(name, root)
     console.print(f"{about.title} is in {root}. Use it with: --set data.name={name} --set data.root={root}")
 
 
@@ -64,44 +57,26 @@ def partition(
 ) -> None:
     """Print the clients x classes table of a config, and write it and a plot."""
     resolved = configs.load(configs.locate(config), set_ or [])
-    dataset = resolved.data.load()
-    clients = make_partition(resolved, dataset)
-    counts = count(dataset, clients)
+    counts = api.partition(resolved, out=out)
     name = PARTITIONS.name_of(resolved.partition)
-    console.print(f"{dataset.name}, {name}, {len(clients.clients)} clients, seed {resolved.seed}")
+    console.print(f"{counts.dataset}, {name}, {len(counts.client_names)} clients, seed {resolved.seed}")
     console.print(partitions.client_table(counts))
     console.print("Training examples, one column a class in label order; a full block: the client with most of it.")
     for line in partitions.shade_lines(counts, console.width):
         console.print(line, markup=False, no_wrap=True, overflow="crop")
-    partitions.write_csv(out / "partition.csv", counts)
-    console.print(f"  {out / 'partition.csv'}", soft_wrap=True)
-    partitions.write_plot(out / "partition.png", counts, f"{dataset.name}: {name}, seed {resolved.seed}")
-    console.print(f"  {out / 'partition.png'}", soft_wrap=True)
+    for file in ("partition.csv", "partition.png"):
+        console.print(f"  {out / file}", soft_wrap=True)
 
 
-def data_config(what: str, root: str | None, overrides: list[str]) -> Any:
-    """Return the data section of a config file or preset, or of a data set's name and root."""
+def data_of(what: str, overrides: list[str]) -> Any:
+    """Return the data section of a config file or preset, or a data set's name with its settings."""
     path = configs.locate(Path(what))
     if path.suffix == ".toml":
-        return configs.load(path, [*overrides, *([f"data.root={json.dumps(root)}"] if root is not None else [])]).data
-    values: dict[str, Any] = {"data": {"name": what, **({"root": root} if root is not None else {})}}
+        return configs.load(path, overrides)
+    values: dict[str, Any] = {"data": {"name": what}}
     for override in overrides:
         values = configs.override(values, override)
-    return configs.choose("data", values["data"])
-
-
-def count(dataset: Dataset, clients: Partition) -> partitions.Counts:
-    """Count the examples of every client, split and class."""
-    num_classes = len(dataset.class_names)
-    return partitions.Counts(
-        client_names=[client.name or f"client {client.client_id}" for client in clients.clients],
-        class_names=dataset.class_names,
-        by_split={
-            name: clients.class_counts(dataset.splits[name].labels, num_classes, name)
-            for name in ("train", "validation", "test")
-            if name in dataset.splits
-        },
-    )
+    return values["data"]
 
 
 def show_about(about: About) -> None:
@@ -136,19 +111,17 @@ def show_dataset(dataset: Dataset, *, has_about: bool) -> None:
     console.print(table)
 
 
-def show_cached(dataset: Dataset, cache_dir: Path) -> None:
+def show_cached(found: DataInfo) -> None:
     """Print the features of a data set that need not be encoded, and the disk they take."""
-    shipped = [entry for entry in cached(SHIPPED) if entry.dataset == dataset.name]
-    if shipped:
+    if found.shipped:
         console.print("features that come with the package:")
-        console.print(_table_of(shipped))
-    entries = [entry for entry in cached(cache_dir) if entry.dataset == dataset.name]
-    if not entries:
-        console.print(f"cached features: none in {cache_dir}", markup=False, soft_wrap=True)
+        console.print(_table_of(found.shipped))
+    if not found.cached:
+        console.print(f"cached features: none in {found.cache_dir}", markup=False, soft_wrap=True)
         return
-    total = sum(entry.num_bytes for entry in entries) / 1e6
-    console.print(f"cached features: {total:.1f} MB in {cache_dir}", markup=False, soft_wrap=True)
-    console.print(_table_of(entries))
+    total = sum(entry.num_bytes for entry in found.cached) / 1e6
+    console.print(f"cached features: {total:.1f} MB in {found.cache_dir}", markup=False, soft_wrap=True)
+    console.print(_table_of(found.cached))
 
 
 def _table_of(entries: Sequence[CachedFeatures]) -> Table:
@@ -167,19 +140,13 @@ def _table_of(entries: Sequence[CachedFeatures]) -> Table:
     return table
 
 
-def show_unreadable(dataset: Dataset) -> None:
+def show_unreadable(found: DataInfo) -> None:
     """Read everything; print what cannot be read, and raise if there is any."""
-    problems = []
-    for split in dataset.splits.values():
-        for index in range(len(split)):
-            try:
-                split.read(np.array([index]))
-            except DataError as error:
-                problems.append(str(error))
+    problems = found.unreadable()
     for problem in problems:
         console.print(problem, markup=False, soft_wrap=True)
     if problems:
-        raise DataError(f"{len(problems)} examples of {dataset.name} cannot be read.")
+        raise DataError(f"{len(problems)} examples of {found.dataset.name} cannot be read.")
     console.print("Every example can be read.")
 
 

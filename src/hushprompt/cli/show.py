@@ -2,41 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hushprompt.cli.console import console
 from hushprompt.privacy import statements
-from hushprompt.reporting.result_table import result_table
-from hushprompt.runs import records
-from hushprompt.runs.records import ArmSummary
+
+if TYPE_CHECKING:
+    from hushprompt.api.run import Run
 
 
 def show(folder: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run folder.")]) -> None:
     """Print the result table of a finished run again."""
-    summary = records.read_record(folder / "summary.json")
-    show_results([records.from_json(ArmSummary, arm) for arm in summary["arms"]], folder)
+    from hushprompt.api.run import load
+
+    show_results(load(folder))
 
 
 def privacy(folder: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run folder.")]) -> None:
     """Print who sees what of a run, at which epsilon."""
-    show_statement(records.read_record(folder / "privacy.json"))
+    from hushprompt.api.run import load
+
+    show_statement(load(folder).privacy)
 
 
-def show_results(arms: list[ArmSummary], folder: Path) -> None:
+def show_results(run: Run) -> None:
     """Print the table, what its epsilon means, and where everything lies."""
-    table = result_table(arms, records.read_record(folder / "privacy.json"))
+    table = run.table()
     for grid in table.grids:
         console.print(grid)
     for line in table.notes:
         console.print(line, markup=False, soft_wrap=True)
     for path in ("summary.json", "privacy.json", "records.jsonl", "prompts/", "config.toml"):
-        console.print(f"  {folder / path}", soft_wrap=True)
+        console.print(f"  {run.folder / path}", soft_wrap=True)
 
 
-def show_statement(privacy_json: dict[str, Any]) -> None:
+def show_statement(privacy_json: Mapping[str, Any]) -> None:
     """Print a privacy record in sentences."""
     for arm in privacy_json["arms"]:
         for line in statements.statement_lines(arm):

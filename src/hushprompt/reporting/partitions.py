@@ -29,6 +29,8 @@ class Counts:
     class_names: Sequence[str]
     by_split: Mapping[str, np.ndarray]
     """[k, c] for train, validation and test."""
+    dataset: str = ""
+    """Name of the data set."""
 
 
 def client_table(counts: Counts) -> Table:
