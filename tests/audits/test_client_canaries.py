@@ -10,7 +10,7 @@ import torch
 from hushprompt.audits.audit import AuditSettings, budget_arms, measure
 from hushprompt.audits.client_canaries import ClientWatch, has_client_canaries
 from hushprompt.audits.shadows import ShadowTrainer
-from hushprompt.audits.watch import ABSENT, ReleaseObserver
+from hushprompt.audits.watch import ABSENT, TrainingObserver
 from hushprompt.audits.world import start, train_watched
 from hushprompt.config import parse as configs
 from hushprompt.federation.setup import client_sizes, make_partition
@@ -97,7 +97,7 @@ def test_a_client_that_is_out_leaves_no_trace(config):
     features[indices] *= -1  # whatever it was
     others = {"pooled": dataclasses.replace(stored, array=features)}
     ends = [
-        train_watched(config, changed, arm, start(config, changed, arm), ReleaseObserver()).shared.context
+        train_watched(config, changed, arm, start(config, changed, arm), TrainingObserver()).shared.context
         for changed in (
             dataclasses.replace(federation, train_labels=labels),
             dataclasses.replace(federation, train_labels=labels, train_features=others),

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hushprompt.audits.likelihood import log_likelihood_ratios
-from hushprompt.audits.watch import ABSENT, ReleaseObserver
+from hushprompt.audits.watch import ABSENT, TrainingObserver
 from hushprompt.audits.world import start, train_watched
 from hushprompt.config.schema import RunConfig
 from hushprompt.federation.payload import PayloadKind, payload_kind
@@ -56,7 +56,7 @@ def train_clients(config: RunConfig, federation: Federation, arm: Arm, index: in
     return {"is_in": torch.from_numpy(is_in), f"{Audience.PUBLIC}.releases": torch.from_numpy(watch.scores())}
 
 
-class ClientWatch(ReleaseObserver):
+class ClientWatch(TrainingObserver):
     """Notes every global release, and what each client would have added to it."""
 
     def __init__(

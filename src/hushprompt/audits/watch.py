@@ -56,7 +56,7 @@ class Probe:
 
 
 @dataclass
-class Step:
+class WatchedStep:
     """One step of the audited client: sums in clip norms, and what each of its examples would add to them."""
 
     plan: ReleasePlan
@@ -78,7 +78,7 @@ class Step:
         return log_likelihood_ratios(released, contributions, self.drawn, self.plan.sum_multiplier(channel))
 
 
-class ReleaseObserver:
+class TrainingObserver:
     """Is told what happens in a training by a watched arm; does nothing about it by itself."""
 
     def owns(self, personal: Personal) -> bool:
@@ -111,7 +111,7 @@ class ReleaseObserver:
         """Hear that a round is over, and what it made of the shared state."""
 
 
-class Watch(ReleaseObserver):
+class Watch(TrainingObserver):
     """Notes what happens to one client of one training."""
 
     def __init__(self, personal: Personal, probe: Probe | None, *, is_public: bool) -> None:
@@ -124,7 +124,7 @@ class Watch(ReleaseObserver):
         """
         self.public, self.uploads, self.ratios = Transcript(), Transcript(), dict[Audience, list[Tensor]]()
         self._personal, self._start, self._probe, self._is_public = personal, personal, probe, is_public
-        self._step: Step | None = None
+        self._step: WatchedStep | None = None
         self._is_turn = False
         self._upload: ClippedSum | None = None
         self._context: Tensor | None = None
@@ -160,7 +160,7 @@ class Watch(ReleaseObserver):
         known = clipped(self._personal)
         is_same = self._personal is self._start or Channel.LOCAL not in known
         guessed = (known if is_same else clipped(self._start)).get(Channel.GLOBAL)
-        self._step = Step(mechanism.plan, self._probe.drawn, known, guessed)
+        self._step = WatchedStep(mechanism.plan, self._probe.drawn, known, guessed)
 
     def end_step(self, upload: Upload, personal: Personal) -> None:
         """Note what the client hands on and how it goes on."""
@@ -217,7 +217,7 @@ class Watch(ReleaseObserver):
         for audience, ratios in seen.items():
             self.ratios.setdefault(audience, []).append(ratios)
 
-    def _in_total(self, audience: Audience, step: Step, total: Tensor, contributions: Tensor) -> Tensor:
+    def _in_total(self, audience: Audience, step: WatchedStep, total: Tensor, contributions: Tensor) -> Tensor:
         """Judge a sum over all clients; what the others add again and again is learned from earlier sums."""
         earlier = self._earlier[audience]
         rest = total - step.drawn @ contributions.double()
@@ -246,7 +246,7 @@ class ClippedRows(WrappedMechanism):
         return Release(torch.zeros_like(summed.value))
 
 
-def watched(arm: Arm, watch: ReleaseObserver) -> Arm:
+def watched(arm: Arm, watch: TrainingObserver) -> Arm:
     """Return the same arm, which leaves absent examples out of its batches and tells a watch what happens."""
     plan = dataclasses.replace(arm.plan, observer=watch)
     return dataclasses.replace(arm, method=cast(Method, WatchedMethod(arm.method, watch)), plan=plan)
@@ -261,7 +261,7 @@ def shared_context(method: Any, shared: Shared) -> Tensor | None:
 class WatchedMethod:
     """A method that tells a watch what happens; everything else is the method's own."""
 
-    def __init__(self, method: Method, watch: ReleaseObserver) -> None:
+    def __init__(self, method: Method, watch: TrainingObserver) -> None:
         """Stand in for `method`."""
         self.method = method
         self._watch = watch

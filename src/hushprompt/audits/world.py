@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hushprompt import seeding
-from hushprompt.audits.watch import ABSENT, Probe, ReleaseObserver, Transcript, Watch, shared_context, watched
+from hushprompt.audits.watch import ABSENT, Probe, TrainingObserver, Transcript, Watch, shared_context, watched
 from hushprompt.config.schema import RunConfig
 from hushprompt.errors import ConfigError
 from hushprompt.federation.payload import PayloadKind, payload_kind
@@ -153,7 +153,7 @@ def start(config: RunConfig, federation: Federation, arm: Arm) -> State:
     return State(shared, everyone, arm.plan.release_plan.first_norms(num_clients))
 
 
-def train_watched(config: RunConfig, federation: Federation, arm: Arm, state: State, watch: ReleaseObserver) -> State:
+def train_watched(config: RunConfig, federation: Federation, arm: Arm, state: State, watch: TrainingObserver) -> State:
     """Take all rounds of an arm, and tell a watch what happens.
 
     Args:
@@ -173,7 +173,7 @@ def train_watched(config: RunConfig, federation: Federation, arm: Arm, state: St
 class _Unrecorded:
     """Books of a training that is only watched: it is charged nothing, scored never, and written nowhere."""
 
-    def __init__(self, arm: Arm, watch: ReleaseObserver, shared: Shared) -> None:
+    def __init__(self, arm: Arm, watch: TrainingObserver, shared: Shared) -> None:
         """Start at the shared state before the first round."""
         self._arm, self._watch, self._before = arm, watch, shared
 

@@ -14,7 +14,7 @@ from hushprompt.errors import ConfigError
 from hushprompt.privacy import statements
 
 if TYPE_CHECKING:
-    from hushprompt.deployment.flower.control import RunState
+    from hushprompt.deployment.flower.control import FlowerRun
     from hushprompt.deployment.operate.status import ClientStatus, ServerStatus
 
 ServerFile = Annotated[Path, typer.Argument(metavar="SERVER.toml", help="Config of the server.")]
@@ -205,7 +205,7 @@ def _process_line(found: ServerStatus) -> str:
     return f"Connected: {who}. {'No run was asked for yet.' if newest is None else _outcome(newest)}"
 
 
-def _outcome(state: RunState) -> str:
+def _outcome(state: FlowerRun) -> str:
     """Say how a run is, and what went over the wire for it."""
     words = {"completed": "The run is complete", "failed": "The run failed", "stopped": "The run was stopped"}
     how = words.get(state.outcome, f"The run is {state.outcome or state.status}")

@@ -24,7 +24,7 @@ from hushprompt.runs import records
 
 if TYPE_CHECKING:
     from hushprompt.deployment.config import ServerConfig
-    from hushprompt.deployment.flower.control import RunState
+    from hushprompt.deployment.flower.control import FlowerRun
     from hushprompt.deployment.operate.certificates import Validity
     from hushprompt.deployment.operate.supervise import Job
 
@@ -239,7 +239,7 @@ def _keep_running(job: Job, folder: Path, say: Say) -> None:
         Supervisor(job, say).run()
 
 
-def _watch(config: ServerConfig, num_said: int, look: Callable[[], RunState], say: Say) -> RunState:
+def _watch(config: ServerConfig, num_said: int, look: Callable[[], FlowerRun], say: Say) -> FlowerRun:
     """Say each round after the first `num_said` as it is done, until the run is over, and return how it ended."""
     while True:
         state = look()

@@ -45,8 +45,8 @@ class Node:
 
 
 @dataclass(frozen=True)
-class RunState:
-    """How a run is."""
+class FlowerRun:
+    """A run as SuperLink knows it."""
 
     run_id: int
     begun: str
@@ -145,12 +145,12 @@ class Control:
         with self._asking("stop a run"):
             self._client.StopRun(StopRunRequest(run_id=run_id))
 
-    def runs(self) -> list[RunState]:
+    def runs(self) -> list[FlowerRun]:
         """Return all runs, the newest first."""
         with self._asking("list runs"):
             found = self._client.ListRuns(ListRunsRequest()).run_dict.values()
         states = [
-            RunState(
+            FlowerRun(
                 run_id=int(run.run_id),
                 begun=run.pending_at,
                 status=run.status.status,

@@ -18,7 +18,7 @@ from hushprompt.runs import records
 from hushprompt.runs.privacy_record import privacy_record
 
 if TYPE_CHECKING:
-    from hushprompt.deployment.flower.control import RunState
+    from hushprompt.deployment.flower.control import FlowerRun
 
 NUM_REFUSALS = 10
 """Refusals that are shown: the newest."""
@@ -68,7 +68,7 @@ class Connection:
 
     clients: tuple[str, ...]
     """Names of those that are connected."""
-    newest_run: RunState | None
+    newest_run: FlowerRun | None
     """None: none was asked for yet."""
 
 
@@ -105,11 +105,11 @@ class FederationOutcome:
     """Rounds of the whole run."""
     guarantees: list[dict[str, Any]]
     """What its epsilons mean: arms of its privacy record."""
-    state: RunState | None = None
+    state: FlowerRun | None = None
     """How the run ended, where separate processes trained it."""
 
 
-def outcome(config: ServerConfig, num_before: int, state: RunState | None = None) -> FederationOutcome:
+def outcome(config: ServerConfig, num_before: int, state: FlowerRun | None = None) -> FederationOutcome:
     """Read what was trained after the first `num_before` rounds in a server's run folder."""
     return FederationOutcome(
         folder=config.folder,
