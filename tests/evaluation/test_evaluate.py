@@ -10,6 +10,7 @@ import torch
 from hushprompt.data.partitions.base import ClientShard, Partition
 from hushprompt.evaluation.evaluate import NewClasses, Scores, evaluate, mean_scores
 from hushprompt.evaluation.splits import client_splits
+from hushprompt.runs import records
 
 LABELS = torch.tensor([0, 0, 1, 1, 2, 2])
 
@@ -97,5 +98,5 @@ def test_the_mean_of_rounds_is_the_mean_of_every_figure():
     assert [client.client_id for client in mean.clients] == [0, 1, 2]
     assert mean.per_class == (0.75, 0.75, 0.75)
     assert mean_scores([second]) is second
-    again = Scores.from_plain(json.loads(json.dumps(dataclasses.asdict(mean))))
+    again = records.from_json(Scores, json.loads(json.dumps(dataclasses.asdict(mean))))
     assert dataclasses.replace(again, clients=again.clients[:2]) == dataclasses.replace(mean, clients=mean.clients[:2])

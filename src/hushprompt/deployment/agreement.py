@@ -10,7 +10,9 @@ import json
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
+
+import msgspec
 
 from hushprompt.config import parse as configs
 from hushprompt.config.schema import RunConfig, RuntimeConfig
@@ -20,6 +22,8 @@ from hushprompt.federation.setup import plan_arms
 from hushprompt.models.placing import place, step_memory_mb
 from hushprompt.prompts.prompt_model import PromptModel
 from hushprompt.runs.arm import Arm
+
+T = TypeVar("T", bound="Offer")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,13 +83,12 @@ def make_offer(federation: str, run: str, config: RunConfig, class_names: tuple[
 
 def read_offer(values: Any) -> Offer:
     """Read an offer from JSON values; ProtocolError if it is none."""
-    offer: Offer = _read(Offer, values)
-    return offer
+    return _read(Offer, values)
 
 
 def read_agreement(values: Any) -> Agreement:
     """Read an agreement from JSON values; ProtocolError if it is none."""
-    agreement: Agreement = _read(Agreement, values)
+    agreement = _read(Agreement, values)
     if len(agreement.clients) != len(agreement.sizes) or len(set(agreement.clients)) < len(agreement.clients):
         raise ProtocolError("An agreement must name each client once, with its number of training examples.")
     return agreement
@@ -110,16 +113,12 @@ def check_version(meta: Mapping[str, Any], own: str, other: str) -> None:
             raise ProtocolError(f"{own} has {key} version {here}, {other} {meta.get(key)}. Use the same everywhere.")
 
 
-def _read(cls: type[Any], values: Any) -> Any:
+def _read(cls: type[T], values: Any) -> T:
     """Build a dataclass of strings and tuples from JSON values that somebody else sent."""
-    fields = {f.name for f in dataclasses.fields(cls)}
+    fields = {field.name for field in dataclasses.fields(cls)}
     if not isinstance(values, Mapping) or set(values) != fields:
         raise ProtocolError(f"What was offered is not what this version agrees on: {', '.join(sorted(fields))}.")
-    read: dict[str, Any] = {}
-    for name, value in values.items():
-        kind = {"class_names": str, "clients": str, "sizes": int}.get(name)
-        is_right = isinstance(value, str) if kind is None else isinstance(value, (list, tuple))
-        if not is_right or (kind is not None and not all(type(entry) is kind for entry in value)):
-            raise ProtocolError(f"{name} of what was offered has the wrong type.")
-        read[name] = value if kind is None else tuple(value)
-    return cls(**read)
+    try:
+        return msgspec.convert(values, type=cls)  # strict: a number that comes as text is refused
+    except msgspec.ValidationError as error:
+        raise ProtocolError(f"What was offered has the wrong type: {error}.") from error

@@ -60,12 +60,6 @@ class Scores:
     base_new_harmonic_mean: float | None = None
     """Of the two means."""
 
-    @classmethod
-    def from_plain(cls, values: dict[str, Any]) -> Scores:
-        """Rebuild scores from what `dataclasses.asdict` gives, lists in place of tuples allowed."""
-        clients = tuple(ClientScores(**client) for client in values["clients"])
-        return cls(**{**values, "clients": clients, "per_class": tuple(values["per_class"])})
-
 
 @dataclass(frozen=True)
 class NewClasses:

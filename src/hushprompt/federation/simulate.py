@@ -249,7 +249,7 @@ class Trainer:
         """Sum up the trained arm and add its summary to the finished ones."""
         start = time.perf_counter()
         if progress.last_scores:
-            scores = mean_scores([Scores.from_plain(values) for values in progress.last_scores])
+            scores = mean_scores([records.from_json(Scores, values) for values in progress.last_scores])
         else:
             scores = self._scores(arm, state, progress.num_rounds_done, with_new_classes=True)
         if self.metrics is None:

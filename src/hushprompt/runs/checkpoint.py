@@ -23,7 +23,7 @@ from torch import Tensor
 
 from hushprompt import files
 from hushprompt.errors import ResumeError
-from hushprompt.runs.records import renamed
+from hushprompt.runs.records import from_json
 from hushprompt.runs.state import State, flatten, restore
 
 FILE = "checkpoint/state.safetensors"
@@ -138,7 +138,7 @@ def load_progress(folder: Path) -> Progress | None:
         return None
     try:
         with safe_open(path, framework="pt") as file:
-            return Progress(**renamed(json.loads(file.metadata()["hushprompt"])))
+            return from_json(Progress, json.loads(file.metadata()["hushprompt"]))
     except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
         raise ResumeError(f"The checkpoint {path} is damaged ({error}). Start a new run.") from error
 
