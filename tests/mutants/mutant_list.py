@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import dp_accounting
 import numpy as np
 import torch
 
@@ -32,7 +33,7 @@ from hushprompt.privacy.clipping import ClippedSum
 from hushprompt.privacy.config import Audience, Channel
 from hushprompt.privacy.mechanisms.base import Release
 from hushprompt.privacy.mechanisms.gaussian import GaussianMechanism
-from hushprompt.privacy.mechanisms.observed import WrappedMechanism
+from hushprompt.privacy.mechanisms.observed import ObservedMechanism, WrappedMechanism
 from hushprompt.privacy.plan import PrivacyPlan
 from hushprompt.privacy.release_plan import ReleasePlan
 from hushprompt.privacy.sampling import DisjointSampler, PoissonSampler
@@ -545,6 +546,97 @@ def stopped_a_round_too_late(patch):
         return f"epsilon {spent} is above {plan.limit}" if spent > plan.limit else None
 
     everywhere(patch, ledger.why_not, late)
+
+
+# ------------------------------------------------------------------------------------ mechanisms, composition
+
+MECHANISM = "privacy/test_mechanisms.py"
+COMPOSITION = "privacy/test_composition.py"
+
+
+@mutant("the next clip norm is taken for the release that it follows from", MECHANISM,
+        "test_the_next_clip_norm_is_for_the_next_step")  # fmt: skip
+def next_norm_applied_now(patch):
+    def make(true):
+        def release(self, channel, summed):
+            released = true(self, channel, summed)
+            norm = released.next_norms.get(channel, self.clip_norms[channel])
+            return dataclasses.replace(released, value=released.value * (norm / self.clip_norms[channel]))
+
+        return release
+
+    around(patch, GaussianMechanism, "release", make)
+
+
+@mutant("a method keeps the next clip norm of its release to itself", CONTRACT,
+        "test_a_step_hands_on_the_next_clip_norms_of_its_release", name="dp_fpl")  # fmt: skip
+def next_norm_not_handed_on(patch):
+    def make(true):
+        def client_step(self, *given):
+            upload, stepped, info = true(self, *given)
+            return upload, stepped, dataclasses.replace(info, next_norms={})
+
+        return client_step
+
+    around(patch, DPFPL, "client_step", make)
+
+
+@mutant("a mechanism says more noise than it adds", MECHANISM, "test_noise_over_sensitivity_is_what_the_event_says",
+        name="gaussian", channel=Channel.LOCAL)  # fmt: skip
+def event_of_more_noise(patch):
+    def make(true):
+        return lambda self: dp_accounting.GaussianDpEvent(2 * true(self).noise_multiplier)
+
+    around(patch, GaussianMechanism, "event", make)
+
+
+@mutant("an observer's copy of a release is what is used", MECHANISM,
+        "test_an_observer_hears_of_every_release_and_changes_none")  # fmt: skip
+def observer_releases_again(patch):
+    def make(true):
+        return lambda self, channel, summed: (true(self, channel, summed), self.inner.release(channel, summed))[1]
+
+    around(patch, ObservedMechanism, "release", make)
+
+
+@mutant("the composition forgets what is not sampled", COMPOSITION,
+        "test_one_release_beside_sampled_rounds_costs_what_dp_accounting_says")  # fmt: skip
+def one_shot_part_forgotten(patch):
+    true = accounting.compose
+
+    def compose(parts):
+        found = true(parts)
+        return tuple(part for part in found if part.sampling_prob < 1) or found
+
+    everywhere(patch, true, compose)
+
+
+@mutant("a plan does not count the release beside its rounds", COMPOSITION,
+        "test_a_plan_counts_a_release_beside_its_rounds_for_every_audience")  # fmt: skip
+def release_beside_not_charged(patch):
+    def make(true):
+        return lambda self, *given: true(self, *given)[:1]
+
+    around(patch, PrivacyPlan, "composed", make)
+
+
+@mutant("rounds are calibrated as if they were alone", COMPOSITION,
+        "test_rounds_are_calibrated_beside_a_release_of_fixed_noise", prob=1.0, relation="add_remove")  # fmt: skip
+def calibrated_alone(patch):
+    true = accounting.calibrate
+    everywhere(patch, true, lambda beside=(), **settings: true(**settings))
+
+
+@mutant("unsampled releases are added as epsilons of the loudest alone", COMPOSITION,
+        "test_unsampled_parts_are_one_gaussian_mechanism")  # fmt: skip
+def loudest_part_alone(patch):
+    everywhere(patch, accounting._one_multiplier, lambda unsampled: min(unsampled))
+
+
+@mutant("a mechanism that adds less noise than the budget asks for is taken", MECHANISM,
+        "test_a_mechanism_that_adds_less_noise_than_the_budget_asks_for_is_refused")  # fmt: skip
+def weak_mechanism_taken(patch):
+    everywhere(patch, plans._check_events, lambda plan: None)
 
 
 # --------------------------------------------------------------------------------------------------- data flow

@@ -2,7 +2,8 @@
 
 import _pytest.outcomes
 import pytest
-from mutant_list import MUTANTS, TESTS, table
+
+from mutants.mutant_list import MUTANTS, TESTS, table
 
 CHECKS = list({(one.check.label, repr(one.check.values)): one.check for one in MUTANTS}.values())
 NOTICED = (AssertionError, _pytest.outcomes.Failed)

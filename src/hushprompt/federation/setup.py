@@ -20,7 +20,7 @@ from hushprompt.evaluation.base_to_new import base_images, num_base_classes
 from hushprompt.evaluation.splits import ClientSplit, client_splits
 from hushprompt.features.cache import Progress, check_kind, image_features
 from hushprompt.features.store import StoredFeatures
-from hushprompt.methods.base import ClipsBatches
+from hushprompt.methods.base import ClipsBatches, NamesMechanism
 from hushprompt.models.base import FeatureKind
 from hushprompt.models.placing import place, step_memory_mb
 from hushprompt.privacy.config import Channel
@@ -219,6 +219,7 @@ def plan_arms(config: RunConfig, sizes: list[int]) -> list[Arm]:
             num_rounds=int(own_cohorts.most_rounds[-1]),
             client_sizes=sizes,
             batch_clipping=method.batch_clipping if isinstance(method, ClipsBatches) else None,
+            mechanism=method.mechanism if isinstance(method, NamesMechanism) else None,
         )
         _check_local_steps(config, plan)
         name = METHODS.name_of(method)

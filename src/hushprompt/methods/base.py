@@ -143,6 +143,14 @@ class ClipsBatches(Protocol):
         """What the plan must know to say the epsilon that can be proven."""
 
 
+@runtime_checkable
+class NamesMechanism(Protocol):
+    """A method whose sums are clipped and released by another mechanism than "gaussian"."""
+
+    mechanism: ClassVar[str]
+    """Name in MECHANISMS, of this package or of another one."""
+
+
 class Untrained:
     """A method without releases: the loop takes no step, so a call of one is a bug."""
 

@@ -248,6 +248,7 @@ def make_plan(
     client_sizes: list[int],
     batch_clipping: BatchClipping | None = None,
     beside: tuple[accounting.GaussianReleases, ...] = (),
+    mechanism: str | None = None,
 ) -> PrivacyPlan:
     """Calibrate the noise of a run, or take it from the config, and refuse what the theorem does not cover.
 
@@ -259,6 +260,8 @@ def make_plan(
         client_sizes: public number of training examples of every client.
         batch_clipping: how a method clips that clips batches; None: it clips examples.
         beside: releases of other mechanisms on the same units, of fixed noise; the budget is for all of them together.
+        mechanism: name in MECHANISMS of what clips and releases; None: "gaussian", or "batch_clipping" where a method
+            clips batches.
 
     Raises:
         PrivacyError: delta is not below 1/n, or the method makes no release that the budget's audience could see.
@@ -286,16 +289,29 @@ def make_plan(
         clip_norms={c: norms[c] for c in sorted(channels)},
         noise_multipliers=multipliers,
         config=config,
-        mechanism="gaussian" if batch_clipping is None else "batch_clipping",
+        mechanism=mechanism or ("gaussian" if batch_clipping is None else "batch_clipping"),
         batch_clipping=batch_clipping,
     )
-    return PrivacyPlan(
+    plan = PrivacyPlan(
         release_plan=release_plan,
         sampler=sampler,
         num_rounds=num_rounds,
         client_sizes=tuple(client_sizes),
         beside=beside,
     )
+    _check_events(plan)
+    return plan
+
+
+def _check_events(plan: PrivacyPlan) -> None:
+    """Refuse a mechanism that adds less noise than is planned: the budget would not be kept."""
+    for channel, planned in plan.release_plan.noise_multipliers.items():
+        made = accounting.noise_multiplier(plan.event(channel))
+        if made < planned:
+            raise PrivacyError(
+                f"The mechanism {plan.release_plan.mechanism!r} has a noise multiplier of {made:g} on the {channel} "
+                f"channel, and {planned:g} is planned. Its event must add at least the planned noise."
+            )
 
 
 def _check_delta(config: PrivacyConfig, client_sizes: list[int]) -> None:

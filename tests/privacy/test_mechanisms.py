@@ -1,0 +1,174 @@
+"""Every registered mechanism does what its event says, refuses what the plan does not cover, and changes nothing."""
+
+import copy
+import dataclasses
+import re
+
+import dp_accounting
+import numpy as np
+import pytest
+import torch
+
+from hushprompt.errors import PrivacyError
+from hushprompt.privacy import accounting
+from hushprompt.privacy.clipping import ClippedSum
+from hushprompt.privacy.config import Audience, Channel, PrivacyConfig
+from hushprompt.privacy.mechanisms.base import Mechanism, Release
+from hushprompt.privacy.mechanisms.gaussian import GaussianMechanism
+from hushprompt.privacy.mechanisms.observed import ObservedMechanism
+from hushprompt.privacy.plan import make_plan
+from hushprompt.privacy.release_plan import BatchClipping
+from hushprompt.privacy.sampling import DisjointSampler, PoissonSampler
+from hushprompt.registry import MECHANISMS
+
+SIZE = 20_000
+every_mechanism = pytest.mark.parametrize("name", MECHANISMS.own_names())
+
+
+def plan_of(name="gaussian", channels=frozenset(Channel), **privacy):
+    clips = {"batch_clipping": BatchClipping(num_local_blocks=1, calibration="accountant")}
+    given = {"epsilon": None, "noise_multiplier_local": 2.0, "noise_multiplier_global": 5.0, "clip_norm_local": 0.5}
+    return make_plan(
+        PrivacyConfig(**{"delta": 1e-4, **given, **privacy}),
+        DisjointSampler(steps_per_round=2),
+        channels=channels,
+        num_rounds=3,
+        client_sizes=[100],
+        mechanism=name,
+        **(clips if name == "batch_clipping" else {}),
+    )
+
+
+def tool(plan, channel=Channel.LOCAL, seed=0, **given):
+    return plan.mechanism(allowed=channel, expected_count=10.0, rng=np.random.default_rng(seed), **given)
+
+
+def clipped(mechanism, channel, name, rows=None):
+    rows = torch.zeros(4, SIZE) if rows is None else rows
+    if name == "batch_clipping":
+        return mechanism.clip_batch(channel, rows.mean(dim=0))
+    return mechanism.clip(channel, rows)
+
+
+@every_mechanism
+@pytest.mark.parametrize("channel", list(Channel))
+def test_noise_over_sensitivity_is_what_the_event_says(name, channel):
+    mechanism = tool(plan_of(name), channel)
+    summed = clipped(mechanism, channel, name)
+    noise = mechanism.release(channel, summed).value * mechanism.expected_count - summed.value
+    multiplier = accounting.noise_multiplier(mechanism.event())
+    assert multiplier == {Channel.LOCAL: 2.0, Channel.GLOBAL: 5.0}[channel]
+    assert float(noise.std()) / summed.sensitivity == pytest.approx(multiplier, rel=0.03)
+    assert abs(float(noise.mean())) < 5 * float(noise.std()) / SIZE**0.5
+
+
+@every_mechanism
+def test_the_doors_are_shut(name):
+    mechanism = tool(plan_of(name))
+    assert isinstance(mechanism, Mechanism)
+    with pytest.raises(PrivacyError, match="releases on the local channel only"):
+        mechanism.release(Channel.GLOBAL, clipped(mechanism, Channel.GLOBAL, name))
+    with pytest.raises(PrivacyError, match=r"sensitivity 33\.0"):
+        mechanism.release(Channel.LOCAL, ClippedSum(torch.zeros(3), 33.0))
+    undeclared = tool(plan_of(name, channels=frozenset({Channel.GLOBAL})))
+    with pytest.raises(PrivacyError, match="would not be accounted for"):
+        clipped(undeclared, Channel.LOCAL, name)
+    wrong = mechanism.clip if name == "batch_clipping" else mechanism.clip_batch
+    with pytest.raises(PrivacyError, match="makes another sum"):
+        wrong(Channel.LOCAL, torch.zeros(1, 3))
+
+
+@every_mechanism
+def test_a_release_changes_neither_the_mechanism_nor_the_plan(name):
+    plan = plan_of(name, **({} if name == "batch_clipping" else {"adaptive_quantile": 0.5}))
+    mechanism = tool(plan)
+    before = copy.deepcopy({key: value for key, value in vars(mechanism).items() if key != "rng"})
+    released = mechanism.release(Channel.LOCAL, clipped(mechanism, Channel.LOCAL, name))
+    assert {key: value for key, value in vars(mechanism).items() if key != "rng"} == before
+    assert set(released.next_norms) == (set() if name == "batch_clipping" else {Channel.LOCAL})
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        released.value = None
+
+
+def test_the_next_clip_norm_is_for_the_next_step():
+    """The same draws with and without adaptive norms: what is released knows nothing of the norm that follows."""
+    rows, noise = torch.full((4, 50), 1.0), []
+    for plan in (plan_of(), adaptive := plan_of(adaptive_quantile=0.9, adaptive_rate=2.0)):
+        mechanism = tool(plan, seed=3)
+        summed = mechanism.clip(Channel.LOCAL, rows)
+        released = mechanism.release(Channel.LOCAL, summed)
+        noise.append((released.value * 10 - summed.value) / (0.5 * plan.release_plan.sum_multiplier(Channel.LOCAL)))
+    assert abs(released.next_norms[Channel.LOCAL] / 0.5 - 1) > 0.01
+    torch.testing.assert_close(*noise, rtol=1e-4, atol=1e-5)
+    following = tool(adaptive, clip_norms={str(c): released.next_norms.get(c, 1.0) for c in Channel})
+    assert following.clip(Channel.LOCAL, rows).sensitivity == released.next_norms[Channel.LOCAL]
+
+
+def test_an_observer_hears_of_every_release_and_changes_none():
+    heard = []
+
+    class Ear:
+        def on_release(self, mechanism, channel, summed, released):
+            heard.append((mechanism, channel, summed, released))
+
+    plan = plan_of()
+    observed, plain = tool(dataclasses.replace(plan, observer=Ear())), tool(plan)
+    assert isinstance(observed, ObservedMechanism)
+    summed = observed.clip(Channel.LOCAL, torch.ones(2, 3))
+    released = observed.release(Channel.LOCAL, summed)
+    assert torch.equal(released.value, plain.release(Channel.LOCAL, summed).value)
+    assert [each[1:] for each in heard] == [(Channel.LOCAL, summed, released.value)]
+    assert type(heard[0][0]) is GaussianMechanism
+    assert (observed.event(), observed.plan, observed.allowed) == (plain.event(), plan.release_plan, Channel.LOCAL)
+    assert dataclasses.replace(plan, observer=Ear()) == plan, "an observer is no part of what is planned"
+
+
+def registered(monkeypatch):
+    """Register a mechanism, as another package does; it may say another event."""
+    monkeypatch.setattr(MECHANISMS, "_classes", dict(MECHANISMS._classes))
+
+    @MECHANISMS.register("mine")
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Mine(GaussianMechanism):
+        """Twice the noise."""
+
+        factor = 2.0
+
+        def event(self):
+            return dp_accounting.GaussianDpEvent(self.factor * self.plan.noise_multipliers[self.allowed])
+
+        def release(self, channel, summed):
+            noise = super().release(channel, summed).value - summed.value / self.expected_count
+            return Release(summed.value / self.expected_count + 2 * noise)
+
+    return Mine
+
+
+def test_another_mechanism_is_one_class_and_its_event_is_what_is_accounted(monkeypatch):
+    mine = registered(monkeypatch)
+    plan, plain = plan_of("mine"), plan_of()
+    assert type(tool(plan)) is mine
+    assert plan.releases(Audience.PUBLIC).noise_multiplier == 2 * plain.releases(Audience.PUBLIC).noise_multiplier
+    assert plan.epsilon(Audience.PUBLIC) < plain.epsilon(Audience.PUBLIC)
+
+
+def test_a_mechanism_that_adds_less_noise_than_the_budget_asks_for_is_refused(monkeypatch):
+    mine = registered(monkeypatch)
+    mine.factor = 0.5
+    with pytest.raises(PrivacyError, match=re.escape("mechanism 'mine' has a noise multiplier of")):
+        plan_of("mine", epsilon=4.0, noise_multiplier_local=None, noise_multiplier_global=None)
+
+
+def test_a_mechanism_whose_event_is_not_gaussian_is_refused(monkeypatch):
+    mine = registered(monkeypatch)
+    monkeypatch.setattr(mine, "event", lambda self: dp_accounting.LaplaceDpEvent(1.0))
+    with pytest.raises(PrivacyError, match="Only Gaussian releases are accounted for"):
+        plan_of("mine")
+
+
+def test_an_unknown_mechanism_is_refused_with_the_nearest_name():
+    with pytest.raises(ValueError, match="Did you mean 'gaussian'"):
+        make_plan(
+            PrivacyConfig(), PoissonSampler(), channels=frozenset(Channel), num_rounds=1, client_sizes=[5],
+            mechanism="gausian",
+        )  # fmt: skip
