@@ -680,8 +680,9 @@ def momentum_before_noise(patch):
 def divided_by_the_actual_batch(patch):
     def make(true):
         def client_step(self, model, shared, personal, batch, mechanism, rng):
-            actual = dataclasses.replace(mechanism, expected_count=float(max(1, len(batch.labels))))
-            return true(self, model, shared, personal, batch, actual, rng)
+            actual = dataclasses.replace(mechanism.inner, expected_count=float(max(1, len(batch.labels))))
+            observed = dataclasses.replace(mechanism, inner=actual)
+            return true(self, model, shared, personal, batch, observed, rng)
 
         return client_step
 

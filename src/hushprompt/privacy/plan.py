@@ -128,7 +128,7 @@ class PrivacyPlan:
 
     def event(self, channel: Channel) -> dp_accounting.DpEvent:
         """Return the event of one release on a channel, without sampling, as its mechanism describes it."""
-        return self.mechanism(allowed=channel, expected_count=1.0, rng=np.random.default_rng(0)).event()
+        return self._tool(channel, 1.0, np.random.default_rng(0), self.release_plan.clip_norms).event()
 
     def composed(
         self, audience: Audience, num_rounds: int | None = None, client_id: int | None = None
@@ -220,10 +220,18 @@ class PrivacyPlan:
         plan = self.release_plan
         norms = plan.clip_norms if clip_norms is None else {c: clip_norms[c] for c in plan.channels}
         count = float(num_clients) if allowed in plan.clipped_as_one else expected_count
-        mechanism: Mechanism = MECHANISMS.get(plan.mechanism)(
-            plan=plan, allowed=allowed, expected_count=count, rng=rng, clip_norms=norms
-        )
+        mechanism = self._tool(allowed, count, rng, norms)
         return mechanism if self.observer is None else ObservedMechanism(mechanism, self.observer)
+
+    def _tool(
+        self, allowed: Channel, expected_count: float, rng: np.random.Generator, clip_norms: Mapping[Channel, float]
+    ) -> Mechanism:
+        """Return the registered mechanism for one step."""
+        plan = self.release_plan
+        mechanism: Mechanism = MECHANISMS.get(plan.mechanism)(
+            plan=plan, allowed=allowed, expected_count=expected_count, rng=rng, clip_norms=clip_norms
+        )
+        return mechanism
 
     def _sampling(self) -> str:
         """Say how units take part, in the words of a statement."""
