@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+import hushprompt as hp
 from helpers.runs import files, run_with
-from hushprompt.cli import run as cli_run
+from hushprompt.cli import console as cli_console
 from hushprompt.cli import show as cli_show
 from hushprompt.config import parse as configs
 from hushprompt.config.schema import EvaluationConfig
@@ -180,7 +181,7 @@ def test_a_torn_last_line_is_released_again(toy_values, tmp_path):
 def test_the_statement_stands_apart_from_trainings_and_under_the_table(toy_values, tmp_path, monkeypatch):
     folder, arms, _ = run_with(quick(toy_values, 2), tmp_path)
     console = Console(width=80, record=True, file=io.StringIO())
-    monkeypatch.setattr(cli_show, "console", console)
+    monkeypatch.setattr(cli_console, "console", console)
     cli_show.privacy(folder)
     privacy = records.read_json(folder / "privacy.json")
     for text in (console.export_text(), "\n".join(captions(arms, privacy))):
@@ -189,7 +190,7 @@ def test_the_statement_stands_apart_from_trainings_and_under_the_table(toy_value
         assert "at delta = 0.001" in text
         assert "3 releases" in text
         assert "which this guarantee does not cover" not in text
-    planned = cli_run.planned_privacy(configs.parse(quick(toy_values, 2)))
+    planned = hp.plan(configs.parse(quick(toy_values, 2))).privacy
     assert planned["evaluation_images"] == privacy["evaluation_images"]
 
 
@@ -209,4 +210,4 @@ def test_what_is_not_accounted_for_is_refused(toy_values):
         with pytest.raises(PrivacyError, match=match):
             configs.parse(quick(toy_values, **evaluation))
     with pytest.raises(PrivacyError, match="evaluation images of the largest client"):
-        cli_run.planned_privacy(configs.parse(quick(toy_values, metrics_delta=0.5)))
+        hp.plan(configs.parse(quick(toy_values, metrics_delta=0.5)))

@@ -11,6 +11,7 @@ from rich import box
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+import hushprompt as hp
 from hushprompt.cli.console import INTERRUPTED, console, sentence
 from hushprompt.errors import ConfigError
 from hushprompt.privacy.statements import AUDIENCES
@@ -58,7 +59,7 @@ def audit(
     try:
         with _bar() as bar:
             task = bar.add_task("federations trained", total=None)
-            record = audits.audit(
+            record = hp.audit(
                 what,
                 out=out,
                 overrides=set_ or [],

@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
+import hushprompt as hp
 from hushprompt.cli.console import console, sentence
 from hushprompt.privacy import statements
 from hushprompt.privacy.config import Audience
-from hushprompt.registry import METHODS
 from hushprompt.runs import records
 
 
@@ -32,28 +32,24 @@ def calibrate(
     method: Annotated[str, typer.Option(help="Method, which decides what is released.")] = "dp_fpl",
 ) -> None:
     """Return the noise multipliers that a budget needs, and who then has which epsilon."""
-    from hushprompt.privacy.calibration import plan_training
-
-    plan = plan_training(
-        epsilon=epsilon,
+    noise = hp.calibrate(
+        epsilon,
         rounds=rounds,
+        method=method,
         delta=delta,
         sampling_prob=sampling_prob,
         steps_per_round=steps_per_round,
-        channels=METHODS.get(method).channels,
         audience=audience,
-        noise_at=noise_at,  # type: ignore[arg-type]
+        noise_at=noise_at,
         local_share=local_share,
-        relation=relation,  # type: ignore[arg-type]
-        unit=unit,  # type: ignore[arg-type]
+        relation=relation,
+        unit=unit,
         clients=clients,
     )
-    for channel, value in plan.release_plan.noise_multipliers.items():
+    for channel, value in noise.multipliers.items():
         console.print(f"noise_multiplier_{channel} = {value:.6g}   (noise std over clip norm)")
-    guarantees = plan.guarantees()
-    for name, guarantee in guarantees.items():
+    for name, guarantee in noise.guarantees.items():
         sentence(f"{statements.AUDIENCES[name]}:\n  {guarantee.statement()}")
-    for line in statements.cross_check_lines(
-        {"audiences": {str(n): records.to_json(g) for n, g in guarantees.items()}}
-    ):
+    guarantees = {name: records.to_json(guarantee) for name, guarantee in noise.guarantees.items()}
+    for line in statements.cross_check_lines({"audiences": guarantees}):
         sentence(line)

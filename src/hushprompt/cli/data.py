@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import typer
 from rich.table import Table
 
-from hushprompt.api import data as api
-from hushprompt.api.data import DataInfo
-from hushprompt.cli.console import console
+import hushprompt as hp
+from hushprompt.cli.console import complete_config, console
 from hushprompt.config import parse as configs
-from hushprompt.data.base import Dataset
-from hushprompt.data.listing import About
 from hushprompt.errors import DataError
-from hushprompt.features.cache import CachedFeatures
 from hushprompt.registry import PARTITIONS
-from hushprompt.reporting import partitions
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from hushprompt.api.data import DataInfo
+    from hushprompt.data.base import Dataset
+    from hushprompt.data.listing import About
+    from hushprompt.features.cache import CachedFeatures
 
 
 def info(
@@ -30,7 +32,7 @@ def info(
     cache_dir: Annotated[str, typer.Option(help="Folder of cached features, as runtime.cache_dir.")] = "",
 ) -> None:
     """Print classes, splits, license, citation and checksums of a data set, and what of it is cached."""
-    found = api.data_info(data_of(what, set_ or []), root=root, cache_dir=cache_dir)
+    found = hp.data_info(data_of(what, set_ or []), root=root, cache_dir=cache_dir)
     if found.about is not None:
         show_about(found.about)
     show_dataset(found.dataset, has_about=found.about is not None)
@@ -44,20 +46,27 @@ def fetch(
     root: Annotated[Path, typer.Option(help="Folder that the data set's own folder goes into.")] = Path("data"),
 ) -> None:
     """Download a data set, or say what to get from where."""
-    about = api.about(name)
+    from hushprompt.api.data import about as about_of
+
+    about = about_of(name)
     show_about(about)
-    api.fetch(name, root)
+    hp.fetch(name, root)
     console.print(f"{about.title} is in {root}. Use it with: --set data.name={name} --set data.root={root}")
 
 
 def partition(
-    config: Annotated[Path | None, typer.Argument(help="TOML file or preset name; none: the embedded preset.")] = None,
+    config: Annotated[
+        Path | None,
+        typer.Argument(help="TOML file or preset name; none: the embedded preset.", autocompletion=complete_config),
+    ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override, such as partition.alpha=0.1.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for partition.csv and partition.png.")] = Path("partition"),
 ) -> None:
     """Print the clients x classes table of a config, and write it and a plot."""
+    from hushprompt.reporting import partitions
+
     resolved = configs.load(configs.locate(config), set_ or [])
-    counts = api.partition(resolved, out=out)
+    counts = hp.partition(resolved, out=out)
     name = PARTITIONS.name_of(resolved.partition)
     console.print(f"{counts.dataset}, {name}, {len(counts.client_names)} clients, seed {resolved.seed}")
     console.print(partitions.client_table(counts))
@@ -89,6 +98,8 @@ def show_about(about: About) -> None:
 
 def show_dataset(dataset: Dataset, *, has_about: bool) -> None:
     """Print classes, splits and sizes of a loaded data set."""
+    import numpy as np
+
     lines = {"name": dataset.name}
     if not has_about:
         lines |= {"license": dataset.license, "citation": dataset.citation}

@@ -7,10 +7,8 @@ from typing import Annotated
 
 import typer
 
-from hushprompt import files
+import hushprompt as hp
 from hushprompt.cli.console import console
-from hushprompt.errors import DataError
-from hushprompt.reporting import page
 
 
 def report(
@@ -19,7 +17,5 @@ def report(
     title: Annotated[str, typer.Option(help="Heading of the page; none: made of data and methods.")] = "",
 ) -> None:
     """Make one self-contained HTML page of finished runs, from their records alone."""
-    if out.is_dir():
-        raise DataError(f"{out} is a folder. Name the page itself, such as --out {out / 'report.html'}.")
-    files.write_text(out, page.report(folders, title))
-    console.print(f"  {out} ({out.stat().st_size / 1000:.0f} kB)", soft_wrap=True)
+    page = hp.report(folders, out, title=title)
+    console.print(f"  {page} ({page.stat().st_size / 1000:.0f} kB)", soft_wrap=True)

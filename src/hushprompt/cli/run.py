@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+import hushprompt as hp
 from hushprompt.cli.console import INTERRUPTED, complete_config, console
 from hushprompt.cli.show import show_results, show_statement
 from hushprompt.errors import ConfigError
@@ -37,14 +38,14 @@ def run(
         folder, resolved = resume, training.config_of(resume, settings)
     if dry_run:
         console.print(resolved.to_toml(), markup=False, soft_wrap=True)
-        show_statement(training.plan(resolved).privacy)
+        show_statement(hp.plan(resolved).privacy)
         return
     try:
         with TrainingBars(console) as bars:
             if resume is None:
-                done = training.run(resolved, out=folder, progress=bars)
+                done = hp.run(resolved, out=folder, progress=bars)
             else:
-                done = training.resume(folder, progress=bars, runtime=resolved.runtime)
+                done = hp.resume(folder, progress=bars, runtime=resolved.runtime)
     except KeyboardInterrupt:
         console.print(f"Stopped. Everything up to the last round is in {folder}; go on with:")
         console.print(f"  hushprompt run --resume {folder}", soft_wrap=True)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hushprompt.cli.console import console
+import hushprompt as hp
+from hushprompt.cli.console import console, sentence
 from hushprompt.privacy import statements
 
 if TYPE_CHECKING:
@@ -17,16 +18,12 @@ if TYPE_CHECKING:
 
 def show(folder: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run folder.")]) -> None:
     """Print the result table of a finished run again."""
-    from hushprompt.api.run import load
-
-    show_results(load(folder))
+    show_results(hp.load(folder))
 
 
 def privacy(folder: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run folder.")]) -> None:
     """Print who sees what of a run, at which epsilon."""
-    from hushprompt.api.run import load
-
-    show_statement(load(folder).privacy)
+    show_statement(hp.load(folder).privacy)
 
 
 def show_results(run: Run) -> None:
@@ -35,7 +32,7 @@ def show_results(run: Run) -> None:
     for grid in table.grids:
         console.print(grid)
     for line in table.notes:
-        console.print(line, markup=False, soft_wrap=True)
+        sentence(line)
     for path in ("summary.json", "privacy.json", "records.jsonl", "prompts/", "config.toml"):
         console.print(f"  {run.folder / path}", soft_wrap=True)
 
@@ -44,9 +41,9 @@ def show_statement(privacy_json: Mapping[str, Any]) -> None:
     """Print a privacy record in sentences."""
     for arm in privacy_json["arms"]:
         for line in statements.statement_lines(arm):
-            console.print(line, soft_wrap=True)
+            sentence(line)
         for line in [*statements.cross_check_lines(arm), *statements.account_lines(arm)]:
-            console.print(line, soft_wrap=True)
+            sentence(line)
     for key in ("other_client", "server", "not_private", "evaluation_images", "noise_source", "several_arms"):
         if key in privacy_json:  # one is there only where accuracies are noisy
-            console.print(f"{key.replace('_', ' ')}: {privacy_json[key]}", soft_wrap=True)
+            sentence(f"{key.replace('_', ' ')}: {privacy_json[key]}")

@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     from hushprompt.deployment.api import renew as renew
     from hushprompt.deployment.api import run as run
     from hushprompt.deployment.api import serve as serve
+    from hushprompt.deployment.api import simulate as simulate_deployment
     from hushprompt.deployment.api import status as status
     from hushprompt.deployment.api import stop as stop
 
-__all__ = ["init", "join", "key", "renew", "run", "serve", "status", "stop"]
+__all__ = ["init", "join", "key", "renew", "run", "serve", "simulate_deployment", "status", "stop"]
 
 
 def __getattr__(name: str) -> Any:
