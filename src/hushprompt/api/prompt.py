@@ -19,7 +19,7 @@ from hushprompt.runs import records
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from hushprompt.models.base import Backbone
+    from hushprompt.models.base import Model
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -49,7 +49,7 @@ class Prompt:
         """What it guarantees, in a sentence: epsilon with all that gives it meaning."""
         return str(self.metadata["privacy"])
 
-    def load_backbone(self) -> Backbone:
+    def load_backbone(self) -> Model:
         """Return the frozen model that the prompt was trained with, loaded where it is given by its section.
 
         Raises:
@@ -57,7 +57,7 @@ class Prompt:
         """
         if self.backbone is None:
             raise ConfigError("The prompt was loaded without a backbone: load_prompt(path, backbone=...).")
-        loaded: Backbone = self.backbone.load() if hasattr(self.backbone, "load") else self.backbone
+        loaded: Model = self.backbone.load() if hasattr(self.backbone, "load") else self.backbone
         if loaded.fingerprint != self.metadata["backbone_fingerprint"]:
             raise ConfigError(
                 f"{self.path} was trained with another backbone: its fingerprint is "
