@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from hushprompt.runs import archive
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results" / "embedded"
 
@@ -57,5 +59,6 @@ def test_finished_runs_are_kept_and_others_are_not(tool, tmp_path):
             (tmp_path / "sweep" / name / file).write_text(file)
     (tmp_path / "sweep" / "done" / "summary.json").write_text(json.dumps({"arms": []}))
     tool.keep(tmp_path / "sweep", tmp_path / "kept")
-    kept = [str(path.relative_to(tmp_path / "kept")) for path in sorted((tmp_path / "kept").rglob("*"))]
-    assert kept == ["done", "done/config.toml", "done/privacy.json", "done/summary.json"]
+    (kept,) = archive.iterate(tmp_path / "kept" / "runs.jsonl.gz")
+    assert kept.folder == "done"
+    assert sorted(kept.files) == ["config.toml", "privacy.json", "summary.json"]

@@ -4,35 +4,26 @@
     python tools/results.py runs/wide --out results/embedded/grid-wide --also results/embedded/grid --readme README.md
     python tools/results.py runs/clients --out results/embedded/clients --by partition.num_clients
 
-Of each finished run it keeps what a table needs (`config.toml`, `summary.json`, `privacy.json`) and, beside them,
-`sweep.json`, the tables of `hushprompt compare`, the report (made from the whole run folders) and the privacy-utility
-figure, all of the runs in `--out` and `--also` together. Without a sweep, all but the report is made again from what is
-kept. In the README it replaces what stands between `<!-- results: NAME -->` and `<!-- end -->`: no number there is
-typed by hand.
+Of each finished run it keeps what a table needs (`config.toml`, `summary.json`, `privacy.json`) in `runs.jsonl.gz`
+and, beside it, what `hushprompt compare` prints. With `--report`, the page (made from the whole run folders), the
+tables in LaTeX and CSV and the privacy-utility figure go to a folder of their own. All are of the runs in `--out` and
+`--also` together; without a sweep, they are made again from what is kept. In the README it replaces what stands
+between `<!-- results: NAME -->` and `<!-- end -->`: no number there is typed by hand.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import re
-import shutil
 from collections.abc import Callable, Sequence
-from importlib import resources
 from pathlib import Path
 
-from markupsafe import Markup
-
 from hushprompt import files
-from hushprompt.cli.compare import csv_text, grids_of, say_once
-from hushprompt.reporting import figures, formats, grouping, page, results, runs, tables
-from hushprompt.reporting.comparison import Comparison, compare, in_order
-from hushprompt.reporting.grouping import EPSILON, Group
-from hushprompt.reporting.markup import tag
-from hushprompt.reporting.series import Series, pool
-from hushprompt.reporting.svg import WIDTH, line_class, mark, text
+from hushprompt.reporting import comparison_tables, figures, formats, page, tables
+from hushprompt.reporting.comparison import Comparison, compare, in_order, of_runs
+from hushprompt.reporting.pooling import EPSILON, Group, pool_strictly
+from hushprompt.runs import archive, reader
 
-KEPT = ("config.toml", "summary.json", "privacy.json")
 AGAINST = "promptfl"
 NUM_CLIENTS = "partition.num_clients"
 DP_FPL = "method.name=dp_fpl, method.factorization=orthonormal, method.keep_residual=true, method.rank=8"
@@ -50,45 +41,39 @@ def main() -> None:
     parser.add_argument("--also", type=Path, action="append", default=[], help="kept results that belong to them")
     parser.add_argument("--by", action="append", default=[], help="setting with tables for each of its values")
     parser.add_argument("--readme", type=Path, help="page whose tables are written")
+    parser.add_argument("--report", type=Path, help="folder for report, LaTeX, CSV and figure; none: not made")
     parser.add_argument("--title", default="", help="heading of the report")
     args = parser.parse_args()
     if args.sweep is not None:
         keep(args.sweep, args.out)
-        files.write_text(args.out / "report.html", page.report([args.sweep, *args.also], args.title))
     folders = [args.out, *args.also]
-    write_tables(folders, args.out, args.by)
-    files.write_text(args.out / "utility.svg", figure(pool(runs.find(folders).runs)))
+    write_tables(folders, args.out, args.report, args.by)
+    if args.report is not None:
+        whole = [args.sweep or args.out, *args.also]
+        files.write_text(args.report / "report.html", page.report(whole, args.title))
+        figures.figure(reader.find(folders).runs, "budget", args.report / "utility.svg")
     if args.readme is not None:
         files.write_text(args.readme, filled(args.readme.read_text(encoding="utf-8"), groups_of(folders)))
 
 
 def keep(sweep: Path, out: Path) -> None:
-    """Copy the records of every finished run."""
-    for summary in sorted(sweep.glob("*/summary.json")):
-        target = out / summary.parent.name
-        target.mkdir(parents=True, exist_ok=True)
-        for name in KEPT:
-            shutil.copyfile(summary.parent / name, target / name)
-    if (sweep / "sweep.json").exists():
-        shutil.copyfile(sweep / "sweep.json", out / "sweep.json")
+    """Pack what tables need of every finished run."""
+    archive.pack(archive.finished(sweep), out / archive.FILE, archive.RESULTS)
 
 
-def write_tables(folders: Sequence[Path], out: Path, by: Sequence[str] = ()) -> None:
-    """Write what `hushprompt compare --columns epsilon --against promptfl` prints, in three forms."""
-    rows, notes = results.read(folders)
-    compared = [
-        compare(title, groups, against=AGAINST, test="t", notes=notes)
-        for title, groups in grouping.split(grouping.group(rows), by)
-    ]
-    grids = say_once(grid for each in compared for grid in grids_of(each, "epsilon", list(SCORES)))
+def write_tables(folders: Sequence[Path], out: Path, more: Path | None, by: Sequence[str] = ()) -> None:
+    """Write what `hushprompt compare --columns epsilon --against promptfl` prints, and to `more` as LaTeX and CSV."""
+    compared = of_runs(folders, by=by, against=AGAINST, test="t", ignore=())
+    grids = comparison_tables.tables_of(compared, "epsilon", list(SCORES))
     files.write_text(out / "table.md", "\n".join(map(formats.markdown, grids)))
-    files.write_text(out / "table.tex", "\n".join(map(formats.latex, grids)))
-    files.write_text(out / "table.csv", csv_text(compared))
+    if more is not None:
+        files.write_text(more / "table.tex", "\n".join(map(formats.latex, grids)))
+        files.write_text(more / "table.csv", comparison_tables.csv_text(compared))
 
 
 def groups_of(folders: Sequence[Path]) -> list[Group]:
     """Read kept results."""
-    return grouping.group(results.read(folders)[0])
+    return pool_strictly(reader.find(folders).runs)
 
 
 def filled(readme: str, groups: Sequence[Group]) -> str:
@@ -229,8 +214,7 @@ def _heading(budget: str) -> str:
 
 def _score(group: Group, score: str) -> str:
     """Write mean and deviation in percent."""
-    spread = group.spread(score)
-    return f"{100 * spread.mean:.1f}" + ("" if math.isnan(spread.std) else f" ± {100 * spread.std:.1f}")
+    return group.spread(score).text()
 
 
 def _better(compared: Comparison, score: str) -> str:
@@ -249,30 +233,6 @@ def _markdown(lines: Sequence[Sequence[str]]) -> str:
     """Give a table whose first line is its header."""
     header, *body = lines
     return "".join("| " + " | ".join(line) + " |\n" for line in (header, ["---"] * len(header), *body))
-
-
-def figure(series: Sequence[Series]) -> Markup:
-    """Give the privacy-utility panels beside each other with their legend, as one SVG that needs no page."""
-    panels = figures.privacy_utility(series)
-    families = list({s.family: s for s in sorted(series, key=lambda s: s.has_budget)}.values())
-    rows = math.ceil(len(families) / 3)
-    width, top, height = WIDTH * len(panels), 290, 290 + 20 * rows
-    placed = [
-        tag("svg", made, x=WIDTH * index, y=0, width=WIDTH, height=270, viewBox=f"0 0 {WIDTH} 270")
-        for index, made in enumerate(panels)
-    ]
-    entries = []
-    for index, s in enumerate(families):
-        x, y = 20 + width / 3 * (index // rows), top + 20 * (index % rows)
-        style = line_class(s.style) if s.learns else "line ref dashed"
-        line = tag("path", d=f"M{x:.0f} {y}h32", class_=style)
-        entries += [line, mark(s.style, x + 16, y, ""), text(x + 40, y + 4, s.family)]
-    sheet = Markup((resources.files("hushprompt.reporting") / "page.css").read_text(encoding="utf-8"))
-    ground = tag("rect", width=width, height=height, fill="var(--card)")
-    style = tag("style", sheet, "svg text { font-family: system-ui, sans-serif; }")
-    return tag(
-        "svg", style, ground, *placed, *entries, xmlns="http://www.w3.org/2000/svg", viewBox=f"0 0 {width} {height}"
-    )
 
 
 if __name__ == "__main__":

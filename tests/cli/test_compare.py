@@ -36,7 +36,7 @@ def test_the_ending_of_the_file_says_the_form(compare, tmp_path, name, words):
     compare("runs", "-o", name, "--columns", "epsilon")
     written = (tmp_path / name).read_text()
     assert (words if name == "t.tex" else "| method | epsilon 8 | epsilon 2 |") in written
-    assert "neighbor accuracy by epsilon" in written
+    assert "eighbor accuracy by epsilon" in written
     assert written.count("epsilon is an upper bound") == 1
 
 
@@ -57,11 +57,19 @@ def test_csv_has_a_line_for_each_group_of_all_tables(compare, tmp_path):
         (["runs", "--columns", "rank"], "'rank' names no setting"),
         (["runs", "--by", "privacy.epsilom"], "Did you mean 'privacy.epsilon'"),
         (["runs", "--test", "z"], "test must be one of t, sign-flip"),
+        (["runs", "--table", "best"], "table must be one of scores"),
         (["runs", "--score", "best"], "score must be one of local"),
         (["runs", "-o", "table"], "name a file that ends in .md"),
-        (["nowhere"], "holds no finished run"),
+        (["nowhere"], "holds no run"),
     ],
 )
 def test_a_mistake_gets_one_sentence_and_status_2(compare, args, message):
     status, _, err = compare(*args, ok=False)
     assert (status, message in err) == (2, True), err
+
+
+def test_one_table_may_be_chosen(compare, tmp_path):
+    compare("runs", "--against", "promptfl", "--table", "neighbor-differences", "-o", "t.tex")
+    written = (tmp_path / "t.tex").read_text()
+    assert written.count(r"\begin{tabular}") == 1
+    assert "Neighbor: difference in points" in written

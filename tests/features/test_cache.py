@@ -24,7 +24,7 @@ from hushprompt.features import store
 from hushprompt.features.cache import FeaturesConfig, cached, feature_key, folder_of, image_features
 from hushprompt.features.store import HEADER_SIZE, FeatureFolder
 from hushprompt.features.views import random_view
-from hushprompt.models.toy import Toy, ToyModel
+from hushprompt.models.toy import Toy as ToyModel
 from hushprompt.seeding import stream
 
 CONFIG = FeaturesConfig(batch_size=10)
@@ -33,17 +33,20 @@ CHUNK_BYTES = 10 * 6 * 4
 """Of the toy model with CONFIG."""
 
 
-class Watched(ToyModel):
-    """A toy model without patches that notes what it encodes, and may be made to fail."""
+class Watched:
+    """A toy backbone without patches that notes what it encodes, and may be made to fail."""
 
-    def __init__(self, config=None, change=lambda features: features, **capabilities):
-        super().__init__(config or Toy())
-        self.change, self.batches = change, []
-        self.capabilities = dataclasses.replace(self.capabilities, num_patches=None, **capabilities)
+    def __init__(self, backbone=None, change=lambda features: features):
+        self.backbone, self.change, self.batches = backbone or ToyModel().load(), change, []
+
+    def __getattr__(self, name):
+        if name == "encode_patches":
+            raise AttributeError(name)
+        return getattr(self.backbone, name)
 
     def encode_images(self, images):
         self.batches.append(len(images))
-        return self.change(super().encode_images(images))
+        return self.change(self.backbone.encode_images(images))
 
 
 @pytest.fixture
@@ -67,7 +70,7 @@ def with_split(data, name, **changes):
 def plain(data, split):
     """What the toy model gives without a cache."""
     images = data.splits[split].read(np.arange(len(data.splits[split])))
-    return Toy().load().encode_images(images)
+    return ToyModel().load().encode_images(images)
 
 
 def test_images_are_encoded_once(backbone, data, tmp_path):
@@ -113,9 +116,7 @@ def test_a_large_cache_is_opened_without_being_loaded(tmp_path, data):
     num, dim = 200_000, 64
 
     class Fast(Watched):
-        def __init__(self):
-            super().__init__()
-            self.feature_dim = dim
+        feature_dim = dim
 
         def encode_images(self, images):
             return torch.full((len(images), dim), 0.125)
@@ -181,8 +182,8 @@ def test_a_changed_image_or_weight_is_not_served_from_the_cache(backbone, data, 
     inverted = [255 - image for image in data.splits["test"].read(np.arange(18))]
     changed = with_split(data, "test", read=lambda index: [inverted[i] for i in index], fingerprint="0" * 64)
     got = image_features(backbone, changed, "test", tmp_path, CONFIG).tensor()
-    torch.testing.assert_close(got, Toy().load().encode_images(inverted))
-    other = Watched(Toy(token_width=9))
+    torch.testing.assert_close(got, backbone.backbone.encode_images(inverted))
+    other = Watched(ToyModel(token_width=9).load())
     image_features(other, data, "test", tmp_path, CONFIG)
     assert sum(other.batches) == 18
 
@@ -335,7 +336,7 @@ import os, sys, time
 from pathlib import Path
 import numpy as np
 from hushprompt.features.cache import FeaturesConfig, image_features
-from hushprompt.models.toy import Toy, ToyModel
+from hushprompt.models.toy import Toy as ToyModel
 from hushprompt.data.sets.toy import Toy as ToyData
 
 cache, calls, seconds = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
@@ -343,13 +344,15 @@ calls.with_name(f"{os.getpid()}.ready").touch()
 while not calls.with_name("go").exists():
     time.sleep(0.01)
 
-class Slow(ToyModel):
+class Slow:
+    def __init__(self): self.backbone = ToyModel().load()
+    def __getattr__(self, name): return getattr(self.backbone, name)
     def encode_images(self, images):
         with calls.open("a") as file: file.write(f"{os.getpid()} {sum(int(i.sum()) for i in images)}\\n")
         time.sleep(seconds)
-        return super().encode_images(images)
+        return self.backbone.encode_images(images)
 
-features = image_features(Slow(Toy()), ToyData().load(), "train", cache, FeaturesConfig(batch_size=10))
+features = image_features(Slow(), ToyData().load(), "train", cache, FeaturesConfig(batch_size=10))
 np.save(calls.with_name(f"{os.getpid()}.npy"), features.tensor().numpy())
 """
 
@@ -457,7 +460,7 @@ def test_views_are_those_of_their_streams_whatever_the_batches(data, tmp_path):
     np.testing.assert_allclose(small.array, large.array, rtol=1e-5, atol=1e-6)
     (image,) = data.splits["train"].read(np.array([40]))
     views = [random_view(image, stream(0, "views", 40, n), min_scale=0.08, size=8) for n in range(3)]
-    expected = Toy().load().encode_images(views)
+    expected = ToyModel().load().encode_images(views)
     torch.testing.assert_close(small.rows(np.full(3, 40), np.arange(3)), expected)
     assert len({tuple(row.tolist()) for row in expected}) == 3
     assert torch.equal(small.tensor(), small.rows(np.arange(72), np.zeros(72, dtype=np.int64)))
@@ -471,11 +474,13 @@ def test_views_of_another_seed_differ(backbone, data, tmp_path):
 
 def test_views_have_the_size_that_the_backbone_takes(data, tmp_path):
     class Sized(Watched):
+        image_size = 5
+
         def encode_images(self, images):
             assert all(image.shape == (5, 5, 3) for image in images)
             return super().encode_images(images)
 
-    image_features(Sized(view_size=5), data, "train", tmp_path, VIEWS)
+    image_features(Sized(), data, "train", tmp_path, VIEWS)
 
 
 def test_a_batch_counts_views(backbone, data, tmp_path):
@@ -495,7 +500,7 @@ def patches(backbone, data, split, cache_dir, config=CONFIG, on_progress=None):
 
 
 def test_patches_are_kept_beside_the_pooled_features(data, tmp_path):
-    backbone, seen = Toy().load(), []
+    backbone, seen = ToyModel().load(), []
     pooled = image_features(backbone, data, "train", tmp_path, CONFIG)
     stored = patches(backbone, data, "train", tmp_path, on_progress=lambda *args: seen.append(args))
     again = patches(backbone, data, "train", tmp_path, on_progress=lambda *_: pytest.fail("nothing to encode"))
@@ -515,7 +520,7 @@ def test_patches_are_kept_beside_the_pooled_features(data, tmp_path):
 
 
 def test_patches_of_views_in_half_precision_are_those_of_the_views(data, tmp_path):
-    backbone = Toy().load()
+    backbone = ToyModel().load()
     stored = patches(backbone, data, "train", tmp_path, dataclasses.replace(VIEWS, dtype="float16"))
     assert stored.array.shape == (72, 3, 4, 6)
     (image,) = data.splits["train"].read(np.array([40]))
@@ -527,7 +532,7 @@ def test_patches_of_views_in_half_precision_are_those_of_the_views(data, tmp_pat
 
 
 def test_damaged_patches_are_made_again(data, tmp_path, caplog):
-    backbone = Toy().load()
+    backbone = ToyModel().load()
     first = patches(backbone, data, "test", tmp_path).tensor().clone()
     flip_a_bit(next(tmp_path.glob("features/toy/*-patches-*")))
     with caplog.at_level(logging.WARNING):
@@ -536,7 +541,7 @@ def test_damaged_patches_are_made_again(data, tmp_path, caplog):
 
 
 def test_patches_that_are_not_finite_name_their_example(data, tmp_path):
-    backbone = Toy().load()
+    backbone = ToyModel().load()
 
     def spoil(images, true_patches=backbone.encode_patches):
         features = true_patches(images)
@@ -570,7 +575,8 @@ def test_a_backbone_of_another_modality_is_refused(backbone, data, tmp_path):
 
 
 def test_a_backbone_of_another_sampling_rate_is_refused(data, tmp_path):
-    backbone = Watched(modality="audio", sampling_rate=48000)
+    backbone = Watched()
+    backbone.modality, backbone.sampling_rate = "audio", 48000
     sounds = dataclasses.replace(data, modality="audio", sampling_rate=16000)
     with pytest.raises(ConfigError, match=r"takes sounds of 48000 .* with 16000\. Set data\.sampling_rate = 48000"):
         image_features(backbone, sounds, "test", tmp_path, CONFIG)
@@ -578,7 +584,8 @@ def test_a_backbone_of_another_sampling_rate_is_refused(data, tmp_path):
 
 
 def test_views_of_sounds_are_refused(data, tmp_path):
-    backbone = Watched(modality="audio")
+    backbone = Watched()
+    backbone.modality = "audio"
     with pytest.raises(ConfigError, match=r"num_views = 3 needs images.*Set features\.num_views = 1"):
         image_features(backbone, dataclasses.replace(data, modality="audio"), "test", tmp_path, VIEWS)
 

@@ -8,29 +8,37 @@ from helpers.runs import Silent
 from hushprompt import files
 from hushprompt.config import parse as configs
 from hushprompt.federation import simulate
-from hushprompt.reporting.runs import Holdings, Result, Run
+from hushprompt.runs.reader import FinishedRun, Holdings
+from hushprompt.runs.records import ArmSummary
 
 TRAINED = {"name": "dp_fpl", "rank": 8}
 
 
 def result(label="dp_fpl, epsilon 2", epsilon=2.0, local=0.5, neighbor=0.4, **changes):
+    method = label.partition(",")[0]
     values = {
-        "label": label,
-        "method": label.partition(",")[0],
-        "title": {"dp_fpl": "DP-FPL", "zero_shot": "zero-shot template"}.get(label.partition(",")[0], label),
+        "arm": label,
+        "method": method,
+        "title": {"dp_fpl": "DP-FPL", "zero_shot": "zero-shot template"}.get(method, label),
         "epsilon": epsilon,
         "delta": 1e-5,
         "audience": "personal",
-        "scores": {"local": local, "neighbor": neighbor, "harmonic_mean": 0.45, "worst_client": 0.3},
+        "local": local,
+        "neighbor": neighbor,
+        "harmonic_mean": 0.45,
+        "worst_client": 0.3,
+        "calibration_error": 0.1,
         "seconds": 1.0,
+        "seed": 1,
         "num_rounds": 3,
-        "num_last_rounds": 1,
-        "clients": [{"local": local, "neighbor": neighbor}],
+        "per_client": [{"local": local, "neighbor": neighbor}],
+        "per_class": [],
     }
-    return Result(**{**values, **changes})
+    return ArmSummary(**{**values, **changes})
 
 
-def run(seed=1, results=None, *, name="run", rounds=None, config=None, holdings=None, confusion=None, privacy=None):
+def run(seed=1, results=None, *, name="run", rounds=None, config=None, holdings=None, confusion=None, privacy=None,
+        audit=None):  # fmt: skip
     results = [result()] if results is None else results
     values = {
         "seed": seed,
@@ -42,15 +50,15 @@ def run(seed=1, results=None, *, name="run", rounds=None, config=None, holdings=
         "runtime": {"num_threads": seed},
         **(config or {}),
     }
-    return Run(
+    return FinishedRun(
         name=name,
         config=values,
         config_text="",
-        results=results,
+        arms=results,
         provenance={},
         rounds=rounds or {},
         privacy=privacy,
-        audit=None,
+        audit=audit,
         holdings=holdings,
         confusion=confusion or {},
     )

@@ -5,9 +5,9 @@ import pytest
 from helpers.fake_runs import with_settings, write_run
 from hushprompt.errors import ConfigError, DataError
 from hushprompt.reporting import comparison_tables as made
-from hushprompt.reporting import grouping, results
 from hushprompt.reporting.comparison import compare
-from hushprompt.runs import records
+from hushprompt.reporting.pooling import pool_strictly, split
+from hushprompt.runs import reader, records
 
 
 @pytest.fixture
@@ -26,8 +26,9 @@ def grid(toy_values, tmp_path):
 
 
 def comparison(paths, against=None, test="t", ignore=()):
-    rows, notes = results.read(paths)
-    return compare("", grouping.group(rows, ignore), against=against, test=test, notes=notes)
+    found = reader.find(paths)
+    groups = pool_strictly(found.runs, ignore)
+    return compare("", groups, against=against, test=test, notes=found.notes)
 
 
 def test_rows_that_differ_in_the_seed_alone_are_one_line_with_mean_and_spread(grid):
@@ -100,13 +101,13 @@ def test_what_does_not_mean_the_same_is_refused_and_named(toy_values, tmp_path, 
     paths = [write_run(tmp_path / "a", values, [(0.5, 0.5)]), write_run(tmp_path / "b", other, [(0.6, 0.5)])]
     with pytest.raises(ConfigError, match=words):
         comparison(paths)
-    groups = grouping.group(results.read(paths)[0])
-    tables = grouping.split(groups, [section])
+    groups = pool_strictly(reader.find(paths).runs)
+    tables = split(groups, [section])
     assert len(tables) == 2
     assert all(section in title and len(members) == 1 for title, members in tables)
     key = f"{section}.{next(iter(change))}"
     with pytest.raises(ConfigError, match="names no setting of these arms"):
-        grouping.split(groups, [f"{key}s"])
+        split(groups, [f"{key}s"])
 
 
 def test_a_difference_that_is_none_may_be_ignored(toy_values, tmp_path):
@@ -183,8 +184,8 @@ def test_a_pivot_has_a_column_for_each_budget(grid):
 
 
 def test_rows_without_a_budget_stand_in_the_table_of_every_budget(grid):
-    groups = grouping.group(results.read(grid)[0])
-    tables = grouping.split(groups, ["epsilon"])
+    groups = pool_strictly(reader.find(grid).runs)
+    tables = split(groups, ["epsilon"])
     assert [title for title, _ in tables] == ["privacy.epsilon = inf", "privacy.epsilon = 2"]
     for _, members in tables:
         assert [group.title for group in members] == ["zero-shot template", "PromptFL", "DP-FPL"]
@@ -205,7 +206,7 @@ def test_an_epsilon_that_is_only_named_never_stands_for_a_proven_one(grid, tmp_p
 def test_epsilon_has_all_that_gives_it_meaning_under_the_table(grid):
     note = "\n".join(made.table(comparison(grid)).notes)
     for words in ("holder of a client's personal prompt", "delta = 0.001", "one example of one client", "add_remove",
-                  "Poisson sampling", "accountant PLD", "last round", "hushprompt 0.1.0"):  # fmt: skip
+                  "Poisson sampling", "accountant: PLD", "last round", "hushprompt 0.1.0"):  # fmt: skip
         assert words in note
 
 
@@ -217,19 +218,19 @@ def test_what_all_epsilons_have_in_common_is_said_once(grid):
             privacy["arms"][0]["audiences"]["personal"]["sampling"] += f", clipping of the batch, nominal {wide}"
             records.write_json(path / "privacy.json", privacy)
     note = next(note for note in made.table(comparison(grid)).notes if note.startswith("epsilon"))
-    assert note.count("delta = 0.001") == note.count("Poisson sampling") == note.count("accountant PLD") == 1
+    assert note.count("delta = 0.001") == note.count("Poisson sampling") == note.count("accountant: PLD") == 1
     assert "; DP-FPL: clipping of the batch, nominal True or False. -:" in note
 
 
 def test_a_sweep_counts_what_is_not_finished(grid, tmp_path):
     runs = [{"folder": path.name} for path in grid] + [{"folder": "waiting"}]
     records.write_json(tmp_path / "sweep.json", {"runs": runs})
-    rows, notes = results.read([tmp_path])
-    assert len(rows) == len(grid)
-    assert notes == [f"{tmp_path.name}: 1 of {len(grid) + 1} runs are not finished."]
+    found = reader.find([tmp_path])
+    assert len(found.runs) == len(grid)
+    assert list(found.notes) == [f"{tmp_path.name}: 1 of {len(grid) + 1} runs are not finished."]
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="holds no finished run"):
-        results.read([tmp_path / "empty"])
+    with pytest.raises(DataError, match="holds no run"):
+        reader.find([tmp_path / "empty"])
 
 
 def test_csv_lines_hold_numbers_and_all_that_gives_them_meaning(grid):

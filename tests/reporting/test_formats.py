@@ -1,6 +1,10 @@
 import csv
+import dataclasses
 import io
+import shutil
+import subprocess
 
+import pytest
 from rich.console import Console
 
 from hushprompt.reporting import formats
@@ -17,12 +21,40 @@ GRID = Grid(
 
 def test_latex_is_escaped_and_has_booktabs_rules():
     text = formats.latex(GRID)
-    assert r"A \& B\_1 & 50\% \#\{x\}\textasciitilde{}\textasciicircum{}\textbackslash{} & 53.3 $\pm$ 0.3* \\" in text
+    cells = r"50\% \#\{x\}\textasciitilde{}\textasciicircum{}\textbackslash{} & 53.3 $\pm$ 0.3\textsuperscript{*} \\"
+    assert rf"A \& B\_1 & {cells}" in text
     assert r"\begin{tabular}{llr}" in text
-    assert r"\caption{by data\_set. A note with 100 \% and \_x\_. Another.}" in text
     for rule in (r"\toprule", r"\midrule", r"\bottomrule"):
         assert text.count(rule) == 1
-    assert text.count(r"\begin") == text.count(r"\end") == 2
+    assert text.count(r"\begin") == text.count(r"\end") == 3
+
+
+def test_latex_has_a_caption_of_one_line_a_label_and_its_notes_below_the_table():
+    text = formats.latex(GRID)
+    assert r"\caption{By data\_set}" in text
+    assert r"\label{tab:by-data-set}" in text
+    assert r"\label{tab:mine}" in formats.latex(GRID, "mine")
+    assert text.index(r"\end{tabular}") < text.index(r"A note with 100 \% and \_x\_.") < text.index(r"\end{table}")
+
+
+@pytest.mark.skipif(
+    shutil.which("pdflatex") is None, reason="no pdflatex; get one with: apt-get install texlive-latex-base"
+)
+def test_latex_compiles(tmp_path):
+    signs = dataclasses.replace(GRID, title="ε ≥ 2", rows=(("~^\\{}$&#_%<>|", "δ ≤ 1 · 2", "-"), *GRID.rows))
+    tables = formats.latex(GRID) + formats.latex(signs)
+    whole = r"\documentclass{article}\usepackage{booktabs}\begin{document}" + tables + r"\end{document}"
+    (tmp_path / "t.tex").write_text(whole, encoding="utf-8")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert (tmp_path / "t.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_html_is_escaped():
+    text = formats.html(GRID)
+    assert "<td>A &amp; B_1</td>" in text
+    assert "<small>A note with 100 % and _x_.</small>" in text
 
 
 def test_markdown_keeps_its_cells():

@@ -1,12 +1,10 @@
 import csv
-import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
 
-from hushprompt.errors import ConfigError
 from hushprompt.reporting.partitions import Counts, client_table, shade_lines, write_csv, write_plot
 
 
@@ -49,14 +47,7 @@ def test_the_csv_has_every_count_that_is_not_zero(tmp_path):
 
 @pytest.mark.parametrize(("num_clients", "num_classes"), [(3, 7), (60, 100)])
 def test_the_plot_is_an_image(tmp_path, num_clients, num_classes):
-    pytest.importorskip("matplotlib")
     write_plot(tmp_path / "new" / "p.png", counts(num_clients, num_classes), "numbers")
     with Image.open(tmp_path / "new" / "p.png") as image:
         assert image.width == 1320
         assert len(set(image.convert("RGB").resize((64, 64)).get_flattened_data())) > 20
-
-
-def test_without_matplotlib_the_extra_is_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ConfigError, match=r"pip install 'hushprompt\[plot\]'"):
-        write_plot(tmp_path / "p.png", counts(), "numbers")

@@ -3,8 +3,9 @@ import json
 
 import pytest
 
+from helpers.fake_runs import with_settings, write_run
 from hushprompt.errors import DataError
-from hushprompt.runs import archive
+from hushprompt.runs import archive, reader
 
 
 @pytest.fixture
@@ -56,3 +57,14 @@ def test_a_sweep_is_packed_in_the_order_it_was_planned_and_without_what_is_not_f
     (sweep / "sweep.json").write_text(json.dumps({"runs": [{"folder": name} for name in ("b", "c", "a")]}))
     assert [folder.name for folder in archive.run_folders(sweep)] == ["b", "c", "a"]
     assert [folder.name for folder in archive.finished(sweep)] == ["b", "a"]
+
+
+def test_a_packed_sweep_is_read_like_its_folder(toy_values, tmp_path):
+    folders = [
+        write_run(tmp_path / "sweep" / f"seed{seed}", with_settings(toy_values, "dp_fpl", seed=seed), [(0.5, 0.4)])
+        for seed in (1, 2)
+    ]
+    archive.pack(folders, tmp_path / "kept" / archive.FILE)
+    loose = reader.find([tmp_path / "sweep"]).runs
+    for packed in (tmp_path / "kept", tmp_path / "kept" / archive.FILE):
+        assert list(reader.find([packed]).runs) == list(loose)

@@ -53,7 +53,6 @@ def audit(
     Started again with the same folder, it goes on where it was stopped.
     """
     from hushprompt.audits import audit as audits
-    from hushprompt.audits.roc import write_roc
 
     start = time.monotonic()
     try:
@@ -78,7 +77,10 @@ def audit(
         raise typer.Exit(INTERRUPTED) from None
     folder = out or audits.locate(what, set_ or [])[1]
     if plot:
-        write_roc(folder / "roc.svg", record)
+        from hushprompt.reporting import figures
+        from hushprompt.runs import records
+
+        figures.write_roc(records.to_json(record), folder / "roc.svg")
     show(record)
     console.print(f"{time.monotonic() - start:.0f} s; {folder / audits.FILE}", soft_wrap=True)
     if any(one.is_contradicted for budget in record.budgets for one in budget.audiences):

@@ -106,7 +106,7 @@ COMMANDS = {
         (
             "hushprompt compare runs/grid",
             "hushprompt compare runs/grid --against promptfl --columns epsilon",
-            "hushprompt compare runs/grid -o table.tex",
+            "hushprompt compare runs/grid --table scores -o table.tex",
         ),
     ),
     "report": Entry(
@@ -114,6 +114,12 @@ COMMANDS = {
         COMPARE,
         "Make one self-contained HTML page of finished runs, from their records alone.",
         ("hushprompt report runs/strict", "hushprompt report runs/grid -o grid.html"),
+    ),
+    "figure": Entry(
+        "figure:figure",
+        COMPARE,
+        "Draw a figure of finished runs as a file for a paper, from their records alone.",
+        ("hushprompt figure runs/strict -o curves.pdf", "hushprompt figure runs/grid --kind budget -o budget.svg"),
     ),
     "partition": Entry(
         "data:partition",

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -17,14 +16,13 @@ from hushprompt.cli.console import console
 from hushprompt.errors import ConfigError
 from hushprompt.evaluation.significance import Test
 from hushprompt.reporting import comparison_tables as made
-from hushprompt.reporting import formats, grouping, results
-from hushprompt.reporting.comparison import Comparison, compare
+from hushprompt.reporting import formats
+from hushprompt.reporting.comparison import of_runs
 from hushprompt.reporting.formats import Grid
+from hushprompt.reporting.pooling import SCORES
 
 SUFFIXES = {".md": "markdown", ".tex": "latex", ".csv": "csv"}
 TESTS: dict[str, Test] = {"t": "t", "sign-flip": "sign_flip"}
-TESTED = ("local", "neighbor", "harmonic_mean")
-"""Scores whose differences get tables of their own, if no score is asked for."""
 
 
 class Format(enum.StrEnum):
@@ -41,8 +39,9 @@ def compare_runs(
     by: Annotated[list[str] | None, typer.Option(help="A table for each value of this setting, such as data.")] = None,
     against: Annotated[str | None, typer.Option(help="Arm to test against: promptfl, or method=dp_fpl,rank=8.")] = None,
     columns: Annotated[str | None, typer.Option(help="Setting whose values stand side by side, as epsilon.")] = None,
-    score: Annotated[
-        list[str] | None, typer.Option(help=f"With --columns, --against: {', '.join(made.WORDS)}.")
+    score: Annotated[list[str] | None, typer.Option(help=f"With --columns, --against: {', '.join(SCORES)}.")] = None,
+    table: Annotated[
+        list[str] | None, typer.Option(help="Only this table: scores, or local, local-differences and so on.")
     ] = None,
     test: Annotated[str, typer.Option(help="t (paired over seeds), or sign-flip (exact).")] = "t",
     ignore: Annotated[list[str] | None, typer.Option(help="Setting that is no difference, such as data.root.")] = None,
@@ -52,17 +51,18 @@ def compare_runs(
     """Compare methods and settings over seeds: mean, spread, epsilon, significance."""
     checks.one_of(TESTS, test=test)
     for name in score or ():
-        checks.one_of(made.WORDS, score=name)
+        checks.one_of(SCORES, score=name)
     chosen = format_ or Format(SUFFIXES.get(out.suffix if out else "", "terminal"))
-    arms, notes = results.read(runs)
-    comparisons = [
-        compare(title, groups, against=against, test=TESTS[test], notes=notes)
-        for title, groups in grouping.split(grouping.group(arms, ignore or ()), by or ())
-    ]
+    comparisons = of_runs(runs, by=by or (), against=against, test=TESTS[test], ignore=ignore or ())
     if chosen is Format.CSV:
-        text = csv_text(comparisons)
+        text = made.csv_text(comparisons)
     else:
-        grids = say_once(itertools.chain.from_iterable(grids_of(each, columns, score) for each in comparisons))
+        grids = made.tables_of(comparisons, columns, score or ())
+        if table:
+            names = list(dict.fromkeys(grid.name for grid in grids))
+            for name in table:
+                checks.one_of(names, table=name)
+            grids = [grid for grid in grids if grid.name in table]
         if chosen is Format.TERMINAL:
             show(grids, out)
             return
@@ -72,38 +72,6 @@ def compare_runs(
     else:
         files.write_text(out, text)
         console.print(f"  {out}", soft_wrap=True)
-
-
-def grids_of(comparison: Comparison, columns: str | None, scores: Sequence[str] | None) -> list[Grid]:
-    """Return the tables of one comparison."""
-    if columns is None:
-        grids = [made.table(comparison)]
-    else:
-        grids = [made.pivot(comparison, columns, score) for score in scores or ("local", "neighbor")]
-    if comparison.references:
-        grids += [made.differences(comparison, score) for score in scores or TESTED]
-    return grids
-
-
-def say_once(grids: Iterable[Grid]) -> list[Grid]:
-    """Keep each note under the first table that it belongs to."""
-    said: set[str] = set()
-    kept = []
-    for grid in grids:
-        kept.append(dataclasses.replace(grid, notes=tuple(note for note in grid.notes if note not in said)))
-        said |= set(grid.notes)
-    return kept
-
-
-def csv_text(comparisons: Sequence[Comparison]) -> str:
-    """Return all groups as lines of one CSV file, with a column for whatever any of the tables shows."""
-    header: list[str] = []
-    lines: list[dict[str, object]] = []
-    for comparison in comparisons:
-        own, rows = made.flat_rows(comparison, comparison.title)
-        header += [name for name in own if name not in header]
-        lines += [dict(zip(own, row, strict=True)) for row in rows]
-    return formats.comma_separated(header, [[line.get(name, "") for name in header] for line in lines])
 
 
 def show(grids: Sequence[Grid], out: Path | None) -> None:

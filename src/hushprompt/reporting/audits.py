@@ -3,46 +3,77 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
 
 from hushprompt.privacy.statements import AUDIENCES
-from hushprompt.reporting.blocks import missing, paragraph, table
-from hushprompt.reporting.runs import Run, number
+from hushprompt.reporting.blocks import Block, PageTable, Words
 from hushprompt.reporting.tables import epsilon_text
+from hushprompt.runs.reader import FinishedRun, number
 
-HEADER = ("row", "audience", "proven epsilon", "measured, mechanism", "measured, training", "strongest attack, AUC")
+HEADER = ("arm", "audience", "proven epsilon", "measured, mechanism", "measured, training", "strongest attack, AUC")
+NO_POWER = Markup("<strong>NO POWER</strong>")
 
 
-def audit_parts(runs: Sequence[Run]) -> list[Markup]:
+def audit_blocks(runs: Sequence[FinishedRun]) -> list[Block]:
     """Return claims, measured lower bounds and attacks of every audited run; empty where none is audited."""
     rows, contradicted, statements = [], [], []
+    for run, budget, one in _audiences(runs):
+        who, claimed = str(one.get("audience", "")), one.get("claimed", {})
+        bounds = [_largest(one.get("mechanism", [])), _largest([c["result"] for c in one.get("canaries", [])])]
+        name = f"{budget.get('arm')}, {run.name}"
+        epsilon = number(claimed.get("epsilon"))
+        power = _power(run.audit or {}, who)
+        cells = [_bound(bounds[0], power["mechanism"]), _bound(bounds[1], power["end_to_end"])]
+        proven = "-" if math.isnan(epsilon) else epsilon_text(epsilon)
+        rows.append([name, AUDIENCES.get(who, who), proven, *cells, _strongest(one, power["attack"])])
+        statements.append(f"{name}, {who}: {claimed.get('statement', '')}")
+        if any(bound > epsilon for bound in bounds):
+            contradicted.append(f"{name}, for {who}")
+    if not rows:
+        return []
+    blocks: list[Block] = [
+        PageTable("Lower bounds on epsilon hold with 95 %, each on its own; intervals are 95 %", HEADER, rows, True)
+    ]
+    if contradicted:
+        words = "More was measured than is proven, so either the code is wrong or chance has spoken"
+        blocks.append(Words(f"{words}: {'; '.join(contradicted)}. Repeat with another seed.", "warning"))
+    blocks.append(Words(_of_power(runs)))
+    return [*blocks, *map(Words, dict.fromkeys(statements))]
+
+
+def _audiences(
+    runs: Sequence[FinishedRun],
+) -> Iterator[tuple[FinishedRun, Mapping[str, Any], Mapping[str, Any]]]:
+    """Return run, budget and audience of everything that was audited."""
     for run in runs:
         for budget in (run.audit or {}).get("budgets", []):
             for one in budget.get("audiences", []):
-                who = str(one.get("audience", ""))
-                claimed = one.get("claimed", {})
-                bounds = [_largest(one.get("mechanism", [])), _largest([c["result"] for c in one.get("canaries", [])])]
-                name = f"{budget.get('arm')}, {run.name}"
-                rows.append([name, AUDIENCES.get(who, who), _claim(claimed), *map(_bound, bounds), _strongest(one)])
-                statements.append(f"{name}, {who}: {claimed.get('statement', '')}")
-                if any(bound > number(claimed.get("epsilon")) for bound in bounds):
-                    contradicted.append(f"{name}, for {who}")
-    if not rows:
-        return []
-    parts = [table("Lower bounds on epsilon hold with 95 %, each on its own", HEADER, rows)]
-    if contradicted:
-        words = "More was measured than is proven, so either the code is wrong or chance has spoken"
-        parts.append(missing(f"{words}: {'; '.join(contradicted)}. Repeat with another seed."))
-    return [*parts, *(paragraph(statement, "note") for statement in dict.fromkeys(statements))]
+                yield run, budget, one
 
 
-def _claim(claimed: Mapping[str, Any]) -> str:
-    """Write the proven epsilon."""
-    epsilon = number(claimed.get("epsilon"))
-    return "-" if math.isnan(epsilon) else epsilon_text(epsilon)
+def _power(audit: Mapping[str, Any], audience: str) -> dict[str, bool | None]:
+    """Tell of each kind of measurement whether it found anything without noise; None where that is not known."""
+    found = (audit.get("power") or {}).get(audience) or {}
+    low = number((found.get("auc") or {}).get("low"))
+    kinds = {kind: number(found.get(kind)) for kind in ("mechanism", "end_to_end")}
+    known = {kind: None if math.isnan(value) else value > 0 for kind, value in kinds.items()}
+    return {**known, "attack": None if math.isnan(low) else low > 0.5}
+
+
+def _of_power(runs: Sequence[FinishedRun]) -> str:
+    """Say what NO POWER means, or that power is not known."""
+    powers = [_power(run.audit or {}, str(one.get("audience", ""))) for run, _, one in _audiences(runs)]
+    if any(value is False for power in powers for value in power.values()):
+        return (
+            "NO POWER: this measurement found nothing even where nothing protects, so that it finds nothing says "
+            "nothing about other budgets."
+        )
+    if all(value is None for power in powers for value in power.values()):
+        return "Power is unknown: nothing was measured without noise, so it is not known what these could have found."
+    return "Every measurement found something where nothing protects, so it has the power to find something elsewhere."
 
 
 def _largest(results: Sequence[Mapping[str, Any]]) -> float:
@@ -50,16 +81,25 @@ def _largest(results: Sequence[Mapping[str, Any]]) -> float:
     return max((number(result.get("epsilon_lower_bound")) for result in results), default=math.nan)
 
 
-def _bound(value: float) -> str:
+def _bound(value: float, has_power: bool | None) -> str:
     """Write a lower bound."""
-    return "-" if math.isnan(value) else f"at least {value:.3g}"
+    if math.isnan(value):
+        return "-"
+    return _marked(f"at least {value:.3g}", has_power)
 
 
-def _strongest(one: Mapping[str, Any]) -> str:
-    """Name the attack with the largest area under the ROC curve; one half is guessing."""
-    attacks = [(number((a.get("auc") or {}).get("value")), str(a.get("attack"))) for a in one.get("attacks", [])]
+def _strongest(one: Mapping[str, Any], has_power: bool | None) -> str:
+    """Name the attack with the largest area under the ROC curve, with its interval; one half is guessing."""
+    attacks = [(number((a.get("auc") or {}).get("value")), a) for a in one.get("attacks", [])]
     known = [found for found in attacks if math.isfinite(found[0])]
     if not known:
         return "-"
-    auc, name = max(known)
-    return f"{auc:.3f} ({name})"
+    auc, attack = max(known, key=lambda found: found[0])
+    low, high = (number(attack["auc"].get(end)) for end in ("low", "high"))
+    interval = "" if math.isnan(low) or math.isnan(high) else f" [{low:.3f}, {high:.3f}]"
+    return _marked(f"{auc:.3f}{interval} ({attack.get('attack')})", has_power)
+
+
+def _marked(text: str, has_power: bool | None) -> str:
+    """Add to a measurement that it could not have found anything."""
+    return Markup("{} {}").format(text, NO_POWER) if has_power is False else text

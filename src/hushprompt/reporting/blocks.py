@@ -1,99 +1,119 @@
-"""What a page is built of: sections, tables that become cards on a phone, figures with their numbers, a legend."""
+"""What a page is built of, as values; page.html.j2 writes each of them."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 from markupsafe import Markup
 
-from hushprompt.reporting.markup import join, tag
-from hushprompt.reporting.series import Series
-from hushprompt.reporting.svg import color_class, line_class, mark
+from hushprompt.reporting.drawing import Drawing, embedded
+from hushprompt.reporting.styles import Style
 
 
-def section(slug: str, title: str, *children: str) -> Markup:
-    """Return a section with its heading."""
-    heading = tag("h2", title, id=f"{slug}-heading")
-    return tag("section", heading, *children, id=slug, aria_labelledby=f"{slug}-heading")
+@dataclass(frozen=True)
+class Block:
+    """A part of a section."""
+
+    kind: ClassVar[str]
+    """Name of the macro that writes it."""
 
 
-def paragraph(what: str, class_: str | None = None) -> Markup:
-    """Return a paragraph."""
-    return tag("p", what, class_=class_)
+@dataclass(frozen=True)
+class Words(Block):
+    """A paragraph."""
+
+    kind = "words"
+    text: str
+    look: str = "note"
+    """Its class: note, missing (why something is not there), warning, or none."""
 
 
-def missing(what: str) -> Markup:
-    """Say why there is no figure."""
-    return paragraph(what, "missing")
+@dataclass(frozen=True)
+class PageTable(Block):
+    """A table whose first column names its rows."""
+
+    kind = "table"
+    caption: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    """Cells, as many a row as there are titles; what is not markup is escaped."""
+    is_card: bool = False
+    """On a narrow screen, give every row a card; else such a table scrolls."""
+    has_samples: bool = False
+    """Show each group's mark beside its name."""
 
 
-def table(caption: str, header: Sequence[str], rows: Sequence[Sequence[str]], *, is_card: bool = False) -> Markup:
-    """Return a table whose first column names its rows.
+@dataclass(frozen=True)
+class Fold(Block):
+    """What a reader opens on demand."""
 
-    Args:
-        caption: says what the table holds.
-        header: column titles.
-        rows: cells, as many a row as there are titles.
-        is_card: on a narrow screen, put a row's name on a line of its own and the cells below it.
-    """
-    head = tag("tr", *(tag("th", title, scope="col", role="columnheader") for title in header), role="row")
-    body = [
-        tag(
-            "tr",
-            tag("th", row[0], scope="row", role="rowheader"),
-            *(tag("td", cell, role="cell") for cell in row[1:]),
-            role="row",
-        )
-        for row in rows
-    ]
-    # The roles are those of a table by themselves; a browser forgets them where a style makes cards of its rows.
-    whole = tag(
-        "table",
-        tag("caption", caption),
-        tag("thead", head, role="rowgroup"),
-        tag("tbody", *body, role="rowgroup"),
-        role="table",
-        class_="cards" if is_card else None,
-    )
-    return tag("div", whole, class_="scroll", tabindex="0", role="group", aria_label=caption)
+    kind = "fold"
+    summary: str
+    blocks: Sequence[Block]
 
 
-def details(summary: str, *children: str) -> Markup:
-    """Return what a reader opens on demand."""
-    return tag("details", tag("summary", summary), *children)
+@dataclass(frozen=True)
+class Figures(Block):
+    """Panels side by side, what they show, and the numbers behind them."""
+
+    kind = "figures"
+    slug: str
+    panels: Sequence[Markup]
+    caption: str
+    legend: Sequence[tuple[str, Style]]
+    numbers: Sequence[Block]
+
+    @property
+    def columns(self) -> int:
+        """Panels beside each other where there is room."""
+        return 2 if len(self.panels) % 2 == 0 else min(len(self.panels), 3)
 
 
-def figure(slug: str, panels: Sequence[Markup], caption: str, *numbers: Markup, legend: str = "") -> Markup:
-    """Return panels side by side, what they show, and the numbers behind them."""
-    count = 2 if len(panels) % 2 == 0 else min(len(panels), 3)
-    words = tag("div", legend, tag("figcaption", caption), class_="words")
-    whole = [
-        tag("figure", tag("div", *panels, class_="panels"), words, id=f"{slug}-figure", class_=f"of-{count}"),
-        details("The numbers", *numbers) if numbers else Markup(""),
-    ]
-    return join(whole)
+@dataclass(frozen=True)
+class Guarantees(Block):
+    """The guarantee of one arm for every audience."""
+
+    kind = "guarantees"
+    name: str
+    items: Sequence[tuple[str, str, str]]
+    """Audience, statement, and the same in plain words."""
+    note: str
 
 
-def legend(series: Sequence[Series]) -> Markup:
-    """Show the mark and line of every series beside its name."""
-    return tag("ul", *(tag("li", sample(s), tag("span", s.name)) for s in series), class_="legend")
+@dataclass(frozen=True)
+class Definitions(Block):
+    """Words and what they mean."""
+
+    kind = "definitions"
+    heading: str
+    items: Sequence[tuple[str, str]]
 
 
-def curve_legend(series: Sequence[Series]) -> Markup:
-    """Do the same for curves over epsilon: one entry for all budgets of a family."""
-    shown: dict[str, Series] = {}
-    for s in series:
-        if s.has_budget:
-            alone = sum(other.family == s.family and other.has_budget for other in series) == 1
-            shown.setdefault(s.family, s if alone else dataclasses.replace(s, name=s.family))
-        else:
-            shown[s.name] = s
-    return legend(list(shown.values()))
+@dataclass(frozen=True)
+class Code(Block):
+    """Text of a file."""
+
+    kind = "code"
+    text: str
 
 
-def sample(s: Series) -> Markup:
-    """Draw a series' mark on its line, in the size of a letter."""
-    style = line_class(s.style) if s.learns else f"line dashed {color_class(s.style)}"
-    line = tag("path", d="M1 8H33", class_=style)
-    return tag("svg", line, mark(s.style, 17, 8, ""), class_="sample", viewBox="0 0 34 16", aria_hidden="true")
+@dataclass(frozen=True)
+class Section:
+    """A section with its heading."""
+
+    slug: str
+    title: str
+    blocks: Sequence[Block]
+
+
+def figures(drawing: Drawing, *numbers: Block) -> Figures:
+    """Return a drawing for the page."""
+    panels = [embedded(panel) for panel in drawing.panels]
+    return Figures(drawing.slug, panels, drawing.caption, drawing.legend, numbers)
+
+
+def missing(text: str) -> Words:
+    """Say why something is not there."""
+    return Words(text, "missing")

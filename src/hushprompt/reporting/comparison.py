@@ -5,21 +5,25 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from hushprompt.errors import ConfigError
 from hushprompt.evaluation import significance
 from hushprompt.evaluation.significance import Difference, Test
 from hushprompt.reporting import tables
-from hushprompt.reporting.grouping import (
+from hushprompt.reporting.pooling import (
     EPSILON,
     METHOD,
     SCORES,
     Group,
     check_comparable,
     find_key,
+    pool_strictly,
     same_clients,
     shown,
+    split,
 )
+from hushprompt.runs import reader
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +44,20 @@ class Comparison:
     """By score and position: the difference, and its p corrected over the rows."""
     test: Test
     notes: tuple[str, ...]
+
+
+def of_runs(
+    paths: Sequence[Path], *, by: Sequence[str], against: str | None, test: Test, ignore: Sequence[str]
+) -> list[Comparison]:
+    """Compare all runs at or below some paths, with a comparison for each value of the settings `by`.
+
+    Raises:
+        DataError: a path holds no finished run, or two runs contradict each other.
+        ConfigError: see `compare` and `pooling.split`.
+    """
+    found = reader.find(paths)
+    groups = pool_strictly(found.runs, ignore)
+    return [compare(title, same, against=against, test=test, notes=found.notes) for title, same in split(groups, by)]
 
 
 def compare(

@@ -2,25 +2,58 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from hushprompt.config.overrides import short_names
 from hushprompt.errors import ConfigError
 from hushprompt.evaluation import significance
 from hushprompt.evaluation.significance import Difference
-from hushprompt.privacy import statements
 from hushprompt.reporting import meaning, tables
 from hushprompt.reporting.comparison import Comparison, in_order
-from hushprompt.reporting.formats import Grid
-from hushprompt.reporting.grouping import EPSILON, METHOD, SCORES, Group, companions, find_key
+from hushprompt.reporting.formats import Grid, comma_separated
+from hushprompt.reporting.pooling import EPSILON, METHOD, SCORES, Group, companions, find_key
 
-WORDS = {
-    "local": "local", "neighbor": "neighbor", "harmonic_mean": "harmonic mean", "worst_client": "worst client",
-}  # fmt: skip
 LEVEL = 0.05
 """Corrected p below which a difference gets a star."""
+
+
+def tables_of(comparisons: Sequence[Comparison], columns: str | None, scores: Sequence[str] = ()) -> list[Grid]:
+    """Return the tables of comparisons, each note under the first table that it belongs to.
+
+    They are named "scores" or, with `columns`, by their score; tables of differences "local-differences" and so on.
+
+    Args:
+        comparisons: as `comparison.of_runs` returns them.
+        columns: setting whose values stand side by side; None: a line a group.
+        scores: for tables of one score; empty: local and neighbor, and the harmonic mean of what is tested.
+    """
+    grids: list[Grid] = []
+    for comparison in comparisons:
+        if columns is None:
+            grids.append(table(comparison))
+        else:
+            grids += [pivot(comparison, columns, score) for score in scores or ("local", "neighbor")]
+        if comparison.references:
+            grids += [differences(comparison, score) for score in scores or ("local", "neighbor", "harmonic_mean")]
+    said: set[str] = set()
+    kept = []
+    for grid in grids:
+        kept.append(dataclasses.replace(grid, notes=tuple(note for note in grid.notes if note not in said)))
+        said |= set(grid.notes)
+    return kept
+
+
+def csv_text(comparisons: Sequence[Comparison]) -> str:
+    """Return all groups as lines of one CSV file, with a column for whatever any of the tables shows."""
+    header: list[str] = []
+    lines: list[dict[str, object]] = []
+    for comparison in comparisons:
+        own, rows = flat_rows(comparison, comparison.title)
+        header += [name for name in own if name not in header]
+        lines += [dict(zip(own, row, strict=True)) for row in rows]
+    return comma_separated(header, [[line.get(name, "") for name in header] for line in lines])
 
 
 def table(comparison: Comparison) -> Grid:
@@ -32,16 +65,17 @@ def table(comparison: Comparison) -> Grid:
             *(group.label(key) for key in comparison.columns),
             tables.epsilon_text(group.epsilon),
             *(_cell(comparison, at, score) for score in SCORES),
-            str(len(group.results)),
+            str(len(group.arms)),
         )
         for at, group in enumerate(comparison.groups)
     )
     return Grid(
         title=comparison.title,
-        header=("method", *names, "epsilon", *WORDS.values(), "seeds"),
+        header=("method", *names, "epsilon", *SCORES.values(), "seeds"),
         rows=rows,
         notes=tuple(captions(comparison)),
         num_names=1 + len(names),
+        name="scores",
     )
 
 
@@ -63,11 +97,12 @@ def pivot(comparison: Comparison, key: str, score: str) -> Grid:
         line[group.label(key)] = _cell(comparison, at, score) + _proven(group)
     name = _names([key])[0]
     return Grid(
-        title=f"{WORDS[score]} accuracy by {name}" + (f", {comparison.title}" if comparison.title else ""),
+        title=f"{SCORES[score]} accuracy by {name}" + (f", {comparison.title}" if comparison.title else ""),
         header=("method", *_names(others), *(f"{name} {value}" if value != "-" else f"no {name}" for value in values)),
         rows=tuple((*line, *(cells.get(value, "") for value in values)) for line, cells in lines.items()),
         notes=(_seeds_note(comparison), *captions(comparison)),
         num_names=1 + len(others),
+        name=score,
     )
 
 
@@ -90,12 +125,13 @@ def differences(comparison: Comparison, score: str) -> Grid:
             )
         )
     return Grid(
-        title=f"{WORDS[score]}: difference in points to {_against(comparison)}"
+        title=f"{SCORES[score]}: difference in points to {_against(comparison)}"
         + (f", {comparison.title}" if comparison.title else ""),
         header=("method", *names, "epsilon", "difference", "95 % interval", "p", "p (Holm)", "seeds"),
         rows=tuple(rows),
         notes=(),
         num_names=1 + len(names),
+        name=f"{score}-differences",
     )
 
 
@@ -108,11 +144,11 @@ def flat_rows(comparison: Comparison, by: str) -> tuple[list[str], list[list[obj
     header += ["against"] + [f"{score}_{what}" for score in SCORES for what in statistics]
     lines: list[list[object]] = []
     for at, group in enumerate(comparison.groups):
-        summary, guarantee = group.results[0].summary, _guarantee(group)
+        summary, guarantee = group.first.summary, group.guarantee or {}
         line: list[object] = [by, summary.method, group.title, *(group.label(key) for key in comparison.columns)]
         line += ["" if group.epsilon is None else group.epsilon, summary.delta, summary.audience]
         line += [guarantee.get(key, "") for key in ("privacy_unit", "neighboring_relation", "accountant")]
-        line += [" ".join(map(str, group.by_seed("local"))), len(group.results), summary.num_rounds]
+        line += [" ".join(map(str, group.by_seed("local"))), len(group.arms), summary.num_rounds]
         for score in SCORES:
             spread = group.spread(score)
             line += [spread.mean, "" if math.isnan(spread.std) else spread.std]
@@ -132,19 +168,13 @@ def captions(comparison: Comparison) -> list[str]:
         f"Accuracies in %, mean ± standard deviation over seeds, {_reported(comparison)}, means over clients. local: a "
         "client's own images; neighbor: the other clients'; worst client: lowest local accuracy; all classes compete."
     ]
-    trained = [group for group in groups if group.epsilon is not None]
-    if trained:
-        audience = trained[0].results[0].summary.audience
-        lines.append(
-            f"epsilon is an upper bound for {statements.AUDIENCES.get(audience, audience)}, "
-            f"{meaning.together([(group.title, _clauses(group)) for group in trained])}. "
-            "-: no private data used; inf: no guarantee."
-        )
+    if any(group.learns for group in groups):
+        lines.append(f"{' '.join(meaning.of_epsilon(groups))} -: no private data used; inf: no guarantee.")
     along = companions(groups)
     if along:
         lines.append(f"Set along with these: {', '.join(along)}.")
     if comparison.references:
-        num_seeds = min(len(group.results) for group in groups)
+        num_seeds = min(len(group.arms) for group in groups)
         lines.append(significance.description(comparison.test, num_seeds))
         left = [group for at, group in enumerate(groups) if at not in comparison.references]
         untested = [
@@ -154,7 +184,7 @@ def captions(comparison: Comparison) -> list[str]:
             lines.append(
                 f"Not compared, for want of one row to compare with or of common clients: {', '.join(untested)}."
             )
-    versions = sorted({result.provenance.get("hushprompt", "?") for group in groups for result in group.results})
+    versions = sorted({arm.run.provenance.get("hushprompt", "?") for group in groups for arm in group.arms})
     lines.append(f"hushprompt {', '.join(versions)}.")
     return [*lines, *comparison.notes]
 
@@ -170,7 +200,7 @@ def _cell(comparison: Comparison, at: int, score: str) -> str:
     spread = comparison.groups[at].spread(score)
     if math.isnan(spread.mean):
         return "-"
-    text = f"{100 * spread.mean:.1f}" + ("" if math.isnan(spread.std) else f" ± {100 * spread.std:.1f}")
+    text = spread.text()
     _, p = comparison.differences[score].get(at, (None, None))
     return f"{text}*" if p is not None and p < LEVEL else text
 
@@ -225,24 +255,6 @@ def _numbers(tested: tuple[Difference, float | None] | None) -> list[object]:
     return ["" if value is None or math.isinf(value) else value for value in values]
 
 
-def _guarantee(group: Group) -> dict[str, Any]:
-    """Return the guarantee of the audience that a group's epsilon is for."""
-    result = group.results[0]
-    guarantee: dict[str, Any] = result.privacy["audiences"][result.summary.audience]
-    return guarantee
-
-
-def _clauses(group: Group) -> list[str]:
-    """Say in parts what gives an epsilon its meaning."""
-    guarantee = _guarantee(group)
-    return [
-        f"delta = {guarantee['delta']:g} for one {guarantee['privacy_unit']} of one client",
-        f"neighboring relation {guarantee['neighboring_relation']}",
-        *guarantee["sampling"].split(", "),
-        f"accountant {guarantee['accountant']}",
-    ]
-
-
 def _reported(comparison: Comparison) -> str:
     """Say which rounds the scores are of."""
     counts = {group.settings.get("evaluation.last_rounds", 1) for group in comparison.groups}
@@ -251,5 +263,5 @@ def _reported(comparison: Comparison) -> str:
 
 def _seeds_note(comparison: Comparison) -> str:
     """Say how many seeds a cell has."""
-    counts = sorted({len(group.results) for group in comparison.groups})
+    counts = sorted({len(group.arms) for group in comparison.groups})
     return f"Seeds: {' to '.join(map(str, [counts[0], counts[-1]][: len(counts)]))}."

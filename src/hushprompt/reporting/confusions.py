@@ -9,8 +9,8 @@ import numpy as np
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
-from hushprompt.reporting.runs import Holdings
-from hushprompt.reporting.series import Member
+from hushprompt.reporting.pooling import PooledArm
+from hushprompt.runs.reader import Holdings
 
 
 @dataclass(frozen=True)
@@ -48,18 +48,18 @@ class Confusions:
         return self.held[leaves_list(linkage(squareform(distance), "average", optimal_ordering=True))]
 
 
-def pooled(members: Sequence[Member]) -> Confusions | None:
+def pooled(arms: Sequence[PooledArm]) -> Confusions | None:
     """Add up the counts of a row's seeds; None where no run has any.
 
     A seed whose data set has another number of classes than the first one's is left out.
     """
     found: list[tuple[int, Holdings, Mapping[str, np.ndarray]]] = []
-    for member in members:
-        holdings, tables = member.run.holdings, member.run.confusion.get(member.result.label)
+    for arm in arms:
+        holdings, tables = arm.run.holdings, arm.run.confusion.get(arm.summary.arm)
         if holdings is None or tables is None:
             continue
         if not found or len(holdings.class_names) == len(found[0][1].class_names):
-            found.append((member.run.seed, holdings, tables))
+            found.append((arm.run.seed, holdings, tables))
     if not found:
         return None
     return Confusions(

@@ -1,31 +1,27 @@
-"""The curves: accuracy over epsilon, accuracy and epsilon over rounds.
+"""The figures, one function each: from finished runs to panels, or None where the records hold nothing to draw.
 
-Each function takes series and gives panels, or an empty list where the records hold nothing to draw.
+To add a figure, write such a function and put it into KINDS.
 """
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from markupsafe import Markup
+import numpy as np
 
-from hushprompt.reporting.markup import tag
-from hushprompt.reporting.runs import number
-from hushprompt.reporting.series import Series, Style, families, lowest_drawn, mean, spread, with_spread
-from hushprompt.reporting.svg import (
-    Frame,
-    color_class,
-    end_labels,
-    frame,
-    line_class,
-    log_padded,
-    mark,
-    padded,
-    panel,
-    polyline,
-    whisker,
-)
+from hushprompt.errors import DataError
+from hushprompt.reporting import maps
+from hushprompt.reporting.drawing import INK, RULE, SOFT, Drawing, Panel, line, save, tip
+from hushprompt.reporting.pooling import Group, pool
+from hushprompt.reporting.styles import COLORS, DASHES, GRAY, MARKERS, Style
+from hushprompt.runs.reader import FinishedRun, number
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 NAMES = {
     "local": "local accuracy",
@@ -33,222 +29,522 @@ NAMES = {
     "harmonic_mean": "harmonic mean",
     "worst_client": "worst client",
 }
-AUDIENCES = {"public": "the public", "personal": "a prompt's holder", "server": "the server"}
-LABEL_ROOM, NO_LABELS = 118, 14
-MAX_LABELS = 12
-"""More names than this do not fit beside the lines; the legend and the marks still tell them apart."""
+READERS = {"public": "the public", "personal": "a prompt's holder", "server": "the server"}
+"""Audiences, short enough for a panel's title."""
 MAX_TOGETHER = 8
 """More lines than this get a panel for each family."""
-MAX_SHIFT = 24
-"""Marks of equal epsilon stand apart by this at most, in units, however many there are."""
 MAX_BANDS, MAX_BANDS_OF_FAMILY = 4, 2
 """More bands than this hide each other; those of one family have one color."""
+MAX_DOTS = 400
+"""Above so many clients and seeds, dots become one blot; the box and its whiskers stay."""
+BELOW_UNTRAINED = 10.0
+"""Points of accuracy below the lowest arm that learns nothing that a figure still shows."""
+LEAST_RATE = 1e-4
+"""Where the axes of ROC curves begin."""
 
 Curve = Mapping[int, Sequence[float]]
 """Values of all seeds, by round."""
 
 
-def privacy_utility(series: Sequence[Series]) -> list[Markup]:
-    """Draw accuracy over epsilon, a curve a family; rows without a finite epsilon are horizontal lines."""
-    if not any(s.budget_epsilon > 0 for s in series):
-        return []
-    return [_utility_panel(score, series) for score in ("harmonic_mean", "local", "neighbor")]
+def figure(runs: Sequence[FinishedRun], kind: str, path: Path) -> None:
+    """Write a figure of finished runs for a paper.
+
+    Args:
+        runs: as `reader.find` returns them.
+        kind: one of KINDS.
+        path: a file that ends in .pdf, .svg or .png.
+
+    Raises:
+        DataError: the records of these runs hold nothing to draw.
+        ConfigError: the ending of the file is another.
+    """
+    drawing = KINDS[kind](runs, pool(runs))
+    if drawing is None:
+        raise DataError(f"The records of these runs hold nothing for a figure of the kind {kind!r}.")
+    save(drawing, path)
 
 
-def _utility_panel(score: str, series: Sequence[Series]) -> Markup:
+def budget(_: Sequence[FinishedRun], groups: Sequence[Group]) -> Drawing | None:
+    """Draw accuracy over epsilon, a curve a family; arms without a finite epsilon are horizontal lines."""
+    panels = []
+    for score in ("harmonic_mean", "local", "neighbor"):
+        known = [group for group in groups if group.percents(score)]
+        if not any(_budget_of(group) > 0 for group in known):
+            continue
+        described = "; ".join(f"{group.name}: {_mean(group, score):.1f}" for group in known)
+        draw = functools.partial(_draw_budget, score=score, groups=known)
+        panels.append(
+            Panel(
+                slug=f"utility-{score}",
+                title=f"{NAMES[score]} by epsilon",
+                description=f"In percent, mean over seeds. {described}.",
+                draw=draw,
+            )
+        )
+    if not panels:
+        return None
+    parts = ["Accuracy over epsilon: further left is more private. Marks are means over seeds"]
+    parts.append(", bars one standard deviation." if _has_seeds(g for g in groups if _budget_of(g)) else ".")
+    if any(not group.learns for group in groups):
+        parts.append(" Gray, dotted horizontal lines: no private data used.")
+    if any(group.learns and not group.has_budget for group in groups):
+        parts.append(" Colored horizontal lines: no noise, so no guarantee.")
+    caption = "".join(parts) + _on_the_edge(groups, "harmonic_mean")
+    return Drawing(slug="utility", panels=panels, caption=caption, legend=_family_legend(groups))
+
+
+def _draw_budget(axes: Axes, score: str, groups: Sequence[Group]) -> None:
     """Draw one score over epsilon."""
-    slug, title = f"utility-{score}", f"{NAMES[score]} by epsilon"
-    known = [s for s in series if s.values(score)]
-    points = [s for s in known if s.budget_epsilon > 0]
-    flat = [s for s in known if not s.has_budget]
-    if not points:
-        return panel(slug, title, "There is no value to draw.", 40)
-    low = lowest_drawn(series, score)
-    reach = [value for s in known for value in _reach(s, score) if value >= low] or [low]
-    x_domain = log_padded([s.budget_epsilon for s in points])
-    curves = families(points)
-    right = LABEL_ROOM if len(flat) + len(curves) <= MAX_LABELS else NO_LABELS
-    area = frame(x_domain, padded(reach, least=4, low=0, high=100), height=270, right=right, is_log=True)
-    parts = [area.axes("epsilon, log scale", "%")]
-    parts.extend(_level(area, s, mean(s.values(score))) for s in flat)
-    ends = [(s.name, area.y(mean(s.values(score))), s.style) for s in flat]
-    step = min(5, MAX_SHIFT / len(curves))  # so that bars of equal epsilon do not cover each other
+    curves = _families(group for group in groups if _budget_of(group) > 0)
+    low = _lowest_drawn(groups, score)
+    epsilons = [_budget_of(group) for members in curves for group in members] or [1.0]
+    margin = 10**0.15 if len(set(epsilons)) > 1 else 2.0
+    axes.set_xscale("log")
+    axes.set(xlabel="epsilon, log scale", ylabel="%", xlim=(min(epsilons) / margin, max(epsilons) * margin))
+    _epsilon_ticks(axes, epsilons)
+    reach = []
+    for group in groups:
+        if not group.has_budget:
+            reach.append(_mean(group, score))
+            _draw_level(axes, group, reach[-1], low)
     for index, members in enumerate(curves):
-        shift = step * (index - (len(curves) - 1) / 2)
-        places = [(area.x(s.budget_epsilon) + shift, area.y(mean(s.values(score)))) for s in members]
-        if len(places) > 1:
-            parts.append(polyline(places, f"line d0 {color_class(members[0].style)}"))
-        for s, (x, y) in zip(members, places, strict=True):
-            low, high = _reach(s, score)
-            if high > low:
-                parts.append(whisker(x, area.y(low), area.y(high), s.style))
-            tip = f"{s.name}: {with_spread(s.values(score))} at epsilon {s.budget_epsilon:.3g}"
-            parts.append(mark(s.style, x, y, tip))
-        name = members[0].family if len(members) > 1 else members[0].name
-        ends.append((name, places[-1][1], members[0].style))
-    parts.extend(_names(area, ends))
-    described = "; ".join(f"{s.name}: {mean(s.values(score)):.1f}" for s in known)
-    return panel(slug, title, f"In percent, mean over seeds. {described}.", 270, *parts)
+        # Marks of equal epsilon stand a little apart, so that their bars do not cover each other.
+        shift = 10 ** ((index - (len(curves) - 1) / 2) * min(0.02, 0.1 / len(curves)))
+        x = [_budget_of(group) * shift for group in members]
+        y = np.array([_mean(group, score) for group in members])
+        deviation = np.nan_to_num([100 * group.spread(score).std for group in members])
+        reach += [*(y - deviation), *(y + deviation)]
+        style = {**line(members[0].style), "linestyle": "-"}
+        words = ", ".join(f"{group.spread(score).text()} at epsilon {_budget_of(group):.3g}" for group in members)
+        axes.errorbar(x, y, np.where(deviation > 0, deviation, np.nan), fmt="none", ecolor=style["color"], capsize=3)
+        axes.plot(x, np.maximum(y, low), gid=tip(f"{members[0].family}: {words}"), clip_on=False, zorder=3, **style)
+    axes.set_ylim(_padded([value for value in reach if value >= low] or [low], least=4))
 
 
-def over_rounds(series: Sequence[Series]) -> list[Markup]:
-    """Draw local and neighbor accuracy after each round: lines are means over seeds, bands reach from least to most."""
-    drawn = [s for s in series if s.learns and len(_curve(s, "local")) > 1]
-    untrained = [s for s in series if not s.learns]
-    groups = _readable(drawn)
-    curves = {score: {s.name: _curve(s, score) for s in drawn} for score in ("local", "neighbor")}
-    return [
-        _rounds_panel(f"{score}-{index}", score, group, groups, untrained, curves[score])
-        for index, group in enumerate(groups)
-        for score in ("local", "neighbor")
-    ]
-
-
-def _rounds_panel(
-    slug: str,
-    score: str,
-    drawn: Sequence[Series],
-    groups: Sequence[Sequence[Series]],
-    untrained: Sequence[Series],
-    curves: Mapping[str, Curve],
-) -> Markup:
-    """Draw one score of some series; the axes reach around the curves of all groups, so that panels can be compared."""
-    levels = {s.name: mean(s.values(score)) for s in untrained if s.values(score)}
-    low = lowest_drawn([*drawn, *untrained], score)
-    values = [value for curve in curves.values() for found in curve.values() for value in found if value >= low]
-    area = _round_frame(
-        [at for curve in curves.values() for at in curve],
-        padded([*values, *levels.values()], least=4, low=0, high=100),
+def tradeoff(_: Sequence[FinishedRun], groups: Sequence[Group]) -> Drawing | None:
+    """Draw neighbor over local accuracy: large marks are means over seeds, small ones single seeds."""
+    known = [group for group in groups if group.percents("local") and group.percents("neighbor")]
+    if not known:
+        return None
+    described = "; ".join(
+        f"{g.name}: local {_mean(g, 'local'):.1f}, neighbor {_mean(g, 'neighbor'):.1f}" for g in known
     )
-    parts = [area.axes("round", "%", x_ticks=_whole(area.x.ticks()))]
-    parts.extend(_level(area, s, levels[s.name]) for s in untrained if s.name in levels)
-    ends = [(s.name, area.y(levels[s.name]), s.style) for s in untrained if s.name in levels]
-    is_alone = len(groups) > 1  # the panel's title names the family
-    has_bands = len(drawn) <= (MAX_BANDS_OF_FAMILY if is_alone else MAX_BANDS)
-    for s in drawn:
-        curve = curves[s.name]
+    panel = Panel(
+        slug="tradeoff",
+        title="local against neighbor",
+        description=f"Accuracy in percent. {described}.",
+        draw=functools.partial(_draw_tradeoff, groups=known),
+        height=330,
+        margins=(46, 30, 12, 42),
+    )
+    parts = [
+        "Up and to the right is better. On a thin, numbered curve the harmonic mean of both is the same; on the "
+        "dotted line a prompt is as good for others as at home. Large marks are means"
+    ]
+    parts.append(", small ones single seeds." if _has_seeds(known) else ".")
+    if any(group.style.is_hollow for group in known):
+        parts.append(" Hollow marks have no guarantee to show.")
+    if any(len(members) > 1 for members in _families(g for g in known if g.has_budget)):
+        parts.append(" A line joins the budgets of one method.")
+    caption = "".join(parts) + _on_the_edge(known, "local")
+    return Drawing(slug="tradeoff", panels=[panel], caption=caption, legend=_family_legend(known))
+
+
+def _draw_tradeoff(axes: Axes, groups: Sequence[Group]) -> None:
+    """Draw marks over curves of equal harmonic mean."""
+    low = min(_lowest_drawn(groups, "local"), _lowest_drawn(groups, "neighbor"))
+    values = [value for g in groups for score in ("local", "neighbor") for value in g.percents(score) if value >= low]
+    limits = _padded(values or [low], least=6)
+    axes.set(xlabel="local accuracy, %", ylabel="neighbor accuracy, %", xlim=limits, ylim=limits, aspect="equal")
+    axes.grid(visible=False)
+    axes.plot(limits, limits, color=SOFT, linewidth=0.8, linestyle=(0, (1, 4)))
+    grid = np.linspace(*limits, 80)
+    x, y = np.meshgrid(np.maximum(grid, 1e-9), np.maximum(grid, 1e-9))
+    contours = axes.contour(x, y, 2 * x * y / (x + y), levels=axes.get_yticks(), colors=RULE, linewidths=1.1)
+    axes.clabel(contours, fmt="%g", fontsize=9.5, colors=SOFT)
+    for members in _families(group for group in groups if group.has_budget):
+        points = np.maximum([[_mean(group, score) for group in members] for score in ("local", "neighbor")], low)
+        axes.plot(*points, color=members[0].style.color, linewidth=1, alpha=0.7)
+    for group in groups:
+        style = {**line(group.style), "linestyle": ""}
+        if len(group.arms) > 1:
+            seeds = np.array([[100 * arm.score(score) for arm in group.arms] for score in ("local", "neighbor")])
+            axes.plot(*np.maximum(seeds, low), **{**style, "markersize": 3.5, "markeredgewidth": 0.7}, alpha=0.62)
+    for group in groups:
+        style = {**line(group.style), "linestyle": ""}
+        point = [[max(_mean(group, score), low)] for score in ("local", "neighbor")]
+        words = f"{group.name}: local {group.spread('local').text()}, neighbor {group.spread('neighbor').text()}"
+        axes.plot(*point, gid=tip(words), zorder=3, clip_on=False, **{**style, "markersize": 9})
+
+
+def curves(_: Sequence[FinishedRun], groups: Sequence[Group]) -> Drawing | None:
+    """Draw local and neighbor accuracy after each round: lines are means over seeds."""
+    drawn = [group for group in groups if group.learns and len(_curve(group, "local")) > 1]
+    if not drawn:
+        return None
+    untrained = [group for group in groups if not group.learns]
+    together = _readable(drawn)
+    is_alone = len(together) > 1
+    most_bands = MAX_BANDS_OF_FAMILY if is_alone else MAX_BANDS
+    banded = [g for members in together for g in members if len(members) <= most_bands and len(g.arms) > 1]
+    panels = []
+    for index, members in enumerate(together):
+        for score in ("local", "neighbor"):
+            ends = "; ".join(f"{g.name}: from {_ends(_curve(g, score))}" for g in members if _curve(g, score))
+            panels.append(
+                Panel(
+                    slug=f"rounds-{score}-{index}",
+                    title=(f"{members[0].family}: " if is_alone else "") + f"{NAMES[score]} over rounds",
+                    description=f"In percent, mean over seeds. {ends}.",
+                    draw=functools.partial(
+                        _draw_curves, score=score, groups=members, untrained=untrained, everyone=drawn, banded=banded
+                    ),
+                )
+            )
+    parts = ["Accuracy on test images after each round; lines are means over seeds."]
+    if banded:
+        parts.append("Bands reach from the lowest to the highest seed.")
+    if any(group.percents("local") for group in untrained):
+        parts.append("Gray, dotted horizontal lines: arms that learn nothing.")
+    parts.append("No round was chosen by looking at this figure.")
+    legend = [(group.name, group.style) for group in [*untrained, *drawn]]
+    return Drawing(slug="rounds", panels=panels, caption=" ".join(parts), legend=legend)
+
+
+def _draw_curves(
+    axes: Axes,
+    score: str,
+    groups: Sequence[Group],
+    untrained: Sequence[Group],
+    everyone: Sequence[Group],
+    banded: Sequence[Group],
+) -> None:
+    """Draw one score of some groups; the axes reach around all groups, so that panels can be compared."""
+    low = _lowest_drawn([*everyone, *untrained], score)
+    found = [_curve(group, score) for group in everyone]
+    values = [value for curve in found for seeds in curve.values() for value in seeds if value >= low]
+    rounds = [at for curve in found for at in curve] or [1]
+    _round_axis(axes, rounds)
+    for group in untrained:
+        if group.percents(score):
+            values.append(_mean(group, score))
+            _draw_level(axes, group, values[-1], low)
+    for group in groups:
+        curve = _curve(group, score)
         if not curve:
             continue
-        if has_bands and any(len(found) > 1 for found in curve.values()):
-            upper = [(area.x(at), area.y(max(found))) for at, found in curve.items()]
-            lower = [(area.x(at), area.y(min(found))) for at, found in curve.items()]
-            parts.append(polyline([*upper, *reversed(lower)], f"band {color_class(s.style)}"))
-        line = [(area.x(at), area.y(mean(found))) for at, found in curve.items()]
-        parts.append(polyline(line, line_class(s.style)))
-        last = max(curve)
-        parts.append(mark(s.style, *line[-1], f"{s.name}, round {last}: {mean(curve[last]):.1f}", size=0.7))
-        ends.append((s.budget if is_alone else s.name, line[-1][1], s.style))
-    parts.extend(_names(area, ends))
-    described = "; ".join(f"{s.name}: from {_ends(curves[s.name])}" for s in drawn if curves[s.name])
-    title = _titled(f"{NAMES[score]} over rounds", drawn, groups)
-    return panel(f"rounds-{slug}", title, f"In percent, mean over seeds. {described}.", 270, *parts)
+        if group in banded:
+            lows, highs = [min(seeds) for seeds in curve.values()], [max(seeds) for seeds in curve.values()]
+            axes.fill_between(list(curve), lows, highs, color=group.style.color, alpha=0.13, linewidth=0)
+        means = [float(np.mean(seeds)) for seeds in curve.values()]
+        words = f"{group.name}: {_ends(curve)}"
+        style = {**line(group.style), "markevery": [len(means) - 1], "markersize": 6}
+        axes.plot(list(curve), np.maximum(means, low), gid=tip(words), **style)
+    axes.set(ylabel="%", ylim=_padded(values or [low], least=4))
 
 
-def epsilon_over_rounds(series: Sequence[Series]) -> list[Markup]:
+def spent(_: Sequence[FinishedRun], groups: Sequence[Group]) -> Drawing | None:
     """Draw the epsilon spent so far, a panel an audience; the same for all seeds, since no data enters it."""
-    panels: list[Markup] = []
-    for audience in _audiences(series):
-        curves = {s.name: spent(s, audience) for s in series if s.has_budget}
-        groups = _readable([s for s in series if len(curves.get(s.name, {})) > 1])
-        panels.extend(
-            _epsilon_panel(f"epsilon-{audience}-{index}", audience, group, groups, curves)
-            for index, group in enumerate(groups)
+    panels: list[Panel] = []
+    shown: list[Group] = []
+    for audience in audiences_of(groups):
+        found = {group.name: epsilon_curve(group, audience) for group in groups if group.has_budget}
+        drawn = [group for group in groups if len(found.get(group.name, {})) > 1]
+        together = _readable(drawn)
+        for index, members in enumerate(together):
+            ends = "; ".join(f"{g.name}: {list(found[g.name].values())[-1]:.3g} at the end" for g in members)
+            title = f"epsilon for {READERS.get(audience, audience)}"
+            panels.append(
+                Panel(
+                    slug=f"epsilon-{audience}-{index}",
+                    title=f"{members[0].family}: {title}" if len(together) > 1 else title,
+                    description=f"Spent so far, by round. {ends}.",
+                    draw=functools.partial(_draw_spent, groups=members, found=found),
+                    height=250,
+                )
+            )
+        shown += [group for group in drawn if group not in shown]
+    if not panels:
+        return None
+    caption = (
+        "What each audience could have learned so far. Epsilon depends on the noise, the sampling and the number of "
+        "rounds, not on the data, so it is the same for every seed."
+    )
+    return Drawing(slug="spent", panels=panels, caption=caption, legend=[(g.name, g.style) for g in shown])
+
+
+def _draw_spent(axes: Axes, groups: Sequence[Group], found: Mapping[str, Mapping[int, float]]) -> None:
+    """Draw what one audience could have learned after each round."""
+    for group in groups:
+        course = found[group.name]
+        values = list(course.values())
+        style = {**line(group.style), "markevery": [len(values) - 1], "markersize": 6}
+        words = f"{group.name}, round {max(course)}: epsilon {values[-1]:.3g}"
+        axes.plot(list(course), values, gid=tip(words), **style)
+    most = max(value for group in groups for value in found[group.name].values())
+    _round_axis(axes, [at for group in groups for at in found[group.name]])
+    axes.set(ylabel="epsilon", ylim=(0, most * 1.08 or 1.0))
+
+
+def clients(_: Sequence[FinishedRun], groups: Sequence[Group]) -> Drawing | None:
+    """Draw every client's accuracy, a line a group: dots, quartiles, median."""
+    panels = []
+    has_dots = False
+    for score in ("local", "neighbor"):
+        values = {group.name: client_values(group, score) for group in groups}
+        drawn = [group for group in groups if values[group.name]]
+        if not drawn:
+            continue
+        has_dots |= any(len(values[group.name]) <= MAX_DOTS for group in drawn)
+        described = "; ".join(
+            f"{name}: from {min(found):.1f} to {max(found):.1f}, median {np.median(found):.1f}"
+            for name, found in values.items()
+            if found
         )
-    return panels
+        panels.append(
+            Panel(
+                slug=f"clients-{score}",
+                title=f"{NAMES[score]}, client by client",
+                description=f"In percent. {described}.",
+                draw=functools.partial(_draw_clients, score=score, groups=drawn, values=values),
+                height=72 + 40 * len(drawn),
+                margins=(16, 30, 14, 42),
+            )
+        )
+    if not panels:
+        return None
+    dots = "Each small mark is one client of one seed; its height within a line means nothing. " if has_dots else ""
+    caption = (
+        f"{dots}The box holds the middle half of the clients, the bar is the median, the thin line reaches from the "
+        "worst client to the best."
+    )
+    return Drawing(slug="clients", panels=panels, caption=caption)
 
 
-def spent(s: Series, audience: str) -> dict[int, float]:
+def _draw_clients(axes: Axes, score: str, groups: Sequence[Group], values: Mapping[str, Sequence[float]]) -> None:
+    """Draw one score of all clients."""
+    limits = _padded([value for group in groups for value in values[group.name]], least=10)
+    axes.set(xlabel=f"{NAMES[score]} of a client, %", xlim=limits, ylim=(len(groups) - 0.25, -0.75), yticks=[])
+    axes.spines["left"].set_visible(False)
+    for at, group in enumerate(groups):
+        found = values[group.name]
+        low, lower, median, upper, high = np.quantile(found, (0, 0.25, 0.5, 0.75, 1))
+        color = group.style.color
+        words = f"{group.name}: from {low:.1f} to {high:.1f}, median {median:.1f}"
+        axes.hlines(at, low, high, color=color, linewidth=1.4)
+        axes.barh(at, max(upper - lower, 0.05), left=lower, height=0.36, color=color, alpha=0.17, gid=tip(words))
+        if len(found) <= MAX_DOTS:
+            heights = at + 0.018 * (np.arange(len(found)) * 7 % 13 - 6.0)
+            axes.plot(found, heights, **{**line(group.style), "linestyle": "", "markersize": 3.5}, alpha=0.62)
+        axes.vlines(median, at - 0.24, at + 0.24, color=INK, linewidth=2.4)
+        axes.text(limits[0], at - 0.34, group.name, color=color, fontsize=10.5, clip_on=False)
+
+
+def roc(runs: Sequence[FinishedRun], _: Sequence[Group]) -> Drawing | None:
+    """Draw the ROC curves of the attacks of audited runs."""
+    audits = {run.name if len(runs) > 1 else "": run.audit for run in runs if run.audit is not None}
+    return roc_of(audits)
+
+
+def roc_of(audits: Mapping[str, Mapping[str, Any]]) -> Drawing | None:
+    """Draw the ROC curves of audits, as `audit.json` has them: a panel for each budget and audience."""
+    found = [
+        (f"{budget['arm']}, {one['audience']}" + (f", {name}" if name else ""), one["attacks"])
+        for name, audit in audits.items()
+        for budget in audit.get("budgets", [])
+        for one in budget.get("audiences", [])
+        if any(attack.get("roc") for attack in one.get("attacks", []))
+    ]
+    if not found:
+        return None
+    names = dict.fromkeys(attack["attack"] for _, attacks in found for attack in attacks)
+    styles = {
+        name: Style(COLORS[at % len(COLORS)], MARKERS[at % len(MARKERS)], DASHES[at % len(DASHES)], is_hollow=False)
+        for at, name in enumerate(names)
+    }
+    panels = [
+        Panel(
+            slug=f"roc-{at}",
+            title=title,
+            description="True over false-positive rate. "
+            + "; ".join(f"{attack['attack']}: AUC {number(attack['auc']['value']):.3f}" for attack in attacks),
+            draw=functools.partial(_draw_roc, attacks=attacks, styles=styles),
+            height=340,
+            margins=(48, 30, 12, 42),
+        )
+        for at, (title, attacks) in enumerate(found)
+    ]
+    caption = "ROC curves of membership attacks on logarithmic axes: true over false-positive rate; dotted: guessing."
+    return Drawing(slug="roc", panels=panels, caption=caption, legend=list(styles.items()))
+
+
+def write_roc(audit: Mapping[str, Any], path: Path) -> None:
+    """Write the ROC curves of one audit, as `audit.json` has it; nothing where it has no attack."""
+    drawing = roc_of({"": audit})
+    if drawing is not None:
+        save(drawing, path)
+
+
+def _draw_roc(axes: Axes, attacks: Sequence[Mapping[str, Any]], styles: Mapping[str, Style]) -> None:
+    """Draw one curve an attack; what is below the axes lies on their end."""
+    limits = (LEAST_RATE, 1.0)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set(xlabel="false-positive rate", ylabel="true-positive rate", xlim=limits, ylim=limits)
+    ticks = [10.0**exponent for exponent in range(-4, 1)]
+    labels = [f"{tick:g}" for tick in ticks]
+    axes.set_xticks(ticks, labels)
+    axes.set_yticks(ticks, labels)
+    axes.minorticks_off()
+    axes.plot(limits, limits, color=GRAY, linewidth=1, linestyle=(0, (1, 3)))
+    for attack in attacks:
+        points = [(x, y) for x, y in zip(attack["roc"]["fpr"], attack["roc"]["tpr"], strict=True) if x > 0]
+        if points:
+            x, y = np.maximum(np.array(points).T, LEAST_RATE)
+            style = {**line(styles[attack["attack"]]), "markevery": max(len(x) // 5, 1), "markersize": 5}
+            axes.plot(x, y, gid=tip(attack["attack"]), **{**style, "linewidth": 1.6})
+
+
+def audiences_of(groups: Sequence[Group]) -> list[str]:
+    """Return the audiences that the records name, the known ones first."""
+    named = {audience for g in groups for record in g.first.rounds for audience in record.get("epsilon", {})}
+    return [who for who in READERS if who in named] + sorted(named - set(READERS))
+
+
+def epsilon_curve(group: Group, audience: str) -> dict[int, float]:
     """Return the epsilon of an audience after each round that has one on record."""
-    found = {int(record["round_index"]): number(record.get("epsilon", {}).get(audience)) for record in s.first.rounds}
+    found = {
+        int(record["round_index"]): number(record.get("epsilon", {}).get(audience)) for record in group.first.rounds
+    }
     return {at: value for at, value in found.items() if math.isfinite(value)}
 
 
-def _epsilon_panel(
-    slug: str,
-    audience: str,
-    drawn: Sequence[Series],
-    groups: Sequence[Sequence[Series]],
-    curves: Mapping[str, Mapping[int, float]],
-) -> Markup:
-    """Draw what one audience could have learned after each round."""
-    most = max(value for s in drawn for value in curves[s.name].values())
-    area = _round_frame([at for s in drawn for at in curves[s.name]], (0, most * 1.08 or 1.0), height=250)
-    parts = [area.axes("round", "epsilon", x_ticks=_whole(area.x.ticks()))]
-    ends = []
-    for s in drawn:
-        line = [(area.x(at), area.y(value)) for at, value in curves[s.name].items()]
-        last, value = max(curves[s.name].items())
-        parts.append(polyline(line, line_class(s.style)))
-        parts.append(mark(s.style, *line[-1], f"{s.name}, round {last}: epsilon {value:.3g}", size=0.7))
-        ends.append((f"{s.family}: {value:.3g}", line[-1][1], s.style))
-    parts.extend(_names(area, ends))
-    described = "; ".join(f"{s.name}: {max(curves[s.name].items())[1]:.3g} at the end" for s in drawn)
-    title = _titled(f"epsilon for {AUDIENCES.get(audience, audience)}", drawn, groups)
-    return panel(slug, title, f"Spent so far, by round. {described}.", 250, *parts)
+def client_values(group: Group, score: str) -> list[float]:
+    """Return a score in percent of every client and seed that has it."""
+    values = [100 * number(client.get(score)) for arm in group.arms for client in arm.summary.per_client]
+    return [value for value in values if math.isfinite(value)]
 
 
-def _curve(s: Series, score: str) -> dict[int, list[float]]:
+def _budget_of(group: Group) -> float:
+    """Return the finite epsilon that is proven; 0 where there is none."""
+    return group.epsilon if group.epsilon is not None and math.isfinite(group.epsilon) else 0.0
+
+
+def _mean(group: Group, score: str) -> float:
+    """Return the mean over seeds in percent."""
+    return 100 * group.spread(score).mean
+
+
+def _has_seeds(groups: Iterable[Group]) -> bool:
+    """Tell whether a deviation over seeds is drawn for any group."""
+    return any(len(group.arms) > 1 for group in groups)
+
+
+def _families(groups: Iterable[Group]) -> list[list[Group]]:
+    """Put the members of each family together, in order."""
+    found: dict[str, list[Group]] = {}
+    for group in groups:
+        found.setdefault(group.family, []).append(group)
+    return list(found.values())
+
+
+def _family_legend(groups: Sequence[Group]) -> list[tuple[str, Style]]:
+    """Return one entry for all budgets of a family, drawn as one curve, and one for each other group."""
+    shown: dict[str, Style] = {}
+    for members in _families(groups):
+        points = [group for group in members if group.has_budget]
+        shown |= {group.name: group.style for group in members if not group.has_budget}
+        if points:
+            name = points[0].name if len(points) == 1 else points[0].family
+            shown[name] = points[0].style
+    return list(shown.items())
+
+
+def _readable(drawn: Sequence[Group]) -> list[list[Group]]:
+    """Keep all groups together while a reader can follow them, else give each family a panel of its own."""
+    if not drawn:
+        return []
+    return [list(drawn)] if len(drawn) <= MAX_TOGETHER else _families(drawn)
+
+
+def _curve(group: Group, score: str) -> dict[int, list[float]]:
     """Return a score in percent at each round that has one, all seeds together."""
     curve: dict[int, list[float]] = {}
-    for member in s.members:
-        for record in member.rounds:
+    for arm in group.arms:
+        for record in arm.rounds:
             value = 100 * number(record.get(score))
             if math.isfinite(value):
                 curve.setdefault(int(record["round_index"]), []).append(value)
     return dict(sorted(curve.items()))
 
 
-def _round_frame(rounds: Sequence[int], y: tuple[float, float], height: float = 270) -> Frame:
-    """Return the plotting area over rounds."""
-    return frame((min(rounds), max(rounds)), y, height=height, right=LABEL_ROOM)
-
-
-def _level(area: Frame, s: Series, value: float) -> Markup:
-    """Draw a row that has no place on the horizontal axis."""
-    y = area.y(value)
-    style = line_class(s.style) if s.learns else "line ref dashed"
-    line = tag("line", x1=area.x.start, x2=area.x.stop, y1=y, y2=y, class_=f"{style} level")
-    return tag("g", tag("title", f"{s.name}: {value:.1f}"), line)
-
-
-def _names(area: Frame, ends: Sequence[tuple[str, float, Style]]) -> list[Markup]:
-    """Write the names at the ends of the lines, unless there are too many."""
-    if len(ends) > MAX_LABELS:
-        return []
-    return [end_labels(ends, area.x.stop + 8, area.y.stop, area.y.start)]
-
-
-def _readable(drawn: Sequence[Series]) -> list[list[Series]]:
-    """Keep all series together while a reader can follow them, else give each family a panel of its own."""
-    if not drawn:
-        return []
-    return [list(drawn)] if len(drawn) <= MAX_TOGETHER else families(drawn)
-
-
-def _titled(what: str, group: Sequence[Series], groups: Sequence[Sequence[Series]]) -> str:
-    """Name a panel, and the family that it has to itself."""
-    return f"{group[0].family}: {what}" if len(groups) > 1 else what
-
-
-def _audiences(series: Sequence[Series]) -> list[str]:
-    """Return the audiences that the records name, the known ones first."""
-    named = {audience for s in series for record in s.first.rounds for audience in record.get("epsilon", {})}
-    return [who for who in AUDIENCES if who in named] + sorted(named - set(AUDIENCES))
-
-
-def _whole(ticks: Sequence[float]) -> list[float]:
-    """Keep the whole numbers."""
-    return [tick for tick in ticks if tick == int(tick)]
-
-
-def _reach(s: Series, score: str) -> tuple[float, float]:
-    """Return the mean less and plus one standard deviation over seeds; the mean itself for one seed."""
-    values = s.values(score)
-    deviation = spread(values) if len(values) > 1 else 0.0
-    return mean(values) - deviation, mean(values) + deviation
-
-
 def _ends(curve: Curve) -> str:
     """Say where a curve begins and ends."""
     first, last = min(curve), max(curve)
-    return f"{mean(curve[first]):.1f} in round {first} to {mean(curve[last]):.1f} in round {last}"
+    return f"{np.mean(curve[first]):.1f} in round {first} to {np.mean(curve[last]):.1f} in round {last}"
+
+
+def _lowest_drawn(groups: Sequence[Group], score: str) -> float:
+    """Return the lowest value that a figure reaches to: somewhat below the lowest arm that learns nothing.
+
+    What noise has ruined lies on the edge; it would otherwise press everything else into one line.
+    """
+    untrained = [_mean(group, score) for group in groups if not group.learns and group.percents(score)]
+    return min(untrained) - BELOW_UNTRAINED if untrained else -math.inf
+
+
+def _on_the_edge(groups: Sequence[Group], score: str) -> str:
+    """Name the groups that are so far below those that learn nothing that a figure has them on its edge."""
+    low = _lowest_drawn(groups, score)
+    names = [f"{group.name} ({_mean(group, score):.1f})" for group in groups if _mean(group, score) < low]
+    return f" On the lower edge, because they lie below it: {', '.join(names)}." if names else ""
+
+
+def _padded(values: Sequence[float], *, least: float) -> tuple[float, float]:
+    """Return limits around percentages, at least `least` wide, with a margin, inside [0, 100].
+
+    >>> _padded([40.0, 60.0], least=10.0)
+    (38.0, 62.0)
+    """
+    low, high = min(values), max(values)
+    missing = max(least - (high - low), 0.0) / 2
+    margin = 0.1 * max(high - low, least)
+    return max(low - missing - margin, -0.5), min(high + missing + margin, 100.5)
+
+
+def _draw_level(axes: Axes, group: Group, value: float, low: float) -> None:
+    """Draw a group that has no place on the horizontal axis as a level line, with its mark at the end."""
+    style = {**line(group.style), "markevery": [1], "markersize": 6, "linewidth": 1.5}
+    axes.plot(axes.get_xlim(), [max(value, low)] * 2, gid=tip(f"{group.name}: {value:.1f}"), clip_on=False, **style)
+
+
+def _round_axis(axes: Axes, rounds: Sequence[int]) -> None:
+    """Make the horizontal axis one of rounds."""
+    from matplotlib.ticker import MaxNLocator
+
+    low, high = min(rounds), max(rounds)
+    axes.set(xlabel="round", xlim=(low, high + 0.04 * (high - low)))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+
+
+def _epsilon_ticks(axes: Axes, epsilons: Sequence[float]) -> None:
+    """Write round values of epsilon as they are, not as powers of ten."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    is_wide = max(epsilons) / min(epsilons) > 30
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if is_wide else (1.0, 2.0, 5.0)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+KINDS: dict[str, Callable[[Sequence[FinishedRun], Sequence[Group]], Drawing | None]] = {
+    "curves": curves,
+    "budget": budget,
+    "clients": clients,
+    "confusion": maps.confusion,
+    "roc": roc,
+    "tradeoff": tradeoff,
+    "epsilon": spent,
+    "partition": maps.holdings,
+}
+"""What `hushprompt figure --kind` draws."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -17,7 +18,8 @@ from rich.text import Text
 LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "|": r"\textbar{}", "±": r"$\pm$",
+    "|": r"\textbar{}", "±": r"$\pm$", "ε": r"$\varepsilon$", "δ": r"$\delta$", "≥": r"$\geq$",
+    "≤": r"$\leq$", "·": r"$\cdot$",
 }  # fmt: skip
 MAX_WIDTH = 1000
 """More characters than any terminal has in a line."""
@@ -34,6 +36,8 @@ class Grid:
     """Sentences that stand under it."""
     num_names: int
     """Columns on the left that name the row; the others are numbers."""
+    name: str = ""
+    """A short name to choose it by."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         """Return the table, or where the terminal is too narrow for it, a list; and the notes."""
@@ -95,25 +99,40 @@ def markdown(grid: Grid) -> str:
     return "\n".join(lines) + "\n"
 
 
-def latex(grid: Grid) -> str:
-    """Return a LaTeX table; needs the package booktabs."""
+def latex(grid: Grid, label: str = "") -> str:
+    """Return a LaTeX table: a caption of one line, a label, and the notes in small print below.
+
+    It needs the package booktabs; significant differences have a raised star.
+
+    Args:
+        grid: the table.
+        label: what comes after "tab:"; empty: made from the title.
+    """
     columns = "l" * grid.num_names + "r" * (len(grid.header) - grid.num_names)
-    body = [" & ".join(map(escape_latex, row)) + r" \\" for row in grid.rows]
-    caption = " ".join(text if text.endswith(".") else f"{text}." for text in (grid.title, *grid.notes) if text)
+    title = grid.title or "Accuracy of each method"
+    name = label or re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
     lines = [
         r"\begin{table}",
         r"\centering",
-        rf"\caption{{{escape_latex(caption)}}}",
+        rf"\caption{{{escape_latex(title[:1].upper() + title[1:] if title[:1].isascii() else title)}}}",
+        rf"\label{{tab:{name}}}",
         rf"\begin{{tabular}}{{{columns}}}",
         r"\toprule",
         " & ".join(map(escape_latex, grid.header)) + r" \\",
         r"\midrule",
-        *body,
+        *(" & ".join(map(_latex_cell, row)) + r" \\" for row in grid.rows),
         r"\bottomrule",
         r"\end{tabular}",
-        r"\end{table}",
     ]
-    return "\n".join(lines) + "\n"
+    if grid.notes:
+        notes = [rf"{escape_latex(note)}\par" for note in grid.notes]
+        lines += ["", r"\medskip", r"\begin{minipage}{\linewidth}\footnotesize", *notes, r"\end{minipage}"]
+    return "\n".join([*lines, r"\end{table}"]) + "\n"
+
+
+def _latex_cell(text: str) -> str:
+    """Write a cell, with a star that stands for significance raised."""
+    return rf"{escape_latex(text[:-1])}\textsuperscript{{*}}" if text.endswith("*") else escape_latex(text)
 
 
 def comma_separated(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

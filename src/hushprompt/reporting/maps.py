@@ -1,210 +1,230 @@
-"""The figures about clients and classes: scores of each client, who holds which class, and what is taken for what."""
+"""The maps: who holds which class, and the confusion matrix; cells in a few shades, one path a shade."""
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from markupsafe import Markup
 
-from hushprompt.reporting.confusions import Confusions
-from hushprompt.reporting.figures import NAMES
-from hushprompt.reporting.markup import num, tag
-from hushprompt.reporting.runs import Holdings
-from hushprompt.reporting.series import Series, mean
-from hushprompt.reporting.svg import WIDTH, Scale, color_class, fitted, mark, padded, panel, text
+from hushprompt.reporting.confusions import Confusions, pooled
+from hushprompt.reporting.drawing import RULE, SHADE, SOFT, WIDTH, Drawing, Panel, tip
+from hushprompt.reporting.pooling import Group
+from hushprompt.reporting.styles import printable
+from hushprompt.runs.reader import FinishedRun, Holdings
 
-NUM_SHADES = 6
-MAX_DOTS = 400
-"""Above so many clients and seeds, dots become one blot; the box and its whiskers stay."""
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+OPACITIES = (0.14, 0.3, 0.46, 0.63, 0.81, 1.0)
+"""Of the shades, from the smallest share to the largest."""
 MAX_NAMES = 25
-"""More classes or clients than this cannot be named along an axis of 340 units."""
+"""More classes than this cannot be named along an axis of 340 units."""
+MAX_TIPS = 200
+"""Clients that say who they are when they are pointed at."""
+LEFT, RIGHT = 44.0, 12.0
+WORDS = {"local": "on the clients' own images", "neighbor": "on the other clients' images"}
 
 
-def client_spread(series: Sequence[Series]) -> list[Markup]:
-    """Draw every client's accuracy, a line a row of the table: dots, quartiles, median."""
-    drawn = [s for s in series if any(m.result.clients for m in s.members)]
-    panels = []
-    for score in ("local", "neighbor"):
-        values = {s.name: _client_values(s, score) for s in drawn}
-        if any(values.values()):
-            panels.append(_spread_panel(score, [s for s in drawn if values[s.name]], values))
-    return panels
-
-
-def _client_values(s: Series, score: str) -> list[tuple[float, str]]:
-    """Return accuracy in percent and whose it is, for every client and seed."""
-    return [
-        (100 * client[score], f"client {client_id}, seed {member.run.seed}")
-        for member in s.members
-        for client_id, client in enumerate(member.result.clients)
-        if math.isfinite(client[score])
-    ]
-
-
-def _spread_panel(score: str, drawn: Sequence[Series], values: dict[str, list[tuple[float, str]]]) -> Markup:
-    """Draw one score of all clients."""
-    step, top = 40, 34
-    height = top + step * len(drawn) + 34
-    everything = [value for s in drawn for value, _ in values[s.name]]
-    x = Scale(*padded(everything, least=10, low=0, high=100), 16, WIDTH - 14)
-    bottom = height - 34.0
-    parts = []
-    for tick in x.ticks():
-        parts.append(tag("line", x1=x(tick), x2=x(tick), y1=top, y2=bottom, class_="grid"))
-        parts.append(text(x(tick), bottom + 15, f"{tick:g}", "middle", class_="tick"))
-    parts.append(text(WIDTH / 2, bottom + 30, f"{NAMES[score]} of a client, %", "middle", class_="axis-title"))
-    described = []
-    for index, s in enumerate(drawn):
-        y = top + step * index + 26
-        found = [value for value, _ in values[s.name]]
-        low, lower, median, upper, high = (float(np.quantile(found, q)) for q in (0, 0.25, 0.5, 0.75, 1))
-        parts.append(text(x.start, y - 13, fitted(s.name, WIDTH - 90), class_=f"label {color_class(s.style)}"))
-        parts.append(text(x.stop, y - 13, f"median {median:.1f}", "end", class_="tick"))
-        parts.append(tag("line", x1=x(low), x2=x(high), y1=y, y2=y, class_=f"whisker {color_class(s.style)}"))
-        width = max(x(upper) - x(lower), 1)
-        parts.append(
-            tag("rect", x=x(lower), y=y - 7, width=width, height=14, rx=3, class_=f"box {color_class(s.style)}")
-        )
-        if len(found) <= MAX_DOTS:
-            for place, (value, whose) in enumerate(values[s.name]):
-                tip = f"{s.name}, {whose}: {value:.1f}"
-                parts.append(mark(s.style, x(value), y + (place * 7 % 13 - 6) * 0.7, tip, size=0.42, class_="mark dot"))
-        parts.append(tag("line", x1=x(median), x2=x(median), y1=y - 9, y2=y + 9, class_="median"))
-        described.append(f"{s.name}: from {low:.1f} to {high:.1f}, median {median:.1f}")
-    title = f"{NAMES[score]}, client by client"
-    return panel(f"clients-{score}", title, f"In percent. {'; '.join(described)}.", height, *parts)
-
-
-def by_owner(holdings: Holdings) -> np.ndarray:
-    """Return the classes that somebody holds, in the order of the client that holds most of each."""
-    held = np.flatnonzero(holdings.train.sum(axis=0))
-    return held[np.argsort(holdings.train[:, held].argmax(axis=0), kind="stable")]
-
-
-def holdings_map(holdings: Holdings) -> list[Markup]:
+def holdings(runs: Sequence[FinishedRun], _: Sequence[Group]) -> Drawing | None:
     """Draw clients by classes: the darker, the more training examples of the class a client has."""
-    order = by_owner(holdings)
-    table = holdings.train[:, order]
-    num_clients, num_classes = table.shape
-    left, top = 40.0, 46.0
-    width = WIDTH - left - 12
+    run = next((run for run in runs if run.holdings is not None), None)
+    if run is None or run.holdings is None:
+        return None
+    held = run.holdings
+    order = by_owner(held)
+    num_clients, num_classes = len(held.client_names), len(order)
     cell = min(max(220 / num_clients, 1.2), 16.0)
-    bottom = top + cell * num_clients
-    parts = [_shaded(table / max(table.max(), 1), left, top, width / num_classes, cell)]
-    every = math.ceil(12 / cell)
-    for client, name in enumerate(holdings.client_names):
-        row = holdings.train[client]
-        largest = holdings.class_names[int(row.argmax())]
-        tip = f"{name}: {row.sum()} training examples of {int((row > 0).sum())} classes, most of {largest}"
-        y = top + cell * client
-        parts.append(tag("rect", tag("title", tip), x=left, y=y, width=width, height=cell, class_="hover"))
-        if client % every == 0:
-            parts.append(text(left - 5, y + cell / 2 + 4, str(client), "end", class_="tick"))
-    parts.append(_outline(left, top, width, bottom - top))
-    parts.append(text(left - 24, top - 6, "client", class_="axis-title"))
-    parts.append(_class_axis([holdings.class_names[i] for i in order], left, bottom, width))
-    height = bottom + _axis_height(num_classes)
-    parts.append(_shade_key(left, height - 12, _thresholds(int(table.max())), "examples"))
-    description = (
-        f"{num_clients} clients, {num_classes} classes, {int(table.sum())} training examples; "
-        f"a client has examples of {mean((table > 0).sum(axis=1).tolist()):.1f} classes on average."
+    below = 66 if num_classes > MAX_NAMES else 108
+    counts = held.train[:, order]
+    panel = Panel(
+        slug="holdings",
+        title="training examples by client and class",
+        description=(
+            f"{num_clients} clients, {num_classes} classes, {int(counts.sum())} training examples; "
+            f"a client has examples of {(counts > 0).sum(axis=1).mean():.1f} classes on average."
+        ),
+        draw=functools.partial(_draw_holdings, held=held, order=order),
+        height=36 + cell * num_clients + below,
+        margins=(LEFT, 36, RIGHT, below),
     )
-    return [panel("holdings", "Training examples by client and class", description, height, *parts)]
-
-
-def confusion_map(slug: str, title: str, table: np.ndarray, confusions: Confusions) -> Markup:
-    """Draw true by predicted class, each row as shares of the true class's images; lines part the clients' classes."""
-    order = confusions.order()
-    shares = table[np.ix_(order, order)] / np.maximum(table[order].sum(axis=1, keepdims=True), 1)
-    left, top = 40.0, 50.0
-    width = WIDTH - left - 12
-    cell, bottom = width / len(order), top + width
-    parts = [_shaded(shares, left, top, cell, cell)]
-    whose = ""
-    if confusions.has_one_partition:
-        parts.extend(_borders(confusions.owners[0][order], left, top, width))
-        whose = ", by its client"
-    parts.append(_outline(left, top, width, width))
-    parts.append(text(left, top - 17, f"predicted class{whose}", class_="axis-title"))
-    turned = f"translate(12 {num(top + width / 2)}) rotate(-90)"
-    parts.append(tag("text", f"true class{whose}", class_="axis-title", text_anchor="middle", transform=turned))
-    parts.append(_shade_key(left, bottom + 24, [3, 11, 25, 44, 69, 100], "% of a row"))
-    together = "by the client that holds them" if whose else "with those that they are taken for"
-    description = (
-        f"{int(np.trace(table))} of {int(table.sum())} predictions are right. Classes stand together {together}."
+    caption = (
+        f"Training examples of seed {run.seed} ({run.name}); another seed or setting may divide the data otherwise. "
+        "The darker, the more examples. Not private: such counts are for simulations only."
     )
-    return panel(slug, title, description, bottom + 38, *parts)
+    return Drawing(slug="holdings", panels=[panel], caption=caption)
 
 
-def _borders(owners: np.ndarray, left: float, top: float, width: float) -> list[Markup]:
-    """Draw lines between the classes of different clients, and name the clients where there is room."""
-    starts = [0, *(np.flatnonzero(np.diff(owners)) + 1).tolist()]
-    if len(starts) == len(owners):
-        return []
-    cell = width / len(owners)
-    parts = []
-    for start, stop in zip(starts, [*starts[1:], len(owners)], strict=True):
-        at = cell * start
-        if start:
-            lines = f"M{num(left + at)} {num(top)}v{num(width)}M{num(left)} {num(top + at)}h{num(width)}"
-            parts.append(tag("path", d=lines, class_="part"))
-        if cell * (stop - start) >= 14:
-            middle = cell * (start + stop) / 2
-            parts.append(text(left + middle, top - 4, str(owners[start]), "middle", class_="tick"))
-            parts.append(text(left - 5, top + middle + 4, str(owners[start]), "end", class_="tick"))
-    return parts
+def _draw_holdings(axes: Axes, held: Holdings, order: np.ndarray) -> None:
+    """Draw the map of clients and classes."""
+    counts = held.train[:, order]
+    most = int(counts.max())
+    _shade(axes, counts / max(most, 1))
+    num_clients, num_classes = counts.shape
+    every = math.ceil(num_clients / 18)
+    clients = range(0, num_clients, every)
+    axes.set_yticks([client + 0.5 for client in clients], [str(client) for client in clients])
+    axes.set_ylabel("client")
+    for client, name in enumerate(held.client_names if num_clients <= MAX_TIPS else ()):
+        row = held.train[client]
+        largest = held.class_names[int(row.argmax())]
+        words = f"{name}: {row.sum()} training examples of {int((row > 0).sum())} classes, most of {largest}"
+        axes.barh(client + 0.5, num_classes, height=1, color=SHADE, alpha=0.004, gid=tip(words))
+    if num_classes > MAX_NAMES:
+        axes.set_xticks([])
+        axes.set_xlabel(f"{num_classes} classes, in order of their largest holder")
+    else:
+        names = [_fitted(held.class_names[label], 13) for label in order]
+        axes.set_xticks(np.arange(num_classes) + 0.5, names, rotation=50, ha="right", rotation_mode="anchor", size=10)
+    thresholds = [most * level**2 // len(OPACITIES) ** 2 for level in range(1, len(OPACITIES) + 1)]
+    _shade_key(axes, thresholds, "examples", 98 if num_classes <= MAX_NAMES else 46)
 
 
-def _shaded(shares: np.ndarray, left: float, top: float, width: float, height: float) -> Markup:
-    """Draw a table of shares [n, m] in [0, 1]: one path a shade, cells of one shade in a row joined; 0 is not drawn."""
-    levels = np.ceil(np.sqrt(shares) * NUM_SHADES).astype(int)  # the root makes small shares visible
-    paths = []
-    for level in range(1, NUM_SHADES + 1):
-        strokes: list[str] = []
-        for row, cells in enumerate(levels == level):
-            edges = np.flatnonzero(np.diff(np.concatenate(([0], cells.astype(int), [0]))))
-            strokes.extend(f"M{start} {row}.5h{stop - start}" for start, stop in edges.reshape(-1, 2))
-        if strokes:
-            paths.append(tag("path", d="".join(strokes), class_=f"shade h{level}"))
-    return tag("g", *paths, transform=f"translate({num(left)} {num(top)}) scale({width:.5f} {height:.5f})")
+def by_owner(held: Holdings) -> np.ndarray:
+    """Return the classes that somebody holds, in the order of the client that holds most of each."""
+    found = np.flatnonzero(held.train.sum(axis=0))
+    return found[np.argsort(held.train[:, found].argmax(axis=0), kind="stable")]
 
 
-def _thresholds(most: int) -> list[int]:
-    """Return the largest count of every shade; 0 for a shade that no count has."""
-    return [most * level**2 // NUM_SHADES**2 for level in range(1, NUM_SHADES + 1)]
+def confusion(_: Sequence[FinishedRun], groups: Sequence[Group]) -> Drawing | None:
+    """Draw the confusion matrix of the last group that has one: a run's own method stands last."""
+    for group in reversed(groups):
+        found = pooled(group.arms)
+        if found is not None:
+            return confusion_of(group.name, found, "confusion")
+    return None
 
 
-def _class_axis(names: Sequence[str], left: float, bottom: float, width: float) -> Markup:
-    """Name the classes below a map, or say how many there are."""
-    if len(names) > MAX_NAMES:
-        what = f"{len(names)} classes, in order of their largest holder"
-        return text(left + width / 2, bottom + 15, what, "middle", class_="tick")
-    cell = width / len(names)
-    labels = []
-    for index, name in enumerate(names):
-        turned = f"translate({num(left + cell * (index + 0.5) + 3)} {num(bottom + 10)}) rotate(-50)"
-        labels.append(tag("text", fitted(name, 70), class_="tick", text_anchor="end", transform=turned))
-    return tag("g", *labels)
-
-
-def _axis_height(num_classes: int) -> float:
-    """Return the room below a map."""
-    return 44.0 if num_classes > MAX_NAMES else 94.0
-
-
-def _outline(left: float, top: float, width: float, height: float) -> Markup:
-    """Draw the edge of a map."""
-    return tag("rect", x=left, y=top, width=width, height=height, class_="outline")
-
-
-def _shade_key(x: float, y: float, thresholds: Sequence[int], unit: str) -> Markup:
-    """Show every shade that is used, and say up to which value."""
-    used = [(level + 1, most) for level, most in enumerate(thresholds) if most > 0]
-    cells = [
-        tag("path", d=f"M{num(x + 12 * place)} {num(y)}h12", class_=f"shade key h{level}")
-        for place, (level, _) in enumerate(used)
+def confusion_of(name: str, found: Confusions, slug: str) -> Drawing:
+    """Draw true by predicted class, each row as shares of the true class's images."""
+    stand = "by the client that holds them" if found.has_one_partition else "with those that they are taken for"
+    panels = [
+        Panel(
+            slug=f"{slug}-{whose}",
+            title=WORDS[whose],
+            description=(
+                f"{int(np.trace(table))} of {int(table.sum())} predictions are right. Classes stand together {stand}."
+            ),
+            draw=functools.partial(_draw_confusion, table=table, found=found),
+            height=54 + (WIDTH - LEFT - RIGHT) + 44,
+            margins=(LEFT, 54, RIGHT, 44),
+        )
+        for whose, table in found.tables.items()
     ]
+    if found.has_one_partition:
+        order = (
+            "Lines part the classes of different clients, whose numbers stand where there is room: what lies inside "
+            "the squares on the diagonal stays within a client's own classes."
+        )
+        if len(set(found.owners[0][found.held].tolist())) == len(found.held):
+            order = "Classes stand by the client that holds them; each client has one."
+    else:
+        order = (
+            "Each seed gives the classes to other clients, so they do not stand by client: classes that are taken for "
+            "each other stand together, the same way in both panels."
+        )
+    seeds = f"seed{'s' if len(found.seeds) > 1 else ''} {', '.join(map(str, found.seeds))}"
+    caption = (
+        f"{name}, {seeds}, last round. Each row is a true class, each column a prediction; what is right lies on the "
+        f"diagonal. {order} On other clients' images, an image counts once for each other client."
+    )
+    return Drawing(slug=slug, panels=panels, caption=caption)
+
+
+def _draw_confusion(axes: Axes, table: np.ndarray, found: Confusions) -> None:
+    """Draw one confusion matrix."""
+    order = found.order()
+    shares = table[np.ix_(order, order)] / np.maximum(table[order].sum(axis=1, keepdims=True), 1)
+    _shade(axes, shares)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.xaxis.set_label_position("top")
+    whose = ""
+    if found.has_one_partition:
+        whose = ", by its client"
+        _part(axes, found.owners[0][order])
+    axes.set_xlabel(f"predicted class{whose}", loc="left", labelpad=14)
+    axes.set_ylabel(f"true class{whose}", labelpad=14)
+    _shade_key(axes, [3, 11, 25, 44, 69, 100], "% of a row", 26)
+
+
+def _part(axes: Axes, owners: np.ndarray) -> None:
+    """Draw lines between the classes of different clients, and number the clients where there is room."""
+    starts = [0, *(np.flatnonzero(np.diff(owners)) + 1).tolist()]
+    size = len(owners)
+    if len(starts) == size:
+        return
+    cell = (WIDTH - LEFT - RIGHT) / size
+    for start, stop in zip(starts, [*starts[1:], size], strict=True):
+        if start:
+            axes.axhline(start, color=RULE, linewidth=0.6, gid="part")
+            axes.axvline(start, color=RULE, linewidth=0.6)
+        if cell * (stop - start) >= 14:
+            number, middle = str(owners[start]), (start + stop) / 2
+            axes.text(middle, -4 / cell, number, ha="center", color=SOFT)
+            axes.text(-5 / cell, middle, number, ha="right", va="center", color=SOFT)
+
+
+def levels(shares: np.ndarray) -> np.ndarray:
+    """Return the shade of each share in [0, 1]: 0 is not drawn; the root makes small shares visible.
+
+    >>> levels(np.array([0.0, 0.01, 0.25, 1.0])).tolist()
+    [0, 1, 3, 6]
+    """
+    return np.ceil(np.sqrt(shares) * len(OPACITIES)).astype(int)
+
+
+def _shade(axes: Axes, shares: np.ndarray) -> None:
+    """Draw a table of shares [n, m]: one path a shade, cells of one shade in a row joined."""
+    from matplotlib.patches import PathPatch
+    from matplotlib.path import Path as Outline
+
+    shade = levels(shares)
+    for level, opacity in enumerate(OPACITIES, start=1):
+        corners = []
+        for row, cells in enumerate(shade == level):
+            edges = np.flatnonzero(np.diff(np.concatenate(([0], cells.astype(int), [0]))))
+            for start, stop in edges.reshape(-1, 2).tolist():
+                corners += [(start, row), (stop, row), (stop, row + 1), (start, row + 1), (start, row)]
+        if corners:
+            codes = [Outline.MOVETO, Outline.LINETO, Outline.LINETO, Outline.LINETO, Outline.CLOSEPOLY]
+            outline = Outline(corners, codes * (len(corners) // 5))
+            axes.add_artist(PathPatch(outline, facecolor=SHADE, alpha=opacity, linewidth=0))
+    axes.grid(visible=False)
+    axes.set(xlim=(0, shares.shape[1]), ylim=(shares.shape[0], 0))
+    axes.tick_params(length=0)
+    axes.spines[:].set(visible=True, color=SOFT)
+
+
+def _shade_key(axes: Axes, thresholds: Sequence[int], unit: str, down: float) -> None:
+    """Show every shade that is used, `down` units below the map, and say up to which value it stands."""
+    from matplotlib.patches import Rectangle
+    from matplotlib.transforms import Affine2D
+
+    used = [(OPACITIES[level], most) for level, most in enumerate(thresholds) if most > 0]
+    box = axes.get_position()
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    size = figure.get_size_inches() * 72
+    left, bottom = box.x0 * size[0], box.y0 * size[1]
+    for place, (opacity, _) in enumerate(used):
+        cell = Rectangle(
+            (left + 12 * place, bottom - down), 12, 10, facecolor=SHADE, alpha=opacity, linewidth=0, clip_on=False
+        )
+        axes.add_artist(cell)
+        cell.set_transform(Affine2D().scale(1 / 72) + figure.dpi_scale_trans)
     words = f"up to {', '.join(str(most) for _, most in used)} {unit}"
-    return tag("g", *cells, text(x + 12 * len(used) + 6, y + 4, words, class_="tick"))
+    offset = (12 * len(used) + 6, -down + 1)
+    axes.annotate(words, (0, 0), xycoords="axes fraction", xytext=offset, textcoords="offset points", color=SOFT)
+
+
+def _fitted(name: str, letters: int) -> str:
+    """Cut a name to the room, with an ellipsis.
+
+    >>> _fitted("untrained random context", 9)
+    'untraine…'
+    """
+    name = printable(name)
+    return name if len(name) <= letters else name[: letters - 1].rstrip(" ,") + "…"

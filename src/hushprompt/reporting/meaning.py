@@ -2,7 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hushprompt.privacy.statements import AUDIENCES
+from hushprompt.reporting.pooling import Group
+from hushprompt.runs.reader import number
+
+
+def of_epsilon(groups: Sequence[Group], whose: str = "") -> list[str]:
+    """Say what the epsilon of a table or figure stands for: audience, delta, unit, relation, sampling, accountant.
+
+    Args:
+        groups: whose epsilon is shown; those without one are passed over.
+        whose: the audience in words, where more than the budget's own is shown.
+    """
+    arms, unknown = [], []
+    for group in groups:
+        if not group.learns:
+            continue
+        if group.guarantee is None:
+            unknown.append(group.name)
+        else:
+            audience = group.first.summary.audience
+            arms.append((group.family, _clauses(whose or AUDIENCES.get(audience, audience), group.guarantee)))
+    lines = [f"epsilon is an upper bound {together(arms)}."] if arms else []
+    if unknown:
+        lines.append(f"No record says what the epsilon of {', '.join(unknown)} is for: read it as no guarantee.")
+    return lines
 
 
 def together(arms: Sequence[tuple[str, Sequence[str]]]) -> str:
@@ -27,3 +54,16 @@ def together(arms: Sequence[tuple[str, Sequence[str]]]) -> str:
             f"{name}: " + ", ".join(f"{words} {' or '.join(values)}".strip() for words, values in said.items())
         )
     return "; ".join(part for part in parts if part)
+
+
+def _clauses(audience: str, guarantee: Mapping[str, Any]) -> list[str]:
+    """Write everything about a guarantee but epsilon itself."""
+    num_steps = (guarantee.get("releases") or {}).get("num_steps")
+    return [
+        f"for {audience}",
+        f"delta = {number(guarantee.get('delta')):g} for one {guarantee.get('privacy_unit')} of one client",
+        f"neighboring relation {guarantee.get('neighboring_relation')}",
+        *str(guarantee.get("sampling")).split(", "),
+        *([] if num_steps is None else [f"{num_steps} releases"]),
+        f"accountant: {guarantee.get('accountant')}",
+    ]

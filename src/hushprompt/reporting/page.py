@@ -10,61 +10,79 @@ from typing import Any
 from markupsafe import Markup
 
 from hushprompt.errors import DataError
-from hushprompt.reporting import runs
-from hushprompt.reporting.markup import join, tag
+from hushprompt.reporting.drawing import sample
+from hushprompt.reporting.pooling import pool
 from hushprompt.reporting.sections import SECTIONS, Report
-from hushprompt.reporting.series import pool
+from hushprompt.reporting.styles import printable
+from hushprompt.runs import reader
+from hushprompt.runs.reader import FinishedRun
 
 MAX_NAMED = 3
 """More methods than this are counted in the page's heading."""
-POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
-def report(folders: Sequence[Path], title: str = "") -> str:
-    """Make the page of some run folders; equal records give equal bytes.
+def report(paths: Sequence[Path], title: str = "") -> str:
+    """Make the page of some runs; equal records give equal bytes.
 
     Args:
-        folders: run folders, or folders with runs below them.
+        paths: run folders, folders with runs below them, or packed sweeps.
         title: heading of the page; empty: made of the data sets and methods.
 
     Raises:
-        DataError: a folder holds no finished run, or a file is damaged.
+        DataError: a path holds no finished run, or a file is damaged.
     """
-    found = runs.find(folders)
-    with_results = [run for run in found.runs if run.results]
+    found = reader.find(paths)
+    return page_of(found.runs, found.unfinished, title)
+
+
+def page_of(runs: Sequence[FinishedRun], unfinished: Sequence[str] = (), title: str = "") -> str:
+    """Make the page of runs that have been read.
+
+    Raises:
+        DataError: no run has an arm.
+    """
+    with_results = [run for run in runs if run.arms]
     if not with_results:
-        raise DataError("No run has a row in its summary.json, so there is nothing to report.")
-    whole = Report(title or _title(with_results), with_results, found.unfinished, pool(with_results))
-    return _page(whole)
+        raise DataError("No run has an arm in its summary.json, so there is nothing to report.")
+    whole = Report(title or _title(with_results), with_results, unfinished, pool(with_results))
+    sections = [section for make in SECTIONS if (section := make(whole)) is not None]
+    samples = {group.name: sample(group.style, f"sample-{at}") for at, group in enumerate(whole.groups)}
+    style = Markup(_resource("page.css"))
+    page: str = _template().render(
+        title=whole.title, subtitle=_subtitle(with_results), sections=sections, style=style, samples=samples,
+        sample=sample, slugs={group.style: f"sample-{at}" for at, group in enumerate(whole.groups)},
+    )  # fmt: skip
+    return page.lstrip()
 
 
-def _page(whole: Report) -> str:
-    """Put the sections together."""
-    style = Markup((resources.files("hushprompt.reporting") / "page.css").read_text(encoding="utf-8"))
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
-        tag("meta", name="color-scheme", content="light dark"),
-        tag("title", whole.title),
-        tag("style", style),
+def _template() -> Any:
+    """Return the template of the page: whatever is not markup already is escaped, so no name can leave its place."""
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_printable
     )
-    sections = [made for make in SECTIONS if (made := make(whole)) is not None]
-    header = tag("header", tag("h1", whole.title), tag("p", _subtitle(whole.runs), class_="subtitle"))
-    footer = tag("footer", "Made by hushprompt from the records of the runs alone.")
-    body = tag("body", header, tag("main", join(sections)), footer)
-    return f"<!DOCTYPE html>\n{tag('html', head, body, lang='en')}\n"
+    return environment.from_string(_resource("page.html.j2"))
 
 
-def _title(found: Sequence[runs.Run]) -> str:
+def _printable(value: Any) -> Any:
+    """Replace the characters that no HTML document may hold."""
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _resource(name: str) -> str:
+    """Read a file that comes with the package."""
+    return (resources.files("hushprompt.reporting") / name).read_text(encoding="utf-8")
+
+
+def _title(found: Sequence[FinishedRun]) -> str:
     """Name the page by methods and data."""
-    methods = list(dict.fromkeys(run.results[-1].title for run in found))
+    methods = list(dict.fromkeys(run.arms[-1].title for run in found))
     named = " and ".join(methods) if len(methods) <= MAX_NAMED else f"{len(methods)} methods"
     return f"{named} on {_values(found, 'data', 'name')}"
 
 
-def _subtitle(found: Sequence[runs.Run]) -> str:
+def _subtitle(found: Sequence[FinishedRun]) -> str:
     """Say in one line what was run."""
     clients = _values(found, "partition", "num_clients")
     parts = [
@@ -77,7 +95,7 @@ def _subtitle(found: Sequence[runs.Run]) -> str:
     return " · ".join(part.replace("_", " ") for part in parts)
 
 
-def _values(found: Sequence[runs.Run], section: str, key: str) -> str:
+def _values(found: Sequence[FinishedRun], section: str, key: str) -> str:
     """Return the values of a setting over all runs, each once."""
     values: list[Any] = [run.config.get(section, {}).get(key) for run in found]
     return ", ".join(dict.fromkeys(str(value) for value in values if value is not None))

@@ -13,12 +13,8 @@ from rich.text import Text
 from hushprompt.errors import ConfigError
 from hushprompt.reporting import tables
 from hushprompt.reporting.formats import Grid
+from hushprompt.reporting.pooling import NEW_SCORES, SCORES
 from hushprompt.runs.records import ArmSummary
-
-SCORES = {
-    "local": "local", "neighbor": "neighbor", "harmonic_mean": "harmonic mean", "worst_client": "worst client",
-}  # fmt: skip
-NEW_SCORES = {"base": "base classes", "new": "new classes", "base_new_harmonic_mean": "harmonic mean"}
 
 
 @dataclass(frozen=True, kw_only=True)

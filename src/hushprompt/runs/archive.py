@@ -19,6 +19,8 @@ from hushprompt.errors import DataError
 from hushprompt.runs import records
 
 SUFFIX = ".jsonl.gz"
+FILE = "runs.jsonl.gz"
+"""Name of the file in a folder that holds a packed sweep."""
 RESULTS = ("config.toml", "summary.json", "privacy.json")
 """Files that tables are made from."""
 RECORDS = (*RESULTS, "partition.json", "records.jsonl", "audit/audit.json", "confusion/*.json")

@@ -176,6 +176,8 @@ def number(value: Any) -> float:
 
 def _sources(path: Path) -> Iterator[_Source]:
     """Return the runs of one path."""
+    if (path / archive.FILE).is_file():
+        path = path / archive.FILE
     if path.name.endswith(archive.SUFFIX):
         for packed in archive.iterate(path):
             yield _Source((str(path.resolve()), packed.folder), f"{path}, {packed.folder}", packed)

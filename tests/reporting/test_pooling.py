@@ -3,8 +3,8 @@ import math
 import pytest
 
 from helpers import made_runs as made
-from hushprompt.reporting.series import families, mean, pool, spread
-from hushprompt.reporting.svg import SHAPES
+from hushprompt.reporting.pooling import pool
+from hushprompt.reporting.styles import COLORS, GRAY
 
 ZERO = made.result("zero_shot", None)
 
@@ -17,15 +17,15 @@ def with_epsilon(epsilon, seed=1, **changes):
 def test_runs_that_differ_in_the_seed_alone_are_one_series():
     zero, trained = pool([with_epsilon(2.0, seed) for seed in (3, 1, 2)])
     assert (zero.name, trained.name) == ("zero-shot template", "DP-FPL, ε 2")
-    assert [m.run.seed for m in trained.members] == [1, 2, 3]
+    assert [arm.run.seed for arm in trained.arms] == [1, 2, 3]
     assert (zero.epsilon, trained.epsilon) == (None, 2.0)
 
 
 def test_a_reference_that_several_runs_share_counts_each_seed_once():
     zero, *trained = pool([with_epsilon(8.0), with_epsilon(0.5), with_epsilon(math.inf)])
-    assert len(zero.members) == 1
+    assert len(zero.arms) == 1
     assert [s.name for s in trained] == ["DP-FPL, ε 0.5", "DP-FPL, ε 8", "DP-FPL, no noise"]
-    assert [len(group) for group in families([zero, *trained])] == [1, 3]
+    assert len({s.family for s in [zero, *trained]}) == 2
 
 
 def test_an_epsilon_of_a_reference_is_the_same_as_one_of_a_run():
@@ -36,7 +36,7 @@ def test_an_epsilon_of_a_reference_is_the_same_as_one_of_a_run():
     )
     privacy = {"epsilon": math.inf, "delta": 1e-5, "noise_multiplier_local": "none", "noise_multiplier_global": "none"}
     alone = made.run(2, [made.result("dp_fpl, no noise", math.inf)], config={"privacy": privacy})
-    assert [(s.name, len(s.members)) for s in pool([both, alone])] == [("DP-FPL, ε 2", 1), ("DP-FPL, no noise", 2)]
+    assert [(s.name, len(s.arms)) for s in pool([both, alone])] == [("DP-FPL, ε 2", 1), ("DP-FPL, no noise", 2)]
 
 
 def test_namesakes_are_told_apart_by_the_settings_in_which_they_differ():
@@ -61,21 +61,22 @@ def test_names_are_unique_whatever_the_settings_are():
 
 def test_style_never_rests_on_color_alone():
     everyone = pool([with_epsilon(2.0), with_epsilon(8.0), made.run(1, [made.result("promptfl, epsilon 2")])])
-    looks = {(s.style.shape, s.style.dash) for s in everyone}
+    looks = {(s.style.marker, s.style.dash) for s in everyone}
     assert len(looks) == len(everyone) == 4
-    assert [s.style.color for s in everyone] == [None, 0, 0, 1]
+    assert [s.style.color for s in everyone] == [GRAY, COLORS[0], COLORS[0], COLORS[1]]
     assert [s.style.is_hollow for s in everyone] == [True, False, False, False]
 
 
 def test_no_two_methods_look_alike_however_many_there_are():
     everyone = pool([made.run(1, config={"method": {"name": "dp_fpl", "rank": rank}}) for rank in range(1, 15)])
-    looks = {(s.style.shape % len(SHAPES), s.style.color) for s in everyone}
+    looks = {(s.style.marker, s.style.color) for s in everyone}
     assert len(looks) == len(everyone)
 
 
 def test_values_are_percent_and_leave_nan_out():
     (s,) = pool([made.run(seed, [made.result(local=value)]) for seed, value in ((1, 0.5), (2, math.nan), (3, 0.7))])
-    assert s.values("local") == [50.0, pytest.approx(70.0)]
-    assert mean(s.values("local")) == pytest.approx(60)
-    assert spread(s.values("local")) == pytest.approx(math.sqrt(200))
-    assert math.isnan(spread([1.0]))
+    assert s.percents("local") == [50.0, pytest.approx(70.0)]
+    assert s.spread("local").mean == pytest.approx(0.6)
+    assert s.spread("local").std == pytest.approx(math.sqrt(0.02))
+    (one,) = pool([made.run(1)])
+    assert math.isnan(one.spread("local").std)
