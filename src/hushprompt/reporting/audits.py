@@ -35,7 +35,7 @@ def audit_blocks(runs: Sequence[FinishedRun]) -> list[Block]:
     if not rows:
         return []
     blocks: list[Block] = [
-        PageTable("Lower bounds on epsilon hold with 95 %, each on its own; intervals are 95 %", HEADER, rows, True)
+        PageTable("Lower bounds on epsilon hold with 95 %, each on its own; intervals are 95 %", HEADER, rows, "lines")
     ]
     if contradicted:
         words = "More was measured than is proven, so either the code is wrong or chance has spoken"

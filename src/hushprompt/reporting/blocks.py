@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from markupsafe import Markup
 
@@ -39,8 +39,8 @@ class PageTable(Block):
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     """Cells, as many a row as there are titles; what is not markup is escaped."""
-    is_card: bool = False
-    """On a narrow screen, give every row a card; else such a table scrolls."""
+    on_phone: Literal["scroll", "cards", "lines"] = "scroll"
+    """On a narrow screen, scroll, or give every row a card: with its short cells in columns, or one below the other."""
     has_samples: bool = False
     """Show each group's mark beside its name."""
 

@@ -37,11 +37,11 @@ VARIABLES = {
 """Names in page.css of the colors of figures, which are others in dark mode."""
 LOOK: dict[Any, Any] = {
     "font.family": "sans-serif", "font.size": 11, "axes.titlesize": 12.5, "axes.titleweight": "bold",
-    "axes.titlelocation": "left", "axes.titley": 1.0, "axes.titlecolor": INK, "axes.titlepad": 9, "axes.labelsize": 11,
+    "axes.titlelocation": "left", "axes.titley": 1.0, "axes.titlecolor": INK, "axes.labelsize": 11,
     "axes.labelcolor": SOFT, "axes.edgecolor": SOFT, "axes.spines.top": False, "axes.spines.right": False,
     "axes.grid": True, "axes.axisbelow": True, "grid.color": GRID, "grid.linewidth": 1, "text.color": INK,
     "text.parse_math": False, "xtick.color": SOFT, "ytick.color": SOFT, "xtick.labelsize": 11, "ytick.labelsize": 11,
-    "lines.linewidth": 2, "lines.markersize": 7, "legend.frameon": False, "svg.fonttype": "none",
+    "lines.linewidth": 2, "lines.markersize": 8, "legend.frameon": False, "svg.fonttype": "none",
     "pdf.fonttype": 42, "figure.facecolor": "none", "axes.facecolor": "none", "savefig.dpi": 288,
 }  # fmt: skip
 SUFFIXES = (".pdf", ".png", ".svg")
@@ -121,7 +121,7 @@ def line(style: Style) -> dict[str, Any]:
         "color": style.color, "linestyle": style.dash, "marker": style.marker,
         "markerfacecolor": CARD if style.is_hollow else style.color,
         "markeredgecolor": style.color if style.is_hollow else CARD,
-        "markeredgewidth": 1.6 if style.is_hollow else 0.8,
+        "markeredgewidth": 1.6 if style.is_hollow else 0.6,
     }  # fmt: skip
 
 
@@ -178,9 +178,8 @@ def _place(figure: Figure, panel: Panel, left: float, top: float) -> None:
     axes = figure.add_axes(((left + before) / width, 1 - (top + panel.height - below) / height, *size))
     panel.draw(axes)
     title = printable(panel.title[:1].upper() + panel.title[1:])
-    axes.set_title(
-        title, x=-(before - 8) / (WIDTH - before - behind), fontsize=min(12.5, 2.2 * WIDTH * 0.66 / len(title))
-    )
+    size_of_title = min(12.5, 1.45 * WIDTH / len(title))  # a long one still fits
+    axes.set_title(title, x=-(before - 8) / (WIDTH - before - behind), pad=above - 21, fontsize=size_of_title)
 
 
 def _handles(legend: Sequence[tuple[str, Style]]) -> list[Any]:

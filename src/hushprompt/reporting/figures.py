@@ -6,6 +6,7 @@ To add a figure, write such a function and put it into KINDS.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -76,7 +77,7 @@ def budget(_: Sequence[FinishedRun], groups: Sequence[Group]) -> Drawing | None:
         panels.append(
             Panel(
                 slug=f"utility-{score}",
-                title=f"{NAMES[score]} by epsilon",
+                title=f"{NAMES[score]} by epsilon, %",
                 description=f"In percent, mean over seeds. {described}.",
                 draw=draw,
             )
@@ -100,7 +101,7 @@ def _draw_budget(axes: Axes, score: str, groups: Sequence[Group]) -> None:
     epsilons = [_budget_of(group) for members in curves for group in members] or [1.0]
     margin = 10**0.15 if len(set(epsilons)) > 1 else 2.0
     axes.set_xscale("log")
-    axes.set(xlabel="epsilon, log scale", ylabel="%", xlim=(min(epsilons) / margin, max(epsilons) * margin))
+    axes.set(xlabel="epsilon, log scale", xlim=(min(epsilons) / margin, max(epsilons) * margin))
     _epsilon_ticks(axes, epsilons)
     reach = []
     for group in groups:
@@ -194,7 +195,7 @@ def curves(_: Sequence[FinishedRun], groups: Sequence[Group]) -> Drawing | None:
             panels.append(
                 Panel(
                     slug=f"rounds-{score}-{index}",
-                    title=(f"{members[0].family}: " if is_alone else "") + f"{NAMES[score]} over rounds",
+                    title=(f"{members[0].family}: " if is_alone else "") + f"{NAMES[score]} over rounds, %",
                     description=f"In percent, mean over seeds. {ends}.",
                     draw=functools.partial(
                         _draw_curves, score=score, groups=members, untrained=untrained, everyone=drawn, banded=banded
@@ -240,7 +241,7 @@ def _draw_curves(
         words = f"{group.name}: {_ends(curve)}"
         style = {**line(group.style), "markevery": [len(means) - 1], "markersize": 6}
         axes.plot(list(curve), np.maximum(means, low), gid=tip(words), **style)
-    axes.set(ylabel="%", ylim=_padded(values or [low], least=4))
+    axes.set_ylim(_padded(values or [low], least=4))
 
 
 def spent(_: Sequence[FinishedRun], groups: Sequence[Group]) -> Drawing | None:
@@ -268,17 +269,20 @@ def spent(_: Sequence[FinishedRun], groups: Sequence[Group]) -> Drawing | None:
         return None
     caption = (
         "What each audience could have learned so far. Epsilon depends on the noise, the sampling and the number of "
-        "rounds, not on the data, so it is the same for every seed."
+        "rounds, not on the data, so it is the same for every seed. Lines of equal budgets lie on each other; "
+        "their marks stand at different rounds."
     )
     return Drawing(slug="spent", panels=panels, caption=caption, legend=[(g.name, g.style) for g in shown])
 
 
 def _draw_spent(axes: Axes, groups: Sequence[Group], found: Mapping[str, Mapping[int, float]]) -> None:
     """Draw what one audience could have learned after each round."""
-    for group in groups:
+    for at, group in enumerate(groups):
         course = found[group.name]
         values = list(course.values())
-        style = {**line(group.style), "markevery": [len(values) - 1], "markersize": 6}
+        # Equal budgets give equal lines: marks at different rounds show every one of them.
+        place = len(values) - 1 - at * len(values) // len(groups)
+        style = {**line(group.style), "markevery": [place], "markersize": 6.5}
         words = f"{group.name}, round {max(course)}: epsilon {values[-1]:.3g}"
         axes.plot(list(course), values, gid=tip(words), **style)
     most = max(value for group in groups for value in found[group.name].values())
@@ -529,10 +533,14 @@ def _round_axis(axes: Axes, rounds: Sequence[int]) -> None:
 
 def _epsilon_ticks(axes: Axes, epsilons: Sequence[float]) -> None:
     """Write round values of epsilon as they are, not as powers of ten."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-    is_wide = max(epsilons) / min(epsilons) > 30
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if is_wide else (1.0, 2.0, 5.0)))
+    own = sorted({float(f"{epsilon:.2g}") for epsilon in epsilons})
+    span = math.log(axes.get_xlim()[1] / axes.get_xlim()[0])
+    if len(own) <= 6 and all(math.log(high / low) > span / 12 for low, high in itertools.pairwise(own)):
+        axes.xaxis.set_major_locator(FixedLocator(own))
+    else:
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if own[-1] / own[0] > 30 else (1.0, 2.0, 5.0)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 

@@ -52,7 +52,7 @@ def holdings(runs: Sequence[FinishedRun], _: Sequence[Group]) -> Drawing | None:
     )
     caption = (
         f"Training examples of seed {run.seed} ({run.name}); another seed or setting may divide the data otherwise. "
-        "The darker, the more examples. Not private: such counts are for simulations only."
+        "The stronger the shade, the more examples. Not private: such counts are for simulations only."
     )
     return Drawing(slug="holdings", panels=[panel], caption=caption)
 

@@ -33,7 +33,7 @@ def result_table(groups: Sequence[Group]) -> PageTable:
         ]
         for group in groups
     ]
-    return PageTable(OVER_SEEDS, ["method", *SCORES.values(), "epsilon", "seeds"], rows, is_card=True, has_samples=True)
+    return PageTable(OVER_SEEDS, ["method", *SCORES.values(), "epsilon", "seeds"], rows, "cards", has_samples=True)
 
 
 def new_class_table(groups: Sequence[Group]) -> PageTable | None:
@@ -42,7 +42,7 @@ def new_class_table(groups: Sequence[Group]) -> PageTable | None:
         return None
     rows = [[group.name, *(_cell(group, score) for score in NEW_SCORES)] for group in groups]
     caption = "Base classes among themselves, and classes that nobody trained on among themselves, %"
-    return PageTable(caption, ["method", *NEW_SCORES.values()], rows, is_card=True)
+    return PageTable(caption, ["method", *NEW_SCORES.values()], rows, "cards")
 
 
 def score_table(groups: Sequence[Group], scores: Sequence[str]) -> PageTable:
@@ -95,7 +95,7 @@ def holdings_table(held: Holdings) -> PageTable:
         words = ", ".join(f"{held.class_names[label]} ({row[label]})" for label in order[:MAX_CLASSES])
         more = f" and {len(order) - MAX_CLASSES} more" if len(order) > MAX_CLASSES else ""
         rows.append([name, str(int(row.sum())), str(len(order)), words + more])
-    return PageTable("Training examples", ["client", "examples", "classes", "which, most first"], rows, is_card=True)
+    return PageTable("Training examples", ["client", "examples", "classes", "which, most first"], rows, "lines")
 
 
 def confusion_table(counts: np.ndarray, confusions: Confusions, title: str) -> Block:
@@ -116,7 +116,7 @@ def confusion_table(counts: np.ndarray, confusions: Confusions, title: str) -> B
     if not rows:
         return missing(f"Nothing was confused {title}.")
     return PageTable(
-        f"Largest confusions {title}", ["true class", "predicted class", "images", "which is"], rows, is_card=True
+        f"Largest confusions {title}", ["true class", "predicted class", "images", "which is"], rows, "lines"
     )
 
 
@@ -139,7 +139,7 @@ def run_table(runs: Sequence[FinishedRun]) -> PageTable:
         identity = run.provenance.get("config_identity", "")
         code = Markup('<code title="{}">{}</code>').format(identity, identity[:12] or "-")
         rows.append([run.name, str(run.seed), *(run.provenance.get(key, "-") for key in keys), code])
-    return PageTable("Runs", ["run", "seed", *keys, "config identity"], rows, is_card=True)
+    return PageTable("Runs", ["run", "seed", *keys, "config identity"], rows, "lines")
 
 
 def _cell(group: Group, score: str, *, is_best: bool = False) -> str:
