@@ -48,8 +48,7 @@ def other_package(folder):
     (folder / "smoothing.py").write_text(MODULE)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: smoothing\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[hushprompt.methods]\nsmoothed = smoothing:Smoothed\n")
-    classes, variable = METHODS._classes, os.environ.get("PYTHONPATH")
-    METHODS._classes = dict(classes)
+    variable = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(folder), variable]))
     sys.path.insert(0, str(folder))
     importlib.invalidate_caches()
@@ -58,7 +57,7 @@ def other_package(folder):
     finally:
         sys.path.remove(str(folder))
         sys.modules.pop("smoothing", None)
-        METHODS._classes = classes
+        METHODS._classes.pop("smoothed", None)
         os.environ.pop("PYTHONPATH")
         if variable is not None:
             os.environ["PYTHONPATH"] = variable
