@@ -1,6 +1,7 @@
 """What goes wrong in the processes of a real federation: every Python with this folder on its path loads it.
 
 `$FAULTS` is a folder; a client's file there, NAME.json, says what its answers to which messages are like.
+A SuperNode looks for messages every half second, not every three.
 `$HEARTBEAT_S` has a SuperNode heard more often than every 30 s: then it is sooner known to be gone.
 """
 
@@ -61,5 +62,13 @@ if "HEARTBEAT_S" in os.environ and "flower.supernode" in COMMAND:
     from flwr.supernode import fleet_http_connection
 
     fleet_http_connection.HEARTBEAT_DEFAULT_INTERVAL = int(os.environ["HEARTBEAT_S"])
+if "FAULTS" in os.environ and "flower.supernode" in COMMAND:
+    from types import SimpleNamespace
+
+    from flwr.supernode import start_client_internal
+
+    start_client_internal.time = SimpleNamespace(
+        **{**vars(time), "sleep": lambda seconds: time.sleep(min(seconds, 0.5) if seconds == 3 else seconds / 5)}
+    )
 if "FAULTS" in os.environ and "flower.standby" in COMMAND:
     spoil()

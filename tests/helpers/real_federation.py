@@ -51,6 +51,7 @@ class RealFederation:
             **os.environ,
             "PYTHONPATH": os.pathsep.join(filter(None, paths)),
             "FAULTS": str(self.faults),
+            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
         }
         (root / "run.toml").write_text(tomli_w.dumps(run))
         address = f"127.0.0.1:{free_port()}"
@@ -155,4 +156,4 @@ class RealFederation:
                 if condition():
                     return
             assert time.monotonic() < end, "waited in vain"
-            time.sleep(0.2)
+            time.sleep(0.1)

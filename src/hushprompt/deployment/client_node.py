@@ -29,7 +29,8 @@ from hushprompt.deployment.client_run import ClientRun
 from hushprompt.deployment.config import ClientConfig
 from hushprompt.deployment.envelope import Envelope, refusal
 from hushprompt.deployment.examples import open_examples
-from hushprompt.deployment.store import AGREEMENT, Kept, RunStore
+from hushprompt.deployment.server_record import AGREEMENT
+from hushprompt.deployment.store import Kept, RunStore
 from hushprompt.errors import ConfigError, HushpromptError, ProtocolError
 from hushprompt.prompts.prompt_model import PromptModel
 from hushprompt.runs import records

@@ -19,9 +19,9 @@ from hushprompt.deployment.agreement import Agreement, make_offer, open_model, r
 from hushprompt.deployment.config import ServerConfig
 from hushprompt.deployment.enrollment import MAX_ANSWER_BYTES, Enrollment
 from hushprompt.deployment.envelope import Envelope
-from hushprompt.deployment.progress import RoundTally, ServerRecord, ServerState, load_state, save_state
+from hushprompt.deployment.progress import RoundTally, ServerState, load_state, save_state
 from hushprompt.deployment.responses import Responses
-from hushprompt.deployment.store import AGREEMENT
+from hushprompt.deployment.server_record import AGREEMENT, ServerRecord
 from hushprompt.deployment.transport import Transport
 from hushprompt.errors import ProtocolError, ResumeError
 from hushprompt.federation.client import Step

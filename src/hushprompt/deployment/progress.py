@@ -16,26 +16,9 @@ from hushprompt.deployment.wire import check_like
 from hushprompt.errors import ProtocolError, ResumeError
 from hushprompt.methods.base import Shared
 from hushprompt.privacy.adaptive import ClipNorms
-from hushprompt.runs.records import RoundRecord
 from hushprompt.runs.state import flatten, restore
 
 FILE = "checkpoint/state.safetensors"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ServerRecord(RoundRecord):
-    """A round as the server sees it: no losses, no scores."""
-
-    asked: list[str]
-    """Clients that a message was sent to."""
-    took_part: list[str]
-    """Clients of which an answer was used, in any step of the round."""
-    failures: dict[str, str]
-    """Last reason by client, where an answer was missing or not used."""
-    header_bytes_up: int
-    """Bytes around the tensors of all answers."""
-    header_bytes_down: int
-    """Bytes around the tensors of all requests."""
 
 
 @dataclass(frozen=True, kw_only=True)

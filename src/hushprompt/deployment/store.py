@@ -21,13 +21,11 @@ from hushprompt import files
 from hushprompt.deployment.agreement import Agreement, read_agreement
 from hushprompt.deployment.config import check_name
 from hushprompt.deployment.envelope import Envelope
+from hushprompt.deployment.server_record import AGREEMENT
 from hushprompt.errors import ConfigError, ProtocolError, ResumeError
 from hushprompt.methods.base import Personal
 from hushprompt.runs import records
 from hushprompt.runs.state import flatten, restore
-
-AGREEMENT = "agreement.json"
-"""What was agreed on, at the server and at every client."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,14 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hushprompt.deployment.agreement import read_agreement
 from hushprompt.deployment.config import ClientConfig, OwnerConfig, ServerConfig
-from hushprompt.deployment.progress import ServerRecord
-from hushprompt.deployment.store import AGREEMENT
-from hushprompt.privacy.ledger import Ledger
-from hushprompt.runs import ledger as ledger_file
+from hushprompt.deployment.server_record import AGREEMENT, ServerRecord
 from hushprompt.runs import records
-from hushprompt.runs.privacy_record import privacy_record
 
 if TYPE_CHECKING:
     from hushprompt.deployment.flower.control import FlowerRun
@@ -174,12 +169,19 @@ def guarantees(folder: Path) -> list[dict[str, Any]]:
     Raises:
         HushpromptError: this version cannot read them.
     """
-    finished, agreed, charged = (folder / name for name in ("privacy.json", AGREEMENT, ledger_file.FILE))
+    finished, agreed = (folder / name for name in ("privacy.json", AGREEMENT))
     if finished.exists():
         arms: list[dict[str, Any]] = records.read_record(finished)["arms"]
         return arms
     if not agreed.exists():
         return []
+    # Imported here: plans need torch, and most processes of a federation never look at one.
+    from hushprompt.deployment.agreement import read_agreement
+    from hushprompt.privacy.ledger import Ledger
+    from hushprompt.runs import ledger as ledger_file
+    from hushprompt.runs.privacy_record import privacy_record
+
+    charged = folder / ledger_file.FILE
     arm = read_agreement(records.read_json(agreed)).arm
     ledger = ledger_file.read_ledgers(charged, _whole_lines(charged)).get(arm.label, Ledger())
     return list(privacy_record([arm.spent(ledger)])["arms"])
