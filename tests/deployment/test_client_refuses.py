@@ -183,12 +183,12 @@ def test_a_turn_is_taken_once_and_asked_again_gives_the_same_bytes(toy_values, t
     first = asking.turn()
     assert asking.turn().to_bytes() == first.to_bytes()
     other = torch.ones(4, 8)
-    assert "A turn is taken once" in reason(asking.turn(context=other))
+    assert "An update is computed once" in reason(asking.turn(context=other))
     second = asking.turn(step=1)
-    assert "A turn is taken once" in reason(asking.turn())
+    assert "An update is computed once" in reason(asking.turn())
     assert asking.turn(step=1).to_bytes() == second.to_bytes()
     assert not asking.turn(1).is_refusal
-    assert "A turn is taken once" in reason(asking.turn(0, 1))
+    assert "An update is computed once" in reason(asking.turn(0, 1))
     assert asking.charged == [1, 2], "a round is charged once, whatever its steps"
 
 

@@ -21,8 +21,8 @@ SECURE = {"epsilon": 8.0, "delta": 1e-3, "noise_at": "client", "audience": "publ
 class Watching(InProcess):
     """A carrier that checks what leaves a client, starts new processes for those that end, and can lose answers."""
 
-    def __init__(self, sites):
-        super().__init__(sites)
+    def __init__(self, nodes):
+        super().__init__(nodes)
         self.left, self.lose, self.after = {}, set(), lambda node, turn: None
         self.is_new_every_time = False
 
@@ -37,7 +37,7 @@ class Watching(InProcess):
             self.restart(node)
             raise RuntimeError("the process ended") from None
         if request.kind == "turn" and not Envelope.from_bytes(answer, 10**9).is_refusal:
-            store = self.sites[node].store / request.meta["federation"] / request.meta["run"]
+            store = self.nodes[node].store / request.meta["federation"] / request.meta["run"]
             charged = [json.loads(line)["round"] for line in (store / "ledger.jsonl").read_text().splitlines()]
             assert turn[1] + 1 in charged, "a round is charged before anything of it leaves"
             self.left.setdefault(turn, set()).add(answer)
@@ -48,7 +48,7 @@ class Watching(InProcess):
         return answer
 
     def restart(self, node):
-        self.sites[node] = type(self.sites[node])(self.sites[node].config)
+        self.nodes[node] = type(self.nodes[node])(self.nodes[node].config)
 
 
 @pytest.fixture
@@ -192,9 +192,9 @@ def test_a_client_that_goes_for_good_is_left_out_and_one_that_comes_back_takes_p
 
     def after(node, turn):
         if turn == ("ann", 0, 1):
-            gone["bob"] = deployed.carrier.sites.pop("bob")
+            gone["bob"] = deployed.carrier.nodes.pop("bob")
         if turn == ("cyd", 1, 1):
-            deployed.carrier.sites.update(gone)
+            deployed.carrier.nodes.update(gone)
 
     deployed.carrier.after = after
     seen = deployed.serve()

@@ -37,7 +37,7 @@ class Echo:
 def site(monkeypatch):
     """A stand-in for the site behind the real ClientApp."""
     site = Echo()
-    monkeypatch.setattr(client_side, "site", lambda config: site)
+    monkeypatch.setattr(client_side, "client_node", lambda config: site)
     return site
 
 

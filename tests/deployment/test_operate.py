@@ -140,7 +140,7 @@ def test_init_refuses_what_cannot_be(tmp_path, toy_values, changes, reason):
 def test_the_server_is_started_with_tls_keys_a_gate_and_nothing_fetched(folder, monkeypatch):
     monkeypatch.setenv("FORWARDED_ALLOW_IPS", "*")
     path = folder / "server" / "server.toml"
-    job = server.job(path, load_server(path), print, is_insecure=False)
+    job = server.managed_process(path, load_server(path), print, is_insecure=False)
     assert "hushprompt.deployment.flower.gate" in job.command
     for flag in ("--enable-supernode-auth", "--ssl-certfile", "--disable-runtime-dependency-installation"):
         assert flag in job.command
@@ -159,7 +159,7 @@ def test_the_server_is_started_with_tls_keys_a_gate_and_nothing_fetched(folder, 
 def test_a_client_is_started_with_tls_a_key_and_its_own_code(folder):
     path = folder / "clients" / "a" / "client.toml"
     said = []
-    job = client.job(path, load_client(path), said.append, is_insecure=False)
+    job = client.managed_process(path, load_client(path), said.append, is_insecure=False)
     assert "--root-certificates" in job.command
     assert "--auth-supernode-private-key" in job.command
     assert "--insecure" not in job.command
@@ -177,16 +177,18 @@ def test_a_client_is_started_with_tls_a_key_and_its_own_code(folder):
 
 def test_insecure_is_for_loopback_alone(folder):
     path, client_path = folder / "server" / "server.toml", folder / "clients" / "a" / "client.toml"
-    job = server.job(path, load_server(path), print, is_insecure=True)
+    job = server.managed_process(path, load_server(path), print, is_insecure=True)
     assert "--insecure" in job.command
     assert environment.NODE_NAMES not in job.environment
-    assert "--insecure" in client.job(client_path, load_client(client_path), print, is_insecure=True).command
+    assert (
+        "--insecure" in client.managed_process(client_path, load_client(client_path), print, is_insecure=True).command
+    )
     edit(path, "link", host="0.0.0.0")
     edit(client_path, "link", superlink="server.example.org:8000")
     with pytest.raises(ConfigError, match="--insecure is for trials on one machine"):
-        server.job(path, load_server(path), print, is_insecure=True)
+        server.managed_process(path, load_server(path), print, is_insecure=True)
     with pytest.raises(ConfigError, match="--insecure is for trials on one machine"):
-        client.job(client_path, load_client(client_path), print, is_insecure=True)
+        client.managed_process(client_path, load_client(client_path), print, is_insecure=True)
 
 
 def test_keys_of_strangers_and_keys_held_twice_are_refused(folder):

@@ -121,7 +121,7 @@ def expired(federation):
     certificates.make_server(*made, authority, [], datetime.datetime.now(datetime.UTC), days=-1)
     shown = {"certificate": str(made[0]), "key": str(made[1]), "database": str(federation.root / "expired.db")}
     link = dataclasses.replace(config.link, port=port, **shown)
-    job = ends.job(federation.server, dataclasses.replace(config, link=link), print, is_insecure=False)
+    job = ends.managed_process(federation.server, dataclasses.replace(config, link=link), print, is_insecure=False)
     with (federation.root / "expired.log").open("w") as log:
         federation.processes["expired"] = subprocess.Popen(job.command, env=job.environment, stdout=log, stderr=log)
 

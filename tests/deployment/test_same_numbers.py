@@ -73,12 +73,12 @@ def test_prompts_epsilon_bytes_and_scores_are_those_of_a_simulation(toy_values, 
 def test_a_client_that_was_prepared_loads_nothing_for_a_message(toy_values, tmp_path, monkeypatch):
     values = {**toy_values, "references": [], "training": {"num_rounds": 1}}
     deployed = Deployment(values, tmp_path)
-    deployed.carrier.sites["bob"].prepare()  # there is nothing yet
+    deployed.carrier.nodes["bob"].prepare()  # there is nothing yet
     deployed.serve()
     agreement = read_agreement(records.read_json(deployed.folder("bob") / "agreement.json"))
     names = {"federation": "trial", "run": deployed.run_id, "agreement": agreement.digest}
     deployed.restart("bob")
-    deployed.carrier.sites["bob"].prepare()
+    deployed.carrier.nodes["bob"].prepare()
 
     def nothing(*_):
         raise AssertionError("loaded again")
@@ -86,4 +86,4 @@ def test_a_client_that_was_prepared_loads_nothing_for_a_message(toy_values, tmp_
     for cls in (ToyModel, ToyData):
         monkeypatch.setattr(cls, "load", nothing)
     request = Envelope("finish", {**names, "rounds": 1}, {"context": torch.zeros(4, 8)})
-    assert deployed.carrier.sites["bob"].answer(request).kind == "finish"
+    assert deployed.carrier.nodes["bob"].answer(request).kind == "finish"

@@ -160,7 +160,7 @@ def test_too_few_answers_stop_the_run_and_nothing_of_the_step_is_used(tampered):
 
 def test_too_few_clients_do_not_start(values, tmp_path):
     deployed = Deployment(values, tmp_path)
-    del deployed.carrier.sites["bob"]
+    del deployed.carrier.nodes["bob"]
     with pytest.raises(ProtocolError, match=r"2 of 3 clients joined.*Missing: bob"):
         deployed.serve()
     assert not (deployed.folder("server") / "agreement.json").exists()
@@ -178,7 +178,7 @@ def test_a_client_that_refuses_the_plan_stays_out_and_the_rest_get_another(value
 
 def test_a_name_is_taken_once_and_strangers_do_not_join(values, tmp_path):
     deployed = Deployment(values, tmp_path)
-    deployed.carrier.sites |= {"zoe": deployed.carrier.sites["ann"]}
+    deployed.carrier.nodes |= {"zoe": deployed.carrier.nodes["ann"]}
     deployed.serve()
     assert any("ann joined already, from another node" in reason for reason in deployed.reasons())
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hushprompt.deployment.operate import process_lifetime
-from hushprompt.deployment.operate.supervise import BackOff, Job, Supervisor
+from hushprompt.deployment.operate.supervise import BackOff, ManagedProcess, Supervisor
 from hushprompt.errors import ConfigError
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are looked up in /proc")
@@ -26,7 +26,7 @@ def script(folder, name, text):
 
 
 def job(command, check=lambda: None, **more):
-    return Job("The process", [command], dict(os.environ), check=check, **more)
+    return ManagedProcess("The process", [command], dict(os.environ), check=check, **more)
 
 
 def run_until(job, is_enough):
@@ -100,7 +100,7 @@ PROGRAM = """
 import os, sys
 from hushprompt.deployment.operate import supervise
 supervise.GRACE_S = 0.5
-job = supervise.Job("The process", [sys.argv[1]], dict(os.environ), check=lambda: None)
+job = supervise.ManagedProcess("The process", [sys.argv[1]], dict(os.environ), check=lambda: None)
 supervise.Supervisor(job, print).run()
 """
 CHILD = """

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from helpers.runs import Silent
 from hushprompt.config import parse as configs
 from hushprompt.config.schema import RuntimeConfig
-from hushprompt.deployment.client_node import open_site
+from hushprompt.deployment.client_node import open_client_node
 from hushprompt.deployment.config import (
     ClientConfig,
     ClientSection,
@@ -48,11 +48,11 @@ class Deployment:
         return ClientConfig(**{**base, "runtime": runtime, **changes})
 
     def site(self, name, **changes):
-        return open_site(self.client(name, **changes))
+        return open_client_node(self.client(name, **changes))
 
     def restart(self, name, **changes):
         """A client's process ends, and another one begins on its store."""
-        self.carrier.sites[name] = self.site(name, **changes)
+        self.carrier.nodes[name] = self.site(name, **changes)
 
     def serve(self, **federation):
         """Serve, as a new server process would."""

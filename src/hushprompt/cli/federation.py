@@ -32,7 +32,7 @@ def init(
         Path | None,
         typer.Option(help="File with one class name a line: clients bring their own images. None: a trial."),
     ] = None,
-    keys: Annotated[bool, typer.Option(help="Make the clients' keys too; else each site makes its own.")] = True,
+    keys: Annotated[bool, typer.Option(help="Make the clients' keys too; else each client makes its own.")] = True,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override in the run config.")] = None,
 ) -> None:
     """Write configs, certificates, keys, systemd units and a compose file; nothing is overwritten."""

@@ -1,1 +1,1 @@
-"""A federation of separate machines: what travels, and the two ends that speak; `flower/` carries it."""
+"""A federation of separate machines: messages, the server and the client node; `flower/` is the transport."""

@@ -23,7 +23,7 @@ from hushprompt.models.placing import place, step_memory_mb
 from hushprompt.prompts.prompt_model import PromptModel
 from hushprompt.runs.arm import Arm
 
-T = TypeVar("T", bound="Offer")
+OfferT = TypeVar("OfferT", bound="Offer")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,12 +113,12 @@ def check_version(meta: Mapping[str, Any], own: str, other: str) -> None:
             raise ProtocolError(f"{own} has {key} version {here}, {other} {meta.get(key)}. Use the same everywhere.")
 
 
-def _read(cls: type[T], values: Any) -> T:
-    """Build a dataclass of strings and tuples from JSON values that somebody else sent."""
-    fields = {field.name for field in dataclasses.fields(cls)}
+def _read(cls: type[OfferT], values: Any) -> OfferT:
+    """Read a dataclass from JSON values that another machine sent: exactly its fields, of exactly their types."""
+    fields = {f.name for f in dataclasses.fields(cls)}
     if not isinstance(values, Mapping) or set(values) != fields:
         raise ProtocolError(f"What was offered is not what this version agrees on: {', '.join(sorted(fields))}.")
     try:
-        return msgspec.convert(values, type=cls)  # strict: a number that comes as text is refused
+        return msgspec.convert(values, type=cls, strict=True)
     except msgspec.ValidationError as error:
-        raise ProtocolError(f"What was offered has the wrong type: {error}.") from error
+        raise ProtocolError(f"What was offered has a value of the wrong type: {error}.") from error

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from hushprompt.deployment.config import ServerConfig
     from hushprompt.deployment.flower.control import FlowerRun
     from hushprompt.deployment.operate.certificates import Validity
-    from hushprompt.deployment.operate.supervise import Job
+    from hushprompt.deployment.operate.supervise import ManagedProcess
 
 POLL_S = 2.0
 """Seconds between two looks at a run."""
@@ -123,7 +123,7 @@ def serve(file: str | Path, *, insecure: bool = False, say: Say = _silent) -> No
     from hushprompt.deployment.operate import server as ends
 
     config = load_server(Path(file))
-    _keep_running(ends.job(Path(file), config, say, is_insecure=insecure), ends.place(config), say)
+    _keep_running(ends.managed_process(Path(file), config, say, is_insecure=insecure), ends.flower_folder(config), say)
 
 
 def join(file: str | Path, *, insecure: bool = False, say: Say = _silent) -> None:
@@ -142,7 +142,7 @@ def join(file: str | Path, *, insecure: bool = False, say: Say = _silent) -> Non
     from hushprompt.deployment.operate import client as ends
 
     config = load_client(Path(file))
-    _keep_running(ends.job(Path(file), config, say, is_insecure=insecure), ends.place(config), say)
+    _keep_running(ends.managed_process(Path(file), config, say, is_insecure=insecure), ends.flower_folder(config), say)
 
 
 def run(file: str | Path, *, insecure: bool = False, say: Say = _silent) -> FederationOutcome:
@@ -230,13 +230,13 @@ def _values(run: RunConfig | Mapping[str, Any] | str | Path | None) -> dict[str,
     return configs.read(configs.locate(None if run is None else Path(run)))
 
 
-def _keep_running(job: Job, folder: Path, say: Say) -> None:
+def _keep_running(managed: ManagedProcess, folder: Path, say: Say) -> None:
     """Keep the process of one end running, with its folder held for it alone."""
     from hushprompt.deployment.operate.supervise import Supervisor
 
     folder.mkdir(parents=True, exist_ok=True)
     with records.locked(folder):
-        Supervisor(job, say).run()
+        Supervisor(managed, say).run()
 
 
 def _watch(config: ServerConfig, num_said: int, look: Callable[[], FlowerRun], say: Say) -> FlowerRun:

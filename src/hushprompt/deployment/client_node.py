@@ -1,7 +1,7 @@
-"""The client's end of a federation: it answers one message at a time, and nothing it did not mean to give leaves it.
+"""The client node of a federation: answers one message of the server at a time.
 
-Whatever the server asks, the owner's limits hold (`guard`), the agreement of the start holds, and each turn is taken
-once: its answer is kept, and the same question gets the same bytes again.
+Whatever the server asks, the owner's limits hold (`policy`) and so does the agreement of the start. Each update is
+computed once: its answer is stored, and the same request gets the same bytes again.
 """
 
 from __future__ import annotations
@@ -30,39 +30,39 @@ from hushprompt.deployment.config import ClientConfig
 from hushprompt.deployment.envelope import Envelope, refusal
 from hushprompt.deployment.examples import open_examples
 from hushprompt.deployment.server_record import AGREEMENT
-from hushprompt.deployment.store import Kept, RunStore
+from hushprompt.deployment.store import ClientState, RunStore
 from hushprompt.errors import ConfigError, HushpromptError, ProtocolError
 from hushprompt.prompts.prompt_model import PromptModel
 from hushprompt.runs import records
 
 LOG = logging.getLogger(__name__)
 REFUSALS = "refusals.jsonl"
-"""In the store: what was refused, with all that the owner may know of why."""
+"""File in the store: what was refused and why, in full, for the owner alone."""
 
 
 class ClientNode:
-    """One client. All that it knows lies in its store, so it may be a new process for every message."""
+    """One client. All of its state is in its store, so each message may be answered by a new process."""
 
     def __init__(self, config: ClientConfig) -> None:
-        """Take what `client.toml` says; data and model are loaded when a message needs them, once."""
+        """Hold the config; data and model are loaded once, when a message first needs them."""
         self.config = config
         self.store = config.store
         self._model: tuple[Any, PromptModel] | None = None
-        self._running: ClientRun | None = None
+        self._current: ClientRun | None = None
         self._handlers: dict[str, Callable[[Envelope], Envelope]] = {
             "join": self._join,
             "plan": self._plan,
-            "turn": lambda request: self._run(request).turn(request),
+            "turn": lambda request: self._run(request).update(request),
             "alone": lambda request: self._run(request).alone(request),
             "finish": lambda request: self._run(request).finish(request),
         }
 
     def answer(self, request: Envelope) -> Envelope:
-        """Answer one message; what it may not or cannot do is a refusal, and a line in `refusals.jsonl`.
+        """Answer one message; what it may not or cannot do gets a refusal, and a line in `refusals.jsonl`.
 
-        What a turn releases is charged to the client's own ledger, on disk, before it is taken; the new personal state
-        and the answer are on disk, in one file, before the answer leaves. The same turn asked again gives the same
-        answer, bit for bit, and is not charged again.
+        What an update releases is charged to the client's own ledger, on disk, before it is computed; the new
+        personal state and the answer are on disk, in one file, before the answer is sent. The same request
+        again gets the same answer, bit for bit, and is not charged again.
         """
         try:
             if request.kind not in self._handlers:
@@ -90,7 +90,7 @@ class ClientNode:
             self._open(pinned, store).load_features()
 
     def _refuse(self, request: Envelope, why: str, told: str) -> Envelope:
-        """Write down a refusal, if the disk takes it, and say what the server may know."""
+        """Record a refusal, if the disk can be written, and return what the server may know."""
         LOG.warning("refused %s: %s", request.kind, why)
         line = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "kind": request.kind, "reason": why}
         line |= {key: request.meta[key] for key in ("federation", "run", "round", "step") if key in request.meta}
@@ -101,28 +101,28 @@ class ClientNode:
         return refusal(told)
 
     def _join(self, request: Envelope) -> Envelope:
-        """Say who this is, if the offer fits what it has."""
+        """Return the client's name and size, if the offer fits its data and model."""
         check_version(request.meta, "This client", "the server")
         offer = read_offer(request.meta.get("offer"))
-        RunStore(self.store, offer.federation, offer.run)  # their names are names
+        RunStore(self.store, offer.federation, offer.run)  # refuses names that are paths
         self._open_model(offer)
         examples = open_examples(self.config, offer)
         answer = {"client": self.config.client.name, "num_examples": examples.size, "backbone": offer.backbone}
         return Envelope("join", {**version(), **answer})
 
     def _plan(self, request: Envelope) -> Envelope:
-        """Check a plan against the owner's word, and hold on to it before the first turn."""
+        """Check a plan against the owner's policy, and store it before the first update."""
         check_version(request.meta, "This client", "the server")
         agreement = read_agreement(request.meta.get("agreement"))
         store = RunStore(self.store, agreement.federation, agreement.run)
         pinned = store.pinned()
         if pinned != agreement and store.has_charges:
             raise ProtocolError("Training began under another plan, or what was agreed on is lost: it cannot change.")
-        running = self._open(agreement, store)
-        policy.check_plan(self.config.owner, running.arm, running.client_id, self.store, store.folder)
-        running.load_features()  # now, so that no turn waits for it
+        run = self._open(agreement, store)
+        policy.check_plan(self.config.owner, run.arm, run.client_id, self.store, store.folder)
+        run.load_features()  # now, so that no update waits for it
         if pinned != agreement:
-            store.pin(agreement, Kept(personal=running.first_personal, norm=running.first_norm))
+            store.pin(agreement, ClientState(personal=run.first_personal, norm=run.first_norm))
         return Envelope("plan", {"agreement": agreement.digest})
 
     def _run(self, request: Envelope) -> ClientRun:
@@ -140,7 +140,7 @@ class ClientNode:
 
     def _open(self, agreement: Agreement, store: RunStore) -> ClientRun:
         """Load what a run needs, once."""
-        if self._running is None or self._running.agreement != agreement:
+        if self._current is None or self._current.agreement != agreement:
             name = self.config.client.name
             if name not in agreement.clients:
                 raise ProtocolError(f"The plan has no client {name!r}.")
@@ -153,11 +153,11 @@ class ClientNode:
                     f"{examples.size}."
                 )
             config = self._own_runtime(agreement)
-            self._running = ClientRun(self.config, store, agreement, config, model, examples, client_id)
-        return self._running
+            self._current = ClientRun(self.config, store, agreement, config, model, examples, client_id)
+        return self._current
 
     def _open_model(self, offer: Offer) -> PromptModel:
-        """Load the backbone, once, and see that it is the federation's."""
+        """Load the backbone once; ProtocolError unless it is the federation's."""
         key = (offer.backbone, offer.class_names)
         if self._model is None or self._model[0] != key:
             model = open_model(self._own_runtime(offer), offer.class_names)
@@ -178,7 +178,7 @@ class ClientNode:
         return dataclasses.replace(offer.run_config, runtime=runtime, backbone=backbone)
 
 
-def open_site(config: ClientConfig) -> ClientNode:
-    """Open a client's end; its folder is made if it is missing."""
+def open_client_node(config: ClientConfig) -> ClientNode:
+    """Return a client node; its folder is created if it is missing."""
     config.store.mkdir(parents=True, exist_ok=True)
     return ClientNode(config)

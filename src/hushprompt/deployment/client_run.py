@@ -1,4 +1,4 @@
-"""One run at one client: its turns, its charges, its scores, and what it writes at the end."""
+"""One run at one client: its updates, its privacy charges, its scores, and what it writes at the end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hushprompt.deployment.agreement import Agreement
 from hushprompt.deployment.config import ClientConfig
 from hushprompt.deployment.envelope import Envelope
 from hushprompt.deployment.examples import Examples
-from hushprompt.deployment.store import Kept, RunStore
+from hushprompt.deployment.store import ClientState, RunStore
 from hushprompt.errors import PrivacyError, ProtocolError, ResumeError
 from hushprompt.evaluation.metrics import accuracy
 from hushprompt.features.cache import check_kind
@@ -57,93 +57,94 @@ class ClientRun:
         self.payload_kind = wire.payload_kind_of(self.arm, config.training.local_steps)
 
     @functools.cached_property
-    def taker(self) -> Client:
-        """Who takes the turns; images are encoded now if they were not before."""
+    def trainer(self) -> Client:
+        """The client's side of a round; encodes the images now if they were not encoded before."""
         kind = self.arm.method.feature_kind
         features, labels, index = self.examples.features(self.model, self.config, "train", kind)
         config = self.config
         return Client(self.client_id, config.seed, config.training, self.model, {kind: features}, labels, index)
 
-    def turn(self, request: Envelope) -> Envelope:
-        """Take the steps between two meetings with the server, once."""
-        kept = self.store.load(self.first_personal)
-        if request.digest == kept.request:
-            return kept.answer
+    def update(self, request: Envelope) -> Envelope:
+        """Compute one update: the steps between two exchanges with the server, once."""
+        state = self.store.load(self.first_personal)
+        if request.digest == state.request:
+            return state.answer
         if Channel.GLOBAL not in self.arm.plan.channels:
-            raise ProtocolError("This method shares nothing: a turn has nothing to bring.")
+            raise ProtocolError("This method shares nothing: there is no update to send.")
         training, steps = self.config.training, self.arm.plan.sampler.steps_per_round
-        place = Step(_whole(request, "round", self.arm.num_rounds), _whole(request, "step", steps))
-        if place <= (kept.round_index, kept.step):
+        at = Step(_whole_number(request, "round", self.arm.num_rounds), _whole_number(request, "step", steps))
+        if at <= (state.round_index, state.step):
             raise ProtocolError(
-                f"Round {place[0] + 1}, step {place[1] + 1} is over here, and what was asked then was something else. "
-                "A turn is taken once."
+                f"Round {at.round_index + 1}, step {at.step_index + 1} is over here, and what was asked then was something else. "
+                "An update is computed once."
             )
-        if place[1] % training.local_steps or self.client_id not in self.arm.cohorts[place[0]]:
-            raise ProtocolError(f"By the plan this client has no turn at round {place[0] + 1}, step {place[1] + 1}.")
+        if at.step_index % training.local_steps or self.client_id not in self.arm.cohorts[at.round_index]:
+            raise ProtocolError(
+                f"By the plan this client has no update at round {at.round_index + 1}, step {at.step_index + 1}."
+            )
         shared = wire.read_shared(self.arm.method, self.shared, request.tensors, self.payload_kind)
-        norms = self._norms(request, kept)
-        if place[0] != kept.round_index:
-            if place[0] and self.config.evaluation.is_due(place[0], self.arm.num_rounds):
-                kept = self._scored(kept, shared, place[0])
-            kept = self._begun(kept, place[0])
-        batches = kept.batches[place[1] : place[1] + training.local_steps]
-        turn = self.taker.update(self.arm, shared, norms, kept.personal, batches, place)
-        tensors, counts = wire.update_tensors(turn.message)
-        answer = Envelope("turn", {**self._names(request), **({} if norms is None else counts)}, tensors)
-        norm = kept.norm if turn.norm is None else turn.norm
-        kept = dataclasses.replace(kept, personal=turn.personal, norm=norm, step=place[1])
-        self.store.save(dataclasses.replace(kept, request=request.digest, answer=answer))
+        norms = self._norms(request, state)
+        if at.round_index != state.round_index:
+            if at.round_index and self.config.evaluation.is_due(at.round_index, self.arm.num_rounds):
+                state = self._score(state, shared, at.round_index)
+            state = self._begin_round(state, at.round_index)
+        batches = state.batches[at.step_index : at.step_index + training.local_steps]
+        update = self.trainer.update(self.arm, shared, norms, state.personal, batches, at)
+        tensors, counts = wire.update_tensors(update.message)
+        answer = Envelope("turn", {**self._header(request), **({} if norms is None else counts)}, tensors)
+        norm = state.norm if update.norm is None else update.norm
+        state = dataclasses.replace(state, personal=update.personal, norm=norm, step=at.step_index)
+        self.store.save(dataclasses.replace(state, request=request.digest, answer=answer))
         return answer
 
     def alone(self, request: Envelope) -> Envelope:
-        """Take all rounds up to one, where nothing is shared; a call after a crash goes on where it stopped."""
+        """Train all rounds up to one by itself, where nothing is shared; after a crash it goes on where it stopped."""
         if Channel.GLOBAL in self.arm.plan.channels:
-            raise ProtocolError("This method shares a prompt: its clients train turn by turn.")
-        until = _whole(request, "until", self.arm.num_rounds + 1)
-        kept = self.store.load(self.first_personal)
-        for round_index in range(kept.round_index + 1, until):
+            raise ProtocolError("This method shares a prompt: its clients send an update in each round.")
+        until = _whole_number(request, "until", self.arm.num_rounds + 1)
+        state = self.store.load(self.first_personal)
+        for round_index in range(state.round_index + 1, until):
             if self.client_id in self.arm.cohorts[round_index]:
-                kept = self._begun(kept, round_index)
-                norms = self._norms(request, kept)
-                for step, batch in enumerate(kept.batches):
-                    turn = self.taker.update(
-                        self.arm, self.shared, norms, kept.personal, [batch], Step(round_index, step)
-                    )
-                    kept = dataclasses.replace(kept, personal=turn.personal)
-                    if norms is not None and turn.norm is not None:
-                        kept = dataclasses.replace(kept, norm=turn.norm)
-                        norms = self._norms(request, kept)
-            kept = dataclasses.replace(kept, round_index=round_index)
+                state = self._begin_round(state, round_index)
+                norms = self._norms(request, state)
+                for step, batch in enumerate(state.batches):
+                    at = Step(round_index, step)
+                    update = self.trainer.update(self.arm, self.shared, norms, state.personal, [batch], at)
+                    state = dataclasses.replace(state, personal=update.personal)
+                    if norms is not None and update.norm is not None:
+                        state = dataclasses.replace(state, norm=update.norm)
+                        norms = self._norms(request, state)
+            state = dataclasses.replace(state, round_index=round_index)
             if self.config.evaluation.is_due(round_index + 1, self.arm.num_rounds):
-                kept = self._scored(kept, self.shared, round_index + 1)
-            self.store.save(kept)
-        return Envelope("alone", {**self._names(request), "until": until})
+                state = self._score(state, self.shared, round_index + 1)
+            self.store.save(state)
+        return Envelope("alone", {**self._header(request), "until": until})
 
     def finish(self, request: Envelope) -> Envelope:
         """Score and write the personal prompt that goes with the last shared one, and what was spent for it."""
-        kept = self.store.load(self.first_personal)
-        if request.digest == kept.request:
-            return kept.answer
-        num_done = _whole(request, "rounds", self.arm.num_rounds + 1)
+        state = self.store.load(self.first_personal)
+        if request.digest == state.request:
+            return state.answer
+        num_done = _whole_number(request, "rounds", self.arm.num_rounds + 1)
         shared = wire.read_shared(self.arm.method, self.shared, request.tensors, self.payload_kind)
-        kept = self._scored(kept, shared, num_done)
+        state = self._score(state, shared, num_done)
         ledger = LedgerFile(self.store.folder)
         spent = ledger.spent(self.arm)
-        write_prompts(self.store.folder / "prompts", self.model, spent, shared, {self.client_id: kept.personal})
+        write_prompts(self.store.folder / "prompts", self.model, spent, shared, {self.client_id: state.personal})
         arms, accounts = ledger.outcome([self.arm])
         own = {label: [a for a in of if self.client_id in a.clients] for label, of in accounts.items()}
         statement = {**privacy_record(arms, own), "not_private": STAYS_AT_HOME}
         records.write_json(self.store.folder / "privacy.json", statement)
-        answer = Envelope("finish", self._names(request))
-        self.store.save(dataclasses.replace(kept, request=request.digest, answer=answer))
+        answer = Envelope("finish", self._header(request))
+        self.store.save(dataclasses.replace(state, request=request.digest, answer=answer))
         return answer
 
     def load_features(self) -> None:
         """Encode or find the features of all own images."""
-        assert self.taker
+        assert self.trainer
         self._scored_images()
 
-    def _begun(self, kept: Kept, round_index: int) -> Kept:
+    def _begin_round(self, state: ClientState, round_index: int) -> ClientState:
         """Charge a round, on disk, then draw its batches.
 
         Raises:
@@ -154,7 +155,7 @@ class ClientRun:
         ledger = LedgerFile(self.store.folder)
         charged = ledger.of(self.arm.label)
         num_charged = charged.rounds(self.client_id)
-        if num_charged < kept.num_rounds:
+        if num_charged < state.num_rounds:
             raise ResumeError(f"The ledger in {self.store.folder} lacks rounds: what was spent is not known.")
         charge = charged.due(round_index, [self.client_id], is_replay_exact=plan.release_plan.is_replay_exact)
         if charge is not None:
@@ -163,23 +164,23 @@ class ClientRun:
                 raise PrivacyError(reason)
             policy.reserve(owner, plan, num_charged + 1, self.client_id, self.client.store, self.store.folder)
             ledger.charge(self.arm, round_index, charge.clients)
-        batches = tuple(self.taker.batches(self.arm, round_index))
-        return dataclasses.replace(kept, round_index=round_index, num_rounds=kept.num_rounds + 1, batches=batches)
+        batches = tuple(self.trainer.batches(self.arm, round_index))
+        return dataclasses.replace(state, round_index=round_index, num_rounds=state.num_rounds + 1, batches=batches)
 
-    def _norms(self, request: Envelope, kept: Kept) -> dict[str, float] | None:
-        """Return the clip norms of a turn where they are adaptive: the server's, and the client's own.
+    def _norms(self, request: Envelope, state: ClientState) -> dict[str, float] | None:
+        """Return the clip norms of an update where they are adaptive: the server's, and the client's own.
 
         Raises:
             ProtocolError: the server sent none.
             PrivacyError: one is above what the owner allows.
         """
-        if kept.norm is None:
+        if state.norm is None:
             return None
-        norms, owner = {"local": kept.norm, "global": 1.0}, self.client.owner
+        norms, owner = {"local": state.norm, "global": 1.0}, self.client.owner
         if Channel.GLOBAL in self.arm.plan.channels:
             norm = request.meta.get("clip_norm")
             if type(norm) is not float or not norm > 0:
-                raise ProtocolError(f"A turn of this plan needs a clip norm > 0, got {norm!r}.")
+                raise ProtocolError(f"An update of this plan needs a clip norm > 0, got {norm!r}.")
             norms["global"] = norm
         most = {"local": owner.max_clip_norm_local, "global": owner.max_clip_norm_global}
         for channel in self.arm.plan.channels:
@@ -187,13 +188,13 @@ class ClientRun:
                 raise PrivacyError(f"The {channel} clip norm came to {norms[channel]:.4g}, above {most[channel]:g}.")
         return norms
 
-    def _scored(self, kept: Kept, shared: Shared, num_done: int) -> Kept:
-        """Score the own images after `num_done` rounds, once: into a file that stays here."""
-        if num_done == kept.num_scored:
-            return kept
+    def _score(self, state: ClientState, shared: Shared, num_done: int) -> ClientState:
+        """Score the own images after `num_done` rounds, once, into a file of this client."""
+        if num_done == state.num_scored:
+            return state
         features, labels = self._scored_images()
         with torch.no_grad():
-            logits = self.arm.method.logits(self.model, shared, kept.personal, features).cpu()
+            logits = self.arm.method.logits(self.model, shared, state.personal, features).cpu()
         rounds = LedgerFile(self.store.folder).of(self.arm.label).rounds(self.client_id)
         line = {
             "num_rounds": num_done,
@@ -203,9 +204,9 @@ class ClientRun:
             "epsilon": policy.epsilon(self.arm.plan, rounds, self.client_id),
             "delta": self.arm.plan.config.delta,
         }
-        records.truncate_records(self.store.records_path, kept.records_size)
+        records.truncate_records(self.store.records_path, state.records_size)
         size = files.append_line(self.store.records_path, json.dumps(records.to_json(line)))
-        return dataclasses.replace(kept, records_size=size, num_scored=num_done)
+        return dataclasses.replace(state, records_size=size, num_scored=num_done)
 
     def _scored_images(self) -> tuple[Any, Any]:
         """Return features and labels of the own evaluation images."""
@@ -215,13 +216,13 @@ class ClientRun:
         features, labels, index = self.examples.features(self.model, self.config, split, kind)
         return features.tensor()[index].to(self.model.device), labels[index]
 
-    def _names(self, request: Envelope) -> dict[str, Any]:
-        """Return what an answer says of itself: whose it is, and to what."""
+    def _header(self, request: Envelope) -> dict[str, Any]:
+        """Return what every answer states: whose it is, and to which request."""
         place = {key: request.meta[key] for key in ("round", "step", "rounds") if key in request.meta}
         return {"client": self.client.client.name, "agreement": self.agreement.digest, **place}
 
 
-def _whole(request: Envelope, key: str, end: int) -> int:
+def _whole_number(request: Envelope, key: str, end: int) -> int:
     """Return a whole number of a message, at least 0 and below `end`; ProtocolError if there is none."""
     value = request.meta.get(key)
     if type(value) is not int or not 0 <= value < end:

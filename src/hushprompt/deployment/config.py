@@ -45,7 +45,7 @@ class FederationConfig:
     join_deadline_s: float = 600.0
     """Seconds to wait for clients to come online and join."""
     round_deadline_s: float = 600.0
-    """Seconds that a client has for a turn; where nothing is shared, for each round of its one turn."""
+    """Seconds that a client has for an update; where nothing is shared, for each round of its training."""
 
     def __post_init__(self) -> None:
         """Check the fields."""

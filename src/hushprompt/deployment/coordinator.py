@@ -1,4 +1,4 @@
-"""The server's end of a federation: rounds with whoever answers, and a checkpoint before anything new leaves.
+"""The server of a federation: rounds with the clients that respond, and a checkpoint before anything new is sent.
 
 A killed server goes on as the same run: the last shared state that may have left is on disk, what was asked and not yet
 used is asked again, and clients give the very answer that they gave before.
@@ -22,7 +22,7 @@ from hushprompt.deployment.envelope import Envelope
 from hushprompt.deployment.progress import RoundTally, ServerState, load_state, save_state
 from hushprompt.deployment.responses import Responses
 from hushprompt.deployment.server_record import AGREEMENT, ServerRecord
-from hushprompt.deployment.transport import Transport
+from hushprompt.deployment.transport import MessageTransport
 from hushprompt.errors import ProtocolError, ResumeError
 from hushprompt.federation.client import Step
 from hushprompt.federation.server import Server
@@ -36,13 +36,13 @@ from hushprompt.runs.prompts import write_prompts
 from hushprompt.seeding import stream
 
 
-def serve(config: ServerConfig, transport: Transport, observer: Observer) -> None:
-    """Gather the clients, train, and leave a run folder; go on where a checkpoint in the folder stopped.
+def serve(config: ServerConfig, transport: MessageTransport, observer: Observer) -> None:
+    """Enroll the clients, train, and write a run folder; go on from a checkpoint in the folder.
 
     Args:
         config: of the server; the folder is made if it is missing.
         transport: reaches the clients.
-        observer: who watches; `on_round` gets a record without losses and scores, which never travel.
+        observer: who watches; `on_round` gets a record without losses and scores, which clients never send.
 
     Raises:
         ConfigError: the run is impossible for the clients that joined, or outside the privacy theorem.
@@ -57,7 +57,7 @@ def serve(config: ServerConfig, transport: Transport, observer: Observer) -> Non
 class Coordinator:
     """One run at the server."""
 
-    def __init__(self, config: ServerConfig, transport: Transport) -> None:
+    def __init__(self, config: ServerConfig, transport: MessageTransport) -> None:
         """Load the model, and who agreed on what if the run has begun."""
         self.config, self.transport, self.folder = config, transport, config.folder
         names = config.class_names()
@@ -69,11 +69,11 @@ class Coordinator:
         self.offer = make_offer(config.federation.name, run, config.run, names, fingerprint)
         if self.agreement is not None and not self.offer.to_json().items() <= self.agreement.to_json().items():
             raise ResumeError(f"The run in {self.folder} belongs to another config. Use another folder.")
-        self.gathering = Enrollment(config.federation, self.offer, transport, self._report)
+        self.enrollment = Enrollment(config.federation, self.offer, transport, self._report)
 
     def run(self, observer: Observer) -> None:
-        """Gather, train and finish."""
-        agreement = self._gathered()
+        """Enroll, train and finish."""
+        agreement = self._enrolled()
         arm = agreement.arm
         template, _ = arm.method.init(self.model, stream(self.config.run.seed, "init"))
         start = ServerState(template, arm.plan.release_plan.first_norms(len(agreement.sizes)))
@@ -96,18 +96,18 @@ class Coordinator:
             observer.on_round(record)
         self._finish(ledger, agreement, state)
 
-    def _gathered(self) -> Agreement:
+    def _enrolled(self) -> Agreement:
         """Return what all agreed on: now, or when the run began."""
         if self.agreement is None:
-            self.gathering.wait(self.config.federation.clients)
-            self.agreement = self.gathering.agree()
+            self.enrollment.wait(self.config.federation.clients)
+            self.agreement = self.enrollment.agree()
             records.write_json(self.folder / AGREEMENT, self.agreement.to_json())
             return self.agreement
-        self.gathering.wait(self.agreement.clients, self._sizes(self.agreement))
+        self.enrollment.wait(self.agreement.clients, self._sizes(self.agreement))
         return self.agreement
 
     def _charged(self, ledger: LedgerFile, agreement: Agreement, first: int, until: int) -> int:
-        """Charge rounds before anything is asked for them; give the first that the budget forbids, or `until`.
+        """Charge rounds before anything is asked for them; return the first that the budget forbids, or `until`.
 
         A round is charged once: what is asked again after a crash gets the answer that was given before.
         """
@@ -119,72 +119,74 @@ class Coordinator:
         return until
 
     def _round(self, agreement: Agreement, state: ServerState) -> ServerState:
-        """Take one round, meeting by meeting, with a checkpoint after each; a step > 0 goes on inside a round."""
+        """Run one round with a checkpoint after each aggregation; a step > 0 goes on inside a round."""
         arm, training = agreement.arm, self.config.run.training
         kind = wire.payload_kind_of(arm, training.local_steps)
-        meeting = Server(self.config.run.seed, training, agreement.sizes)
+        server = Server(self.config.run.seed, training, agreement.sizes)
         cohort = arm.cohorts[state.round_index].tolist()
         if state.step == 0:
             state = dataclasses.replace(state, shared=arm.method.begin_round(state.shared))
         while state.step < arm.plan.sampler.steps_per_round:
-            place, start = Step(state.round_index, state.step), time.perf_counter()
+            at, start = Step(state.round_index, state.step), time.perf_counter()
             norm = {} if state.norms is None else {"clip_norm": state.norms.of(0)["global"]}
-            meta = {**self._names(agreement), "round": place[0], "step": place[1], **norm}
+            meta = {**self._names(agreement), "round": at.round_index, "step": at.step_index, **norm}
             request = Envelope("turn", meta, wire.request_tensors(arm.method, state.shared, kind))
-            arrivals = self._ask(agreement, state, request, cohort, self.config.federation.round_deadline_s)
-            shared, norms = meeting.aggregate(arm, state.shared, state.norms, arrivals.messages, cohort, place)
-            tally = state.tally.plus(arrivals, time.perf_counter() - start)
+            responses = self._ask(agreement, state, request, cohort, self.config.federation.round_deadline_s)
+            shared, norms = server.aggregate(arm, state.shared, state.norms, responses.messages, cohort, at)
+            tally = state.tally.plus(responses, time.perf_counter() - start)
             state = dataclasses.replace(
-                state, shared=shared, norms=norms, step=place[1] + training.local_steps, tally=tally
+                state, shared=shared, norms=norms, step=at.step_index + training.local_steps, tally=tally
             )
             if state.step < arm.plan.sampler.steps_per_round:
                 save_state(self.folder, state)  # the round's end is saved with its record
         return dataclasses.replace(state, round_index=state.round_index + 1, step=0)
 
     def _alone(self, agreement: Agreement, state: ServerState, until: int) -> ServerState:
-        """Let every client take all its rounds up to one by itself: nothing is shared."""
+        """Let every client train all its rounds up to one by itself: nothing is shared."""
         start = time.perf_counter()
         request = Envelope("alone", {**self._names(agreement), "until": until})
         deadline = self.config.federation.round_deadline_s * (until - state.round_index)
-        arrivals = self._ask(agreement, state, request, list(range(len(agreement.clients))), deadline)
-        tally = state.tally.plus(arrivals, time.perf_counter() - start)
+        responses = self._ask(agreement, state, request, list(range(len(agreement.clients))), deadline)
+        tally = state.tally.plus(responses, time.perf_counter() - start)
         return dataclasses.replace(state, round_index=until, tally=tally)
 
     def _ask(
         self, agreement: Agreement, state: ServerState, request: Envelope, cohort: list[int], deadline_s: float
     ) -> Responses:
-        """Ask a cohort, and take what arrives in time and is what was asked for.
+        """Ask a cohort, and use the responses that arrive in time and fit the request.
 
         Raises:
             ProtocolError: fewer answers than `min_clients`.
         """
-        members = self.gathering.members
+        members = self.enrollment.members
         names = [agreement.clients[client_id] for client_id in cohort]
         online = set(self.transport.online())
         if any(name not in members or members[name].node not in online for name in names):
-            self.gathering.look(self._sizes(agreement))
+            self.enrollment.look(self._sizes(agreement))
         asked = {members[name].node: name for name in names if name in members}
-        arrivals = Responses(agreement, state.shared, state.norms, request, asked, self.config.run.training.local_steps)
+        responses = Responses(
+            agreement, state.shared, state.norms, request, asked, self.config.run.training.local_steps
+        )
         for name in names:
             if name not in members:
-                arrivals.fail(name, "", "not online")
+                responses.fail(name, "", "not online")
         requests = dict.fromkeys(asked, request)
         for node, answer in self.transport.ask(requests, deadline_s, request.num_bytes * 2 + MAX_ANSWER_BYTES):
-            arrivals.take(node, answer)
-        arrivals.close()
+            responses.take(node, answer)
+        responses.close()
         place = {key: request.meta[key] for key in ("round", "step") if key in request.meta}
-        for name, node, reason in arrivals.refused:
+        for name, node, reason in responses.refused:
             self._report(name, node, reason, **place)
         least = min(self.config.federation.quorum, len(cohort))
-        if len(arrivals.messages) < least:
+        if len(responses.messages) < least:
             raise ProtocolError(
-                f"{len(arrivals.messages)} of {len(cohort)} clients answered, min_clients asks for {least}. Nothing of "
-                "this step was used. Start again when they are there, or with a smaller federation.min_clients."
+                f"{len(responses.messages)} of {len(cohort)} clients answered, min_clients asks for {least}. Nothing "
+                "of this step was used. Start again when they are there, or with a smaller federation.min_clients."
             )
-        return arrivals
+        return responses
 
     def _record(self, ledger: LedgerFile, agreement: Agreement, state: ServerState) -> ServerRecord:
-        """Say what a round was; losses and scores never travel."""
+        """Return the record of a round; clients never send losses and scores."""
         arm, tally = agreement.arm, state.tally
         most_rounds = ledger.of(arm.label).most_rounds
         return ServerRecord(
@@ -217,13 +219,13 @@ class Coordinator:
         meta = {**self._names(agreement), "rounds": state.round_index}
         kind = wire.payload_kind_of(arm, self.config.run.training.local_steps)
         request = Envelope("finish", meta, wire.request_tensors(arm.method, state.shared, kind))
-        asked = {member.node: name for name, member in self.gathering.members.items()}
-        arrivals = Responses(agreement, state.shared, None, request, asked, self.config.run.training.local_steps)
+        asked = {member.node: name for name, member in self.enrollment.members.items()}
+        responses = Responses(agreement, state.shared, None, request, asked, self.config.run.training.local_steps)
         deadline = self.config.federation.round_deadline_s
         for node, answer in self.transport.ask(dict.fromkeys(asked, request), deadline, MAX_ANSWER_BYTES):
-            arrivals.take(node, answer)
-        arrivals.close()
-        for name, node, reason in arrivals.refused:
+            responses.take(node, answer)
+        responses.close()
+        for name, node, reason in responses.refused:
             self._report(name, node, reason)
 
     def _names(self, agreement: Agreement) -> dict[str, Any]:

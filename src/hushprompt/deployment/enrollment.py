@@ -1,4 +1,4 @@
-"""Who takes part: clients come online, say who they are, and accept the plan, before anything is trained."""
+"""Enrollment: clients come online, say who they are and accept the plan, before anything is trained."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from hushprompt.deployment.agreement import Agreement, Offer, check_version, version
 from hushprompt.deployment.config import FederationConfig
 from hushprompt.deployment.envelope import Envelope
-from hushprompt.deployment.transport import Failure, Transport, reason_of
+from hushprompt.deployment.transport import Failure, MessageTransport, reason_of
 from hushprompt.errors import ProtocolError
 
 POLL_S = 1.0
@@ -21,8 +21,8 @@ Report = Callable[[str, str, str], None]
 
 
 @dataclass(frozen=True)
-class Member:
-    """A client that joined."""
+class EnrolledClient:
+    """A client that has joined."""
 
     node: str
     size: int
@@ -32,10 +32,10 @@ class Member:
 class Enrollment:
     """Finds the clients of a federation among the nodes that a transport reaches."""
 
-    def __init__(self, config: FederationConfig, offer: Offer, transport: Transport, report: Report) -> None:
+    def __init__(self, config: FederationConfig, offer: Offer, transport: MessageTransport, report: Report) -> None:
         """Start with nobody."""
         self.config, self.offer, self.transport, self.report = config, offer, transport, report
-        self.members: dict[str, Member] = {}
+        self.members: dict[str, EnrolledClient] = {}
         self._refused: set[str] = set()
 
     def look(self, sizes: Mapping[str, int] | None = None) -> None:
@@ -120,7 +120,7 @@ class Enrollment:
                     del self.members[name]
                     self._refused.add(node)
 
-    def _joined(self, node: str, answer: Envelope | Failure) -> tuple[str, Member]:
+    def _joined(self, node: str, answer: Envelope | Failure) -> tuple[str, EnrolledClient]:
         """Read who a node says it is."""
         if isinstance(answer, Failure) or answer.kind != "join":
             raise ProtocolError(reason_of(answer))
@@ -130,4 +130,4 @@ class Enrollment:
         check_version(answer.meta, "The server", name)
         if answer.meta.get("backbone") != self.offer.backbone:
             raise ProtocolError(f"{name} has another backbone than the federation.")
-        return name, Member(node, size)
+        return name, EnrolledClient(node, size)

@@ -1,8 +1,8 @@
-"""What travels between the server and a client, either way, as bytes that show when they were changed.
+"""Messages between the server and a client, either way, as bytes with a checksum.
 
     magic (8 bytes) | SHA-256 of the rest (32 bytes) | safetensors: tensors, and kind and meta as JSON metadata
 
-The checksum finds accidents. Who may send at all is the carrier's matter (TLS, keys).
+The checksum finds accidental damage. Who may send at all is a matter of the transport (TLS, keys).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -27,6 +28,14 @@ ENTRY = "hushprompt"
 
 
 @dataclass(frozen=True)
+class _Header:
+    """What of a message is JSON."""
+
+    kind: str
+    meta: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Envelope:
     """One message: JSON values and tensors, nothing else ever."""
 
@@ -35,7 +44,7 @@ class Envelope:
     meta: Mapping[str, Any] = field(default_factory=dict)
     """JSON values."""
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
-    """Shared state on its way down, a message on its way up."""
+    """The payload: shared state in a request, an update in an answer."""
 
     @property
     def is_refusal(self) -> bool:
@@ -44,7 +53,7 @@ class Envelope:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the tensors alone, as `federation.aggregate.num_bytes` counts them."""
+        """Bytes of the tensors alone, as `federation.payload.num_bytes` counts them."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
 
     def to_bytes(self) -> bytes:
@@ -81,24 +90,16 @@ class Envelope:
         try:
             size = int.from_bytes(body[:8], "little")
             text = json.loads(body[8 : 8 + size])["__metadata__"][ENTRY]
-            content = json.loads(text, parse_constant=_no_constant)
-            kind, meta = content["kind"], content["meta"]
+            header = msgspec.json.decode(text, type=_Header)  # refuses NaN and infinity, which JSON does not have
             tensors = load(body)
         except (SafetensorError, ValueError, KeyError, TypeError) as error:
             raise ProtocolError(f"A message cannot be read ({error}).") from error
-        if not isinstance(kind, str) or not isinstance(meta, dict):
-            raise ProtocolError("A message has no kind, or its values are no table.")
         for name, tensor in tensors.items():
             if tensor.is_floating_point() and not tensor.isfinite().all():
                 raise ProtocolError(f"The tensor {name!r} of a message has values that are NaN or infinite.")
-        return cls(kind, meta, dict(sorted(tensors.items())))
+        return cls(header.kind, header.meta, dict(sorted(tensors.items())))
 
 
 def refusal(reason: str) -> Envelope:
     """Return the answer of one who does not do what was asked."""
     return Envelope("refusal", {"reason": reason})
-
-
-def _no_constant(word: str) -> float:
-    """Refuse NaN and infinity, which JSON does not have."""
-    raise ValueError(f"{word} is no JSON value")

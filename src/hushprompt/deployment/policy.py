@@ -1,4 +1,4 @@
-"""The owner's word: what a client refuses whatever the server asks, and what all runs of a store spent together."""
+"""The policy of a data owner: what a client refuses whatever the server asks, and the budget of all its runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hushprompt.runs import records
 from hushprompt.runs.arm import Arm
 
 SPENT = "spent.json"
-"""In every run's folder: epsilon and delta that its charges come to, written before a charge is."""
+"""In every run's folder: its cumulative (epsilon, delta), persisted before each charge."""
 
 
 def check_plan(owner: OwnerConfig, arm: Arm, client_id: int, store: Path, folder: Path) -> None:
@@ -54,7 +54,7 @@ def epsilon(plan: PrivacyPlan, num_rounds: int, client_id: int) -> float:
 
 
 def reserve(owner: OwnerConfig, plan: PrivacyPlan, num_rounds: int, client_id: int, store: Path, folder: Path) -> None:
-    """Set aside what `num_rounds` charged rounds of this run come to, on disk before any of it is spent.
+    """Persist the cumulative (epsilon, delta) of `num_rounds` charged rounds of this run, before any of it is spent.
 
     Runs add up (basic composition): what others spent and this run's new total must stay within the owner's limits.
 

@@ -16,6 +16,7 @@ from hushprompt.deployment.wire import check_like
 from hushprompt.errors import ProtocolError, ResumeError
 from hushprompt.methods.base import Shared
 from hushprompt.privacy.adaptive import ClipNorms
+from hushprompt.runs.records import from_json
 from hushprompt.runs.state import flatten, restore
 
 FILE = "checkpoint/state.safetensors"
@@ -34,16 +35,16 @@ class RoundTally:
     header_bytes_down: int = 0
     seconds: float = 0.0
 
-    def plus(self, arrivals: Responses, seconds: float) -> RoundTally:
-        """Return the counts with one meeting more."""
-        request, number = arrivals.request, len(arrivals.asked)
+    def plus(self, responses: Responses, seconds: float) -> RoundTally:
+        """Return the counts with one more exchange."""
+        request, number = responses.request, len(responses.asked)
         return RoundTally(
-            asked=sorted({*self.asked, *arrivals.asked.values()}),
-            took_part=sorted({*self.took_part, *arrivals.names}),
-            failures={**self.failures, **arrivals.failures},
-            bytes_up=self.bytes_up + arrivals.bytes_up,
+            asked=sorted({*self.asked, *responses.asked.values()}),
+            took_part=sorted({*self.took_part, *responses.names}),
+            failures={**self.failures, **responses.failures},
+            bytes_up=self.bytes_up + responses.bytes_up,
             bytes_down=self.bytes_down + request.num_bytes * number,
-            header_bytes_up=self.header_bytes_up + arrivals.header_bytes_up,
+            header_bytes_up=self.header_bytes_up + responses.header_bytes_up,
             header_bytes_down=self.header_bytes_down + (len(request.to_bytes()) - request.num_bytes) * number,
             seconds=self.seconds + seconds,
         )
@@ -51,11 +52,11 @@ class RoundTally:
 
 @dataclass(frozen=True)
 class ServerState:
-    """All that the server keeps between two meetings."""
+    """All that the server keeps between two exchanges with its clients."""
 
     shared: Shared
     norms: ClipNorms | None
-    """Clip norms where they are adaptive; the local ones are the clients' matter, and stay as they began."""
+    """Clip norms where they are adaptive; the local ones are kept by the clients, and stay as they began."""
     round_index: int = 0
     """Rounds done."""
     step: int = 0
@@ -96,7 +97,7 @@ def load_state(folder: Path, start: ServerState) -> ServerState:
             parts[part][name] = tensor
         norms = None if start.norms is None else restore(start.norms, parts["norms"])
         return ServerState(
-            restore(start.shared, parts["shared"]), norms, **{**values, "tally": RoundTally(**values["tally"])}
+            restore(start.shared, parts["shared"]), norms, **values | {"tally": from_json(RoundTally, values["tally"])}
         )
     except (SafetensorError, ProtocolError, OSError, ValueError, TypeError, KeyError) as error:
         raise ResumeError(f"The checkpoint {path} is damaged ({error}). Start a new run.") from error

@@ -1,4 +1,4 @@
-"""What came back from the clients that were asked: each answer is taken once, or left out with a reason."""
+"""The clients' responses to one request: each is used once, or left out with a reason."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hushprompt.privacy.adaptive import ClipNorms
 
 
 class Responses:
-    """The answers to one request."""
+    """The responses to one request."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class Responses:
         return [self.agreement.clients[client_id] for client_id in self.messages]
 
     def take(self, node: str, answer: Envelope | Failure) -> None:
-        """Take an answer, or say why not."""
+        """Use a response, or note why it cannot be used."""
         name = self.asked.get(node, "")
         try:
             if not name:
@@ -72,7 +72,7 @@ class Responses:
             self.failures[name] = reason
 
     def close(self) -> None:
-        """Note those from whom nothing came."""
+        """Note the clients that did not respond."""
         for node, name in self.asked.items():
             if name not in self.failures and self.agreement.clients.index(name) not in self._messages:
                 self.fail(name, node, "no answer by the deadline")
@@ -86,7 +86,7 @@ class Responses:
             raise ProtocolError(f"An answer to something else came: {', '.join(wrong)} differ. Is it a replay?")
 
     def _message(self, client_id: int, answer: Envelope) -> Any:
-        """Return what travelled, checked."""
+        """Return the payload of a response, checked."""
         if self.request.kind != "turn":
             wire.check_like(answer.tensors, {}, "An answer")
             return None

@@ -1,9 +1,9 @@
-"""What a client keeps of one run, in a folder that only it reads: none of it ever travels, but the answer it gave.
+"""What a client stores of one run, in a folder that only it reads: only the answers are sent.
 
-`STORE/<federation>/<run>/` holds `agreement.json` (pinned before the first turn), `state.safetensors` (personal state,
-batches of the round, last answer: one file, so one rename commits a turn), `ledger.jsonl` (rounds charged, each before
-it is taken), `spent.json` (what they come to, for the owner's limits over all runs), `records.jsonl` (its own scores),
-and at the end `prompts/` and `privacy.json`.
+`STORE/<federation>/<run>/` holds `agreement.json` (pinned before the first update), `state.safetensors` (personal
+state, batches of the round, last answer: one file, so one rename commits an update), `ledger.jsonl` (rounds charged,
+each before it is trained), `spent.json` (their cumulative epsilon and delta, for the owner's limits over all runs),
+`records.jsonl` (its own scores), and at the end `prompts/` and `privacy.json`.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ from hushprompt.runs.state import flatten, restore
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kept:
+class ClientState:
     """All that a client keeps between two messages."""
 
     personal: Personal
     norm: float | None = None
     """Clip norm of its next local release, where norms are adaptive."""
     round_index: int = -1
-    """Round of the last turn; -1 before the first."""
+    """Round of the last update; -1 before the first."""
     step: int = 0
-    """First step of the last turn."""
+    """First step of the last update."""
     num_rounds: int = 0
-    """Different rounds in which it took a turn."""
+    """Different rounds in which it computed an update."""
     batches: tuple[np.ndarray, ...] = ()
     """Of that round, all its steps: secure ones cannot be drawn again."""
     request: str = ""
-    """Digest of the message that asked for the last turn."""
+    """Digest of the message that asked for the last update."""
     answer: Envelope = field(default_factory=lambda: Envelope("turn"))
     """What it answered."""
     num_scored: int = -1
@@ -85,31 +85,31 @@ class RunStore:
         path = self.folder / AGREEMENT
         return read_agreement(records.read_json(path)) if path.exists() else None
 
-    def pin(self, agreement: Agreement, kept: Kept) -> None:
-        """Hold on to an agreement, with the state before training."""
-        self.save(kept)
+    def pin(self, agreement: Agreement, state: ClientState) -> None:
+        """Store an agreement, with the state before training."""
+        self.save(state)
         records.write_json(self.folder / AGREEMENT, agreement.to_json())
 
-    def save(self, kept: Kept) -> None:
+    def save(self, state: ClientState) -> None:
         """Write the state; after a crash it is the old or the new one."""
         tensors = {
-            **flatten(kept.personal, "personal."),
-            **{f"answer.{name}": tensor for name, tensor in kept.answer.tensors.items()},
-            **{f"batch.{step}": torch.from_numpy(batch) for step, batch in enumerate(kept.batches)},
+            **flatten(state.personal, "personal."),
+            **{f"answer.{name}": tensor for name, tensor in state.answer.tensors.items()},
+            **{f"batch.{step}": torch.from_numpy(batch) for step, batch in enumerate(state.batches)},
         }
         values = {
-            "norm": kept.norm,
-            "round_index": kept.round_index,
-            "step": kept.step,
-            "num_rounds": kept.num_rounds,
-            "request": kept.request,
-            "num_scored": kept.num_scored,
-            "records_size": kept.records_size,
-            "answer": [kept.answer.kind, dict(kept.answer.meta)],
+            "norm": state.norm,
+            "round_index": state.round_index,
+            "step": state.step,
+            "num_rounds": state.num_rounds,
+            "request": state.request,
+            "num_scored": state.num_scored,
+            "records_size": state.records_size,
+            "answer": [state.answer.kind, dict(state.answer.meta)],
         }
         files.write_tensors(self.folder / "state.safetensors", tensors, json.dumps(values))
 
-    def load(self, template: Personal) -> Kept:
+    def load(self, template: Personal) -> ClientState:
         """Read the state into the structure of a personal state of the same method and model.
 
         Raises:
@@ -127,6 +127,8 @@ class RunStore:
                 parts[part][name] = tensor
             batches = tuple(parts["batch"][str(step)].numpy() for step in range(len(parts["batch"])))
             personal = restore(template, parts["personal"])
-            return Kept(personal=personal, batches=batches, answer=Envelope(kind, meta, parts["answer"]), **values)
+            return ClientState(
+                personal=personal, batches=batches, answer=Envelope(kind, meta, parts["answer"]), **values
+            )
         except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
             raise ResumeError(f"The state {path} is missing or damaged ({error}): what left is not known.") from error

@@ -1,4 +1,4 @@
-"""How the server reaches its clients: what it asks of any carrier of messages, and the carrier inside one process."""
+"""How the server reaches its clients: the protocol of a transport of messages, and the one within a process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hushprompt.deployment.envelope import Envelope
 from hushprompt.errors import ProtocolError
 
 MAX_REQUEST_BYTES = 2**30
-"""More than this no client reads."""
+"""Longest request that a client reads."""
 
 
 @dataclass(frozen=True)
@@ -24,15 +24,15 @@ class Failure:
 
 @runtime_checkable
 class Answerer(Protocol):
-    """What a carrier asks of a client's end; `Site` is one."""
+    """What a transport asks of a client; `ClientNode` is one."""
 
     def answer(self, request: Envelope) -> Envelope:
         """Answer one message."""
 
 
 @runtime_checkable
-class Transport(Protocol):
-    """The server's end of a carrier. A node is whatever the carrier can reach; `join` tells which client it is."""
+class MessageTransport(Protocol):
+    """The server's end of a transport. A node is whatever can be reached; `join` tells which client it is."""
 
     def online(self) -> list[str]:
         """Return the ids of the nodes that can be reached now. A node keeps its id when it comes back."""
@@ -40,7 +40,7 @@ class Transport(Protocol):
     def ask(
         self, requests: Mapping[str, Envelope], deadline_s: float, max_bytes: int
     ) -> Iterator[tuple[str, Envelope | Failure]]:
-        """Send each node its message, and give answers as they arrive, with the id of the node that sent each.
+        """Send each node its message, and yield answers as they arrive, with the id of the node that sent each.
 
         Ends after the deadline at the latest. A node without an answer by then gives a Failure, or nothing. An answer
         to another request never comes out of here; what comes twice, or from a node that was not asked, may: whoever
@@ -54,16 +54,16 @@ class Transport(Protocol):
 
 
 class InProcess:
-    """Carries messages, as bytes, to clients in this very process: for trials and tests."""
+    """Delivers messages, as bytes, to clients in this process: for trials and tests."""
 
-    def __init__(self, sites: Mapping[str, Answerer], num_threads: int = 1) -> None:
+    def __init__(self, nodes: Mapping[str, Answerer], num_threads: int = 1) -> None:
         """Take the clients by node id; several threads ask them side by side."""
-        self.sites = dict(sites)
+        self.nodes = dict(nodes)
         self._num_threads = num_threads
 
     def online(self) -> list[str]:
         """Return all nodes."""
-        return list(self.sites)
+        return list(self.nodes)
 
     def ask(
         self, requests: Mapping[str, Envelope], deadline_s: float, max_bytes: int
@@ -82,13 +82,13 @@ class InProcess:
             yield from zip(requests, pool.map(ask_one, requests), strict=True)
 
     def deliver(self, node: str, data: bytes) -> bytes:
-        """Bring bytes to a client, and its answer back; tests of failures do it worse."""
+        """Deliver bytes to a client, and return its answer; tests override this to fail."""
         request = Envelope.from_bytes(data, MAX_REQUEST_BYTES)
-        return self.sites[node].answer(request).to_bytes()
+        return self.nodes[node].answer(request).to_bytes()
 
 
 def reason_of(answer: Envelope | Failure) -> str:
-    """Say why there is no answer of use."""
+    """Return why there is no usable answer."""
     if isinstance(answer, Failure):
         return answer.reason
     return str(answer.meta.get("reason", ""))[:1000] if answer.is_refusal else f"answered with {answer.kind[:50]!r}"

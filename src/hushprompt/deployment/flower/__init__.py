@@ -1,1 +1,1 @@
-"""Flower carries the messages: its Grid at the server, its ClientApp at a client, nothing else of it is used."""
+"""Flower as the transport: its Grid at the server and its ClientApp at a client; nothing else of it is used."""

@@ -1,4 +1,4 @@
-"""Flower's ClientApp: one message in, what the client's site answers out. A new process has each message."""
+"""Flower's ClientApp: passes one message to the client node and returns its answer; one process per message."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
-from hushprompt.deployment.client_node import ClientNode, open_site
+from hushprompt.deployment.client_node import ClientNode, open_client_node
 from hushprompt.deployment.config import load_client
 from hushprompt.deployment.envelope import refusal
 from hushprompt.deployment.flower import environment, messages
@@ -38,7 +38,7 @@ def client_app(config_of: Callable[[Context], Path]) -> ClientApp:
         except ProtocolError as error:
             return messages.reply(refusal(str(error)), message)
         try:
-            return messages.reply(site(config_of(context)).answer(request), message)
+            return messages.reply(client_node(config_of(context)).answer(request), message)
         except Exception as error:
             _LOG.exception("The message %r could not be answered.", request.kind)
             return Message(Error(FAILED, type(error).__name__), reply_to=message)
@@ -46,15 +46,15 @@ def client_app(config_of: Callable[[Context], Path]) -> ClientApp:
     return app
 
 
-def site(config: Path) -> ClientNode:
-    """Return a client's end: the one that this process has, unless `client.toml` was changed."""
-    return _site(config, config.stat().st_mtime_ns)
+def client_node(config: Path) -> ClientNode:
+    """Return the client node of a config: the one that this process has, unless `client.toml` was changed."""
+    return _client_node(config, config.stat().st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=32)
-def _site(config: Path, changed: int) -> ClientNode:
-    """Open a client's end; a simulation's processes answer for several clients, many times."""
-    return open_site(load_client(config))
+def _client_node(config: Path, changed: int) -> ClientNode:
+    """Open a client node; a simulation's processes answer for several clients, many times."""
+    return open_client_node(load_client(config))
 
 
 app = client_app(lambda context: environment.path_of(environment.CLIENT_CONFIG))

@@ -82,7 +82,7 @@ def prepare() -> None:
     if torch.cuda.is_available():
         return  # nor can one that has used a GPU: each message loads its model then
     try:
-        client_app.site(environment.path_of(environment.CLIENT_CONFIG)).prepare()
+        client_app.client_node(environment.path_of(environment.CLIENT_CONFIG)).prepare()
     except (HushpromptError, OSError) as error:
         _LOG.warning("nothing could be prepared: %s", error)  # the message itself will say so
 

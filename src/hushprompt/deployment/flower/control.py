@@ -127,7 +127,7 @@ class Control:
         return names
 
     def start(self, bundle: Path) -> int:
-        """Start a run, and give its id.
+        """Start a run, and return its id.
 
         Args:
             bundle: folder that names the two apps.

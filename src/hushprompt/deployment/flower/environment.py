@@ -30,7 +30,7 @@ SAFE = {
 }
 """Nobody is told anything, and nothing is fetched."""
 BUNDLE = Path(__file__).parent / "app"
-"""What `flwr run` submits: names of the two apps in this package, which every site has installed. No code travels."""
+"""What `flwr run` submits: names of the two apps of this package, which every machine has. No code is sent."""
 
 
 def environment(home: Path, configs: Mapping[str, Path], base: Mapping[str, str] | None = None) -> dict[str, str]:

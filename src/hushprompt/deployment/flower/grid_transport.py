@@ -1,4 +1,4 @@
-"""Flower's Grid as the server's end of a carrier."""
+"""Flower's Grid as the transport of the server."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class GridTransport:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """Take what reaches the nodes.
+        """Hold the grid.
 
         Args:
             grid: of the run.
@@ -52,7 +52,7 @@ class GridTransport:
     def ask(
         self, requests: Mapping[str, Envelope], deadline_s: float, max_bytes: int
     ) -> Iterator[tuple[str, Envelope | Failure]]:
-        """Send each node its message, and give answers as they arrive.
+        """Send each node its message, and yield answers as they arrive.
 
         A message is matched by the request that it answers: Flower's own errors come from the SuperLink's node id.
         """

@@ -1,6 +1,6 @@
 """An envelope inside a Flower message: its bytes as they are, in one array.
 
-Arrays travel in pieces, so no request is too large for Flower's carrier; a `ConfigRecord` would go as one.
+Arrays are sent in pieces, so no request is too large for Flower's transport; a `ConfigRecord` would go as one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Flower's ServerApp: the coordinator, with Flower's Grid as its carrier."""
+"""Flower's ServerApp: the coordinator, with Flower's Grid as its transport."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Serve the federation of this machine's `server.toml`; nothing in the run that was submitted changes it."""
     config = load_server(environment.path_of(environment.SERVER_CONFIG))
-    serve(config, GridTransport(grid, environment.node_names()), Log())
+    serve(config, GridTransport(grid, environment.node_names()), LoggingObserver())
 
 
-class Log:
+class LoggingObserver:
     """An observer that writes a line for each thing that happens."""
 
     def on_setup(self, what: str, done: int, total: int) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from hushprompt.deployment.flower.hand_over import SOCKET
 
 Answer = Callable[[list[str]], int]
-"""Answers one message; takes the arguments of `flwr-clientapp`, and gives an exit status."""
+"""Answers one message; takes the arguments of `flwr-clientapp`, and returns an exit status."""
 
 
 def stand_by(folder: Path, answer: Answer, prepare: Callable[[], None]) -> None:

@@ -1,4 +1,4 @@
-"""A client's end: what its process is started with."""
+"""The process of a client: its command, environment and checks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hushprompt.deployment.config import ClientConfig
 from hushprompt.deployment.flower import clientapp, environment
 from hushprompt.deployment.operate import certificates, node_keys, probe
 from hushprompt.deployment.operate.layout import is_loopback, split_address
-from hushprompt.deployment.operate.supervise import Job
+from hushprompt.deployment.operate.supervise import ManagedProcess
 from hushprompt.errors import ConfigError
 
 LOOPBACK = "127.0.0.1"
@@ -22,7 +22,9 @@ NOT_ADMITTED = "[code: 2004]"
 UNTRUSTED = "CERTIFICATE_VERIFY_FAILED"
 
 
-def job(path: Path, config: ClientConfig, say: Callable[[str], None], *, is_insecure: bool) -> Job:
+def managed_process(
+    path: Path, config: ClientConfig, say: Callable[[str], None], *, is_insecure: bool
+) -> ManagedProcess:
     """Return the process to run.
 
     Args:
@@ -34,7 +36,7 @@ def job(path: Path, config: ClientConfig, say: Callable[[str], None], *, is_inse
     Raises:
         ConfigError: it would speak to another machine without TLS.
     """
-    link, folder = config.link, place(config)
+    link, folder = config.link, flower_folder(config)
     host, port = split_address(link.superlink)
     if is_insecure and not is_loopback(host):
         raise ConfigError(f"--insecure is for trials on one machine: link.superlink must be on 127.0.0.1, got {host}.")
@@ -57,9 +59,9 @@ def job(path: Path, config: ClientConfig, say: Callable[[str], None], *, is_inse
         for warning in check_link(config):
             say(warning)
         if problem := probe.check_trust(host, port, Path(link.ca)):
-            say(f"{problem} Its process tries on.")
+            say(f"{problem} The client keeps retrying.")
 
-    return Job(f"The client {config.client.name}", command, variables, check, explain=explain)
+    return ManagedProcess(f"The client {config.client.name}", command, variables, check, explain=explain)
 
 
 def check_link(config: ClientConfig) -> list[str]:
@@ -95,6 +97,6 @@ def free_port() -> int:
         return int(probe_socket.getsockname()[1])
 
 
-def place(config: ClientConfig) -> Path:
+def flower_folder(config: ClientConfig) -> Path:
     """Return the folder in which Flower keeps what it needs."""
     return config.store / "flwr"

@@ -30,11 +30,11 @@ from hushprompt.errors import ConfigError
 
 LISTEN_ALL = "0.0.0.0"
 KEYS_MADE = """\
-The clients' keys were made here, for a trial: whoever made them could be any client. In earnest each site makes its
-own (`hushprompt federation key node.key`) and sends the public half, `node.key.pub`, to be
+The clients' keys were made here, for a trial: whoever made them could be any client. In production each client makes
+its own (`hushprompt federation key node.key`) and sends the public half, `node.key.pub`, to be
 `server/node_keys/NAME.pub`."""
 KEYS_LEFT = """\
-Each site makes its key on its own machine, beside its `client.toml`: `hushprompt federation key node.key`. It sends
+Each client makes its key on its own machine, beside its `client.toml`: `hushprompt federation key node.key`. It sends
 the public half, `node.key.pub`, to the server's operator, who puts it at `server/node_keys/NAME.pub` and restarts the
 server."""
 OWN_DATA = """[data]
@@ -58,7 +58,7 @@ class Wanted:
     classes: tuple[str, ...] = ()
     """Class names of the clients' own images; empty: each client takes its part of the run's data set, for a trial."""
     with_keys: bool = True
-    """Whether the clients' keys are made here too, for a trial; else each site makes its own."""
+    """Whether the clients' keys are made here too, for a trial; else each client makes its own."""
 
 
 def write(folder: Path, wanted: Wanted, now: datetime.datetime) -> None:
@@ -74,7 +74,7 @@ def write(folder: Path, wanted: Wanted, now: datetime.datetime) -> None:
     if len(set(wanted.clients)) < len(wanted.clients) or not wanted.clients:
         raise ConfigError(f"Name at least one client, each once, got {', '.join(wanted.clients) or 'none'}.")
     if folder.exists() and any(folder.iterdir()):
-        raise ConfigError(f"{folder} is not empty, and nothing in it is overwritten. Give another folder.")
+        raise ConfigError(f"{folder} is not empty, and nothing in it is overwritten. Use another folder.")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".") as temporary:
         made = Path(temporary) / folder.name

@@ -1,4 +1,4 @@
-"""Keys of clients: each site makes its own, keeps the private half, and gives the server's operator the public one."""
+"""Keys of clients: each makes its own, keeps the private half, and gives the server's operator the public one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SUFFIX = ".pub"
 
 
 def make(path: Path, name: str) -> Path:
-    """Make a key pair (ECDSA, P-384), in OpenSSH form, and give the public half's file, `path` with `.pub`.
+    """Make a key pair (ECDSA, P-384), in OpenSSH form, and return the public half's file, `path` with `.pub`.
 
     Raises:
         ConfigError: the key exists.

@@ -1,4 +1,4 @@
-"""Processes that end with the one that started them, and the ones that do not, found and ended (Linux)."""
+"""Lifetime of processes (Linux): end with the parent, and find and end all descendants."""
 
 from __future__ import annotations
 

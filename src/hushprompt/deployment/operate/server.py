@@ -1,4 +1,4 @@
-"""The server's end: what its process is started with, and who may connect."""
+"""The process of the server: its command, environment and checks, and which clients may connect."""
 
 from __future__ import annotations
 
@@ -13,21 +13,23 @@ from hushprompt.deployment.config import ServerConfig
 from hushprompt.deployment.flower import environment
 from hushprompt.deployment.operate import certificates, node_keys
 from hushprompt.deployment.operate.layout import is_loopback
-from hushprompt.deployment.operate.supervise import Job
+from hushprompt.deployment.operate.supervise import ManagedProcess
 from hushprompt.errors import ConfigError, HushpromptError, LinkError
 from hushprompt.runs import records
 
 if TYPE_CHECKING:
     from hushprompt.deployment.flower.control import Control
 
-LOOPBACK, EVERYWHERE = "127.0.0.1", ("0.0.0.0", "::")
+LOOPBACK, ALL_ADDRESSES = "127.0.0.1", ("0.0.0.0", "::")
 """This machine; and what listens at all its addresses."""
 START_S = 180.0
 """Seconds that a SuperLink has to answer after its start."""
 POLL_S = 1.0
 
 
-def job(path: Path, config: ServerConfig, say: Callable[[str], None], *, is_insecure: bool) -> Job:
+def managed_process(
+    path: Path, config: ServerConfig, say: Callable[[str], None], *, is_insecure: bool
+) -> ManagedProcess:
     """Return the process to run.
 
     Args:
@@ -39,7 +41,7 @@ def job(path: Path, config: ServerConfig, say: Callable[[str], None], *, is_inse
     Raises:
         ConfigError: it would be reachable from elsewhere without TLS.
     """
-    link, folder = config.link, place(config)
+    link, folder = config.link, flower_folder(config)
     if is_insecure and not is_loopback(link.host):
         raise ConfigError(f"--insecure is for trials on one machine: link.host must be 127.0.0.1, got {link.host}.")
     command = [
@@ -63,7 +65,7 @@ def job(path: Path, config: ServerConfig, say: Callable[[str], None], *, is_inse
             say(warning)
         public_keys(config)
 
-    def begun() -> None:
+    def on_start() -> None:
         if is_insecure:
             say(f"The server listens at {link.host}:{link.port}, without TLS and without keys: for a trial only.")
             return
@@ -77,7 +79,7 @@ def job(path: Path, config: ServerConfig, say: Callable[[str], None], *, is_inse
 
     variables = environment.environment(folder / "flwr", configs)
     variables.pop("FORWARDED_ALLOW_IPS", None)  # with it, a request could say itself where it comes from
-    return Job("The server", command, variables, check, begun)
+    return ManagedProcess("The server", command, variables, check, on_start)
 
 
 def control(config: ServerConfig, *, is_insecure: bool = False) -> Control:
@@ -85,7 +87,7 @@ def control(config: ServerConfig, *, is_insecure: bool = False) -> Control:
     from hushprompt.deployment.flower.control import Control
 
     link = config.link
-    host = LOOPBACK if link.host in EVERYWHERE else link.host
+    host = LOOPBACK if link.host in ALL_ADDRESSES else link.host
     return Control(host, link.port, None if is_insecure or not link.ca else Path(link.ca))
 
 
@@ -102,7 +104,7 @@ def check_link(config: ServerConfig) -> list[str]:
     now = datetime.datetime.now(datetime.UTC)
     warnings = certificates.check_server(Path(link.certificate), Path(link.key), Path(link.ca), now)
     names = certificates.read(Path(link.certificate)).names
-    if link.host not in (*EVERYWHERE, *names):
+    if link.host not in (*ALL_ADDRESSES, *names):
         raise ConfigError(
             f"The server's own processes reach it at link.host {link.host}, which its certificate is not for "
             f"({', '.join(names)}). Listen at 0.0.0.0, or make a certificate for that address."
@@ -160,11 +162,11 @@ def database(config: ServerConfig) -> Path:
     return Path(config.link.database or config.folder / "link" / "superlink.db")
 
 
-def place(config: ServerConfig) -> Path:
+def flower_folder(config: ServerConfig) -> Path:
     """Return the folder of that file; what else the process keeps lies there too."""
     return database(config).parent
 
 
 def names_file(config: ServerConfig) -> Path:
     """Return the file with client names by node id."""
-    return place(config) / "node_names.json"
+    return flower_folder(config) / "node_names.json"

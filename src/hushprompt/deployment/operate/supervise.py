@@ -36,7 +36,7 @@ class BackOff:
 
 
 @dataclass(frozen=True)
-class Job:
+class ManagedProcess:
     """A process to keep running."""
 
     name: str
@@ -45,7 +45,7 @@ class Job:
     environment: Mapping[str, str]
     check: Callable[[], None]
     """Called before each start; raises ConfigError with what must be put right first."""
-    begun: Callable[[], None] = lambda: None
+    on_start: Callable[[], None] = lambda: None
     """Called once after each start, in a thread of its own."""
     explain: Explain = lambda lines: ""
 
@@ -53,15 +53,15 @@ class Job:
 class Supervisor:
     """Keeps one process running until it is told to stop."""
 
-    def __init__(self, job: Job, say: Callable[[str], None], back_off: BackOff | None = None) -> None:
-        """Take the job.
+    def __init__(self, managed: ManagedProcess, say: Callable[[str], None], back_off: BackOff | None = None) -> None:
+        """Keep one process.
 
         Args:
-            job: what to run.
+            managed: what to run.
             say: gets what happens, a line each.
             back_off: waits between starts.
         """
-        self._job, self._say, self._back_off = job, say, back_off or BackOff()
+        self._managed, self._say, self._back_off = managed, say, back_off or BackOff()
         self._stopping = threading.Event()
         self._process: subprocess.Popen[str] | None = None
 
@@ -77,10 +77,10 @@ class Supervisor:
                 lived_s, reason = self._once(is_first)
                 is_first = False
                 if self._stopping.is_set():
-                    self._say(f"{self._job.name} has stopped.")
+                    self._say(f"{self._managed.name} has stopped.")
                     return
                 wait_s = self._back_off.first_s if lived_s > self._back_off.steady_s else wait_s
-                self._say(f"{self._job.name} {reason} It is started again in {wait_s:.0f} s.")
+                self._say(f"{self._managed.name} {reason} It is started again in {wait_s:.0f} s.")
                 self._stopping.wait(wait_s)
                 wait_s = min(2 * wait_s, self._back_off.most_s)
 
@@ -92,11 +92,11 @@ class Supervisor:
             process.terminate()
 
     def _once(self, is_first: bool) -> tuple[float, str]:
-        """Run the process to its end; give how long it lived in seconds, and how it ended."""
+        """Run the process to its end; return how long it lived in seconds, and how it ended."""
         if self._stopping.is_set():
             return 0.0, ""
         try:
-            self._job.check()
+            self._managed.check()
         except ConfigError as error:
             if is_first:
                 raise
@@ -104,19 +104,19 @@ class Supervisor:
         started = time.monotonic()
         tail: collections.deque[str] = collections.deque(maxlen=TAIL)
         self._process = subprocess.Popen(
-            self._job.command, env=self._job.environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            self._managed.command, env=self._managed.environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True,
         )  # fmt: skip
         if self._stopping.is_set():  # the signal came as it started
             self._process.terminate()
         reader = threading.Thread(target=self._copy, args=(self._process, tail), daemon=True)
         reader.start()
-        threading.Thread(target=self._job.begun, daemon=True).start()
+        threading.Thread(target=self._managed.on_start, daemon=True).start()
         status = self._wait(self._process)
         process_lifetime.end_descendants(GRACE_S)
         reader.join(GRACE_S)
         how = f"by signal {-status}" if status < 0 else f"with status {status}"
-        return time.monotonic() - started, f"ended {how}. {self._job.explain(tail)}".rstrip()
+        return time.monotonic() - started, f"ended {how}. {self._managed.explain(tail)}".rstrip()
 
     def _wait(self, process: subprocess.Popen[str]) -> int:
         """Wait for the process; once it was told to stop, no longer than the grace."""
