@@ -73,15 +73,13 @@ class ClientRun:
             raise ProtocolError("This method shares nothing: there is no update to send.")
         training, steps = self.config.training, self.arm.plan.sampler.steps_per_round
         at = Step(_whole_number(request, "round", self.arm.num_rounds), _whole_number(request, "step", steps))
+        where = f"round {at.round_index + 1}, step {at.step_index + 1}"
         if at <= (state.round_index, state.step):
             raise ProtocolError(
-                f"Round {at.round_index + 1}, step {at.step_index + 1} is over here, and what was asked then was something else. "
-                "An update is computed once."
+                f"The update of {where} was computed already, for another request. An update is computed once."
             )
         if at.step_index % training.local_steps or self.client_id not in self.arm.cohorts[at.round_index]:
-            raise ProtocolError(
-                f"By the plan this client has no update at round {at.round_index + 1}, step {at.step_index + 1}."
-            )
+            raise ProtocolError(f"By the plan this client has no update at {where}.")
         shared = wire.read_shared(self.arm.method, self.shared, request.tensors, self.payload_kind)
         norms = self._norms(request, state)
         if at.round_index != state.round_index:
