@@ -1,7 +1,8 @@
 """Keep the results of a sweep in the repository, and write the tables of the README from them.
 
     python tools/results.py runs/embedded --out results/embedded/grid --title "The embedded grid"
-    python tools/results.py runs/wide --out results/embedded/grid-wide --also results/embedded/grid --readme docs/results.md
+    python tools/results.py runs/wide --out results/embedded/grid-wide --also results/embedded/grid
+        --readme docs/results.md
     python tools/results.py runs/clients --out results/embedded/clients --by partition.num_clients
 
 Of each finished run it keeps what a table needs (`config.toml`, `summary.json`, `privacy.json`) in `runs.jsonl.gz`
