@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from hushprompt.runs.observer import Observer
     from hushprompt.runs.records import RoundRecord
 
+WIDE = 72
+"""Characters of a line beside whose scores an arm's name has room."""
+
 
 @contextlib.contextmanager
 def watching(progress: bool | Observer) -> Iterator[Observer]:
@@ -146,10 +149,10 @@ class TrainingBars:
     def __init__(self, console: Console) -> None:
         """Make the bars; they are drawn inside a `with`."""
         self._progress = Progress(
-            TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis")),
+            TextColumn("{task.description}", table_column=Column()),  # breaks first where there is no room
             MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=5)),
-            TextColumn("{task.fields[scores]}", table_column=Column(no_wrap=True, overflow="crop")),
-            BarColumn(bar_width=None),
+            TextColumn("{task.fields[scores]}", table_column=Column(no_wrap=console.width >= WIDE)),
+            BarColumn(bar_width=None, table_column=Column(ratio=1)),
             console=console,
             expand=True,
         )

@@ -11,6 +11,7 @@ import hushprompt as hp
 from hushprompt.cli.console import INTERRUPTED, complete_config, console
 from hushprompt.cli.show import show_results, show_statement
 from hushprompt.errors import ConfigError
+from hushprompt.process import importing
 
 
 def run(
@@ -24,9 +25,10 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print config and privacy statement only.")] = False,
 ) -> None:
     """Train, evaluate and account; write a run folder and print the table."""
-    from hushprompt.api import training
-    from hushprompt.api.progress import TrainingBars
-    from hushprompt.config import parse as configs
+    with importing():
+        from hushprompt.api import training
+        from hushprompt.api.progress import TrainingBars
+        from hushprompt.config import parse as configs
 
     settings = set_ or []
     if resume is not None and (config is not None or out is not None or any(s[:8] != "runtime." for s in settings)):

@@ -31,8 +31,10 @@ def show_results(run: Run) -> None:
     table = run.table()
     for grid in table.grids:
         console.print(grid)
+        console.print()
     for line in table.notes:
         sentence(line)
+    console.print()
     for path in ("summary.json", "privacy.json", "records.jsonl", "prompts/", "config.toml"):
         console.print(f"  {run.folder / path}", soft_wrap=True)
 

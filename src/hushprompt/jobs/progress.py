@@ -20,10 +20,10 @@ class SweepBars:
     def __init__(self, console: Console | None = None) -> None:
         """Draw on a console; None: a new one."""
         self._progress = Progress(
-            TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis")),
+            TextColumn("{task.description}", table_column=Column(overflow="fold")),  # breaks first
             MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=7)),
-            TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="crop")),
-            BarColumn(bar_width=None),
+            TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True)),
+            BarColumn(bar_width=None, table_column=Column(ratio=1)),
             console=console,
             expand=True,
         )
