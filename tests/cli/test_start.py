@@ -13,7 +13,7 @@ from helpers.runs import run_with
 from hushprompt.cli.commands import COMMANDS
 
 HEAVY = {"torch", "scipy", "dp_accounting", "matplotlib", "flwr", "ray"}
-HEAVY_YET = {"compare"}
+HEAVY_YET = {"compare", "figure"}
 """Modules of commands that still import what they may need."""
 MAX_MB = 120
 PROBE = """

@@ -18,6 +18,7 @@ CALLS = {
     "audit": ("audit",),
     "show": ("load",),
     "compare": (),
+    "figure": (),
     "report": ("report",),
     "partition": ("partition",),
     "data info": ("data_info",),
