@@ -75,9 +75,7 @@ class ClientRun:
         at = Step(_whole_number(request, "round", self.arm.num_rounds), _whole_number(request, "step", steps))
         where = f"round {at.round_index + 1}, step {at.step_index + 1}"
         if at <= (state.round_index, state.step):
-            raise ProtocolError(
-                f"The update of {where} was computed already, for another request. An update is computed once."
-            )
+            raise ProtocolError(f"This client is past {where} already. An update is computed once.")
         if at.step_index % training.local_steps or self.client_id not in self.arm.cohorts[at.round_index]:
             raise ProtocolError(f"By the plan this client has no update at {where}.")
         shared = wire.read_shared(self.arm.method, self.shared, request.tensors, self.payload_kind)
