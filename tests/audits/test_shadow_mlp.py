@@ -42,16 +42,29 @@ def test_the_same_stream_gives_the_same_scores_and_no_network_has_seen_the_model
     assert not np.array_equal(first[1], changed[1])
 
 
-def test_its_gradient_is_autograds():
+def test_a_class_is_trained_as_if_it_were_alone():
+    """A reference implementation: one network of two linear layers, one batch after the other."""
     draws = np.random.default_rng(3)
-    network = module._start(5, draws)
-    inputs, is_in = draws.random((7, 5)), draws.random(7) < 0.5
-    leaves = [
-        torch.from_numpy(value).requires_grad_()
-        for value in (network.first, network.first_bias, network.second, network.second_bias)
-    ]
-    outputs = (torch.from_numpy(inputs) @ leaves[0] + leaves[1]).relu() @ leaves[2] + leaves[3]
-    torch.nn.functional.cross_entropy(outputs.sigmoid(), torch.from_numpy(is_in).long()).backward()
-    one_hot = np.stack([~is_in, is_in], axis=1).astype(float)
-    for found, leaf in zip(module._gradients(network, inputs, one_hot), leaves, strict=True):
-        np.testing.assert_allclose(found, leaf.grad.numpy(), atol=1e-12)
+    inputs = [torch.from_numpy(draws.random((size, 5))) for size in (7, 11)]
+    is_in = [torch.from_numpy(draws.random(len(each)) < 0.5) for each in inputs]
+    together = module._fit(inputs, is_in, np.random.default_rng(4))
+    rng = np.random.default_rng(4)
+    for index, (mine, members) in enumerate(zip(inputs, is_in, strict=True)):
+        start = module._start(5, rng)
+        network = torch.nn.Sequential(
+            torch.nn.Linear(5, module.HIDDEN), torch.nn.ReLU(), torch.nn.Linear(module.HIDDEN, 2)
+        )
+        network = network.double()
+        with torch.no_grad():
+            for parameter, value in zip(
+                network.parameters(), (start[0].T, start[1][0], start[2].T, start[3][0]), strict=True
+            ):
+                parameter.copy_(value)
+        optimizer = torch.optim.Adam(network.parameters(), lr=module.LEARNING_RATE)
+        for _ in range(module.NUM_STEPS):
+            batch = torch.from_numpy(rng.integers(len(members), size=module.BATCH))
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(network(mine[batch]).sigmoid(), members[batch].long()).backward()
+            optimizer.step()
+        found = module._outputs([weights[index : index + 1] for weights in together], mine[None])[0]
+        torch.testing.assert_close(found, network(mine).detach(), rtol=1e-8, atol=1e-8)

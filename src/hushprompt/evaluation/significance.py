@@ -17,9 +17,8 @@ from scipy import stats
 
 Test = Literal["t", "sign_flip"]
 CONFIDENCE = 0.95
-MAX_EXACT = 16
-"""Seeds up to which all sign flips are tried; beyond, a fixed sample of them."""
-NUM_SAMPLED = 1 << MAX_EXACT
+NUM_FLIPS = 1 << 16
+"""Sign flips that are tried: all of them up to 16 seeds, beyond a fixed sample."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +50,12 @@ def compare(differences: Sequence[float], test: Test) -> Difference:
     mean = float(values.mean())
     if len(values) < 2:
         return Difference(mean=mean, low=-np.inf, high=np.inf, p=None, num_seeds=len(values))
-    error = float(values.std(ddof=1)) / len(values) ** 0.5
-    if error <= 1e-12:  # equal seed by seed
+    if float(values.std(ddof=1)) <= 1e-12:  # equal seed by seed
         return Difference(mean=mean, low=mean, high=mean, p=1.0 if abs(mean) <= 1e-12 else None, num_seeds=len(values))
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * error
-    p = float(stats.ttest_1samp(values, 0.0).pvalue) if test == "t" else _sign_flip(values)
-    return Difference(mean=mean, low=mean - half, high=mean + half, p=p, num_seeds=len(values))
+    student = stats.ttest_1samp(values, 0.0)
+    low, high = student.confidence_interval(CONFIDENCE)
+    p = float(student.pvalue) if test == "t" else _sign_flip(values)
+    return Difference(mean=mean, low=float(low), high=float(high), p=p, num_seeds=len(values))
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
@@ -88,12 +87,8 @@ def description(test: Test, num_seeds: int) -> str:
 
 
 def _sign_flip(values: np.ndarray) -> float:
-    """Return how often random signs make the mean at least as far from zero."""
-    count = len(values)
-    if count <= MAX_EXACT:
-        signs = 1 - 2 * ((np.arange(2**count)[:, None] >> np.arange(count)) & 1)
-    else:
-        signs = 1 - 2 * np.random.default_rng(0).integers(0, 2, size=(NUM_SAMPLED, count))
-        signs[0] = 1  # what was seen is one of the flips, so that p is never 0
-    means = np.abs(signs @ values) / count
-    return float((means >= means[0] - 1e-12).mean())
+    """Return how often random signs make the mean at least as far from zero; what was seen counts as one of them."""
+    flips = stats.permutation_test(
+        (values,), np.mean, permutation_type="samples", n_resamples=NUM_FLIPS, rng=np.random.default_rng(0)
+    )
+    return float(flips.pvalue)
