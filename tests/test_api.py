@@ -159,6 +159,32 @@ def test_a_report_is_made_of_runs(made, tmp_path):
         hp.report(made, tmp_path)
 
 
+def test_a_comparison_shows_itself_and_is_text(made, tmp_path):
+    compared = hp.compare([made, made.folder], against="promptfl", scores=["local"])
+    console = Console(file=io.StringIO(), width=200)
+    console.print(compared)
+    for text in (console.file.getvalue(), compared._repr_html_(), repr(compared), compared.text("csv")):
+        assert "DP-FPL" in text or "dp_fpl" in text
+    assert "delta" in repr(compared)
+    assert r"\begin{tab" in compared.write(tmp_path / "table.tex").read_text()
+    with pytest.raises(hp.ConfigError, match=r"name a file that ends in \.md, \.tex, \.csv"):
+        compared.write(tmp_path / "table.doc")
+    with pytest.raises(hp.ConfigError, match=r"table must be one of .*, got 'score'"):
+        hp.compare(made, tables=["score"])
+    with pytest.raises(hp.ConfigError, match="score must be one of"):
+        hp.compare(made, scores=["locl"])
+
+
+def test_a_figure_shows_itself_and_is_a_file(made, tmp_path):
+    drawn = made.figure("curves", tmp_path / "curves.png")
+    assert drawn._repr_svg_().lstrip().startswith("<")
+    assert "<svg" in drawn.svg
+    assert (tmp_path / "curves.png").stat().st_size > 1000
+    assert "SVG" in repr(hp.figure(made, kind="clients"))
+    with pytest.raises(hp.ConfigError, match="kind must be one of"):
+        made.figure("pie")
+
+
 def test_a_sweep_gives_its_runs_and_says_what_failed(made, tmp_path):
     base = {"base": made.config, "settings": {"method": {"name": "zero_shot"}}}
     runs = hp.sweep({**base, "axes": {"seed": [1, 2]}}, out=tmp_path / "seeds", jobs=1)

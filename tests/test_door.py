@@ -37,6 +37,7 @@ NAMES = [
         "epsilon",
         "federation",
         "fetch",
+        "figure",
     ],
     *["load", "load_prompt", "partition", "plan", "register", "report", "resume", "run", "sweep"],
 ]

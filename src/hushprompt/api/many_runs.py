@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hushprompt import files
+from rich.console import Group, RenderableType
+
+from hushprompt import checks, files
 from hushprompt.api.run import Run
-from hushprompt.errors import DataError
+from hushprompt.errors import ConfigError, DataError
+from hushprompt.evaluation.significance import Test
 from hushprompt.jobs import sweep as sweeps
 from hushprompt.jobs.sweep import SweepObserver
 from hushprompt.jobs.sweep_folder import RunState
-from hushprompt.reporting import page
+from hushprompt.reporting import comparison_tables, figures, formats, page
+from hushprompt.reporting.comparison import Comparison, of_runs
+from hushprompt.reporting.formats import Grid
+from hushprompt.reporting.pooling import SCORES
+from hushprompt.runs import reader
+
+TESTS: Mapping[str, Test] = {"t": "t", "sign-flip": "sign_flip"}
 
 Runs = Run | str | Path | Sequence[Run | str | Path]
 """A run, run folder, folder of them or packed sweep, or several."""
@@ -49,6 +60,125 @@ def sweep(
         reasons = "; ".join(f"{run.folder.name}: {run.error}" for run in failed)
         raise DataError(f"{len(failed)} of {len(made)} runs failed: {reasons}.")
     return [Run(run.folder) for run in made]
+
+
+@dataclass(frozen=True, repr=False)
+class ComparedRuns:
+    """Tables of several runs; they show themselves in a terminal (rich) and in a notebook."""
+
+    groups: Sequence[Comparison]
+    """One entry for each value of the settings in `by`."""
+    grids: Sequence[Grid]
+    """The tables, each with its notes: what epsilon means, and what was tested."""
+
+    def text(self, form: str = "markdown") -> str:
+        """Return the tables as "markdown", "latex" or "csv"."""
+        checks.one_of(FORMS, form=form)
+        return FORMS[form](self)
+
+    def write(self, path: str | Path) -> Path:
+        """Write the tables to a file that ends in .md, .tex or .csv."""
+        file = Path(path)
+        if file.suffix not in SUFFIXES:
+            raise ConfigError(f"{file}: name a file that ends in {', '.join(SUFFIXES)}.")
+        files.write_text(file, self.text(SUFFIXES[file.suffix]))
+        return file
+
+    def __rich__(self) -> RenderableType:
+        """Return the tables for a terminal."""
+        return Group(*self.grids)
+
+    def _repr_html_(self) -> str:
+        """Return the tables for a notebook."""
+        return "".join(grid._repr_html_() for grid in self.grids)
+
+    def __repr__(self) -> str:
+        """Return the tables as text."""
+        return self.text()
+
+
+SUFFIXES = {".md": "markdown", ".tex": "latex", ".csv": "csv"}
+FORMS: Mapping[str, Callable[[ComparedRuns], str]] = {
+    "markdown": lambda found: "\n".join(map(formats.markdown, found.grids)),
+    "latex": lambda found: "\n".join(map(formats.latex, found.grids)),
+    "csv": lambda found: comparison_tables.csv_text(found.groups),
+}
+
+
+def compare(
+    runs: Runs,
+    *,
+    by: Sequence[str] = (),
+    against: str | None = None,
+    columns: str | None = None,
+    scores: Sequence[str] = (),
+    tables: Sequence[str] = (),
+    test: str = "t",
+    ignore: Sequence[str] = (),
+) -> ComparedRuns:
+    """Compare methods and settings over seeds: mean, spread, epsilon, significance.
+
+    Args:
+        runs: a run, run folder, folder of them or packed sweep, or several.
+        by: settings that each value of has a table of its own, such as "data".
+        against: the arm to test against, such as "promptfl" or "method=dp_fpl,rank=8".
+        columns: setting whose values stand side by side, such as "epsilon".
+        scores: with `columns` or `against`: local, neighbor, harmonic_mean, worst_client, ...
+        tables: only these tables: "scores", "local", "local-differences", ...
+        test: "t" (paired over seeds) or "sign-flip" (exact).
+        ignore: settings that make no difference, such as "data.root".
+
+    Raises:
+        ConfigError: there is no such setting, score, test or table.
+        DataError: there is no finished run, or a file is damaged.
+    """
+    checks.one_of(TESTS, test=test)
+    for score in scores:
+        checks.one_of(SCORES, score=score)
+    groups = of_runs(paths_of(runs), by=by, against=against, test=TESTS[test], ignore=ignore)
+    grids = comparison_tables.tables_of(groups, columns, scores)
+    for table in tables:
+        checks.one_of(dict.fromkeys(grid.name for grid in grids), table=table)
+    return ComparedRuns(groups, [grid for grid in grids if not tables or grid.name in tables])
+
+
+@dataclass(frozen=True, repr=False)
+class RunFigure:
+    """A figure of finished runs, which shows itself in a notebook."""
+
+    svg: str
+
+    def _repr_svg_(self) -> str:
+        """Return the figure for a notebook."""
+        return self.svg
+
+    def __repr__(self) -> str:
+        """Say what it is."""
+        return f"RunFigure of {len(self.svg)} bytes of SVG"
+
+
+def figure(runs: Runs, out: str | Path | None = None, *, kind: str = "curves") -> RunFigure:
+    """Draw a figure of finished runs, from their records alone.
+
+    Args:
+        runs: a run, run folder, folder of them or packed sweep, or several.
+        out: file to write for a paper: .pdf, .svg or .png; None: none.
+        kind: "curves", "budget", "clients", "confusion", "roc", ...
+
+    Returns:
+        The figure, which a notebook shows.
+
+    Raises:
+        ConfigError: there is no such kind, or the ending of `out` is another.
+        DataError: the records of these runs hold nothing to draw.
+    """
+    checks.one_of(figures.KINDS, kind=kind)
+    found = reader.find(paths_of(runs)).runs
+    if out is not None:
+        figures.figure(found, kind, Path(out))
+    with tempfile.TemporaryDirectory() as folder:
+        figures.figure(found, kind, Path(folder) / "figure.svg")
+        return RunFigure((Path(folder) / "figure.svg").read_text(encoding="utf-8"))
 
 
 def report(runs: Runs, out: str | Path = "report.html", *, title: str = "") -> Path:

@@ -15,6 +15,7 @@ from hushprompt.runs import records
 from hushprompt.runs.records import ArmSummary, RoundRecord
 
 if TYPE_CHECKING:
+    from hushprompt.api.many_runs import RunFigure
     from hushprompt.api.prompt import Prompt
     from hushprompt.config.schema import RunConfig
     from hushprompt.privacy.guarantee import Guarantee
@@ -83,6 +84,12 @@ class Run:
         from hushprompt.api.prompt import load_prompt
 
         return load_prompt(self.folder, client=client, backbone=self.config.backbone if backbone is None else backbone)
+
+    def figure(self, kind: str = "curves", out: str | Path | None = None) -> RunFigure:
+        """Draw a figure of this run: `hushprompt.figure` has the kinds."""
+        from hushprompt.api.many_runs import figure
+
+        return figure(self, out, kind=kind)
 
     def __fspath__(self) -> str:
         """Return the folder."""
