@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hushprompt.methods.base import Batch
-from hushprompt.models.base import Backbone
+from hushprompt.models.base import Model
 from hushprompt.models.open_clip import OpenClip
 from hushprompt.models.placing import Precision, step_memory_mb
 from hushprompt.prompts.gradients import per_example_gradients
@@ -142,7 +142,7 @@ def random_network() -> Any:
         return open_clip.create_model(ARCHITECTURE).eval().requires_grad_(requires_grad=False)
 
 
-def loaded(network: Any, precision: Precision = "float32") -> Backbone:
+def loaded(network: Any, precision: Precision = "float32") -> Model:
     """Give our backbone with the weights of a network, loaded as a user's checkpoint."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "weights.safetensors"

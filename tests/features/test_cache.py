@@ -24,7 +24,7 @@ from hushprompt.features import store
 from hushprompt.features.cache import FeaturesConfig, cached, feature_key, folder_of, image_features
 from hushprompt.features.store import HEADER_SIZE, FeatureFolder
 from hushprompt.features.views import random_view
-from hushprompt.models.toy import Toy as ToyModel
+from hushprompt.models.toy import Toy, ToyModel
 from hushprompt.seeding import stream
 
 CONFIG = FeaturesConfig(batch_size=10)
@@ -33,20 +33,17 @@ CHUNK_BYTES = 10 * 6 * 4
 """Of the toy model with CONFIG."""
 
 
-class Watched:
-    """A toy backbone without patches that notes what it encodes, and may be made to fail."""
+class Watched(ToyModel):
+    """A toy model without patches that notes what it encodes, and may be made to fail."""
 
-    def __init__(self, backbone=None, change=lambda features: features):
-        self.backbone, self.change, self.batches = backbone or ToyModel().load(), change, []
-
-    def __getattr__(self, name):
-        if name == "encode_patches":
-            raise AttributeError(name)
-        return getattr(self.backbone, name)
+    def __init__(self, config=None, change=lambda features: features, **capabilities):
+        super().__init__(config or Toy())
+        self.change, self.batches = change, []
+        self.capabilities = dataclasses.replace(self.capabilities, num_patches=None, **capabilities)
 
     def encode_images(self, images):
         self.batches.append(len(images))
-        return self.change(self.backbone.encode_images(images))
+        return self.change(super().encode_images(images))
 
 
 @pytest.fixture
@@ -70,7 +67,7 @@ def with_split(data, name, **changes):
 def plain(data, split):
     """What the toy model gives without a cache."""
     images = data.splits[split].read(np.arange(len(data.splits[split])))
-    return ToyModel().load().encode_images(images)
+    return Toy().load().encode_images(images)
 
 
 def test_images_are_encoded_once(backbone, data, tmp_path):
@@ -116,7 +113,9 @@ def test_a_large_cache_is_opened_without_being_loaded(tmp_path, data):
     num, dim = 200_000, 64
 
     class Fast(Watched):
-        feature_dim = dim
+        def __init__(self):
+            super().__init__()
+            self.feature_dim = dim
 
         def encode_images(self, images):
             return torch.full((len(images), dim), 0.125)
@@ -183,7 +182,7 @@ def test_a_changed_image_or_weight_is_not_served_from_the_cache(backbone, data, 
     changed = with_split(data, "test", read=lambda index: [inverted[i] for i in index], fingerprint="0" * 64)
     got = image_features(backbone, changed, "test", tmp_path, CONFIG).tensor()
     torch.testing.assert_close(got, backbone.backbone.encode_images(inverted))
-    other = Watched(ToyModel(token_width=9).load())
+    other = Watched(Toy(token_width=9))
     image_features(other, data, "test", tmp_path, CONFIG)
     assert sum(other.batches) == 18
 
@@ -336,7 +335,7 @@ import os, sys, time
 from pathlib import Path
 import numpy as np
 from hushprompt.features.cache import FeaturesConfig, image_features
-from hushprompt.models.toy import Toy as ToyModel
+from hushprompt.models.toy import Toy, ToyModel
 from hushprompt.data.sets.toy import Toy as ToyData
 
 cache, calls, seconds = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
@@ -344,15 +343,13 @@ calls.with_name(f"{os.getpid()}.ready").touch()
 while not calls.with_name("go").exists():
     time.sleep(0.01)
 
-class Slow:
-    def __init__(self): self.backbone = ToyModel().load()
-    def __getattr__(self, name): return getattr(self.backbone, name)
+class Slow(ToyModel):
     def encode_images(self, images):
         with calls.open("a") as file: file.write(f"{os.getpid()} {sum(int(i.sum()) for i in images)}\\n")
         time.sleep(seconds)
-        return self.backbone.encode_images(images)
+        return super().encode_images(images)
 
-features = image_features(Slow(), ToyData().load(), "train", cache, FeaturesConfig(batch_size=10))
+features = image_features(Slow(Toy()), ToyData().load(), "train", cache, FeaturesConfig(batch_size=10))
 np.save(calls.with_name(f"{os.getpid()}.npy"), features.tensor().numpy())
 """
 
@@ -460,7 +457,7 @@ def test_views_are_those_of_their_streams_whatever_the_batches(data, tmp_path):
     np.testing.assert_allclose(small.array, large.array, rtol=1e-5, atol=1e-6)
     (image,) = data.splits["train"].read(np.array([40]))
     views = [random_view(image, stream(0, "views", 40, n), min_scale=0.08, size=8) for n in range(3)]
-    expected = ToyModel().load().encode_images(views)
+    expected = Toy().load().encode_images(views)
     torch.testing.assert_close(small.rows(np.full(3, 40), np.arange(3)), expected)
     assert len({tuple(row.tolist()) for row in expected}) == 3
     assert torch.equal(small.tensor(), small.rows(np.arange(72), np.zeros(72, dtype=np.int64)))
@@ -474,13 +471,11 @@ def test_views_of_another_seed_differ(backbone, data, tmp_path):
 
 def test_views_have_the_size_that_the_backbone_takes(data, tmp_path):
     class Sized(Watched):
-        image_size = 5
-
         def encode_images(self, images):
             assert all(image.shape == (5, 5, 3) for image in images)
             return super().encode_images(images)
 
-    image_features(Sized(), data, "train", tmp_path, VIEWS)
+    image_features(Sized(view_size=5), data, "train", tmp_path, VIEWS)
 
 
 def test_a_batch_counts_views(backbone, data, tmp_path):
@@ -500,7 +495,7 @@ def patches(backbone, data, split, cache_dir, config=CONFIG, on_progress=None):
 
 
 def test_patches_are_kept_beside_the_pooled_features(data, tmp_path):
-    backbone, seen = ToyModel().load(), []
+    backbone, seen = Toy().load(), []
     pooled = image_features(backbone, data, "train", tmp_path, CONFIG)
     stored = patches(backbone, data, "train", tmp_path, on_progress=lambda *args: seen.append(args))
     again = patches(backbone, data, "train", tmp_path, on_progress=lambda *_: pytest.fail("nothing to encode"))
@@ -520,7 +515,7 @@ def test_patches_are_kept_beside_the_pooled_features(data, tmp_path):
 
 
 def test_patches_of_views_in_half_precision_are_those_of_the_views(data, tmp_path):
-    backbone = ToyModel().load()
+    backbone = Toy().load()
     stored = patches(backbone, data, "train", tmp_path, dataclasses.replace(VIEWS, dtype="float16"))
     assert stored.array.shape == (72, 3, 4, 6)
     (image,) = data.splits["train"].read(np.array([40]))
@@ -532,7 +527,7 @@ def test_patches_of_views_in_half_precision_are_those_of_the_views(data, tmp_pat
 
 
 def test_damaged_patches_are_made_again(data, tmp_path, caplog):
-    backbone = ToyModel().load()
+    backbone = Toy().load()
     first = patches(backbone, data, "test", tmp_path).tensor().clone()
     flip_a_bit(next(tmp_path.glob("features/toy/*-patches-*")))
     with caplog.at_level(logging.WARNING):
@@ -541,7 +536,7 @@ def test_damaged_patches_are_made_again(data, tmp_path, caplog):
 
 
 def test_patches_that_are_not_finite_name_their_example(data, tmp_path):
-    backbone = ToyModel().load()
+    backbone = Toy().load()
 
     def spoil(images, true_patches=backbone.encode_patches):
         features = true_patches(images)
@@ -575,8 +570,7 @@ def test_a_backbone_of_another_modality_is_refused(backbone, data, tmp_path):
 
 
 def test_a_backbone_of_another_sampling_rate_is_refused(data, tmp_path):
-    backbone = Watched()
-    backbone.modality, backbone.sampling_rate = "audio", 48000
+    backbone = Watched(modality="audio", sampling_rate=48000)
     sounds = dataclasses.replace(data, modality="audio", sampling_rate=16000)
     with pytest.raises(ConfigError, match=r"takes sounds of 48000 .* with 16000\. Set data\.sampling_rate = 48000"):
         image_features(backbone, sounds, "test", tmp_path, CONFIG)
@@ -584,8 +578,7 @@ def test_a_backbone_of_another_sampling_rate_is_refused(data, tmp_path):
 
 
 def test_views_of_sounds_are_refused(data, tmp_path):
-    backbone = Watched()
-    backbone.modality = "audio"
+    backbone = Watched(modality="audio")
     with pytest.raises(ConfigError, match=r"num_views = 3 needs images.*Set features\.num_views = 1"):
         image_features(backbone, dataclasses.replace(data, modality="audio"), "test", tmp_path, VIEWS)
 

@@ -13,7 +13,8 @@ from hushprompt.errors import ConfigError
 from hushprompt.features import cache
 from hushprompt.federation.setup import assemble, load_model, make_partition
 from hushprompt.federation.simulate import run
-from hushprompt.models.toy import ToyBackbone
+from hushprompt.models import toy
+from hushprompt.models.base import Capabilities
 from hushprompt.seeding import stream
 
 FEDOTP = {"name": "fedotp", "num_ctx": 4}
@@ -100,7 +101,7 @@ def test_views_of_patches_are_drawn_as_those_of_images(toy_values, tmp_path):
 
 
 def test_a_backbone_without_patches_is_refused_before_anything_is_encoded(toy_values, tmp_path, monkeypatch):
-    monkeypatch.delattr(ToyBackbone, "encode_patches")
+    monkeypatch.setattr(toy, "Capabilities", lambda **fields: Capabilities(**{**fields, "num_patches": None}))
     watcher = Silent()
     with pytest.raises(ConfigError, match=r"needs features of image patches, which this backbone does not have"):
         run(config_of(toy_values, tmp_path, {"name": "promptfl", "num_ctx": 4}, [{"method": FEDOTP}]),

@@ -21,7 +21,7 @@ def slow_gradients(model, context, batch, name_position="end"):
     return torch.stack(rows)
 
 
-def check_packing(backbone, monkeypatch):
+def check_shared_prefix(backbone):
     """A shared prefix gives features, gradients and per-example gradients of one padded sequence a class."""
     model = PromptModel(backbone, ("cat", "zebra kiwi", "ox", "kiwi cat ox", "a cat"))
     rng = np.random.default_rng(1)
@@ -33,16 +33,26 @@ def check_packing(backbone, monkeypatch):
     slow = backbone.encode_prompts(*model.plain_prompts(leaf))
     (slow_grad,) = torch.autograd.grad((slow * weights).sum(), leaf)
     slow_rows = slow_gradients(model, context, batch)
+    fast = model.text_features(leaf)
+    torch.testing.assert_close(fast, slow, rtol=0, atol=1e-5)
+    (fast_grad,) = torch.autograd.grad((fast * weights).sum(), leaf)
+    assert (fast_grad - slow_grad).norm() < 1e-5 * slow_grad.norm()
+    fast_rows, _ = per_example_gradients(model, context, batch.image_features, batch.labels)
+    for fast_row, slow_row in zip(fast_rows, slow_rows, strict=True):
+        assert (fast_row - slow_row).norm() < 1e-5 * slow_row.norm()
+    return model, context
+
+
+def check_packing(backbone, monkeypatch):
+    """The packed form, which a GPU takes, gives the same features as one padded sequence a class."""
+    model, context = check_shared_prefix(backbone)
+    slow, suffixes = backbone.encode_prompts(*model.plain_prompts(context)), model._layout.suffixes
     for max_tokens in (512, 12):  # one sequence, and several
         monkeypatch.setattr(packing, "MAX_TOKENS", max_tokens)
-        fast = model.text_features(leaf)
+        tower = backbone.causal_tower
+        outputs = packing.encode_packed(tower.run_packed, suffixes.prefix(context), suffixes.groups)
+        fast = F.normalize(tower.head(outputs), dim=-1)[suffixes.class_order]
         torch.testing.assert_close(fast, slow, rtol=0, atol=1e-5)
-        (fast_grad,) = torch.autograd.grad((fast * weights).sum(), leaf)
-        assert (fast_grad - slow_grad).norm() < 1e-5 * slow_grad.norm()
-        for fast_row, slow_row in zip(
-            per_example_gradients(model, context, batch.image_features, batch.labels)[0], slow_rows, strict=True
-        ):
-            assert (fast_row - slow_row).norm() < 1e-5 * slow_row.norm()
 
 
 def check_lower_precision(exact, lower, images):

@@ -9,7 +9,6 @@ from hushprompt.data.sets.emoji100 import Emoji100
 from hushprompt.features import cache
 from hushprompt.features.cache import SHIPPED, FeaturesConfig, feature_key, folder_of, image_features
 from hushprompt.features.store import ARRAY, CHUNKS, METADATA
-from hushprompt.models.base import PatchBackbone
 from hushprompt.models.embedded import EmojiClip, center_square
 from hushprompt.prompts.prompt_model import PromptModel
 
@@ -38,10 +37,9 @@ def test_it_knows_the_embedded_drawings(backbone, dataset):
 
 def test_its_patches_average_to_the_image(backbone, dataset):
     """By the network's own modules; the projection is linear, so the mean may be taken before or after it."""
-    assert isinstance(backbone, PatchBackbone)
     images = dataset.splits["test"].read(np.arange(0, 2000, 400))
     patches = backbone.encode_patches(images)
-    assert patches.shape == (5, backbone.num_patches, backbone.feature_dim)
+    assert patches.shape == (5, backbone.capabilities.num_patches, backbone.feature_dim)
     torch.testing.assert_close(patches.norm(dim=2), torch.ones(5, 9))
     image = backbone._network.image
     whole = image.patches(backbone._pixels(images)).mean(dim=1)

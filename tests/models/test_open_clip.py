@@ -15,7 +15,6 @@ from helpers.tiny_models import NAMES
 from hushprompt.errors import ConfigError, DataError
 from hushprompt.methods.base import Batch
 from hushprompt.methods.context import ContextConfig
-from hushprompt.models.base import PatchBackbone, SharedPrefixBackbone
 from hushprompt.models.open_clip import OpenClip, find_tokenizer
 from hushprompt.prompts.gradients import per_example_gradients
 from hushprompt.prompts.prompt_model import PromptModel
@@ -110,7 +109,7 @@ def test_images_of_any_size_have_the_librarys_features(backbones, models, kind):
 
 @every_kind
 def test_only_towers_pooled_by_a_token_offer_patches(backbones, kind):
-    assert isinstance(backbones[kind], PatchBackbone) == (kind not in ("mobile", "coca"))
+    assert (backbones[kind].capabilities.num_patches is not None) == (kind not in ("mobile", "coca"))
 
 
 def test_a_vision_transformers_patches_are_the_librarys_tokens_projected(backbones, models):
@@ -123,7 +122,7 @@ def test_a_vision_transformers_patches_are_the_librarys_tokens_projected(backbon
     hook.remove()
     torch.testing.assert_close(tokens[:, 0], pooled, **EXACT)
     patches = backbone.encode_patches(images())
-    assert patches.shape == (3, backbone.num_patches, backbone.feature_dim) == (3, 16, 16)
+    assert patches.shape == (3, backbone.capabilities.num_patches, backbone.feature_dim) == (3, 16, 16)
     torch.testing.assert_close(patches, F.normalize(tokens[:, 1:], dim=-1), **EXACT)
 
 
@@ -144,7 +143,7 @@ def test_a_resnets_patches_are_its_attention_pool_asked_at_every_place(backbones
     (tokens,) = seen
     torch.testing.assert_close(tokens[:, 0], pooled, **EXACT)
     patches = backbone.encode_patches(images())
-    assert patches.shape == (3, backbone.num_patches, 16) == (3, 4, 16)
+    assert patches.shape == (3, backbone.capabilities.num_patches, 16) == (3, 4, 16)
     torch.testing.assert_close(patches, F.normalize(tokens[:, 1:], dim=-1), **EXACT)
 
 
@@ -169,14 +168,33 @@ def test_per_example_gradients_are_those_of_a_loop(backbones, kind, shape, posit
 
 
 @every_kind
-def test_only_causal_towers_that_read_the_end_share_a_prefix(backbones, kind):
-    shares = isinstance(backbones[kind], SharedPrefixBackbone)
-    assert shares == (kind in ("vit", "vit-quickgelu", "resnet", "worldwide"))
+def test_only_causal_towers_share_a_prefix(backbones, kind):
+    shares = backbones[kind].capabilities.shares_prefix
+    assert shares == (kind in ("vit", "vit-quickgelu", "resnet", "worldwide", "coca"))
 
 
 @pytest.mark.parametrize("kind", ["vit", "vit-quickgelu", "resnet", "worldwide"])
-def test_the_packed_sequence_is_exact(backbones, kind, monkeypatch):
+def test_the_shared_prefix_is_exact(backbones, kind, monkeypatch):
     check_packing(backbones[kind], monkeypatch)
+
+
+@pytest.mark.parametrize("is_correct", [False, True])
+@pytest.mark.parametrize("num_ctx", [3, 16])
+def test_a_class_token_behind_the_text_is_read_with_a_shared_prefix(folder, models, num_ctx, is_correct):
+    """Also where a text fills the window of 23 tokens, so that no padding follows it."""
+    backbone = load("coca", folder / "coca.safetensors")
+    backbone._text._text.correct_cls_mask = is_correct
+    backbone.to("cpu")  # makes the tower anew
+    model = PromptModel(backbone, ("cat", "zebra kiwi", "ox", "a red kiwi cat ox"))
+    context = 0.3 * torch.randn(num_ctx, model.token_width, generator=torch.Generator().manual_seed(0))
+    _, ends = model.plain_prompts(context)
+    assert (int(ends.max()) == 22) == (num_ctx == 16)
+    weights = torch.randn(4, backbone.feature_dim, generator=torch.Generator().manual_seed(1))
+    leaf = context.requires_grad_()
+    slow, fast = backbone.encode_prompts(*model.plain_prompts(leaf)), model.text_features(leaf)
+    torch.testing.assert_close(fast, slow, rtol=0, atol=1e-5)
+    slow_grad, fast_grad = (torch.autograd.grad((features * weights).sum(), leaf)[0] for features in (slow, fast))
+    assert (fast_grad - slow_grad).norm() < 1e-5 * slow_grad.norm()
 
 
 @every_kind
@@ -185,7 +203,7 @@ def test_it_is_frozen_and_declares_its_scale(backbones, models, kind):
     assert backbone.logit_scale == pytest.approx(float(models[kind].logit_scale.exp()))
     assert not any(parameter.requires_grad for parameter in backbone._model.parameters())
     assert not backbone._model.training
-    assert backbone.sees_padding == (kind in ("mobile", "siglip", "clipa", "coca"))
+    assert backbone.capabilities.sees_padding == (kind in ("mobile", "siglip", "clipa", "coca"))
 
 
 def test_clips_own_tokenizer_is_used(backbones):

@@ -4,7 +4,7 @@ from hushprompt.config import parse as config
 from hushprompt.errors import ConfigError
 from hushprompt.models import placing
 from hushprompt.models.embedded import EmojiClip
-from hushprompt.models.placing import Placeable, place
+from hushprompt.models.placing import place
 from hushprompt.models.toy import Toy
 
 
@@ -23,7 +23,7 @@ def test_a_backbone_goes_where_it_is_wanted(has_gpu, monkeypatch, wanted, expect
 
 def test_a_backbone_that_cannot_move_stays(has_gpu):
     toy = Toy().load()
-    assert not isinstance(toy, Placeable)
+    assert not toy.capabilities.runs_on_gpu
     assert place(toy, "auto") == "cpu"
     with pytest.raises(ConfigError, match="this backbone runs on the CPU only"):
         place(toy, "cuda")

@@ -12,7 +12,6 @@ from helpers.tiny_models import NAMES
 from hushprompt.errors import ConfigError, DataError
 from hushprompt.methods.base import Batch
 from hushprompt.methods.context import ContextConfig
-from hushprompt.models.base import PatchBackbone, SharedPrefixBackbone
 from hushprompt.models.clap import Clap
 from hushprompt.models.transformers import Transformers
 from hushprompt.prompts.gradients import per_example_gradients
@@ -50,9 +49,9 @@ def loaded(request, folders):
 def library_text_features(loaded, texts):
     """What the library gives for whole texts, filled up to the window as SigLIP wants it."""
     backbone, network, tokenizer = loaded
-    window = {"padding": "max_length", "max_length": backbone.context_window}
+    window = {"padding": "max_length", "max_length": backbone.capabilities.context_window}
     inputs = tokenizer(texts, return_tensors="pt", **window)
-    if backbone.sees_padding:  # SigLIP was trained without a mask
+    if backbone.capabilities.sees_padding:  # SigLIP was trained without a mask
         inputs = {"input_ids": inputs["input_ids"]}
     with torch.no_grad():
         return F.normalize(network.get_text_features(**inputs).pooler_output, dim=-1)
@@ -121,13 +120,13 @@ def test_clips_patches_are_normed_and_projected_as_its_class_token_is(folders):
         tokens = F.layer_norm(hidden, hidden.shape[-1:], norm.weight, norm.bias, norm.eps) @ projection.weight.T
         torch.testing.assert_close(tokens[:, 0], network.get_image_features(**inputs).pooler_output, **EXACT)
     patches = backbone.encode_patches(images)
-    assert patches.shape == (2, backbone.num_patches, backbone.feature_dim) == (2, 16, 16)
+    assert patches.shape == (2, backbone.capabilities.num_patches, backbone.feature_dim) == (2, 16, 16)
     torch.testing.assert_close(patches, F.normalize(tokens[:, 1:], dim=-1), **EXACT)
 
 
 def test_only_clip_has_patches(loaded):
     backbone, network, _ = loaded
-    assert isinstance(backbone, PatchBackbone) == (network.config.model_type == "clip")
+    assert (backbone.capabilities.num_patches is not None) == (network.config.model_type == "clip")
 
 
 @pytest.mark.parametrize(("shape", "position"), [((3,), "end"), ((len(NAMES), 2), "middle")])
@@ -144,20 +143,20 @@ def test_per_example_gradients_are_those_of_a_loop(loaded, shape, position):
 
 def test_only_clip_shares_a_prefix(loaded):
     backbone, network, _ = loaded
-    assert isinstance(backbone, SharedPrefixBackbone) == (network.config.model_type == "clip")
+    assert backbone.capabilities.shares_prefix == (network.config.model_type == "clip")
 
 
-def test_the_packed_sequence_is_exact(folders, monkeypatch):
+def test_the_shared_prefix_is_exact(folders, monkeypatch):
     check_packing(load(folders / "clip"), monkeypatch)
 
 
 def test_it_declares_what_it_is(loaded):
     backbone, network, _ = loaded
-    scale = network.logit_scale_a if backbone.modality == "audio" else network.logit_scale
+    scale = network.logit_scale_a if backbone.capabilities.modality == "audio" else network.logit_scale
     assert backbone.logit_scale == pytest.approx(float(scale.detach().exp()))
-    assert backbone.encode_prompts(torch.zeros(1, backbone.context_window, backbone.token_width), torch.tensor([3]))[
-        0
-    ].shape == (backbone.feature_dim,)
+    assert backbone.encode_prompts(
+        torch.zeros(1, backbone.capabilities.context_window, backbone.token_width), torch.tensor([3])
+    )[0].shape == (backbone.feature_dim,)
     assert not any(parameter.requires_grad for parameter in backbone._model.parameters())
     assert not backbone._model.training
     assert all(parameter.dtype == torch.float32 for parameter in backbone._model.parameters())
@@ -287,7 +286,7 @@ def test_sounds_have_the_librarys_features(folders, fused, is_fused):
         ).pooler_output
     backbone = load(folder)
     torch.testing.assert_close(backbone.encode_images(waves()), expected, **EXACT)
-    assert backbone.sampling_rate == 8000
+    assert backbone.capabilities.sampling_rate == 8000
 
 
 @pytest.mark.parametrize("is_fused", [False, True])

@@ -5,9 +5,9 @@ from typing import ClassVar
 import pytest
 import torch
 
-from hushprompt.models.text_pass import AutogradPass
 from hushprompt.prompts import cuda_graphs
 from hushprompt.prompts.cuda_graphs import MULTIPLE, RecordedPass, Recorder, Recording
+from hushprompt.prompts.text_pass import AutogradPass
 
 
 class Played(Recording):
@@ -43,18 +43,17 @@ def test_it_gives_what_the_plain_pass_gives(recorder, model):
         ours, plain = pair(recorder, model, seed)
         assert torch.equal(ours.features, plain.features)
         for count in (1, 7, 8, 9):
-            weights = torch.randn(count, model.num_classes, generator=generator)
-            directions = torch.randn(count, model.backbone.feature_dim, generator=generator)
-            rows = ours.pull_back(weights, directions)
+            cotangents = torch.randn(count, *ours.features.shape, generator=generator)
+            rows = ours.pull_back(cotangents)
             assert rows.shape == (count, *ours._context.shape)
-            torch.testing.assert_close(rows, plain.pull_back(weights, directions), rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(rows, plain.pull_back(cotangents), rtol=1e-5, atol=1e-6)
 
 
 def test_batches_of_like_size_and_other_contexts_share_a_recording(recorder, model):
     for seed in (0, 1):
         ours, _ = pair(recorder, model, seed)
         for count in range(1, 2 * MULTIPLE + 1):
-            ours.pull_back(torch.ones(count, model.num_classes), torch.ones(count, model.backbone.feature_dim))
+            ours.pull_back(torch.ones(count, *ours.features.shape))
     assert [shapes[-1][0] for shapes in Played.made] == [4, MULTIPLE, 2 * MULTIPLE]
 
 

@@ -3,8 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from hushprompt.models.toy import Toy
-from hushprompt.prompts.gradients import per_example_gradients
-from hushprompt.prompts.multi_context_gradients import gradients_in_contexts
+from hushprompt.prompts.gradients import gradients_in_contexts, per_example_gradients
 from hushprompt.prompts.prompt_model import PromptModel
 
 
@@ -53,7 +52,7 @@ def test_with_one_context_and_the_cosine_it_is_the_plain_function(model, batch):
 def test_results_do_not_depend_on_how_a_batch_is_cut(model, batch, chunk, monkeypatch):
     contexts = contexts_of(model, (4,), (4,))
     whole = gradients_in_contexts(model, contexts, curved(model), batch.image_features, batch.labels)
-    monkeypatch.setattr("hushprompt.prompts.multi_context_gradients.examples_per_pass", lambda *_: chunk)
+    monkeypatch.setattr("hushprompt.prompts.gradients.examples_per_pass", lambda *_: chunk)
     cut = gradients_in_contexts(model, contexts, curved(model), batch.image_features, batch.labels)
     for left, right in zip((*whole[0], whole[1]), (*cut[0], cut[1]), strict=True):
         torch.testing.assert_close(left, right, rtol=1e-5, atol=1e-6)

@@ -74,8 +74,8 @@ def by_hand(backbone, name, context, position):
     start, end = (backbone.embed(torch.tensor(ids)) for ids in (backbone.start_ids, backbone.end_ids))
     prompt = torch.cat([start, *middle, end])
     ends = torch.tensor([len(prompt) - 1])
-    if backbone.sees_padding:
-        padding = backbone.embed(torch.tensor([backbone.pad_id] * (backbone.context_window - len(prompt))))
+    if backbone.capabilities.sees_padding:
+        padding = backbone.embed(torch.tensor([backbone.pad_id] * (backbone.capabilities.context_window - len(prompt))))
         prompt = torch.cat([prompt, padding])
     return backbone.encode_prompts(prompt[None], ends)
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from captions import with_articles
 from hushprompt.data.base import Dataset
 from hushprompt.data.sets.emoji100 import read_npz
-from hushprompt.models.embedded import EmojiClipBackbone
+from hushprompt.models.embedded import EmojiClipModel
 from hushprompt.prompts.prompt_model import PromptModel
 
 logger = logging.getLogger("evaluate")
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=["zero_shot", "probe", "coop", "federated"])
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    backbone, dataset = EmojiClipBackbone(args.model), read_npz(args.data)
+    backbone, dataset = EmojiClipModel(args.model), read_npz(args.data)
     features = encode(backbone, dataset)
     model = PromptModel(backbone, dataset.class_names)
     path = args.model / "evaluation.json"
@@ -59,7 +59,7 @@ def main() -> None:
         path.write_text(json.dumps(found, indent=1) + "\n")
 
 
-def encode(backbone: EmojiClipBackbone, dataset: Dataset) -> Features:
+def encode(backbone: EmojiClipModel, dataset: Dataset) -> Features:
     """Encode all images."""
     encoded = {}
     for name, split in dataset.splits.items():

@@ -28,7 +28,7 @@ from hushprompt.data.base import Dataset, Split
 from hushprompt.errors import ConfigError, DataError
 from hushprompt.features.store import ARRAY, FeatureFolder, FeatureKey, Precision, StoredFeatures, key_of
 from hushprompt.features.views import random_view
-from hushprompt.models.base import Backbone, FeatureKind, PatchBackbone
+from hushprompt.models.base import FeatureKind, Model
 from hushprompt.registry import SECTIONS
 
 logger = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ class CachedFeatures:
 
 
 def image_features(
-    backbone: Backbone,
+    backbone: Model,
     dataset: Dataset,
     split: str,
     cache_dir: Path,
@@ -137,14 +137,15 @@ def image_features(
     return folder.read()
 
 
-def check_fit(backbone: Backbone, dataset: Dataset, config: FeaturesConfig) -> None:
+def check_fit(backbone: Model, dataset: Dataset, config: FeaturesConfig) -> None:
     """Raise ConfigError if the backbone cannot take what the data set holds."""
-    if backbone.modality != dataset.modality:
+    can = backbone.capabilities
+    if can.modality != dataset.modality:
         raise ConfigError(
-            f"The backbone encodes {backbone.modality}, but the data set {dataset.name} holds {dataset.modality}. "
-            f"Set backbone.name to a model for {dataset.modality}, or data.name to a data set of {backbone.modality}."
+            f"The backbone encodes {can.modality}, but the data set {dataset.name} holds {dataset.modality}. "
+            f"Set backbone.name to a model for {dataset.modality}, or data.name to a data set of {can.modality}."
         )
-    rate = getattr(backbone, "sampling_rate", None)
+    rate = can.sampling_rate
     if rate is not None and rate != dataset.sampling_rate:
         raise ConfigError(
             f"The backbone takes sounds of {rate} samples a second, but {dataset.name} is read with "
@@ -157,9 +158,9 @@ def check_fit(backbone: Backbone, dataset: Dataset, config: FeaturesConfig) -> N
         )
 
 
-def check_kind(backbone: Backbone, kind: FeatureKind) -> None:
+def check_kind(backbone: Model, kind: FeatureKind) -> None:
     """Raise ConfigError if the backbone has no features of that kind."""
-    if kind == "patches" and not isinstance(backbone, PatchBackbone):
+    if kind == "patches" and backbone.capabilities.num_patches is None:
         raise ConfigError(
             "The method needs features of image patches, which this backbone does not have. Use emoji_clip, CLIP of "
             "open_clip (ViT or ResNet) or CLIP of transformers, or a method that takes one feature an image."
@@ -167,7 +168,7 @@ def check_kind(backbone: Backbone, kind: FeatureKind) -> None:
 
 
 def feature_key(
-    backbone: Backbone, dataset: Dataset, split: str, config: FeaturesConfig, kind: FeatureKind = "pooled"
+    backbone: Model, dataset: Dataset, split: str, config: FeaturesConfig, kind: FeatureKind = "pooled"
 ) -> FeatureKey:
     """Return everything that decides the features of one split.
 
@@ -189,8 +190,8 @@ def feature_key(
         chunk_size=max(1, config.batch_size // num_views),
         min_scale=config.min_scale if is_augmented else None,
         view_seed=config.view_seed if is_augmented else None,
-        view_size=getattr(backbone, "image_size", None) if is_augmented else None,
-        num_patches=backbone.num_patches if kind == "patches" and isinstance(backbone, PatchBackbone) else None,
+        view_size=backbone.capabilities.view_size if is_augmented else None,
+        num_patches=backbone.capabilities.num_patches if kind == "patches" else None,
     )
 
 
@@ -228,7 +229,7 @@ def cached(cache_dir: Path) -> list[CachedFeatures]:
     return found
 
 
-def _fill(folder: FeatureFolder, backbone: Backbone, split: Split, report: Callable[[int], None]) -> None:
+def _fill(folder: FeatureFolder, backbone: Model, split: Split, report: Callable[[int], None]) -> None:
     """Encode what the folder lacks, batch by batch; the next batch is decoded while one is encoded."""
     missing = folder.prepare()
     batches = [folder.rows(chunk) for chunk in missing]
@@ -275,15 +276,12 @@ def _images(key: FeatureKey, split: Split, rows: np.ndarray) -> list[np.ndarray]
 
 
 def _encoded(
-    key: FeatureKey, backbone: Backbone, rows: np.ndarray, images: list[np.ndarray]
+    key: FeatureKey, backbone: Model, rows: np.ndarray, images: list[np.ndarray]
 ) -> Float[np.ndarray, "b k *m d"]:
     """Encode the images of some examples."""
     with torch.no_grad():
-        if key.num_patches is None:
-            features = backbone.encode_images(images)
-        else:
-            assert isinstance(backbone, PatchBackbone)
-            features = backbone.encode_patches(images)
+        encode = backbone.encode_images if key.num_patches is None else backbone.encode_patches
+        features = encode(images)
     by_example = features.float().cpu().numpy().reshape(len(rows), key.num_views, *key.row_shape)
     is_finite = np.isfinite(by_example).all(axis=tuple(range(1, by_example.ndim)))
     if not is_finite.all():

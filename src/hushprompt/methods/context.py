@@ -18,8 +18,9 @@ from hushprompt.errors import ConfigError
 from hushprompt.methods.base import Batch, Personal, Published, Shared
 from hushprompt.models.base import FeatureKind
 from hushprompt.prompts.gradients import per_example_gradients
+from hushprompt.prompts.layout import NamePosition
 from hushprompt.prompts.optimizer import Optimizer, OptimizerState
-from hushprompt.prompts.prompt_model import NamePosition, PromptModel
+from hushprompt.prompts.prompt_model import PromptModel
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from hushprompt.methods.prompt_pair import PromptPairConfig
 from hushprompt.models.base import FeatureKind
-from hushprompt.prompts.multi_context_gradients import TextFeatures
+from hushprompt.prompts.gradients import TextFeatures
 from hushprompt.prompts.optimizer import Optimizer
 from hushprompt.prompts.prompt_model import PromptModel
 from hushprompt.prompts.transport import Transport

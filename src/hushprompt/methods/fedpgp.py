@@ -125,7 +125,7 @@ class FedPGP(PromptSumConfig):
             loss = contrastive_loss(features[0], features[1], model.template_features, self.temperature)
             cotangents = torch.autograd.grad(self.contrast_weight * loss, features)
         of_global, of_personal = (
-            each.pull_back_matrices(cotangent[None])[0] for each, cotangent in zip(passes, cotangents, strict=True)
+            each.pull_back(cotangent[None])[0] for each, cotangent in zip(passes, cotangents, strict=True)
         )
         row = factor_gradients(personal.u, personal.v, of_personal.flatten(0, -2)[None])[0]
         return Pull(of_global + of_personal, *unstack(personal.u, personal.v, row))

@@ -17,7 +17,7 @@ from hushprompt.methods.base import Batch, Published, StepInfo, Upload
 from hushprompt.methods.context import ContextState, GlobalAndPersonalConfig, fresh, mean_loss
 from hushprompt.privacy.config import Channel
 from hushprompt.privacy.mechanisms.base import Mechanism
-from hushprompt.prompts.multi_context_gradients import TextFeatures, gradients_in_contexts
+from hushprompt.prompts.gradients import TextFeatures, gradients_in_contexts
 from hushprompt.prompts.prompt_model import PromptModel
 
 

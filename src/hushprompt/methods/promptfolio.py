@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hushprompt import checks
 from hushprompt.methods.prompt_pair import PromptPairConfig
-from hushprompt.prompts.multi_context_gradients import TextFeatures
+from hushprompt.prompts.gradients import TextFeatures
 from hushprompt.prompts.prompt_model import PromptModel
 from hushprompt.registry import METHODS
 

@@ -1,46 +1,67 @@
-"""What every frozen model offers: two towers, a tokenizer, and a word about its own structure."""
+"""What every frozen model offers: two towers, a tokenizer, and its capabilities."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from hushprompt.data.base import Modality
 from hushprompt.errors import ConfigError
 from hushprompt.extras import install_hint
+from hushprompt.models.causal_tower import CausalTower
 
 FeatureKind = Literal["pooled", "patches"]
 """What is kept of an image: one feature [d] for all of it, or one for each patch [m, d]."""
 
 
-@runtime_checkable
-class Backbone(Protocol):
-    """A frozen dual encoder, in float32. Its weights never receive gradients.
+@dataclass(frozen=True, kw_only=True)
+class Capabilities:
+    """What a model takes, and what it can do."""
 
-    A registered config dataclass in this folder has `load() -> Backbone`. Axis letters: n images, c classes, l text
-    tokens, e token width, d feature width.
+    context_window: int
+    """Longest text in tokens, start and end included."""
+    modality: Modality = "image"
+    """What `encode_images` takes."""
+    sampling_rate: int | None = None
+    """Samples per second that an audio tower expects; None for images."""
+    view_size: int | None = None
+    """Side in pixels of a random crop for this model; None: the image's own short side."""
+    num_patches: int | None = None
+    """m, patches of an image; None: the model has no `encode_patches`."""
+    shares_prefix: bool = False
+    """True if the text tower is causal, and the model has a `causal_tower`."""
+    sees_padding: bool = False
+    """True if tokens behind the end change the feature of `encode_prompts`: every text is then filled up to
+    `context_window`, as in training. False if they cannot: texts are then cut at the longest one."""
+    runs_on_gpu: bool = False
+    """True if the model has `to`."""
+
+
+class Model(ABC):
+    """A frozen dual encoder. Its weights never receive gradients.
+
+    A registered config dataclass has `load() -> Model`. Axis letters: n images, c classes, l text tokens, e token
+    width, d feature width.
     """
 
-    modality: Modality
-    """What `encode_images` takes."""
-    sampling_rate: int | None
-    """Samples per second that an audio tower expects; None for images."""
+    capabilities: Capabilities
     fingerprint: str
     """SHA-256 over weights, tokenizer and preprocessing; the key of cached features and of prompt files."""
     feature_dim: int
     """d, width of image and text features."""
     token_width: int
     """e, width of a token embedding and so of a context vector."""
-    context_window: int
-    """Longest text in tokens, start and end included."""
     logit_scale: float
     """Factor on the cosine, after exp."""
     start_ids: tuple[int, ...]
@@ -49,41 +70,43 @@ class Backbone(Protocol):
     """Tokens that end every text."""
     pad_id: int
     """Token that fills a text up behind its end."""
-    sees_padding: bool
-    """True if tokens behind the end change the feature: every text is then filled up to `context_window`, as in
-    training. False if they cannot, because attention is causal or masked: texts are then cut at the longest one."""
     template: str
-    """The hand template of the zero-shot row, with {} for the class name."""
+    """Hand template of the zero-shot arm, with {} for the class name."""
+    causal_tower: CausalTower | None = None
+    """The text tower as one that computes a shared prefix once; where `capabilities.shares_prefix`."""
 
+    @abstractmethod
     def encode_images(self, images: Sequence[np.ndarray]) -> Float[Tensor, "n d"]:
-        """Preprocess and give unit-norm features.
+        """Preprocess images and return unit-norm features in float32.
 
         Args:
-            images: n uint8 arrays [h, w, 3], each of its own size; for an audio backbone float32 waveforms [samples]
+            images: n uint8 arrays [h, w, 3], each of its own size; for an audio model float32 waveforms [samples]
                 at `sampling_rate`.
         """
 
+    def encode_patches(self, images: Sequence[np.ndarray]) -> Float[Tensor, "n m d"]:
+        """Preprocess as `encode_images` does, and return unit-norm features of all patches, row by row of the image."""
+        raise NotImplementedError
+
+    @abstractmethod
     def tokenize(self, text: str) -> list[int]:
         """Return token ids without start and end. A text that begins with a space follows another word."""
 
+    @abstractmethod
     def embed(self, token_ids: Int[Tensor, "*l"]) -> Float[Tensor, "*l e"]:
-        """Look up token embeddings, without positions."""
+        """Look up token embeddings in float32, without positions."""
 
+    @abstractmethod
     def encode_prompts(self, prompts: Float[Tensor, "c l e"], end_index: Int[Tensor, " c"]) -> Float[Tensor, "c d"]:
         """Encode one embedded sequence a class, differentiable in `prompts`, also for batched gradients.
 
         Args:
             prompts: [c, l, e] start, text and end of every class, filled up with padding.
-            end_index: [c] where each one's last token before the padding stands.
+            end_index: [c] index of each sequence's last token before the padding.
 
         Returns:
-            [c, d] unit-norm features.
+            [c, d] unit-norm features in float32.
         """
-
-
-@runtime_checkable
-class SharedPrefixBackbone(Backbone, Protocol):
-    """A causal backbone that can read the common beginning of all prompts once. Having the method declares it."""
 
     def encode_shared_prefix(
         self, prefix: Float[Tensor, "p e"], suffixes: Sequence[Float[Tensor, "_ _ e"]]
@@ -97,40 +120,12 @@ class SharedPrefixBackbone(Backbone, Protocol):
         Returns:
             [c, d] unit-norm features in the order of `suffixes`.
         """
+        assert self.causal_tower is not None
+        return F.normalize(self.causal_tower.encode(prefix, suffixes).float(), dim=-1)
 
-
-@runtime_checkable
-class TextPass(Protocol):
-    """A forward pass of the text tower that stands ready to go backward for many examples."""
-
-    features: Float[Tensor, "c d"]
-    """Unit-norm text features."""
-
-    def pull_back(self, weights: Float[Tensor, "b c"], directions: Float[Tensor, "b d"]) -> Float[Tensor, "b *p e"]:
-        """Return b gradients in what the pass was made from.
-
-        Args:
-            weights: [b, c] one for each example and class; where most are 0 a tower may have less work.
-            directions: [b, d] one for each example; its cotangent of class c's feature is `weights[c] * direction`.
-        """
-
-    def pull_back_matrices(self, cotangents: Float[Tensor, "b c d"]) -> Float[Tensor, "b *p e"]:
-        """Return b gradients for cotangents of the features that are not of that form."""
-
-
-@runtime_checkable
-class PatchBackbone(Backbone, Protocol):
-    """A backbone that also places the parts of an image in the space of the texts. Having the method declares it."""
-
-    num_patches: int
-    """m, patches of an image."""
-
-    def encode_patches(self, images: Sequence[np.ndarray]) -> Float[Tensor, "n m d"]:
-        """Preprocess as `encode_images` does, and give unit-norm features of all patches, row by row of the image.
-
-        Args:
-            images: as for `encode_images`.
-        """
+    def to(self, device: str) -> None:
+        """Move both towers; what the model returns from then on lies there."""
+        raise NotImplementedError
 
 
 def fingerprint(module: torch.nn.Module, *settings: Mapping[str, Any] | str) -> str:
@@ -148,7 +143,7 @@ def fingerprint(module: torch.nn.Module, *settings: Mapping[str, Any] | str) -> 
 
 
 def optional(module: str, extra: str) -> Any:
-    """Import a package that only some backbones need.
+    """Import a package that only some models need.
 
     Raises:
         ConfigError: it is missing, or does not import beside the installed torch.

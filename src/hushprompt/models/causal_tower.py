@@ -1,11 +1,12 @@
-"""The causal text tower: prompts that begin alike are read with their common beginning once.
+"""The causal text tower: prompts that begin alike are computed with their common beginning once.
 
 In a causal tower no token sees what follows it. The prompts `[start][context][name][end]` of all classes have the same
 start and context, so these tokens, the prefix, are computed once; each class adds its suffix, whose tokens see the
-whole prefix and the earlier tokens of their own suffix. Suffixes of one length are computed together. This is exact up
-to rounding; `encode_prompts` of a backbone, one padded sequence a class, is the reference.
+whole prefix and the earlier tokens of their own suffix. Linear maps take the tokens of all suffixes together, attention
+those of one length. This is exact up to rounding; a model's `encode_prompts`, one padded sequence a class, is the
+reference.
 
-A model says what its blocks do with tokens; who attends to whom is decided here.
+A model says what its blocks do with tokens; which token attends to which is decided here.
 """
 
 from __future__ import annotations
@@ -15,34 +16,54 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from hushprompt.models.packing import Packing, encode_packed
+
+Tokens = Float[Tensor, "_ e"]
+"""Any number of tokens."""
+TokenMap = Callable[[Tokens], Tokens]
 
 
 @dataclass(frozen=True)
 class CausalBlock:
-    """One transformer block, as functions of any number of tokens."""
+    """One transformer block, as functions of tokens."""
 
     num_heads: int
-    norm: Callable[[Float[Tensor, "n e"]], Float[Tensor, "n e"]]
+    norm: TokenMap
     """The norm before attention."""
-    query: Callable[[Float[Tensor, "n e"]], Float[Tensor, "n e"]]
+    query: TokenMap
     """Queries of normed tokens, scaled."""
-    key_value: Callable[[Float[Tensor, "n e"]], tuple[Float[Tensor, "n e"], Float[Tensor, "n e"]]]
-    """Keys and values of normed tokens."""
-    rest: Callable[[Float[Tensor, "n e"], Float[Tensor, "n e"]], Float[Tensor, "n e"]]
-    """The block's output from its input and from what attention mixed."""
+    key: TokenMap
+    value: TokenMap
+    rest: Callable[[Tokens, Tokens], Tokens]
+    """The block's output from its input and from the values that attention has mixed."""
+
+
+@dataclass(frozen=True)
+class ClassToken:
+    """A token behind the end of the text at which the feature is read (CoCa)."""
+
+    token: Float[Tensor, " e"]
+    position: int
+    """Always the same: behind the longest text."""
+    padding: Float[Tensor, " e"] | None
+    """CoCa's published weights were trained with a mask that is one place off: where padding follows the text, the
+    class token sees the first padding token in the place of itself. None: the class token sees itself."""
 
 
 @dataclass(frozen=True)
 class CausalTower:
-    """A text tower whose feature is read at the end token."""
+    """A text tower whose feature is read at the end token, or at a class token behind it."""
 
-    embed: Callable[[Float[Tensor, "n e"], Int[Tensor, " n"]], Float[Tensor, "n e"]]
-    """Adds position embeddings to embedded tokens, given the position of each."""
+    embed: Callable[[Tokens, Int[Tensor, " _"]], Tokens]
+    """Adds position embeddings to embedded tokens, given the position of each; casts to the tower's precision."""
     blocks: tuple[CausalBlock, ...]
-    head: Callable[[Float[Tensor, "c e"]], Float[Tensor, "c d"]]
+    head: TokenMap
     """Final norm and projection."""
+    class_token: ClassToken | None = None
 
     def encode(self, prefix: Float[Tensor, "p e"], suffixes: Sequence[Float[Tensor, "_ _ e"]]) -> Float[Tensor, "c d"]:
         """Encode prompts that begin alike; differentiable in `prefix`, also for batched gradients.
@@ -54,97 +75,185 @@ class CausalTower:
         Returns:
             [c, d] features in the order of `suffixes`, not normalized.
         """
-        shapes = tuple((len(group), group.shape[1]) for group in suffixes)
-        places, ends = _places(shapes, prefix.device)
+        if prefix.is_cuda and self.class_token is None:  # one sequence has fewer kernels than one for each length
+            return self.head(encode_packed(self.run_packed, prefix, suffixes))
+        groups = [self._with_class_token(len(prefix), group) for group in suffixes]
+        shapes = tuple(shape for _, shape in groups)
+        layout = _layout(len(prefix), shapes, prefix.device)
         x = self.embed(prefix, torch.arange(len(prefix), device=prefix.device))
-        y = self.embed(torch.cat([group.flatten(0, 1) for group in suffixes]), len(prefix) + places)
+        y = self.embed(torch.cat([group.flatten(0, 1) for group, _ in groups]), layout.positions)
         *blocks, last = self.blocks
         for block in blocks:
-            x, y = _run(block, x, y, shapes)
-        return self.head(_run_last(last, x, y, ends, shapes))
+            x, y = _run(block, x, y, layout)
+        return self.head(_run_last(last, x, y, layout))
+
+    def run_packed(self, tokens: Float[Tensor, "l e"], packing: Packing) -> Float[Tensor, "m e"]:
+        """Run all blocks on one packed sequence, and return the last one's output at the end of each suffix."""
+        x, ends = self.embed(tokens, packing.positions), packing.ends
+        *blocks, last = self.blocks
+        for block in blocks:
+            normed = block.norm(x)
+            x = block.rest(x, _attend(block, normed, normed, packing.mask))
+        normed = last.norm(x)
+        return last.rest(x[ends], _attend(last, normed[ends], normed, packing.mask[ends]))
+
+    def _with_class_token(
+        self, num_prefix: int, group: Float[Tensor, "m l e"]
+    ) -> tuple[Float[Tensor, "m _ e"], SuffixShape]:
+        """Append what follows the text, if anything does."""
+        count, length = group.shape[:2]
+        end = self.class_token
+        if end is None:
+            return group, SuffixShape(count, length, num_prefix + length - 1)
+        is_blind = end.padding is not None and num_prefix + length < end.position
+        behind = torch.stack([end.padding, end.token] if end.padding is not None and is_blind else [end.token])
+        group = torch.cat([group, behind.float().expand(count, -1, -1)], dim=1)
+        return group, SuffixShape(count, group.shape[1], end.position, last_sees_itself=not is_blind)
+
+
+@dataclass(frozen=True)
+class SuffixShape:
+    """Suffixes of one length."""
+
+    count: int
+    length: int
+    last_position: int
+    last_sees_itself: bool = True
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all of them."""
+        return self.count * self.length
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """What follows from the shapes of the suffixes alone."""
+
+    shapes: tuple[SuffixShape, ...]
+    positions: Int[Tensor, " k"]
+    """Of all suffix tokens."""
+    ends: Int[Tensor, " c"]
+    """Which suffix tokens are the last of their suffix."""
+    masks: tuple[Float[Tensor, "_ _"], ...]
+    """What is added to the scores between the tokens of one suffix, for each length."""
+    prefix_mask: Float[Tensor, "p p"]
 
 
 @functools.lru_cache(maxsize=32)
-def _places(shapes: tuple[tuple[int, int], ...], device: torch.device) -> tuple[Int[Tensor, " k"], Int[Tensor, " c"]]:
-    """Return the place of each suffix token in its suffix, and which tokens are ends."""
-    places = torch.tensor([place for count, length in shapes for _ in range(count) for place in range(length)])
-    lengths = torch.tensor([length for count, length in shapes for _ in range(count)])
-    return places.to(device), (lengths.cumsum(0) - 1).to(device)
+def _layout(num_prefix: int, shapes: tuple[SuffixShape, ...], device: torch.device) -> _Layout:
+    """Lay out suffixes behind a prefix; computed once for all shapes and device."""
+    positions, masks = [], []
+    for shape in shapes:
+        own = [*range(num_prefix, num_prefix + shape.length - 1), shape.last_position]
+        positions.append(torch.tensor(own).repeat(shape.count))
+        mask = _causal_mask(shape.length)
+        if not shape.last_sees_itself:
+            mask[-1, -1] = float("-inf")
+        masks.append(mask.to(device))
+    lengths = torch.tensor([shape.length for shape in shapes for _ in range(shape.count)])
+    return _Layout(
+        shapes=shapes,
+        positions=torch.cat(positions).to(device),
+        ends=(lengths.cumsum(0) - 1).to(device),
+        masks=tuple(masks),
+        prefix_mask=_causal_mask(num_prefix).to(device),
+    )
+
+
+def _causal_mask(length: int) -> Float[Tensor, "l l"]:
+    """Return 0 for a token itself and those before it, else -inf."""
+    return torch.full((length, length), float("-inf")).triu(diagonal=1)
 
 
 def _run(
-    block: CausalBlock, x: Float[Tensor, "p e"], y: Float[Tensor, "k e"], shapes: Sequence[tuple[int, int]]
+    block: CausalBlock, x: Float[Tensor, "p e"], y: Float[Tensor, "k e"], layout: _Layout
 ) -> tuple[Float[Tensor, "p e"], Float[Tensor, "k e"]]:
     """Run a block on prefix and suffixes."""
     of_prefix, of_suffixes = block.norm(x), block.norm(y)
-    shared, own = block.key_value(of_prefix), block.key_value(of_suffixes)
-    from_prefix = _causal(block.num_heads, block.query(of_prefix), shared)
-    from_suffixes = _attend(block.num_heads, block.query(of_suffixes), shared, own, shapes)
-    return block.rest(x, from_prefix), block.rest(y, from_suffixes)
+    mixed = _attend(block, of_prefix, of_prefix, layout.prefix_mask)
+    return block.rest(x, mixed), block.rest(
+        y, _attend_from_suffixes(block, of_suffixes, of_prefix, of_suffixes, layout)
+    )
 
 
 def _run_last(
-    block: CausalBlock,
-    x: Float[Tensor, "p e"],
-    y: Float[Tensor, "k e"],
-    ends: Int[Tensor, " c"],
-    shapes: Sequence[tuple[int, int]],
+    block: CausalBlock, x: Float[Tensor, "p e"], y: Float[Tensor, "k e"], layout: _Layout
 ) -> Float[Tensor, "c e"]:
-    """Run the last block for the end tokens alone; the others are looked at and need no more than keys and values."""
-    normed = block.norm(y)
-    shared, own = block.key_value(block.norm(x)), block.key_value(normed)
-    return block.rest(y[ends], _attend(block.num_heads, block.query(normed[ends]), shared, own, shapes))
+    """Run the last block for the ends alone; the other tokens need no more than keys and values."""
+    of_suffixes = block.norm(y)
+    mixed = _attend_from_suffixes(block, of_suffixes[layout.ends], block.norm(x), of_suffixes, layout)
+    return block.rest(y[layout.ends], mixed)
 
 
-Pair = tuple[Float[Tensor, "_ e"], Float[Tensor, "_ e"]]
-"""Keys and values."""
-
-
-def _causal(num_heads: int, query: Float[Tensor, "p e"], shared: Pair) -> Float[Tensor, "p e"]:
-    """Let every token of the prefix attend to itself and to what comes before it."""
-    query, key, value = (part.unflatten(-1, (num_heads, -1)).transpose(0, 1) for part in (query, *shared))  # [h, p, f]
-    weights = (query @ key.mT + _mask(len(key[0]), query)).softmax(dim=-1)
-    return (weights @ value).transpose(0, 1).flatten(1)
+def _heads(tokens: Tokens, num_heads: int) -> Float[Tensor, "h _ f"]:
+    """Split the width of tokens into heads."""
+    return tokens.unflatten(-1, (num_heads, -1)).transpose(0, 1)
 
 
 def _attend(
-    num_heads: int, query: Float[Tensor, "q e"], shared: Pair, own: Pair, shapes: Sequence[tuple[int, int]]
+    block: CausalBlock, asking: Float[Tensor, "q e"], asked: Float[Tensor, "n e"], mask: Float[Tensor, "q n"]
 ) -> Float[Tensor, "q e"]:
-    """Let tokens of suffixes attend to the prefix and, causally, to their own suffix.
+    """Let normed tokens attend to others; the mask is added to the scores."""
+    query, key, value = (
+        _heads(part, block.num_heads) for part in (block.query(asking), block.key(asked), block.value(asked))
+    )  # [h, _, f]
+    return ((query @ key.mT + mask.to(query)).softmax(dim=-1) @ value).transpose(0, 1).flatten(1)
+
+
+def _attend_from_suffixes(
+    block: CausalBlock,
+    asking: Float[Tensor, "q e"],
+    of_prefix: Float[Tensor, "p e"],
+    of_suffixes: Float[Tensor, "k e"],
+    layout: _Layout,
+) -> Float[Tensor, "q e"]:
+    """Let normed tokens of the suffixes attend to the prefix and to their own suffix.
 
     Args:
-        num_heads: h.
-        query: of all tokens of the suffixes, or of their ends alone.
-        shared: keys and values of the prefix.
-        own: those of all tokens of the suffixes.
-        shapes: number and length of the suffixes of each length.
+        block: whose maps to use.
+        asking: all tokens of the suffixes, or their ends alone.
+        of_prefix: the prefix.
+        of_suffixes: all tokens of the suffixes.
+        layout: of the suffixes.
     """
+    are_ends = len(asking) < len(of_suffixes)
+    sizes = [shape.num_tokens for shape in layout.shapes]
+    query, key, value, own_key, own_value = (
+        _heads(part, block.num_heads)
+        for part in (
+            block.query(asking), block.key(of_prefix), block.value(of_prefix), block.key(of_suffixes),
+            block.value(of_suffixes),
+        )
+    )  # fmt: skip  # [h, _, f]
+    num_asking = [shape.count for shape in layout.shapes] if are_ends else sizes
+    scores = query @ key.mT  # [h, q, p]
+    parts = (
+        query.split(num_asking, 1),
+        scores.split(num_asking, 1),
+        own_key.split(sizes, 1),
+        own_value.split(sizes, 1),
+    )
+    to_prefix, from_own = [], []
+    for shape, mask, q, to_prefix_scores, k, v in zip(layout.shapes, layout.masks, *parts, strict=True):
+        each = (shape.count, -1)
+        inside = q.unflatten(1, each) @ k.unflatten(1, each).mT + mask.to(q)[-1 if are_ends else 0 :]  # [h, m, _, l]
+        weights = torch.cat([to_prefix_scores.unflatten(1, each), inside], dim=-1).softmax(dim=-1)
+        to_prefix.append(weights[..., : len(of_prefix)].flatten(1, 2))
+        from_own.append((weights[..., len(of_prefix) :] @ v.unflatten(1, each)).flatten(1, 2))
+    mixed = torch.cat(to_prefix, dim=1) @ value + torch.cat(from_own, dim=1)
+    return mixed.transpose(0, 1).flatten(1)
 
-    def heads(part: Float[Tensor, "n e"]) -> Float[Tensor, "h n f"]:
-        return part.unflatten(-1, (num_heads, -1)).transpose(0, 1)
 
-    are_ends = len(query) < len(own[0])
-    query, (key, value), (own_key, own_value) = heads(query), map(heads, shared), map(heads, own)
-    sizes = [count * length for count, length in shapes]
-    asking = [count for count, _ in shapes] if are_ends else sizes
-    from_shared, mixed = [], []
-    to_shared = query @ key.mT  # [h, q, p]
-    parts = zip(
-        shapes, query.split(asking, 1), to_shared.split(asking, 1), own_key.split(sizes, 1), own_value.split(sizes, 1),
-        strict=True,
-    )  # fmt: skip
-    for (count, length), q, scores, k, v in parts:
-        each = (count, -1)
-        inside = q.unflatten(1, each) @ k.unflatten(1, each).mT  # [h, c, l or 1, l]
-        if not are_ends:
-            inside = inside + _mask(length, inside)
-        weights = torch.cat([scores.unflatten(1, each), inside], dim=-1).softmax(dim=-1)
-        from_shared.append(weights[..., : key.shape[1]].flatten(1, 2))
-        mixed.append((weights[..., key.shape[1] :] @ v.unflatten(1, each)).flatten(1, 2))
-    total = torch.cat(from_shared, dim=1) @ value + torch.cat(mixed, dim=1)
-    return total.transpose(0, 1).flatten(1)
+def fused_maps(weight: Tensor, bias: Tensor, num_heads: int) -> tuple[TokenMap, TokenMap, TokenMap]:
+    """Return the maps to queries, keys and values of weights [3 e, e] and biases [3 e], as torch's attention has."""
+    width = weight.shape[1]
+    scale = (width // num_heads) ** -0.5
 
+    def linear(index: int, normed: Tokens) -> Tokens:
+        return F.linear(normed, weight[index * width :][:width], bias[index * width :][:width])
 
-def _mask(length: int, like: Tensor) -> Float[Tensor, "l l"]:
-    """Return what is added to causal scores: 0 for a token itself and those before it, else -inf."""
-    return like.new_full((length, length), float("-inf")).triu(diagonal=1)
+    def query(normed: Tokens) -> Tokens:
+        return F.linear(normed, scale * weight[:width], scale * bias[:width])
+
+    return query, functools.partial(linear, 1), functools.partial(linear, 2)

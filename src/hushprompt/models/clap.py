@@ -17,8 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from hushprompt.data.base import Modality
-from hushprompt.models.base import Backbone, check_template, fingerprint, optional
+from hushprompt.models.base import Capabilities, Model, check_template, fingerprint, optional
 from hushprompt.models.transformers_files import load_network, load_part, settings_of
 from hushprompt.models.transformers_tokenizer import PromptTokenizer
 from hushprompt.registry import BACKBONES
@@ -38,21 +37,18 @@ class Clap:
         """Check the field."""
         check_template(self.template)
 
-    def load(self) -> Backbone:
+    def load(self) -> Model:
         """Read the model.
 
         Raises:
             ConfigError: transformers is not installed, or the model is of another type.
             DataError: a file is missing or damaged.
         """
-        return ClapBackbone(optional("transformers", "transformers"), self)
+        return ClapModel(optional("transformers", "transformers"), self)
 
 
-class ClapBackbone:
+class ClapModel(Model):
     """Both towers, frozen, in float32."""
-
-    modality: Modality = "audio"
-    sees_padding = False
 
     def __init__(self, transformers: Any, config: Clap) -> None:
         """Read weights, tokenizer and feature extractor."""
@@ -66,10 +62,13 @@ class ClapBackbone:
         self.start_ids, self.end_ids = self._tokenizer.start_ids, self._tokenizer.end_ids
         self.pad_id = self._tokenizer.pad_id
         text = self._model.config.text_config
-        self.context_window: int = text.max_position_embeddings - text.pad_token_id - 1
         self.token_width = self._embedding.embedding_dim
         self.feature_dim: int = self._model.config.projection_dim
-        self.sampling_rate: int | None = self._extractor.sampling_rate
+        self.capabilities = Capabilities(
+            modality="audio",
+            sampling_rate=self._extractor.sampling_rate,
+            context_window=text.max_position_embeddings - text.pad_token_id - 1,
+        )
         self.logit_scale = float(self._model.logit_scale_a.exp())
         self.template = config.template
         extractor = {key: value for key, value in self._extractor.to_dict().items() if "mel_filters" not in key}
@@ -83,9 +82,9 @@ class ClapBackbone:
 
     @torch.no_grad()
     def encode_images(self, images: Sequence[np.ndarray]) -> Float[Tensor, "n d"]:
-        """Encode float32 waveforms [samples] at `sampling_rate`; of a long one only the beginning."""
+        """Encode float32 waveforms [samples] at the model's sampling rate; of a long one only the beginning."""
         heard = [np.asarray(wave[: self._extractor.nb_max_samples], dtype=np.float64) for wave in images]
-        inputs = self._extractor(heard, sampling_rate=self.sampling_rate, return_tensors="pt")
+        inputs = self._extractor(heard, sampling_rate=self.capabilities.sampling_rate, return_tensors="pt")
         # No wave is longer than the window. The extractor of fused models would still name a random one as longer.
         is_longer = torch.zeros(len(heard), 1, dtype=torch.bool)
         audio = self._model.audio_model(input_features=inputs["input_features"].float(), is_longer=is_longer)

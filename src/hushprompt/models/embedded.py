@@ -16,13 +16,14 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from torch import Tensor, nn
 
-from hushprompt.data.base import Modality
-from hushprompt.models.base import Backbone
+from hushprompt.models.base import Capabilities, Model
 from hushprompt.models.bpe import BytePairTokenizer
 from hushprompt.models.embedded_network import load_emoji_network
 from hushprompt.registry import BACKBONES
 
 PAD_ID = 0
+IMAGE_SIZE = 64
+"""Side in pixels of the square that the image tower sees."""
 IMAGES_AT_ONCE = 25
 """Images that go through the tower together: few enough for a processor's cache; 50 took 1.4 times as long each."""
 FILES = ("emoji_clip.safetensors", "emoji_clip.json", "tokenizer.json")
@@ -33,29 +34,22 @@ FILES = ("emoji_clip.safetensors", "emoji_clip.json", "tokenizer.json")
 class EmojiClip:
     """The `backbone` section of the embedded model: nothing to set."""
 
-    def load(self) -> Backbone:
+    def load(self) -> Model:
         """Read weights and tokenizer from the package."""
         with resources.as_file(resources.files("hushprompt") / "assets") as folder:
-            return EmojiClipBackbone(folder)
+            return EmojiClipModel(folder)
 
 
-class EmojiClipBackbone:
+class EmojiClipModel(Model):
     """EfficientNet-Lite0 image tower and a causal text transformer, frozen, in float32."""
 
-    modality: Modality = "image"
-    sampling_rate: int | None = None
-    sees_padding = False
     template = "a picture of a {}"
-
-    image_size = 64
-    """Side in pixels of the square that the tower sees."""
-    num_patches = 9
 
     def __init__(self, folder: Path) -> None:
         """Read the model's three files."""
         weights, config, tokenizer = (folder / name for name in FILES)
         self._network = load_emoji_network(weights, config)
-        self._tower = self._network.text.causal_tower()
+        self.causal_tower = self._network.text.causal_tower()
         self._tokenizer = BytePairTokenizer.from_json(tokenizer)
         digest = hashlib.sha256(b"short side to 64, center crop, pixels / 255")
         for name in FILES:
@@ -64,7 +58,10 @@ class EmojiClipBackbone:
         config_values = self._network.config
         self.feature_dim = config_values.dim
         self.token_width = config_values.text_width
-        self.context_window = config_values.context_length
+        self.capabilities = Capabilities(
+            context_window=config_values.context_length, view_size=IMAGE_SIZE, num_patches=9, shares_prefix=True,
+            runs_on_gpu=True,
+        )  # fmt: skip
         self.logit_scale = float(self._network.log_logit_scale.exp())
         self.start_ids: tuple[int, ...] = (self._tokenizer.start_id,)
         self.end_ids: tuple[int, ...] = (self._tokenizer.end_id,)
@@ -99,15 +96,9 @@ class EmojiClipBackbone:
         """Encode one sequence a class."""
         return F.normalize(self._network.text(prompts, end_index), dim=-1)
 
-    def encode_shared_prefix(
-        self, prefix: Float[Tensor, "p e"], suffixes: Sequence[Float[Tensor, "_ _ e"]]
-    ) -> Float[Tensor, "c d"]:
-        """Encode prompts that begin alike, reading the beginning once."""
-        return F.normalize(self._tower.encode(prefix, suffixes), dim=-1)
-
     def _pixels(self, images: Sequence[np.ndarray]) -> Float[Tensor, "n 3 s s"]:
         """Preprocess."""
-        squares = np.stack([center_square(image, self.image_size) for image in images])
+        squares = np.stack([center_square(image, IMAGE_SIZE) for image in images])
         return torch.from_numpy(squares).to(self._device).permute(0, 3, 1, 2).float() / 255
 
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hushprompt.errors import DataError
-from hushprompt.models.causal_tower import CausalBlock, CausalTower
+from hushprompt.models.causal_tower import CausalBlock, CausalTower, fused_maps
 
 STAGES = (
     (1, 3, 1, 16, 1),
@@ -162,23 +162,14 @@ class TextBlock(nn.Module):
 
     def causal_block(self) -> CausalBlock:
         """Return the block as functions of tokens."""
-        width = self.out.in_features
-        scale = (width // self.heads) ** -0.5
-
-        def query(normed: Float[Tensor, "n e"]) -> Float[Tensor, "n e"]:
-            return F.linear(normed, scale * self.qkv.weight[:width], scale * self.qkv.bias[:width])
-
-        def key_value(normed: Float[Tensor, "n e"]) -> tuple[Float[Tensor, "n e"], Float[Tensor, "n e"]]:
-            key, value = F.linear(normed, self.qkv.weight[width:], self.qkv.bias[width:]).chunk(2, dim=-1)
-            return key, value
-
-        return CausalBlock(self.heads, self.norm_1, query, key_value, self._rest)
+        maps = fused_maps(self.qkv.weight, self.qkv.bias, self.heads)
+        return CausalBlock(self.heads, self.norm_1, *maps, self._rest)
 
     def _heads(self, x: Float[Tensor, "*c l e"]) -> Float[Tensor, "*c h l f"]:
         """Split the width into heads, f = e / h."""
         return x.unflatten(-1, (self.heads, -1)).transpose(-3, -2)
 
-    def _rest(self, x: Float[Tensor, "*c l e"], mixed: Float[Tensor, "*c l e"]) -> Float[Tensor, "*c l e"]:
+    def _rest(self, x: Float[Tensor, "*l e"], mixed: Float[Tensor, "*l e"]) -> Float[Tensor, "*l e"]:
         """Project the attention's output and run the MLP, both residual."""
         x = x + self.out(mixed)
         updated: Tensor = x + self.down(F.gelu(self.up(self.norm_2(x))))

@@ -20,11 +20,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hushprompt import checks
-from hushprompt.data.base import Modality
 from hushprompt.errors import ConfigError, DataError
-from hushprompt.models.base import Backbone, check_template, fingerprint, optional
+from hushprompt.models.base import Capabilities, Model, check_template, fingerprint, optional
 from hushprompt.models.open_clip_image import ImageTower, num_patches_of
-from hushprompt.models.open_clip_text import OwnTower, prompt_tokenizer, text_tower
+from hushprompt.models.open_clip_text import prompt_tokenizer, text_tower
 from hushprompt.models.open_clip_weights import is_torchscript, load_weights
 from hushprompt.models.placing import Precision, lowered, precision_settings
 from hushprompt.registry import BACKBONES
@@ -54,7 +53,7 @@ class OpenClip:
         """Check the field."""
         check_template(self.template)
 
-    def load(self) -> Backbone:
+    def load(self) -> Model:
         """Read the model.
 
         Raises:
@@ -63,7 +62,7 @@ class OpenClip:
         """
         open_clip = optional("open_clip", "open_clip")
         recipe = _recipe(open_clip, self)
-        return _backbone(open_clip, self, recipe, find_tokenizer(open_clip, recipe.name))
+        return OpenClipModel(open_clip, self, recipe, find_tokenizer(open_clip, recipe.name))
 
 
 @dataclass(frozen=True)
@@ -79,23 +78,19 @@ class Recipe:
     weights: Path
 
 
-class OpenClipBackbone:
+class OpenClipModel(Model):
     """Both towers of an open_clip model, frozen."""
 
-    modality: Modality = "image"
-    sampling_rate: int | None = None
-
-    def __init__(self, open_clip: Any, config: OpenClip, recipe: Recipe, network: Any, tokenizer: Any) -> None:
-        """Put a frozen network and its tokenizer together.
+    def __init__(self, open_clip: Any, config: OpenClip, recipe: Recipe, tokenizer: Any) -> None:
+        """Read a network and put it together with its tokenizer.
 
         Args:
             open_clip: the library.
             config: the section.
-            recipe: what the network was made by.
-            network: of both towers.
+            recipe: how to make the network.
             tokenizer: of the library.
         """
-        self.context_window: int = tokenizer.context_length
+        network = _network(open_clip, recipe)
         self._tokenizer = prompt_tokenizer(tokenizer)
         self.start_ids, self.end_ids = self._tokenizer.start_ids, self._tokenizer.end_ids
         self.pad_id = self._tokenizer.pad_id
@@ -105,21 +100,34 @@ class OpenClipBackbone:
         self._model = network
         self._text = text_tower(self._model, self.pad_id)
         self._text.unfuse()
-        self.sees_padding = self._text.sees_padding
+        self._dtype = lowered(self._model, config.precision)
+        self.causal_tower = self._text.causal_tower(self._dtype)
+        self.capabilities = Capabilities(
+            context_window=tokenizer.context_length,
+            num_patches=num_patches_of(open_clip, network.visual),
+            shares_prefix=self.causal_tower is not None,
+            sees_padding=self._text.sees_padding,
+            runs_on_gpu=True,
+        )
         self.token_width: int = self._text.embedding.embedding_dim
         self.feature_dim: int = recipe.model["embed_dim"]
         self.logit_scale = float(self._model.logit_scale.exp())
         self.template = config.template
-        self._dtype = lowered(self._model, config.precision)
 
     def to(self, device: str) -> None:
         """Move both towers."""
         self._model.to(device)
+        self.causal_tower = self._text.causal_tower(self._dtype)
 
     @torch.no_grad()
     def encode_images(self, images: Sequence[np.ndarray]) -> Float[Tensor, "n d"]:
         """Encode uint8 images [h, w, 3] of any size by open_clip's own transform."""
         return self._images.encode(images)
+
+    @torch.no_grad()
+    def encode_patches(self, images: Sequence[np.ndarray]) -> Float[Tensor, "n m d"]:
+        """Encode uint8 images [h, w, 3] of any size, and keep one feature for each patch."""
+        return self._images.encode_patches(images)
 
     def tokenize(self, text: str) -> list[int]:
         """Return the ids of open_clip's tokenizer without start and end."""
@@ -132,50 +140,6 @@ class OpenClipBackbone:
     def encode_prompts(self, prompts: Float[Tensor, "c l e"], end_index: Int[Tensor, " c"]) -> Float[Tensor, "c d"]:
         """Encode one sequence a class."""
         return F.normalize(self._text.encode(prompts.to(self._dtype), end_index).float(), dim=-1)
-
-
-class PatchOpenClipBackbone(OpenClipBackbone):
-    """A model whose image tower is CLIP's vision transformer or ResNet, which have a feature for each patch."""
-
-    num_patches: int
-
-    @torch.no_grad()
-    def encode_patches(self, images: Sequence[np.ndarray]) -> Float[Tensor, "n m d"]:
-        """Encode uint8 images [h, w, 3] of any size, and keep one feature for each patch."""
-        return self._images.encode_patches(images)
-
-
-class CausalOpenClipBackbone(OpenClipBackbone):
-    """A model with a causal text tower whose feature is the end token's: CLIP, OpenAI's and LAION's."""
-
-    def encode_shared_prefix(
-        self, prefix: Float[Tensor, "p e"], suffixes: Sequence[Float[Tensor, "_ _ e"]]
-    ) -> Float[Tensor, "c d"]:
-        """Encode prompts that begin alike, packed into one sequence with a tree mask."""
-        assert isinstance(self._text, OwnTower)
-        return F.normalize(self._text.encode_shared_prefix(prefix, suffixes, self._dtype).float(), dim=-1)
-
-
-class CausalPatchOpenClipBackbone(CausalOpenClipBackbone, PatchOpenClipBackbone):
-    """CLIP as most know it: it shares a prefix and has patches."""
-
-
-def _backbone(open_clip: Any, config: OpenClip, recipe: Recipe, tokenizer: Any) -> Backbone:
-    """Read a network, and return the kind of backbone that it is."""
-    network = _network(open_clip, recipe)
-    reads_prefix_once = text_tower(network, prompt_tokenizer(tokenizer).pad_id).reads_prefix_once
-    num_patches = num_patches_of(open_clip, network.visual)
-    kinds = {
-        (False, False): OpenClipBackbone,
-        (False, True): PatchOpenClipBackbone,
-        (True, False): CausalOpenClipBackbone,
-        (True, True): CausalPatchOpenClipBackbone,
-    }
-    backbone = kinds[reads_prefix_once, num_patches is not None](open_clip, config, recipe, network, tokenizer)
-    if isinstance(backbone, PatchOpenClipBackbone):
-        assert num_patches is not None
-        backbone.num_patches = num_patches
-    return backbone
 
 
 def _recipe(open_clip: Any, config: OpenClip) -> Recipe:

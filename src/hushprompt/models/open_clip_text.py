@@ -6,7 +6,6 @@ modules: positions, blocks, final norm, pooling, projection.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hushprompt.errors import ConfigError
-from hushprompt.models.packing import Packing, encode_packed
+from hushprompt.models.causal_tower import CausalBlock, CausalTower, ClassToken, fused_maps
 from hushprompt.models.transformers_tokenizer import PromptTokenizer
 
 
@@ -87,15 +86,11 @@ class OwnTower:
         self.embedding: nn.Embedding = self._text.token_embedding
         is_causal = self._text.attn_mask is not None
         self.sees_padding = not is_causal or self._pool == "last" or self._class_token is not None
+        self._is_causal = is_causal and (self._class_token is not None or self._pool in ("argmax", "eos"))
         if self._pool not in ("first", "last", "argmax", "eos"):
             raise ConfigError(
                 f"A text tower with the pooling {self._pool!r} gives no single feature. Use another model."
             )
-
-    @property
-    def reads_prefix_once(self) -> bool:
-        """True if a feature is what the end token sees of the tokens before it, and of nothing else."""
-        return not self.sees_padding and self._pool in ("argmax", "eos")
 
     def encode(self, prompts: Float[Tensor, "c l e"], end_index: Int[Tensor, " c"]) -> Float[Tensor, "c d"]:
         """Return features, not normalized."""
@@ -110,27 +105,25 @@ class OwnTower:
             pooled = text.ln_final(x[:, -1])
         return self._projected(pooled)
 
-    def encode_shared_prefix(
-        self, prefix: Float[Tensor, "p e"], suffixes: Sequence[Float[Tensor, "_ _ e"]], dtype: torch.dtype
-    ) -> Float[Tensor, "c d"]:
-        """Return the features of prompts that begin alike, not normalized; only where `reads_prefix_once`.
-
-        Args:
-            prefix: [p, e] embedded tokens that all prompts begin with.
-            suffixes: one [count, length, e] for each length.
-            dtype: of the tower.
-        """
+    def causal_tower(self, dtype: torch.dtype) -> CausalTower | None:
+        """Return the tower as one that computes a shared prefix once; None if texts see what follows them."""
+        if not self._is_causal:
+            return None
         text = self._text
-        *blocks, last = text.transformer.resblocks
-        assert text.transformer.batch_first
 
-        def run(tokens: Float[Tensor, "l e"], packing: Packing) -> Float[Tensor, "m e"]:
-            x, mask = (tokens.to(dtype) + text.positional_embedding[packing.positions])[None], packing.mask.to(dtype)
-            for block in blocks:
-                x = block(x, attn_mask=mask)
-            return _run_at(last, x, mask, packing.ends)[0]
+        def embed(tokens: Float[Tensor, "n e"], positions: Int[Tensor, " n"]) -> Float[Tensor, "n e"]:
+            embedded: Tensor = tokens.to(dtype) + text.positional_embedding[positions]
+            return embedded
 
-        return self._projected(text.ln_final(encode_packed(run, prefix, suffixes)))
+        blocks = tuple(_causal_block(block) for block in text.transformer.resblocks)
+        return CausalTower(embed, blocks, lambda x: self._projected(text.ln_final(x)), self._end())
+
+    def _end(self) -> ClassToken | None:
+        """Return what follows the text, in a tower that has a class token."""
+        if self._class_token is None:
+            return None
+        padding = None if self._text.correct_cls_mask else self.embedding.weight[self._pad_id]
+        return ClassToken(self._class_token, self._text.context_length, padding)
 
     def unfuse(self) -> None:
         """Compute attention by plain matrix products."""
@@ -168,7 +161,6 @@ class HubTower:
     """A transformers encoder inside open_clip (RoBERTa, XLM-R, mT5, NLLB); padding is masked."""
 
     sees_padding = False
-    reads_prefix_once = False
 
     def __init__(self, text: Any) -> None:
         """Take an HFTextEncoder."""
@@ -182,19 +174,25 @@ class HubTower:
         projected: Tensor = self._text.proj(self._text.pooler(output, mask))
         return projected
 
+    def causal_tower(self, dtype: torch.dtype) -> None:
+        """Return None: these towers read texts in both directions."""
+
     def unfuse(self) -> None:
         """Compute attention by plain matrix products."""
         self._text.transformer.set_attn_implementation("eager")
 
 
-def _run_at(
-    block: Any, x: Float[Tensor, "1 l e"], mask: Float[Tensor, "l l"], rows: Int[Tensor, " m"]
-) -> Float[Tensor, "1 m e"]:
-    """Run a block for some tokens; the others are looked at and need no more than keys and values."""
-    normed = block.ln_1(x)
-    x = x[:, rows] + block.ls_1(block.attention(normed[:, rows], normed, normed, attn_mask=mask[rows]))
-    output: Tensor = x + block.ls_2(block.mlp(block.ln_2(x)))
-    return output
+def _causal_block(block: Any) -> CausalBlock:
+    """Return one of open_clip's blocks, whose attention is `PlainAttention`, as functions of tokens."""
+    attention = block.attn.attention
+
+    def rest(x: Float[Tensor, "n e"], mixed: Float[Tensor, "n e"]) -> Float[Tensor, "n e"]:
+        x = x + block.ls_1(attention.out_proj(mixed))
+        output: Tensor = x + block.ls_2(block.mlp(block.ln_2(x)))
+        return output
+
+    maps = fused_maps(attention.in_proj_weight, attention.in_proj_bias, attention.num_heads)
+    return CausalBlock(attention.num_heads, block.ln_1, *maps, rest)
 
 
 def text_tower(model: Any, pad_id: int) -> OwnTower | HubTower:

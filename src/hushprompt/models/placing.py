@@ -8,13 +8,13 @@ leaves it is cast back.
 
 from __future__ import annotations
 
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from hushprompt.errors import ConfigError
-from hushprompt.models.base import Backbone
+from hushprompt.models.base import Model
 
 Precision = Literal["float32", "bfloat16", "float16"]
 """Of the towers' weights and arithmetic. The lower ones pay only where the hardware has units for them."""
@@ -22,26 +22,18 @@ Device = Literal["auto", "cpu", "cuda"]
 """Where the towers run: "auto" takes a GPU if there is one and the backbone can use it."""
 
 
-@runtime_checkable
-class Placeable(Protocol):
-    """A backbone that can run elsewhere than on the CPU. Having the method declares it."""
-
-    def to(self, device: str) -> None:
-        """Move both towers; what the backbone makes from then on lies there."""
-
-
-def place(backbone: Backbone, wanted: Device) -> str:
-    """Move a backbone to the device that is wanted, and give the device's name.
+def place(backbone: Model, wanted: Device) -> str:
+    """Move a backbone to the device that is wanted, and return the device's name.
 
     Raises:
         ConfigError: "cuda" is wanted, but there is no GPU or the backbone cannot use one.
     """
-    has_gpu, can_move = torch.cuda.is_available(), isinstance(backbone, Placeable)
+    has_gpu, can_move = torch.cuda.is_available(), backbone.capabilities.runs_on_gpu
     if wanted == "cpu" or (wanted == "auto" and not (has_gpu and can_move)):
         return "cpu"
     if not has_gpu:
         raise ConfigError('runtime.device = "cuda", but torch sees no GPU. Use "auto" or "cpu".')
-    if not isinstance(backbone, Placeable):
+    if not can_move:
         raise ConfigError('runtime.device = "cuda", but this backbone runs on the CPU only. Use "auto" or "cpu".')
     backbone.to("cuda")
     load_linear_algebra()

@@ -13,10 +13,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hushprompt import checks, seeding
-from hushprompt.data.base import Modality
 from hushprompt.errors import ConfigError
-from hushprompt.models.base import Backbone
+from hushprompt.models.base import Capabilities, Model
+from hushprompt.models.causal_tower import CausalBlock, CausalTower
 from hushprompt.registry import BACKBONES
+
+CONTEXT_WINDOW = 40
 
 
 @BACKBONES.register("toy")
@@ -39,21 +41,17 @@ class Toy:
         if self.is_causal and self.sees_padding:
             raise ConfigError("backbone.sees_padding needs backbone.is_causal = false: a causal tower sees no padding.")
 
-    def load(self) -> Backbone:
+    def load(self) -> Model:
         """Make the model; its weights depend on the fields alone."""
-        return CausalToyBackbone(self) if self.is_causal else ToyBackbone(self)
+        return ToyModel(self)
 
 
-class ToyBackbone:
+class ToyModel(Model):
     """One attention layer over letters of the class name, and a linear map of the pixels."""
 
-    modality: Modality = "image"
-    sampling_rate: int | None = None
-    num_patches = 4
-    context_window = 40
     logit_scale = 10.0
-    start_ids: tuple[int, ...] = (0,)
-    end_ids: tuple[int, ...] = (1,)
+    start_ids = (0,)
+    end_ids = (1,)
     pad_id = 1
     template = "a {}"
 
@@ -65,14 +63,18 @@ class ToyBackbone:
             return torch.from_numpy(rng.normal(size=shape)).float()
 
         e, d = config.token_width, config.feature_dim
-        self.sees_padding = config.sees_padding
+        self.capabilities = Capabilities(
+            context_window=CONTEXT_WINDOW, num_patches=4, shares_prefix=config.is_causal,
+            sees_padding=config.sees_padding,
+        )  # fmt: skip
         self._is_causal = config.is_causal
         self.token_width, self.feature_dim = e, d
         self._embedding = draw(32, e)
-        self._position = 0.1 * draw(self.context_window, e)
+        self._position = 0.1 * draw(CONTEXT_WINDOW, e)
         self._query, self._key, self._value = (draw(e, e) / e**0.5 for _ in range(3))
         self._text_projection = draw(e, d)
         self._image_projection = draw(3 * 8 * 8, d)
+        self.causal_tower = self._causal_tower() if config.is_causal else None
         self.fingerprint = hashlib.sha256(f"toy {config!r}".encode()).hexdigest()
 
     def encode_images(self, images: Sequence[np.ndarray]) -> Float[Tensor, "n d"]:
@@ -101,7 +103,7 @@ class ToyBackbone:
         length = prompts.shape[1]
         index = torch.arange(length)
         mask = (index[:, None] >= index) if self._is_causal else torch.ones(length, length, dtype=torch.bool)
-        last = torch.full_like(end_index, length - 1) if self.sees_padding else end_index
+        last = torch.full_like(end_index, length - 1) if self.capabilities.sees_padding else end_index
         visible = mask[None] & (index[None, None, :] <= last[:, None, None])
         hidden = self._hidden(prompts, index, visible)
         return F.normalize(hidden[torch.arange(len(prompts)), last] @ self._text_projection, dim=-1)
@@ -115,17 +117,16 @@ class ToyBackbone:
         attention = scores.masked_fill(~mask, float("-inf")).softmax(dim=-1)
         return torch.tanh(x + attention @ (x @ self._value))
 
-
-class CausalToyBackbone(ToyBackbone):
-    """The toy tower that reads from left to right, and so can share a prefix."""
-
-    def encode_shared_prefix(
-        self, prefix: Float[Tensor, "p e"], suffixes: Sequence[Float[Tensor, "_ _ e"]]
-    ) -> Float[Tensor, "c d"]:
-        """Encode prompts that begin alike: here simply one by one."""
-        return torch.cat([self._encode_group(prefix, group) for group in suffixes])
-
-    def _encode_group(self, prefix: Float[Tensor, "p e"], group: Float[Tensor, "m s e"]) -> Float[Tensor, "m d"]:
-        """Encode suffixes of one length."""
-        prompts = torch.cat([prefix.expand(len(group), -1, -1), group], dim=1)
-        return self.encode_prompts(prompts, torch.full((len(group),), prompts.shape[1] - 1))
+    def _causal_tower(self) -> CausalTower:
+        """Return the same layer as one that computes a shared prefix once."""
+        block = CausalBlock(
+            num_heads=1,
+            norm=lambda x: x,
+            query=lambda x: x @ self._query / self.token_width**0.5,
+            key=lambda x: x @ self._key,
+            value=lambda x: x @ self._value,
+            rest=lambda x, mixed: torch.tanh(x + mixed),
+        )
+        return CausalTower(
+            lambda tokens, positions: tokens + self._position[positions], (block,), lambda x: x @ self._text_projection
+        )

@@ -18,9 +18,8 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor, nn
 
-from hushprompt.data.base import Modality
-from hushprompt.models.base import Backbone, check_template, fingerprint, optional
-from hushprompt.models.packing import Packing, encode_packed
+from hushprompt.models.base import Capabilities, Model, check_template, fingerprint, optional
+from hushprompt.models.causal_tower import CausalBlock, CausalTower
 from hushprompt.models.placing import Precision, lowered, precision_settings
 from hushprompt.models.transformers_files import load_network, load_part, settings_of
 from hushprompt.models.transformers_tokenizer import PromptTokenizer
@@ -47,7 +46,7 @@ class Transformers:
         """Check the field."""
         check_template(self.template)
 
-    def load(self) -> Backbone:
+    def load(self) -> Model:
         """Read the model.
 
         Raises:
@@ -56,15 +55,11 @@ class Transformers:
         """
         transformers = optional("transformers", "transformers")
         network = load_network(transformers, self.model, CLASSES, ATTENTION)
-        kind = ClipBackbone if network.config.model_type == "clip" else TransformersBackbone
-        return kind(transformers, self, network)
+        return TransformersModel(transformers, self, network)
 
 
-class TransformersBackbone:
-    """Both towers, frozen."""
-
-    modality: Modality = "image"
-    sampling_rate: int | None = None
+class TransformersModel(Model):
+    """Both towers, frozen. CLIP's text tower is causal, and its image tower has patches."""
 
     def __init__(self, transformers: Any, config: Transformers, network: Any) -> None:
         """Read tokenizer and image processor of a network.
@@ -83,10 +78,15 @@ class TransformersBackbone:
         self._is_clip = self._model.config.model_type == "clip"
         self._projection: nn.Linear = self._model.text_projection if self._is_clip else self._text.head
         self._embedding: nn.Embedding = self._text.embeddings.token_embedding
-        self.sees_padding = not self._is_clip  # SigLIP attends to its padding and pools the window's last position
+        self.capabilities = Capabilities(
+            context_window=network.config.text_config.max_position_embeddings,
+            num_patches=network.vision_model.embeddings.num_patches if self._is_clip else None,
+            shares_prefix=self._is_clip,
+            sees_padding=not self._is_clip,  # SigLIP attends to its padding and pools the window's last position
+            runs_on_gpu=True,
+        )
         self.start_ids, self.end_ids = self._tokenizer.start_ids, self._tokenizer.end_ids
         self.pad_id = self._tokenizer.pad_id
-        self.context_window: int = self._model.config.text_config.max_position_embeddings
         self.token_width = self._embedding.embedding_dim
         self.feature_dim = self._projection.out_features
         self.logit_scale = float(self._model.logit_scale.exp())
@@ -94,6 +94,7 @@ class TransformersBackbone:
         settings = [settings_of(network.config), self._processor.to_dict(), self._tokenizer.settings()]
         self.fingerprint = fingerprint(network, *settings, *precision_settings(config.precision))
         self._dtype, self._device = lowered(self._model, config.precision), "cpu"
+        self.causal_tower = causal_tower(self._text, self._projection, self._dtype) if self._is_clip else None
 
     def to(self, device: str) -> None:
         """Move both towers."""
@@ -105,6 +106,13 @@ class TransformersBackbone:
         """Encode uint8 images [h, w, 3] of any size by the model's own image processor."""
         found = self._model.get_image_features(**self._inputs(images))
         return F.normalize(found.pooler_output.float(), dim=-1)
+
+    @torch.no_grad()
+    def encode_patches(self, images: Sequence[np.ndarray]) -> Float[Tensor, "n m d"]:
+        """Norm and project every patch as CLIP's class token is."""
+        vision = self._model.vision_model
+        patches = vision(**self._inputs(images)).last_hidden_state[:, 1:]
+        return F.normalize(self._model.visual_projection(vision.post_layernorm(patches)).float(), dim=-1)
 
     def tokenize(self, text: str) -> list[int]:
         """Return the ids of the model's tokenizer without start and end."""
@@ -131,59 +139,26 @@ class TransformersBackbone:
         return inputs.to(device=self._device, dtype=self._dtype)  # whole numbers stay what they are
 
 
-class ClipBackbone(TransformersBackbone):
-    """CLIP, whose text tower is causal with its feature at the end token, and whose image tower has patches."""
+def causal_tower(text: Any, projection: nn.Linear, dtype: torch.dtype) -> CausalTower:
+    """Return CLIP's text tower as one that computes a shared prefix once."""
 
-    def __init__(self, transformers: Any, config: Transformers, network: Any) -> None:
-        """Read tokenizer and image processor of a network."""
-        super().__init__(transformers, config, network)
-        self.num_patches: int = network.vision_model.embeddings.num_patches
+    def embed(tokens: Float[Tensor, "n e"], positions: Int[Tensor, " n"]) -> Float[Tensor, "n e"]:
+        embedded: Tensor = tokens.to(dtype) + text.embeddings.position_embedding(positions)
+        return embedded
 
-    @torch.no_grad()
-    def encode_patches(self, images: Sequence[np.ndarray]) -> Float[Tensor, "n m d"]:
-        """Norm and project every patch as the class token is."""
-        vision = self._model.vision_model
-        patches = vision(**self._inputs(images)).last_hidden_state[:, 1:]
-        return F.normalize(self._model.visual_projection(vision.post_layernorm(patches)).float(), dim=-1)
+    def block(layer: Any) -> CausalBlock:
+        attention = layer.self_attn
 
-    def encode_shared_prefix(
-        self, prefix: Float[Tensor, "p e"], suffixes: Sequence[Float[Tensor, "_ _ e"]]
-    ) -> Float[Tensor, "c d"]:
-        """Encode prompts that begin alike, packed into one sequence with a tree mask."""
-        text = self._text
-        *layers, last = text.encoder.layers
+        def query(normed: Float[Tensor, "n e"]) -> Float[Tensor, "n e"]:
+            projection = attention.q_proj
+            return F.linear(normed, attention.scale * projection.weight, attention.scale * projection.bias)
 
-        def run(tokens: Float[Tensor, "l e"], packing: Packing) -> Float[Tensor, "m e"]:
-            x = (tokens.to(self._dtype) + text.embeddings.position_embedding(packing.positions))[None]
-            mask = packing.mask.to(self._dtype)
-            for layer in layers:
-                x = layer(x, mask[None, None])
-            return _run_at(last, x, mask, packing.ends)[0]
+        def rest(x: Float[Tensor, "n e"], mixed: Float[Tensor, "n e"]) -> Float[Tensor, "n e"]:
+            x = x + attention.out_proj(mixed)
+            output: Tensor = x + layer.mlp(layer.layer_norm2(x))
+            return output
 
-        features = self._projection(text.final_layer_norm(encode_packed(run, prefix, suffixes)))
-        return F.normalize(features.float(), dim=-1)
+        return CausalBlock(attention.num_heads, layer.layer_norm1, query, attention.k_proj, attention.v_proj, rest)
 
-
-def _run_at(
-    layer: Any, x: Float[Tensor, "1 l e"], mask: Float[Tensor, "l l"], rows: Int[Tensor, " m"]
-) -> Float[Tensor, "1 m e"]:
-    """Run a layer of CLIP for some tokens; the others are looked at and need no more than keys and values."""
-    normed = layer.layer_norm1(x)
-    x = x[:, rows] + _attend(layer.self_attn, normed[:, rows], normed, mask[rows])
-    output: Tensor = x + layer.mlp(layer.layer_norm2(x))
-    return output
-
-
-def _attend(
-    attention: Any, some: Float[Tensor, "1 m e"], tokens: Float[Tensor, "1 l e"], mask: Float[Tensor, "m l"]
-) -> Float[Tensor, "1 m e"]:
-    """Let some tokens look at all; the library's module lets none but all tokens look."""
-
-    def heads(x: Float[Tensor, "1 _ e"]) -> Float[Tensor, "1 h _ w"]:
-        return x.unflatten(-1, (attention.num_heads, attention.head_dim)).transpose(1, 2)
-
-    query, key, value = heads(attention.q_proj(some)), heads(attention.k_proj(tokens)), heads(attention.v_proj(tokens))
-    scores = query @ key.mT * attention.scale + mask
-    mixed = scores.softmax(dim=-1, dtype=torch.float32).to(value.dtype) @ value  # [1, h, m, w]
-    output: Tensor = attention.out_proj(mixed.transpose(1, 2).flatten(2))
-    return output
+    blocks = tuple(block(layer) for layer in text.encoder.layers)
+    return CausalTower(embed, blocks, lambda x: projection(text.final_layer_norm(x)))

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from hushprompt.models.text_pass import AutogradPass, Encode, MatrixPass
+from hushprompt.prompts.text_pass import AutogradPass, Encode
 
 LOG = logging.getLogger(__name__)
 NUM_KEPT = 32
@@ -99,7 +99,7 @@ class Recorder:
             return None
 
 
-class RecordedPass(MatrixPass):
+class RecordedPass:
     """A tower by recordings: forward for the features; forward and backward for gradients, so that none is held."""
 
     def __init__(self, recorder: Recorder, name: Hashable, encode: Encode, context: Float[Tensor, "*c t e"]) -> None:
@@ -115,11 +115,11 @@ class RecordedPass(MatrixPass):
         self._context = context.detach()
         self.features = recorder.run(("features", name), encode, self._context)
 
-    def pull_back_matrices(self, cotangents: Float[Tensor, "b *s c d"]) -> Float[Tensor, "b *c t e"]:
-        """Multiply each cotangent, of whatever rank, with the Jacobian of the text features."""
+    def pull_back(self, cotangents: Float[Tensor, "b c d"]) -> Float[Tensor, "b *c t e"]:
+        """Multiply each cotangent with the Jacobian of the text features."""
 
         def both_ways(context: Tensor, filled: Tensor) -> Tensor:
-            return AutogradPass(self._encode, context).pull_back_matrices(filled)
+            return AutogradPass(self._encode, context).pull_back(filled)
 
-        filled = F.pad(cotangents, (0, 0) * (cotangents.ndim - 1) + (0, -len(cotangents) % MULTIPLE))
+        filled = F.pad(cotangents, (0, 0, 0, 0, 0, -len(cotangents) % MULTIPLE))
         return self._recorder.run(("gradients", self._name), both_ways, self._context, filled)[: len(cotangents)]
