@@ -13,33 +13,12 @@ import hushprompt
 from helpers.plugins import plug_in
 
 NAMES = [
-    *["ConfigError", "DPFPL", "DPFPLReleased", "DataError", "EvaluationConfig", "FeaturesConfig", "FedCLIP", "FedOTP"],
-    *[
-        "FedPGP",
-        "Guarantee",
-        "HushpromptError",
-        "LinkError",
-        "LocalOnly",
-        "Noise",
-        "PrivacyConfig",
-        "PrivacyError",
-        "Prompt",
-    ],
-    *["PromptFL", "PromptFolio", "ProtocolError", "RandomPrompt", "Reference", "ResumeError", "Run", "RunConfig"],
-    *[
-        "RuntimeConfig",
-        "TrainingConfig",
-        "ZeroShot",
-        "__version__",
-        "audit",
-        "calibrate",
-        "data_info",
-        "epsilon",
-        "federation",
-        "fetch",
-        "figure",
-    ],
-    *["load", "load_prompt", "partition", "plan", "register", "report", "resume", "run", "sweep"],
+    *["ConfigError", "DPFPL", "DPFPLReleased", "DataError", "EvaluationConfig", "FeaturesConfig", "FedCLIP"],
+    *["FedOTP", "FedPGP", "Guarantee", "HushpromptError", "LinkError", "LocalOnly", "Noise", "PrivacyConfig"],
+    *["PrivacyError", "Prompt", "PromptFL", "PromptFolio", "ProtocolError", "RandomPrompt", "Reference"],
+    *["ResumeError", "Run", "RunConfig", "RuntimeConfig", "TrainingConfig", "ZeroShot", "__version__", "audit"],
+    *["calibrate", "compare", "data_info", "epsilon", "federation", "fetch", "figure", "load", "load_prompt"],
+    *["partition", "plan", "register", "report", "resume", "run", "sweep"],
 ]
 HEAVY = {"torch", "numpy", "scipy", "dp_accounting", "pandas", "matplotlib", "rich"}
 
