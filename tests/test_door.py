@@ -56,7 +56,7 @@ def test_importing_the_package_imports_nothing_heavy_also_with_a_plug_in_that_do
     path = plug_in(tmp_path, "heavy-package", "heavy_package", "import torch\n", {"methods": {"heavy": ":Heavy"}})
     code = (
         "import sys; before = set(sys.modules); import hushprompt as hp; new = set(sys.modules) - before;"
-        "assert len(new) < 20, new;"  # some milliseconds
+        "assert len(new) < 40, new;"  # those of typing, which take some milliseconds
         "dir(hp); from hushprompt.registry import METHODS; assert 'heavy' in METHODS.names();"
         f"assert not {HEAVY!r} & set(sys.modules), sorted(sys.modules)"
     )
