@@ -41,24 +41,12 @@ def managed_process(
     Raises:
         ConfigError: it would be reachable from elsewhere without TLS.
     """
-    link, folder = config.link, flower_folder(config)
+    link = config.link
     if is_insecure and not is_loopback(link.host):
         raise ConfigError(f"--insecure is for trials on one machine: link.host must be 127.0.0.1, got {link.host}.")
-    command = [
-        sys.executable, "-P", "-m", "hushprompt.deployment.flower.gate",
-        "--host", link.host, "--port", str(link.port), "--database", str(database(config)),
-        "--disable-runtime-dependency-installation",
-    ]  # fmt: skip
-    configs = {environment.SERVER_CONFIG: path}
-    if is_insecure:
-        command += ["--insecure"]
-    else:
-        command += ["--ssl-certfile", link.certificate, "--ssl-keyfile", link.key, "--ssl-ca-certfile", link.ca]
-        command += ["--enable-supernode-auth"]
-        configs[environment.NODE_NAMES] = names_file(config)
 
     def check() -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        flower_folder(config).mkdir(parents=True, exist_ok=True)
         if is_insecure:
             return
         for warning in check_link(config):
@@ -77,9 +65,32 @@ def managed_process(
         records.write_json(names_file(config), names)
         say(f"The server listens at {link.host}:{link.port}. May connect: {', '.join(sorted(names.values()))}.")
 
-    variables = environment.environment(folder / "flwr", configs)
+    variables = _variables(path, config, is_insecure)
+    return ManagedProcess("The server", _command(config, is_insecure), variables, check, on_start)
+
+
+def _command(config: ServerConfig, is_insecure: bool) -> list[str]:
+    """Return the command of the server's process."""
+    link = config.link
+    command = [
+        sys.executable, "-P", "-m", "hushprompt.deployment.flower.gate",
+        "--host", link.host, "--port", str(link.port), "--database", str(database(config)),
+        "--disable-runtime-dependency-installation",
+    ]  # fmt: skip
+    if is_insecure:
+        return [*command, "--insecure"]
+    tls = ["--ssl-certfile", link.certificate, "--ssl-keyfile", link.key, "--ssl-ca-certfile", link.ca]
+    return [*command, *tls, "--enable-supernode-auth"]
+
+
+def _variables(path: Path, config: ServerConfig, is_insecure: bool) -> dict[str, str]:
+    """Return the environment of the server's process."""
+    configs = {environment.SERVER_CONFIG: path}
+    if not is_insecure:
+        configs[environment.NODE_NAMES] = names_file(config)
+    variables = environment.environment(flower_folder(config) / "flwr", configs)
     variables.pop("FORWARDED_ALLOW_IPS", None)  # with it, a request could say itself where it comes from
-    return ManagedProcess("The server", command, variables, check, on_start)
+    return variables
 
 
 def control(config: ServerConfig, *, is_insecure: bool = False) -> Control:
