@@ -231,7 +231,7 @@ def test_epsilon_over_rounds_is_the_record_of_each_audience():
     rounds = {DP_FPL: made.records([0.2, 0.2, 0.2], epsilons=[0.5, 1.0, 2.0])}
     (panel,) = drawn("epsilon", [made.run(1, rounds=rounds)]).panels
     assert line_named(axes_of(panel), "DP-FPL, ε 2, round 3: epsilon 2") == [[1, 0.5], [2, 1.0], [3, 2.0]]
-    assert panel.title == "epsilon for the public"
+    assert panel.title == "Epsilon for the public"
 
 
 def test_clients_have_a_dot_each_and_box_and_median_are_quantiles():

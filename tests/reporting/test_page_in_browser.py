@@ -13,6 +13,7 @@ pytestmark = pytest.mark.skipif(
 )
 VIEWS = {
     "phone": {"width": 360},
+    "larger phone": {"width": 390},
     "phone, dark": {"width": 360, "scheme": "dark"},
     "tablet": {"width": 768},
     "desktop": {"width": 1280},
@@ -35,6 +36,13 @@ CUT_OFF = """
 EMPTY = """
 [...document.querySelectorAll("svg.panel")].filter(svg => !svg.closest("details") &&
   (svg.getBoundingClientRect().width < 200 || svg.getBoundingClientRect().height < 30)).map(svg => svg.id)
+"""
+UNREACHABLE = """
+[...document.querySelectorAll("table")].filter(table => {
+  const room = table.parentElement, wide = room.scrollWidth > room.clientWidth + 1;
+  const may = table.className === "" && getComputedStyle(room).overflowX === "auto" && room.tabIndex === 0;
+  return wide && !may;
+}).map(table => table.caption.textContent)
 """
 CONTRAST = """
 (() => {
@@ -86,11 +94,13 @@ def test_the_page_is_whole_on_every_screen(page, tab, view):
     assert tab.ask(CONTRAST) == []
 
 
-def test_what_is_folded_up_opens_and_still_fits_a_phone(page, tab):
-    tab.show(page, 360)
+@pytest.mark.parametrize("width", [360, 390, 1280])
+def test_what_is_folded_up_opens_and_still_fits_the_screen(page, tab, width):
+    tab.show(page, width)
     tab.ask("document.querySelectorAll('details').forEach(d => d.open = true)")
-    assert tab.ask("document.documentElement.scrollWidth") <= 360
+    assert tab.ask("document.documentElement.scrollWidth") <= width
     assert tab.ask(CUT_OFF) == []
+    assert tab.ask(UNREACHABLE) == [], "a table that is cut, or that scrolls where it should be cards"
 
 
 def test_dark_is_dark_and_print_is_white(page, tab):

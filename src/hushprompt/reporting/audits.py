@@ -14,7 +14,7 @@ from hushprompt.reporting.tables import epsilon_text
 from hushprompt.runs.reader import FinishedRun, number
 
 HEADER = ("arm", "audience", "proven epsilon", "measured, mechanism", "measured, training", "strongest attack, AUC")
-NO_POWER = Markup("<strong>NO POWER</strong>")
+NO_POWER = Markup('<strong class="whole">NO POWER</strong>')
 
 
 def audit_blocks(runs: Sequence[FinishedRun]) -> list[Block]:

@@ -177,7 +177,7 @@ def _place(figure: Figure, panel: Panel, left: float, top: float) -> None:
     size = ((WIDTH - before - behind) / width, (panel.height - above - below) / height)
     axes = figure.add_axes(((left + before) / width, 1 - (top + panel.height - below) / height, *size))
     panel.draw(axes)
-    title = printable(panel.title[:1].upper() + panel.title[1:])
+    title = printable(panel.title)
     size_of_title = min(12.5, 1.45 * WIDTH / len(title))  # a long one still fits
     axes.set_title(title, x=-(before - 8) / (WIDTH - before - behind), pad=above - 21, fontsize=size_of_title)
 

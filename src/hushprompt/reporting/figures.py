@@ -77,7 +77,7 @@ def budget(_: Sequence[FinishedRun], groups: Sequence[Group]) -> Drawing | None:
         panels.append(
             Panel(
                 slug=f"utility-{score}",
-                title=f"{NAMES[score]} by epsilon, %",
+                title=f"{NAMES[score].capitalize()} by epsilon, %",
                 description=f"In percent, mean over seeds. {described}.",
                 draw=draw,
             )
@@ -86,6 +86,9 @@ def budget(_: Sequence[FinishedRun], groups: Sequence[Group]) -> Drawing | None:
         return None
     parts = ["Accuracy over epsilon: further left is more private. Marks are means over seeds"]
     parts.append(", bars one standard deviation." if _has_seeds(g for g in groups if _budget_of(g)) else ".")
+    points = [(group.family, _budget_of(group)) for group in groups if _budget_of(group) > 0]
+    if len({epsilon for _, epsilon in points}) < len(points):
+        parts.append(" Marks of equal epsilon stand a little apart.")
     if any(not group.learns for group in groups):
         parts.append(" Gray, dotted horizontal lines: no private data used.")
     if any(group.learns and not group.has_budget for group in groups):
@@ -132,7 +135,7 @@ def tradeoff(_: Sequence[FinishedRun], groups: Sequence[Group]) -> Drawing | Non
     )
     panel = Panel(
         slug="tradeoff",
-        title="local against neighbor",
+        title="Local against neighbor",
         description=f"Accuracy in percent. {described}.",
         draw=functools.partial(_draw_tradeoff, groups=known),
         height=330,
@@ -195,7 +198,7 @@ def curves(_: Sequence[FinishedRun], groups: Sequence[Group]) -> Drawing | None:
             panels.append(
                 Panel(
                     slug=f"rounds-{score}-{index}",
-                    title=(f"{members[0].family}: " if is_alone else "") + f"{NAMES[score]} over rounds, %",
+                    title=_titled(members, f"{NAMES[score].capitalize()} over rounds, %", is_alone=is_alone),
                     description=f"In percent, mean over seeds. {ends}.",
                     draw=functools.partial(
                         _draw_curves, score=score, groups=members, untrained=untrained, everyone=drawn, banded=banded
@@ -254,11 +257,11 @@ def spent(_: Sequence[FinishedRun], groups: Sequence[Group]) -> Drawing | None:
         together = _readable(drawn)
         for index, members in enumerate(together):
             ends = "; ".join(f"{g.name}: {list(found[g.name].values())[-1]:.3g} at the end" for g in members)
-            title = f"epsilon for {READERS.get(audience, audience)}"
+            title = f"Epsilon for {READERS.get(audience, audience)}"
             panels.append(
                 Panel(
                     slug=f"epsilon-{audience}-{index}",
-                    title=f"{members[0].family}: {title}" if len(together) > 1 else title,
+                    title=_titled(members, title, is_alone=len(together) > 1),
                     description=f"Spent so far, by round. {ends}.",
                     draw=functools.partial(_draw_spent, groups=members, found=found),
                     height=250,
@@ -308,7 +311,7 @@ def clients(_: Sequence[FinishedRun], groups: Sequence[Group]) -> Drawing | None
         panels.append(
             Panel(
                 slug=f"clients-{score}",
-                title=f"{NAMES[score]}, client by client",
+                title=f"{NAMES[score].capitalize()}, client by client",
                 description=f"In percent. {described}.",
                 draw=functools.partial(_draw_clients, score=score, groups=drawn, values=values),
                 height=72 + 40 * len(drawn),
@@ -374,7 +377,7 @@ def roc_of(audits: Mapping[str, Mapping[str, Any]]) -> Drawing | None:
             + "; ".join(f"{attack['attack']}: AUC {number(attack['auc']['value']):.3f}" for attack in attacks),
             draw=functools.partial(_draw_roc, attacks=attacks, styles=styles),
             height=340,
-            margins=(48, 30, 12, 42),
+            margins=(66, 30, 12, 42),
         )
         for at, (title, attacks) in enumerate(found)
     ]
@@ -469,6 +472,11 @@ def _readable(drawn: Sequence[Group]) -> list[list[Group]]:
     if not drawn:
         return []
     return [list(drawn)] if len(drawn) <= MAX_TOGETHER else _families(drawn)
+
+
+def _titled(members: Sequence[Group], title: str, *, is_alone: bool) -> str:
+    """Name a panel, and the family that it has to itself."""
+    return f"{members[0].family}: {title[:1].lower()}{title[1:]}" if is_alone else title
 
 
 def _curve(group: Group, score: str) -> dict[int, list[float]]:

@@ -41,7 +41,7 @@ def holdings(runs: Sequence[FinishedRun], _: Sequence[Group]) -> Drawing | None:
     counts = held.train[:, order]
     panel = Panel(
         slug="holdings",
-        title="training examples by client and class",
+        title="Training examples by client and class",
         description=(
             f"{num_clients} clients, {num_classes} classes, {int(counts.sum())} training examples; "
             f"a client has examples of {(counts > 0).sum(axis=1).mean():.1f} classes on average."
@@ -103,7 +103,7 @@ def confusion_of(name: str, found: Confusions, slug: str) -> Drawing:
     panels = [
         Panel(
             slug=f"{slug}-{whose}",
-            title=WORDS[whose],
+            title=f"{WORDS[whose][:1].upper()}{WORDS[whose][1:]}",
             description=(
                 f"{int(np.trace(table))} of {int(table.sum())} predictions are right. Classes stand together {stand}."
             ),
