@@ -100,7 +100,7 @@ class Code(Block):
 
 
 @dataclass(frozen=True)
-class Section:
+class PageSection:
     """A section with its heading."""
 
     slug: str

@@ -1,4 +1,4 @@
-"""The sections of the page, in order. To add one, write a function from a Report to a Section and put it into SECTIONS.
+"""The sections of the page, in order. To add one, write a function from a Report to a section and put it into SECTIONS.
 
 A section that has nothing to show says why in one sentence; one that does not apply at all is None.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from hushprompt.reporting import figures, maps, meaning, page_tables, privacy_text
 from hushprompt.reporting.audits import audit_blocks
-from hushprompt.reporting.blocks import Block, Code, Fold, Section, Words, missing
+from hushprompt.reporting.blocks import Block, Code, Fold, PageSection, Words, missing
 from hushprompt.reporting.blocks import figures as drawn
 from hushprompt.reporting.confusions import pooled
 from hushprompt.reporting.pooling import Group
@@ -34,7 +34,7 @@ class Report:
         return next((g for g in self.groups if any(arm.summary is own for arm in g.arms)), self.groups[-1])
 
 
-def results(report: Report) -> Section:
+def results(report: Report) -> PageSection:
     """The result table."""
     counts = sorted({arm.summary.num_last_rounds for g in report.groups if g.learns for arm in g.arms} or {1})
     last = "after the last round" if counts == [1] else f"over the last {' or '.join(map(str, counts))} rounds"
@@ -50,61 +50,61 @@ def results(report: Report) -> Section:
     blocks += [Words(words), *map(Words, meaning.of_epsilon(report.groups))]
     if report.unfinished:
         blocks.append(missing(f"Left out, because they are not finished: {', '.join(report.unfinished)}."))
-    return Section("results", "Results", blocks)
+    return PageSection("results", "Results", blocks)
 
 
-def utility(report: Report) -> Section:
+def utility(report: Report) -> PageSection:
     """Privacy against utility."""
     title = "Privacy and utility"
     drawing = figures.budget(report.runs, report.groups)
     if drawing is None:
-        return Section("utility", title, [missing("No arm has a finite epsilon, so there is no curve.")])
+        return PageSection("utility", title, [missing("No arm has a finite epsilon, so there is no curve.")])
     table = page_tables.score_table(report.groups, ("harmonic_mean", "local", "neighbor"))
     blocks = [drawn(drawing, table), *map(Words, meaning.of_epsilon(report.groups))]
-    return Section("utility", title, blocks)
+    return PageSection("utility", title, blocks)
 
 
-def local_and_neighbor(report: Report) -> Section:
+def local_and_neighbor(report: Report) -> PageSection:
     """Local against neighbor accuracy."""
     slug, title = "tradeoff-section", "Local and neighbor"
     drawing = figures.tradeoff(report.runs, report.groups)
     if drawing is None:
-        return Section(slug, title, [missing("No arm has both local and neighbor accuracy.")])
-    return Section(slug, title, [drawn(drawing, page_tables.seed_table(report.groups))])
+        return PageSection(slug, title, [missing("No arm has both local and neighbor accuracy.")])
+    return PageSection(slug, title, [drawn(drawing, page_tables.seed_table(report.groups))])
 
 
-def rounds(report: Report) -> Section:
+def rounds(report: Report) -> PageSection:
     """Accuracy over rounds."""
     slug, title = "rounds", "Over the rounds"
     drawing = figures.curves(report.runs, report.groups)
     if drawing is None:
-        return Section(
+        return PageSection(
             slug, title, [missing("No arm was scored after more than one round, so there is no course to draw.")]
         )
-    return Section(slug, title, [drawn(drawing, page_tables.round_table([g for g in report.groups if g.learns]))])
+    return PageSection(slug, title, [drawn(drawing, page_tables.round_table([g for g in report.groups if g.learns]))])
 
 
-def clients(report: Report) -> Section:
+def clients(report: Report) -> PageSection:
     """Scores of each client."""
     slug, title = "clients", "Client by client"
     drawing = figures.clients(report.runs, report.groups)
     if drawing is None:
-        return Section(slug, title, [missing("The records hold no scores of single clients.")])
-    return Section(slug, title, [drawn(drawing, page_tables.client_table(report.groups))])
+        return PageSection(slug, title, [missing("The records hold no scores of single clients.")])
+    return PageSection(slug, title, [drawn(drawing, page_tables.client_table(report.groups))])
 
 
-def holdings(report: Report) -> Section:
+def holdings(report: Report) -> PageSection:
     """Who holds which class."""
     slug, title = "holdings-section", "Who holds what"
     drawing = maps.holdings(report.runs, report.groups)
     held = next((run.holdings for run in report.runs if run.holdings is not None), None)
     if drawing is None or held is None:
         text = "The run folders hold no partition.json (they are from an older version), so there is no map."
-        return Section(slug, title, [missing(text)])
-    return Section(slug, title, [drawn(drawing, page_tables.holdings_table(held))])
+        return PageSection(slug, title, [missing(text)])
+    return PageSection(slug, title, [drawn(drawing, page_tables.holdings_table(held))])
 
 
-def confusion(report: Report) -> Section:
+def confusion(report: Report) -> PageSection:
     """The confusion matrices."""
     slug, title = "confusion", "What is taken for what"
     blocks: list[Block] = []
@@ -121,8 +121,8 @@ def confusion(report: Report) -> Section:
             "The run folders hold no confusion counts (their evaluation images are protected, or they are from an "
             "older version), so there is no map."
         )
-        return Section(slug, title, [missing(text)])
-    return Section(slug, title, blocks)
+        return PageSection(slug, title, [missing(text)])
+    return PageSection(slug, title, blocks)
 
 
 def _one_a_family(report: Report) -> list[Group]:
@@ -133,22 +133,22 @@ def _one_a_family(report: Report) -> list[Group]:
     return list(chosen.values())
 
 
-def privacy_spent(report: Report) -> Section:
+def privacy_spent(report: Report) -> PageSection:
     """Epsilon over rounds."""
     slug, title = "spent", "Privacy over the rounds"
     drawing = figures.spent(report.runs, report.groups)
     if drawing is None:
-        return Section(slug, title, [missing("No arm with a finite epsilon has more than one round.")])
+        return PageSection(slug, title, [missing("No arm with a finite epsilon has more than one round.")])
     words = meaning.of_epsilon([g for g in report.groups if g.has_budget], whose="its panel's audience")
-    return Section(slug, title, [drawn(drawing, page_tables.spent_table(report.groups)), *map(Words, words)])
+    return PageSection(slug, title, [drawn(drawing, page_tables.spent_table(report.groups)), *map(Words, words)])
 
 
-def privacy(report: Report) -> Section:
+def privacy(report: Report) -> PageSection:
     """The privacy statement."""
-    return Section("privacy", "What is protected from whom", privacy_text.statements(report.groups))
+    return PageSection("privacy", "What is protected from whom", privacy_text.statements(report.groups))
 
 
-def audit(report: Report) -> Section | None:
+def audit(report: Report) -> PageSection | None:
     """What attacks found, where a run was audited."""
     blocks = audit_blocks(report.runs)
     if not blocks:
@@ -159,10 +159,10 @@ def audit(report: Report) -> Section | None:
     )
     drawing = figures.roc(report.runs, report.groups)
     curves = [Fold("ROC curves", [drawn(drawing)])] if drawing else []
-    return Section("audit", "What attacks found", [Words(words, ""), *blocks, *curves])
+    return PageSection("audit", "What attacks found", [Words(words, ""), *blocks, *curves])
 
 
-def provenance(report: Report) -> Section:
+def provenance(report: Report) -> PageSection:
     """Settings, versions, seeds."""
     words = "hushprompt run config.toml makes a run again from its config; equal identities mean equal settings."
     configs: dict[str, list[FinishedRun]] = {}
@@ -175,10 +175,10 @@ def provenance(report: Report) -> Section:
     ]
     table = page_tables.run_table(report.runs)
     runs: Block = table if len(report.runs) <= 4 else Fold(f"The {len(report.runs)} runs", [table])
-    return Section("provenance", "Settings and provenance", [Words(words, ""), runs, *folds])
+    return PageSection("provenance", "Settings and provenance", [Words(words, ""), runs, *folds])
 
 
-SECTIONS: tuple[Callable[[Report], Section | None], ...] = (
+SECTIONS: tuple[Callable[[Report], PageSection | None], ...] = (
     results,
     utility,
     local_and_neighbor,
