@@ -1,5 +1,6 @@
-"""The sections that methods' pages tell readers to write."""
+"""The pages of methods: the index is made from the registry, and the sections that readers are told to write work."""
 
+import importlib.util
 import re
 import tomllib
 from pathlib import Path
@@ -8,8 +9,10 @@ import pytest
 
 from hushprompt.config import parse as configs
 from hushprompt.federation.setup import plan_arms
+from hushprompt.registry import METHODS
 
-DOCS = Path(__file__).parent.parent.parent / "docs"
+ROOT = Path(__file__).parent.parent.parent
+DOCS = ROOT / "docs"
 BLOCKS = [
     (path.stem, block)
     for path in sorted([*DOCS.glob("methods/*.md"), DOCS / "optimizers.md"])
@@ -31,3 +34,15 @@ def test_the_fedprox_of_the_page_can_be_run():
     resolved = configs.load(configs.locate(None), [*method, *settings])
     assert resolved.method.proximal_weight == 0.1
     assert plan_arms(resolved, [400] * 10)
+
+
+def test_the_index_is_what_the_registry_has():
+    spec = importlib.util.spec_from_file_location("methods_index", ROOT / "tools" / "methods_index.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    assert tool.index() == (DOCS / "methods" / "README.md").read_text(encoding="utf-8"), "python tools/methods_index.py"
+
+
+def test_every_page_is_of_a_method():
+    pages = {path.stem.replace("-", "_") for path in DOCS.glob("methods/*.md")} - {"README"}
+    assert pages <= set(METHODS.own_names())
