@@ -1,6 +1,6 @@
 """Write docs/methods/README.md from the registry: every method of this package, and what it releases and sends.
 
-    python tools/methods_index.py
+python tools/methods_index.py
 """
 
 from __future__ import annotations
@@ -48,8 +48,7 @@ def row(name: str) -> str:
 def in_short(cls: type) -> str:
     """Return what a method does: the first line of its file, without the name in front."""
     module = inspect.getmodule(cls)
-    assert module is not None and module.__doc__ is not None, cls
-    first = module.__doc__.strip().partition("\n")[0]
+    first = (getattr(module, "__doc__", "") or "").strip().partition("\n")[0]
     _, _, rest = first.rpartition(": ") if first.split(":")[0].count(" ") < 2 else ("", "", first)
     return rest[0].upper() + rest[1:].rstrip(".")
 
