@@ -8,10 +8,11 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from hushprompt.cli import lazy
+from hushprompt.cli import compare, figure, lazy
 from hushprompt.cli import main as cli
 from hushprompt.cli.commands import COMMANDS, EXAMPLES, SECTIONS
 from hushprompt.config import parse as configs
+from hushprompt.reporting import figures, pooling
 
 
 def context_of(line):
@@ -44,6 +45,11 @@ def test_a_command_has_examples_that_parse_and_a_sentence_for_each_option(name):
             configs.load(configs.locate(None), [setting])
     for parameter in command.params:
         assert getattr(parameter, "help", None) or parameter.name == "help", parameter.name
+
+
+def test_what_help_enumerates_is_all_there_is():
+    assert compare.SCORES.split(", ") == [*pooling.SCORES]
+    assert figure.KINDS.split(", ") == [*figures.KINDS]
 
 
 @pytest.mark.parametrize("name", ["", *SECTIONS])

@@ -13,8 +13,6 @@ from helpers.runs import run_with
 from hushprompt.cli.commands import COMMANDS
 
 HEAVY = {"torch", "scipy", "dp_accounting", "matplotlib", "flwr", "ray"}
-HEAVY_YET = {"compare", "figure"}
-"""Modules of commands that still import what they may need."""
 MAX_MB = 120
 PROBE = """
 import json, sys
@@ -86,7 +84,7 @@ def test_help_and_lists_import_nothing_that_is_heavy(start, plugin):
 
 
 def test_the_help_of_every_command_imports_nothing_that_is_heavy(start, plugin):
-    start(*([*name.split(), "--help"] for name in COMMANDS if COMMANDS[name].target.split(":")[0] not in HEAVY_YET))
+    start(*([*name.split(), "--help"] for name in COMMANDS))
 
 
 def test_a_finished_run_is_shown_without_torch(start, toy_values, tmp_path):

@@ -6,23 +6,21 @@ import dataclasses
 import enum
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from hushprompt import checks, files
-from hushprompt.cli.console import console
+import hushprompt as hp
+from hushprompt import files
+from hushprompt.cli.console import console, sentence
 from hushprompt.errors import ConfigError
-from hushprompt.evaluation.significance import Test
-from hushprompt.reporting import comparison_tables as made
-from hushprompt.reporting import formats
-from hushprompt.reporting.comparison import of_runs
-from hushprompt.reporting.formats import Grid
-from hushprompt.reporting.pooling import SCORES
+
+if TYPE_CHECKING:
+    from hushprompt.reporting.formats import Grid
 
 SUFFIXES = {".md": "markdown", ".tex": "latex", ".csv": "csv"}
-TESTS: dict[str, Test] = {"t": "t", "sign-flip": "sign_flip"}
+SCORES = "local, neighbor, harmonic_mean, worst_client"
 
 
 class Format(enum.StrEnum):
@@ -39,7 +37,7 @@ def compare_runs(
     by: Annotated[list[str] | None, typer.Option(help="A table for each value of this setting, such as data.")] = None,
     against: Annotated[str | None, typer.Option(help="Arm to test against: promptfl, or method=dp_fpl,rank=8.")] = None,
     columns: Annotated[str | None, typer.Option(help="Setting whose values stand side by side, as epsilon.")] = None,
-    score: Annotated[list[str] | None, typer.Option(help=f"With --columns, --against: {', '.join(SCORES)}.")] = None,
+    score: Annotated[list[str] | None, typer.Option(help=f"With --columns, --against: {SCORES}.")] = None,
     table: Annotated[
         list[str] | None, typer.Option(help="Only this table: scores, or local, local-differences and so on.")
     ] = None,
@@ -49,28 +47,23 @@ def compare_runs(
     out: Annotated[Path | None, typer.Option("-o", "--out", help="File to write; none: print.")] = None,
 ) -> None:
     """Compare methods and settings over seeds: mean, spread, epsilon, significance."""
-    checks.one_of(TESTS, test=test)
-    for name in score or ():
-        checks.one_of(SCORES, score=name)
     chosen = format_ or Format(SUFFIXES.get(out.suffix if out else "", "terminal"))
-    comparisons = of_runs(runs, by=by or (), against=against, test=TESTS[test], ignore=ignore or ())
-    if chosen is Format.CSV:
-        text = made.csv_text(comparisons)
+    found = hp.compare(
+        runs,
+        by=by or (),
+        against=against,
+        columns=columns,
+        scores=score or (),
+        tables=table or (),
+        test=test,
+        ignore=ignore or (),
+    )
+    if chosen is Format.TERMINAL:
+        show(found.grids, out)
+    elif out is None:
+        console.print(found.text(chosen), markup=False, soft_wrap=True, end="")
     else:
-        grids = made.tables_of(comparisons, columns, score or ())
-        if table:
-            names = list(dict.fromkeys(grid.name for grid in grids))
-            for name in table:
-                checks.one_of(names, table=name)
-            grids = [grid for grid in grids if grid.name in table]
-        if chosen is Format.TERMINAL:
-            show(grids, out)
-            return
-        text = "\n".join(map(formats.markdown if chosen is Format.MARKDOWN else formats.latex, grids))
-    if out is None:
-        console.print(text, markup=False, soft_wrap=True, end="")
-    else:
-        files.write_text(out, text)
+        files.write_text(out, found.text(chosen))
         console.print(f"  {out}", soft_wrap=True)
 
 
@@ -78,10 +71,12 @@ def show(grids: Sequence[Grid], out: Path | None) -> None:
     """Print tables and notes, or write what would be printed to a file."""
     if out is not None:
         raise ConfigError(f"--out {out}: name a file that ends in {', '.join(SUFFIXES)}, or give --format.")
+    from hushprompt.reporting.formats import MAX_WIDTH
+
     # A file or a pipe has lines of any length; in a terminal a table that does not fit becomes a list.
-    wide = console if console.is_terminal else Console(width=formats.MAX_WIDTH, highlight=False)
+    wide = console if console.is_terminal else Console(width=MAX_WIDTH, highlight=False)
     for grid in grids:
         wide.print(dataclasses.replace(grid, notes=()))
         for note in grid.notes:
-            console.print(note, markup=False, soft_wrap=True)
+            sentence(note)
         console.print()

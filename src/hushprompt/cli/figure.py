@@ -7,18 +7,17 @@ from typing import Annotated
 
 import typer
 
-from hushprompt import checks
+import hushprompt as hp
 from hushprompt.cli.console import console
-from hushprompt.reporting import figures
-from hushprompt.runs import reader
+
+KINDS = "curves, budget, clients, confusion, roc, tradeoff, epsilon, partition"
 
 
 def figure(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, folders of them, packed sweeps.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write: .pdf, .svg or .png.")],
-    kind: Annotated[str, typer.Option(help=f"What to draw: {', '.join(figures.KINDS)}.")] = "curves",
+    kind: Annotated[str, typer.Option(help=f"What to draw: {KINDS}.")] = "curves",
 ) -> None:
     """Draw a figure of finished runs as a file for a paper, from their records alone."""
-    checks.one_of(figures.KINDS, kind=kind)
-    figures.figure(reader.find(runs).runs, kind, out)
+    hp.figure(runs, out, kind=kind)
     console.print(f"  {out} ({out.stat().st_size / 1000:.0f} kB)", soft_wrap=True)
