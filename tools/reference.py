@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
+import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,7 +65,8 @@ def _entry(name: str, value: object) -> list[str]:
 def _signature(name: str, function: object) -> list[str]:
     """Return a signature, one argument a line where it is long."""
     signature = inspect.signature(function)
-    parts = [re.sub(r"<function .*>", "...", str(each).replace("'", "")) for each in signature.parameters.values()]
+    unquoted = (re.sub(r": '([^']*)'", r": \1", str(each)) for each in signature.parameters.values())
+    parts = [re.sub(r"<function .*>", "...", part) for part in unquoted]
     kinds = [each.kind for each in signature.parameters.values()]
     if inspect.Parameter.KEYWORD_ONLY in kinds:
         parts.insert(kinds.index(inspect.Parameter.KEYWORD_ONLY), "*")
@@ -102,8 +104,8 @@ def settings_page() -> str:
     """Return the page of all settings: key, default, meaning with its unit."""
     said = (
         "Every key of a config file, which is a field of a dataclass, with what it is where a file leaves it out. "
-        "`hp.RunConfig()` is the embedded preset (`config/presets/embedded.toml`): in Python, sections and settings that "
-        "are left out are the preset's; a TOML file stands for itself."
+        "`hp.RunConfig()` is the embedded preset (`config/presets/embedded.toml`): in Python, sections and settings "
+        "that are left out are the preset's; a TOML file stands for itself."
     )
     lines = ["# Settings", "", MADE, "", *_wrapped(said), "", "| section | what it is |", "|---|---|"]
     for setting in settings_of(RunConfig):
@@ -161,6 +163,15 @@ def _wrapped(text: str) -> list[str]:
 PAGES = {"api.md": api_page, "settings.md": settings_page, "methods/README.md": methods_page}
 
 
+def main() -> None:
+    """Write the pages, or with --check say which ones are not in step."""
+    pages = {DOCS / file: made() for file, made in PAGES.items()}
+    if sys.argv[1:] == ["--check"]:
+        stale = [path.name for path, text in pages.items() if path.read_text(encoding="utf-8") != text]
+        sys.exit(f"{', '.join(stale)}: run python tools/reference.py" if stale else 0)
+    for path, text in pages.items():
+        path.write_text(text, encoding="utf-8")
+
+
 if __name__ == "__main__":
-    for file, made in PAGES.items():
-        (DOCS / file).write_text(made(), encoding="utf-8")
+    main()
