@@ -1,4 +1,4 @@
-"""Write the pages that follow from the code: docs/api.md, docs/settings.md and docs/methods/README.md.
+"""Write the pages that follow from the code: docs/api.md and docs/settings.md.
 
     python tools/reference.py
 
@@ -20,7 +20,7 @@ from hushprompt.cli.list_names import setting_lines
 from hushprompt.config.documentation import settings_of
 from hushprompt.config.schema import RunConfig
 from hushprompt.config.values import CHOICES
-from hushprompt.registry import METHODS, SECTIONS, Registry
+from hushprompt.registry import SECTIONS, Registry
 
 DOCS = Path(__file__).parents[1] / "docs"
 WIDTH = 100
@@ -136,19 +136,6 @@ def _table(cls: type) -> list[str]:
     return ["| key | default | meaning |", "|---|---|---|", *rows] if rows else ["No settings."]
 
 
-def methods_page() -> str:
-    """Return the list of methods."""
-    lines = ["# Methods", "", MADE, "", "Each page: paper, notation, one step, what differs, how it was checked.", ""]
-    lines += ["| name | method | what it is | releases |", "|---|---|---|---|"]
-    for name in METHODS.own_names():
-        cls = METHODS.get(name)
-        said = (importlib.import_module(cls.__module__).__doc__ or "").strip().splitlines()[0]
-        releases = ", ".join(sorted(map(str, cls.channels))) or "nothing"
-        page = f"{name.replace('_', '-')}.md"
-        lines.append(f"| [`{name}`]({page}) | {cls.title} | {_cell(said)} | {releases} |")
-    return "\n".join(lines) + "\n"
-
-
 def _cell(text: str) -> str:
     """Return a text that fits into a cell of a table."""
     return " ".join(text.split()).replace("|", "\\|")
@@ -160,7 +147,7 @@ def _wrapped(text: str) -> list[str]:
     return textwrap.wrap(text, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
-PAGES = {"api.md": api_page, "settings.md": settings_page, "methods/README.md": methods_page}
+PAGES = {"api.md": api_page, "settings.md": settings_page}
 
 
 def main() -> None:
