@@ -1,4 +1,4 @@
-"""What an audit found: for each budget and audience the claim, what was measured, and what the measurements can see."""
+"""Record of an audit: for each budget and audience the claim, the measurements, and their power."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ BLOCK = 500
 
 @dataclass(frozen=True, kw_only=True)
 class AuditResult:
-    """What one audit found."""
+    """Result of one audit."""
 
     num_canaries: int
     num_guesses: int

@@ -1,4 +1,4 @@
-"""How well an attack does: the whole ROC curve, read at low false-positive rates.
+"""Metrics of an attack: the whole ROC curve, read at low false-positive rates.
 
 Source: Carlini et al. 2022 (arXiv:2112.03570), section 2: an attack that finds a few members for sure is a breach, and
 an average over all examples hides it. A false-positive rate below 1 / (number of non-members) cannot be seen, so no
@@ -17,7 +17,7 @@ from hushprompt import checks
 from hushprompt.errors import ConfigError
 
 FALSE_POSITIVE_RATES = (0.01, 0.001)
-"""Where the true-positive rate is read."""
+"""False-positive rates at which the true-positive rate is read."""
 NUM_RESAMPLES = 1000
 """Bootstrap resamples of every interval."""
 CHUNK = 64
@@ -35,11 +35,11 @@ class Interval:
 
 @dataclass(frozen=True, kw_only=True)
 class AttackResult:
-    """What one attack achieved over all attacked models."""
+    """Result of one attack over all attacked models."""
 
     attack: str
     sees: str
-    """What the attacker looked at."""
+    """The view that the attacker used."""
     num_targets: int
     """Models attacked."""
     num_members: int

@@ -1,4 +1,4 @@
-"""What an auditor notes while a federation trains: releases as they leave, and what each example would have added.
+"""Recording for an auditor while a federation trains: releases, and what each example would have added to them.
 
 The loop and the methods know nothing of it. A watched method and a watched plan stand in for an arm's own, do the same,
 and tell the watch. The audited client is known by its personal state, an object of its own at every step.
@@ -88,7 +88,7 @@ class TrainingObserver:
     def begin_step(
         self, method: Any, model: Any, shared: Shared, mechanism: Mechanism, rng: np.random.Generator
     ) -> None:
-        """Hear that such a client begins a step.
+        """A watched client begins a step.
 
         Args:
             method: unwatched.
@@ -99,20 +99,20 @@ class TrainingObserver:
         """
 
     def end_step(self, upload: Upload, personal: Personal) -> None:
-        """Hear what such a client hands on and how it goes on."""
+        """A watched client has uploaded and has its next state."""
 
     def on_release(self, mechanism: Mechanism, channel: Channel, summed: ClippedSum, released: Tensor) -> None:
-        """Hear of a release of any client, or of the server."""
+        """A client or the server has released."""
 
     def on_server_step(self, method: Any, shared: Shared, released: Tensor) -> None:
-        """Hear what is about to move the shared state, which a client's copy of it is too."""
+        """The shared state, or a client's copy of it, is about to be stepped."""
 
     def on_round(self, method: Any, before: Shared, after: Shared) -> None:
-        """Hear that a round is over, and what it made of the shared state."""
+        """A round is over, with this shared state."""
 
 
 class Watch(TrainingObserver):
-    """Notes what happens to one client of one training."""
+    """Records what happens to one client of one training."""
 
     def __init__(self, personal: Personal, probe: Probe | None, *, is_public: bool) -> None:
         """Begin.
@@ -163,11 +163,11 @@ class Watch(TrainingObserver):
         self._step = WatchedStep(mechanism.plan, self._probe.drawn, known, guessed)
 
     def end_step(self, upload: Upload, personal: Personal) -> None:
-        """Note what the client hands on and how it goes on."""
+        """Record the client's upload and its next state."""
         self._is_turn, self._upload, self._personal = False, upload.shared_grad, personal
 
     def on_release(self, mechanism: Mechanism, channel: Channel, summed: ClippedSum, released: Tensor) -> None:
-        """Note a release of any client, or of the server."""
+        """Record a release of any client, or of the server."""
         norm = mechanism.clip_norms[channel]
         in_norms = released.flatten().double() * mechanism.expected_count / norm
         if channel is Channel.LOCAL and self._is_turn and self._step is not None:
@@ -182,7 +182,7 @@ class Watch(TrainingObserver):
                     self._step.own = in_norms
 
     def on_server_step(self, method: Any, shared: Shared, released: Tensor) -> None:
-        """Note what moves the shared state."""
+        """Record what moves the shared state."""
         context = shared_context(method, shared)
         if self._is_public and context is not None:
             self.public.contexts.append(context)

@@ -1,6 +1,6 @@
-"""What a loaded data set is: class names in label order, and splits whose examples are decoded only when asked for.
+"""A loaded data set: class names in label order, and splits whose examples are decoded on demand.
 
-A registered frozen dataclass in this folder is the `data` section of a config; its `load()` gives a `Dataset`.
+A registered frozen dataclass in this folder is the `data` section of a config; its `load()` returns a `Dataset`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Split:
     clients: np.ndarray | None = None
     """[n] int64 client of each example, where the data says who holds it."""
     read: Reader
-    """Gives examples by index."""
+    """Returns examples by index."""
     fingerprint: str
     """SHA-256 that changes when an example does; the key of cached features."""
 
@@ -70,7 +70,7 @@ class Dataset:
     citation: str
     license: str
     modality: Modality = "image"
-    """What the examples are."""
+    """Whether examples are images or sounds."""
     sampling_rate: int | None = None
     """Samples per second of every waveform; None for images."""
     client_names: tuple[str, ...] = ()
@@ -111,7 +111,7 @@ class Dataset:
 
 @runtime_checkable
 class DatasetConfig(Protocol):
-    """What the loop asks of a registered data set."""
+    """The interface of a registered data set."""
 
     def load(self) -> Dataset:
         """Read the data set, or say what is missing and where to put it."""

@@ -23,7 +23,7 @@ from hushprompt.extras import install_hint
 IMAGE_SUFFIXES = frozenset({"bmp", "gif", "jpeg", "jpg", "pbm", "pgm", "png", "ppm", "tif", "tiff", "webp"})
 AUDIO_SUFFIXES = frozenset({"aif", "aiff", "flac", "mp3", "ogg", "opus", "wav"})
 DECODER_ERRORS = (OSError, ValueError, SyntaxError, IndexError, struct.error, Image.DecompressionBombError)
-"""What Pillow raises on damaged files of one format or another."""
+"""Exceptions of Pillow for damaged files, whatever their format."""
 SIXTEEN_BITS = frozenset({"I;16", "I;16L", "I;16B"})
 UNKNOWN_LENGTH = 0x7FFF0000
 """A WAV that was streamed has this length or more in its header; it is not cut off."""

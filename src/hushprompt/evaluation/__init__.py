@@ -1,1 +1,1 @@
-"""Whose images are scored, and how."""
+"""Evaluation: which images each client is scored on, and the scores."""

@@ -1,4 +1,4 @@
-"""What is taken for what: predictions counted by true and predicted class, over all clients' prompts."""
+"""Confusion matrix: predictions counted by true and predicted class, over all clients' prompts."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class NewClasses:
-    """What scores the classes that nobody trains on."""
+    """Everything needed to score the classes that nobody trains on."""
 
     logits_fn: Callable[[int], Float[Tensor, "m c"]]
     """Gives a client's logits [m, c] of all images of new classes, among the new classes."""
@@ -73,11 +73,11 @@ class NewClasses:
 
 @dataclass(frozen=True)
 class Tally:
-    """What is left of one client's logits."""
+    """Summary of one client's logits."""
 
     scores: ClientScores
     predicted: Int[np.ndarray, " n"]
-    """What the client's prompt takes each image for."""
+    """Predicted class of each image, by the client's prompt."""
     num_right: Int[np.ndarray, " c"]
     """Own images of each class that are classified rightly."""
     num_images: Int[np.ndarray, " c"]

@@ -1,4 +1,4 @@
-"""How good predictions are: pure functions of logits and labels."""
+"""Metrics of predictions: pure functions of logits and labels."""
 
 from __future__ import annotations
 

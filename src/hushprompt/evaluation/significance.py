@@ -23,7 +23,7 @@ NUM_FLIPS = 1 << 16
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """How much better a row is than the one that it is compared with."""
+    """Difference between an arm and the one that it is compared with."""
 
     mean: float
     """Mean over seeds, in the score's own unit."""

@@ -1,4 +1,4 @@
-"""Whose images a client is scored on: its own, and everybody else's.
+"""Evaluation images of a client: its own (local), and those of all other clients (neighbor).
 
 With disjoint classes, local images are those of the client's own classes and neighbor images those of all other
 classes. Where classes overlap, neighbor means the other clients' images, some of them of classes the client knows.

@@ -38,19 +38,19 @@ class Batch:
 
 @dataclass(frozen=True)
 class NoState:
-    """What a method has that keeps nothing on this side."""
+    """The state of a method that keeps nothing on this side."""
 
 
 @dataclass(frozen=True)
 class Upload:
-    """What a client hands to the aggregation: a clipped sum, or nothing where nothing is shared."""
+    """A client's contribution to the aggregation: a clipped sum, or None where nothing is shared."""
 
     shared_grad: ClippedSum | None
 
 
 @dataclass(frozen=True)
 class StepInfo:
-    """What only a reader of a simulation needs. Not private."""
+    """Diagnostics of a step, for the record of a simulation alone. Not private."""
 
     loss: float
     """Mean cross-entropy of the batch before the step; NaN for an empty batch."""
@@ -60,20 +60,20 @@ class StepInfo:
 
 @dataclass(frozen=True)
 class Published:
-    """What a file of a run holds: enough to use a prompt, or whatever else a method learns, without this package."""
+    """Contents of a prompt file: enough to use what a method learned without this package."""
 
     tensors: dict[str, Tensor]
     """By name. A method with one context calls it "context"."""
     prompt: str
-    """How class names and tensors become what an image is compared with."""
+    """Sentence that says how class names and tensors make the text features that images are compared with."""
 
 
 @runtime_checkable
 class Method(Protocol):
-    """What the loop asks of a method. Implementations are frozen dataclasses; their fields are the config section."""
+    """The interface of a method. Implementations are frozen dataclasses; their fields are the config section."""
 
     title: ClassVar[str]
-    """How a table calls the method."""
+    """Name of the method in tables."""
     channels: ClassVar[frozenset[Channel]]
     """The releases that `client_step` (LOCAL) and the server (GLOBAL) make each step; empty: nothing is trained."""
     feature_kind: ClassVar[FeatureKind]
@@ -159,7 +159,7 @@ class Untrained:
     payload: ClassVar[tuple[str, ...]] = ()
 
     def begin_round(self, shared: Shared) -> Shared:
-        """Return the state back; no round ever begins."""
+        """Return the state as it is; no round ever begins."""
         return shared
 
     def client_step(

@@ -1,4 +1,4 @@
-"""What the methods with a context have in common: its shape, its start, its place in the prompt.
+"""What methods with a context share: its shape, its start, its place in the prompt.
 
 Source: Zhou et al., "Learning to Prompt for Vision-Language Models", IJCV 2022 (arXiv:2109.01134), section 3.2.
 """
@@ -73,7 +73,7 @@ class ContextConfig:
         checks.positive(num_ctx=self.num_ctx, init_std=self.init_std)
 
     def begin_round(self, shared: Shared) -> Shared:
-        """Return the state back: a step needs nothing from where its round began."""
+        """Return the state as it is: no step needs the start of its round."""
         return shared
 
     def public_file(self: SharesContext, model: PromptModel, shared: Shared) -> Published | None:
@@ -142,7 +142,7 @@ def _file(model: PromptModel, context: Float[Tensor, "*c t e"], name_position: N
 
 @dataclass(frozen=True, kw_only=True)
 class GlobalAndPersonalConfig(ContextConfig):
-    """What methods have in common that train a global prompt, `shared.context`, beside a personal one."""
+    """Base of methods that train a global prompt, `shared.context`, and a personal one."""
 
     global_optimizer: Optimizer = field(default_factory=Optimizer)
     """Optimizer of the global prompt."""
@@ -160,7 +160,7 @@ class GlobalAndPersonalConfig(ContextConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class PromptSumConfig(GlobalAndPersonalConfig):
-    """What methods have in common whose clients use the sum of the two prompts."""
+    """Base of methods whose clients use the sum of a global and a personal prompt."""
 
     def init(self, model: PromptModel, rng: np.random.Generator) -> tuple[ContextState, Any]:
         """Return the start of the global prompt, and draw the one start of all personal prompts.

@@ -1,4 +1,4 @@
-"""What methods have in common that score an image by two prompts, a global and a personal one, without adding them up.
+"""Base of methods that score an image by two prompts, a global and a personal one, without adding them up.
 
 Each prompt has text features of its own, so an example has one gradient in each; that of the personal prompt is
 released on the client, that of the global prompt over all clients.
@@ -34,7 +34,7 @@ class PromptPairConfig(GlobalAndPersonalConfig):
         raise NotImplementedError
 
     def how_to_score(self) -> str:
-        """Say it in the words of a prompt file."""
+        """Return the sentence of a prompt file that says how to score with it."""
         raise NotImplementedError
 
     def init(self, model: PromptModel, rng: np.random.Generator) -> tuple[ContextState, ContextState]:

@@ -57,7 +57,7 @@ class PromptFL(ContextConfig):
         return AnchoredState(start.context, start.optimizer, anchor=start.context), NoState()
 
     def begin_round(self, shared: AnchoredState) -> AnchoredState:
-        """Note where the round begins."""
+        """Keep the context at the start of the round."""
         return dataclasses.replace(shared, anchor=shared.context)
 
     def client_step(

@@ -1,1 +1,1 @@
-"""How a data set is cut into clients."""
+"""Partitions of a data set among clients."""

@@ -1,4 +1,4 @@
-"""How a data set is cut into clients: what every rule shares. The rules are in partition_by_class and _by_holder.
+"""Partitions of a data set among clients: what all rules share. The rules are in `by_class.py` and `by_holder.py`.
 
 Most rules say, for each client, which share of each class it gets; `from_shares` turns the shares into indices in the
 same way for train, validation and test, so a client is tested on what it trains on. No example is dropped and none is
@@ -49,7 +49,7 @@ class Partition:
 
 @dataclass(frozen=True, kw_only=True)
 class PartitionRule(ABC):
-    """What every registered partition is."""
+    """The interface of a registered partition."""
 
     num_shots: int = 0
     """Training examples that a client keeps of each of its classes (few-shot); 0 keeps all. Test is never cut."""

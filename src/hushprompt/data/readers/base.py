@@ -1,4 +1,4 @@
-"""What a reader's own data sets share: fields, names of classes and clients, and the split where none is given."""
+"""What readers of a user's own data share: fields, names of classes and clients, and the split where none is given."""
 
 from __future__ import annotations
 
