@@ -128,3 +128,52 @@ def test_the_architecture_page_agrees_with_the_tree():
     assert sorted(told) == sorted(path.parent.name for path in SOURCE.glob("*/__init__.py"))
     ranks = {name: rank for rank, rooms in enumerate(ROOMS) for name in rooms}
     assert [ranks[name] for name in told] == sorted(ranks[name] for name in told)
+
+
+def definitions(kind):
+    """All definitions of a kind in the package, with the files that they stand in."""
+    return [(node, path) for path in FILES for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, kind)]
+
+
+def test_no_two_classes_share_a_name():
+    homes: dict[str, list[str]] = {}
+    for node, path in definitions(ast.ClassDef):
+        homes.setdefault(node.name, []).append(str(path.relative_to(SOURCE)))
+    assert {name: paths for name, paths in homes.items() if len(paths) > 1} == {}
+
+
+def test_docstrings_say_what_is_returned_not_given():
+    documented = definitions((ast.ClassDef, ast.FunctionDef, ast.Module))
+    assert not [str(path) for node, path in documented if (ast.get_docstring(node) or "").startswith("Give")]
+
+
+def test_no_circle_between_files():
+    names = {module_name(path) for path in FILES}
+    unseen = {name: imported_files(path, names) for path in FILES for name in [module_name(path)]}
+    while unseen:
+        leaves = {name for name, targets in unseen.items() if not targets & unseen.keys()}
+        assert leaves, f"these import each other in a circle, or look at one: {sorted(unseen)}"
+        unseen = {name: targets for name, targets in unseen.items() if name not in leaves}
+
+
+def module_name(path):
+    return ".".join(path.relative_to(SOURCE.parent).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imported_files(path, names):
+    """Modules of the package that a file imports when it is imported itself, not inside a function."""
+    tree = ast.parse(path.read_text())
+    later = {id(inner) for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) for inner in ast.walk(node)}
+    later |= {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and id(node) not in later:
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                found.add(full if full in names else node.module)
+    return (found & names) - {module_name(path), "hushprompt"}

@@ -26,7 +26,7 @@ THEIRS = '''
 from dataclasses import dataclass
 import hushprompt as hp
 from hushprompt.data.partitions.by_class import IID
-from hushprompt.data.sets.toy import Toy as ToyData
+from hushprompt.data.sets.toy import ToyData
 from hushprompt.models.toy import Toy as ToyModel
 
 @hp.register.dataset("their_data")

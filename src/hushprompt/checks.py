@@ -49,7 +49,7 @@ def one_of(allowed: Iterable[str], **values: str) -> None:
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str:
-    """Give " Did you mean 'x'?" for the closest allowed word, or an empty string.
+    """Return " Did you mean 'x'?" for the closest allowed word, or an empty string.
 
     >>> nearest("promtfl", ["promptfl", "dp_fpl"])
     " Did you mean 'promptfl'?"

@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 
 from helpers.deployments import NAMES, Deployment
 from helpers.runs import run_with
-from hushprompt.data.sets.toy import Toy as ToyData
+from hushprompt.data.sets.toy import ToyData
 from hushprompt.deployment.agreement import read_agreement
 from hushprompt.deployment.envelope import Envelope
 from hushprompt.models.toy import Toy as ToyModel

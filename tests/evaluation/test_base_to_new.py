@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from hushprompt.data.partitions.by_class import DisjointClasses
-from hushprompt.data.sets.toy import Toy
+from hushprompt.data.sets.toy import ToyData
 from hushprompt.errors import ConfigError
 from hushprompt.evaluation.base_to_new import base_images, num_base_classes
 
@@ -23,7 +23,7 @@ def test_a_side_without_classes_is_refused(wanted, message):
 
 
 def test_clients_get_all_base_images_and_no_other():
-    dataset = Toy().load()
+    dataset = ToyData().load()
     base = base_images(dataset, 3)
     assert base.dataset.class_names == ("ant", "bee", "cat")
     rule = DisjointClasses(num_clients=3)

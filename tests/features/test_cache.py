@@ -18,7 +18,7 @@ import torch
 
 import hushprompt
 from hushprompt.data.base import Split
-from hushprompt.data.sets.toy import Toy as ToyData
+from hushprompt.data.sets.toy import ToyData
 from hushprompt.errors import ConfigError, DataError
 from hushprompt.features import store
 from hushprompt.features.cache import FeaturesConfig, cached, feature_key, folder_of, image_features
@@ -336,7 +336,7 @@ from pathlib import Path
 import numpy as np
 from hushprompt.features.cache import FeaturesConfig, image_features
 from hushprompt.models.toy import Toy, ToyModel
-from hushprompt.data.sets.toy import Toy as ToyData
+from hushprompt.data.sets.toy import ToyData
 
 cache, calls, seconds = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
 calls.with_name(f"{os.getpid()}.ready").touch()

@@ -1,4 +1,4 @@
-from hushprompt.data.sets.toy import Toy as ToyData
+from hushprompt.data.sets.toy import ToyData
 from hushprompt.jobs import job, sweep_file
 from hushprompt.jobs.pool import attempt
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 
-class Entry(NamedTuple):
+class CommandEntry(NamedTuple):
     """A command that is imported once it is called."""
 
     target: str
@@ -46,7 +46,7 @@ SECTIONS = {
     ),
 }
 COMMANDS = {
-    "run": Entry(
+    "run": CommandEntry(
         "run:run",
         TRAIN,
         "Train, evaluate and account; write a run folder and print the table.",
@@ -56,7 +56,7 @@ COMMANDS = {
             "hushprompt run --resume runs/strict",
         ),
     ),
-    "sweep": Entry(
+    "sweep": CommandEntry(
         "sweep:sweep",
         TRAIN,
         "Make every run of a grid that is not done yet; the same command goes on after a kill.",
@@ -66,19 +66,19 @@ COMMANDS = {
             "hushprompt sweep grid.toml --ray auto",
         ),
     ),
-    "list": Entry(
+    "list": CommandEntry(
         "list_names:list_names",
         TRAIN,
         "List what can be named in a config.",
         ("hushprompt list methods", "hushprompt list dp_fpl"),
     ),
-    "privacy": Entry(
+    "privacy": CommandEntry(
         "show:privacy",
         PRIVACY,
         "Print who sees what of a run, at which epsilon.",
         ("hushprompt privacy runs/strict",),
     ),
-    "calibrate": Entry(
+    "calibrate": CommandEntry(
         "calibrate:calibrate",
         PRIVACY,
         "Return the noise multipliers that a budget needs, and who then has which epsilon.",
@@ -87,19 +87,19 @@ COMMANDS = {
             "hushprompt calibrate --epsilon 2 --rounds 100 --sampling-prob 0.1",
         ),
     ),
-    "audit": Entry(
+    "audit": CommandEntry(
         "audit:audit",
         PRIVACY,
         "Attack what a run publishes, measure a lower bound on epsilon, and set it beside the claim.",
         ("hushprompt audit runs/strict", "hushprompt audit embedded --epsilon 2,inf --attack none --out audit/quick"),
     ),
-    "show": Entry(
+    "show": CommandEntry(
         "show:show",
         COMPARE,
         "Print the result table of a finished run again.",
         ("hushprompt show runs/strict",),
     ),
-    "compare": Entry(
+    "compare": CommandEntry(
         "compare:compare_runs",
         COMPARE,
         "Compare methods and settings over seeds: mean, spread, epsilon, significance.",
@@ -109,37 +109,37 @@ COMMANDS = {
             "hushprompt compare runs/grid --table scores -o table.tex",
         ),
     ),
-    "report": Entry(
+    "report": CommandEntry(
         "report:report",
         COMPARE,
         "Make one self-contained HTML page of finished runs, from their records alone.",
         ("hushprompt report runs/strict", "hushprompt report runs/grid -o grid.html"),
     ),
-    "figure": Entry(
+    "figure": CommandEntry(
         "figure:figure",
         COMPARE,
         "Draw a figure of finished runs as a file for a paper, from their records alone.",
         ("hushprompt figure runs/strict -o curves.pdf", "hushprompt figure runs/grid --kind budget -o budget.svg"),
     ),
-    "partition": Entry(
+    "partition": CommandEntry(
         "data:partition",
         DATA,
         "Print the clients x classes table of a config, and write it and a plot.",
         ("hushprompt partition", "hushprompt partition embedded --set partition.num_clients=5 --out five"),
     ),
-    "data info": Entry(
+    "data info": CommandEntry(
         "data:info",
         DATA,
         "Print classes, splits, license, citation and checksums of a data set, and what of it is cached.",
         ("hushprompt data info embedded", "hushprompt data info folder --root my_images --verify"),
     ),
-    "data fetch": Entry(
+    "data fetch": CommandEntry(
         "data:fetch",
         DATA,
         "Download a data set, or say what to get from where.",
         ("hushprompt data fetch caltech101 --root data",),
     ),
-    "federation init": Entry(
+    "federation init": CommandEntry(
         "federation:init",
         FEDERATION,
         "Write configs, certificates, keys, systemd units and a compose file; nothing is overwritten.",
@@ -148,49 +148,49 @@ COMMANDS = {
             "hushprompt federation init clinics --clients a,b --classes classes.txt",
         ),
     ),
-    "federation key": Entry(
+    "federation key": CommandEntry(
         "federation:key",
         FEDERATION,
         "Make a client's key pair: the private half stays, the public half goes to the server's operator.",
         ("hushprompt federation key node.key",),
     ),
-    "federation renew": Entry(
+    "federation renew": CommandEntry(
         "federation:renew",
         FEDERATION,
         "Make a new server certificate for the same names; clients keep what they have.",
         ("hushprompt federation renew clinics",),
     ),
-    "federation server": Entry(
+    "federation server": CommandEntry(
         "federation:server",
         FEDERATION,
         "Run the server: clients connect to it, and `run` trains on them. Ctrl-C or SIGTERM ends it.",
         ("hushprompt federation server server/server.toml",),
     ),
-    "federation client": Entry(
+    "federation client": CommandEntry(
         "federation:client",
         FEDERATION,
         "Run a client: it answers the server as its owner allows. Ctrl-C or SIGTERM ends it.",
         ("hushprompt federation client client.toml",),
     ),
-    "federation run": Entry(
+    "federation run": CommandEntry(
         "federation:run",
         FEDERATION,
         "Train, from the server's machine, and show it; the exit status is 0 if the run was completed.",
         ("hushprompt federation run server/server.toml",),
     ),
-    "federation simulate": Entry(
+    "federation simulate": CommandEntry(
         "federation:simulate",
         FEDERATION,
         "Train a federation that `init` wrote in Flower's simulation (Ray): all on this machine, no server, no keys.",
         ("hushprompt federation simulate trial",),
     ),
-    "federation stop": Entry(
+    "federation stop": CommandEntry(
         "federation:stop",
         FEDERATION,
         "Stop the run that is going on, from the server's machine; `run` goes on with it.",
         ("hushprompt federation stop server/server.toml",),
     ),
-    "federation status": Entry(
+    "federation status": CommandEntry(
         "federation:status",
         FEDERATION,
         "Print what happened at this end: rounds, who took part, what was refused, what was spent.",

@@ -83,7 +83,7 @@ class InvertedResidual(nn.Module):
         return x + y if self.has_skip else y
 
 
-class ImageTower(nn.Module):
+class EmbeddedImageTower(nn.Module):
     """Trunk, standardized features, linear projection."""
 
     mean: Tensor
@@ -214,7 +214,7 @@ class EmojiNetwork(nn.Module):
         """Make a network with random weights."""
         super().__init__()
         self.config = config
-        self.image = ImageTower(config)
+        self.image = EmbeddedImageTower(config)
         self.text = TextTower(config)
         self.log_logit_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
 

@@ -64,7 +64,7 @@ def orthonormal_columns(matrix: Float[Tensor, "m r"]) -> Float[Tensor, "m r"]:
 def factor_gradients(
     u: Float[Tensor, "t r"], v: Float[Tensor, "r e"], grads: Float[Tensor, "b t e"]
 ) -> Float[Tensor, "b p"]:
-    """Give, in one row, each example's gradients in the factors from its gradient G in u v: G v^T and u^T G."""
+    """Return, in one row, each example's gradients in the factors from its gradient G in u v: G v^T and u^T G."""
     return torch.cat([(grads @ v.T).flatten(1), (u.T @ grads).flatten(1)], dim=1)
 
 

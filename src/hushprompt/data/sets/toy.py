@@ -21,7 +21,7 @@ SIDE = 8
 
 @DATASETS.register("toy")
 @dataclass(frozen=True, kw_only=True)
-class Toy:
+class ToyData:
     """The `data` section of the toy data set."""
 
     num_classes: int = 6
