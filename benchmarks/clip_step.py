@@ -45,6 +45,12 @@ CLASS_NAMES = (
 )
 # fmt: on
 """Caltech101's 100 classes, as hushprompt.data.sets.caltech101 names them."""
+LONG_NAMES = tuple(
+    f"{color} {noun} on the table"
+    for color in ("red", "blue", "green", "black", "white", "old", "new", "big", "small", "long")
+    for noun in ("cat", "dog", "car", "tree", "house", "bird", "fish", "chair", "boat", "train")
+)
+"""As many classes, whose names have five tokens each under CLIP's tokenizer."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +68,9 @@ class Inputs:
 class Ours:
     """What the package does."""
 
-    def __init__(self, network: Any) -> None:
-        """Take the weights of a network."""
-        self.model = PromptModel(loaded(network), CLASS_NAMES, memory_mb=step_memory_mb(0, "cpu"))
+    def __init__(self, backbone: Model, class_names: tuple[str, ...] = CLASS_NAMES) -> None:
+        """Take a backbone, and the names of the classes."""
+        self.model = PromptModel(backbone, class_names, memory_mb=step_memory_mb(0, "cpu"))
 
     def text_gradient(self, inputs: Inputs, features: Float[Tensor, "b d"]) -> Float[Tensor, "t e"]:
         """Give the gradient of the mean loss."""

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from benchmarks.clip_step import NUM_TEST, Ours, random_network
+from benchmarks.clip_step import NUM_TEST, Ours, loaded, random_network
 from benchmarks.federations import Silent, embedded_federation, fresh_start, random_federation
 from benchmarks.measure import in_process, peak_mb
 from benchmarks.rows import Row
@@ -102,7 +102,7 @@ def clip(num_clients: int) -> Row:
     """Measure CLIP ViT-B/16, 251 examples a client."""
     overrides = ["references=[]", "privacy.delta=1e-5", 'backbone={name="toy"}']
     config = configs.load(Path(__file__).parent.parent / "configs" / "caltech101.toml", overrides)
-    model = Ours(random_network()).model
+    model = Ours(loaded(random_network())).model
     with tempfile.TemporaryDirectory() as folder:
         federation = random_federation(
             model, Path(folder), num_clients=num_clients, num_examples=251, num_test=NUM_TEST

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.clip_step import Ours, random_inputs, random_network
+from benchmarks.clip_step import Ours, loaded, random_inputs, random_network
 from hushprompt.config import parse as configs
 from hushprompt.methods.base import Batch
 from hushprompt.prompts.gradients import per_example_gradients
@@ -19,7 +19,7 @@ NUM_LINES = 40
 
 def write(folder: Path) -> None:
     """Write the operators of three steps, most of their own time first; a trace for a browser beside each table."""
-    ours, inputs = Ours(random_network()), random_inputs()
+    ours, inputs = Ours(loaded(random_network())), random_inputs()
     works: dict[str, Callable[[], object]] = {
         "clip-text-step": lambda: ours.text_gradient(inputs, inputs.train_features[inputs.batch_index]),
         "clip-4-per-example-gradients": lambda: ours.per_example(inputs, 4),

@@ -41,8 +41,8 @@ def test_the_resolved_config_reads_back_as_itself(toy_config):
     assert again.identity() == toy_config.identity()
 
 
-def test_the_preset_survives_a_round_trip_with_its_infinite_epsilon():
-    preset = configs.load(PRESET)
+def test_a_preset_survives_a_round_trip_with_its_infinite_epsilon():
+    preset = configs.load(PRESET.with_stem("embedded-40"))
     assert any(arm.epsilon == math.inf for arm in preset.references)
     assert configs.parse(tomllib.loads(preset.to_toml())) == preset
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +13,9 @@ from hushprompt.errors import ConfigError
 from hushprompt.methods.dp_fpl import DPFPL
 from hushprompt.methods.promptfl import PromptFL
 from hushprompt.privacy.config import Audience, PrivacyConfig
+from hushprompt.registry import METHODS
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_a_config_of_nothing_is_the_preset():
@@ -85,3 +90,21 @@ def test_a_wrong_section_gets_one_clear_sentence(sections, message):
 def test_a_wrong_section_name_gets_the_nearest():
     with pytest.raises(ConfigError, match=r"Unknown key 'methd' at the top level.*Did you mean 'method'"):
         configs.resolve(None, {"methd": "promptfl"})
+
+
+def test_published_sweeps_and_the_search_keep_the_forty_rounds_they_were_made_with():
+    forty = configs.load(configs.locate(Path("embedded-40")))
+    assert (forty.training.num_rounds, forty.sampling.sampling_prob, forty.privacy.epsilon) == (40, 0.05, 2.0)
+    rates = [forty.method.global_optimizer.learning_rate, forty.method.local_optimizer.learning_rate]
+    assert rates == [0.4, 0.005]
+    files = [*(ROOT / "configs" / "sweeps").glob("embedded*.toml"), ROOT / "configs" / "search" / "embedded.toml"]
+    assert len(files) == 5
+    assert {tomllib.loads(path.read_text(encoding="utf-8"))["base"] for path in files} == {"embedded-40"}
+
+
+def test_the_preset_is_shorter_and_compares_with_the_two_rivals():
+    short, forty = (configs.load(configs.locate(Path(name))) for name in ("embedded", "embedded-40"))
+    assert short.training.num_rounds < forty.training.num_rounds / 2
+    assert {"local_only", "promptfl"} <= {METHODS.name_of(reference.method) for reference in short.references}
+    same = {"backbone", "data", "features", "partition", "sampling", "privacy"}
+    assert all(getattr(short, name) == getattr(forty, name) for name in same)

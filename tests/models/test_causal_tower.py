@@ -56,6 +56,8 @@ def test_features_and_gradients_are_those_of_whole_sequences(shapes, num_layers,
     packed = causal.head(encode_packed(causal.run_packed, prefix, groups))
     fast = packed if is_packed else causal.encode(prefix, groups)
     torch.testing.assert_close(fast, slow, rtol=1e-10, atol=1e-12)
+    with torch.no_grad():
+        torch.testing.assert_close(causal.encode(prefix, groups), slow, rtol=1e-10, atol=1e-12)
     weights = random(*slow.shape, seed=9, dtype=torch.float64)
     got, expected = (torch.autograd.grad((f * weights).sum(), prefix)[0] for f in (fast, slow))
     assert (got - expected).norm() < 1e-10 * expected.norm()
