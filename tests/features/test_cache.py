@@ -181,7 +181,7 @@ def test_a_changed_image_or_weight_is_not_served_from_the_cache(backbone, data, 
     inverted = [255 - image for image in data.splits["test"].read(np.arange(18))]
     changed = with_split(data, "test", read=lambda index: [inverted[i] for i in index], fingerprint="0" * 64)
     got = image_features(backbone, changed, "test", tmp_path, CONFIG).tensor()
-    torch.testing.assert_close(got, backbone.backbone.encode_images(inverted))
+    torch.testing.assert_close(got, Toy().load().encode_images(inverted))
     other = Watched(Toy(token_width=9))
     image_features(other, data, "test", tmp_path, CONFIG)
     assert sum(other.batches) == 18
