@@ -73,7 +73,7 @@ class Ours:
         self.model = PromptModel(backbone, class_names, memory_mb=step_memory_mb(0, "cpu"))
 
     def text_gradient(self, inputs: Inputs, features: Float[Tensor, "b d"]) -> Float[Tensor, "t e"]:
-        """Give the gradient of the mean loss."""
+        """Return the gradient of the mean loss."""
         leaf = inputs.context.clone().requires_grad_()
         logits = self.model.logits(features, self.model.text_features(leaf))
         return torch.autograd.grad(F.cross_entropy(logits, inputs.labels), leaf)[0]
@@ -84,12 +84,12 @@ class Ours:
         return torch.stack([inputs.context - LEARNING_RATE * gradient, gradient])
 
     def per_example(self, inputs: Inputs, count: int = BATCH) -> Float[Tensor, "b t e"]:
-        """Give the own gradients of the batch's first examples."""
+        """Return the own gradients of the batch's first examples."""
         batch = Batch(inputs.train_features[inputs.batch_index[:count]], inputs.labels[:count])
         return per_example_gradients(self.model, inputs.context, batch.image_features, batch.labels)[0]
 
     def one_by_one(self, inputs: Inputs, count: int) -> Float[Tensor, "b t e"]:
-        """Give the same with so little memory that every example goes backward alone."""
+        """Return the same with so little memory that every example goes backward alone."""
         kept, self.model.memory_mb = self.model.memory_mb, 1
         try:
             return self.per_example(inputs, count)
@@ -123,7 +123,7 @@ class Plain:
         return F.normalize(x[torch.arange(len(x)), self.ends] @ network.text_projection, dim=-1)
 
     def text_gradient(self, inputs: Inputs, features: Float[Tensor, "b d"]) -> Float[Tensor, "t e"]:
-        """Give the gradient of the mean loss."""
+        """Return the gradient of the mean loss."""
         leaf = inputs.context.clone().requires_grad_()
         logits = self.logit_scale * features @ self.text_features(leaf).T
         return torch.autograd.grad(F.cross_entropy(logits, inputs.labels[: len(features)]), leaf)[0]
@@ -149,7 +149,7 @@ def random_network() -> Any:
 
 
 def loaded(network: Any, precision: Precision = "float32") -> Model:
-    """Give our backbone with the weights of a network, loaded as a user's checkpoint."""
+    """Return our backbone with the weights of a network, loaded as a user's checkpoint."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "weights.safetensors"
         save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, path)

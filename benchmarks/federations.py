@@ -42,7 +42,7 @@ class Silent:
 
 
 def fresh_start() -> Progress:
-    """Give the progress of a run that has not begun."""
+    """Return the progress of a run that has not begun."""
     return Progress(
         config_identity="", arm_index=0, num_rounds_done=0, arm_seconds=0.0, records_size=0, finished_arms=[]
     )
@@ -57,7 +57,7 @@ def embedded_federation(config: RunConfig) -> Federation:
 def random_federation(
     model: PromptModel, folder: Path, *, num_clients: int, num_examples: int, num_test: int
 ) -> Federation:
-    """Give clients `num_examples` random unit-norm features each, memory-mapped as float16, with random labels."""
+    """Return clients `num_examples` random unit-norm features each, memory-mapped as float16, with random labels."""
     rng = np.random.default_rng(0)
     total, dim = num_clients * num_examples, model.backbone.feature_dim
     path = folder / f"features-{total}.npy"

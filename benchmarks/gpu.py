@@ -135,7 +135,7 @@ class Step:
 
 
 def milliseconds(work: Callable[[], object], repeats: int = 20) -> float:
-    """Give the median wall time, the GPU's work included."""
+    """Return the median wall time, the GPU's work included."""
     for _ in range(3):
         work()
     seconds = []

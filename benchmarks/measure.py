@@ -108,7 +108,7 @@ def peak_mb() -> float:
 
 
 def _field(path: str, name: str, default: str | None = None) -> str:
-    """Give a line of a file in /proc by its name."""
+    """Return a line of a file in /proc by its name."""
     for line in Path(path).read_text().splitlines():
         found, _, value = line.partition(":")
         if found.strip() == name:

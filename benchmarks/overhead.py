@@ -48,7 +48,7 @@ class Clock:
         self.seconds, self._depth = 0.0, 0
 
     def timing(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Give a function that does the same, on the clock."""
+        """Return a function that does the same, on the clock."""
 
         def timed(*args: Any, **kwargs: Any) -> Any:
             self._depth += 1

@@ -37,6 +37,6 @@ def rows(*, is_short: bool) -> list[Row]:
 
 
 def harmonic_mean(summary: Path) -> float:
-    """Give what a run says of its method, in percent."""
+    """Return what a run says of its method, in percent."""
     percent: float = 100 * json.loads(summary.read_text())["arms"][-1]["harmonic_mean"]
     return percent

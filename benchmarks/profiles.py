@@ -36,7 +36,7 @@ def write(folder: Path) -> None:
 
 
 def embedded_step() -> Callable[[], object]:
-    """Give the work of a step of the embedded preset, on random features."""
+    """Return the work of a step of the embedded preset, on random features."""
     config = configs.load(configs.locate(None))
     model = PromptModel(config.backbone.load(), config.data.load().class_names)
     generator = torch.Generator().manual_seed(0)

@@ -62,7 +62,7 @@ class Row:
         return max(0.0, missing)
 
     def to_plain(self) -> dict[str, Any]:
-        """Give what the JSON file says: the fields, and what follows from them."""
+        """Return what the JSON file says: the fields, and what follows from them."""
         follows: dict[str, Any] = {"value": self.value, "shortfall": self.shortfall}
         if self.arithmetic is not None and self.ours is not None and self.reference is not None:
             count = self.arithmetic
@@ -72,7 +72,7 @@ class Row:
         return {**dataclasses.asdict(self), **follows}
 
     def cells(self) -> tuple[str, ...]:
-        """Give the cells of a table, see `HEADERS`."""
+        """Return the cells of a table, see `HEADERS`."""
         return (
             self.name,
             _quantity(self.ours, self.unit),
@@ -149,7 +149,7 @@ class Result:
         return cls(values["machine"], values["is_short"], sections)
 
     def measured_on(self, other: Result) -> Result:
-        """Give this result where more sections of another may join it.
+        """Return this result where more sections of another may join it.
 
         Raises:
             ValueError: the other was measured on another machine, or is of another length.
@@ -172,7 +172,7 @@ def screen(section: Section) -> Table:
 
 
 def markdown(result: Result) -> str:
-    """Give the figures of a page: the machine, targets, the arithmetic limit, and what the notes say."""
+    """Return the figures of a page: the machine, targets, the arithmetic limit, and what the notes say."""
     machine = result.machine
     sections = result.sections.values()
     rows = [row for section in sections for row in section.rows]
@@ -200,7 +200,7 @@ def markdown(result: Result) -> str:
 
 
 def with_figures(page: str, name: str, result: Result) -> str:
-    """Give a page with the figures of one file replaced.
+    """Return a page with the figures of one file replaced.
 
     Raises:
         ValueError: the page has no place for them.
@@ -214,14 +214,14 @@ def with_figures(page: str, name: str, result: Result) -> str:
 
 
 def _titled(section: Section) -> Iterator[tuple[str, ...]]:
-    """Give a section's lines below its title."""
+    """Return a section's lines below its title."""
     yield (f"**{section.title}**", *[""] * (len(HEADERS) - 1))
     for row in section.rows:
         yield row.cells()
 
 
 def _limit(row: Row) -> Iterator[tuple[str, ...]]:
-    """Give the line of a row in the table of arithmetic, if it has one."""
+    """Return the line of a row in the table of arithmetic, if it has one."""
     if row.arithmetic is not None:
         plain = row.to_plain()
         yield (
@@ -232,7 +232,7 @@ def _limit(row: Row) -> Iterator[tuple[str, ...]]:
 
 
 def _grid(headers: tuple[str, ...], lines: Iterable[tuple[str, ...]]) -> list[str]:
-    """Give a Markdown table."""
+    """Return a Markdown table."""
     return [f"| {' | '.join(cells)} |" for cells in (headers, ("---",) * len(headers), *lines)]
 
 

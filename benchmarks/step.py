@@ -41,7 +41,7 @@ class Bench:
         self.results[name] = kept[0]
 
     def scale(self, name: str, factor: float) -> None:
-        """Give the cost of a piece of which only a part has run."""
+        """Return the cost of a piece of which only a part has run."""
         self.seconds[name] *= factor
         self.gflop[name] *= factor
 
@@ -76,7 +76,7 @@ def rows(*, is_short: bool) -> list[Row]:
 
 
 def _times(bench: Bench, peak: float, num_run: int) -> list[Row]:
-    """Give what takes how long."""
+    """Return what takes how long."""
     num_batches = -(-NUM_TEST // EVAL_BATCH)
     bench.scale("plain evaluate", num_batches / num_run)
 
@@ -122,7 +122,7 @@ def _times(bench: Bench, peak: float, num_run: int) -> list[Row]:
 
 
 def _differences(bench: Bench) -> list[Row]:
-    """Give how far the results are from those of the plain form."""
+    """Return how far the results are from those of the plain form."""
     found, plain = bench.results, bench.results["plain text"]
     per_example = relative(found["per example"].mean(dim=0), plain)
     if "plain alone" in found:
@@ -167,5 +167,5 @@ def peaks_of_plain() -> tuple[dict[str, float], Tensor]:
 
 
 def relative(ours: Tensor, reference: Tensor) -> float:
-    """Give the norm of the difference over the norm of the reference."""
+    """Return the norm of the difference over the norm of the reference."""
     return float((ours - reference).norm() / reference.norm())

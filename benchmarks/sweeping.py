@@ -80,7 +80,7 @@ def sweep(folder: Path, name: str, jobs: int) -> Cost:
 
 
 def children(parent: int) -> list[Path]:
-    """Give the folders in /proc of a process's children."""
+    """Return the folders in /proc of a process's children."""
     return [path for path in Path("/proc").glob("[0-9]*") if _stat(path)[1:2] == [str(parent)]]
 
 
@@ -90,7 +90,7 @@ def running_threads(process: Path) -> int:
 
 
 def _stat(path: Path) -> list[str]:
-    """Give state, parent and what follows in a stat file; nothing for what has just ended."""
+    """Return state, parent and what follows in a stat file; nothing for what has just ended."""
     try:
         return (path / "stat").read_text().rpartition(")")[2].split()
     except OSError:

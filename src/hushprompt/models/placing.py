@@ -51,7 +51,7 @@ def step_memory_mb(wanted: int, device: str) -> int:
 
 
 def lowered(network: nn.Module, precision: Precision) -> torch.dtype:
-    """Cast a network's weights and buffers, in place, and give their dtype."""
+    """Cast a network's weights and buffers, in place, and return their dtype."""
     dtype: torch.dtype = getattr(torch, precision)
     network.to(dtype)
     return dtype

@@ -89,7 +89,7 @@ class Recorder:
             return work(*inputs) if recording is None else recording(*inputs)
 
     def _record(self, work: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> Recording | None:
-        """Record, or give None for a tower that must be run as it is."""
+        """Record, or return None for a tower that must be run as it is."""
         try:
             return Recording(work, inputs, self._pool)
         except RuntimeError as error:
