@@ -92,3 +92,14 @@ def test_the_figures_of_the_benchmarks_page_are_the_measured_ones(monkeypatch, n
     page = BENCHMARKS.read_text(encoding="utf-8")
     command = f"python -m benchmarks --out results/benchmarks/{name}.json --keep --docs"
     assert with_figures(page, name, Result.read(FIGURES / f"{name}.json")) == page, command
+
+
+@pytest.mark.slow
+def test_the_python_of_the_readme_runs_as_written(tmp_path, monkeypatch):
+    (code,) = re.findall(r"```python\n(.*?)```", (PAGE.parent.parent / "README.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert names["run"].guarantees["public"].epsilon == pytest.approx(8, rel=0.02)
+    assert names["prompt"].tensors["context"].shape[0] == 16
+    assert "DP-FPL" in (tmp_path / "report.html").read_text(encoding="utf-8")
