@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,14 @@ from hushprompt.deployment.operate.supervise import BackOff, ManagedProcess, Sup
 from hushprompt.errors import ConfigError
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are looked up in /proc")
+
+
+@pytest.fixture(autouse=True)
+def no_helper_process():
+    """Stop multiprocessing's helper, which starts again when needed: a supervisor ends all children of its process."""
+    resource_tracker._resource_tracker._stop()
+
+
 QUICK = BackOff(first_s=0.05, most_s=0.1, steady_s=60)
 
 
