@@ -109,7 +109,7 @@ def in_plain_words(guarantee: Mapping[str, Any]) -> str:
 
     Source: Kairouz, Oh, Viswanath 2015 (arXiv:1311.0776), Theorem 2.1.
     """
-    epsilon, delta = _number(guarantee.get("epsilon")), _number(guarantee.get("delta"))
+    epsilon, delta = number(guarantee.get("epsilon")), number(guarantee.get("delta"))
     unit = str(guarantee.get("privacy_unit", "example"))
     if math.isnan(epsilon) or math.isnan(delta):
         return ""
@@ -178,8 +178,30 @@ def statement_lines(arm: dict[str, Any]) -> list[str]:
     return [*lines, f"{arm['arm']}: {statement}"] if statement else lines
 
 
-def _number(value: Any) -> float:
-    """Read a number from JSON: "inf" is infinity, anything else that is no number is NaN."""
+def clauses(audience: str, guarantee: Mapping[str, Any]) -> list[str]:
+    """Return everything that gives an epsilon its meaning but the epsilon itself, clause by clause.
+
+    Args:
+        audience: who looks, in words.
+        guarantee: as `privacy.json` has it.
+    """
+    num_steps = (guarantee.get("releases") or {}).get("num_steps")
+    return [
+        f"for {audience}",
+        f"delta = {number(guarantee.get('delta')):g} for one {guarantee.get('privacy_unit')} of one client",
+        f"neighboring relation {guarantee.get('neighboring_relation')}",
+        *str(guarantee.get("sampling")).split(", "),
+        *([] if num_steps is None else [f"{num_steps} releases"]),
+        f"accountant: {guarantee.get('accountant')}",
+    ]
+
+
+def number(value: Any) -> float:
+    """Read a number from JSON: "inf" is infinity; null, and anything else that is no number, is NaN.
+
+    >>> number("inf"), number(None), number(3)
+    (inf, nan, 3.0)
+    """
     if value == "inf":
         return math.inf
     return float(value) if isinstance(value, (int, float)) else math.nan

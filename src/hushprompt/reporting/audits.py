@@ -8,10 +8,10 @@ from typing import Any
 
 from markupsafe import Markup
 
-from hushprompt.privacy.statements import AUDIENCES
+from hushprompt.privacy.statements import AUDIENCES, number
 from hushprompt.reporting.blocks import Block, PageTable, Words
 from hushprompt.reporting.tables import epsilon_text
-from hushprompt.runs.reader import FinishedRun, number
+from hushprompt.runs.reader import FinishedRun
 
 HEADER = ("arm", "audience", "proven epsilon", "measured, mechanism", "measured, training", "strongest attack, AUC")
 NO_POWER = Markup('<strong class="whole">NO POWER</strong>')

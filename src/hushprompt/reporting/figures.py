@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hushprompt.errors import DataError
+from hushprompt.privacy.statements import number
 from hushprompt.reporting import maps
 from hushprompt.reporting.drawing import INK, RULE, SOFT, Drawing, Panel, line, save, tip
 from hushprompt.reporting.pooling import Group, pool
 from hushprompt.reporting.styles import COLORS, DASHES, GRAY, MARKERS, Style
-from hushprompt.runs.reader import FinishedRun, number
+from hushprompt.runs.reader import FinishedRun
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from hushprompt.privacy.statements import AUDIENCES
+from hushprompt.privacy.statements import AUDIENCES, clauses
 from hushprompt.reporting.pooling import Group
-from hushprompt.runs.reader import number
 
 
 def of_epsilon(groups: Sequence[Group], whose: str = "") -> list[str]:
@@ -25,7 +23,7 @@ def of_epsilon(groups: Sequence[Group], whose: str = "") -> list[str]:
             unknown.append(group.name)
         else:
             audience = group.first.summary.audience
-            arms.append((group.family, _clauses(whose or AUDIENCES.get(audience, audience), group.guarantee)))
+            arms.append((group.family, clauses(whose or AUDIENCES.get(audience, audience), group.guarantee)))
     lines = [f"epsilon is an upper bound {together(arms)}."] if arms else []
     if unknown:
         lines.append(f"No record says what the epsilon of {', '.join(unknown)} is for: read it as no guarantee.")
@@ -41,10 +39,10 @@ def together(arms: Sequence[tuple[str, Sequence[str]]]) -> str:
     >>> together([("A", ["delta 1", "Poisson"]), ("B", ["delta 1", "budget 1"]), ("B", ["delta 1", "budget 2"])])
     'delta 1; A: Poisson; B: budget 1 or 2'
     """
-    common = [clause for clause in arms[0][1] if all(clause in clauses for _, clauses in arms)]
+    common = [clause for clause in arms[0][1] if all(clause in of_arm for _, of_arm in arms)]
     own: dict[str, dict[str, list[str]]] = {}
-    for name, clauses in arms:
-        for words, _, last in (clause.rpartition(" ") for clause in clauses if clause not in common):
+    for name, of_arm in arms:
+        for words, _, last in (clause.rpartition(" ") for clause in of_arm if clause not in common):
             values = own.setdefault(name, {}).setdefault(words, [])
             if last not in values:
                 values.append(last)
@@ -54,16 +52,3 @@ def together(arms: Sequence[tuple[str, Sequence[str]]]) -> str:
             f"{name}: " + ", ".join(f"{words} {' or '.join(values)}".strip() for words, values in said.items())
         )
     return "; ".join(part for part in parts if part)
-
-
-def _clauses(audience: str, guarantee: Mapping[str, Any]) -> list[str]:
-    """Write everything about a guarantee but epsilon itself."""
-    num_steps = (guarantee.get("releases") or {}).get("num_steps")
-    return [
-        f"for {audience}",
-        f"delta = {number(guarantee.get('delta')):g} for one {guarantee.get('privacy_unit')} of one client",
-        f"neighboring relation {guarantee.get('neighboring_relation')}",
-        *str(guarantee.get("sampling")).split(", "),
-        *([] if num_steps is None else [f"{num_steps} releases"]),
-        f"accountant: {guarantee.get('accountant')}",
-    ]

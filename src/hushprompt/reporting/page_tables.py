@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from markupsafe import Markup
 
+from hushprompt.privacy.statements import number
 from hushprompt.reporting.blocks import Block, PageTable, missing
 from hushprompt.reporting.confusions import Confusions
 from hushprompt.reporting.figures import NAMES, audiences_of, client_values, epsilon_curve
 from hushprompt.reporting.pooling import NEW_SCORES, SCORES, Group
 from hushprompt.reporting.tables import epsilon_text
-from hushprompt.runs.reader import FinishedRun, Holdings, number
+from hushprompt.runs.reader import FinishedRun, Holdings
 
 MAX_CONFUSIONS = 12
 MAX_CLASSES = 12

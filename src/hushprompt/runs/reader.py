@@ -163,17 +163,6 @@ def read(folder: Path) -> FinishedRun:
     return _read(_folder(folder), folder.resolve().name)
 
 
-def number(value: Any) -> float:
-    """Read a number from JSON: "inf" is infinity; null, and anything else that is no number, is NaN.
-
-    >>> number("inf"), number(None), number(3)
-    (inf, nan, 3.0)
-    """
-    if value == "inf":
-        return math.inf
-    return float(value) if isinstance(value, (int, float)) else math.nan
-
-
 def _sources(path: Path) -> Iterator[_Source]:
     """Return the runs of one path."""
     if (path / archive.FILE).is_file():
