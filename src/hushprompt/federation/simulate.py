@@ -332,7 +332,8 @@ class Trainer:
 
         counts = Counter(map(identity, state.personal))
         several = {identity(personal): personal for personal in state.personal if counts[identity(personal)] > 1}
-        known = {key: logits(personal) for key, personal in several.items()}
+        # In the pool, where a thread computes alone: last bits must not depend on the number of cores.
+        known = dict(zip(several, self.pool.map(logits, several.values()), strict=True))
 
         def of_client(client_id: int) -> Float[Tensor, "n c"]:
             personal = state.personal[client_id]
