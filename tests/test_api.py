@@ -70,7 +70,7 @@ def test_a_prompt_is_found_by_the_clients_number_or_name(made):
 
 
 def test_a_prompt_fits_its_own_backbone_alone(made):
-    assert made.prompt().load_backbone().fingerprint == made.prompt().metadata["backbone_fingerprint"]
+    assert made.prompt().load_backbone().fingerprint == made.prompt().header.backbone_fingerprint
     assert hp.load_prompt(made.folder, backbone="toy").load_backbone().feature_dim
     with pytest.raises(hp.ConfigError, match="was trained with another backbone"):
         hp.load_prompt(made.folder, backbone="emoji_clip").load_backbone()
@@ -86,7 +86,7 @@ def test_a_prompt_that_is_not_there_is_a_data_error(made, tmp_path):
     with pytest.raises(hp.ConfigError, match="is the prompt of one already"):
         hp.load_prompt(made.prompt().path, client=0)
     (tmp_path / "x.safetensors").write_bytes(b"no")
-    with pytest.raises(hp.DataError, match="is not a prompt file of hushprompt, or is damaged"):
+    with pytest.raises(hp.DataError, match="is no prompt file"):
         hp.load_prompt(tmp_path / "x.safetensors")
 
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError, safe_open
-
 from hushprompt.config.overrides import with_sections
 from hushprompt.config.values import choose
 from hushprompt.errors import ConfigError, DataError
 from hushprompt.runs import records
+from hushprompt.runs.prompts import PromptHeader, read_prompt
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,7 +27,7 @@ class Prompt:
     path: Path
     tensors: Mapping[str, Tensor] = field(repr=False)
     """By name; of most methods one, `context` [t, e], or [c, t, e] with one for each class."""
-    metadata: Mapping[str, Any] = field(repr=False)
+    header: PromptHeader = field(repr=False)
     """What the file says: method, class names, fingerprint of the backbone, how a prompt is put together, privacy."""
     backbone: Any = None
     """What it was loaded with: a backbone, or its section of a config; None: not known."""
@@ -37,17 +35,17 @@ class Prompt:
     @property
     def method(self) -> str:
         """Name of the method that trained it."""
-        return str(self.metadata["method"])
+        return self.header.method
 
     @property
     def classes(self) -> tuple[str, ...]:
         """Class names in label order."""
-        return tuple(self.metadata["class_names"])
+        return self.header.class_names
 
     @property
     def privacy(self) -> str:
         """What it guarantees, in a sentence: epsilon with all that gives it meaning."""
-        return str(self.metadata["privacy"])
+        return self.header.privacy
 
     def load_backbone(self) -> Model:
         """Return the frozen model that the prompt was trained with, loaded where it is given by its section.
@@ -58,10 +56,10 @@ class Prompt:
         if self.backbone is None:
             raise ConfigError("The prompt was loaded without a backbone: load_prompt(path, backbone=...).")
         loaded: Model = self.backbone.load() if hasattr(self.backbone, "load") else self.backbone
-        if loaded.fingerprint != self.metadata["backbone_fingerprint"]:
+        if loaded.fingerprint != self.header.backbone_fingerprint:
             raise ConfigError(
                 f"{self.path} was trained with another backbone: its fingerprint is "
-                f"{self.metadata['backbone_fingerprint'][:12]}, not {loaded.fingerprint[:12]}. A prompt fits no other."
+                f"{self.header.backbone_fingerprint[:12]}, not {loaded.fingerprint[:12]}. A prompt fits no other."
             )
         return loaded
 
@@ -84,15 +82,10 @@ def load_prompt(path: str | Path, *, client: int | str | None = None, backbone: 
         ConfigError: a client is named, and `path` is a file; or there is no such backbone.
     """
     file = _file(Path(path), client)
-    try:
-        with safe_open(file, framework="pt") as opened:
-            metadata = json.loads((opened.metadata() or {})["hushprompt"])
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  no mapping
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise DataError(f"{file} is not a prompt file of hushprompt, or is damaged: {error}.") from error
+    header, tensors = read_prompt(file)
     if isinstance(backbone, (str, Mapping)):
         backbone = choose("backbone", with_sections({}, {"backbone": backbone})["backbone"])
-    return Prompt(path=file, tensors=tensors, metadata=metadata, backbone=backbone)
+    return Prompt(path=file, tensors=tensors, header=header, backbone=backbone)
 
 
 def _file(path: Path, client: int | str | None) -> Path:

@@ -76,7 +76,7 @@ class Coordinator:
         agreement = self._enrolled()
         arm = agreement.arm
         template, _ = arm.method.init(self.model, stream(self.config.run.seed, "init"))
-        start = ServerState(template, arm.plan.release_plan.first_norms(len(agreement.sizes)))
+        start = ServerState(shared=template, norms=arm.plan.release_plan.first_norms(len(agreement.sizes)))
         state = load_state(self.folder, start)
         ledger = LedgerFile(self.folder)
         ledger.check(arm, state.round_index)

@@ -8,15 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
 from hushprompt import files
 from hushprompt.deployment.responses import Responses
 from hushprompt.deployment.wire import check_like
 from hushprompt.errors import ProtocolError, ResumeError
 from hushprompt.methods.base import Shared
 from hushprompt.privacy.adaptive import ClipNorms
-from hushprompt.runs.records import from_json
+from hushprompt.runs.records import read_tensors
 from hushprompt.runs.state import flatten, restore
 
 FILE = "checkpoint/state.safetensors"
@@ -50,13 +48,10 @@ class RoundTally:
         )
 
 
-@dataclass(frozen=True)
-class ServerState:
-    """All that the server keeps between two exchanges with its clients."""
+@dataclass(frozen=True, kw_only=True)
+class ServerProgress:
+    """How far the server has come: the plain values of its state."""
 
-    shared: Shared
-    norms: ClipNorms | None
-    """Clip norms where they are adaptive; the local ones are kept by the clients, and stay as they began."""
     round_index: int = 0
     """Rounds done."""
     step: int = 0
@@ -66,15 +61,19 @@ class ServerState:
     tally: RoundTally = field(default_factory=RoundTally)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ServerState(ServerProgress):
+    """All that the server keeps between two exchanges with its clients."""
+
+    shared: Shared
+    norms: ClipNorms | None
+    """Clip norms where they are adaptive; the local ones are kept by the clients, and stay as they began."""
+
+
 def save_state(folder: Path, state: ServerState) -> None:
     """Write the state; whoever reads later finds the old one or this one."""
-    values = {
-        "round_index": state.round_index,
-        "step": state.step,
-        "records_size": state.records_size,
-        "tally": dataclasses.asdict(state.tally),
-    }
-    files.write_tensors(folder / FILE, _tensors(state), json.dumps(values))
+    header = dataclasses.asdict(ServerProgress(**_progress(state)))
+    files.write_tensors(folder / FILE, _tensors(state), json.dumps(header))
 
 
 def load_state(folder: Path, start: ServerState) -> ServerState:
@@ -87,19 +86,15 @@ def load_state(folder: Path, start: ServerState) -> ServerState:
     if not path.exists():
         return start
     try:
-        with safe_open(path, framework="pt") as file:
-            values: dict[str, Any] = json.loads(file.metadata()["hushprompt"])
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
+        header, tensors = read_tensors(path, ServerProgress)
         check_like(tensors, _tensors(start), str(path))
         parts: dict[str, dict[str, Any]] = {"shared": {}, "norms": {}}
         for key, tensor in tensors.items():
             part, _, name = key.partition(".")
             parts[part][name] = tensor
         norms = None if start.norms is None else restore(start.norms, parts["norms"])
-        return ServerState(
-            restore(start.shared, parts["shared"]), norms, **values | {"tally": from_json(RoundTally, values["tally"])}
-        )
-    except (SafetensorError, ProtocolError, OSError, ValueError, TypeError, KeyError) as error:
+        return ServerState(shared=restore(start.shared, parts["shared"]), norms=norms, **_progress(header))
+    except (ProtocolError, ValueError, KeyError) as error:
         raise ResumeError(f"The checkpoint {path} is damaged ({error}). Start a new run.") from error
 
 
@@ -107,3 +102,8 @@ def _tensors(state: ServerState) -> dict[str, Any]:
     """Name all tensors of a state."""
     norms = {} if state.norms is None else flatten(state.norms, "norms.")
     return {**flatten(state.shared, "shared."), **norms}
+
+
+def _progress(state: ServerProgress) -> dict[str, Any]:
+    """Return the plain values of a state."""
+    return {each.name: getattr(state, each.name) for each in dataclasses.fields(ServerProgress)}

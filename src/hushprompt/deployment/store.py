@@ -8,6 +8,7 @@ each before it is trained), `spent.json` (their cumulative epsilon and delta, fo
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 
 from hushprompt import files
 from hushprompt.deployment.agreement import Agreement, read_agreement
@@ -29,10 +29,9 @@ from hushprompt.runs.state import flatten, restore
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClientState:
-    """All that a client keeps between two messages."""
+class ClientProgress:
+    """How far a client has come in a run: the plain values of its state."""
 
-    personal: Personal
     norm: float | None = None
     """Clip norm of its next local release, where norms are adaptive."""
     round_index: int = -1
@@ -41,16 +40,31 @@ class ClientState:
     """First step of the last update."""
     num_rounds: int = 0
     """Different rounds in which it computed an update."""
-    batches: tuple[np.ndarray, ...] = ()
-    """Of that round, all its steps: secure ones cannot be drawn again."""
     request: str = ""
     """Digest of the message that asked for the last update."""
-    answer: Envelope = field(default_factory=lambda: Envelope("turn"))
-    """What it answered."""
     num_scored: int = -1
     """Rounds after which it was last scored."""
     records_size: int = 0
     """Bytes of `records.jsonl` that belong to this state."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientState(ClientProgress):
+    """All that a client keeps between two messages."""
+
+    personal: Personal
+    batches: tuple[np.ndarray, ...] = ()
+    """Of its last round, all its steps: secure ones cannot be drawn again."""
+    answer: Envelope = field(default_factory=lambda: Envelope("turn"))
+    """What it answered."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Header(ClientProgress):
+    """What the file of a state says beside its tensors."""
+
+    answer: tuple[str, dict[str, Any]]
+    """Kind and plain values of the last answer."""
 
 
 class RunStore:
@@ -97,17 +111,8 @@ class RunStore:
             **{f"answer.{name}": tensor for name, tensor in state.answer.tensors.items()},
             **{f"batch.{step}": torch.from_numpy(batch) for step, batch in enumerate(state.batches)},
         }
-        values = {
-            "norm": state.norm,
-            "round_index": state.round_index,
-            "step": state.step,
-            "num_rounds": state.num_rounds,
-            "request": state.request,
-            "num_scored": state.num_scored,
-            "records_size": state.records_size,
-            "answer": [state.answer.kind, dict(state.answer.meta)],
-        }
-        files.write_tensors(self.folder / "state.safetensors", tensors, json.dumps(values))
+        header = _Header(**_progress(state), answer=(state.answer.kind, dict(state.answer.meta)))
+        files.write_tensors(self.folder / "state.safetensors", tensors, json.dumps(dataclasses.asdict(header)))
 
     def load(self, template: Personal) -> ClientState:
         """Read the state into the structure of a personal state of the same method and model.
@@ -117,18 +122,19 @@ class RunStore:
         """
         path = self.folder / "state.safetensors"
         try:
-            with safe_open(path, framework="pt") as file:
-                values: dict[str, Any] = json.loads(file.metadata()["hushprompt"])
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
-            kind, meta = values.pop("answer")
+            header, tensors = records.read_tensors(path, _Header)
             parts: dict[str, dict[str, torch.Tensor]] = {"personal": {}, "answer": {}, "batch": {}}
             for key, tensor in tensors.items():
                 part, _, name = key.partition(".")
                 parts[part][name] = tensor
             batches = tuple(parts["batch"][str(step)].numpy() for step in range(len(parts["batch"])))
             personal = restore(template, parts["personal"])
-            return ClientState(
-                personal=personal, batches=batches, answer=Envelope(kind, meta, parts["answer"]), **values
-            )
-        except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
+            answer = Envelope(*header.answer, parts["answer"])
+            return ClientState(personal=personal, batches=batches, answer=answer, **_progress(header))
+        except (ValueError, KeyError) as error:
             raise ResumeError(f"The state {path} is missing or damaged ({error}): what left is not known.") from error
+
+
+def _progress(state: ClientProgress) -> dict[str, Any]:
+    """Return the plain values of a state."""
+    return {each.name: getattr(state, each.name) for each in dataclasses.fields(ClientProgress)}

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from hushprompt import files
 from hushprompt.errors import ResumeError
-from hushprompt.runs.records import from_json
+from hushprompt.runs.records import read_tensors
 from hushprompt.runs.state import State, flatten, restore
 
 FILE = "checkpoint/state.safetensors"
@@ -137,9 +137,8 @@ def load_progress(folder: Path) -> Progress | None:
     if not path.exists():
         return None
     try:
-        with safe_open(path, framework="pt") as file:
-            return from_json(Progress, json.loads(file.metadata()["hushprompt"]))
-    except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
+        return read_tensors(path, Progress)[0]
+    except ValueError as error:
         raise ResumeError(f"The checkpoint {path} is damaged ({error}). Start a new run.") from error
 
 

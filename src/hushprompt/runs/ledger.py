@@ -6,17 +6,30 @@ ledger that counts at least what was released. A torn last line is a charge whos
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from hushprompt import files
 from hushprompt.errors import ResumeError
 from hushprompt.privacy.ledger import Account, Charge, Ledger, accounts, why_not
 from hushprompt.runs.arm import Arm
-from hushprompt.runs.records import renamed
+from hushprompt.runs.records import from_json
 
 FILE = "ledger.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Line:
+    """One charge."""
+
+    arm: str
+    round: int
+    """From 1."""
+    clients: list[tuple[int, int]]
+    """Ranges of ids, both ends included."""
 
 
 class LedgerFile:
@@ -66,8 +79,8 @@ class LedgerFile:
         reason = why_not(arm.plan, ledger, charge)
         if reason is not None:
             return reason
-        entry = {"arm": arm.label, "round": round_index + 1, "clients": _fold(charge.clients)}
-        files.append_line(self._path, json.dumps(entry))
+        entry = _Line(arm=arm.label, round=round_index + 1, clients=_fold(charge.clients))
+        files.append_line(self._path, json.dumps(dataclasses.asdict(entry)))
         self._ledgers[arm.label] = ledger.with_charge(charge)
         return None
 
@@ -81,27 +94,27 @@ def read_ledgers(path: Path, lines: Iterable[bytes]) -> dict[str, Ledger]:
     ledgers: dict[str, Ledger] = {}
     for number, line in enumerate(lines, start=1):
         try:
-            entry = renamed(json.loads(line))
-            charge = Charge(int(entry["round"]) - 1, tuple(_unfold(entry["clients"])))
-            ledgers[entry["arm"]] = ledgers.get(entry["arm"], Ledger()).with_charge(charge)
-        except (ValueError, TypeError, KeyError) as error:
+            entry = from_json(_Line, json.loads(line))
+            charge = Charge(entry.round - 1, tuple(_unfold(entry.clients)))
+            ledgers[entry.arm] = ledgers.get(entry.arm, Ledger()).with_charge(charge)
+        except ValueError as error:
             raise ResumeError(
                 f"Line {number} of {path} is damaged ({error}): what was spent is not known. Start a new run."
             ) from error
     return ledgers
 
 
-def _fold(clients: Sequence[int]) -> list[list[int]]:
+def _fold(clients: Sequence[int]) -> list[tuple[int, int]]:
     """Write sorted ids as ranges, both ends included."""
-    ranges: list[list[int]] = []
+    ranges: list[tuple[int, int]] = []
     for client_id in clients:
         if ranges and client_id == ranges[-1][1] + 1:
-            ranges[-1][1] = client_id
+            ranges[-1] = (ranges[-1][0], client_id)
         else:
-            ranges.append([client_id, client_id])
+            ranges.append((client_id, client_id))
     return ranges
 
 
-def _unfold(ranges: Iterable[Sequence[int]]) -> list[int]:
+def _unfold(ranges: Iterable[tuple[int, int]]) -> list[int]:
     """Read ranges back."""
     return [client_id for first, last in ranges for client_id in range(first, last + 1)]

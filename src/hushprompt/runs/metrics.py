@@ -8,8 +8,10 @@ those of the first attempt.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +21,20 @@ from hushprompt.config.schema import EvaluationConfig
 from hushprompt.errors import ResumeError
 from hushprompt.privacy.metrics import RightAnswers
 from hushprompt.runs.arm import Arm
-from hushprompt.runs.records import renamed
+from hushprompt.runs.records import from_json
 
 FILE = "metrics.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Line:
+    """One release."""
+
+    arm: str
+    num_rounds: int
+    local: list[float]
+    """Noisy count of each client; `neighbor` likewise."""
+    neighbor: list[float]
 
 
 class MetricsFile:
@@ -37,10 +50,10 @@ class MetricsFile:
         self._released: dict[tuple[str, int], RightAnswers] = {}
         for number, line in enumerate(files.whole_lines(self._path), start=1):
             try:
-                entry = renamed(json.loads(line))
-                counts = {name: np.array(entry[name], dtype=np.float64) for name in ("local", "neighbor")}
-                self._released[entry["arm"], int(entry["num_rounds"])] = RightAnswers(**counts)
-            except (ValueError, TypeError, KeyError) as error:
+                entry = from_json(_Line, json.loads(line))
+                counts = (np.array(each, dtype=np.float64) for each in (entry.local, entry.neighbor))
+                self._released[entry.arm, entry.num_rounds] = RightAnswers(*counts)
+            except ValueError as error:
                 raise ResumeError(
                     f"Line {number} of {self._path} is damaged ({error}): what was spent is not known. Start a new run."
                 ) from error
@@ -68,8 +81,8 @@ class MetricsFile:
         key = (arm.label, num_done)
         if key not in self._released:
             counts = make()
-            entry = {"arm": arm.label, "num_rounds": num_done}
-            entry |= {name: getattr(counts, name).tolist() for name in ("local", "neighbor")}
-            files.append_line(self._path, json.dumps(entry))
+            local, neighbor = counts.local.tolist(), counts.neighbor.tolist()
+            entry = _Line(arm=arm.label, num_rounds=num_done, local=local, neighbor=neighbor)
+            files.append_line(self._path, json.dumps(dataclasses.asdict(entry)))
             self._released[key] = counts
         return self._released[key]

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hushprompt import files
@@ -17,16 +16,17 @@ from hushprompt.methods.base import Personal, Published, Shared
 from hushprompt.privacy.config import Audience, Channel
 from hushprompt.prompts.prompt_model import PromptModel
 from hushprompt.runs.arm import Arm
+from hushprompt.runs.records import read_tensors
 
 FORMAT = "hushprompt prompt 1"
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromptFile:
-    """What a prompt file holds."""
+class PromptHeader:
+    """What a prompt file says of itself."""
 
-    tensors: Mapping[str, Tensor]
-    """What the method published, by name."""
+    format: str
+    """`FORMAT`."""
     prompt: Any
     """Which prompt it is, in the words of the method."""
     method: str
@@ -35,9 +35,9 @@ class PromptFile:
     class_names: tuple[str, ...]
     privacy: str
     """The guarantee for whoever holds the file, in one sentence."""
-    client_id: int | None
+    client_id: int | None = None
     """Whose personal prompt it is; None: everybody's."""
-    rank: int | None
+    rank: int | None = None
     """Rank of a factorized personal part, where the method has one."""
 
 
@@ -67,27 +67,16 @@ def write_prompts(folder: Path, model: PromptModel, arm: Arm, shared: Shared, pe
         write(f"client-{client_id:03d}", mine, Audience.PERSONAL, client_id=client_id)
 
 
-def read_prompt(path: Path) -> PromptFile:
-    """Read a prompt file.
+def read_prompt(path: Path) -> tuple[PromptHeader, dict[str, Tensor]]:
+    """Read a prompt file: what it says of itself, and what the method published, by name.
 
     Raises:
         DataError: it is missing, damaged, or no prompt file of this version.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            values = json.loads(file.metadata()["hushprompt"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        if values["format"] != FORMAT:
-            raise DataError(f"{path} has the format {values['format']!r}, but this version reads {FORMAT!r}.")
-        return PromptFile(
-            tensors=tensors,
-            prompt=values["prompt"],
-            method=values["method"],
-            backbone_fingerprint=values["backbone_fingerprint"],
-            class_names=tuple(values["class_names"]),
-            privacy=values["privacy"],
-            client_id=values.get("client_id"),
-            rank=values["rank"],
-        )
-    except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
+        header, tensors = read_tensors(path, PromptHeader)
+    except ValueError as error:
         raise DataError(f"{path} is no prompt file ({error}). Give a file of a run's prompts folder.") from error
+    if header.format != FORMAT:
+        raise DataError(f"{path} has the format {header.format!r}, but this version reads {FORMAT!r}.")
+    return header, tensors

@@ -28,6 +28,7 @@ from hushprompt.errors import DataError, ResumeError
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch import Tensor
 
 try:
     import fcntl
@@ -149,6 +150,23 @@ def from_json(cls: type[T], values: Any) -> T:
             key: math.nan if value is None and key in numbers else value for key, value in renamed(values).items()
         }
     return msgspec.convert(values, type=cls, strict=False)  # not strict: "inf" is a number
+
+
+def read_tensors(path: Path, header: type[T]) -> tuple[T, dict[str, Tensor]]:
+    """Read a file that `files.write_tensors` wrote: what it says of itself, as `header`, and its tensors by name.
+
+    Raises:
+        ValueError: it is missing, damaged, or of another kind.
+    """
+    from safetensors import SafetensorError, safe_open  # imported here: it needs torch, and most records are text
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            values = json.loads(file.metadata()["hushprompt"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    except (SafetensorError, OSError, TypeError, KeyError) as error:
+        raise ValueError(str(error)) from error
+    return from_json(header, values), tensors
 
 
 def write_json(path: Path, value: Any) -> None:
