@@ -51,8 +51,8 @@ class MetricsFile:
         for number, line in enumerate(files.whole_lines(self._path), start=1):
             try:
                 entry = from_json(_Line, json.loads(line))
-                counts = (np.array(each, dtype=np.float64) for each in (entry.local, entry.neighbor))
-                self._released[entry.arm, entry.num_rounds] = RightAnswers(*counts)
+                local, neighbor = (np.array(each, dtype=np.float64) for each in (entry.local, entry.neighbor))
+                self._released[entry.arm, entry.num_rounds] = RightAnswers(local=local, neighbor=neighbor)
             except ValueError as error:
                 raise ResumeError(
                     f"Line {number} of {self._path} is damaged ({error}): what was spent is not known. Start a new run."
