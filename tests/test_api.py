@@ -117,6 +117,8 @@ def test_a_run_needs_an_empty_folder_and_leaves_nothing_if_refused(made, tmp_pat
         hp.resume(tmp_path)
     with pytest.raises(hp.DataError, match="is not a finished run"):
         hp.load(tmp_path).table()
+    with pytest.raises(hp.DataError, match="There is no run folder nowhere"):
+        hp.load("nowhere")
 
 
 def test_a_plan_says_what_a_run_would_guarantee_and_writes_nothing(made, tmp_path, monkeypatch):

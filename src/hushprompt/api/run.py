@@ -118,7 +118,13 @@ class Run:
 
 
 def load(folder: str | Path) -> Run:
-    """Return the run of a folder, finished or not; nothing is read before it is asked for."""
+    """Return the run of a folder, finished or not; nothing is read before it is asked for.
+
+    Raises:
+        DataError: there is no such folder.
+    """
+    if not Path(folder).is_dir():
+        raise DataError(f"There is no run folder {folder}.")
     return Run(Path(folder))
 
 
