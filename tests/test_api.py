@@ -117,7 +117,7 @@ def test_a_run_needs_an_empty_folder_and_leaves_nothing_if_refused(made, tmp_pat
         hp.resume(tmp_path)
     with pytest.raises(hp.DataError, match="is not a finished run"):
         hp.load(tmp_path).table()
-    with pytest.raises(hp.DataError, match="There is no run folder nowhere"):
+    with pytest.raises(hp.DataError, match="nowhere is not a finished run: there is no such folder"):
         hp.load("nowhere")
 
 

@@ -124,7 +124,7 @@ def load(folder: str | Path) -> Run:
         DataError: there is no such folder.
     """
     if not Path(folder).is_dir():
-        raise DataError(f"There is no run folder {folder}.")
+        raise DataError(f"{folder} is not a finished run: there is no such folder.")
     return Run(Path(folder))
 
 

@@ -22,7 +22,7 @@ FILE = "ledger.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Line:
+class _ChargeLine:
     """One charge."""
 
     arm: str
@@ -79,7 +79,7 @@ class LedgerFile:
         reason = why_not(arm.plan, ledger, charge)
         if reason is not None:
             return reason
-        entry = _Line(arm=arm.label, round=round_index + 1, clients=_fold(charge.clients))
+        entry = _ChargeLine(arm=arm.label, round=round_index + 1, clients=_fold(charge.clients))
         files.append_line(self._path, json.dumps(dataclasses.asdict(entry)))
         self._ledgers[arm.label] = ledger.with_charge(charge)
         return None
@@ -94,7 +94,7 @@ def read_ledgers(path: Path, lines: Iterable[bytes]) -> dict[str, Ledger]:
     ledgers: dict[str, Ledger] = {}
     for number, line in enumerate(lines, start=1):
         try:
-            entry = from_json(_Line, json.loads(line))
+            entry = from_json(_ChargeLine, json.loads(line))
             charge = Charge(entry.round - 1, tuple(_unfold(entry.clients)))
             ledgers[entry.arm] = ledgers.get(entry.arm, Ledger()).with_charge(charge)
         except ValueError as error:

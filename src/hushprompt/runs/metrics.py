@@ -27,7 +27,7 @@ FILE = "metrics.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Line:
+class _ReleaseLine:
     """One release."""
 
     arm: str
@@ -50,7 +50,7 @@ class MetricsFile:
         self._released: dict[tuple[str, int], RightAnswers] = {}
         for number, line in enumerate(files.whole_lines(self._path), start=1):
             try:
-                entry = from_json(_Line, json.loads(line))
+                entry = from_json(_ReleaseLine, json.loads(line))
                 local, neighbor = (np.array(each, dtype=np.float64) for each in (entry.local, entry.neighbor))
                 self._released[entry.arm, entry.num_rounds] = RightAnswers(local=local, neighbor=neighbor)
             except ValueError as error:
@@ -82,7 +82,7 @@ class MetricsFile:
         if key not in self._released:
             counts = make()
             local, neighbor = counts.local.tolist(), counts.neighbor.tolist()
-            entry = _Line(arm=arm.label, num_rounds=num_done, local=local, neighbor=neighbor)
+            entry = _ReleaseLine(arm=arm.label, num_rounds=num_done, local=local, neighbor=neighbor)
             files.append_line(self._path, json.dumps(dataclasses.asdict(entry)))
             self._released[key] = counts
         return self._released[key]
