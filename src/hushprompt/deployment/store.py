@@ -60,7 +60,7 @@ class ClientState(ClientProgress):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Header(ClientProgress):
+class _StateHeader(ClientProgress):
     """What the file of a state says beside its tensors."""
 
     answer: tuple[str, dict[str, Any]]
@@ -111,7 +111,7 @@ class RunStore:
             **{f"answer.{name}": tensor for name, tensor in state.answer.tensors.items()},
             **{f"batch.{step}": torch.from_numpy(batch) for step, batch in enumerate(state.batches)},
         }
-        header = _Header(**_progress(state), answer=(state.answer.kind, dict(state.answer.meta)))
+        header = _StateHeader(**_progress(state), answer=(state.answer.kind, dict(state.answer.meta)))
         files.write_tensors(self.folder / "state.safetensors", tensors, json.dumps(dataclasses.asdict(header)))
 
     def load(self, template: Personal) -> ClientState:
@@ -122,7 +122,7 @@ class RunStore:
         """
         path = self.folder / "state.safetensors"
         try:
-            header, tensors = records.read_tensors(path, _Header)
+            header, tensors = records.read_tensors(path, _StateHeader)
             parts: dict[str, dict[str, torch.Tensor]] = {"personal": {}, "answer": {}, "batch": {}}
             for key, tensor in tensors.items():
                 part, _, name = key.partition(".")
