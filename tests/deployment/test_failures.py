@@ -1,5 +1,6 @@
 """Processes that end between any two writes, disks that are full, answers that are lost: nothing is released twice."""
 
+import contextlib
 import errno
 import json
 import os
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 from helpers.deployments import NAMES, Deployment, Killed
 from helpers.runs import run_with
 from hushprompt import files
+from hushprompt.deployment.config import ShareConfig
 from hushprompt.deployment.envelope import Envelope
 from hushprompt.deployment.transport import InProcess
 from hushprompt.errors import ProtocolError
@@ -141,7 +143,7 @@ FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 @pytest.mark.parametrize(
     ("number", "error"),
-    [(number, Killed()) for number in range(3, 17)] + [(number, FULL) for number in (3, 4, 5, 6, 16)],
+    [(number, Killed()) for number in range(4, 18)] + [(number, FULL) for number in (4, 5, 6, 7, 17)],
 )
 def test_a_client_that_fails_at_any_write_comes_back_and_goes_on(values, tmp_path, break_write, check, number, error):
     """Twice what was spent, a charge, and a state for each turn, scores between them; at the end all there is."""
@@ -154,6 +156,22 @@ def test_a_client_that_fails_at_any_write_comes_back_and_goes_on(values, tmp_pat
     if isinstance(error, OSError):
         assert any("No space left on device" in reason for reason in deployed.reasons())
     check(deployed, values)
+
+
+def test_a_client_that_starts_again_on_other_data_refuses_and_charges_nothing(values, tmp_path, break_write):
+    break_nth, _ = break_write
+    deployed = Deployment(values, tmp_path, Watching)
+    break_nth(deployed.folder("server"), 6, Killed())
+    with pytest.raises(Killed):
+        deployed.serve()
+    before = deployed.lines("ann", "ledger.jsonl")
+    assert before[0]["clients"] == ["ann"]
+    deployed.restart("ann", share=ShareConfig(client=1))  # as many examples, and not those
+    with contextlib.suppress(ProtocolError):
+        deployed.serve()
+    assert deployed.lines("ann", "ledger.jsonl") == before
+    assert any("the train data are not those of the start" in reason for reason in deployed.reasons("ann"))
+    assert not any("train data" in reason for reason in deployed.reasons()), "which is the owner's business alone"
 
 
 def test_a_lost_answer_is_asked_for_again_and_comes_bit_for_bit(values, tmp_path, check):
@@ -178,7 +196,7 @@ def test_secure_noise_is_drawn_once_a_turn_whatever_is_lost(toy_values, tmp_path
 def test_secure_noise_drawn_anew_after_a_crash_is_charged_again(toy_values, tmp_path, break_write):
     values = {**toy_values, "privacy": {**SECURE, "max_epsilon": 20.0}, "training": {"num_rounds": 2}}
     deployed = Deployment(values, tmp_path, Watching, owner={"max_epsilon": 20.0})
-    break_write[0](deployed.root / "ann", 5, Killed())
+    break_write[0](deployed.root / "ann", 6, Killed())
     serve_until_done(deployed)
     assert break_write[1][0].endswith("state.safetensors"), "after the charge, before the answer"
     assert [line["round"] for line in deployed.lines("ann", "ledger.jsonl")] == [1, 1, 2]
@@ -201,7 +219,7 @@ def test_a_client_that_goes_for_good_is_left_out_and_one_that_comes_back_takes_p
     assert [record.took_part for record in seen] == [["ann", "bob", "cyd"], ["ann", "cyd"], ["ann", "bob", "cyd"]]
     assert "bob" in seen[1].failures
     assert [line["round"] for line in deployed.lines("bob", "ledger.jsonl")] == [1, 3]
-    assert [line["clients"] for line in deployed.lines("server", "ledger.jsonl")] == [[[0, 2]]] * 3, (
+    assert [line["clients"] for line in deployed.lines("server", "ledger.jsonl")] == [list(NAMES)] * 3, (
         "charged all the same"
     )
 

@@ -73,7 +73,11 @@ def test_every_round_is_charged_on_disk_before_it_releases_anything(toy_values, 
     monkeypatch.setattr(GaussianMechanism, "release", spy)
     run(config, folder, Silent())
     assert seen == [1] * 4 + [2] * 4
-    assert charges(folder)[0] == {"arm": "dp_fpl, epsilon 8", "round": 1, "clients": [[0, 2]]}
+    identity = records.read_json(folder / "summary.json")["identity"]
+    first = charges(folder)[0]
+    assert len(first.pop("identity")) == 16
+    assert first == {"arm": "dp_fpl, epsilon 8", "round": 1, "clients": ["client 0", "client 1", "client 2"]}
+    assert identity["clients"] == [[name, 24] for name in first["clients"]]
 
 
 def test_training_ends_before_the_limit_and_the_record_says_why(toy_values, tmp_path):
@@ -141,7 +145,7 @@ def test_secure_runs_never_repeat_and_the_record_says_so(toy_values, tmp_path):
 def test_a_torn_line_is_a_charge_whose_round_did_not_start(tmp_path):
     path = tmp_path / "ledger.jsonl"
     path.write_text('{"arm": "a", "round": 1, "clients": [[0, 1], [4, 4]]}\n{"arm": "a", "rou')
-    ledger = LedgerFile(tmp_path).of("a")
+    ledger = LedgerFile(tmp_path, [f"client {client_id}" for client_id in range(6)]).of("a")
     assert [ledger.rounds(client_id) for client_id in range(6)] == [1, 1, 0, 0, 1, 0]
     assert path.read_text().endswith("]}\n")
 

@@ -127,7 +127,7 @@ def test_another_seed_gives_another_result(toy_config, tmp_path):
 def test_a_checkpoint_of_another_config_is_refused(toy_config, tmp_path):
     folder = fresh(tmp_path)
     run(toy_config, folder, Silent())
-    with pytest.raises(ResumeError, match="belongs to another config"):
+    with pytest.raises(ResumeError, match="seed was 3 and is 9"):
         run(dataclasses.replace(toy_config, seed=9), folder, Silent())
 
 

@@ -21,6 +21,7 @@ from hushprompt.privacy.guarantee import Guarantee
 from hushprompt.process import tune
 from hushprompt.registry import METHODS
 from hushprompt.runs import records
+from hushprompt.runs.identity import LOCATIONS, is_location
 from hushprompt.runs.observer import Observer
 from hushprompt.runs.privacy_record import privacy_record
 
@@ -67,6 +68,7 @@ def resume(
     *,
     progress: bool | Observer = True,
     runtime: RuntimeConfig | Mapping[str, Any] | None = None,
+    overrides: Sequence[str] = (),
 ) -> Run:
     """Go on with a run where it stopped; a finished one is left as it is.
 
@@ -74,12 +76,26 @@ def resume(
         folder: the run folder, which has the run's config.
         progress: show bars in a terminal or notebook; or an observer that is told what happens.
         runtime: settings of the runtime section to change: where and how fast.
+        overrides: settings that say where data and weights lie now, such as "data.root=/mnt/images".
 
     Raises:
-        ResumeError: it is no run folder, it is damaged, or another process is at work in it.
+        ConfigError: an override changes what the run is.
+        ResumeError: it is no run folder, it is damaged, another process is at work in it, or the data, the backbone or,
+            where noise is seeded, versions are not those that it was begun with; the message says what differs.
     """
-    config = configs.resolve(config_of(Path(folder)), {} if runtime is None else {"runtime": runtime})
+    check_overrides(overrides)
+    config = configs.resolve(config_of(Path(folder), overrides), {} if runtime is None else {"runtime": runtime})
     return _train(config, Path(folder), progress)
+
+
+def check_overrides(overrides: Sequence[str]) -> None:
+    """Raise ConfigError unless all settings of a resume say where something lies, or how fast."""
+    keys = [text.partition("=")[0].strip() for text in overrides]
+    if wrong := [key for key in keys if not is_location(key)]:
+        raise ConfigError(
+            f"A run goes on with its own config: {', '.join(wrong)} cannot change. Settings that can say where things "
+            f"lie and how fast: {', '.join(LOCATIONS)}, runtime.*."
+        )
 
 
 def config_of(folder: Path, overrides: Sequence[str] = ()) -> RunConfig:

@@ -31,12 +31,13 @@ def run(
         from hushprompt.config import parse as configs
 
     settings = set_ or []
-    if resume is not None and (config is not None or out is not None or any(s[:8] != "runtime." for s in settings)):
-        raise ConfigError("--resume takes the run folder's own config: give no CONFIG, --out or --set but runtime.*.")
+    if resume is not None and (config is not None or out is not None):
+        raise ConfigError("--resume takes the run folder's own config: give no CONFIG or --out.")
     if resume is None:
         resolved = configs.load(configs.locate(config), settings)
         folder = out or training.new_folder(resolved)
     else:
+        training.check_overrides(settings)
         folder, resolved = resume, training.config_of(resume, settings)
     if dry_run:
         console.print(resolved.to_toml(), markup=False, soft_wrap=True)
@@ -47,7 +48,7 @@ def run(
             if resume is None:
                 done = hp.run(resolved, out=folder, progress=bars)
             else:
-                done = hp.resume(folder, progress=bars, runtime=resolved.runtime)
+                done = hp.resume(folder, progress=bars, overrides=settings)
     except KeyboardInterrupt:
         console.print(f"Stopped. Everything up to the last round is in {folder}; go on with:")
         console.print(f"  hushprompt run --resume {folder}", soft_wrap=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ from hushprompt.errors import DataError
 logger = logging.getLogger(__name__)
 SPLITS = ("train", "validation", "test")
 OnUnreadable = Literal["error", "skip"]
+WHOLE, PART = 2**20, 2**16
+"""Bytes up to which a sample of a file is all of it, and bytes of each of the three parts of a larger one."""
 
 
 class Example(NamedTuple):
@@ -63,6 +66,30 @@ class Source(Protocol):
         """Read an example's bytes; DataError if it is not there."""
 
 
+@runtime_checkable
+class Sized(Source, Protocol):
+    """A source that knows the sizes of its examples, and can read a part of one."""
+
+    def size(self, row: int) -> int:
+        """Return an example's bytes without reading it; DataError if it is not there."""
+
+    def sample(self, row: int) -> bytes:
+        """Read an example of up to `WHOLE` bytes, of a larger one `PART` bytes of start, middle and end."""
+
+
+def sample_of(path: Path, start: int, size: int) -> bytes:
+    """Read what `Sized.sample` returns of an example that lies in a file."""
+    with path.open("rb") as file:
+        if size <= WHOLE:
+            file.seek(start)
+            return file.read(size)
+        parts = []
+        for offset in (0, (size - PART) // 2, size - PART):
+            file.seek(start + offset)
+            parts.append(file.read(PART))
+        return b"".join(parts)
+
+
 @dataclass(frozen=True)
 class Files:
     """One file per example, below one folder. None is held open."""
@@ -76,11 +103,19 @@ class Files:
 
     def stamp(self, row: int) -> str:
         """Return size and time of the last change."""
-        try:
-            status = (self.folder / self.names[row]).stat()
-        except OSError as error:
-            raise DataError(f"The file {self.describe(row)} is missing ({error.strerror}).") from error
+        status = self._status(row)
         return f"{status.st_size} {status.st_mtime_ns}"
+
+    def size(self, row: int) -> int:
+        """Return the file's size."""
+        return self._status(row).st_size
+
+    def sample(self, row: int) -> bytes:
+        """Read a small file, or parts of a large one."""
+        try:
+            return sample_of(self.folder / self.names[row], 0, self.size(row))
+        except OSError as error:
+            raise DataError(f"The file {self.describe(row)} cannot be read ({error.strerror}).") from error
 
     def fetch(self, row: int) -> bytes:
         """Read the file."""
@@ -88,6 +123,13 @@ class Files:
             return (self.folder / self.names[row]).read_bytes()
         except OSError as error:
             raise DataError(f"The file {self.describe(row)} cannot be read ({error.strerror}).") from error
+
+    def _status(self, row: int) -> os.stat_result:
+        """Return what the file system says of a file."""
+        try:
+            return (self.folder / self.names[row]).stat()
+        except OSError as error:
+            raise DataError(f"The file {self.describe(row)} is missing ({error.strerror}).") from error
 
 
 @dataclass(frozen=True)

@@ -122,6 +122,7 @@ class ClientNode:
         policy.check_plan(self.config.owner, run.arm, run.client_id, self.store, store.folder)
         run.load_features()  # now, so that no update waits for it
         if pinned != agreement:
+            run.keep_identity()
             store.pin(agreement, ClientState(personal=run.first_personal, norm=run.first_norm))
         return Envelope("plan", {"agreement": agreement.digest})
 
@@ -153,7 +154,10 @@ class ClientNode:
                     f"{examples.size}."
                 )
             config = self._own_runtime(agreement)
-            self._current = ClientRun(self.config, store, agreement, config, model, examples, client_id)
+            run = ClientRun(self.config, store, agreement, config, model, examples, client_id)
+            if store.has_charges:
+                run.check_identity()
+            self._current = run
         return self._current
 
     def _open_model(self, offer: Offer) -> PromptModel:

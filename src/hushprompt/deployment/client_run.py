@@ -26,7 +26,9 @@ from hushprompt.privacy.config import Channel
 from hushprompt.privacy.ledger import why_not
 from hushprompt.privacy.statements import STAYS_AT_HOME
 from hushprompt.prompts.prompt_model import PromptModel
+from hushprompt.runs import identity as identities
 from hushprompt.runs import records
+from hushprompt.runs.identity import RunIdentity
 from hushprompt.runs.ledger import LedgerFile
 from hushprompt.runs.privacy_record import privacy_record
 from hushprompt.runs.prompts import write_prompts
@@ -55,6 +57,26 @@ class ClientRun:
         norms = self.arm.plan.release_plan.first_norms(len(agreement.sizes))
         self.first_norm = None if norms is None else norms.of(client_id)["local"]
         self.payload_kind = wire.payload_kind_of(self.arm, config.training.local_steps)
+
+    @functools.cached_property
+    def identity(self) -> RunIdentity:
+        """What this client trains on, with which model and settings; nothing of it is sent."""
+        clients = [(self.client.client.name, self.examples.size)]
+        found = identities.identity_of(self.config, self.examples.dataset, clients, self.examples.index)
+        return dataclasses.replace(found, backbone=self.model.backbone.fingerprint)
+
+    def keep_identity(self) -> None:
+        """Write down what the run begins with, before anything is charged."""
+        records.write_json(self.store.folder / identities.FILE, self.identity)
+
+    def check_identity(self) -> None:
+        """Raise ResumeError where the run was begun with other data, another model or, if seeded, other versions."""
+        identities.IdentityFile(self.store.folder, self.config).check(self.identity)
+
+    def ledger(self) -> LedgerFile:
+        """Read what was charged to this client."""
+        recorded = identities.read(self.store.folder)
+        return LedgerFile(self.store.folder, self.agreement.clients, recorded.digest if recorded else "")
 
     @functools.cached_property
     def trainer(self) -> Client:
@@ -124,7 +146,7 @@ class ClientRun:
         num_done = _whole_number(request, "rounds", self.arm.num_rounds + 1)
         shared = wire.read_shared(self.arm.method, self.shared, request.tensors, self.payload_kind)
         state = self._score(state, shared, num_done)
-        ledger = LedgerFile(self.store.folder)
+        ledger = self.ledger()
         spent = ledger.spent(self.arm)
         write_prompts(self.store.folder / "prompts", self.model, spent, shared, {self.client_id: state.personal})
         arms, accounts = ledger.outcome([self.arm])
@@ -148,7 +170,7 @@ class ClientRun:
             ResumeError: the ledger was lost or cut.
         """
         plan, owner = self.arm.plan, self.client.owner
-        ledger = LedgerFile(self.store.folder)
+        ledger = self.ledger()
         charged = ledger.of(self.arm.label)
         num_charged = charged.rounds(self.client_id)
         if num_charged < state.num_rounds:
@@ -191,7 +213,7 @@ class ClientRun:
         features, labels = self._scored_images()
         with torch.no_grad():
             logits = self.arm.method.logits(self.model, shared, state.personal, features).cpu()
-        rounds = LedgerFile(self.store.folder).of(self.arm.label).rounds(self.client_id)
+        rounds = self.ledger().of(self.arm.label).rounds(self.client_id)
         line = {
             "num_rounds": num_done,
             "split": self.config.evaluation.split,

@@ -78,7 +78,7 @@ class Coordinator:
         template, _ = arm.method.init(self.model, stream(self.config.run.seed, "init"))
         start = ServerState(shared=template, norms=arm.plan.release_plan.first_norms(len(agreement.sizes)))
         state = load_state(self.folder, start)
-        ledger = LedgerFile(self.folder)
+        ledger = LedgerFile(self.folder, agreement.clients)
         ledger.check(arm, state.round_index)
         records.truncate_records(self.folder / "records.jsonl", state.records_size)
         observer.on_arm(arm, 0, 1, state.round_index)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import hashlib
 import json
 import logging
 import math
@@ -103,6 +104,8 @@ class StoredFeatures:
 
     array: Float[np.ndarray, "n k *m d"]
     """[n, k, d] k views of each example, or [n, k, m, d] with m patches each; memory-mapped, float32 or float16."""
+    checksum: str = ""
+    """SHA-256 of the checksums of all chunks."""
 
     def __len__(self) -> int:
         """Number of examples n."""
@@ -231,7 +234,8 @@ class FeatureFolder:
         if not self.key.num_examples:
             return StoredFeatures(np.zeros(shape, self._dtype))
         # Copy-on-write, not read-only: torch warns of arrays it may not write to. Nothing ever reaches the file.
-        return StoredFeatures(np.memmap(self.path / ARRAY, self._dtype, "c", HEADER_SIZE, shape))
+        array = np.memmap(self.path / ARRAY, self._dtype, "c", HEADER_SIZE, shape)
+        return StoredFeatures(array, hashlib.sha256(repr(sorted(self._log()[1].items())).encode()).hexdigest())
 
     def _shape(self) -> tuple[int, ...]:
         """Shape of the array in the file: [n, k, *m, d], or [n, *m, d] where there is one view."""

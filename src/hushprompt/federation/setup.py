@@ -61,6 +61,8 @@ class Federation:
     eval_labels: Int[Tensor, " m"]
     partition: Partition
     splits: tuple[ClientSplit, ...]
+    checksums: Mapping[str, str]
+    """Of the features of each split and kind, by the cache."""
     new: NewImages | None = None
     """Where base-to-new evaluation is on; the model above then knows the base classes alone."""
 
@@ -147,6 +149,11 @@ def assemble(
         eval_labels=eval_labels,
         partition=partition,
         splits=client_splits(partition, config.evaluation.split),
+        checksums={
+            f"{name} ({kind})": stored.checksum
+            for name, kinds in (("train", train), (config.evaluation.split, scored))
+            for kind, stored in kinds.items()
+        },
         new=_new_images(model, dataset, eval_features, eval_labels),
     )
 

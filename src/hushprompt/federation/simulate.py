@@ -42,10 +42,12 @@ from hushprompt.federation.training import Participants, RoundInfo, train
 from hushprompt.methods.base import NoState, Personal
 from hushprompt.privacy.metrics import MetricsPlan, RightAnswers
 from hushprompt.prompts.prompt_model import PromptModel
-from hushprompt.runs import checkpoint, records
+from hushprompt.runs import checkpoint, ledger, records
+from hushprompt.runs import identity as identities
 from hushprompt.runs.arm import Arm
 from hushprompt.runs.checkpoint import Checkpoints, Progress
 from hushprompt.runs.counts import confusion_record, partition_record
+from hushprompt.runs.identity import IdentityFile, RunIdentity, identity_of
 from hushprompt.runs.ledger import LedgerFile
 from hushprompt.runs.metrics import MetricsFile
 from hushprompt.runs.observer import Observer
@@ -73,18 +75,24 @@ def run(config: RunConfig, folder: Path, observer: Observer, load: Load = load_f
 
     Raises:
         ConfigError: the config is impossible for this data, or outside the privacy theorem.
-        ResumeError: the folder is in use, damaged, or belongs to another config.
+        ResumeError: the folder is in use, damaged, or was begun with other data, another model or another config.
     """
     with records.locked(folder), tracked(config, folder, observer) as observer:
         dataset = load(config.data)
         partition = make_partition(config, dataset)
-        arms = plan_arms(config, client_sizes(partition))
+        sizes = client_sizes(partition)
+        identity = IdentityFile(folder, config)
+        identity.check(identity_of(config, dataset, zip(partition.client_names, sizes, strict=True)))
+        arms = plan_arms(config, sizes)
         metrics = plan_metrics(config, arms, partition)
         progress = _progress(config, folder)
         records.truncate_records(folder / "records.jsonl", progress.records_size)
         model = load_model(config, dataset, arms, load)
         kinds = {arm.method.feature_kind for arm in arms}
+        identity.check(backbone=model.backbone.fingerprint)  # before images are encoded
         federation = assemble(config, model, dataset, partition, observer.on_setup, kinds)
+        identity.check(features=federation.checksums)
+        identity.keep(has_begun=(folder / checkpoint.FILE).exists() or (folder / ledger.FILE).exists())
         records.write_compact_json(folder / "partition.json", partition_record(dataset, partition))
         # Clients run side by side on one thread each, so results do not depend on the number of cores.
         with (
@@ -92,7 +100,7 @@ def run(config: RunConfig, folder: Path, observer: Observer, load: Load = load_f
             ThreadPoolExecutor(1) as disk,
         ):
             checkpoints = Checkpoints(folder, progress)
-            trainer = Trainer(config, federation, folder, pool, disk, observer, checkpoints, metrics)
+            trainer = Trainer(config, federation, folder, pool, disk, observer, checkpoints, metrics, identity.digest)
             for index, arm in enumerate(arms):
                 if index < progress.arm_index:
                     continue
@@ -100,15 +108,7 @@ def run(config: RunConfig, folder: Path, observer: Observer, load: Load = load_f
                 state, progress, stopped = trainer.train(arm, progress)
                 progress = trainer.close_arm(arm, state, progress, stopped)
                 if index == len(arms) - 1:
-                    spent = trainer.ledger.spent(arm)
-                    prompts = dict(enumerate(state.personal))
-                    write_prompts(folder / "prompts", federation.model, spent, state.shared, prompts)
-                    outcome = trainer.ledger.outcome(arms)
-                    statement = privacy_record(*outcome, metrics, trainer.released.num_releases)
-                    records.write_json(folder / "privacy.json", statement)
-                    records.write_json(
-                        folder / "summary.json", {"arms": progress.finished_arms, "provenance": provenance(config)}
-                    )
+                    trainer.publish(arms, state, progress, identity.recorded)
                 progress = trainer.checkpoints.save(state, progress)
     return [records.from_json(ArmSummary, values) for values in progress.finished_arms]
 
@@ -126,6 +126,7 @@ class Trainer:
         observer: Observer,
         checkpoints: Checkpoints,
         metrics: MetricsPlan | None = None,
+        identity: str = "",
     ) -> None:
         """Hold what stays the same from arm to arm; with `metrics`, accuracies come from noisy counts.
 
@@ -138,7 +139,7 @@ class Trainer:
         self.disk = disk
         self.observer = observer
         self.checkpoints = checkpoints
-        self.ledger = LedgerFile(folder)
+        self.ledger = LedgerFile(folder, federation.partition.client_names, identity)
         self.metrics = metrics
         self.released = MetricsFile(folder)
         self.participants = Participants(config, federation, pool)
@@ -287,6 +288,15 @@ class Trainer:
             last_scores=[],
         )
 
+    def publish(self, arms: list[Arm], state: State, progress: Progress, identity: RunIdentity | None) -> None:
+        """Write what a finished run publishes: prompts, privacy record, summary; the summary comes last."""
+        spent, prompts = self.ledger.spent(arms[-1]), dict(enumerate(state.personal))
+        write_prompts(self.folder / "prompts", self.federation.model, spent, state.shared, prompts)
+        statement = privacy_record(*self.ledger.outcome(arms), self.metrics, self.released.num_releases)
+        records.write_json(self.folder / "privacy.json", statement)
+        summary = {"arms": progress.finished_arms, "provenance": provenance(self.config), "identity": identity}
+        records.write_json(self.folder / "summary.json", summary)
+
     def _write_confusion(self, arm: Arm, state: State, arm_index: int) -> None:
         """Write what the trained arm takes for what; an arm that is closed again after a kill writes the same file."""
         federation = self.federation
@@ -351,7 +361,7 @@ def _progress(config: RunConfig, folder: Path) -> Progress:
         return Progress(
             config_identity=identity, arm_index=0, num_rounds_done=0, arm_seconds=0.0, records_size=0, finished_arms=[]
         )
-    if progress.config_identity != identity:
+    if not (folder / identities.FILE).exists() and progress.config_identity != identity:
         raise ResumeError(f"The checkpoint in {folder} belongs to another config. Use another folder.")
     return progress
 

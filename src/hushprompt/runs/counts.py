@@ -19,7 +19,7 @@ def partition_record(dataset: Dataset, partition: Partition) -> dict[str, Any]:
         "note": COUNTS_NOT_PRIVATE,
         "dataset": dataset.name,
         "class_names": list(dataset.class_names),
-        "client_names": [client.name or f"client {client.client_id}" for client in partition.clients],
+        "client_names": list(partition.client_names),
         **{
             name: records.sparse_rows(partition.class_counts(split.labels, num_classes, name))
             for name, split in dataset.splits.items()

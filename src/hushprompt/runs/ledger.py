@@ -1,14 +1,15 @@
 """The privacy ledger of a run on disk: a file that only grows, written before anything it charges for can leave.
 
-`ledger.jsonl` holds one line a charge. A line is on the disk before the round runs, so a crash at any moment leaves a
-ledger that counts at least what was released. A torn last line is a charge whose round did not start.
+`ledger.jsonl` holds one line a charge: the round, the clients by name, and for whose data it is. A line is on the disk
+before the round runs, so a crash at any moment leaves a ledger that counts at least what was released. A torn last line
+is a charge whose round did not start.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from hushprompt.runs.arm import Arm
 from hushprompt.runs.records import from_json
 
 FILE = "ledger.jsonl"
+LETTERS = 16
+"""Of a digest, in a line."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,21 +31,28 @@ class _ChargeLine:
     arm: str
     round: int
     """From 1."""
-    clients: list[tuple[int, int]]
-    """Ranges of ids, both ends included."""
+    clients: list[str | tuple[int, int]]
+    """Names; older versions wrote ranges of ids, both ends included."""
+    identity: str | None = None
+    """First letters of the digest of what is charged for, where that is known."""
 
 
 class LedgerFile:
     """The ledgers of all arms of a run folder, and the one door through which a round is charged."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, client_names: Sequence[str], identity: str = "") -> None:
         """Read what was charged so far; cut off a torn last line.
 
+        Args:
+            folder: of the run.
+            client_names: of the clients, by id.
+            identity: digest of what is charged for, which every line names; empty: none may.
+
         Raises:
-            ResumeError: the file is damaged, so nobody knows what was spent.
+            ResumeError: the file is damaged, or charges other clients or data, so nobody knows what was spent.
         """
-        self._path = folder / FILE
-        self._ledgers = read_ledgers(self._path, files.whole_lines(self._path))
+        self._path, self._names, self._identity = folder / FILE, client_names, identity[:LETTERS]
+        self._ledgers = read_ledgers(self._path, files.whole_lines(self._path), client_names, self._identity)
 
     def of(self, arm_label: str) -> Ledger:
         """Return the ledger of an arm."""
@@ -79,23 +89,36 @@ class LedgerFile:
         reason = why_not(arm.plan, ledger, charge)
         if reason is not None:
             return reason
-        entry = _ChargeLine(arm=arm.label, round=round_index + 1, clients=_fold(charge.clients))
+        names: list[str | tuple[int, int]] = [self._names[client_id] for client_id in charge.clients]
+        entry = _ChargeLine(arm=arm.label, round=round_index + 1, clients=names, identity=self._identity or None)
         files.append_line(self._path, json.dumps(dataclasses.asdict(entry)))
         self._ledgers[arm.label] = ledger.with_charge(charge)
         return None
 
 
-def read_ledgers(path: Path, lines: Iterable[bytes]) -> dict[str, Ledger]:
-    """Read the whole lines of a ledger file, by arm; `path` is what errors name.
+def read_ledgers(
+    path: Path, lines: Iterable[bytes], client_names: Sequence[str], identity: str | None = None
+) -> dict[str, Ledger]:
+    """Read the whole lines of a ledger file, by arm.
+
+    Args:
+        path: what errors name.
+        lines: of the file.
+        client_names: of the clients, by id.
+        identity: first letters of the digest that lines name if they name one; empty: they may not; None: any.
 
     Raises:
-        ResumeError: the file is damaged, so nobody knows what was spent.
+        ResumeError: the file is damaged, or charges other clients or data, so nobody knows what was spent.
     """
     ledgers: dict[str, Ledger] = {}
+    ids = {name: client_id for client_id, name in enumerate(client_names)}
     for number, line in enumerate(lines, start=1):
         try:
             entry = from_json(_ChargeLine, json.loads(line))
-            charge = Charge(entry.round - 1, tuple(_unfold(entry.clients)))
+            if identity is not None and entry.identity not in (None, identity):
+                here = f"this run has {identity}" if identity else "and identity.json is gone"
+                raise ValueError(f"it charges for the identity {entry.identity}, {here}")
+            charge = Charge(entry.round - 1, tuple(_ids(entry.clients, ids)))
             ledgers[entry.arm] = ledgers.get(entry.arm, Ledger()).with_charge(charge)
         except ValueError as error:
             raise ResumeError(
@@ -104,17 +127,12 @@ def read_ledgers(path: Path, lines: Iterable[bytes]) -> dict[str, Ledger]:
     return ledgers
 
 
-def _fold(clients: Sequence[int]) -> list[tuple[int, int]]:
-    """Write sorted ids as ranges, both ends included."""
-    ranges: list[tuple[int, int]] = []
-    for client_id in clients:
-        if ranges and client_id == ranges[-1][1] + 1:
-            ranges[-1] = (ranges[-1][0], client_id)
+def _ids(clients: Iterable[str | tuple[int, int]], ids: Mapping[str, int]) -> Iterator[int]:
+    """Return the ids of clients; ValueError for one that the run does not have."""
+    for one in clients:
+        if not isinstance(one, str):
+            yield from range(one[0], one[1] + 1)
+        elif one in ids:
+            yield ids[one]
         else:
-            ranges.append((client_id, client_id))
-    return ranges
-
-
-def _unfold(ranges: Iterable[tuple[int, int]]) -> list[int]:
-    """Read ranges back."""
-    return [client_id for first, last in ranges for client_id in range(first, last + 1)]
+            raise ValueError(f"it charges {one!r}, who is no client of this run")

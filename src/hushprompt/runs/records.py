@@ -2,9 +2,9 @@
 
 A run folder holds `config.toml`, `records.jsonl` (one line an arm and round), `summary.json`, `privacy.json`,
 `partition.json` (who has how many examples of which class), `confusion/` (one file an arm), `checkpoint/` and
-`prompts/`, and `ledger.jsonl` (what was charged to whom, before it was spent). With evaluation.metrics_epsilon there is
-no `confusion/`, and `metrics.jsonl` has the noisy counts that accuracies come from. Every file is written whole or not
-at all; the `.jsonl` files only grow.
+`prompts/`, `identity.json` (what the run is, by content) and `ledger.jsonl` (what was charged to whom, before it was
+spent). With evaluation.metrics_epsilon there is no `confusion/`, and `metrics.jsonl` has the noisy counts that
+accuracies come from. Every file is written whole or not at all; the `.jsonl` files only grow.
 """
 
 from __future__ import annotations

@@ -41,6 +41,11 @@ class Partition:
 
     clients: tuple[ClientShard, ...]
 
+    @property
+    def client_names(self) -> tuple[str, ...]:
+        """Each client's name: of its domain or the real client, else of its number."""
+        return tuple(client.name or f"client {client.client_id}" for client in self.clients)
+
     def class_counts(self, labels: np.ndarray, num_classes: int, split: str = "train") -> np.ndarray:
         """Return the clients x classes table [k, c] of one split."""
         rows = [np.bincount(labels[client.indices[split]], minlength=num_classes) for client in self.clients]

@@ -182,8 +182,9 @@ def guarantees(folder: Path) -> list[dict[str, Any]]:
     from hushprompt.runs.privacy_record import privacy_record
 
     charged = folder / ledger_file.FILE
-    arm = read_agreement(records.read_json(agreed)).arm
-    ledger = ledger_file.read_ledgers(charged, _whole_lines(charged)).get(arm.label, Ledger())
+    agreement = read_agreement(records.read_json(agreed))
+    arm, lines = agreement.arm, _whole_lines(charged)
+    ledger = ledger_file.read_ledgers(charged, lines, agreement.clients).get(arm.label, Ledger())
     return list(privacy_record([arm.spent(ledger)])["arms"])
 
 
