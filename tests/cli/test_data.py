@@ -21,7 +21,7 @@ def test_info_of_a_name_takes_the_root_and_other_settings(hush, tmp_path):
     (tmp_path / "mine" / "cat" / "image_0001.jpg").write_bytes(b"x")
     done = hush("data", "info", "folder", "--root", "mine", "--verify", ok=False)
     assert "cat/image_0001.jpg cannot be read" in done.out
-    assert "1 examples of mine cannot be read" in done.err
+    assert "A run refuses mine: Examples cannot be read (1: The image mine/cat/image_0001.jpg" in done.err
     done = hush("data", "info", "folder", "--root", "mine", "--set=data.on_unreadable=skip")
     assert "left out as unreadable: 1" in done.out
 

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from hushprompt.config import parse as configs
 from hushprompt.config.schema import RunConfig, RuntimeConfig
 from hushprompt.config.values import choose
+from hushprompt.data import doctor
 from hushprompt.data import fetch as fetching
 from hushprompt.data.base import Dataset
+from hushprompt.data.findings import Finding
 from hushprompt.data.listing import About
 from hushprompt.data.partitions.base import Partition
-from hushprompt.errors import DataError
+from hushprompt.errors import ConfigError, DataError
 from hushprompt.features.cache import SHIPPED, CachedFeatures, cached
 from hushprompt.federation.setup import make_partition
 from hushprompt.registry import DATASETS, PARTITIONS
@@ -27,12 +28,16 @@ from hushprompt.reporting.partitions import Counts
 
 @dataclass(frozen=True)
 class DataInfo:
-    """A data set, which is loaded when it is asked for, and what of it need not be encoded."""
+    """A data set, which is loaded when it is asked for: what is in it, what is cached, and what may be wrong."""
 
     section: Any
     """Its section of a config."""
     cache_dir: Path
     """Where features are kept."""
+    config: RunConfig | None = None
+    """The config it stands in, whose partition is looked at too."""
+    is_verified: bool = False
+    """Whether every example is read to find what is wrong."""
 
     @property
     def about(self) -> About | None:
@@ -42,9 +47,26 @@ class DataInfo:
 
     @functools.cached_property
     def dataset(self) -> Dataset:
-        """Classes and splits, with license, citation and checksums."""
-        loaded: Dataset = self.section.load()
-        return loaded
+        """Classes and splits, with license, citation and checksums; copies, which a run refuses, are only told."""
+        section = dataclasses.replace(self.section, duplicates="allow") if self._refuses_copies else self.section
+        loaded: Dataset = section.load()
+        return dataclasses.replace(loaded, duplicates="refuse") if self._refuses_copies else loaded
+
+    @functools.cached_property
+    def findings(self) -> list[Finding]:
+        """What may be wrong, what a run refuses first; from lists alone unless `is_verified`."""
+        config = self.config
+        subject = doctor.Subject(
+            dataset=self.dataset,
+            partition=None if config is None else partition_of(config, self.dataset),
+            num_shots=0 if config is None else config.partition.num_shots,
+        )
+        return doctor.examine(subject) if self.is_verified else doctor.quick(subject)
+
+    @property
+    def _refuses_copies(self) -> bool:
+        """Whether a run refuses copies in two splits or at two clients."""
+        return getattr(self.section, "duplicates", "allow") == "refuse"
 
     @property
     def shipped(self) -> list[CachedFeatures]:
@@ -56,26 +78,36 @@ class DataInfo:
         """Features in the cache."""
         return [entry for entry in cached(self.cache_dir) if entry.dataset == self.dataset.name]
 
-    def unreadable(self) -> list[str]:
-        """Read every example, and return what is wrong with those that cannot be read."""
-        problems = []
-        for split in self.dataset.splits.values():
-            for index in range(len(split)):
-                try:
-                    split.read(np.array([index]))
-                except DataError as error:
-                    problems.append(str(error))
-        return problems
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values: what the data set is, its splits, and what may be wrong with it."""
+        dataset = self.dataset
+        return {
+            "name": dataset.name,
+            "class_names": list(dataset.class_names),
+            "domain_names": list(dataset.domain_names),
+            "client_names": list(dataset.client_names),
+            "num_examples": {name: len(split) for name, split in dataset.splits.items()},
+            "license": dataset.license,
+            "citation": dataset.citation,
+            "split_source": dataset.split_source,
+            "split_checksum": dataset.split_checksum,
+            "num_skipped": dataset.num_skipped,
+            "is_verified": self.is_verified,
+            "findings": [dataclasses.asdict(one) for one in self.findings],
+        }
 
 
-def data_info(data: Any = None, *, root: str | Path | None = None, cache_dir: str = "", **settings: Any) -> DataInfo:
-    """Return classes, splits, license, citation and checksums of a data set, and what of it is cached.
+def data_info(
+    data: Any = None, *, root: str | Path | None = None, cache_dir: str = "", verify: bool = False, **settings: Any
+) -> DataInfo:
+    """Return classes, splits, license, citation and checksums of a data set, what of it is cached, and what is wrong.
 
     Args:
         data: name of a data set, its section as an object or a table, a config, a TOML file, or a preset's name; None:
             the embedded preset's.
         root: its folder.
         cache_dir: folder of cached features; empty: the usual one.
+        verify: whether `findings` reads every example; else they are what lists of files and names show.
         settings: other settings of the section to change.
 
     Raises:
@@ -84,18 +116,31 @@ def data_info(data: Any = None, *, root: str | Path | None = None, cache_dir: st
     """
     if root is not None:
         settings["root"] = str(root)
-    return DataInfo(data_config(data, settings), RuntimeConfig(cache_dir=cache_dir).cache_path)
+    section, config = data_config(data, settings)
+    info = DataInfo(section, RuntimeConfig(cache_dir=cache_dir).cache_path, config, is_verified=verify)
+    if verify:
+        info.findings  # noqa: B018  read now, not when it is printed
+    return info
 
 
-def data_config(data: Any, settings: Mapping[str, Any]) -> Any:
-    """Return the data section that something stands for."""
+def data_config(data: Any, settings: Mapping[str, Any]) -> tuple[Any, RunConfig | None]:
+    """Return the data section that something stands for, and the config that it stands in."""
     if isinstance(data, Mapping):
-        return choose("data", {**data, **settings})
+        return choose("data", {**data, **settings}), None
     if isinstance(data, (str, Path)) and configs.locate(Path(data)).suffix != ".toml":
-        return choose("data", {"name": str(data), **settings})
+        return choose("data", {"name": str(data), **settings}), None
     if data is not None and not isinstance(data, (str, Path, RunConfig)):
-        data = RunConfig(data=data)
-    return configs.resolve(data, {"data": settings} if settings else {}).data
+        return configs.resolve(RunConfig(data=data), {"data": settings} if settings else {}).data, None
+    config = configs.resolve(data, {"data": settings} if settings else {})
+    return config.data, config
+
+
+def partition_of(config: RunConfig, dataset: Dataset) -> Partition | None:
+    """Return who holds what by a config; None where its partition does not fit, which a run says."""
+    try:
+        return make_partition(config, dataclasses.replace(dataset, duplicates="allow"))
+    except ConfigError:
+        return None
 
 
 def about(name: str) -> About:

@@ -13,6 +13,7 @@ from hushprompt.config.values import choose
 from hushprompt.errors import ConfigError, DataError
 from hushprompt.runs import records
 from hushprompt.runs.prompts import PromptHeader, read_prompt
+from hushprompt.user_text import nfc
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -114,8 +115,9 @@ def _client_id(run_folder: Path, client: int | str) -> int:
     names: list[str] = []
     if (run_folder / "partition.json").exists():
         names = records.read_json(run_folder / "partition.json")["client_names"]
-    if client in names:
-        return names.index(client)
+    known = [nfc(name) for name in names]
+    if nfc(client) in known:
+        return known.index(nfc(client))
     number = re.fullmatch(r"(?:client[- ])?0*(\d+)", client)
     if number is None:
         raise DataError(f"There is no client {client!r}; known: {', '.join(names) or 'numbers from 0'}.")

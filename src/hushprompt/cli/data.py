@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,21 +27,36 @@ if TYPE_CHECKING:
     from hushprompt.features.cache import CachedFeatures
 
 
+class InfoFormat(StrEnum):
+    """How `data info` prints."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
 def info(
     what: Annotated[str, typer.Argument(metavar="CONFIG|NAME", help="Config, preset, or data set.")] = "embedded",
     root: Annotated[str | None, typer.Option(help="With a data set's name: its folder.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override, such as data.root=images.")] = None,
-    verify: Annotated[bool, typer.Option("--verify", help="Read every example, and list those that fail.")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read every example, and say what is wrong or may be.")
+    ] = False,
+    format_: Annotated[InfoFormat, typer.Option("--format", help="How to print it.")] = InfoFormat.TABLE,
     cache_dir: Annotated[str, typer.Option(help="Folder of cached features, as runtime.cache_dir.")] = "",
 ) -> None:
-    """Print classes, splits, license, citation and checksums of a data set, and what of it is cached."""
+    """Print classes, splits, license, citation and checksums of a data set, what is cached, and what may be wrong."""
     found = hp.data_info(data_of(what, set_ or []), root=root, cache_dir=cache_dir)
-    if found.about is not None:
+    if found.about is not None and format_ is InfoFormat.TABLE:
         show_about(found.about)
-    show_dataset(found.dataset, has_about=found.about is not None)
-    show_cached(found)
-    if verify:
-        show_unreadable(found)
+    found = dataclasses.replace(found, is_verified=verify)
+    if format_ is InfoFormat.JSON:
+        console.print_json(json.dumps(found.to_json()))
+    else:
+        show_dataset(found.dataset, has_about=found.about is not None)
+        show_findings(found)
+        show_cached(found)
+    if verify and (refused := [one for one in found.findings if one.is_refused]):
+        raise DataError(f"A run refuses {found.dataset.name}: {'; '.join(one.line() for one in refused)}.")
 
 
 def fetch(
@@ -151,14 +169,13 @@ def _table_of(entries: Sequence[CachedFeatures]) -> Table:
     return table
 
 
-def show_unreadable(found: DataInfo) -> None:
-    """Read everything; print what cannot be read, and raise if there is any."""
-    problems = found.unreadable()
-    for problem in problems:
-        console.print(problem, markup=False, soft_wrap=True)
-    if problems:
-        raise DataError(f"{len(problems)} examples of {found.dataset.name} cannot be read.")
-    console.print("Every example can be read.")
+def show_findings(found: DataInfo) -> None:
+    """Print what is wrong, or may be, one line each."""
+    for one in found.findings:
+        refused = "a run refuses this: " if one.is_refused else ""
+        console.print(f"- {refused}{one.line()}", markup=False, soft_wrap=True)
+    if found.is_verified and not any(one.kind == "unreadable" for one in found.findings):
+        console.print("Every example can be read.")
 
 
 def _range(counts: np.ndarray) -> str:

@@ -217,10 +217,9 @@ def _outcome(state: FlowerRun) -> str:
 def _lines(path: Path) -> tuple[str, ...]:
     """Read the lines of a file that are not empty."""
     try:
-        text = path.read_text(encoding="utf-8")
+        return read_lines(path)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read ({error}). Check the path.") from error
-    return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
 def _say(line: str) -> None:

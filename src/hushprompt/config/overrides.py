@@ -9,6 +9,7 @@ from typing import Any
 
 from hushprompt.config.values import CHOICES, to_plain
 from hushprompt.errors import ConfigError
+from hushprompt.user_text import toml_hint
 
 
 def nested(key: str, value: Any) -> dict[str, Any]:
@@ -122,8 +123,11 @@ def _tails(key: str) -> list[str]:
 
 
 def _value_of(text: str) -> Any:
-    """Read a TOML value; a bare word is a string."""
+    """Read a TOML value; a bare word is a string, and what begins like another TOML value must be one."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except tomllib.TOMLDecodeError as error:
+        if text[:1] in ('"', "'", "[", "{"):
+            hint = toml_hint(f"value = {text}") or " Texts in it need quotes."
+            raise ConfigError(f"--set ...={text} is not a TOML value ({error}).{hint}") from error
         return text

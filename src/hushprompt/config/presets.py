@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import tomllib
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from hushprompt.errors import ConfigError
+from hushprompt.user_text import read_toml
 
 
 def locate(config: Path | None) -> Path:
@@ -31,8 +31,8 @@ def read(path: Path) -> dict[str, Any]:
         ConfigError: the file is missing or no TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return read_toml(path)
     except OSError as error:
         raise ConfigError(f"The config file {path} cannot be read ({error.strerror}). Check the path.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"The config file {path} is not valid TOML: {error}.") from error
+    except ValueError as error:
+        raise ConfigError(f"The config file {path} is not valid TOML: {str(error).rstrip('.')}.") from error

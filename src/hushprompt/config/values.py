@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
+import unicodedata
 from collections.abc import Mapping, Set
 from enum import Enum
 from pathlib import Path
@@ -110,6 +111,11 @@ def convert(path: str, value: Any, hint: Any) -> Any:
         return float(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         raise ConfigError(f"{path} must be of type {hint.__name__}, got {value!r} ({type(value).__name__}).")
+    if isinstance(value, str) and any(unicodedata.category(character) == "Cc" for character in value):
+        raise ConfigError(
+            f"{path} has a control character, {value!r}: between double quotes a backslash starts an escape, such as "
+            "the tab \\t. Write 'C:\\temp' in single quotes, or C:/temp."
+        )
     return value
 
 

@@ -11,8 +11,13 @@ from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 
+from hushprompt.data.findings import Finding
 from hushprompt.errors import DataError
 
+Duplicates = Literal["refuse", "allow"]
+"""What happens where files with equal bytes are in training and in test, or at two clients."""
+Copies = tuple[tuple[str, int], ...]
+"""Examples of equal bytes: split and index within it."""
 Modality = Literal["image", "audio"]
 """What an example is, and so which tower of a backbone encodes it."""
 
@@ -81,6 +86,12 @@ class Dataset:
     """SHA-256 of the sorted list of split, example and label; equal ones mean the same split, whatever the pixels."""
     num_skipped: int = 0
     """Examples left out because they cannot be read; only where the config asks for that."""
+    findings: tuple[Finding, ...] = ()
+    """What its reader noticed."""
+    copies: tuple[Copies, ...] = ()
+    """Groups of examples with equal bytes, where the reader looked for them: in data of a user's own."""
+    duplicates: Duplicates = "allow"
+    """Whether copies at two clients are refused."""
 
     def __post_init__(self) -> None:
         """Check labels and domains against their names."""

@@ -77,6 +77,17 @@ class Sized(Source, Protocol):
         """Read an example of up to `WHOLE` bytes, of a larger one `PART` bytes of start, middle and end."""
 
 
+@runtime_checkable
+class InPieces(Source, Protocol):
+    """A source that can tell whether examples differ without reading them."""
+
+    def size(self, row: int) -> int:
+        """Return an example's bytes without reading it; DataError if it is not there."""
+
+    def piece(self, row: int, start: int, length: int) -> bytes:
+        """Read `length` bytes from `start` on, fewer where the example ends; DataError if it is not there."""
+
+
 def sample_of(path: Path, start: int, size: int) -> bytes:
     """Read what `Sized.sample` returns of an example that lies in a file."""
     with path.open("rb") as file:
@@ -121,6 +132,15 @@ class Files:
         """Read the file."""
         try:
             return (self.folder / self.names[row]).read_bytes()
+        except OSError as error:
+            raise DataError(f"The file {self.describe(row)} cannot be read ({error.strerror}).") from error
+
+    def piece(self, row: int, start: int, length: int) -> bytes:
+        """Read a part of the file."""
+        try:
+            with (self.folder / self.names[row]).open("rb") as file:
+                file.seek(start)
+                return file.read(length)
         except OSError as error:
             raise DataError(f"The file {self.describe(row)} cannot be read ({error.strerror}).") from error
 

@@ -17,6 +17,7 @@ from hushprompt import checks
 from hushprompt.config import parse as configs
 from hushprompt.config.schema import RunConfig, RuntimeConfig
 from hushprompt.errors import ConfigError
+from hushprompt.user_text import nfc, read_lines
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 """What a federation, a run and a client may be called: names of folders everywhere."""
@@ -128,15 +129,14 @@ class ServerConfig:
             DataError: the data set cannot be read.
         """
         if self.federation.classes:
-            return self.federation.classes
+            return tuple(nfc(name) for name in self.federation.classes)
         if not self.federation.classes_file:
             names: tuple[str, ...] = self.run.data.load().class_names
             return names
         try:
-            lines = Path(self.federation.classes_file).read_text(encoding="utf-8").splitlines()
+            return read_lines(Path(self.federation.classes_file))
         except (OSError, ValueError) as error:
             raise ConfigError(f"federation.classes_file cannot be read ({error}). Check the path.") from error
-        return tuple(line.strip() for line in lines if line.strip())
 
 
 @dataclass(frozen=True, kw_only=True)

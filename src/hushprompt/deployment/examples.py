@@ -11,6 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from hushprompt.config.schema import RunConfig
+from hushprompt.data import doctor
 from hushprompt.data.base import Dataset
 from hushprompt.deployment.agreement import Offer
 from hushprompt.deployment.config import ClientConfig
@@ -20,6 +21,7 @@ from hushprompt.features.store import StoredFeatures
 from hushprompt.federation.setup import make_partition
 from hushprompt.models.base import FeatureKind
 from hushprompt.prompts.prompt_model import PromptModel
+from hushprompt.user_text import nfc
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,9 @@ def open_examples(client: ClientConfig, offer: Offer) -> Examples:
         if getattr(section, "classes", None) == () and not section.classes_file:
             section = dataclasses.replace(section, classes=offer.class_names)
         dataset = section.load()
+        doctor.warn(doctor.Subject(dataset=dataset))
         index = {name: np.arange(len(split)) for name, split in dataset.splits.items()}
-    if dataset.class_names != offer.class_names:
+    if [*map(nfc, dataset.class_names)] != [*map(nfc, offer.class_names)]:
         raise ProtocolError(
             f"This client's data have {len(dataset.class_names)} classes, {_some(dataset.class_names)}; the federation "
             f"has {len(offer.class_names)}, {_some(offer.class_names)}. Both must be the same, in the same order."

@@ -14,6 +14,7 @@ from torch import Tensor
 from hushprompt import seeding
 from hushprompt.config.schema import RunConfig
 from hushprompt.data.base import Dataset
+from hushprompt.data.copies import refuse_across_clients
 from hushprompt.data.partitions.base import Partition
 from hushprompt.errors import ConfigError, PrivacyError
 from hushprompt.evaluation.base_to_new import base_images, num_base_classes
@@ -72,12 +73,20 @@ def make_partition(config: RunConfig, dataset: Dataset) -> Partition:
 
     Raises:
         ConfigError: the partition is impossible, or the data set lacks the split that is to be scored.
+        DataError: two clients would hold the same example, and `data.duplicates` does not allow it.
     """
     if config.evaluation.split not in dataset.splits:
         raise ConfigError(
             f"evaluation.split is {config.evaluation.split!r}, but {dataset.name} has only: "
             f"{', '.join(sorted(dataset.splits))}."
         )
+    partition = _partition(config, dataset)
+    refuse_across_clients(dataset, partition)
+    return partition
+
+
+def _partition(config: RunConfig, dataset: Dataset) -> Partition:
+    """Partition a data set, or what it has of base classes, by the config's rule."""
     rng = seeding.stream(config.seed, "partition")
     num_base = _num_trained_classes(config, dataset)
     if num_base == len(dataset.class_names):

@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hushprompt.config.schema import RunConfig
+from hushprompt.data import doctor
 from hushprompt.errors import ResumeError
 from hushprompt.evaluation.confusion import confusion
 from hushprompt.evaluation.evaluate import NewClasses, Scores, evaluate, mean_scores
@@ -83,6 +84,7 @@ def run(config: RunConfig, folder: Path, observer: Observer, load: Load = load_f
         sizes = client_sizes(partition)
         identity = IdentityFile(folder, config)
         identity.check(identity_of(config, dataset, zip(partition.client_names, sizes, strict=True)))
+        doctor.warn(doctor.Subject(dataset=dataset, partition=partition, num_shots=config.partition.num_shots))
         arms = plan_arms(config, sizes)
         metrics = plan_metrics(config, arms, partition)
         progress = _progress(config, folder)

@@ -21,6 +21,7 @@ from hushprompt.config import parse as configs
 from hushprompt.config.overrides import label_of, merged, nested, short_names
 from hushprompt.config.schema import RunConfig
 from hushprompt.errors import ConfigError
+from hushprompt.user_text import read_text
 
 KEYS = ("base", "settings", "axes", "rules")
 """What may stand at the top of a sweep file."""
@@ -124,7 +125,7 @@ def load(file: Path | str | Mapping[str, Any]) -> Sweep:
     by_name = {axis.name: axis for axis in axes}
     return Sweep(
         name=name,
-        content=tomli_w.dumps(values) if isinstance(file, Mapping) else Path(file).read_text(encoding="utf-8"),
+        content=tomli_w.dumps(values) if isinstance(file, Mapping) else read_text(Path(file)),
         base=base,
         axes=axes,
         rules=tuple(_rule(f"rules[{index}]", rule, by_name) for index, rule in enumerate(rules)),

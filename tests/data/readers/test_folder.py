@@ -60,24 +60,32 @@ def test_the_classes_can_be_ordered_and_renamed(tmp_path):
 
 def test_a_folder_of_sounds_is_a_data_set_of_sounds(tmp_path):
     pytest.importorskip("soundfile")
-    for label in ("hum", "buzz"):
+    for place, label in enumerate(("hum", "buzz")):
         for number in range(4):
-            wav(tmp_path / label / f"{number}.wav", rate=8000)
+            wav(tmp_path / label / f"{number}.wav", frequency=440 + 50 * number + 10 * place, rate=8000)
     dataset = Folder(root=str(tmp_path), sampling_rate=16000).load()
     assert (dataset.modality, dataset.sampling_rate) == ("audio", 16000)
     assert dataset.splits["train"].read(np.array([0]))[0].shape == (1600,)
 
 
-def test_other_files_are_reported_and_hidden_ones_ignored(tmp_path, caplog):
+def test_other_files_are_no_examples_and_are_told(tmp_path):
     images(tmp_path, ["a", "b"], 4)
     (tmp_path / "a" / "notes.txt").write_text("x")
-    (tmp_path / "a" / ".DS_Store").write_text("x")
+    for stray in (".DS_Store", "a/._image_0001.jpg", "b/2.jpg.crdownload", "Thumbs.db"):
+        (tmp_path / stray).write_text("x")
+    image(tmp_path / "a" / "@eaDir" / "image_0001.jpg" / "SYNOPHOTO_THUMB_M.jpg", 90)
+    image(tmp_path / "@eaDir" / "x.jpg", 91)
+    image(tmp_path / "loose.jpg", 92)
     (tmp_path / ".cache").mkdir()
     dataset = Folder(root=str(tmp_path)).load()
+    assert dataset.class_names == ("a", "b")
     assert sum(len(split) for split in dataset.splits.values()) == 8
-    assert "1 files in" in caplog.text
-    assert "notes.txt" in caplog.text
-    assert ".DS_Store" not in caplog.text
+    told = {one.kind: (one.count, one.paths) for one in dataset.findings}
+    assert told == {
+        "other_files": (1, ("a/notes.txt",)),
+        "stray_files": (6, (".DS_Store", "@eaDir", "Thumbs.db")),
+        "no_class": (1, ("loose.jpg",)),
+    }
 
 
 def test_what_cannot_work_is_one_clear_sentence(tmp_path):
@@ -94,3 +102,66 @@ def test_what_cannot_work_is_one_clear_sentence(tmp_path):
     (tmp_path / "b" / "x.wav").touch()
     with pytest.raises(DataError, match=r"files of one kind.*found: jpg, wav"):
         Folder(root=str(tmp_path)).load()
+
+
+def test_a_layout_is_not_guessed_where_folders_are_splits_and_something_else(tmp_path):
+    for split in ("train", "test"):
+        images(tmp_path / split, ["cat", "dog"], 2)
+    images(tmp_path, ["unlabeled"], 2)
+    with pytest.raises(DataError, match="folders test, train, which are called like splits, and unlabeled, which are"):
+        Folder(root=str(tmp_path)).load()
+    dataset = Folder(root=str(tmp_path), classes=("train", "test", "unlabeled"), duplicates="allow").load()
+    assert dataset.class_names == ("train", "test", "unlabeled")  # said, not guessed
+
+
+@pytest.mark.parametrize(
+    ("places", "message"),
+    [
+        (("data/cat", "data/dog"), r"data hold nothing but the folders cat, dog.*set data\.root"),
+        (("north/cat", "north/dog", "south/cat", "south/dog"), "north, south hold nothing but the folders cat, dog"),
+        (("cat/train", "cat/test", "dog/train", "dog/test"), r"cat has the folders test, train.*splits above classes"),
+        (("data/train/cat", "data/test/cat"), r"data has the folders test, train.*Set data\.root"),
+        (("train/a/cat", "train/a/dog", "test/a/cat", "test/a/dog"), "a hold nothing but the folders cat, dog"),
+        (("images",), "has one class, 'images': every answer would be right"),
+        (("train/images", "test/images"), "has one class, 'images'"),
+    ],
+)
+def test_a_layout_that_makes_no_sense_is_refused_with_what_was_found(tmp_path, places, message):
+    for number, place in enumerate(places):
+        for index in range(4):
+            image(tmp_path / place / f"{index}.png", 10 * number + index)
+    with pytest.raises(DataError, match=message):
+        Folder(root=str(tmp_path)).load()
+
+
+def test_folders_of_patients_in_classes_are_fine_once_the_classes_are_named(tmp_path):
+    for number, place in enumerate(("benign/40x", "benign/100x", "malignant/40x", "malignant/100x")):
+        for index in range(4):
+            image(tmp_path / place / f"{index}.png", 10 * number + index)
+    with pytest.raises(DataError, match=r"name them in data\.classes"):
+        Folder(root=str(tmp_path)).load()
+    assert Folder(root=str(tmp_path), classes=("benign", "malignant")).load().class_names == ("benign", "malignant")
+
+
+def test_one_name_in_two_unicode_forms_is_one_class(tmp_path):
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    for number, place in enumerate((f"train/{decomposed}", "train/tea", f"test/{composed}", "test/tea")):
+        image(tmp_path / place / "x.png", number)
+    dataset = Folder(root=str(tmp_path)).load()
+    assert dataset.class_names == (composed, "tea")
+    assert names(dataset.splits["train"])[0] == f"train/{decomposed}/x.png"  # paths are left as they are
+    assert [one.kind for one in dataset.findings] == ["unicode_forms"]
+    for wanted in ((decomposed, "tea"), (f"{decomposed}=caf\u00e9 au lait", "tea")):
+        assert Folder(root=str(tmp_path), classes=wanted).load().class_names[0].startswith(composed)
+
+
+def test_lists_of_classes_from_other_editors(tmp_path):
+    images(tmp_path / "d", ["cat", "dog"], 4)
+    (tmp_path / "classes.txt").write_bytes(b"\xef\xbb\xbfdog\r\ncat\r\n")
+    dataset = Folder(root=str(tmp_path / "d"), classes_file=str(tmp_path / "classes.txt")).load()
+    assert dataset.class_names == ("dog", "cat")
+    (tmp_path / "classes.txt").write_text("dog;cat\n")
+    with pytest.raises(DataError, match="separators join several into one"):
+        Folder(root=str(tmp_path / "d"), classes_file=str(tmp_path / "classes.txt")).load()
+    with pytest.raises(DataError, match=r"names a class of .* twice"):
+        Folder(root=str(tmp_path / "d"), classes=("cat=a", "cat=b", "dog")).load()

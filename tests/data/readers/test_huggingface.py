@@ -64,10 +64,10 @@ def test_files_that_the_table_only_names_are_read(tmp_path):
 
 def test_a_table_of_sounds(tmp_path):
     pytest.importorskip("soundfile")
-    data = wav(tmp_path / "x.wav", rate=8000).read_bytes()
+    data = [wav(tmp_path / "x.wav", 440 + 50 * n, rate=8000).read_bytes() for n in range(4)]
     storage = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
     features = datasets.Features({"audio": storage, "label": datasets.Value("string")})
-    columns = {"audio": [{"bytes": data, "path": None}] * 4, "label": ["hum"] * 4}
+    columns = {"audio": [{"bytes": tone, "path": None} for tone in data], "label": ["hum", "buzz"] * 2}
     plain = datasets.Dataset.from_dict(columns, features=features)
     plain.cast_column("audio", datasets.Audio()).save_to_disk(str(tmp_path / "hf"))
     dataset = HuggingFace(root=str(tmp_path / "hf"), sampling_rate=8000).load()

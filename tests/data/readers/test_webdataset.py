@@ -53,18 +53,23 @@ def test_what_the_webdataset_package_writes_is_read(tmp_path):
 
 def test_sounds_and_texts(tmp_path):
     pytest.importorskip("soundfile")
-    data = wav(tmp_path / "x.wav", rate=8000).read_bytes()
-    members = {f"{n}.{ending}": content for n in range(4) for ending, content in (("txt", b"hum\n"), ("wav", data))}
+    members = {}
+    for n, label in enumerate((b"hum\n", b"hum\r\n", b"buzz", b"\xef\xbb\xbfbuzz")):
+        members |= {f"{n}.txt": label, f"{n}.wav": wav(tmp_path / "x.wav", 440 + 50 * n, rate=8000).read_bytes()}
     tar(tmp_path / "train.tar", members)
     dataset = WebDataset(root=str(tmp_path), sampling_rate=8000).load()
     assert dataset.modality == "audio"
+    assert dataset.class_names == ("buzz", "hum")
     assert dataset.splits["train"].read(np.array([0]))[0].shape == (800,)
 
 
 def test_a_changed_tar_changes_the_fingerprint(tmp_path):
-    tar(tmp_path / "train.tar", merged(*(sample(n, 0) for n in range(4))))
+    tar(tmp_path / "train.tar", merged(*(sample(n, n % 2) for n in range(4))))
     before = WebDataset(root=str(tmp_path)).load().splits["train"].fingerprint
-    tar(tmp_path / "train.tar", merged(*(sample(n, 0) for n in range(3)), {"s003.cls": b"0", "s003.png": encoded(9)}))
+    tar(
+        tmp_path / "train.tar",
+        merged(*(sample(n, n % 2) for n in range(3)), {"s003.cls": b"1", "s003.png": encoded(9)}),
+    )
     assert WebDataset(root=str(tmp_path)).load().splits["train"].fingerprint != before
 
 
@@ -100,7 +105,7 @@ def test_damaged_and_incomplete_tars_are_named(tmp_path):
 
 
 def test_a_member_that_is_cut_off_later_is_named(tmp_path):
-    path = tar(tmp_path / "train.tar", merged(*(sample(n, 0) for n in range(4))))
+    path = tar(tmp_path / "train.tar", merged(*(sample(n, n % 2) for n in range(4))))
     dataset = WebDataset(root=str(tmp_path)).load()
     path.write_bytes(path.read_bytes()[:600])
     with pytest.raises(DataError, match=r"train\.tar/s00.\.png is cut off"):
@@ -109,7 +114,41 @@ def test_a_member_that_is_cut_off_later_is_named(tmp_path):
 
 def test_a_damaged_member_can_be_skipped(tmp_path, caplog):
     json_label = json.dumps({"label": "a"}).encode()
-    tar(tmp_path / "train.tar", merged(*(sample(n, "a") for n in range(4)), {"x.json": json_label, "x.png": b"no"}))
+    tar(
+        tmp_path / "train.tar",
+        merged(*(sample(n, "ab"[n % 2]) for n in range(4)), {"x.json": json_label, "x.png": b"no"}),
+    )
     dataset = WebDataset(root=str(tmp_path), on_unreadable="skip").load()
     assert dataset.num_skipped == 1
     assert "train.tar/x.png" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        ({"x.cls": b"3.5"}, r"train\.tar: x\.cls: the label 3\.5 is neither text of one line nor a whole number"),
+        ({"x.txt": b"a\nb"}, r"x\.txt: the label 'a\\nb' is neither"),
+        ({"x.json": b'{"label": true}'}, r"x\.json: the label True is neither"),
+        ({"x.json": b'{"label": 1, "label": 2}'}, r"x\.json cannot be read .*stands twice"),
+        ({"x.cls": b"caf\xe9"}, r"x\.cls cannot be read"),
+    ],
+)
+def test_a_label_that_does_not_fit_is_refused(tmp_path, label, message):
+    tar(tmp_path / "train.tar", {**label, "x.png": encoded(1)})
+    with pytest.raises(DataError, match=message):
+        WebDataset(root=str(tmp_path)).load()
+
+
+def test_whole_numbers_marks_and_files_of_other_programs(tmp_path):
+    labels = [b"1", b"1.0\r\n", b"\xef\xbb\xbf2", b"2"]
+    parts = [{f"{n}.cls": label, f"{n}.png": encoded(n)} for n, label in enumerate(labels)]
+    tar(tmp_path / "train.tar", merged(*parts, {"__MACOSX/0.png": b"x", "._0.png": b"x", "@eaDir/1.jpg": b"x"}))
+    dataset = WebDataset(root=str(tmp_path)).load()
+    assert dataset.class_names == ("1", "2")
+
+
+def test_a_link_to_a_tar_is_not_another_tar(tmp_path):
+    tar(tmp_path / "train-0.tar", merged(*(sample(n, n % 2) for n in range(4))))
+    (tmp_path / "train-1.tar").symlink_to("train-0.tar")
+    with pytest.raises(DataError, match="is there twice by a link"):
+        WebDataset(root=str(tmp_path)).load()

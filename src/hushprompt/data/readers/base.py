@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+import posixpath
+import re
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from hushprompt import checks
-from hushprompt.data.base import Dataset
+from hushprompt.data.base import Dataset, Duplicates
+from hushprompt.data.copies import find_copies, refuse_across_splits
 from hushprompt.data.decoding import Media
+from hushprompt.data.findings import Finding, finding
 from hushprompt.data.listing import About, Example, Listing, OnUnreadable, Source, build
 from hushprompt.data.splitting import SPLIT_WORDS, TEST, VALIDATION, check_fractions, split_per_class
 from hushprompt.errors import ConfigError, DataError
+from hushprompt.user_text import nfc, read_lines
 
 
 class Found(NamedTuple):
@@ -23,6 +30,11 @@ class Found(NamedTuple):
     split: str | None = None
     domain: str | None = None
     client: str | None = None
+
+    def composed(self) -> Found:
+        """Return it with its names in NFC; the path stays as it is."""
+        label, domain, client = (value and nfc(value) for value in (self.label, self.domain, self.client))
+        return self._replace(label=label or "", domain=domain, client=client)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +57,9 @@ class OwnData:
     on_unreadable: OnUnreadable = "error"
     """"error": a damaged example stops the run and is named. "skip": all are read at every start, and damaged ones are
     left out, named and counted."""
+    duplicates: Duplicates = "refuse"
+    """"refuse": files with equal bytes in training and in test, or at two clients, stop the run and are named. "allow":
+    they are told only."""
 
     def __post_init__(self) -> None:
         """Check the fields."""
@@ -52,7 +67,14 @@ class OwnData:
         checks.positive(sampling_rate=self.sampling_rate)
 
     def dataset(
-        self, kind: str, where: Path, found: Sequence[Found], source: Source, media: Media, order: Sequence[str] = ()
+        self,
+        kind: str,
+        where: Path,
+        found: Sequence[Found],
+        source: Source,
+        media: Media,
+        order: Sequence[str] = (),
+        findings: Sequence[Finding] = (),
     ) -> Dataset:
         """Number what the data names, split it if it is not split, and build it.
 
@@ -63,12 +85,21 @@ class OwnData:
             source: their bytes.
             media: what they are.
             order: the classes in the data's own order, where it has one.
+            findings: what the reader noticed.
 
         Raises:
-            DataError: the examples do not agree with each other, or with `classes`.
+            DataError: the examples do not agree with each other, or with `classes`; there is one class; or there are
+                copies in training and in test.
         """
+        findings = [*findings, *spelled_twice(found)]
+        found = [one.composed() for one in found]
         check_found(found, where)
-        class_names, labels = name_classes([one.label for one in found], self._wanted(), where, order)
+        class_names, labels = name_classes([one.label for one in found], self.wanted(), where, map(nfc, order))
+        if len(class_names) == 1:
+            raise DataError(
+                f"{where} has one class, {class_names[0]!r}: every answer would be right. Point to the folder that has "
+                "the folders of all classes, or name all classes in data.classes."
+            )
         domain_names, domains = number([one.domain or "all" for one in found])
         client_names, clients = number([one.client or "" for one in found])
         examples = [
@@ -101,7 +132,11 @@ class OwnData:
             citation="your own data",
             license="your own data",
         )
-        return build(about, listing, source, media, self.on_unreadable)
+        dataset = build(about, listing, source, media, self.on_unreadable)
+        copies = find_copies(dataset)
+        dataset = dataclasses.replace(dataset, copies=copies, duplicates=self.duplicates, findings=tuple(findings))
+        refuse_across_splits(dataset)
+        return dataset
 
     def _split(self, examples: list[Example], class_names: tuple[str, ...], kind: str) -> list[Example]:
         """Split by the fractions, and keep the order."""
@@ -116,29 +151,32 @@ class OwnData:
         )
         return sorted(dealt, key=lambda example: order[example.name])
 
-    def _wanted(self) -> list[str]:
-        """Return the classes that the config lists."""
+    def wanted(self) -> tuple[str, ...]:
+        """Return the classes that the config lists, in NFC."""
         if self.classes or not self.classes_file:
-            return list(self.classes)
+            return tuple(map(nfc, self.classes))
         path = Path(self.classes_file).expanduser()
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            return read_lines(path)
         except (OSError, ValueError) as error:
             raise DataError(f"classes_file {path} cannot be read ({error}). Check data.classes_file.") from error
-        return [line.strip() for line in lines if line.strip()]
 
 
 def check_found(found: Sequence[Found], where: Path) -> None:
     """Raise DataError unless each example occurs once and has a class, and all or none have client and split."""
     if not found:
         raise DataError(f"{where} has no example.")
-    seen: set[str] = set()
+    seen: dict[str, str] = {}
     for one in found:
         if not one.label:
             raise DataError(f"{where}: {one.name} has no class. Give it one, or take it out.")
-        if one.name in seen:
-            raise DataError(f"{where} lists {one.name} twice. Take one out, or it could be in training and in test.")
-        seen.add(one.name)
+        path = posixpath.normpath(one.name)
+        if path in seen:
+            also = "" if seen[path] == one.name else f", the other time as {seen[path]}"
+            raise DataError(
+                f"{where} lists {one.name} twice{also}. Take one out, or it could be in training and in test."
+            )
+        seen[path] = one.name
         for what, value, first in (("client", one.client, found[0].client), ("split", one.split, found[0].split)):
             if bool(value) != bool(first):
                 nameless = one.name if first else found[0].name
@@ -151,7 +189,7 @@ def check_found(found: Sequence[Found], where: Path) -> None:
 
 
 def name_classes(
-    spelled: Sequence[str], wanted: Sequence[str], where: Path, order: Sequence[str] = ()
+    spelled: Sequence[str], wanted: Sequence[str], where: Path, order: Iterable[str] = ()
 ) -> tuple[tuple[str, ...], list[int]]:
     """Return class names in label order, and each example's label.
 
@@ -172,16 +210,21 @@ def name_classes(
     (('dog', 'cat'), [0, 1])
     """
     present = set(spelled)
-    pairs = [entry.partition("=") for entry in wanted] or [(key, "", "") for key in order or natural(present)]
+    pairs = [entry.partition("=") for entry in wanted]
+    pairs = pairs or [(key, "", "") for key in order] or [(key, "", "") for key in natural(present)]
     keys, shown = [key.strip() for key, _, _ in pairs], [(name or key).strip() for key, _, name in pairs]
     if all(label.isdecimal() for label in present) and not present & set(keys):
         keys = [str(place) for place in range(len(keys))]
     labels = {_match(key, present): label for label, key in enumerate(keys)}
+    if len(labels) < len(keys):
+        raise DataError(f"data.classes names a class of {where} twice: {', '.join(sorted(keys))}. Name each once.")
     unknown = natural(present - set(labels))
     if unknown:
+        joined = any(mark in key for key in keys for mark in ";\t,")
+        hint = " An entry of data.classes is one class, or spelled=shown; separators join several into one." * joined
         raise DataError(
             f"{where} has classes that are not in data.classes: {', '.join(unknown)}. Add them there, or take their "
-            "examples out."
+            f"examples out.{hint}"
         )
     return tuple(name.replace("_", " ") for name in shown), [labels[label] for label in spelled]
 
@@ -190,7 +233,50 @@ def _match(key: str, present: Set[str]) -> str:
     """Return the class of the data that is spelled like `key`, spaces and underscores being equal; else `key`."""
     if key in present:
         return key
-    return next((label for label in sorted(present) if label.replace("_", " ") == key.replace("_", " ")), key)
+    return next((label for label in sorted(present) if plain(label) == plain(key)), key)
+
+
+def plain(entry: str) -> str:
+    """Return the class of an entry of `classes`, with spaces for underscores."""
+    return nfc(entry.partition("=")[0].strip()).replace("_", " ")
+
+
+def spelled_twice(found: Iterable[Found]) -> list[Finding]:
+    """Return a finding about names that are written in two Unicode forms, each pair of which is one name."""
+    names = {name for one in found for name in (one.label, one.domain, one.client) if name}
+    both = {nfc(name) for name in names if name != nfc(name)} & names
+    return finding("unicode_forms", "Names are written in two Unicode forms; each is one name", both)
+
+
+def text_of(value: Any, where: str, what: str, *, is_class: bool = False) -> str:
+    """Return a name as text: text itself, or a whole number, also where it is written as 10.0; "" for none.
+
+    Args:
+        value: as a file has it.
+        where: for the error message: file and line.
+        what: for the error message: the column.
+        is_class: whether a number that is not whole is refused; a domain may be called 1.5.
+
+    Raises:
+        DataError: it is something else, and no name.
+
+    >>> text_of(10.0, "t.csv, line 2", "label"), text_of("10.0", "t.csv, line 2", "label")
+    ('10', '10')
+    """
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        text = value.strip()
+        is_number = re.fullmatch(r"[+-]?(\d+\.\d*|\.\d+)|nan|NaN|NAN", text)
+        if not is_number and "\n" not in text:
+            return text
+        value = float(text) if is_number else text
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if is_number and math.isfinite(value) and (value == int(value) or not is_class):
+        return str(int(value) if value == int(value) else value)
+    raise DataError(
+        f"{where}: the {what} {value!r} is neither text of one line nor a whole number. Write it as either."
+    )
 
 
 def number(words: Sequence[str]) -> tuple[tuple[str, ...], list[int]]:
@@ -210,6 +296,14 @@ def natural(words: Iterable[str]) -> list[str]:
     if all(word.isdecimal() for word in words):
         return sorted(words, key=int)
     return sorted(words)
+
+
+def once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the object of a JSON text; ValueError if it has an entry twice, of which Python takes the last."""
+    content = {nfc(key): value for key, value in pairs}
+    if len(content) < len(pairs):
+        raise ValueError(f"an entry stands twice in {{{', '.join(key for key, _ in pairs)}}}")
+    return content
 
 
 def required(section: str, **values: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,10 +13,13 @@ import numpy as np
 
 from hushprompt.data.base import Dataset
 from hushprompt.data.decoding import Media
-from hushprompt.data.readers.base import Found, OwnData, required
+from hushprompt.data.readers.base import Found, OwnData, required, text_of
 from hushprompt.errors import ConfigError, DataError
 from hushprompt.extras import install_hint
 from hushprompt.registry import DATASETS
+
+ROWS = 4096
+"""Rows of an Arrow file that are looked at together."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,34 @@ class Rows:
             except OSError as error:
                 raise DataError(f"{self.describe(row)} names a file that cannot be read ({error}).") from error
         raise DataError(f"{self.describe(row)} is empty.")
+
+    def size(self, row: int) -> int:
+        """Return the bytes of a cell without reading it; a file that it names is read."""
+        return int(self._sizes[row]) if self._sizes[row] >= 0 else len(self.fetch(row))
+
+    def piece(self, row: int, start: int, length: int) -> bytes:
+        """Read a part of a cell; of the Arrow file no more than that is read."""
+        return bytes(self._buffer(row)[start : start + length])
+
+    @functools.cached_property
+    def _sizes(self) -> np.ndarray:
+        """Bytes of every cell, of which Arrow files keep an index; -1 where a cell only names a file."""
+        import pyarrow.compute
+
+        sizes = [np.empty(0, dtype=np.int64)]
+        for part in self.parts.values():
+            arrow = part.with_format("arrow")
+            for start in range(0, len(part), ROWS):
+                cells = pyarrow.compute.struct_field(arrow[start : start + ROWS][self.column], "bytes")
+                sizes.append(pyarrow.compute.binary_length(cells).fill_null(-1).to_numpy())
+        return np.concatenate(sizes)
+
+    def _buffer(self, row: int) -> memoryview:
+        """Return a cell's bytes where they lie in the Arrow file; those of a file that it names are read."""
+        part, inner = self._place(row)
+        table = list(self.parts.values())[part].with_format("arrow")[inner : inner + 1]
+        cell = table[self.column][0]["bytes"]
+        return memoryview(cell.as_buffer() if cell.is_valid else self.fetch(row))
 
     def _place(self, row: int) -> tuple[int, int]:
         """Return part and row within it."""
@@ -126,7 +158,10 @@ class HuggingFace(OwnData):
                 raise DataError(
                     f"{root} has no column {name!r}; it has {', '.join(part.column_names)}. Set data.{field}."
                 )
-            columns[field] = _texts(part, name) if name else [None] * len(part)
+            columns[field] = [None] * len(part)
+            if name:
+                is_class = field == "label_column"
+                columns[field] = _texts(part, name, f"{root} {split or 'train'}", is_class=is_class)
         where = split or "train"
         return [
             Found(f"{where}[{row}]", label or "", split, domain, client)
@@ -136,13 +171,13 @@ class HuggingFace(OwnData):
         ]
 
 
-def _texts(part: Any, name: str) -> list[str | None]:
+def _texts(part: Any, name: str, where: str, *, is_class: bool) -> list[str | None]:
     """Return a column as texts, a ClassLabel as its names; None where it is empty or, as a ClassLabel, -1."""
     values = list(part.select_columns([name])[:][name])
     feature = part.features[name]
     if hasattr(feature, "int2str"):
         return [None if value is None or value < 0 else feature.int2str(value) for value in values]
-    return [None if value is None else str(value) for value in values]
+    return [text_of(value, f"{where}[{row}]", name, is_class=is_class) or None for row, value in enumerate(values)]
 
 
 def _stamp(part: Any) -> str:

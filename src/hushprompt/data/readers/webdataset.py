@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from hushprompt.data.base import Dataset
+from hushprompt.data.class_folders import is_stray
 from hushprompt.data.decoding import AUDIO_SUFFIXES, IMAGE_SUFFIXES, media_of, suffix
 from hushprompt.data.listing import sample_of
-from hushprompt.data.readers.base import Found, OwnData, required
+from hushprompt.data.readers.base import Found, OwnData, once, required, text_of
 from hushprompt.errors import DataError
 from hushprompt.registry import DATASETS
 
@@ -57,16 +58,20 @@ class Members:
 
     def fetch(self, row: int) -> bytes:
         """Read the file's bytes from the tar."""
+        data = self.piece(row, 0, self.size(row))
+        if len(data) < self.size(row):
+            raise DataError(f"{self.describe(row)} is cut off: the tar ends before it.")
+        return data
+
+    def piece(self, row: int, start: int, length: int) -> bytes:
+        """Read a part of the file's bytes from the tar."""
         shard, offset, size = self.places[row]
         try:
             with (self.folder / self.shards[shard]).open("rb") as file:
-                file.seek(int(offset))
-                data = file.read(int(size))
+                file.seek(int(offset) + start)
+                return file.read(min(length, int(size) - start))
         except OSError as error:
             raise DataError(f"{self.describe(row)} cannot be read ({error.strerror}).") from error
-        if len(data) < size:
-            raise DataError(f"{self.describe(row)} is cut off: the tar ends before it.")
-        return data
 
 
 @dataclass
@@ -81,10 +86,8 @@ class Sample:
     client: str | None = None
     domain: str | None = None
 
-    @property
-    def label(self) -> str:
-        """The class; empty if no file names one."""
-        return next((self.labels[ending] for ending in LABEL_SUFFIXES if self.labels.get(ending)), "")
+    label: str = ""
+    """The class, when all files of the key are read; empty if none names one."""
 
 
 @DATASETS.register("webdataset")
@@ -127,8 +130,11 @@ class WebDataset(OwnData):
             shards = {"": shards["train"]}
         found, places, names = [], [], []
         every = [(split, shard) for split, group in shards.items() for shard in group]
-        if len({shard for _, shard in every}) < len(every):
-            raise DataError(f"A tar in {root} belongs to two splits. Make data.train, validation and test disjoint.")
+        if len({(root / shard).resolve() for _, shard in every}) < len(every):
+            raise DataError(
+                f"A tar in {root} belongs to two splits, or is there twice by a link. Make data.train, validation and "
+                "test disjoint."
+            )
         for number, (split, shard) in enumerate(every):
             for sample in self._samples(root / shard):
                 names.append(f"{shard}/{sample.media}")
@@ -146,7 +152,7 @@ class WebDataset(OwnData):
                     tar.members = []  # type: ignore[attr-defined]  # the list would grow with the tar
                     folder, slash, file = member.name.rpartition("/")
                     stem, _, ending = file.partition(".")
-                    if not member.isfile() or file.startswith("."):
+                    if not member.isfile() or file.startswith(".") or is_stray(member.name):
                         continue
                     key = folder + slash + stem
                     if key != sample.key:
@@ -168,21 +174,26 @@ class WebDataset(OwnData):
 
     def _describe(self, sample: Sample, ending: str, data: bytes, path: Path) -> None:
         """Take over what a label file says."""
+        where = f"{path}: {sample.key}.{ending}"
         try:
-            text = data.decode()
-            if ending != "json":
-                sample.labels[ending] = text.strip()
-                return
-            content = json.loads(text)
-            values = {key: str(value) for key, value in content.items() if value is not None}
-            sample.labels[ending] = values.get(self.label_key, "")
-            sample.client, sample.domain = values.get(self.client_key), values.get(self.domain_key)
+            text = data.decode("utf-8-sig")
+            if ending == "json":
+                content = json.loads(text, object_pairs_hook=once)
+                keys = (self.label_key, self.client_key, self.domain_key)
+                label, client, domain = (
+                    text_of(content.get(key), where, key, is_class=key == self.label_key) for key in keys
+                )
+                sample.labels[ending], sample.client, sample.domain = label, client or None, domain or None
+            else:
+                sample.labels[ending] = text
         except (ValueError, AttributeError) as error:
-            raise DataError(f"{path}: {sample.key}.{ending} cannot be read ({error}). Make the tar again.") from error
+            raise DataError(f"{where} cannot be read ({error}). Make the tar again.") from error
 
 
 def _complete(sample: Sample, path: Path) -> Sample:
     """Return a sample that has an example and a class, or say what is missing."""
+    if ending := next((ending for ending in LABEL_SUFFIXES if sample.labels.get(ending, "").strip()), ""):
+        sample.label = text_of(sample.labels[ending], f"{path}: {sample.key}.{ending}", "label", is_class=True)
     if not sample.media or not sample.label:
         what = "label (.cls, .txt or .json)" if sample.media else "image or sound"
         raise DataError(f"{path}: {sample.key} has no {what}.")

@@ -1,0 +1,105 @@
+"""Text and names as users write them: files from any editor, and names that look the same.
+
+Names (classes, clients, domains) are compared in Unicode's composed form, NFC: file systems and editors write the same
+"é" as one character or as two. Paths are left as they are.
+"""
+
+from __future__ import annotations
+
+import codecs
+import tomllib
+import unicodedata
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
+"""Byte order marks that editors put in front of a text, and the encoding that they stand for."""
+TOML_HINTS = (
+    (
+        lambda line: "\\" in line,
+        "A backslash between double quotes starts an escape: write 'C:\\data' in single quotes, or C:/data.",
+    ),
+    (
+        lambda line: any(mark in line for mark in "\u201c\u201d\u201e\u2018\u2019"),
+        "It has typographic quotes. Write straight ones.",
+    ),
+    (lambda line: line.rstrip().endswith(";"), "A line of TOML does not end with a semicolon."),
+)
+"""What often is wrong with a line that is no TOML."""
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a file, UTF-8 or UTF-16 with its mark: without the mark, with line feeds at the ends of lines.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it has another encoding; the message says where.
+    """
+    content = path.read_bytes()
+    mark = next((mark for mark in MARKS if content.startswith(mark)), b"")
+    if not mark and b"\0" in content:
+        raise ValueError("it is not UTF-8 text but binary, or UTF-16 without its mark; save the file as UTF-8")
+    try:
+        text = content[len(mark) :].decode(MARKS.get(mark, "utf-8"))
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise ValueError(
+            f"line {line} is not UTF-8 text: the byte 0x{content[len(mark) + error.start]:02x} is of another encoding, "
+            "such as Windows-1252; save the file as UTF-8"
+        ) from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_lines(path: Path) -> tuple[str, ...]:
+    """Return the lines of a text file that are not empty, in NFC and without spaces around them; raises as `read_text`.
+
+    Lines end with line feeds alone: a name may have any other character.
+    """
+    return tuple(nfc(line.strip()) for line in read_text(path).split("\n") if line.strip())
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Return the values of a TOML file; raises as `read_text`, and ValueError with the cause for what is none."""
+    text = read_text(path)
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{error}.{toml_hint(text)}") from error
+
+
+def toml_hint(text: str) -> str:
+    """Return the likely cause why a text is no TOML, with a space in front; empty where there is none.
+
+    >>> toml_hint("seed = 1;")
+    ' A line of TOML does not end with a semicolon.'
+    """
+    for line in text.split("\n"):
+        try:
+            tomllib.loads(line)
+        except tomllib.TOMLDecodeError:
+            for is_so, hint in TOML_HINTS:
+                if is_so(line):
+                    return f" {hint}"
+    return ""
+
+
+def nfc(name: str) -> str:
+    """Return a name in the form in which names are compared.
+
+    >>> nfc("cafe" + chr(0x301)) == "caf" + chr(0xE9)
+    True
+    """
+    return unicodedata.normalize("NFC", name)
+
+
+def alike(names: Iterable[str]) -> list[list[str]]:
+    """Return groups of different names that differ by case, spaces or underscores alone, each sorted.
+
+    >>> alike(["red fox", "Red_Fox", "cat"])
+    [['Red_Fox', 'red fox']]
+    """
+    groups: dict[str, set[str]] = {}
+    for name in names:
+        groups.setdefault("".join(nfc(name).casefold().replace("_", " ").split()), set()).add(name)
+    return [sorted(group) for _, group in sorted(groups.items()) if len(group) > 1]
