@@ -144,7 +144,7 @@ def test_data_info_takes_whatever_names_a_data_set(made):
     info = hp.data_info("toy", num_train=3)
     assert info.dataset.name == "toy"
     assert info.about is None
-    assert info.unreadable() == []
+    assert [one.kind for one in hp.data_info("toy", num_train=3, verify=True).findings] == ["tiny"]
     for data in (made.config, made.config.data, {"name": "toy"}):
         assert hp.data_info(data).dataset.class_names == info.dataset.class_names
     assert hp.data_info().shipped
