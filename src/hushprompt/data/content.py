@@ -6,6 +6,7 @@ counts. A file above `WHOLE` bytes is known by its size and by its start, middle
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hushprompt.data.base import Split
-from hushprompt.data.listing import WHOLE, Decoded, Sized
+from hushprompt.data.listing import WHOLE, Decoded, Sized, sample
 
 MAX_READ = 10_000
 """Examples of a split that are read."""
@@ -51,7 +52,7 @@ def content_of(split: Split, index: np.ndarray | None = None) -> Content:
     sizes = [source.size(row) for row in rows] if isinstance(source, Sized) else [0] * len(rows)
     digest.update(np.array(sizes, dtype="<i8").tobytes())
     chosen = sorted({int(at) for at in np.linspace(0, len(rows) - 1, min(len(rows), MAX_READ))})
-    read = source.sample if isinstance(source, Sized) else source.fetch
+    read = functools.partial(sample, source) if isinstance(source, Sized) else source.fetch
     with ThreadPoolExecutor(16) as pool:
         for seen in pool.map(lambda at: hashlib.sha256(read(rows[at])).digest(), chosen):
             digest.update(seen)

@@ -16,7 +16,7 @@ import numpy as np
 
 from hushprompt.data.base import Copies, Dataset, Split
 from hushprompt.data.findings import SHOWN, Finding, finding
-from hushprompt.data.listing import Decoded, InPieces, Source
+from hushprompt.data.listing import Decoded, Sized, Source
 from hushprompt.data.partitions.base import Partition
 from hushprompt.errors import DataError
 
@@ -61,13 +61,13 @@ def _parted(
 def _size(split: Split, index: int) -> Hashable:
     """Return the number of bytes, where it is known without reading."""
     source, row = _source(split, index)
-    return source.size(row) if isinstance(source, InPieces) else None
+    return source.size(row) if isinstance(source, Sized) else None
 
 
 def _piece(split: Split, index: int) -> Hashable:
     """Return some bytes from the middle of an example, where they can be read alone."""
     source, row = _source(split, index)
-    return source.piece(row, source.size(row) // 2, PIECE) if isinstance(source, InPieces) else None
+    return source.piece(row, source.size(row) // 2, PIECE) if isinstance(source, Sized) else None
 
 
 def _digest(split: Split, index: int) -> Hashable:

@@ -73,32 +73,16 @@ class Sized(Source, Protocol):
     def size(self, row: int) -> int:
         """Return an example's bytes without reading it; DataError if it is not there."""
 
-    def sample(self, row: int) -> bytes:
-        """Read an example of up to `WHOLE` bytes, of a larger one `PART` bytes of start, middle and end."""
-
-
-@runtime_checkable
-class InPieces(Source, Protocol):
-    """A source that can tell whether examples differ without reading them."""
-
-    def size(self, row: int) -> int:
-        """Return an example's bytes without reading it; DataError if it is not there."""
-
     def piece(self, row: int, start: int, length: int) -> bytes:
         """Read `length` bytes from `start` on, fewer where the example ends; DataError if it is not there."""
 
 
-def sample_of(path: Path, start: int, size: int) -> bytes:
-    """Read what `Sized.sample` returns of an example that lies in a file."""
-    with path.open("rb") as file:
-        if size <= WHOLE:
-            file.seek(start)
-            return file.read(size)
-        parts = []
-        for offset in (0, (size - PART) // 2, size - PART):
-            file.seek(start + offset)
-            parts.append(file.read(PART))
-        return b"".join(parts)
+def sample(source: Sized, row: int) -> bytes:
+    """Read an example of up to `WHOLE` bytes, of a larger one `PART` bytes of start, middle and end."""
+    size = source.size(row)
+    if size <= WHOLE:
+        return source.piece(row, 0, size)
+    return b"".join(source.piece(row, start, PART) for start in (0, (size - PART) // 2, size - PART))
 
 
 @dataclass(frozen=True)
@@ -120,13 +104,6 @@ class Files:
     def size(self, row: int) -> int:
         """Return the file's size."""
         return self._status(row).st_size
-
-    def sample(self, row: int) -> bytes:
-        """Read a small file, or parts of a large one."""
-        try:
-            return sample_of(self.folder / self.names[row], 0, self.size(row))
-        except OSError as error:
-            raise DataError(f"The file {self.describe(row)} cannot be read ({error.strerror}).") from error
 
     def fetch(self, row: int) -> bytes:
         """Read the file."""

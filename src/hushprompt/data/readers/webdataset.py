@@ -13,7 +13,6 @@ import numpy as np
 from hushprompt.data.base import Dataset
 from hushprompt.data.class_folders import is_stray
 from hushprompt.data.decoding import AUDIO_SUFFIXES, IMAGE_SUFFIXES, media_of, suffix
-from hushprompt.data.listing import sample_of
 from hushprompt.data.readers.base import Found, OwnData, once, required, text_of
 from hushprompt.errors import DataError
 from hushprompt.registry import DATASETS
@@ -47,14 +46,6 @@ class Members:
     def size(self, row: int) -> int:
         """Return the size of the file in the tar."""
         return int(self.places[row][2])
-
-    def sample(self, row: int) -> bytes:
-        """Read a small file from the tar, or parts of a large one."""
-        shard, offset, size = self.places[row]
-        try:
-            return sample_of(self.folder / self.shards[shard], int(offset), int(size))
-        except OSError as error:
-            raise DataError(f"{self.describe(row)} cannot be read ({error.strerror}).") from error
 
     def fetch(self, row: int) -> bytes:
         """Read the file's bytes from the tar."""
