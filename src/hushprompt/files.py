@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from hushprompt.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,6 +48,12 @@ def append_line(path: Path, text: str) -> int:
         return file.tell()
 
 
+def whole_lines_of(path: Path) -> list[bytes]:
+    """Read the whole lines of a file that another process may be writing, none if it is missing; it stays as it is."""
+    content = path.read_bytes() if path.exists() else b""
+    return content[: content.rfind(b"\n") + 1].splitlines()
+
+
 def whole_lines(path: Path) -> list[bytes]:
     """Read the lines of a file that `append_line` writes, none if it is missing; a torn last line is cut off."""
     content = path.read_bytes() if path.exists() else b""
@@ -55,18 +63,35 @@ def whole_lines(path: Path) -> list[bytes]:
     return complete.splitlines()
 
 
+def own_folder(path: Path) -> None:
+    """Make a folder that only its owner can look into (mode 0700), or see that an existing one is so.
+
+    Raises:
+        ConfigError: it is somebody else's, or others can look into it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        path.mkdir(mode=0o700)
+    found = path.stat()
+    if os.name == "posix" and found.st_uid != os.geteuid():
+        raise ConfigError(f"The folder {path} belongs to another user. Use one of your own.")
+    if os.name == "posix" and found.st_mode & 0o077:
+        raise ConfigError(f"Others can look into {path}, which is for its owner alone. Run: chmod 700 {path}")
+
+
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """Return a temporary path beside `path`, and move it there if the block succeeds."""
+    """Return a temporary path beside `path`, and move it there if the block succeeds, with the mode of the umask."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
+    temporary = path.with_name(f".{secrets.token_hex(8)}.part")
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    mode = os.fstat(handle).st_mode
     os.close(handle)
-    temporary = Path(name)
     try:
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o644)
+        temporary.chmod(mode)  # safetensors makes the file anew, with a mode of its own
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """Certificates and keys as files, and handshakes with a server that shows them."""
 
 import datetime
+import os
 import socket
 import ssl
 import threading
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hushprompt.deployment.operate import certificates, node_keys, probe
+from hushprompt.deployment.operate import certificates, node_keys, probe, secrets
 from hushprompt.errors import ConfigError
 
 NOW = datetime.datetime.now(datetime.UTC)
@@ -164,3 +165,20 @@ def test_a_key_of_another_kind_is_refused(tmp_path, made):
         node_keys.check_private(tmp_path / "node.key")
     with pytest.raises(ConfigError, match="no public key"):
         node_keys.read_public(Path(made / "good.crt"))
+
+
+def test_a_key_is_read_from_a_file_of_ones_own_and_through_no_link(tmp_path, monkeypatch):
+    key, link, pipe = tmp_path / "node.key", tmp_path / "link.key", tmp_path / "pipe.key"
+    secrets.write_new(key, b"secret")
+    assert secrets.read(key) == b"secret"
+    link.symlink_to(key)
+    with pytest.raises(ConfigError, match="is a link"):
+        secrets.read(link)
+    os.mkfifo(pipe, 0o600)
+    with pytest.raises(ConfigError, match="is no file"):
+        secrets.read(pipe)
+    with pytest.raises(ConfigError, match="Is a directory"):
+        secrets.read(tmp_path)
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    with pytest.raises(ConfigError, match="belongs to another user"):
+        secrets.read(key)

@@ -9,9 +9,10 @@ import torch
 from helpers.deployments import Deployment
 from hushprompt.deployment import policy
 from hushprompt.deployment.agreement import Agreement, make_offer, version
+from hushprompt.deployment.client_node import open_client_node
 from hushprompt.deployment.config import OwnerConfig, ShareConfig
 from hushprompt.deployment.envelope import Envelope
-from hushprompt.errors import ProtocolError
+from hushprompt.errors import ConfigError, ProtocolError
 from hushprompt.privacy.config import Audience
 from hushprompt.runs import records
 
@@ -203,7 +204,7 @@ def test_the_owners_budget_holds_at_every_turn_even_where_the_plan_was_not_looke
     assert [answer.is_refusal for answer in answers] == [False, False, True]
     assert "The owner's privacy budget forbids this round" in reason(answers[2])
     assert asking.charged == [1, 2]
-    assert records.read_json(asking.folder / "spent.json")["epsilon"] == plan.epsilon(Audience.PERSONAL, 2)
+    assert policy.spent(asking.folder) == (plan.epsilon(Audience.PERSONAL, 2), 1e-3)
 
 
 def test_runs_add_up_against_the_owners_limits(toy_values, tmp_path):
@@ -253,7 +254,7 @@ def test_a_clip_norm_above_the_owners_is_refused(values, tmp_path):
     assert "came to 2, above 1.5" in reason(asking.turn(clip_norm=2.0))
     assert asking.charged == []
     answer = asking.turn(clip_norm=1.2)
-    assert abs(answer.meta["centered_count"]) <= 12
+    assert abs(answer.tensors["count"]) <= 12
 
 
 def test_a_run_that_no_owner_allows_does_not_begin(values, tmp_path):
@@ -262,3 +263,63 @@ def test_a_run_that_no_owner_allows_does_not_begin(values, tmp_path):
         deployed.serve()
     assert len(deployed.reasons()) == 3
     assert all("does not allow this plan" in why for why in deployed.reasons())
+
+
+def test_the_owners_limit_counts_every_audience(toy_values, tmp_path):
+    """The target is the public's, who sees nothing here; whoever gets the personal prompt does, and it counts."""
+    values = two_steps(toy_values)
+    noise = {"noise_multiplier_local": 5.0, "noise_multiplier_global": 20.0}
+    values["privacy"] = {"epsilon": "none", "delta": 1e-3, "audience": "public", **noise}
+    values["method"] = {"name": "local_only", "num_ctx": 4}
+    asking = Asking(values, tmp_path, owner=OwnerConfig(max_epsilon=0.5, max_delta=1.0))
+    plan = asking.agreement.arm.plan
+    assert plan.epsilon(Audience.PUBLIC, 3) == 0 < 0.5 < plan.epsilon(Audience.PERSONAL, 3), "else this shows nothing"
+    assert "above 0.5" in reason(asking.plan())
+
+
+def later(values, tmp_path):
+    """A client that took one turn of a run, and the plan of a second run that just fits beside it."""
+    owner = OwnerConfig(max_epsilon=12, max_delta=1)
+    first = Asking(values, tmp_path, owner=owner)
+    first.plan()
+    first.turn()
+    return first, Asking(values, tmp_path, run="run-2", owner=owner)
+
+
+@pytest.mark.parametrize("lost", ["agreement.json", "state.safetensors"])
+def test_what_was_spent_follows_from_the_ledger_whatever_else_is_lost(values, tmp_path, lost):
+    first, second = later(values, tmp_path)
+    (first.folder / lost).unlink()
+    assert policy.spent(first.folder)[0] == first.agreement.arm.plan.epsilon(Audience.PERSONAL, 1)
+    tight = OwnerConfig(max_epsilon=policy.spent(first.folder)[0] + 7.9, max_delta=1)
+    second.site.config = dataclasses.replace(second.site.config, owner=tight)
+    assert "of all runs here" in reason(second.plan())
+
+
+def test_a_lost_ledger_of_another_run_stops_everything(toy_values, tmp_path):
+    first, second = later(two_steps(toy_values), tmp_path)
+    assert not second.plan().is_refusal
+    (first.folder / "ledger.jsonl").unlink()
+    assert reason(second.plan()) == "This client cannot do that now; its owner can see why."
+    assert reason(second.turn()) == "This client cannot do that now; its owner can see why."
+    assert second.charged == []
+    assert "what was spent is not known" in second.log
+
+
+def test_what_an_older_version_charged_follows_from_its_agreement(values, tmp_path):
+    first, _ = later(values, tmp_path)
+    path = first.folder / "ledger.jsonl"
+    said = policy.spent(first.folder)
+    line = json.loads(path.read_text())
+    del line["spent"]
+    path.write_text(json.dumps(line) + "\n")
+    assert policy.spent(first.folder) == said
+
+
+def test_a_store_is_its_owners_alone(toy_values, tmp_path):
+    asking = Asking(two_steps(toy_values), tmp_path)
+    store = asking.site.store
+    assert store.stat().st_mode & 0o777 == 0o700
+    store.chmod(0o750)
+    with pytest.raises(ConfigError, match=f"chmod 700 {store}"):
+        open_client_node(asking.site.config)

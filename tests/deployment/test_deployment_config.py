@@ -84,7 +84,6 @@ def test_a_wrong_server_config_says_what_is_wrong(server, changes, message):
     ("changes", "message"),
     [
         ({}, "A client needs data"),
-        ({"share": {"client": 0}, "data": {"name": "toy"}}, "A client needs data"),
         ({"share": {"client": -1}}, "client must be >= 0"),
         ({"share": {"client": 0}, "owner": {}}, "incomplete.*max_epsilon"),
         ({"share": {"client": 0}, "owner": {"max_epsilon": 0}}, "max_epsilon must be > 0"),

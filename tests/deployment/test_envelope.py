@@ -1,10 +1,15 @@
 import hashlib
+import json
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save
 
-from hushprompt.deployment.envelope import Envelope, refusal
+from helpers.hostile import HOSTILE, packed, with_text
+from hushprompt.deployment.envelope import Envelope, canonical, refusal
 from hushprompt.errors import ProtocolError
 
 MANY = 10**6
@@ -71,3 +76,63 @@ def test_well_packed_nonsense_is_refused(content):
     body = save({}, metadata={"hushprompt": content})
     with pytest.raises(ProtocolError, match=r"cannot be read|no kind"):
         Envelope.from_bytes(b"hushmsg1" + hashlib.sha256(body).digest() + body, MANY)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_messages_are_refused(name):
+    with pytest.raises(ProtocolError):
+        Envelope.from_bytes(HOSTILE[name], MANY)
+
+
+def read_or_refused(data):
+    """Whether a message is read; one that is comes out of its own bytes again."""
+    try:
+        envelope = Envelope.from_bytes(data, MANY)
+    except ProtocolError:
+        return False
+    assert Envelope.from_bytes(envelope.to_bytes(), MANY).digest == envelope.digest
+    return True
+
+
+@given(st.integers(0, 2**32 - 1))
+@settings(max_examples=90, deadline=None)
+def test_mutated_messages_are_read_or_refused(seed):
+    """A hundred messages each, whose checksum fits: the parser behind it sees them."""
+    rng = np.random.default_rng(seed)
+    body = message(words=["x", None, 0.1], more={"a": [1, 2]}).to_bytes()[40:]
+    for _ in range(100):
+        mutant = bytearray(body)
+        for place in rng.integers(len(mutant) - 40, size=rng.integers(1, 4)):
+            match rng.integers(4):
+                case 0:
+                    mutant[place] = rng.integers(256)
+                case 1:
+                    mutant[place] = ord(rng.choice(list('{}[]",:0129eE-.tfn\\')))
+                case 2:
+                    del mutant[place : place + rng.integers(1, 9)]
+                case 3:
+                    mutant[place:place] = mutant[max(0, place - 8) : place] * int(rng.integers(1, 9))
+        read_or_refused(packed(bytes(mutant)))
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=20,
+)
+
+
+@given(st.lists(JSON, min_size=10, max_size=10))
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+def test_json_that_somebody_made_up_is_read_or_refused(values):
+    for value in values:
+        read_or_refused(with_text(json.dumps({"kind": "turn", "meta": {"a": value}})))
+
+
+def test_equal_values_are_the_same_bytes_wherever_they_are_written():
+    assert canonical({"b": [1, 0.1], "a": "é"}) == '{"a":"é","b":[1,0.1]}'.encode()
+    assert canonical(dict(reversed({"b": 1, "a": 2}.items()))) == canonical({"a": 2, "b": 1})
+    assert len(message().digest) == 64
+    other = Envelope("turn", {"round": 3}, {**message().tensors, "b": message().tensors["b"].double()})
+    assert other.digest != message().digest
+    assert Envelope("turn", {}, {"a": torch.tensor(3)}).digest != Envelope("turn", {}, {"a": torch.tensor([3])}).digest

@@ -14,7 +14,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from helpers.local_grid import LocalGrid
-from hushprompt.deployment.envelope import Envelope
+from hushprompt.deployment.envelope import Envelope, refusal
 from hushprompt.deployment.flower import client_app as client_side
 from hushprompt.deployment.flower import environment, messages
 from hushprompt.deployment.flower.grid_transport import GridTransport
@@ -31,6 +31,9 @@ class Echo:
 
     def answer(self, request):
         return dataclasses.replace(request, meta={**request.meta, "answered": True})
+
+    def refuse(self, kind, why):
+        return refusal(why)
 
 
 @pytest.fixture
@@ -94,6 +97,7 @@ def test_only_nodes_that_are_up_are_online(grid):
         ("silent", "deadline"),
         ("not taken", "did not take it"),
         (damaged, "checksum"),
+        (lambda reply: ValueError("what Flower says where it cannot unpack it"), "error at the client: ValueError"),
         (lambda reply: _with_content(reply, RecordDict({"envelope": ConfigRecord({"a": 1})})), "something else"),
         (lambda reply: _with_content(reply, RecordDict()), "something else"),
         (lambda reply: _from_node(reply, 1002), "another node"),

@@ -1,6 +1,6 @@
 import torch
 
-from hushprompt.deployment.envelope import Envelope
+from hushprompt.deployment.envelope import Envelope, refusal
 from hushprompt.deployment.transport import Failure, InProcess
 
 
@@ -8,8 +8,11 @@ class Echo:
     def answer(self, request):
         return Envelope("echo", request.meta, request.tensors)
 
+    def refuse(self, kind, why):
+        return refusal(why)
 
-class Broken:
+
+class Broken(Echo):
     def answer(self, request):
         raise RuntimeError("what is in the data")
 

@@ -275,11 +275,11 @@ def trained(folder):
         path.mkdir(parents=True)
         (path / "agreement.json").write_text(json.dumps(agreement.to_json()))
         charge = {"arm": agreement.arm.label, "round": 1, "clients": [[0, last]]}
+        charge |= {} if last else {"spent": {"epsilon": 0.5, "delta": 1e-3}}
         (path / "ledger.jsonl").write_text(json.dumps(charge) + "\n" + '{"torn')
     (run / "records.jsonl").write_text(json.dumps(ROUND) + "\n" + '{"torn')
     refused = {"time": "2026-01-01T00:00:00Z", "client": "b", "node": "7", "round": 0, "reason": "no answer"}
     (run / "refusals.jsonl").write_text(json.dumps(refused) + "\n")
-    (store / "t" / "x1" / "spent.json").write_text('{"epsilon": 0.5, "delta": 1e-3}')
     score = {"num_rounds": 1, "split": "test", "num_images": 9, "accuracy": 0.75, "epsilon": 0.5, "delta": 1e-3}
     (store / "t" / "x1" / "records.jsonl").write_text(json.dumps(score) + "\n")
     (store / "refusals.jsonl").write_text('{"time": "now", "kind": "plan", "reason": "above max_epsilon"}\n')

@@ -29,7 +29,7 @@ class Tampering(InProcess):
 
     def deliver(self, node, data):
         answer = super().deliver(node, data)
-        is_turn = node == "bob" and b'"kind\\": \\"turn' in data
+        is_turn = node == "bob" and b'"kind\\":\\"turn' in data
         return self.bytes_of(answer) if is_turn else answer
 
     def bytes_of(self, data):

@@ -65,7 +65,11 @@ class LocalGrid(Grid):
         return message.metadata.message_id
 
     def pull_messages(self, message_ids):
-        return [self._replies.pop(message_id) for message_id in list(message_ids) if message_id in self._replies]
+        found = [self._replies.pop(message_id) for message_id in list(message_ids) if message_id in self._replies]
+        for reply in found:
+            if isinstance(reply, Exception):  # what Flower raises where it cannot unpack what a node sent
+                raise reply
+        return found
 
     def send_and_receive(self, messages, *, timeout=None):
         return self.pull_messages(self.push_messages(messages))

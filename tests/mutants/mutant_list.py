@@ -18,9 +18,11 @@ import dp_accounting
 import numpy as np
 import torch
 
+from hushprompt import files
 from hushprompt.deployment import policy
+from hushprompt.deployment.client_run import ClientRun
 from hushprompt.deployment.responses import Responses
-from hushprompt.deployment.store import RunStore
+from hushprompt.deployment.store import RunStore, rounds_of_state
 from hushprompt.federation import client, payload
 from hushprompt.federation.server import Server
 from hushprompt.methods.base import Batch
@@ -800,7 +802,7 @@ REFUSES = "deployment/test_client_refuses.py"
     "test_the_owners_budget_holds_at_every_turn_even_where_the_plan_was_not_looked_at",
 )
 def owner_not_asked(patch):
-    everywhere(patch, policy.reserve, lambda *arguments: None)
+    everywhere(patch, policy.total, lambda *arguments: {"epsilon": 0.0, "delta": 0.0})
 
 
 @mutant(
@@ -843,6 +845,67 @@ def client_charges_nothing(patch):
 )
 def data_not_compared(patch):
     around(patch, RunIdentity, "differences", lambda true: lambda *arguments: [])
+
+
+@mutant(
+    "an owner's limit counts the audience of the run's target alone",
+    REFUSES,
+    "test_the_owners_limit_counts_every_audience",
+)
+def one_audience_counted(patch):
+    def make(true):
+        return lambda plan, num_rounds, client_id: plan.epsilon(plan.config.audience, num_rounds, client_id)
+
+    around(patch, policy, "epsilon", make)
+
+
+@mutant(
+    "a run whose ledger is lost has spent nothing",
+    REFUSES,
+    "test_a_lost_ledger_of_another_run_stops_everything",
+)
+def lost_ledger_forgiven(patch):
+    everywhere(patch, rounds_of_state, lambda folder: 0)
+
+
+@mutant(
+    "others may look into a client's store",
+    REFUSES,
+    "test_a_store_is_its_owners_alone",
+)
+def store_open_to_others(patch):
+    around(patch, files, "own_folder", lambda true: lambda path: path.mkdir(parents=True, exist_ok=True))
+
+
+SAYS = "deployment/test_what_answers_say.py"
+
+
+@mutant(
+    "an answer says more than is declared",
+    SAYS,
+    "test_every_answer_has_its_declared_fields_and_a_length_that_no_data_change",
+    case={},
+)
+def undeclared_field(patch):
+    def make(true):
+        return lambda self, *arguments: {**true(self, *arguments), "num_images": len(self.examples.index["train"])}
+
+    around(patch, ClientRun, "_header", make)
+
+
+@mutant(
+    "a client draws its batches of a round anew for each turn",
+    SAYS,
+    "test_batches_of_a_round_are_drawn_once_whatever_the_number_of_turns_and_processes",
+)
+def batches_drawn_each_turn(patch):
+    def make(true):
+        def load(self, template):
+            return dataclasses.replace(true(self, template), round_index=-1)
+
+        return load
+
+    around(patch, RunStore, "load", make)
 
 
 @mutant(

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import hashlib
 import importlib.metadata
-import json
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,8 +15,8 @@ import msgspec
 
 from hushprompt.config import parse as configs
 from hushprompt.config.schema import RunConfig, RuntimeConfig
-from hushprompt.deployment.envelope import PROTOCOL
-from hushprompt.errors import ProtocolError
+from hushprompt.deployment.envelope import PROTOCOL, canonical
+from hushprompt.errors import ConfigError, ProtocolError
 from hushprompt.federation.setup import plan_arms
 from hushprompt.models.placing import place, step_memory_mb
 from hushprompt.prompts.prompt_model import PromptModel
@@ -44,7 +43,10 @@ class Offer:
     @functools.cached_property
     def run_config(self) -> RunConfig:
         """The run config; ConfigError if this version cannot read it."""
-        return configs.parse(tomllib.loads(self.config))
+        try:
+            return configs.parse(tomllib.loads(self.config))
+        except (tomllib.TOMLDecodeError, RecursionError) as error:
+            raise ConfigError("The config that was offered is no TOML that can be read.") from error
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
@@ -63,7 +65,7 @@ class Agreement(Offer):
     @functools.cached_property
     def digest(self) -> str:
         """SHA-256 of all of it: every later message names it."""
-        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(canonical(self.to_json())).hexdigest()
 
     @functools.cached_property
     def arm(self) -> Arm:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hushprompt import extras
+from hushprompt import extras, files
 from hushprompt.config import parse as configs
 from hushprompt.config.schema import RunConfig
 from hushprompt.deployment.config import load_client, load_server
@@ -142,6 +142,7 @@ def join(file: str | Path, *, insecure: bool = False, say: Say = _silent) -> Non
     from hushprompt.deployment.operate import client as ends
 
     config = load_client(Path(file))
+    files.own_folder(config.store)
     _keep_running(ends.managed_process(Path(file), config, say, is_insecure=insecure), ends.flower_folder(config), say)
 
 
@@ -234,7 +235,7 @@ def _keep_running(managed: ManagedProcess, folder: Path, say: Say) -> None:
     """Keep the process of one end running, with its folder held for it alone."""
     from hushprompt.deployment.operate.supervise import Supervisor
 
-    folder.mkdir(parents=True, exist_ok=True)
+    files.own_folder(folder)
     with records.locked(folder):
         Supervisor(managed, say).run()
 

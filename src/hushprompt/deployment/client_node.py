@@ -10,12 +10,12 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from hushprompt import files
 from hushprompt.config.schema import RunConfig
-from hushprompt.deployment import policy
+from hushprompt.deployment import policy, wire
 from hushprompt.deployment.agreement import (
     Agreement,
     Offer,
@@ -26,18 +26,19 @@ from hushprompt.deployment.agreement import (
     version,
 )
 from hushprompt.deployment.client_run import ClientRun
-from hushprompt.deployment.config import ClientConfig
+from hushprompt.deployment.config import CACHE, REFUSALS, ClientConfig
 from hushprompt.deployment.envelope import Envelope, refusal
 from hushprompt.deployment.examples import open_examples
 from hushprompt.deployment.server_record import AGREEMENT
 from hushprompt.deployment.store import ClientState, RunStore
+from hushprompt.deployment.transport import plain
 from hushprompt.errors import ConfigError, HushpromptError, ProtocolError
 from hushprompt.prompts.prompt_model import PromptModel
 from hushprompt.runs import records
 
 LOG = logging.getLogger(__name__)
-REFUSALS = "refusals.jsonl"
-"""File in the store: what was refused and why, in full, for the owner alone."""
+CANNOT = "This client cannot do that now; its owner can see why."
+"""What the server is told of files, data, and errors that nobody expected."""
 
 
 class ClientNode:
@@ -51,6 +52,7 @@ class ClientNode:
         self._current: ClientRun | None = None
         self._handlers: dict[str, Callable[[Envelope], Envelope]] = {
             "join": self._join,
+            "check": self._check,
             "plan": self._plan,
             "turn": lambda request: self._run(request).update(request),
             "alone": lambda request: self._run(request).alone(request),
@@ -68,13 +70,15 @@ class ClientNode:
             if request.kind not in self._handlers:
                 raise ProtocolError(f"A client does not know the message {request.kind!r}.")
             with records.locked(self.store):
-                return self._handlers[request.kind](request)
+                return wire.check_declared(self._handlers[request.kind](request))
         except (ProtocolError, ConfigError) as error:  # about messages and plans: the server may know
-            return self._refuse(request, str(error), str(error))
-        except HushpromptError as error:  # about files and data, which are nobody's business
-            return self._refuse(request, str(error), "This client cannot do that now; its owner can see why.")
+            return self.refuse(request.kind, str(error), str(error), request.meta)
         except OSError as error:
-            return self._refuse(request, str(error), f"This client's disk: {error.strerror}.")
+            return self.refuse(request.kind, str(error), f"This client's disk: {error.strerror}.", request.meta)
+        except Exception as error:  # about files and data, which are nobody's business; or whatever a message caused
+            if not isinstance(error, HushpromptError):
+                LOG.exception("The message %r could not be answered.", request.kind)
+            return self.refuse(request.kind, str(error) or type(error).__name__, CANNOT, request.meta)
 
     def prepare(self) -> None:
         """Load model, plan and features of the run that was agreed on last, if there is one, before a message comes.
@@ -89,16 +93,26 @@ class ClientNode:
             assert pinned is not None
             self._open(pinned, store).load_features()
 
-    def _refuse(self, request: Envelope, why: str, told: str) -> Envelope:
-        """Record a refusal, if the disk can be written, and return what the server may know."""
-        LOG.warning("refused %s: %s", request.kind, why)
-        line = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "kind": request.kind, "reason": why}
-        line |= {key: request.meta[key] for key in ("federation", "run", "round", "step") if key in request.meta}
+    def refuse(self, kind: str, why: str, told: str = "", meta: Mapping[str, Any] | None = None) -> Envelope:
+        """Record a refusal, if the disk can be written, and return what the server may know.
+
+        Args:
+            kind: of the message.
+            why: in full, for the owner.
+            told: for the server; empty: the same.
+            meta: of the message, which may be anything.
+        """
+        LOG.warning("refused %s: %s", plain(kind), plain(why))
+        at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        line: dict[str, Any] = {"time": at, "kind": plain(kind), "reason": plain(why)}
+        for key in ("federation", "run", "round", "step"):
+            if isinstance(value := (meta or {}).get(key), int | str):
+                line[key] = plain(value) if isinstance(value, str) else value
         try:
             files.append_line(self.store / REFUSALS, json.dumps(line))
         except OSError as error:
             LOG.warning("the refusal could not be written down: %s", error)
-        return refusal(told)
+        return refusal(plain(told or why))
 
     def _join(self, request: Envelope) -> Envelope:
         """Return the client's name and size, if the offer fits its data and model."""
@@ -110,21 +124,30 @@ class ClientNode:
         answer = {"client": self.config.client.name, "num_examples": examples.size, "backbone": offer.backbone}
         return Envelope("join", {**version(), **answer})
 
+    def _check(self, request: Envelope) -> Envelope:
+        """Check a plan as `_plan` does, and store nothing: for a look at what would be agreed on."""
+        agreement, _, _ = self._allowed(request)
+        return Envelope("check", {"agreement": agreement.digest})
+
     def _plan(self, request: Envelope) -> Envelope:
         """Check a plan against the owner's policy, and store it before the first update."""
-        check_version(request.meta, "This client", "the server")
-        agreement = read_agreement(request.meta.get("agreement"))
-        store = RunStore(self.store, agreement.federation, agreement.run)
-        pinned = store.pinned()
-        if pinned != agreement and store.has_charges:
-            raise ProtocolError("Training began under another plan, or what was agreed on is lost: it cannot change.")
-        run = self._open(agreement, store)
-        policy.check_plan(self.config.owner, run.arm, run.client_id, self.store, store.folder)
+        agreement, run, store = self._allowed(request)
         run.load_features()  # now, so that no update waits for it
-        if pinned != agreement:
+        if store.pinned() != agreement:
             run.keep_identity()
             store.pin(agreement, ClientState(personal=run.first_personal, norm=run.first_norm))
         return Envelope("plan", {"agreement": agreement.digest})
+
+    def _allowed(self, request: Envelope) -> tuple[Agreement, ClientRun, RunStore]:
+        """Return the plan that a message proposes and its run, if the owner allows it."""
+        check_version(request.meta, "This client", "the server")
+        agreement = read_agreement(request.meta.get("agreement"))
+        store = RunStore(self.store, agreement.federation, agreement.run)
+        if store.has_charges and store.pinned() != agreement:
+            raise ProtocolError("Training began under another plan, or what was agreed on is lost: it cannot change.")
+        run = self._open(agreement, store)
+        policy.check_plan(self.config.owner, run.arm, run.client_id, self.store, store.folder)
+        return agreement, run, store
 
     def _run(self, request: Envelope) -> ClientRun:
         """Return the run that a message is about, if it is the one that was agreed on."""
@@ -174,15 +197,31 @@ class ClientNode:
         return self._model[1]
 
     def _own_runtime(self, offer: Offer) -> RunConfig:
-        """Return the run's config with this client's runtime, and its own files of the backbone where it names them."""
+        """Return the run's config with this client's runtime and backbone.
+
+        On the server's word alone only a model that the package has in it is loaded: any other names files, or a place
+        to fetch them from, which are for the owner to choose.
+
+        Raises:
+            ProtocolError: the federation's model is another one, and the owner named none.
+        """
         runtime = self.config.runtime
         if not runtime.cache_dir:
-            runtime = dataclasses.replace(runtime, cache_dir=str(self.store / "cache"))
+            runtime = dataclasses.replace(runtime, cache_dir=str(self.store / CACHE))
         backbone = self.config.backbone or offer.run_config.backbone
+        if self.config.backbone is None and not getattr(backbone, "is_embedded", False):
+            raise ProtocolError(
+                f"The federation's backbone is {backbone!r}, which reads or fetches files. This client's owner has to "
+                "choose it, as [backbone] in client.toml."
+            )
         return dataclasses.replace(offer.run_config, runtime=runtime, backbone=backbone)
 
 
 def open_client_node(config: ClientConfig) -> ClientNode:
-    """Return a client node; its folder is created if it is missing."""
-    config.store.mkdir(parents=True, exist_ok=True)
+    """Return a client node; its folder is created if it is missing.
+
+    Raises:
+        ConfigError: others can read the folder.
+    """
+    files.own_folder(config.store)
     return ClientNode(config)

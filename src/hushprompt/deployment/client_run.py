@@ -108,8 +108,8 @@ class ClientRun:
             state = self._begin_round(state, at.round_index)
         batches = state.batches[at.step_index : at.step_index + training.local_steps]
         update = self.trainer.update(self.arm, shared, norms, state.personal, batches, at)
-        tensors, counts = wire.update_tensors(update.message)
-        answer = Envelope("turn", {**self._header(request), **({} if norms is None else counts)}, tensors)
+        tensors = wire.update_tensors(update.message, counts=norms is not None)
+        answer = wire.check_declared(Envelope("turn", self._header(request, "round", "step"), tensors))
         norm = state.norm if update.norm is None else update.norm
         state = dataclasses.replace(state, personal=update.personal, norm=norm, step=at.step_index)
         self.store.save(dataclasses.replace(state, request=request.digest, answer=answer))
@@ -136,7 +136,7 @@ class ClientRun:
             if self.config.evaluation.is_due(round_index + 1, self.arm.num_rounds):
                 state = self._score(state, self.shared, round_index + 1)
             self.store.save(state)
-        return Envelope("alone", {**self._header(request), "until": until})
+        return Envelope("alone", self._header(request, "until"))
 
     def finish(self, request: Envelope) -> Envelope:
         """Score and write the personal prompt that goes with the last shared one, and what was spent for it."""
@@ -153,7 +153,7 @@ class ClientRun:
         own = {label: [a for a in of if self.client_id in a.clients] for label, of in accounts.items()}
         statement = {**privacy_record(arms, own), "not_private": STAYS_AT_HOME}
         records.write_json(self.store.folder / "privacy.json", statement)
-        answer = Envelope("finish", self._header(request))
+        answer = Envelope("finish", self._header(request, "rounds"))
         self.store.save(dataclasses.replace(state, request=request.digest, answer=answer))
         return answer
 
@@ -180,30 +180,32 @@ class ClientRun:
             reason = why_not(plan, charged, charge)
             if reason is not None:
                 raise PrivacyError(reason)
-            policy.reserve(owner, plan, num_charged + 1, self.client_id, self.client.store, self.store.folder)
-            ledger.charge(self.arm, round_index, charge.clients)
+            spent = policy.total(owner, plan, num_charged + 1, self.client_id, self.client.store, self.store.folder)
+            ledger.charge(self.arm, round_index, charge.clients, spent)
         batches = tuple(self.trainer.batches(self.arm, round_index))
         return dataclasses.replace(state, round_index=round_index, num_rounds=state.num_rounds + 1, batches=batches)
 
     def _norms(self, request: Envelope, state: ClientState) -> dict[str, float] | None:
         """Return the clip norms of an update where they are adaptive: the server's, and the client's own.
 
+        The own one stops at the owner's limit. A refusal would tell the server how it moved, which is a release for
+        the holder of the personal prompt alone.
+
         Raises:
             ProtocolError: the server sent none.
-            PrivacyError: one is above what the owner allows.
+            PrivacyError: the server's is above what the owner allows.
         """
         if state.norm is None:
             return None
-        norms, owner = {"local": state.norm, "global": 1.0}, self.client.owner
+        owner = self.client.owner
+        norms = {"local": min(state.norm, owner.max_clip_norm_local), "global": 1.0}
         if Channel.GLOBAL in self.arm.plan.channels:
             norm = request.meta.get("clip_norm")
             if type(norm) is not float or not norm > 0:
                 raise ProtocolError(f"An update of this plan needs a clip norm > 0, got {norm!r}.")
+            if norm > owner.max_clip_norm_global:
+                raise PrivacyError(f"The global clip norm came to {norm:.4g}, above {owner.max_clip_norm_global:g}.")
             norms["global"] = norm
-        most = {"local": owner.max_clip_norm_local, "global": owner.max_clip_norm_global}
-        for channel in self.arm.plan.channels:
-            if norms[channel] > most[channel]:
-                raise PrivacyError(f"The {channel} clip norm came to {norms[channel]:.4g}, above {most[channel]:g}.")
         return norms
 
     def _score(self, state: ClientState, shared: Shared, num_done: int) -> ClientState:
@@ -234,10 +236,10 @@ class ClientRun:
         features, labels, index = self.examples.features(self.model, self.config, split, kind)
         return features.tensor()[index].to(self.model.device), labels[index]
 
-    def _header(self, request: Envelope) -> dict[str, Any]:
+    def _header(self, request: Envelope, *place: str) -> dict[str, Any]:
         """Return what every answer states: whose it is, and to which request."""
-        place = {key: request.meta[key] for key in ("round", "step", "rounds") if key in request.meta}
-        return {"client": self.client.client.name, "agreement": self.agreement.digest, **place}
+        own = {"client": self.client.client.name, "agreement": self.agreement.digest}
+        return own | {key: request.meta[key] for key in place}
 
 
 def _whole_number(request: Envelope, key: str, end: int) -> int:

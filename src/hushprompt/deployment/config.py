@@ -21,6 +21,10 @@ from hushprompt.user_text import nfc, read_lines
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 """What a federation, a run and a client may be called: names of folders everywhere."""
+FLOWER, CACHE, REFUSALS = "flwr", "cache", "refusals.jsonl"
+"""What a client's store holds beside its runs: Flower's own files, cached features, and a line for each refusal."""
+RESERVED = frozenset({FLOWER, CACHE, REFUSALS, "bin", "con", "prn", "aux", "nul"})
+"""Names that mean something already, in a store, among Flower's files, or on some file systems."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +47,9 @@ class FederationConfig:
     min_clients: int = 0
     """Clients without which training does not start, and answers without which a round does not end (as far as its
     cohort has so many); 0 takes all of `clients`."""
+    max_examples: int = 1_000_000
+    """Largest number of training examples that a client is believed to have: the public sizes of all clients decide
+    the noise and every client's weight, so one that says more is left out."""
     join_deadline_s: float = 600.0
     """Seconds to wait for clients to come online and join."""
     round_deadline_s: float = 600.0
@@ -58,7 +65,9 @@ class FederationConfig:
         if self.classes and self.classes_file:
             raise ConfigError("federation.classes and federation.classes_file exclude each other. Keep one.")
         checks.in_range(0, len(self.clients), min_clients=self.min_clients)
-        checks.positive(join_deadline_s=self.join_deadline_s, round_deadline_s=self.round_deadline_s)
+        checks.positive(
+            max_examples=self.max_examples, join_deadline_s=self.join_deadline_s, round_deadline_s=self.round_deadline_s
+        )
 
     @property
     def quorum(self) -> int:
@@ -220,16 +229,16 @@ class ClientConfig:
     data: Any = None
     """Data section as in a run config: all of it is this client's. Its classes may be left out: the server's then."""
     share: ShareConfig | None = None
-    """Instead of `data`."""
+    """For a trial: a part of `data`; without `data`, of a data set that the package has in it."""
     backbone: Any = None
-    """Backbone section as in a run config, where this client's files lie elsewhere; left out: the run's. It must be the
-    same model, by its fingerprint."""
+    """Backbone section as in a run config: what this client loads. It must be the federation's model, by its
+    fingerprint. May be left out where the model is in the package; no other is loaded on the server's word."""
     link: ClientLinkConfig = field(default_factory=ClientLinkConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
     def __post_init__(self) -> None:
         """Check that there are data."""
-        if (self.data is None) == (self.share is None):
+        if self.data is None and self.share is None:
             raise ConfigError("A client needs data: the section data for its own, or share for a part of the run's.")
 
     @property
@@ -295,6 +304,8 @@ def check_name(what: str, name: str) -> None:
             f"{what} must begin with a letter or digit and have at most 64 letters, digits, dots, dashes and "
             f"underscores, got {name!r}."
         )
+    if name.lower() in RESERVED or name.endswith("."):
+        raise ConfigError(f"{what} must not be {name!r}, which has a meaning of its own. Use another name.")
 
 
 def _refuse_unknown(values: Mapping[str, Any], known: set[str]) -> None:

@@ -7,6 +7,7 @@ used is asked again, and clients give the very answer that they gave before.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import secrets
@@ -16,13 +17,13 @@ from typing import Any
 from hushprompt import files
 from hushprompt.deployment import wire
 from hushprompt.deployment.agreement import Agreement, make_offer, open_model, read_agreement
-from hushprompt.deployment.config import ServerConfig
+from hushprompt.deployment.config import REFUSALS, ServerConfig
 from hushprompt.deployment.enrollment import MAX_ANSWER_BYTES, Enrollment
 from hushprompt.deployment.envelope import Envelope
 from hushprompt.deployment.progress import RoundTally, ServerState, load_state, save_state
 from hushprompt.deployment.responses import Responses
 from hushprompt.deployment.server_record import AGREEMENT, ServerRecord
-from hushprompt.deployment.transport import MessageTransport
+from hushprompt.deployment.transport import MessageTransport, plain
 from hushprompt.errors import ProtocolError, ResumeError
 from hushprompt.federation.client import Step
 from hushprompt.federation.server import Server
@@ -164,8 +165,15 @@ class Coordinator:
         if any(name not in members or members[name].node not in online for name in names):
             self.enrollment.look(self._sizes(agreement))
         asked = {members[name].node: name for name in names if name in members}
+        place = {key: request.meta[key] for key in ("round", "step") if key in request.meta}
         responses = Responses(
-            agreement, state.shared, state.norms, request, asked, self.config.run.training.local_steps
+            agreement,
+            state.shared,
+            state.norms,
+            request,
+            asked,
+            self.config.run.training.local_steps,
+            functools.partial(self._report, **place),
         )
         for name in names:
             if name not in members:
@@ -174,9 +182,6 @@ class Coordinator:
         for node, answer in self.transport.ask(requests, deadline_s, request.num_bytes * 2 + MAX_ANSWER_BYTES):
             responses.take(node, answer)
         responses.close()
-        place = {key: request.meta[key] for key in ("round", "step") if key in request.meta}
-        for name, node, reason in responses.refused:
-            self._report(name, node, reason, **place)
         least = min(self.config.federation.quorum, len(cohort))
         if len(responses.messages) < least:
             raise ProtocolError(
@@ -220,13 +225,12 @@ class Coordinator:
         kind = wire.payload_kind_of(arm, self.config.run.training.local_steps)
         request = Envelope("finish", meta, wire.request_tensors(arm.method, state.shared, kind))
         asked = {member.node: name for name, member in self.enrollment.members.items()}
-        responses = Responses(agreement, state.shared, None, request, asked, self.config.run.training.local_steps)
+        steps = self.config.run.training.local_steps
+        responses = Responses(agreement, state.shared, None, request, asked, steps, self._report)
         deadline = self.config.federation.round_deadline_s
         for node, answer in self.transport.ask(dict.fromkeys(asked, request), deadline, MAX_ANSWER_BYTES):
             responses.take(node, answer)
         responses.close()
-        for name, node, reason in responses.refused:
-            self._report(name, node, reason)
 
     def _names(self, agreement: Agreement) -> dict[str, Any]:
         """Return what every message of the run says."""
@@ -239,5 +243,5 @@ class Coordinator:
     def _report(self, client: str, node: str, reason: str, **place: int) -> None:
         """Write down who was refused, refused, or did not answer."""
         at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        line = {"time": at, "client": client, "node": node, **place, "reason": reason}
-        files.append_line(self.folder / "refusals.jsonl", json.dumps(line))
+        line = {"time": at, "client": client, "node": node, **place, "reason": plain(reason)}
+        files.append_line(self.folder / REFUSALS, json.dumps(line))

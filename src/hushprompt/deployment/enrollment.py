@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from hushprompt.deployment.agreement import Agreement, Offer, check_version, version
 from hushprompt.deployment.config import FederationConfig
 from hushprompt.deployment.envelope import Envelope
-from hushprompt.deployment.transport import Failure, MessageTransport, reason_of
-from hushprompt.errors import ProtocolError
+from hushprompt.deployment.transport import Failure, MessageTransport, Report, attempt, reason_of
+from hushprompt.deployment.wire import check_declared
+from hushprompt.errors import ConfigError, ProtocolError
 
 POLL_S = 1.0
 """Seconds from one look at who is online to the next."""
 MAX_ANSWER_BYTES = 2**16
 """Of an answer without tensors."""
-Report = Callable[[str, str, str], None]
-"""Called with client (or ""), node and reason where somebody is refused, refuses, or does not answer."""
 
 
 @dataclass(frozen=True)
@@ -51,20 +50,12 @@ class Enrollment:
         invitation = Envelope("join", {**version(), "offer": self.offer.to_json()})
         asked = dict.fromkeys(new, invitation)
         for node, answer in self.transport.ask(asked, self.config.join_deadline_s, MAX_ANSWER_BYTES) if new else ():
-            try:
-                name, member = self._joined(node, answer)
-                if node not in asked or name not in (self.config.clients if sizes is None else sizes):
-                    raise ProtocolError(f"{name!r} is none of the clients that may join.")
-                if name in self.members and self.members[name].node in online:
-                    raise ProtocolError(f"{name} joined already, from another node.")
-                if sizes is not None and sizes[name] != member.size:
-                    raise ProtocolError(
-                        f"{name} agreed with {sizes[name]} training examples, now it has {member.size}."
-                    )
-                self.members[name] = member
-            except ProtocolError as error:
+            joined = attempt(lambda: self._joined(node, answer, asked, online, sizes))  # noqa: B023 - called now
+            if isinstance(joined, Failure):
                 self._refused.add(node)
-                self.report("", node, str(error))
+                self.report(self.transport.name_of(node), node, joined.reason)
+            else:
+                self.members[joined[0]] = joined[1]
 
     def wait(self, names: tuple[str, ...], sizes: Mapping[str, int] | None = None) -> None:
         """Look until all of `names` are there, or the deadline has passed.
@@ -95,39 +86,89 @@ class Enrollment:
             ProtocolError: fewer than `min_clients` accept.
         """
         while True:
-            names = tuple(name for name in self.config.clients if name in self.members)
-            if len(names) < self.config.quorum:
+            if len(self.members) < self.config.quorum:
                 raise ProtocolError(
-                    f"{len(names)} clients accept the plan, min_clients asks for {self.config.quorum}. refusals.jsonl "
-                    "says who refused, and why."
+                    f"{len(self.members)} clients accept the plan, min_clients asks for {self.config.quorum}. "
+                    "refusals.jsonl says who refused, and why."
                 )
-            sizes = tuple(self.members[name].size for name in names)
-            agreement = Agreement(**self.offer.to_json(), clients=names, sizes=sizes)
-            assert agreement.arm.plan.client_sizes == sizes  # raises here if there is no such plan
-            proposal = Envelope("plan", {**version(), "agreement": agreement.to_json()})
-            asked = {self.members[name].node: name for name in names}
-            accepted = set()
-            requests = dict.fromkeys(asked, proposal)
-            for node, answer in self.transport.ask(requests, self.config.join_deadline_s, MAX_ANSWER_BYTES):
-                if answer == Envelope("plan", {"agreement": agreement.digest}):
-                    accepted.add(node)
-                else:
-                    self.report(asked.get(node, ""), node, reason_of(answer))
-            if set(asked) <= accepted:
+            agreement = self.propose()
+            refusals = self.ask(agreement, "plan")
+            if not refusals:
                 return agreement
-            for node, name in asked.items():
-                if node not in accepted:
-                    del self.members[name]
-                    self._refused.add(node)
+            for name in refusals:
+                self._refused.add(self.members.pop(name).node)
 
-    def _joined(self, node: str, answer: Envelope | Failure) -> tuple[str, EnrolledClient]:
-        """Read who a node says it is."""
+    def propose(self) -> Agreement:
+        """Return the plan of those who joined; whose number of examples alone makes it impossible stays out.
+
+        Raises:
+            ConfigError: there is no such plan, whoever is left out.
+        """
+        names = tuple(name for name in self.config.clients if name in self.members)
+        agreement = self._agreement(names)
+        try:
+            assert agreement.arm.plan.client_sizes == agreement.sizes  # raises here if there is no such plan
+        except ConfigError as error:
+            for left_out in names:
+                rest = self._agreement(tuple(name for name in names if name != left_out))
+                if isinstance(attempt(lambda: rest.arm), Failure):  # noqa: B023 - called now
+                    continue
+                node = self.members.pop(left_out).node
+                self._refused.add(node)
+                self.report(left_out, node, f"With its number of training examples there is no plan: {error}")
+                return rest
+            raise
+        return agreement
+
+    def ask(self, agreement: Agreement, kind: str) -> dict[str, str]:
+        """Ask the clients of a plan whether they accept it, and return why not, by name of those who do not.
+
+        Args:
+            agreement: the plan.
+            kind: "plan", which those who accept will train by; "check", of which nothing stays.
+        """
+        proposal = Envelope(kind, {**version(), "agreement": agreement.to_json()})
+        asked = {self.members[name].node: name for name in agreement.clients if name in self.members}
+        refusals = dict.fromkeys(asked.values(), "no answer by the deadline")
+        requests = dict.fromkeys(asked, proposal)
+        for node, answer in self.transport.ask(requests, self.config.join_deadline_s, MAX_ANSWER_BYTES):
+            if node in asked and answer == Envelope(kind, {"agreement": agreement.digest}):
+                refusals.pop(asked[node], None)
+            else:
+                refusals[asked.get(node, "")] = reason_of(answer)
+                self.report(asked.get(node, ""), node, reason_of(answer))
+        return {name: reason for name, reason in refusals.items() if name}
+
+    def _agreement(self, names: tuple[str, ...]) -> Agreement:
+        """Return the offer with these clients."""
+        sizes = tuple(self.members[name].size for name in names)
+        return Agreement(**self.offer.to_json(), clients=names, sizes=sizes)
+
+    def _joined(
+        self,
+        node: str,
+        answer: Envelope | Failure,
+        asked: Mapping[str, Envelope],
+        online: set[str],
+        sizes: Mapping[str, int] | None,
+    ) -> tuple[str, EnrolledClient]:
+        """Read who a node says it is; ProtocolError if it may not join."""
         if isinstance(answer, Failure) or answer.kind != "join":
             raise ProtocolError(reason_of(answer))
-        name, size = answer.meta.get("client"), answer.meta.get("num_examples")
-        if not isinstance(name, str) or type(size) is not int or size < 1:
-            raise ProtocolError("A client must say its name and its number of training examples.")
+        name, size = check_declared(answer).meta["client"], answer.meta["num_examples"]
+        most = self.config.max_examples
+        if not isinstance(name, str) or type(size) is not int or not 1 <= size <= most:
+            raise ProtocolError(
+                f"A client must say its name and its number of training examples, 1 to {most}, got {size!r}. A larger "
+                "client needs a larger federation.max_examples."
+            )
+        if node not in asked or name not in (self.config.clients if sizes is None else sizes):
+            raise ProtocolError(f"{name!r} is none of the clients that may join.")
         check_version(answer.meta, "The server", name)
-        if answer.meta.get("backbone") != self.offer.backbone:
+        if answer.meta["backbone"] != self.offer.backbone:
             raise ProtocolError(f"{name} has another backbone than the federation.")
+        if name in self.members and self.members[name].node in online:
+            raise ProtocolError(f"{name} joined already, from another node.")
+        if sizes is not None and sizes[name] != size:
+            raise ProtocolError(f"{name} agreed with {sizes[name]} training examples, now it has {size}.")
         return name, EnrolledClient(node, size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,8 @@ from hushprompt.federation.setup import make_partition
 from hushprompt.models.base import FeatureKind
 from hushprompt.prompts.prompt_model import PromptModel
 from hushprompt.user_text import nfc
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,10 @@ def open_examples(client: ClientConfig, offer: Offer) -> Examples:
         DataError: the data cannot be read.
     """
     if client.share is not None:
-        dataset = offer.run_config.data.load()
+        section = client.data or offer.run_config.data
+        if client.data is None and not getattr(section, "is_embedded", False):
+            raise ProtocolError("The run's data are files. Whoever takes a share of them names them as [data], too.")
+        dataset = section.load()
         clients = make_partition(offer.run_config, dataset).clients
         if client.share.client >= len(clients):
             raise ProtocolError(
@@ -69,9 +75,10 @@ def open_examples(client: ClientConfig, offer: Offer) -> Examples:
         doctor.warn(doctor.Subject(dataset=dataset))
         index = {name: np.arange(len(split)) for name, split in dataset.splits.items()}
     if [*map(nfc, dataset.class_names)] != [*map(nfc, offer.class_names)]:
-        raise ProtocolError(
-            f"This client's data have {len(dataset.class_names)} classes, {_some(dataset.class_names)}; the federation "
-            f"has {len(offer.class_names)}, {_some(offer.class_names)}. Both must be the same, in the same order."
+        LOG.warning("the data have %d classes: %s", len(dataset.class_names), ", ".join(dataset.class_names))
+        raise ProtocolError(  # what classes there are here is not the server's business
+            f"This client's data have other classes than the federation has, or in another order; the federation has "
+            f"{len(offer.class_names)}, {_some(offer.class_names)}."
         )
     if len(index["train"]) == 0:
         raise ProtocolError("This client has no training example.")

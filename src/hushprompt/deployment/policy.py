@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
+from hushprompt import files
+from hushprompt.deployment.agreement import read_agreement
 from hushprompt.deployment.config import OwnerConfig
-from hushprompt.errors import PrivacyError
+from hushprompt.deployment.server_record import AGREEMENT
+from hushprompt.deployment.store import rounds_of_state, run_folders
+from hushprompt.errors import PrivacyError, ResumeError
 from hushprompt.privacy.config import Channel
 from hushprompt.privacy.plan import PrivacyPlan
+from hushprompt.runs import ledger as ledger_file
 from hushprompt.runs import records
 from hushprompt.runs.arm import Arm
-
-SPENT = "spent.json"
-"""In every run's folder: its cumulative (epsilon, delta), persisted before each charge."""
 
 
 def check_plan(owner: OwnerConfig, arm: Arm, client_id: int, store: Path, folder: Path) -> None:
@@ -53,28 +54,51 @@ def epsilon(plan: PrivacyPlan, num_rounds: int, client_id: int) -> float:
     return max(plan.epsilon(who, num_rounds, client_id) for who in audiences) if num_rounds else 0.0
 
 
-def reserve(owner: OwnerConfig, plan: PrivacyPlan, num_rounds: int, client_id: int, store: Path, folder: Path) -> None:
-    """Persist the cumulative (epsilon, delta) of `num_rounds` charged rounds of this run, before any of it is spent.
+def total(
+    owner: OwnerConfig, plan: PrivacyPlan, num_rounds: int, client_id: int, store: Path, folder: Path
+) -> dict[str, float]:
+    """Return (epsilon, delta) of `num_rounds` rounds of this run, which the ledger's line of the last one then states.
 
     Runs add up (basic composition): what others spent and this run's new total must stay within the owner's limits.
 
     Raises:
-        PrivacyError: they would not; nothing is set aside.
+        PrivacyError: they would not: the round must not be charged.
+        ResumeError: it is not known what another run spent.
     """
     now = epsilon(plan, num_rounds, client_id)
     reason = _over(owner, now, plan.config.delta, store, folder)
     if reason is not None:
         raise PrivacyError(f"The owner's privacy budget forbids this round: it would bring {reason}.")
-    records.write_json(folder / SPENT, {"epsilon": now, "delta": plan.config.delta})
+    return {"epsilon": now, "delta": plan.config.delta}
+
+
+def spent(folder: Path) -> tuple[float, float]:
+    """Return the (epsilon, delta) that a run in a store was charged for, from its ledger.
+
+    The ledger's last line says it; where an older version wrote that, it follows from the agreement and the rounds.
+
+    Raises:
+        ResumeError: the ledger is lost or damaged, so nobody knows.
+    """
+    path = folder / ledger_file.FILE
+    lines = files.whole_lines_of(path)
+    num_rounds, stated = ledger_file.stated(lines)
+    if num_rounds < rounds_of_state(folder):
+        raise ResumeError(f"The ledger in {folder} lacks rounds: what was spent is not known.")
+    if stated is not None:
+        return stated
+    agreement = read_agreement(records.read_json(folder / AGREEMENT))
+    ledger = ledger_file.read_ledgers(path, lines, agreement.clients)[agreement.arm.label]
+    (client_id,) = {client_id for charge in ledger.charges for client_id in charge.clients}
+    plan = agreement.arm.plan
+    return epsilon(plan, ledger.rounds(client_id), client_id), plan.config.delta
 
 
 def _over(owner: OwnerConfig, epsilon: float, delta: float, store: Path, folder: Path) -> str | None:
     """Say which limit would be passed with this much of the run in `folder`; None: neither."""
-    for path in sorted(store.glob(f"*/*/{SPENT}")):
-        if path.parent != folder:
-            spent = records.read_json(path)
-            epsilon += math.inf if spent["epsilon"] == "inf" else spent["epsilon"]
-            delta += spent["delta"]
+    for run in run_folders(store):
+        if run != folder:
+            epsilon, delta = (now + before for now, before in zip((epsilon, delta), spent(run), strict=True))
     if epsilon > owner.max_epsilon:
         return f"epsilon of all runs here to {epsilon:.4g}, above {owner.max_epsilon:g}"
     if delta > owner.max_delta * (1 + 1e-9):

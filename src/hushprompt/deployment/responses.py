@@ -8,8 +8,9 @@ from typing import Any
 from hushprompt.deployment import wire
 from hushprompt.deployment.agreement import Agreement
 from hushprompt.deployment.envelope import Envelope
-from hushprompt.deployment.transport import Failure, reason_of
+from hushprompt.deployment.transport import Failure, Report, attempt, reason_of
 from hushprompt.errors import ProtocolError
+from hushprompt.federation.payload import num_bytes
 from hushprompt.methods.base import Shared
 from hushprompt.privacy.adaptive import ClipNorms
 
@@ -25,12 +26,12 @@ class Responses:
         request: Envelope,
         asked: Mapping[str, str],
         local_steps: int,
+        report: Report,
     ) -> None:
-        """Expect answers of clients `asked`, names by node."""
+        """Expect answers of clients `asked`, names by node; `report` hears at once of what is left out."""
         self.agreement, self.shared, self.norms, self.request, self.asked = agreement, shared, norms, request, asked
+        self._report = report
         self.payload_kind = wire.payload_kind_of(agreement.arm, local_steps)
-        self.refused: list[tuple[str, str, str]] = []
-        """Client, node and reason of what was left out."""
         self.failures: dict[str, str] = {}
         """Reason by client that took no part."""
         self.bytes_up = self.header_bytes_up = 0
@@ -49,25 +50,29 @@ class Responses:
     def take(self, node: str, answer: Envelope | Failure) -> None:
         """Use a response, or note why it cannot be used."""
         name = self.asked.get(node, "")
-        try:
-            if not name:
-                raise ProtocolError("An answer came from a node that was not asked.")
-            client_id = self.agreement.clients.index(name)
-            if client_id in self._messages:
-                raise ProtocolError("A second answer came to the same question.")
-            if isinstance(answer, Failure) or answer.kind != self.request.kind:
-                raise ProtocolError(reason_of(answer))
-            self._check_names(name, answer)
-            self._messages[client_id] = self._message(client_id, answer)
-        except ProtocolError as error:
-            self.fail(name, node, str(error))
-            return
-        self.bytes_up += answer.num_bytes
-        self.header_bytes_up += len(answer.to_bytes()) - answer.num_bytes
+        used = attempt(lambda: self._use(name, answer))
+        if isinstance(used, Failure):
+            self.fail(name, node, used.reason)
+        elif isinstance(answer, Envelope):
+            self.bytes_up += used
+            self.header_bytes_up += len(answer.to_bytes()) - used
+
+    def _use(self, name: str, answer: Envelope | Failure) -> int:
+        """Use an answer, and return the bytes of its payload; any exception is a reason not to."""
+        if not name:
+            raise ProtocolError("An answer came from a node that was not asked.")
+        client_id = self.agreement.clients.index(name)
+        if client_id in self._messages:
+            raise ProtocolError("A second answer came to the same question.")
+        if isinstance(answer, Failure) or answer.kind != self.request.kind:
+            raise ProtocolError(reason_of(answer))
+        self._check_names(name, wire.check_declared(answer))
+        self._messages[client_id] = self._message(client_id, answer)
+        return num_bytes(self._messages[client_id])
 
     def fail(self, name: str, node: str, reason: str) -> None:
         """Note why a client took no part, or why one thing that came was left out."""
-        self.refused.append((name, node, reason))
+        self._report(name, node, reason)
         if name and self.agreement.clients.index(name) not in self._messages:
             self.failures[name] = reason
 
@@ -92,4 +97,4 @@ class Responses:
             return None
         size = self.agreement.sizes[client_id]
         arm = self.agreement.arm
-        return wire.read_update(arm, self.shared, self.norms, size, self.payload_kind, answer.tensors, answer.meta)
+        return wire.read_update(arm, self.shared, self.norms, size, self.payload_kind, answer.tensors)

@@ -2,7 +2,7 @@
 
 `STORE/<federation>/<run>/` holds `agreement.json` (pinned before the first update), `state.safetensors` (personal
 state, batches of the round, last answer: one file, so one rename commits an update), `ledger.jsonl` (rounds charged,
-each before it is trained), `spent.json` (their cumulative epsilon and delta, for the owner's limits over all runs),
+each before it is trained, with the epsilon and delta of all of them, for the owner's limits over all runs),
 `records.jsonl` (its own scores), and at the end `prompts/` and `privacy.json`.
 """
 
@@ -24,8 +24,10 @@ from hushprompt.deployment.envelope import Envelope
 from hushprompt.deployment.server_record import AGREEMENT
 from hushprompt.errors import ConfigError, ProtocolError, ResumeError
 from hushprompt.methods.base import Personal
-from hushprompt.runs import records
+from hushprompt.runs import ledger, records
 from hushprompt.runs.state import flatten, restore
+
+STATE = "state.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +69,25 @@ class _StateHeader(ClientProgress):
     """Kind and plain values of the last answer."""
 
 
+def run_folders(store: Path) -> list[Path]:
+    """Return the folders of a store's runs: those in which there is anything of a run, whatever else was lost."""
+    traces = (AGREEMENT, STATE, ledger.FILE)
+    return sorted({path.parent for name in traces for path in store.glob(f"*/*/{name}")})
+
+
+def rounds_of_state(folder: Path) -> int:
+    """Return the number of rounds that a run's state counts as charged; 0 where there is none.
+
+    Raises:
+        ResumeError: it is damaged.
+    """
+    path = folder / STATE
+    try:
+        return records.read_tensors(path, _StateHeader)[0].num_rounds if path.exists() else 0
+    except ValueError as error:
+        raise ResumeError(f"The state {path} is damaged ({error}): what was spent is not known.") from error
+
+
 class RunStore:
     """The folder of one run."""
 
@@ -91,7 +112,7 @@ class RunStore:
     @property
     def has_charges(self) -> bool:
         """Whether any round was ever charged."""
-        path = self.folder / "ledger.jsonl"
+        path = self.folder / ledger.FILE
         return path.exists() and path.stat().st_size > 0
 
     def pinned(self) -> Agreement | None:
@@ -112,7 +133,7 @@ class RunStore:
             **{f"batch.{step}": torch.from_numpy(batch) for step, batch in enumerate(state.batches)},
         }
         header = _StateHeader(**_progress(state), answer=(state.answer.kind, dict(state.answer.meta)))
-        files.write_tensors(self.folder / "state.safetensors", tensors, json.dumps(dataclasses.asdict(header)))
+        files.write_tensors(self.folder / STATE, tensors, json.dumps(dataclasses.asdict(header)))
 
     def load(self, template: Personal) -> ClientState:
         """Read the state into the structure of a personal state of the same method and model.
@@ -120,7 +141,7 @@ class RunStore:
         Raises:
             ResumeError: it is missing or damaged: what left is not known.
         """
-        path = self.folder / "state.safetensors"
+        path = self.folder / STATE
         try:
             header, tensors = records.read_tensors(path, _StateHeader)
             parts: dict[str, dict[str, torch.Tensor]] = {"personal": {}, "answer": {}, "batch": {}}

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 from hushprompt.deployment.envelope import Envelope
 from hushprompt.errors import ProtocolError
 
+T = TypeVar("T")
+Report = Callable[[str, str, str], None]
+"""Called with client (or ""), node and reason where somebody is refused, refuses, or does not answer."""
 MAX_REQUEST_BYTES = 2**30
 """Longest request that a client reads."""
+MAX_REASON = 1000
+"""Characters of a text from elsewhere that are kept."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,9 @@ class Answerer(Protocol):
     def answer(self, request: Envelope) -> Envelope:
         """Answer one message."""
 
+    def refuse(self, kind: str, why: str) -> Envelope:
+        """Write down that a message could not be read, and return the refusal."""
+
 
 @runtime_checkable
 class MessageTransport(Protocol):
@@ -36,6 +44,9 @@ class MessageTransport(Protocol):
 
     def online(self) -> list[str]:
         """Return the ids of the nodes that can be reached now. A node keeps its id when it comes back."""
+
+    def name_of(self, node: str) -> str:
+        """Return the client that a node is by its key; empty where keys do not say."""
 
     def ask(
         self, requests: Mapping[str, Envelope], deadline_s: float, max_bytes: int
@@ -65,30 +76,56 @@ class InProcess:
         """Return all nodes."""
         return list(self.nodes)
 
+    def name_of(self, node: str) -> str:
+        """Return nothing: there are no keys here."""
+        return ""
+
     def ask(
         self, requests: Mapping[str, Envelope], deadline_s: float, max_bytes: int
     ) -> Iterator[tuple[str, Envelope | Failure]]:
         """Ask node by node; an exception at a client is a Failure."""
 
         def ask_one(node: str) -> Envelope | Failure:
-            try:
-                return Envelope.from_bytes(self.deliver(node, requests[node].to_bytes()), max_bytes)
-            except ProtocolError as error:
-                return Failure(str(error))
-            except Exception as error:  # whatever goes wrong at a client is that client's failure, not the server's
-                return Failure(f"error at the client: {type(error).__name__}")
+            return attempt(lambda: Envelope.from_bytes(self.deliver(node, requests[node].to_bytes()), max_bytes))
 
         with ThreadPoolExecutor(self._num_threads) as pool:
             yield from zip(requests, pool.map(ask_one, requests), strict=True)
 
     def deliver(self, node: str, data: bytes) -> bytes:
         """Deliver bytes to a client, and return its answer; tests override this to fail."""
+        return answer_bytes(self.nodes[node], data).to_bytes()
+
+
+def answer_bytes(site: Answerer, data: bytes) -> Envelope:
+    """Have a client answer what arrived; what cannot be read is refused, and written down like every refusal."""
+    try:
         request = Envelope.from_bytes(data, MAX_REQUEST_BYTES)
-        return self.nodes[node].answer(request).to_bytes()
+    except ProtocolError as error:
+        return site.refuse("message", str(error))
+    return site.answer(request)
+
+
+def attempt(read: Callable[[], T]) -> T | Failure:
+    """Read one answer; whatever goes wrong with it is that client's failure, and ends nothing else."""
+    try:
+        return read()
+    except ProtocolError as error:
+        return Failure(str(error))
+    except Exception as error:  # a client may send anything, and so anything may be raised
+        return Failure(f"error at the client: {type(error).__name__}")
 
 
 def reason_of(answer: Envelope | Failure) -> str:
     """Return why there is no usable answer."""
     if isinstance(answer, Failure):
         return answer.reason
-    return str(answer.meta.get("reason", ""))[:1000] if answer.is_refusal else f"answered with {answer.kind[:50]!r}"
+    return str(answer.meta.get("reason", "")) if answer.is_refusal else f"answered with {answer.kind!r}"
+
+
+def plain(text: str) -> str:
+    r"""Return a text from elsewhere as one short line that a terminal shows as it is.
+
+    >>> plain("no\nmore \x1b[31mred")
+    'no more ?[31mred'
+    """
+    return "".join(char if char.isprintable() else "?" for char in " ".join(text.split())[:MAX_REASON])

@@ -6,13 +6,13 @@ A request carries the fields of the shared state that the method's `payload` nam
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hushprompt.deployment.envelope import Envelope
 from hushprompt.errors import ConfigError, ProtocolError
 from hushprompt.federation.payload import PayloadKind, payload_kind
 from hushprompt.methods.base import Method, Shared
@@ -24,6 +24,17 @@ from hushprompt.runs.state import flatten, restore
 
 HEADER_BYTES = 2**16
 """Upper bound of all bytes around the tensors of an answer."""
+DECLARED = {
+    "join": {"protocol", "package", "client", "num_examples", "backbone"},
+    "check": {"agreement"},
+    "plan": {"agreement"},
+    "turn": {"client", "agreement", "round", "step"},
+    "alone": {"client", "agreement", "until"},
+    "finish": {"client", "agreement", "rounds"},
+    "refusal": {"reason"},
+}
+"""Fields of each answer: all of them public, so that neither their text nor its length tells of the data. Whatever
+depends on the data is a tensor of a size that the agreement fixes."""
 
 
 def payload_kind_of(arm: Arm, local_steps: int) -> PayloadKind:
@@ -62,19 +73,27 @@ def read_shared(method: Method, start: Shared, tensors: Mapping[str, Tensor], ki
     return restore(start, {**flatten(start), **tensors})
 
 
-def update_tensors(message: Any) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Return a client's message as tensors, and the count that adaptive clip norms need.
+def check_declared(answer: Envelope) -> Envelope:
+    """Return an answer that has exactly the fields of its kind; ProtocolError for one that has others."""
+    if set(answer.meta) != DECLARED.get(answer.kind):
+        raise ProtocolError(f"An answer has the fields {sorted(answer.meta)}, which are not those of {answer.kind!r}.")
+    return answer
+
+
+def update_tensors(message: Any, *, counts: bool) -> dict[str, Tensor]:
+    """Return a client's message as tensors; with `counts` also the count that adaptive clip norms need.
 
     Masks of secure aggregation belong in `federation.payload.pack`.
     """
     if message is None:
-        return {}, {}
+        return {}
     if isinstance(message, ClippedSum):
-        return {"sum": message.value}, {"centered_count": message.centered_count}
-    return ({"gradient": message} if isinstance(message, Tensor) else flatten(message)), {}
+        count = {"count": torch.tensor(message.centered_count, dtype=torch.float64)} if counts else {}
+        return {"sum": message.value, **count}
+    return {"gradient": message} if isinstance(message, Tensor) else flatten(message)
 
 
-def expected_update(arm: Arm, shared: Shared, kind: PayloadKind) -> dict[str, Tensor]:
+def expected_update(arm: Arm, shared: Shared, kind: PayloadKind, *, counts: bool) -> dict[str, Tensor]:
     """Return tensors of the names, shapes and types that a client's message must have."""
     if kind is PayloadKind.COPIES:
         return flatten(shared)
@@ -83,7 +102,8 @@ def expected_update(arm: Arm, shared: Shared, kind: PayloadKind) -> dict[str, Te
         like = like.flatten()  # blocks of a clipped batch are one vector
     if kind is PayloadKind.GRADIENTS:
         return {"gradient": like}
-    return {"sum": like.double() if arm.plan.config.noise_source == "secure" else like}
+    count = {"count": torch.zeros((), dtype=torch.float64)} if counts else {}
+    return {"sum": like.double() if arm.plan.config.noise_source == "secure" else like, **count}
 
 
 def read_update(
@@ -93,25 +113,22 @@ def read_update(
     size: int,
     kind: PayloadKind,
     tensors: Mapping[str, Tensor],
-    meta: Mapping[str, Any],
 ) -> Any:
     """Return the message of a client with `size` training examples.
 
     Raises:
         ProtocolError: it is not what the method's clients send.
     """
-    check_like(tensors, expected_update(arm, shared, kind), "An update")
+    check_like(tensors, expected_update(arm, shared, kind, counts=norms is not None), "An update")
     if kind is PayloadKind.COPIES:
         return restore(shared, tensors)
-    (value,) = tensors.values()
+    value = tensors["gradient" if kind is PayloadKind.GRADIENTS else "sum"]
     value = value.to(next(iter(flatten(shared).values())).device)
     if kind is PayloadKind.GRADIENTS:
         return value
-    count = 0.0
-    if norms is not None:
-        count = meta.get("centered_count", math.nan)
-        if type(count) is not float or not abs(count) <= size / 2:
-            raise ProtocolError(f"An update counts {count} contributions of at most {size}, each by a half.")
+    count = float(tensors["count"]) if norms is not None else 0.0
+    if abs(count) > size / 2:
+        raise ProtocolError(f"An update counts {count} contributions of at most {size}, each by a half.")
     clip_norm = None if norms is None else norms.of(0)["global"]
     bound = arm.plan.release_plan.sensitivity(Channel.GLOBAL) if clip_norm is None else clip_norm
     return ClippedSum(value, bound, count)

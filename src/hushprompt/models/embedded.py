@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -33,6 +34,9 @@ FILES = ("emoji_clip.safetensors", "emoji_clip.json", "tokenizer.json")
 @dataclass(frozen=True, kw_only=True)
 class EmojiClip:
     """The `backbone` section of the embedded model: nothing to set."""
+
+    is_embedded: ClassVar[bool] = True
+    """The package has it in itself: no file that a config names is read, and nothing is fetched."""
 
     def load(self) -> Model:
         """Read weights and tokenizer from the package."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -26,6 +27,8 @@ CONTEXT_WINDOW = 40
 class Toy:
     """The `backbone` section of the toy model."""
 
+    is_embedded: ClassVar[bool] = True
+    """The package has it in itself: no file that a config names is read, and nothing is fetched."""
     token_width: int = 8
     """Width e of a token embedding."""
     feature_dim: int = 6

@@ -7,7 +7,6 @@ is a charge whose round did not start.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from hushprompt import files
 from hushprompt.errors import ResumeError
 from hushprompt.privacy.ledger import Account, Charge, Ledger, accounts, why_not
 from hushprompt.runs.arm import Arm
-from hushprompt.runs.records import from_json
+from hushprompt.runs.records import from_json, to_json
 
 FILE = "ledger.jsonl"
 LETTERS = 16
@@ -35,6 +34,8 @@ class _ChargeLine:
     """Names; older versions wrote ranges of ids, both ends included."""
     identity: str | None = None
     """First letters of the digest of what is charged for, where that is known."""
+    spent: Mapping[str, float] | None = None
+    """Epsilon and delta of all charges so far, where somebody's budget goes beyond this run."""
 
 
 class LedgerFile:
@@ -80,8 +81,17 @@ class LedgerFile:
                 "Start a new run."
             )
 
-    def charge(self, arm: Arm, round_index: int, clients: Iterable[int]) -> str | None:
-        """Charge a round, on disk before this returns; or say why the budget forbids it, and charge nothing."""
+    def charge(
+        self, arm: Arm, round_index: int, clients: Iterable[int], spent: Mapping[str, float] | None = None
+    ) -> str | None:
+        """Charge a round, on disk before this returns; or say why the budget forbids it, and charge nothing.
+
+        Args:
+            arm: whose round it is.
+            round_index: from 0.
+            clients: who is charged.
+            spent: what the line says of all charges so far, this one included; see `deployment.policy`.
+        """
         ledger = self.of(arm.label)
         charge = ledger.due(round_index, clients, is_replay_exact=arm.plan.release_plan.is_replay_exact)
         if charge is None:
@@ -90,8 +100,11 @@ class LedgerFile:
         if reason is not None:
             return reason
         names: list[str | tuple[int, int]] = [self._names[client_id] for client_id in charge.clients]
-        entry = _ChargeLine(arm=arm.label, round=round_index + 1, clients=names, identity=self._identity or None)
-        files.append_line(self._path, json.dumps(dataclasses.asdict(entry)))
+        entry = _ChargeLine(
+            arm=arm.label, round=round_index + 1, clients=names, identity=self._identity or None, spent=spent
+        )
+        line = to_json(entry)
+        files.append_line(self._path, json.dumps(line if spent else {k: v for k, v in line.items() if k != "spent"}))
         self._ledgers[arm.label] = ledger.with_charge(charge)
         return None
 
@@ -125,6 +138,20 @@ def read_ledgers(
                 f"Line {number} of {path} is damaged ({error}): what was spent is not known. Start a new run."
             ) from error
     return ledgers
+
+
+def stated(lines: Iterable[bytes]) -> tuple[int, tuple[float, float] | None]:
+    """Return how many rounds a ledger charges, whoever is charged, and the epsilon and delta that its last line states.
+
+    Raises:
+        ResumeError: a line is damaged, so nobody knows what was spent.
+    """
+    try:
+        entries = [from_json(_ChargeLine, json.loads(line)) for line in lines]
+    except ValueError as error:
+        raise ResumeError(f"A ledger is damaged ({error}): what was spent is not known.") from error
+    spent = entries[-1].spent if entries else {"epsilon": 0.0, "delta": 0.0}
+    return len({(entry.arm, entry.round) for entry in entries}), spent and (spent["epsilon"], spent["delta"])
 
 
 def _ids(clients: Iterable[str | tuple[int, int]], ids: Mapping[str, int]) -> Iterator[int]:

@@ -8,6 +8,7 @@ import json
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -21,6 +22,9 @@ from hushprompt.registry import DATASETS
 @dataclass(frozen=True, kw_only=True)
 class Emoji100:
     """The `data` section of the embedded data set: nothing to set. The domain of an image is its vendor."""
+
+    is_embedded: ClassVar[bool] = True
+    """The package has it in itself: no file that a config names is read, and nothing is fetched."""
 
     def load(self) -> Dataset:
         """Read the package's file; nothing is decoded yet."""

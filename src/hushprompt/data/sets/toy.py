@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -24,6 +25,8 @@ SIDE = 8
 class ToyData:
     """The `data` section of the toy data set."""
 
+    is_embedded: ClassVar[bool] = True
+    """The package has it in itself: no file that a config names is read, and nothing is fetched."""
     num_classes: int = 6
     """Number of classes, at most 16."""
     num_train: int = 12

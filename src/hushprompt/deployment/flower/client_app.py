@@ -12,10 +12,8 @@ from flwr.clientapp import ClientApp
 
 from hushprompt.deployment.client_node import ClientNode, open_client_node
 from hushprompt.deployment.config import load_client
-from hushprompt.deployment.envelope import refusal
 from hushprompt.deployment.flower import environment, messages
-from hushprompt.deployment.transport import MAX_REQUEST_BYTES
-from hushprompt.errors import ProtocolError
+from hushprompt.deployment.transport import answer_bytes
 
 _LOG = logging.getLogger("flwr.hushprompt")
 FAILED = 2
@@ -34,13 +32,10 @@ def client_app(config_of: Callable[[Context], Path]) -> ClientApp:
     def answer(message: Message, context: Context) -> Message:
         """Answer one message. What went wrong in detail stays here: it could tell of the data."""
         try:
-            request = messages.read(message, MAX_REQUEST_BYTES)
-        except ProtocolError as error:
-            return messages.reply(refusal(str(error)), message)
-        try:
-            return messages.reply(client_node(config_of(context)).answer(request), message)
+            node = client_node(config_of(context))
+            return messages.reply(answer_bytes(node, messages.content_of(message)), message)
         except Exception as error:
-            _LOG.exception("The message %r could not be answered.", request.kind)
+            _LOG.exception("A message could not be answered.")
             return Message(Error(FAILED, type(error).__name__), reply_to=message)
 
     return app

@@ -11,7 +11,7 @@ from flwr.serverapp import Grid
 
 from hushprompt.deployment.envelope import Envelope
 from hushprompt.deployment.flower import messages
-from hushprompt.deployment.transport import Failure
+from hushprompt.deployment.transport import Failure, attempt
 from hushprompt.errors import ProtocolError
 
 REASONS = {
@@ -49,6 +49,10 @@ class GridTransport:
         nodes = map(str, self._grid.get_node_ids())
         return sorted(node for node in nodes if self._names is None or node in self._names)
 
+    def name_of(self, node: str) -> str:
+        """Return the client whose key a node has."""
+        return "" if self._names is None else self._names.get(node, "")
+
     def ask(
         self, requests: Mapping[str, Envelope], deadline_s: float, max_bytes: int
     ) -> Iterator[tuple[str, Envelope | Failure]]:
@@ -66,11 +70,13 @@ class GridTransport:
             else:
                 yield node, Failure("the message could not be sent: SuperLink did not take it")
         while waiting:
-            arrived = list(self._grid.pull_messages(list(waiting)))
-            for message in arrived:
-                node = waiting.pop(message.metadata.reply_to_message_id, "")
-                if node:
-                    yield node, self._read(node, message, max_bytes)
+            arrived = False
+            for message_id, node in list(waiting.items()):
+                answer = self._pull(message_id, node, max_bytes)
+                if answer is not None:
+                    arrived = True
+                    del waiting[message_id]
+                    yield node, answer
             if self._clock() >= end:
                 break
             if waiting and not arrived:
@@ -78,17 +84,27 @@ class GridTransport:
         for node in waiting.values():
             yield node, Failure("no answer by the deadline")
 
-    def _read(self, node: str, message: Message, max_bytes: int) -> Envelope | Failure:
-        """Return what a node answered."""
+    def _pull(self, message_id: str, node: str, max_bytes: int) -> Envelope | Failure | None:
+        """Return what a node answered to a message; None: nothing yet.
+
+        Messages are pulled one by one: Flower unpacks what a node sent, and where that fails it is this node's failure.
+        """
+        arrived = attempt(lambda: list(self._grid.pull_messages([message_id])))
+        if isinstance(arrived, Failure):
+            return arrived
+        replies = [message for message in arrived if message.metadata.reply_to_message_id == message_id]
+        return attempt(lambda: self._read(node, replies[0], max_bytes)) if replies else None
+
+    def _read(self, node: str, message: Message, max_bytes: int) -> Envelope:
+        """Return what a node answered; ProtocolError if it is no answer of that node."""
         if message.has_error():
             told = f"Flower error {message.error.code}: {message.error.reason}"
-            return Failure(REASONS.get(message.error.code, told))
+            raise ProtocolError(REASONS.get(message.error.code, told))
         if str(message.metadata.src_node_id) != node:
-            return Failure(f"the answer came from another node, {message.metadata.src_node_id}")
-        try:
-            answer = messages.read(message, max_bytes)
-        except ProtocolError as error:
-            return Failure(str(error))
+            raise ProtocolError(f"the answer came from another node, {message.metadata.src_node_id}")
+        answer = messages.read(message, max_bytes)
         if self._names is not None and answer.meta.get("client", self._names[node]) != self._names[node]:
-            return Failure(f"it calls itself {answer.meta['client']!r}, but its key is that of {self._names[node]!r}")
+            raise ProtocolError(
+                f"it calls itself {answer.meta['client']!r}, but its key is that of {self._names[node]!r}"
+            )
         return answer

@@ -32,10 +32,15 @@ def read(message: Message, max_bytes: int) -> Envelope:
     Raises:
         ProtocolError: there is none, or something else beside it, or it cannot be read.
     """
+    return Envelope.from_bytes(content_of(message), max_bytes)
+
+
+def content_of(message: Message) -> bytes:
+    """Take the bytes of an envelope out of a message; ProtocolError if it holds something else."""
     content = message.content
     if list(content) != [ENTRY] or not isinstance(record := content[ENTRY], ArrayRecord) or list(record) != [ENTRY]:
         raise ProtocolError("A Flower message holds something else than one envelope.")
-    return Envelope.from_bytes(record[ENTRY].data, max_bytes)
+    return record[ENTRY].data
 
 
 def _record(envelope: Envelope) -> RecordDict:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from hushprompt.deployment.config import ClientConfig
+from hushprompt.deployment.config import FLOWER, ClientConfig
 from hushprompt.deployment.flower import clientapp, environment
 from hushprompt.deployment.operate import certificates, node_keys, probe
 from hushprompt.deployment.operate.layout import is_loopback, split_address
@@ -99,4 +99,4 @@ def free_port() -> int:
 
 def flower_folder(config: ClientConfig) -> Path:
     """Return the folder in which Flower keeps what it needs."""
-    return config.store / "flwr"
+    return config.store / FLOWER

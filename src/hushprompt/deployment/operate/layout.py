@@ -24,6 +24,7 @@ from typing import Any
 import tomli_w
 
 from hushprompt import checks, files
+from hushprompt.config import parse as configs
 from hushprompt.deployment.config import check_name, load_server
 from hushprompt.deployment.operate import certificates, node_keys
 from hushprompt.errors import ConfigError
@@ -181,8 +182,22 @@ def _write_client(folder: Path, wanted: Wanted, words: Mapping[str, str], client
     """Write a client's config and unit."""
     own = {"client": client, "client_toml": _toml(client)}
     own["data_section"] = OWN_DATA if wanted.classes else SHARE.format(index=index)
+    own["chosen_sections"] = _chosen_sections(wanted)
     files.write_text(folder / "client.toml", _filled("client.toml", {**words, **own}))
     files.write_text(folder / "hushprompt-client.service", _filled("client.service", {**words, **own}))
+
+
+def _chosen_sections(wanted: Wanted) -> str:
+    """Return the run's backbone and data as sections of `client.toml`, where they are files or have to be fetched."""
+    chosen = {}
+    for name in ("backbone",) if wanted.classes else ("backbone", "data"):
+        values = dict(wanted.run[name])
+        if not getattr(configs.choose(name, values), "is_embedded", False):
+            placed = {
+                key: str(Path(values[key]).resolve()) for key in ("root", "file", "classes_file") if values.get(key)
+            }
+            chosen[name] = values | placed
+    return f"\n{tomli_w.dumps(chosen)}" if chosen else ""
 
 
 def _filled(name: str, words: Mapping[str, str]) -> str:

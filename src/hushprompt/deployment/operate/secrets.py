@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -29,14 +30,24 @@ def write_new(path: Path, data: bytes) -> None:
 
 
 def read(path: Path) -> bytes:
-    """Read a file that only its owner can read.
+    """Read a file that only its owner, who is the user of this process, can read.
+
+    What is checked is the file that is read: it is opened once, and no link is followed to another.
 
     Raises:
-        ConfigError: it is missing, or others can read or change it.
+        ConfigError: it is missing, a link or no file, another user's, or others can read or change it.
     """
     try:
-        if path.stat().st_mode & OTHERS:
-            raise ConfigError(f"The private key {path} can be read by others. Run: chmod 600 {path}")
-        return path.read_bytes()
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode):
+                raise ConfigError(f"The private key {path} is no file.")
+            if found.st_uid != os.geteuid():
+                raise ConfigError(f"The private key {path} belongs to another user. Run: chown $USER {path}")
+            if found.st_mode & OTHERS:
+                raise ConfigError(f"The private key {path} can be read by others. Run: chmod 600 {path}")
+            return file.read()
     except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise ConfigError(f"The private key {path} is a link. Name the file itself.") from error
         raise ConfigError(f"The private key {path} cannot be read ({error.strerror}). Check the path.") from error

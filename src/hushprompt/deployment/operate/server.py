@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hushprompt import files
 from hushprompt.deployment.config import ServerConfig
 from hushprompt.deployment.flower import environment
 from hushprompt.deployment.operate import certificates, node_keys
@@ -46,7 +47,7 @@ def managed_process(
         raise ConfigError(f"--insecure is for trials on one machine: link.host must be 127.0.0.1, got {link.host}.")
 
     def check() -> None:
-        flower_folder(config).mkdir(parents=True, exist_ok=True)
+        files.own_folder(flower_folder(config))
         if is_insecure:
             return
         for warning in check_link(config):

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hushprompt.deployment.config import ClientConfig, OwnerConfig, ServerConfig
+from hushprompt import files
+from hushprompt.deployment.config import REFUSALS, ClientConfig, OwnerConfig, ServerConfig
 from hushprompt.deployment.server_record import AGREEMENT, ServerRecord
 from hushprompt.runs import records
 
@@ -125,15 +126,15 @@ def server_status(config: ServerConfig, connection: Connection | str) -> ServerS
         rounds=rounds(folder),
         num_rounds=config.run.training.num_rounds,
         guarantees=guarantees(folder),
-        refusals=refusals(folder / "refusals.jsonl"),
-        refusals_file=folder / "refusals.jsonl",
+        refusals=refusals(folder / REFUSALS),
+        refusals_file=folder / REFUSALS,
         is_finished=(folder / "privacy.json").exists(),
     )
 
 
 def client_status(config: ClientConfig) -> ClientStatus:
     """Read what a client's store holds."""
-    file = config.store / "refusals.jsonl"
+    file = config.store / REFUSALS
     runs = tuple(client_runs(config.store))
     return ClientStatus(runs=runs, owner=config.owner, refusals=refusals(file), refusals_file=file)
 
@@ -183,7 +184,7 @@ def guarantees(folder: Path) -> list[dict[str, Any]]:
 
     charged = folder / ledger_file.FILE
     agreement = read_agreement(records.read_json(agreed))
-    arm, lines = agreement.arm, _whole_lines(charged)
+    arm, lines = agreement.arm, files.whole_lines_of(charged)
     ledger = ledger_file.read_ledgers(charged, lines, agreement.clients).get(arm.label, Ledger())
     return list(privacy_record([arm.spent(ledger)])["arms"])
 
@@ -200,8 +201,10 @@ def client_runs(store: Path) -> list[ClientRunStatus]:
 
 def _client_run(folder: Path) -> ClientRunStatus:
     """Read one run of a client's store."""
-    spent = folder / "spent.json"
-    values = records.read_json(spent) if spent.exists() else {"epsilon": 0.0, "delta": 0.0}
+    # Imported here: plans need torch, and most processes of a federation never look at one.
+    from hushprompt.deployment.policy import spent
+
+    epsilon, delta = spent(folder)
     scores = _lines(folder / "records.jsonl")
     return ClientRunStatus(
         federation=folder.parent.name,
@@ -209,8 +212,8 @@ def _client_run(folder: Path) -> ClientRunStatus:
         num_charged=len({line["round"] for line in _lines(folder / "ledger.jsonl")}),
         num_rounds=scores[-1]["num_rounds"] if scores else None,
         accuracy=scores[-1]["accuracy"] if scores else None,
-        epsilon=math.inf if values["epsilon"] == "inf" else values["epsilon"],
-        delta=values["delta"],
+        epsilon=epsilon,
+        delta=delta,
         prompts=tuple(sorted((folder / "prompts").glob("client-*.safetensors"))),
         guarantees=guarantees(folder),
     )
@@ -225,13 +228,7 @@ def _refusal(line: dict[str, Any]) -> str:
 
 def _lines(path: Path) -> list[dict[str, Any]]:
     """Read the whole lines of a file of records."""
-    return [json.loads(line) for line in _whole_lines(path)]
-
-
-def _whole_lines(path: Path) -> list[bytes]:
-    """Read the whole lines of a file that another process may be writing; it is left as it is."""
-    content = path.read_bytes() if path.exists() else b""
-    return content[: content.rfind(b"\n") + 1].splitlines()
+    return [json.loads(line) for line in files.whole_lines_of(path)]
 
 
 def _number(epsilon: float) -> str:
