@@ -12,6 +12,7 @@ import hushprompt as hp
 from hushprompt.cli.console import INTERRUPTED, console, sentence
 from hushprompt.errors import ConfigError
 from hushprompt.privacy import statements
+from hushprompt.user_text import read_lines
 
 if TYPE_CHECKING:
     from hushprompt.deployment.flower.control import FlowerRun
