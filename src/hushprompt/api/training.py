@@ -15,7 +15,7 @@ from hushprompt.config import parse as configs
 from hushprompt.config.schema import RunConfig, RuntimeConfig
 from hushprompt.errors import ConfigError, ResumeError
 from hushprompt.federation import simulate
-from hushprompt.federation.setup import client_sizes, make_partition, plan_arms, plan_metrics
+from hushprompt.federation.setup import client_sizes, make_partition, plan_arms, plan_metrics, tell_findings
 from hushprompt.privacy import statements
 from hushprompt.privacy.guarantee import Guarantee
 from hushprompt.process import tune
@@ -148,8 +148,10 @@ def plan(config: Config = None, **sections: Any) -> Plan:
         PrivacyError: it lies outside the privacy theorem.
     """
     resolved = configs.resolve(config, sections)
-    clients = make_partition(resolved, resolved.data.load())
+    dataset = resolved.data.load()
+    clients = make_partition(resolved, dataset)
     arms = plan_arms(resolved, client_sizes(clients))
+    tell_findings(resolved, dataset, clients, arms)
     record = privacy_record(arms, metrics=plan_metrics(resolved, arms, clients))
     return Plan(resolved, records.to_json(record))
 

@@ -142,11 +142,11 @@ def examine(subject: Subject) -> list[Finding]:
     return sorted(findings, key=lambda one: not one.is_refused)
 
 
-def warn(subject: Subject) -> None:
-    """Say in one line what the cheap checks find, if anything."""
+def warn(subject: Subject, note: str = "") -> None:
+    """Say in one line what the cheap checks find, if anything, and a note on it."""
     findings = quick(subject)
     if findings:
-        what = "; ".join(one.line() for one in findings)
+        what = "; ".join([*(one.line() for one in findings), *([note] if note else [])])
         logger.warning("Data set %s: %s. For more: hushprompt data info CONFIG --verify", subject.dataset.name, what)
 
 

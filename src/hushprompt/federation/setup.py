@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +14,9 @@ from torch import Tensor
 
 from hushprompt import seeding
 from hushprompt.config.schema import RunConfig
+from hushprompt.data import doctor
 from hushprompt.data.base import Dataset
-from hushprompt.data.copies import refuse_across_clients
+from hushprompt.data.copies import in_training, refuse_across_clients
 from hushprompt.data.partitions.base import Partition
 from hushprompt.errors import ConfigError, PrivacyError
 from hushprompt.evaluation.base_to_new import base_images, num_base_classes
@@ -24,7 +26,9 @@ from hushprompt.features.store import StoredFeatures
 from hushprompt.methods.base import ClipsBatches, NamesMechanism
 from hushprompt.models.base import FeatureKind
 from hushprompt.models.placing import place, step_memory_mb
+from hushprompt.privacy import statements
 from hushprompt.privacy.config import Channel
+from hushprompt.privacy.copies import epsilon_of_copies
 from hushprompt.privacy.metrics import MetricsPlan, make_metrics_plan
 from hushprompt.privacy.plan import PrivacyPlan, make_plan
 from hushprompt.privacy.schedule import Cohorts, draw_cohorts
@@ -244,6 +248,28 @@ def plan_arms(config: RunConfig, sizes: list[int]) -> list[Arm]:
         num_same = sum(arm.label.partition(" #")[0] == label for arm in arms)
         arms.append(Arm(f"{label} #{num_same + 1}" if num_same else label, name, method, plan, own_cohorts))
     return arms
+
+
+def tell_findings(config: RunConfig, dataset: Dataset, partition: Partition, arms: Sequence[Arm]) -> None:
+    """Say in one line what a user should know of the data, and what the guarantee is worth to images with copies."""
+    subject = doctor.Subject(dataset=dataset, partition=partition, num_shots=config.partition.num_shots)
+    doctor.warn(subject, copies_note(arms[-1].plan, in_training(dataset, dataset.copies, partition)))
+
+
+def copies_note(plan: PrivacyPlan, repeated: Mapping[int, Mapping[int, int]]) -> str:
+    """Say what a plan guarantees to the image with the most copies in one training set; "" where there is none.
+
+    Args:
+        plan: of what is trained.
+        repeated: by client, how many images stand so many times in its training set.
+    """
+    audience = plan.config.audience
+    claimed = plan.guarantees()[audience] if repeated and plan.channels else None
+    if claimed is None or math.isinf(claimed.epsilon):
+        return ""
+    client_id, num_copies = max(((who, max(counts)) for who, counts in repeated.items()), key=lambda pair: pair[1])
+    epsilon = epsilon_of_copies(plan, audience, num_copies, client_id)
+    return statements.copies_statement(claimed, epsilon, num_copies, plan.config.noise_source)
 
 
 def plan_metrics(config: RunConfig, arms: Sequence[Arm], partition: Partition) -> MetricsPlan | None:

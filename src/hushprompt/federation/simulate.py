@@ -22,7 +22,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hushprompt.config.schema import RunConfig
-from hushprompt.data import doctor
 from hushprompt.errors import ResumeError
 from hushprompt.evaluation.confusion import confusion
 from hushprompt.evaluation.evaluate import NewClasses, Scores, evaluate, mean_scores
@@ -38,6 +37,7 @@ from hushprompt.federation.setup import (
     make_partition,
     plan_arms,
     plan_metrics,
+    tell_findings,
 )
 from hushprompt.federation.training import Participants, RoundInfo, train
 from hushprompt.methods.base import NoState, Personal
@@ -84,8 +84,8 @@ def run(config: RunConfig, folder: Path, observer: Observer, load: Load = load_f
         sizes = client_sizes(partition)
         identity = IdentityFile(folder, config)
         identity.check(identity_of(config, dataset, zip(partition.client_names, sizes, strict=True)))
-        doctor.warn(doctor.Subject(dataset=dataset, partition=partition, num_shots=config.partition.num_shots))
         arms = plan_arms(config, sizes)
+        tell_findings(config, dataset, partition, arms)
         metrics = plan_metrics(config, arms, partition)
         progress = _progress(config, folder)
         records.truncate_records(folder / "records.jsonl", progress.records_size)

@@ -154,7 +154,7 @@ class PrivacyPlan:
     def epsilon(self, audience: Audience, num_rounds: int | None = None, client_id: int | None = None) -> float:
         """Return the epsilon of `audience` after `num_rounds` rounds of a client; inf without noise, 0 if unseen."""
         return accounting.epsilon(
-            self.composed(audience, num_rounds, client_id), delta=self.config.delta, relation=self._accounted_relation
+            self.composed(audience, num_rounds, client_id), delta=self.config.delta, relation=self.accounted_relation
         )
 
     def after(self, num_rounds: int) -> PrivacyPlan:
@@ -169,7 +169,7 @@ class PrivacyPlan:
                     audience=str(audience),
                     releases=self.releases(audience),
                     delta=self.config.delta,
-                    relation=self._accounted_relation,
+                    relation=self.accounted_relation,
                     unit=self.config.privacy_unit,
                     sampling_description=self._sampling() + self._warning,
                     why_unbounded=NO_CLIENT_LEVEL if self.is_outside(audience) else "no noise",
@@ -181,7 +181,7 @@ class PrivacyPlan:
         }
 
     @property
-    def _accounted_relation(self) -> accounting.Relation:
+    def accounted_relation(self) -> accounting.Relation:
         """The config's; clipped batches without sampling have one sensitivity for both, which must not be doubled."""
         if (
             self.release_plan.batch_clipping is not None

@@ -68,6 +68,12 @@ NOISE_SOURCE = {
 COUNTS_NOT_PRIVATE = (
     "Not private, simulation only: counts of a client's examples by class are not covered by any guarantee."
 )
+COPIES = (
+    "for an image that stands {num_copies} times in one client's training set, all its copies together, {source}"
+    "epsilon = {epsilon:.4g}, not {once:.4g}, at delta = {delta:g} towards {audience}, {relation}, {sampling}; "
+    "accountant: {accountant}"
+)
+"""What a guarantee is worth to an example that stands several times in a training set."""
 SEVERAL_ARMS = "Each arm is accounted for on its own; publishing several arms of one run adds up their privacy losses."
 PARTICIPATION = (
     "{cohort_size} of {num_clients} clients take part in a round, by a public schedule from which no amplification is "
@@ -77,6 +83,28 @@ PARTICIPATION = (
 ADAPTIVE_CLIPPING = "clip_norms are those of the first step; noise_multipliers are those of sum and count together."
 FALSE_ALARMS = 0.01
 """Rate of false accusations at which a guarantee is put into plain words."""
+
+
+def copies_statement(guarantee: Guarantee, epsilon: float, num_copies: int, noise_source: str) -> str:
+    """Say what a guarantee is worth to an example with copies in the same training set.
+
+    Args:
+        guarantee: of an example that stands there once.
+        epsilon: of all copies together.
+        num_copies: how often it stands there.
+        noise_source: "seeded" or "secure".
+    """
+    return COPIES.format(
+        num_copies=num_copies,
+        epsilon=epsilon,
+        source="simulation: " if noise_source == "seeded" else "",
+        once=guarantee.epsilon,
+        delta=guarantee.delta,
+        audience=AUDIENCES[guarantee.audience],
+        relation=guarantee.neighboring_relation,
+        sampling=guarantee.sampling,
+        accountant=guarantee.accountant,
+    )
 
 
 def guarantee_statement(guarantee: Guarantee) -> str:
