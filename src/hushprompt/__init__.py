@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from hushprompt.api.training import plan as plan
     from hushprompt.api.training import resume as resume
     from hushprompt.api.training import run as run
+    from hushprompt.api.verifying import verify as verify
     from hushprompt.config.schema import EvaluationConfig as EvaluationConfig
     from hushprompt.config.schema import Reference as Reference
     from hushprompt.config.schema import RunConfig as RunConfig
@@ -69,6 +70,7 @@ _MODULES = {
     "api.prompt": ("Prompt", "load_prompt"),
     "api.run": ("Run", "load"),
     "api.training": ("plan", "resume", "run"),
+    "api.verifying": ("verify",),
     "config.schema": ("EvaluationConfig", "Reference", "RunConfig", "RuntimeConfig", "TrainingConfig"),
     "errors": (
         "ConfigError", "DataError", "HushpromptError", "LinkError", "PrivacyError", "ProtocolError", "ResumeError",

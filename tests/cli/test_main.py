@@ -40,7 +40,7 @@ def test_a_run_prints_the_table_and_writes_the_folder(hush, tmp_path):
         assert part in out
     assert {p.name for p in (tmp_path / "r").iterdir()} == {
         "config.toml", "records.jsonl", "summary.json", "privacy.json", "partition.json", "confusion", "checkpoint",
-        "ledger.jsonl", "prompts", "identity.json",
+        "ledger.jsonl", "prompts", "identity.json", "manifest.json",
     }  # fmt: skip
     again = hush("show", "r").out
     assert "DP-FPL" in again

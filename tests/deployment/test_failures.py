@@ -229,8 +229,8 @@ def test_nothing_of_a_client_lies_with_the_server_but_name_size_and_shared_thing
     deployed.serve()
     found = {str(path.relative_to(deployed.folder("server"))) for path in deployed.folder("server").rglob("*.*")}
     assert found == {
-        "agreement.json", "ledger.jsonl", "records.jsonl", "privacy.json", "checkpoint/state.safetensors",
-        "prompts/global.safetensors",
+        "agreement.json", "ledger.jsonl", "manifest.json", "records.jsonl", "privacy.json",
+        "checkpoint/state.safetensors", "prompts/global.safetensors",
     }  # fmt: skip
     kept = load_file(deployed.folder("server") / "checkpoint" / "state.safetensors")
     assert all(key.startswith("shared.") for key in kept)

@@ -37,10 +37,10 @@ class Silent:
 
 
 def files(folder):
-    """Everything a run leaves, without the clock and the checkpoint."""
+    """Everything a run leaves, without the clock, hashes of files that have it, and the checkpoint."""
     found = {}
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.parent.name != "checkpoint":
+        if path.is_file() and path.parent.name != "checkpoint" and path.name != "manifest.json":
             text = path.read_bytes()
             if path.suffix in (".json", ".jsonl"):
                 text = [json.loads(line, object_hook=without_clock) for line in json_lines(path)]

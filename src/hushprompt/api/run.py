@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from hushprompt.errors import DataError
 from hushprompt.privacy import statements
-from hushprompt.runs import records
+from hushprompt.runs import manifest, records
+from hushprompt.runs.manifest import CLAIMS
 from hushprompt.runs.records import ArmSummary, RoundRecord
 
 if TYPE_CHECKING:
@@ -72,7 +74,9 @@ class Run:
         """Return the result table, one row an arm: it shows itself in a terminal and in a notebook."""
         from hushprompt.reporting.result_table import result_table
 
-        return result_table(self.arms, self.privacy)
+        table = result_table(self.arms, self.privacy)
+        edited = [f"{text}; `hushprompt verify` says what differs." for text in manifest.changes(self.folder, CLAIMS)]
+        return dataclasses.replace(table, notes=(*edited, *table.notes))
 
     def prompt(self, client: int | str | None = None, *, backbone: Any = None) -> Prompt:
         """Return a trained prompt: a client's own, or without `client` the global one.

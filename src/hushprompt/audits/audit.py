@@ -23,10 +23,11 @@ from hushprompt.audits.world import audiences, context_method
 from hushprompt.checks import one_of, positive
 from hushprompt.config import parse as configs
 from hushprompt.config.schema import RunConfig
-from hushprompt.errors import ConfigError
+from hushprompt.errors import ConfigError, ResumeError
 from hushprompt.federation.setup import client_sizes, make_partition, plan_arms
 from hushprompt.privacy.config import Audience
 from hushprompt.registry import METHODS
+from hushprompt.runs import identity as identities
 from hushprompt.runs import records
 from hushprompt.runs.arm import Arm
 from hushprompt.seeding import stream
@@ -99,10 +100,33 @@ def audit(
     config, folder = locate(what, overrides)
     folder = folder if out is None else Path(out)
     folder.mkdir(parents=True, exist_ok=True)
+    if not overrides and isinstance(what, (Path, str)):
+        check_content(Path(what), config)
     with records.locked(folder):
         record = measure(config, chosen, folder, on_progress, workers or config.runtime.num_threads)
     records.write_json(folder / FILE, record)
     return record
+
+
+def check_content(folder: Path, config: RunConfig) -> None:
+    """Refuse to attack a run on other data, or another model, than it was trained on.
+
+    Raises:
+        ResumeError: something differs; the message says what.
+    """
+    recorded = identities.read(folder)
+    if recorded is None:
+        return
+    dataset = config.data.load()
+    partition = make_partition(config, dataset)
+    clients = zip(partition.client_names, client_sizes(partition), strict=True)
+    now = identities.identity_of(config, dataset, clients)
+    now = dataclasses.replace(now, backbone=config.backbone.load().fingerprint)
+    if found := recorded.differences(now):
+        raise ResumeError(
+            f"{folder} was trained on something else, so an attack on what lies there now says nothing about it: "
+            f"{'; '.join(found)}. Put it back, or audit the config itself: hushprompt audit {folder / 'config.toml'}."
+        )
 
 
 def locate(what: RunConfig | Path | str, overrides: Sequence[str]) -> tuple[RunConfig, Path]:

@@ -78,6 +78,12 @@ COMMANDS = {
         "Print who sees what of a run, at which epsilon.",
         ("hushprompt privacy runs/strict",),
     ),
+    "verify": CommandEntry(
+        "show:verify",
+        PRIVACY,
+        "Compute a run's noise and epsilon again, and compare everything that it published.",
+        ("hushprompt verify runs/strict", "hushprompt verify runs/strict --digest 5f2c..."),
+    ),
     "calibrate": CommandEntry(
         "calibrate:calibrate",
         PRIVACY,

@@ -41,7 +41,8 @@ def run(
         folder, resolved = resume, training.config_of(resume, settings)
     if dry_run:
         console.print(resolved.to_toml(), markup=False, soft_wrap=True)
-        show_statement(hp.plan(resolved).privacy)
+        planned = hp.plan(resolved).privacy
+        show_statement(planned, planned)
         return
     try:
         with TrainingBars(console) as bars:

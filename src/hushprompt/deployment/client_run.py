@@ -27,7 +27,7 @@ from hushprompt.privacy.ledger import why_not
 from hushprompt.privacy.statements import STAYS_AT_HOME
 from hushprompt.prompts.prompt_model import PromptModel
 from hushprompt.runs import identity as identities
-from hushprompt.runs import records
+from hushprompt.runs import manifest, records
 from hushprompt.runs.identity import RunIdentity
 from hushprompt.runs.ledger import LedgerFile
 from hushprompt.runs.privacy_record import privacy_record
@@ -153,6 +153,7 @@ class ClientRun:
         own = {label: [a for a in of if self.client_id in a.clients] for label, of in accounts.items()}
         statement = {**privacy_record(arms, own), "not_private": STAYS_AT_HOME}
         records.write_json(self.store.folder / "privacy.json", statement)
+        manifest.write(self.store.folder)
         answer = Envelope("finish", self._header(request, "rounds"))
         self.store.save(dataclasses.replace(state, request=request.digest, answer=answer))
         return answer

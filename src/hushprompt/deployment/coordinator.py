@@ -29,7 +29,7 @@ from hushprompt.federation.client import Step
 from hushprompt.federation.server import Server
 from hushprompt.privacy.config import Channel
 from hushprompt.privacy.statements import STAYS_AT_HOME
-from hushprompt.runs import records
+from hushprompt.runs import manifest, records
 from hushprompt.runs.ledger import LedgerFile
 from hushprompt.runs.observer import Observer
 from hushprompt.runs.privacy_record import privacy_record
@@ -221,6 +221,7 @@ class Coordinator:
         write_prompts(self.folder / "prompts", self.model, ledger.spent(arm), state.shared, {})
         statement = {**privacy_record(*ledger.outcome([arm])), "not_private": STAYS_AT_HOME}
         records.write_json(self.folder / "privacy.json", statement)
+        manifest.write(self.folder)
         meta = {**self._names(agreement), "rounds": state.round_index}
         kind = wire.payload_kind_of(arm, self.config.run.training.local_steps)
         request = Envelope("finish", meta, wire.request_tensors(arm.method, state.shared, kind))

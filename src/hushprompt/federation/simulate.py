@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from hushprompt import files
 from hushprompt.config.schema import RunConfig
 from hushprompt.errors import ResumeError
 from hushprompt.evaluation.confusion import confusion
@@ -43,7 +44,7 @@ from hushprompt.federation.training import Participants, RoundInfo, train
 from hushprompt.methods.base import NoState, Personal
 from hushprompt.privacy.metrics import MetricsPlan, RightAnswers
 from hushprompt.prompts.prompt_model import PromptModel
-from hushprompt.runs import checkpoint, ledger, records
+from hushprompt.runs import checkpoint, ledger, manifest, records
 from hushprompt.runs import identity as identities
 from hushprompt.runs.arm import Arm
 from hushprompt.runs.checkpoint import Checkpoints, Progress
@@ -291,13 +292,15 @@ class Trainer:
         )
 
     def publish(self, arms: list[Arm], state: State, progress: Progress, identity: RunIdentity | None) -> None:
-        """Write what a finished run publishes: prompts, privacy record, summary; the summary comes last."""
+        """Write what a finished run publishes: prompts, privacy record, hashes; the summary comes last."""
         spent, prompts = self.ledger.spent(arms[-1]), dict(enumerate(state.personal))
         write_prompts(self.folder / "prompts", self.federation.model, spent, state.shared, prompts)
         statement = privacy_record(*self.ledger.outcome(arms), self.metrics, self.released.num_releases)
         records.write_json(self.folder / "privacy.json", statement)
         summary = {"arms": progress.finished_arms, "provenance": provenance(self.config), "identity": identity}
-        records.write_json(self.folder / "summary.json", summary)
+        text = records.json_text(summary)
+        manifest.write(self.folder, {"summary.json": text})
+        files.write_text(self.folder / "summary.json", text)
 
     def _write_confusion(self, arm: Arm, state: State, arm_index: int) -> None:
         """Write what the trained arm takes for what; an arm that is closed again after a kill writes the same file."""

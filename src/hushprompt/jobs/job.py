@@ -19,6 +19,7 @@ from hushprompt.jobs.pool import Tell
 from hushprompt.models.base import FeatureKind
 from hushprompt.models.placing import place
 from hushprompt.runs.arm import Arm
+from hushprompt.runs.identity import identity_of
 from hushprompt.runs.records import ArmSummary, RoundRecord
 
 NUM_KEPT = 2
@@ -49,8 +50,12 @@ class RunTeller:
         self._tell(record.arm, self._num_before + record.round_index, self._num_rounds)
 
 
-def encode_features(tell: Tell, config_toml: str) -> None:
-    """Put the features that a config needs into the cache, with as many threads as the config allows."""
+def encode_features(tell: Tell, config_toml: str) -> tuple[str, str]:
+    """Put the features that a config needs into the cache, with as many threads as the config allows.
+
+    Returns:
+        Digests of the data and of the backbone, as in a run's identity.
+    """
     config = configs.parse(tomllib.loads(config_toml))
     dataset, backbone = load_kept(config.data), load_kept(config.backbone)
     torch.set_num_threads(config.runtime.num_threads or len(os.sched_getaffinity(0)))
@@ -61,6 +66,7 @@ def encode_features(tell: Tell, config_toml: str) -> None:
                 image_features(backbone, dataset, split, config.runtime.cache_path, config.features, tell, kind)
     finally:
         torch.set_num_threads(1)
+    return identity_of(config, dataset, ()).data_digest, backbone.fingerprint
 
 
 def train_run(tell: Tell, config_toml: str, folder: Path) -> str:

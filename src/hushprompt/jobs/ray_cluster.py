@@ -24,15 +24,13 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from hushprompt import extras, files
+from hushprompt import extras
 from hushprompt.config import parse as configs
 from hushprompt.config.schema import RunConfig
-from hushprompt.data.base import Split
 from hushprompt.errors import ConfigError
 from hushprompt.jobs import job
 from hushprompt.jobs.pool import TaskEnd, TaskProgress, attempt, prepare_training
+from hushprompt.runs.identity import identity_of
 
 PACKAGES = ("dp-accounting", "hushprompt", "numpy", "torch")
 SOURCE = Path(__file__).parent.parent
@@ -40,8 +38,6 @@ MAX_RETRIES = 3
 """Times that a run is tried again whose worker died."""
 POLL_SECONDS = 0.5
 """Between two looks at how the runs get on."""
-BATCH = 64
-"""Examples that are in memory at once while they are compared."""
 LISTED = 12
 """Letters of a fingerprint that a message shows."""
 Description = dict[str, str]
@@ -244,31 +240,10 @@ def describe(config_tomls: Sequence[str]) -> Description:
 
 
 def data_fingerprint(config: RunConfig) -> str:
-    """Return a fingerprint of all examples that a config reads, by their content, and of their labels and names.
-
-    The fingerprint of a split may change with the time of a copy; what is read here does not. It is read once, and kept
-    in the cache.
-    """
+    """Return a fingerprint of the examples that a config reads, by their content, and of their labels and names."""
     dataset = config.data.load()  # anew: another process may have changed it since the last sweep
-    digest = hashlib.sha256(repr((dataset.class_names, dataset.domain_names, dataset.client_names)).encode())
-    for name in ("train", config.evaluation.split):
-        digest.update(_content(dataset.splits[name], config.runtime.cache_path).encode())
-    return digest.hexdigest()[:LISTED]
-
-
-def _content(split: Split, cache_dir: Path) -> str:
-    """Return a fingerprint of a split by its content."""
-    path = cache_dir / "content" / f"{split.fingerprint}.txt"
-    if path.exists():
-        return path.read_text(encoding="utf-8")
-    digest = hashlib.sha256()
-    for values in (split.labels, split.domains, split.clients):
-        digest.update(b"" if values is None else values.astype("<i8").tobytes())
-    for start in range(0, len(split), BATCH):
-        for example in split.read(np.arange(start, min(start + BATCH, len(split)))):
-            digest.update(repr((example.shape, example.dtype.str)).encode() + example.tobytes())
-    files.write_text(path, digest.hexdigest())
-    return digest.hexdigest()
+    names = repr((dataset.domain_names, dataset.client_names))
+    return hashlib.sha256((identity_of(config, dataset, ()).data_digest + names).encode()).hexdigest()[:LISTED]
 
 
 def backbone_fingerprint(config: RunConfig) -> str:

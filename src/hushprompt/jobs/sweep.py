@@ -12,7 +12,9 @@ from hushprompt.jobs import job, ray_cluster, sweep_file, sweep_folder
 from hushprompt.jobs.pool import CoreShares, TaskEnd, TaskProgress, WorkerPool, prepare_training, share_cores
 from hushprompt.jobs.ray_cluster import RayCluster
 from hushprompt.jobs.sweep_folder import RunState, SweepRun
+from hushprompt.runs import identity as identities
 from hushprompt.runs import records
+from hushprompt.runs.identity import LETTERS
 
 
 @runtime_checkable
@@ -113,7 +115,7 @@ def _made(
     elif ray is None:
         shares = share_cores(jobs, len(waiting))
         observer.on_start(runs, shares.num_workers)
-        yield from make(waiting, shares, observer)
+        yield from make(waiting, shares, observer, [run for run in runs if run.state is RunState.DONE])
     else:
         with ray_cluster.connected(ray) as cluster:
             num_threads = cluster.threads(jobs)
@@ -138,18 +140,23 @@ def make_on_ray(
     yield from watched(cluster.run(tasks, num_threads), runs, observer, keep)
 
 
-def make(runs: Sequence[SweepRun], shares: CoreShares, observer: SweepObserver) -> Iterator[SweepRun]:
+def make(
+    runs: Sequence[SweepRun], shares: CoreShares, observer: SweepObserver, done: Sequence[SweepRun] = ()
+) -> Iterator[SweepRun]:
     """Make runs side by side, each in its folder; the features that they need are made first, with all cores.
 
-    A run that fails is yielded as failed, and the others go on.
+    A run that fails is yielded as failed, and the others go on. So is one whose data or model are not those of the runs
+    of the same settings that are `done`: together they would mean nothing.
     """
+    before = {features_key(run.planned.config): run for run in done}
     with WorkerPool(shares, prepare_training) as pool:
         ready = []
         errors: dict[Any, str | None] = {}
         for run in runs:
             key = features_key(run.planned.config)
             if key not in errors:
-                errors[key] = _encode(pool, with_threads(run.planned.config, shares.num_cores), observer)
+                config = with_threads(run.planned.config, shares.num_cores)
+                errors[key] = _encode(pool, config, observer, before.get(key))
             if errors[key] is None:
                 ready.append(run)
             else:
@@ -182,13 +189,28 @@ def watched(
             yield dataclasses.replace(run, state=RunState.DONE, scores=keep(run, event.value))
 
 
-def _encode(pool: WorkerPool, config: RunConfig, observer: SweepObserver) -> str | None:
-    """Put the features that a config needs into the cache; return what went wrong."""
+def _encode(pool: WorkerPool, config: RunConfig, observer: SweepObserver, before: SweepRun | None) -> str | None:
+    """Put the features that a config needs into the cache; return what went wrong, or differs from a run before."""
     for event in pool.run(job.encode_features, [(config.to_toml(),)]):
         if isinstance(event, TaskEnd):
-            return event.error
+            return event.error or (before and _other_content(before, *event.value))
         observer.on_encoding(event.what, event.done, event.total)
     raise AssertionError("a task ends")
+
+
+def _other_content(before: SweepRun, data: str, backbone: str) -> str | None:
+    """Say what differs now from what a run that is done was made with."""
+    recorded = identities.read(before.folder)
+    if recorded is None:
+        return None
+    pairs = {"data": (recorded.data_digest, data), "backbone": (recorded.backbone, backbone)}
+    found = [f"the {what} {was[:LETTERS]}, now {now[:LETTERS]}" for what, (was, now) in pairs.items() if was != now]
+    if not found:
+        return None
+    return (
+        f"{before.folder.name} was made with other content: {'; '.join(found)}. Put it back, or sweep into another "
+        "folder (-o)."
+    )
 
 
 def features_key(config: RunConfig) -> tuple[Any, ...]:

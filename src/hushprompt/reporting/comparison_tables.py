@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from hushprompt.config.overrides import short_names
 from hushprompt.errors import ConfigError
@@ -14,6 +14,7 @@ from hushprompt.reporting import meaning, tables
 from hushprompt.reporting.comparison import Comparison, in_order
 from hushprompt.reporting.formats import Grid, comma_separated
 from hushprompt.reporting.pooling import EPSILON, METHOD, SCORES, Group, companions, find_key
+from hushprompt.runs.reader import FinishedRun
 
 LEVEL = 0.05
 """Corrected p below which a difference gets a star."""
@@ -184,9 +185,20 @@ def captions(comparison: Comparison) -> list[str]:
             lines.append(
                 f"Not compared, for want of one row to compare with or of common clients: {', '.join(untested)}."
             )
-    versions = sorted({arm.run.provenance.get("hushprompt", "?") for group in groups for arm in group.arms})
-    lines.append(f"hushprompt {', '.join(versions)}.")
+    lines.append(_versions({arm.run.name: arm.run for group in groups for arm in group.arms}.values()))
     return [*lines, *comparison.notes]
+
+
+def _versions(runs: Iterable[FinishedRun]) -> str:
+    """Say which versions made the runs; of other packages only where they differ."""
+    found: dict[str, set[str]] = {}
+    for run in runs:
+        versions = {} if run.identity is None else run.identity.versions
+        for package, version in {**versions, "hushprompt": run.provenance.get("hushprompt", "?")}.items():
+            found.setdefault(package, set()).add(version)
+    own = f"hushprompt {', '.join(sorted(found.pop('hushprompt')))}."
+    others = [f"{package} {', '.join(sorted(known))}" for package, known in sorted(found.items()) if len(known) > 1]
+    return f"{own} Made with different versions: {'; '.join(others)}." if others else own
 
 
 def _names(columns: Sequence[str]) -> list[str]:

@@ -14,6 +14,7 @@ from hushprompt.reporting.confusions import Confusions
 from hushprompt.reporting.figures import NAMES, audiences_of, client_values, epsilon_curve
 from hushprompt.reporting.pooling import NEW_SCORES, SCORES, Group
 from hushprompt.reporting.tables import epsilon_text
+from hushprompt.runs.identity import LETTERS, NOT_RECORDED
 from hushprompt.runs.reader import FinishedRun, Holdings
 
 MAX_CONFUSIONS = 12
@@ -139,8 +140,9 @@ def run_table(runs: Sequence[FinishedRun]) -> PageTable:
     for run in runs:
         identity = run.provenance.get("config_identity", "")
         code = Markup('<code title="{}">{}</code>').format(identity, identity[:12] or "-")
-        rows.append([run.name, str(run.seed), *(run.provenance.get(key, "-") for key in keys), code])
-    return PageTable("Runs", ["run", "seed", *keys, "config identity"], rows, "lines")
+        data = NOT_RECORDED if run.identity is None else run.identity.data_digest[:LETTERS]
+        rows.append([run.name, str(run.seed), *(run.provenance.get(key, "-") for key in keys), code, data])
+    return PageTable("Runs", ["run", "seed", *keys, "config identity", "data"], rows, "lines")
 
 
 def _cell(group: Group, score: str, *, is_best: bool = False) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import statistics
@@ -13,6 +14,7 @@ from hushprompt import checks
 from hushprompt.config.overrides import flat, label_of
 from hushprompt.errors import ConfigError, DataError
 from hushprompt.reporting.styles import Style, named
+from hushprompt.runs.identity import LETTERS, NOT_RECORDED, is_location
 from hushprompt.runs.reader import FinishedRun
 from hushprompt.runs.records import ArmSummary
 
@@ -170,7 +172,7 @@ def pool_strictly(runs: Iterable[FinishedRun], ignore: Sequence[str] = (), *, is
         DataError: two runs of the same settings and seed have other results.
     """
     seeds: dict[str, dict[int, list[PooledArm]]] = {}
-    for arm in (arm for run in runs for arm in arms_of(run, ignore)):
+    for arm in (arm for run in by_content(list(runs)) for arm in arms_of(run, ignore)):
         key = json.dumps([arm.summary.method, arm.settings], sort_keys=True)
         seeds.setdefault(key, {}).setdefault(arm.run.seed, []).append(arm)
     for first, *others in (same for found in seeds.values() for same in found.values()):
@@ -180,6 +182,53 @@ def pool_strictly(runs: Iterable[FinishedRun], ignore: Sequence[str] = (), *, is
     titles = [(arms[0].summary.title, largest_epsilon(arms)) for arms in members]
     names = named([{**arms[0].settings, "method": arms[0].summary.method} for arms in members], titles)
     return [Group(arms, *name) for arms, name in zip(members, names, strict=True)]
+
+
+def by_content(runs: Sequence[FinishedRun]) -> list[FinishedRun]:
+    """Return runs whose configs tell data and models apart by content, as far as that is on record.
+
+    Where all runs have an identity, settings that say where files lie are left out. Runs with the same settings and
+    other data, or another model, get `data.fingerprint`, or `backbone.fingerprint`.
+    """
+    if all(run.identity for run in runs):
+        runs = [dataclasses.replace(run, config=_without_locations(run.config)) for run in runs]
+    for section in ("data", "backbone"):
+        found: dict[str, set[str]] = {}
+        for run in runs:
+            found.setdefault(_content_key(run, section), set()).add(_fingerprint(run, section))
+        runs = [
+            run if len(found[_content_key(run, section)] - {NOT_RECORDED}) < 2 else _with_fingerprint(run, section)
+            for run in runs
+        ]
+    return list(runs)
+
+
+def _content_key(run: FinishedRun, section: str) -> str:
+    """Return the settings under which runs should have the same data, or model."""
+    return json.dumps([run.config.get(section), run.config.get("evaluation", {}).get("split")], sort_keys=True)
+
+
+def _fingerprint(run: FinishedRun, section: str) -> str:
+    """Return the first letters of the fingerprint of a run's data, or model."""
+    if run.identity is None:
+        return NOT_RECORDED
+    return (run.identity.data_digest if section == "data" else run.identity.backbone)[:LETTERS]
+
+
+def _with_fingerprint(run: FinishedRun, section: str) -> FinishedRun:
+    """Return the run with the fingerprint among its settings."""
+    table = {**run.config.get(section, {}), "fingerprint": _fingerprint(run, section)}
+    return dataclasses.replace(run, config={**run.config, section: table})
+
+
+def _without_locations(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config without settings that say where data and weights lie."""
+    tables = {
+        name: {key: value for key, value in config[name].items() if not is_location(f"{name}.{key}", value)}
+        for name in ("data", "backbone")
+        if name in config
+    }
+    return {**config, **tables}
 
 
 def arms_of(run: FinishedRun, ignore: Sequence[str] = ()) -> list[PooledArm]:

@@ -165,6 +165,9 @@ def audit(report: Report) -> PageSection | None:
 def provenance(report: Report) -> PageSection:
     """Settings, versions, seeds."""
     words = "hushprompt run config.toml makes a run again from its config; equal identities mean equal settings."
+    edited = [
+        missing(f"{run.name}: {text}; hushprompt verify says more.") for run in report.runs for text in run.edited
+    ]
     configs: dict[str, list[FinishedRun]] = {}
     for run in report.runs:
         without_seed = "\n".join(line for line in run.config_text.splitlines() if not line.startswith("seed ="))
@@ -175,7 +178,7 @@ def provenance(report: Report) -> PageSection:
     ]
     table = page_tables.run_table(report.runs)
     runs: Block = table if len(report.runs) <= 4 else Fold(f"The {len(report.runs)} runs", [table])
-    return PageSection("provenance", "Settings and provenance", [Words(words, ""), runs, *folds])
+    return PageSection("provenance", "Settings and provenance", [Words(words, ""), *edited, runs, *folds])
 
 
 SECTIONS: tuple[Callable[[Report], PageSection | None], ...] = (

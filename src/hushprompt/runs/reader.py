@@ -19,8 +19,9 @@ import numpy as np
 
 from hushprompt.config import parse as configs
 from hushprompt.errors import DataError, HushpromptError
-from hushprompt.runs import archive, records
+from hushprompt.runs import archive, manifest, records
 from hushprompt.runs.archive import PackedRun
+from hushprompt.runs.identity import RunIdentity, from_json
 from hushprompt.runs.records import ArmSummary
 
 MISSING: Mapping[str, Any] = {
@@ -60,6 +61,10 @@ class FinishedRun:
     """[c, c] counts, true by predicted class, "local" and "neighbor", by the arm's label; empty in old runs."""
     audit: Mapping[str, Any] | None
     """What attacks on the run found; None where it was not audited."""
+    identity: RunIdentity | None = None
+    """What the run is by content; None in runs of older versions."""
+    edited: Sequence[str] = ()
+    """Which files were changed after the run ended, in words."""
     is_finished: bool = True
     """Whether every arm is trained and the summary, the last file of a run, is written."""
 
@@ -77,7 +82,7 @@ class FoundRuns:
     unfinished: Sequence[str]
     """Names of runs that have no summary yet."""
     notes: Sequence[str]
-    """Sentences on sweeps that are not complete."""
+    """Sentences on sweeps that are not complete, and on files that were changed."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +154,7 @@ def find(paths: Sequence[Path]) -> FoundRuns:
         raise DataError(f"No run in {', '.join(map(str, paths))} is finished: none has a summary.json yet.")
     names = _short_names(list(sources))
     runs = [_read(source, name) for source, name in zip(sources.values(), names, strict=True)]
+    notes += [f"{run.name}: {text}; `hushprompt verify` says what differs." for run in runs for text in run.edited]
     return FoundRuns(runs=runs, unfinished=unfinished, notes=notes)
 
 
@@ -200,6 +206,8 @@ def _read(source: _Source, name: str) -> FinishedRun:
         audit=source.json("audit/audit.json"),
         holdings=holdings,
         confusion=_confusion(source, len(holdings.class_names)) if holdings else {},
+        identity=from_json(summary["identity"], f"{source.where}/summary.json") if summary.get("identity") else None,
+        edited=[] if source.packed else manifest.changes(Path(source.where), manifest.CLAIMS),
         is_finished=is_finished,
     )
 

@@ -171,7 +171,12 @@ def read_tensors(path: Path, header: type[T]) -> tuple[T, dict[str, Tensor]]:
 
 def write_json(path: Path, value: Any) -> None:
     """Write records as indented JSON, atomically."""
-    files.write_text(path, json.dumps(to_json(value), indent=2) + "\n")
+    files.write_text(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """Return what `write_json` writes."""
+    return json.dumps(to_json(value), indent=2) + "\n"
 
 
 def write_compact_json(path: Path, value: Any) -> None:

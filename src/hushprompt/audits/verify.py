@@ -1,0 +1,473 @@
+"""What an auditor would do by hand: recompute a run's noise and epsilon, and compare everything that was published.
+
+From config, clients' sizes and ledger alone the plan is made again: noise multipliers, releases, epsilon. Each claim is
+then held against dp_accounting itself. What `summary.json`, `privacy.json`, `records.jsonl` and prompt files say must
+agree, charges must fit the public schedule, and files must have the hashes that they had at the end of the run. Nothing
+needs the data, and nothing is written.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+import re
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import dp_accounting
+import numpy as np
+from dp_accounting import pld, rdp
+
+from hushprompt.config import parse as configs
+from hushprompt.config.schema import RunConfig
+from hushprompt.data.partitions.base import ClientShard, Partition
+from hushprompt.errors import DataError, HushpromptError
+from hushprompt.federation.setup import plan_arms, plan_metrics
+from hushprompt.privacy import accounting
+from hushprompt.privacy.accounting import GaussianReleases, compose
+from hushprompt.privacy.config import Audience
+from hushprompt.privacy.ledger import Ledger, accounts
+from hushprompt.runs import identity as identities
+from hushprompt.runs import ledger as ledgers
+from hushprompt.runs import manifest, records
+from hushprompt.runs.arm import Arm
+from hushprompt.runs.identity import RunIdentity
+from hushprompt.runs.privacy_record import privacy_record
+from hushprompt.runs.prompts import read_prompt
+
+AGREEMENT = "agreement.json"
+"""What server and client of a federation have instead of a config and sizes."""
+RELATIVE = 1e-5
+"""What rounding explains between a number and the same number computed again."""
+SLACK, GRID = 1e-2, 2e-3
+"""What discretization explains between a claim and dp_accounting's own bound: of the claim, and in epsilon."""
+OF_ARM = (
+    "method", "channels", "clip_norms", "clipped", "sensitivities", "noise_multipliers", "num_rounds", "limit",
+    "participation",
+)  # fmt: skip
+OF_AUDIENCE = ("epsilon", "delta", "privacy_unit", "neighboring_relation", "releases")
+"""Entries of `privacy.json` that are compared; sentences are read for their numbers."""
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Verification:
+    """What was checked of a run, and what does not agree."""
+
+    folder: Path
+    digest: str
+    """SHA-256 of `manifest.json`, to keep elsewhere; empty where the run has none."""
+    checked: Sequence[str]
+    """What was compared, in a few words each."""
+    differences: Sequence[str]
+    """What does not agree, a sentence each; empty where all does."""
+    not_recorded: Sequence[str]
+    """What could not be checked, since the run has no record of it."""
+    privacy: Mapping[str, Any] | None
+    """The privacy record computed again; None where that is impossible."""
+
+    @property
+    def is_consistent(self) -> bool:
+        """Whether everything that was checked agrees."""
+        return not self.differences
+
+    def lines(self) -> list[str]:
+        """Return the outcome in sentences."""
+        agrees = "Checked, and all of it agrees: " if self.is_consistent else "Checked: "
+        lines = [f"DIFFERENCE: {text}." for text in self.differences]
+        lines += [f"{agrees}{'; '.join(self.checked)}."] if self.checked else []
+        lines += [f"Not checked: {text}." for text in self.not_recorded]
+        if self.digest:
+            lines.append(
+                f"digest: {self.digest} (keep it elsewhere: a folder that was rewritten as a whole, with all its "
+                "hashes, agrees with itself and has another digest)"
+            )
+        return lines
+
+    def __repr__(self) -> str:
+        """Return the outcome in sentences."""
+        return "\n".join([f"Verification({str(self.folder)!r})", *self.lines()])
+
+
+def verify(folder: Path, digest: str = "") -> Verification:
+    """Check a run folder, also a copy without its data; of a federation, the server's or a client's.
+
+    Args:
+        folder: of the run.
+        digest: as it was kept elsewhere; empty: none was.
+
+    Raises:
+        DataError: it is no run folder, or a file cannot be read.
+    """
+    work = _FolderCheck(folder)
+    assert work.config is not None, "or it raised"
+    for step in (
+        work.hashes, work.identity, work.plan, work.ledger, work.privacy, work.summary, work.rounds, work.prompts,
+    ):  # fmt: skip
+        try:
+            step()
+        except (
+            HushpromptError,
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+        ) as error:  # what was edited may be anything
+            work.differences.append(f"{step.__name__}: {error}".rstrip("."))
+    found = manifest.digest(folder)
+    if digest and digest != found:
+        work.differences.append(f"the digest is {found or 'missing'}, not {digest}: the folder is not the one it was")
+    return Verification(
+        folder=folder,
+        digest=found,
+        checked=work.checked,
+        differences=work.differences,
+        not_recorded=work.not_recorded,
+        privacy=work.computed,
+    )
+
+
+@dataclass
+class _FolderCheck:
+    """A check of one folder, step by step; a step that lacks something says so and leaves the rest."""
+
+    folder: Path
+    checked: list[str] = field(default_factory=list)
+    differences: list[str] = field(default_factory=list)
+    not_recorded: list[str] = field(default_factory=list)
+    arms: list[Arm] = field(default_factory=list)
+    """As planned."""
+    spent: list[Arm] = field(default_factory=list)
+    """As the ledger has them."""
+    charged: dict[str, Ledger] = field(default_factory=dict)
+    computed: dict[str, Any] | None = None
+
+    @functools.cached_property
+    def config(self) -> RunConfig:
+        """The run's config."""
+        if (self.folder / "config.toml").exists():
+            return configs.load(self.folder / "config.toml")
+        if self.agreement is None:
+            raise DataError(f"{self.folder} is not a run folder: it has no config.toml.")
+        return configs.parse(tomllib.loads(self.agreement["config"]))
+
+    @functools.cached_property
+    def agreement(self) -> Any:
+        """What a federation agreed on."""
+        return self._json(AGREEMENT)
+
+    @functools.cached_property
+    def recorded(self) -> RunIdentity | None:
+        """What the run was begun with."""
+        return identities.read(self.folder)
+
+    @functools.cached_property
+    def holdings(self) -> Any:
+        """Who has how many examples."""
+        return self._json("partition.json")
+
+    @functools.cached_property
+    def clients(self) -> list[tuple[str, int]]:
+        """Names and training examples; empty where nobody recorded them."""
+        if self.agreement is not None:
+            return list(zip(self.agreement["clients"], self.agreement["sizes"], strict=True))
+        if self.recorded is not None:
+            return list(self.recorded.clients)
+        return [] if self.holdings is None else self._held("train")
+
+    def hashes(self) -> None:
+        """Compare files with their hashes."""
+        if manifest.digest(self.folder):
+            self.checked.append("hashes of what was published")
+            self.differences += manifest.changes(self.folder)
+        else:
+            self.not_recorded.append("hashes not recorded")
+
+    def identity(self) -> None:
+        """Compare what the run was begun with, wherever it is written."""
+        if self.recorded is None:
+            self.not_recorded.append(identities.NOT_RECORDED)
+            return
+        self.checked.append("settings and clients against the identity of the first start")
+        now = dataclasses.replace(self.recorded, settings=identities.settings_of(self.config))
+        self.differences += [f"config.toml: {text}" for text in self.recorded.differences(now)]
+        summary = self._json("summary.json") or {}
+        if summary and summary.get("identity") != records.to_json(self.recorded):
+            self.differences.append("summary.json has another identity than identity.json")
+        if self.holdings is not None and self._held("train") != list(self.recorded.clients):
+            self.differences.append("partition.json has other clients, or other sizes, than identity.json")
+
+    def plan(self) -> None:
+        """Make the plan again: calibrates all noise."""
+        if not self.clients:
+            self.not_recorded.append("sizes of the clients are not recorded, so noise and epsilon cannot be computed")
+            return
+        try:
+            arms = plan_arms(self.config, [size for _, size in self.clients])
+        except HushpromptError as error:
+            self.differences.append(f"no plan can be made of this config: {error}")
+            return
+        self.arms = arms[-1:] if self.agreement is not None else arms
+        self.checked.append("noise multipliers, releases and epsilon, computed again from config and ledger")
+
+    def ledger(self) -> None:
+        """Read the charges, and compare them with the public schedule."""
+        path = self.folder / ledgers.FILE
+        lines = path.read_bytes().rpartition(b"\n")[0].splitlines() if path.exists() else []
+        digest = self.recorded.digest[: ledgers.LETTERS] if self.recorded else None
+        try:
+            self.charged = ledgers.read_ledgers(path, lines, [name for name, _ in self.clients], digest)
+        except HushpromptError as error:
+            self.differences.append(str(error).rstrip("."))
+        self.differences += [
+            f"ledger.jsonl charges an arm {label!r} that the config does not have"
+            for label in self.charged
+            if self.arms and label not in {arm.label for arm in self.arms}
+        ]
+        for arm in self.arms:
+            self.differences += _against_schedule(arm, self.charged.get(arm.label, Ledger()), self._own_client)
+        self.spent = [arm.spent(self.charged.get(arm.label, Ledger())) for arm in self.arms]
+
+    def privacy(self) -> None:
+        """Compute the privacy record again, hold it against dp_accounting, and compare what is written."""
+        if not self.spent:
+            return
+        of = {arm.label: accounts(arm.plan, self.charged.get(arm.label, Ledger())) for arm in self.spent}
+        self.computed = records.to_json(privacy_record(self.spent, of, *self._metrics()))
+        self.checked.append("each epsilon against dp_accounting")
+        for arm in self.spent:
+            for audience, held in arm.plan.guarantees().items():
+                parts = arm.plan.composed(audience)
+                if not math.isinf(held.epsilon) and not _is_true(
+                    held.epsilon, parts, held.delta, held.neighboring_relation
+                ):
+                    self.differences.append(
+                        f"{arm.label}: dp_accounting does not confirm epsilon {held.epsilon:.6g} for the {audience}"
+                    )
+        written = self._json("privacy.json")
+        if written is None:
+            self.not_recorded.append("privacy.json is not there: the run has not ended")
+            return
+        self._compare_privacy(written, self.computed)
+
+    def summary(self) -> None:
+        """Compare the result table's epsilon, delta and rounds."""
+        summary = self._json("summary.json")
+        if summary is None or not self.spent:
+            return
+        self.checked.append("summary.json")
+        by_label = {entry.get("arm"): entry for entry in summary.get("arms", [])}
+        for planned, arm in zip(self.arms, self.spent, strict=True):
+            entry, audience = by_label.pop(arm.label, None), arm.plan.config.audience
+            if entry is None:
+                self.differences.append(f"summary.json has no arm {arm.label!r}")
+                continue
+            due = {
+                "epsilon": arm.plan.epsilon(audience) if arm.plan.channels else None,
+                "delta": arm.plan.config.delta,
+                "audience": str(audience),
+                "num_rounds": arm.num_rounds,
+            }
+            self.differences += _differing(f"summary.json, {arm.label}", _part(entry, due), records.to_json(due))
+            if arm.num_rounds < planned.num_rounds and not entry.get("stopped"):
+                self.differences.append(
+                    f"{arm.label}: ledger.jsonl charges {arm.num_rounds} of {planned.num_rounds} rounds, and "
+                    "summary.json does not say that training was stopped"
+                )
+        self.differences += [f"summary.json has an arm {label!r} that the config does not have" for label in by_label]
+
+    def rounds(self) -> None:
+        """Compare what each round said it had spent."""
+        by_label: dict[str, list[Any]] = {}
+        path = self.folder / "records.jsonl"
+        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+            record = records.renamed(json.loads(line))
+            by_label.setdefault(record.get("arm", ""), []).append(record)
+        for arm in self.spent:
+            found = by_label.get(arm.label, [])
+            if not found:
+                continue
+            self.checked.append(f"rounds of {arm.label}")
+            charged = {charge.round_index + 1 for charge in self.charged.get(arm.label, Ledger()).charges}
+            if missing := [record["round_index"] for record in found if record["round_index"] not in charged]:
+                self.differences.append(
+                    f"{arm.label}: records.jsonl has rounds that ledger.jsonl does not charge: {_some(missing)}"
+                )
+            due = {str(audience): arm.plan.epsilon(audience) for audience in arm.plan.audiences}
+            where = f"records.jsonl, {arm.label}, round {found[-1]['round_index']}: epsilon"
+            self.differences += _differing(where, _part(found[-1]["epsilon"], due), records.to_json(due))
+
+    def prompts(self) -> None:
+        """Compare what each prompt file says of itself."""
+        paths = sorted((self.folder / "prompts").glob("*.safetensors"))
+        if not paths or not self.spent:
+            return
+        self.checked.append(f"{len(paths)} prompt files")
+        guarantees = self.spent[-1].plan.guarantees()
+        for path in paths:
+            header, _ = read_prompt(path)
+            where = f"prompts/{path.name}"
+            held = guarantees[Audience.PUBLIC if header.client_id is None else Audience.PERSONAL]
+            self.differences += _against_sentence(where, header.privacy, records.to_json(held.to_json()))
+            if header.method != self.spent[-1].method_name:
+                self.differences.append(f"{where} is of the method {header.method}, not {self.spent[-1].method_name}")
+            known = self.recorded
+            if known is not None and known.backbone not in ("", header.backbone_fingerprint):
+                self.differences.append(f"{where} is of another backbone than identity.json names")
+            if known is not None and header.class_names != known.class_names[: len(header.class_names)]:
+                self.differences.append(f"{where} is of other classes than identity.json names")
+
+    def _compare_privacy(self, written: Mapping[str, Any], computed: Mapping[str, Any]) -> None:
+        """Compare privacy.json with what was computed, entry by entry."""
+        self.checked.append("privacy.json")
+        by_label = {entry.get("arm"): entry for entry in written.get("arms", [])}
+        for due in computed["arms"]:
+            entry = by_label.pop(due["arm"], None)
+            if entry is None:
+                self.differences.append(f"privacy.json has no arm {due['arm']!r}")
+                continue
+            where = f"privacy.json, {due['arm']}"
+            self.differences += _differing(where, _part(entry, OF_ARM), _part(due, OF_ARM))
+            if self._own_client is None:
+                self.differences += _differing(f"{where}, clients", entry.get("clients", []), due["clients"])
+            for audience, held in due["audiences"].items():
+                said = entry.get("audiences", {}).get(audience, {})
+                place = f"{where}, {audience}"
+                self.differences += _differing(place, _part(said, OF_AUDIENCE), _part(held, OF_AUDIENCE))
+                self.differences += _against_sentence(f"{place}, statement", said.get("statement", ""), held)
+        self.differences += [f"privacy.json has an arm {label!r} that the config does not have" for label in by_label]
+        due, said = computed.get("evaluation"), written.get("evaluation")
+        if due is not None and said is not None:
+            guarantees = ({**one, "guarantee": _part(one["guarantee"], OF_AUDIENCE)} for one in (said, due))
+            self.differences += _differing("privacy.json, evaluation", *guarantees)
+
+    def _metrics(self) -> tuple[Any, int | None]:
+        """Return the plan of noisy evaluation counts, and how many were released; None where there is none."""
+        if self.config.evaluation.metrics_epsilon is None or self.agreement is not None:
+            return None, None
+        split = self.config.evaluation.split
+        if self.holdings is None or split not in self.holdings:
+            self.not_recorded.append("numbers of evaluation images are not recorded")
+            return None, None
+        shards = [ClientShard(at, (), {split: np.arange(size)}) for at, (_, size) in enumerate(self._held(split))]
+        path = self.folder / "metrics.jsonl"
+        num_released = len(path.read_bytes().splitlines()) if path.exists() else 0
+        return plan_metrics(self.config, self.arms, Partition(tuple(shards))), num_released
+
+    @property
+    def _own_client(self) -> str | None:
+        """At a client of a federation, its name: its ledger charges nobody else."""
+        if self.agreement is None or self.recorded is None or len(self.recorded.clients) > 1:
+            return None
+        return self.recorded.clients[0][0]
+
+    def _held(self, split: str) -> list[tuple[str, int]]:
+        """Return each client's name and number of examples in a split."""
+        rows = self.holdings[split]
+        return [(str(name), sum(row.values())) for name, row in zip(self.holdings["client_names"], rows, strict=True)]
+
+    def _json(self, name: str) -> Any:
+        """Read a file of the folder; None where there is none."""
+        return records.read_record(self.folder / name) if (self.folder / name).exists() else None
+
+
+def _against_schedule(arm: Arm, ledger: Ledger, own: str | None) -> Iterator[str]:
+    """Say where charges are not those of the public schedule; `own`: that of one client alone is in the ledger."""
+    for round_index in sorted({charge.round_index for charge in ledger.charges}):
+        if round_index >= arm.num_rounds:
+            yield f"{arm.label}: ledger.jsonl charges round {round_index + 1} of {arm.num_rounds}"
+            continue
+        charged = {who for charge in ledger.charges if charge.round_index == round_index for who in charge.clients}
+        due = set(arm.cohorts[round_index].tolist())
+        if charged - due or (own is None and due - charged):
+            yield f"{arm.label}: ledger.jsonl charges other clients in round {round_index + 1} than take part in it"
+
+
+def _is_true(epsilon: float, parts: Sequence[GaussianReleases], delta: float, relation: str) -> bool:
+    """Ask dp_accounting whether releases are (epsilon, delta)-DP, up to its discretization.
+
+    Its Renyi accountant, or its privacy loss distributions, must show a bound. Under replace-one neighbors unsampled
+    sums have twice the sensitivity, and group privacy is the other way to a bound (`privacy/accounting.py`).
+    """
+    released, claim = compose(parts), epsilon * (1 + SLACK) + GRID
+    if not released:
+        return True
+    if relation == "add_remove":
+        return _is_bounded(released, claim, delta)
+    doubled = tuple(
+        dataclasses.replace(p, noise_multiplier=p.noise_multiplier / 2, sampling_prob=1.0) for p in released
+    )
+    return _is_bounded(doubled, claim, delta) or _is_bounded(
+        released, claim / 2, delta / (1 + math.exp(min(claim / 2, 700)))
+    )
+
+
+def _is_bounded(parts: Sequence[GaussianReleases], epsilon: float, delta: float) -> bool:
+    """Ask the same of add/remove neighbors."""
+    events = [
+        one if part.sampling_prob == 1 else dp_accounting.PoissonSampledDpEvent(part.sampling_prob, one)
+        for part, one in ((part, dp_accounting.GaussianDpEvent(part.noise_multiplier)) for part in parts)
+    ]
+    whole = dp_accounting.ComposedDpEvent(
+        [dp_accounting.SelfComposedDpEvent(one, part.num_steps) for one, part in zip(events, parts, strict=True)]
+    )
+    with accounting._quiet():
+        if rdp.RdpAccountant().compose(whole).get_epsilon(delta) <= epsilon:
+            return True
+    return bool(pld.PLDAccountant(value_discretization_interval=1e-3).compose(whole).get_delta(epsilon) <= delta)
+
+
+def _against_sentence(where: str, sentence: str, held: Mapping[str, Any]) -> Iterator[str]:
+    """Say which numbers of a statement are not those of the guarantee."""
+    due = {"epsilon": _written(held["epsilon"], ".4g"), "delta": _written(held["delta"], "g")}
+    for name, number in due.items():
+        found = re.search(rf"\b{name} = ([0-9a-z.+-]*[0-9a-z])", sentence)
+        if found is None or found[1] != number:
+            yield f"{where} says {name} = {found[1] if found else 'nothing'}, computed: {number}"
+    steps = re.search(r"\b(\d+) releases", sentence)
+    if steps is None or int(steps[1]) != held["releases"]["num_steps"]:
+        yield f"{where} says {steps[1] if steps else 'no'} releases, computed: {held['releases']['num_steps']}"
+
+
+def _differing(where: str, said: Any, due: Any) -> Iterator[str]:
+    """Say where two trees of plain values differ; numbers may differ by rounding."""
+    if isinstance(said, Mapping) and isinstance(due, Mapping):
+        for key in dict.fromkeys([*due, *said]):
+            if key not in said or key not in due:
+                yield f"{where}: {key} is {'missing' if key in due else 'not expected'}"
+            else:
+                yield from _differing(f"{where}, {key}" if where else key, said[key], due[key])
+    elif isinstance(said, list) and isinstance(due, list) and len(said) == len(due):
+        for at, (one, other) in enumerate(zip(said, due, strict=True)):
+            yield from _differing(f"{where} {at + 1}", one, other)
+    elif not _is_same(said, due):
+        yield f"{where} is {said}, computed: {due}"
+
+
+def _is_same(said: Any, due: Any) -> bool:
+    """Tell whether two plain values are the same up to rounding."""
+    if any(isinstance(one, bool) or not isinstance(one, (int, float)) for one in (said, due)):
+        return bool(said == due)
+    return math.isclose(said, due, rel_tol=RELATIVE, abs_tol=1e-12)
+
+
+def _part(values: Mapping[str, Any], keys: Mapping[str, Any] | Sequence[str]) -> dict[str, Any]:
+    """Return some entries, as far as they are there: sentences among them are left out."""
+    found = {key: values[key] for key in keys if key in values}
+    if isinstance(found.get("participation"), Mapping):
+        found["participation"] = {key: value for key, value in found["participation"].items() if key != "statement"}
+    return found
+
+
+def _written(value: Any, form: str) -> str:
+    """Write a number as a statement does."""
+    return value if isinstance(value, str) else format(value, form)
+
+
+def _some(numbers: Sequence[int]) -> str:
+    """Name the first few."""
+    return ", ".join(map(str, numbers[:5])) + (", ..." if len(numbers) > 5 else "")
