@@ -77,6 +77,7 @@ def make_mechanism():
             noise_multiplier_global=noise,
             clip_norm_local=clip_norm,
             clip_norm_global=clip_norm,
+            noise_source="seeded",
         )
         sampler = PoissonSampler(sampling_prob=0.5)
         plan = make_plan(

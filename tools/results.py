@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -32,6 +33,7 @@ FIRST = ("dp_fpl", "promptfl", "promptfolio", "local_only", "zero_shot")
 FIRST_BUDGETS = ("inf", "8", "2", "0.4", "0.1")
 SCORES = {"local": "local", "neighbor": "neighbor", "harmonic_mean": "harmonic mean"}
 LEVEL = 0.05
+WHOLE = {"break_long_words": False, "break_on_hyphens": False}
 
 
 def main() -> None:
@@ -66,10 +68,16 @@ def write_tables(folders: Sequence[Path], out: Path, more: Path | None, by: Sequ
     """Write what `hushprompt compare --columns epsilon --against promptfl` prints, and to `more` as LaTeX and CSV."""
     compared = of_runs(folders, by=by, against=AGAINST, test="t", ignore=())
     grids = comparison_tables.tables_of(compared, "epsilon", list(SCORES))
-    files.write_text(out / "table.md", "\n".join(map(formats.markdown, grids)))
+    files.write_text(out / "table.md", _wrapped("\n".join(map(formats.markdown, grids))))
     if more is not None:
         files.write_text(more / "table.tex", "\n".join(map(formats.latex, grids)))
         files.write_text(more / "table.csv", comparison_tables.csv_text(compared))
+
+
+def _wrapped(page: str) -> str:
+    """Break the lines of a page that are no table, as other pages have them."""
+    lines = (line if line.startswith("|") else textwrap.fill(line, 100, **WHOLE) for line in page.split("\n"))  # type: ignore[arg-type]
+    return "\n".join(lines)
 
 
 def groups_of(folders: Sequence[Path]) -> list[Group]:

@@ -19,7 +19,7 @@ NUM_CANARIES = 1000
 
 
 def plan_of(epsilon, num_rounds=10):
-    config = PrivacyConfig(epsilon=epsilon, delta=1e-5, audience=Audience.PUBLIC)
+    config = PrivacyConfig(noise_source="seeded", epsilon=epsilon, delta=1e-5, audience=Audience.PUBLIC)
     sampler = DisjointSampler(steps_per_round=1)
     return make_plan(config, sampler, channels=frozenset({Channel.GLOBAL}), num_rounds=num_rounds, client_sizes=[500])
 
@@ -131,7 +131,9 @@ def test_without_sampling_the_bounds_come_near_the_accountants_value_and_never_e
 
 
 def both_channels(sampler, epsilon=6.0, **privacy):
-    config = PrivacyConfig(epsilon=epsilon, delta=1e-5, local_share=0.7, clip_norm_local=0.3, **privacy)
+    config = PrivacyConfig(
+        noise_source="seeded", epsilon=epsilon, delta=1e-5, local_share=0.7, clip_norm_local=0.3, **privacy
+    )
     return make_plan(config, sampler, channels=frozenset(Channel), num_rounds=8, client_sizes=[500])
 
 
@@ -180,7 +182,9 @@ def test_sampling_that_is_observed_would_break_an_amplified_claim():
 
 
 def of_clients(epsilon):
-    config = PrivacyConfig(epsilon=epsilon, delta=1e-5, audience=Audience.PUBLIC, privacy_unit="client")
+    config = PrivacyConfig(
+        noise_source="seeded", epsilon=epsilon, delta=1e-5, audience=Audience.PUBLIC, privacy_unit="client"
+    )
     sampler = PoissonSampler(sampling_prob=0.1, steps_per_round=2)
     return make_plan(config, sampler, channels=frozenset(Channel), num_rounds=4, client_sizes=[50] * 20)
 
@@ -201,7 +205,7 @@ def test_a_client_whose_examples_are_clipped_one_by_one_is_caught(monkeypatch):
 
 
 def test_the_server_is_audited_where_clients_add_the_noise():
-    config = PrivacyConfig(epsilon=4.0, delta=1e-5, audience=Audience.SERVER, noise_at="client")
+    config = PrivacyConfig(noise_source="seeded", epsilon=4.0, delta=1e-5, audience=Audience.SERVER, noise_at="client")
     sampler = DisjointSampler(steps_per_round=1)
     plan = make_plan(config, sampler, channels=frozenset({Channel.GLOBAL}), num_rounds=5, client_sizes=[500])
     found = audit_audience(plan, Audience.SERVER, num_canaries=1000, rng=np.random.default_rng(5))
@@ -210,7 +214,10 @@ def test_the_server_is_audited_where_clients_add_the_noise():
 
 @pytest.mark.parametrize("batch_size", [40, 1000])
 def test_nothing_is_measured_where_canaries_are_drawn_with_another_probability_than_is_claimed(batch_size):
-    sampler, config = EqualBatchesSampler(batch_size=batch_size), PrivacyConfig(epsilon=4.0, delta=1e-5)
+    sampler, config = (
+        EqualBatchesSampler(batch_size=batch_size),
+        PrivacyConfig(noise_source="seeded", epsilon=4.0, delta=1e-5),
+    )
     plan = make_plan(config, sampler, channels=frozenset(Channel), num_rounds=5, client_sizes=[4000])
     assert audit_audience(plan, Audience.PERSONAL, num_canaries=1000, rng=np.random.default_rng(0)) == []
 
@@ -224,7 +231,7 @@ def test_sure_guesses_follow_the_size_of_a_ratio_and_its_sign():
 
 
 def test_an_audience_that_sees_nothing_has_no_audit():
-    config = PrivacyConfig(epsilon=1.0, delta=1e-5)
+    config = PrivacyConfig(noise_source="seeded", epsilon=1.0, delta=1e-5)
     plan = make_plan(
         config, DisjointSampler(steps_per_round=1), channels=frozenset({Channel.LOCAL}), num_rounds=2, client_sizes=[9]
     )

@@ -14,6 +14,8 @@ from helpers import commands
 from helpers.commands import command
 from helpers.runs import files
 from hushprompt.api import progress
+from hushprompt.config import parse as configs
+from hushprompt.federation.setup import plan_arms
 from hushprompt.runs import records
 
 REFERENCES = "references=[{method={name='zero_shot'}}, {method={name='promptfl', num_ctx=4}}, {epsilon=inf}]"
@@ -47,9 +49,9 @@ def test_a_run_prints_the_table_and_writes_the_folder(hush, tmp_path):
     statement = hush("privacy", "r").out
     for part in ("epsilon = ", "The server is trusted", "Not private, simulation only", "repeatable simulation"):
         assert part in statement
-    assert "personal: epsilon by accountant: pld " in statement
+    assert "personal: epsilon (simulation) by accountant: pld " in statement
     assert "no contradiction" in statement
-    assert "3 clients (0, 1, 2): 2 rounds charged, sampling probability 0.5; epsilon so far: " in statement
+    assert "3 clients (0, 1, 2): 2 rounds charged, sampling probability 0.5; epsilon so far (simulation): " in statement
 
 
 def test_killed_at_random_moments_and_resumed_a_run_leaves_the_same_files(hush, tmp_path, env):
@@ -210,14 +212,18 @@ def test_with_rare_evaluation_the_bar_keeps_the_last_scores_and_the_run_shows_wh
     assert "2 of 3 clients take part in a round" in done.out
     assert "for the server (receives every client's upload" in done.out
     bars = progress.TrainingBars(Console())
-    bars._words = progress.LastScores("")
+    bars._words = progress.LastScores(plan_arms(configs.load(tmp_path / "r" / "config.toml"), [4, 4, 4])[-1])
     record = records.RoundRecord(
         arm="x", round_index=3, seconds=0.0, loss=1.0, local=0.5, neighbor=0.25, harmonic_mean=0.33, worst_client=0.1,
-        bytes_up=0, bytes_down=0, epsilon={"": 1.0},
+        bytes_up=0, bytes_down=0, epsilon={"personal": 1.0},
     )  # fmt: skip
     nan = math.nan
     unknown = dataclasses.replace(record, local=nan, neighbor=nan, harmonic_mean=nan, worst_client=nan)
     bars._task = bars._progress.add_task("arm", total=5, scores="")
-    for each, shown in ((unknown, "loss 1.00 epsilon 1.00"), (record, "local 50 neighbor 25"), (unknown, "local 50")):
+    for each, shown in (
+        (unknown, "loss 1.00 epsilon 1.00 (simulation)"),
+        (record, "local 50 neighbor 25"),
+        (unknown, "local 50"),
+    ):
         bars.on_round(each)
         assert shown in bars._progress.tasks[0].fields["scores"]

@@ -94,7 +94,13 @@ def test_clients_of_unequal_size_pull_by_their_size(model, batch, make_mechanism
 
 
 def test_a_contrast_of_a_clients_prompt_is_no_client_level_release(model, batch):
-    config = PrivacyConfig(epsilon=None, noise_multiplier_local=0.0, noise_multiplier_global=1.0, privacy_unit="client")
+    config = PrivacyConfig(
+        noise_source="seeded",
+        epsilon=None,
+        noise_multiplier_local=0.0,
+        noise_multiplier_global=1.0,
+        privacy_unit="client",
+    )
     sampler = PoissonSampler(sampling_prob=0.5)
     plan = make_plan(config, sampler, channels=FedPGP.channels, num_rounds=1, client_sizes=[9])
     mechanism = plan.mechanism(allowed=Channel.LOCAL, expected_count=5.0, rng=rng())

@@ -24,7 +24,7 @@ batches = npst.arrays("float32", st.tuples(st.integers(1, 6), st.just(3)), eleme
 
 
 def plan_of(channels=frozenset(Channel), num_rounds=30, **privacy):
-    config = PrivacyConfig(**{"adaptive_quantile": 0.5, "delta": 1e-5, **privacy})
+    config = PrivacyConfig(**{"noise_source": "seeded", "adaptive_quantile": 0.5, "delta": 1e-5, **privacy})
     return make_plan(config, FULL, channels=channels, num_rounds=num_rounds, client_sizes=[100])
 
 

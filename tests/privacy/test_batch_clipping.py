@@ -22,7 +22,7 @@ ROUNDS = DisjointSampler(steps_per_round=10)  # 320 examples: batches of 32
 
 
 def plan_of(clipping=PAPER, sampler=ROUNDS, channels=BOTH, num_rounds=100, sizes=(320, 200), **privacy):
-    privacy = {"delta": 1e-5, "clip_norm_local": 10.0, "clip_norm_global": 10.0, **privacy}
+    privacy = {"noise_source": "seeded", "delta": 1e-5, "clip_norm_local": 10.0, "clip_norm_global": 10.0, **privacy}
     return make_plan(
         PrivacyConfig(**privacy),
         sampler,

@@ -25,7 +25,9 @@ clients = st.lists(
 
 
 def plan_of(channels=BOTH, sampler=None, num_rounds=10, num_clients=20, **privacy):
-    config = PrivacyConfig(**{"privacy_unit": "client", "audience": Audience.PUBLIC, "epsilon": 4.0, **privacy})
+    config = PrivacyConfig(
+        **{"noise_source": "seeded", "privacy_unit": "client", "audience": Audience.PUBLIC, "epsilon": 4.0, **privacy}
+    )
     sampler = sampler or PoissonSampler(sampling_prob=0.1, steps_per_round=3)
     return make_plan(config, sampler, channels=channels, num_rounds=num_rounds, client_sizes=[50] * num_clients)
 

@@ -146,7 +146,8 @@ def test_clipped_batches_have_nothing_beside_them():
     clipping = BatchClipping(num_local_blocks=2, calibration="accountant")
     with pytest.raises(PrivacyError, match="beside no other release"):
         make_plan(
-            PrivacyConfig(), PoissonSampler(), channels=frozenset(Channel), num_rounds=2, client_sizes=[9],
+            PrivacyConfig(noise_source="seeded"),
+            PoissonSampler(), channels=frozenset(Channel), num_rounds=2, client_sizes=[9],
             batch_clipping=clipping, beside=(ONCE,),
         )  # fmt: skip
 

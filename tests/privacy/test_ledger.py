@@ -17,7 +17,11 @@ BOTH = frozenset(Channel)
 def plan_of(sampler=None, num_rounds=20, **privacy):
     sampler = sampler or PoissonSampler(sampling_prob=0.1, steps_per_round=2)
     return make_plan(
-        PrivacyConfig(**privacy), sampler, channels=BOTH, num_rounds=num_rounds, client_sizes=[400, 300, 10]
+        PrivacyConfig(**{"noise_source": "seeded", **privacy}),
+        sampler,
+        channels=BOTH,
+        num_rounds=num_rounds,
+        client_sizes=[400, 300, 10],
     )
 
 
@@ -143,7 +147,7 @@ def test_each_clients_own_sampling_decides_when_it_has_to_stop():
 @pytest.mark.parametrize(("calibration", "limit"), [("paper", None), ("accountant", 2.0)])
 def test_an_epsilon_that_noise_is_only_called_by_is_no_limit(calibration, limit):
     clipping = BatchClipping(num_local_blocks=2, calibration=calibration)
-    config = PrivacyConfig(epsilon=2.0)
+    config = PrivacyConfig(epsilon=2.0, noise_source="seeded")
     plan = make_plan(
         config, DisjointSampler(), channels=BOTH, num_rounds=5, client_sizes=[100], batch_clipping=clipping
     )  # fmt: skip
@@ -157,6 +161,7 @@ def test_clipped_batches_are_for_comparison_only(setting):
     clipping = BatchClipping(num_local_blocks=2, calibration="accountant")
     with pytest.raises(PrivacyError, match="comparison only"):
         make_plan(
-            PrivacyConfig(**setting), DisjointSampler(), channels=BOTH, num_rounds=5, client_sizes=[100],
+            PrivacyConfig(**{"noise_source": "seeded", **setting}),
+            DisjointSampler(), channels=BOTH, num_rounds=5, client_sizes=[100],
             batch_clipping=clipping,
         )  # fmt: skip

@@ -29,7 +29,7 @@ def plan_of(name="gaussian", channels=frozenset(Channel), **privacy):
     clips = {"batch_clipping": BatchClipping(num_local_blocks=1, calibration="accountant")}
     given = {"epsilon": None, "noise_multiplier_local": 2.0, "noise_multiplier_global": 5.0, "clip_norm_local": 0.5}
     return make_plan(
-        PrivacyConfig(**{"delta": 1e-4, **given, **privacy}),
+        PrivacyConfig(**{"noise_source": "seeded", "delta": 1e-4, **given, **privacy}),
         DisjointSampler(steps_per_round=2),
         channels=channels,
         num_rounds=3,

@@ -18,7 +18,12 @@ BOTH = frozenset(Channel)
 
 def plan_of(z_local, z_global=10.0):
     config = PrivacyConfig(
-        epsilon=None, delta=1e-5, noise_multiplier_local=z_local, noise_multiplier_global=z_global, clip_norm_local=2.0
+        noise_source="seeded",
+        epsilon=None,
+        delta=1e-5,
+        noise_multiplier_local=z_local,
+        noise_multiplier_global=z_global,
+        clip_norm_local=2.0,
     )
     return make_plan(config, DisjointSampler(steps_per_round=1), channels=BOTH, num_rounds=2, client_sizes=[61])
 

@@ -33,7 +33,8 @@ def comparison(paths, against=None, test="t", ignore=()):
 
 def test_rows_that_differ_in_the_seed_alone_are_one_line_with_mean_and_spread(grid):
     table = made.table(comparison(grid))
-    assert table.header == ("method", "epsilon", "local", "neighbor", "harmonic mean", "worst client", "seeds")
+    scores = ("local", "neighbor", "harmonic mean", "worst client")
+    assert table.header == ("method", "epsilon (simulation)", *scores, "seeds")
     assert [row[:3] for row in table.rows] == [
         ("zero-shot template", "-", "40.0 ± 0.0"),
         ("PromptFL", "inf", "50.0 ± 0.0"),
@@ -52,7 +53,7 @@ def test_folder_names_and_threads_tell_nothing_apart_but_a_rank_does(toy_values,
         write_run(tmp_path / "rank", with_settings(toy_values, "dp_fpl", rank=1), [(0.7, 0.5)]),
     ]
     table = made.table(comparison(paths))
-    assert table.header[:3] == ("method", "rank", "epsilon")
+    assert table.header[:3] == ("method", "rank", "epsilon (simulation)")
     assert [(row[1], row[3], row[-1]) for row in table.rows] == [("1", "70.0", "1"), ("2", "55.0 ± 7.1", "2")]
 
 
@@ -81,7 +82,7 @@ def test_a_rate_that_goes_with_the_budget_is_named_but_is_no_column(toy_values, 
         for epsilon in (2.0, 8.0)
     ]
     table = made.table(comparison(paths))
-    assert table.header[:2] == ("method", "epsilon")
+    assert table.header[:2] == ("method", "epsilon (simulation)")
     assert "Set along with these: method.optimizer.learning_rate." in table.notes
 
 

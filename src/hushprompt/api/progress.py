@@ -14,12 +14,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Column
 
+from hushprompt.privacy import statements
+
 if TYPE_CHECKING:
     from hushprompt.runs.arm import Arm
     from hushprompt.runs.observer import Observer
     from hushprompt.runs.records import RoundRecord
 
-WIDE = 72
+WIDE = 85
 """Characters of a line beside whose scores an arm's name has room."""
 
 
@@ -58,9 +60,10 @@ class NoProgress:
 class LastScores:
     """Words for a round: loss, the last scores that there were, epsilon so far."""
 
-    def __init__(self, audience: str) -> None:
-        """Begin an arm, whose epsilon is for an audience."""
-        self._audience = audience
+    def __init__(self, arm: Arm) -> None:
+        """Begin an arm."""
+        self._audience = str(arm.plan.config.audience)
+        self._simulated = statements.beside_epsilon(arm.plan.release_plan.noise_source)
         self._scores = ""
 
     def after(self, record: RoundRecord) -> str:
@@ -68,7 +71,8 @@ class LastScores:
         if record.is_evaluated:
             self._scores = f"local {100 * record.local:.0f} neighbor {100 * record.neighbor:.0f} "
         epsilon = record.epsilon[self._audience]
-        return f"loss {record.loss:.2f} {self._scores}epsilon {'inf' if math.isinf(epsilon) else f'{epsilon:.2f}'}"
+        spent = "inf" if math.isinf(epsilon) else f"{epsilon:.2f}{self._simulated}"
+        return f"loss {record.loss:.2f} {self._scores}epsilon {spent}"
 
 
 class NotebookLines:
@@ -91,7 +95,7 @@ class NotebookLines:
         self._arm, self._num_rounds, self._words = (
             f"{index + 1}/{num_arms} {arm.label}",
             arm.num_rounds,
-            LastScores(str(arm.plan.config.audience)),
+            LastScores(arm),
         )
         self._show(self._arm, f"{self._arm}: {num_rounds_done}/{arm.num_rounds} rounds")
 
@@ -180,7 +184,7 @@ class TrainingBars:
     def on_arm(self, arm: Arm, index: int, num_arms: int, num_rounds_done: int) -> None:
         """An arm begins."""
         description = f"{index + 1}/{num_arms} {arm.label}"
-        self._words = LastScores(str(arm.plan.config.audience))
+        self._words = LastScores(arm)
         total = arm.num_rounds or 1
         done = num_rounds_done if arm.num_rounds else 1
         self._task = self._progress.add_task(description, total=total, completed=done, scores="")

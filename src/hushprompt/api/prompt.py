@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hushprompt.config.overrides import with_sections
 from hushprompt.config.values import choose
 from hushprompt.errors import ConfigError, DataError
+from hushprompt.privacy import statements
 from hushprompt.runs import records
 from hushprompt.runs.prompts import PromptHeader, read_prompt
 from hushprompt.user_text import nfc
@@ -46,7 +47,8 @@ class Prompt:
     @property
     def privacy(self) -> str:
         """What it guarantees, in a sentence: epsilon with all that gives it meaning."""
-        return self.header.privacy
+        said = self.header.privacy
+        return said if self.header.noise_source else f"{said} {statements.SOURCE_UNKNOWN}"
 
     def load_backbone(self) -> Model:
         """Return the frozen model that the prompt was trained with, loaded where it is given by its section.

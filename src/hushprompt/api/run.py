@@ -35,7 +35,7 @@ class Run:
         """The run's resolved config."""
         from hushprompt.config import parse as configs
 
-        return configs.load(self.folder / "config.toml")
+        return configs.load_stored(self.folder)
 
     @property
     def is_finished(self) -> bool:
@@ -51,8 +51,7 @@ class Run:
     @functools.cached_property
     def privacy(self) -> Mapping[str, Any]:
         """The privacy record: of each arm the mechanisms, their composed event, and every audience's guarantee."""
-        record: dict[str, Any] = records.read_record(self._file("privacy.json"))
-        return record
+        return statements.with_noise_source(records.read_record(self._file("privacy.json")))
 
     @property
     def guarantees(self) -> dict[str, Guarantee]:

@@ -106,7 +106,7 @@ def config_of(folder: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """
     if not (folder / "config.toml").exists():
         raise ResumeError(f"{folder} is not a run folder: it has no config.toml.")
-    return configs.load(folder / "config.toml", overrides)
+    return configs.load_stored(folder, overrides)
 
 
 @dataclass(frozen=True, repr=False)

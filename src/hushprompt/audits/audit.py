@@ -135,7 +135,7 @@ def locate(what: RunConfig | Path | str, overrides: Sequence[str]) -> tuple[RunC
         return what, Path("audit") / METHODS.name_of(what.method)
     path = Path(what)
     is_run = (path / "config.toml").exists()
-    config = configs.load(path / "config.toml" if is_run else configs.locate(path), overrides)
+    config = configs.load_stored(path, overrides) if is_run else configs.load(configs.locate(path), overrides)
     return config, path / "audit" if is_run else Path("audit") / path.stem
 
 

@@ -14,7 +14,7 @@ from rich.table import Table
 import hushprompt as hp
 from hushprompt.cli.console import INTERRUPTED, console, sentence
 from hushprompt.errors import ConfigError
-from hushprompt.privacy.statements import AUDIENCES
+from hushprompt.privacy.statements import AUDIENCES, beside_epsilon
 from hushprompt.reporting.tables import epsilon_text
 
 if TYPE_CHECKING:
@@ -118,9 +118,10 @@ def _show_audience(budget: BudgetAudit, one: AudienceAudit) -> None:
             f"gap {canary.mean_gap:.2f} standard deviations)",
         )
     if one.is_contradicted:
+        claim = epsilon_text(one.claimed["epsilon"]) + beside_epsilon(one.claimed.get("noise_source"))
         sentence(
             f"CONTRADICTED: more was measured ({one.lower_bound:.3g}) than is claimed "
-            f"({epsilon_text(one.claimed['epsilon'])}). Either the code is wrong, or chance: repeat with another seed.",
+            f"({claim}). Either the code is wrong, or chance: repeat with another seed.",
             style="bold red",
         )
     if one.attacks:

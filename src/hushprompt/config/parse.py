@@ -32,6 +32,26 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     return parse(values)
 
 
+def load_stored(folder: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read the config of a run folder, of this version or an older one, and apply overrides.
+
+    Raises:
+        ConfigError: as for `load`.
+    """
+    values = as_stored(read(folder / "config.toml"))
+    for text in overrides:
+        values = override(values, text)
+    return parse(values)
+
+
+def as_stored(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return plain values of a run folder's config as they were meant.
+
+    A run's config is resolved, so one without a noise source is from a time when all noise came from the seed.
+    """
+    return {**values, "privacy": {"noise_source": "seeded", **values.get("privacy", {})}}
+
+
 def parse(values: Mapping[str, Any]) -> RunConfig:
     """Build a RunConfig from nested plain values.
 

@@ -247,7 +247,15 @@ class RunConfig:
                 CHOICES[name].name_of(value)
             elif type(value) is not (cls := SECTIONS.get(name)):
                 raise ConfigError(f"{name} must be a {cls.__name__} or a table of settings, got {value!r}.")
+        if self.privacy.noise_source == "auto":
+            resolved = dataclasses.replace(self.privacy, noise_source=self._usual_noise_source)
+            object.__setattr__(self, "privacy", resolved)
         object.__setattr__(self, "references", tuple(map(self._reference, range(len(self.references)))))
+
+    @property
+    def _usual_noise_source(self) -> Literal["seeded", "secure"]:
+        """What "auto" stands for: a data set that does not say that it is public is taken for somebody's own."""
+        return "seeded" if getattr(self.data, "is_public", False) else "secure"
 
     def _reference(self, index: int) -> Reference:
         """Return one arm to compare with, with its method."""
@@ -270,8 +278,14 @@ class RunConfig:
         return tomli_w.dumps(to_plain(self))
 
     def to_values(self) -> dict[str, Any]:
-        """Return the config as plain values; references that have the run's own method do not name it."""
+        """Return the config as plain values to change: what follows from other sections is left open.
+
+        References that have the run's own method do not name it, and a noise source that is the usual one of these data
+        is "auto": other data have their own.
+        """
         values: dict[str, Any] = to_plain(self)
+        if self.privacy.noise_source == self._usual_noise_source:
+            values["privacy"]["noise_source"] = "auto"
         for arm in values["references"]:
             if arm["method"] == values["method"]:
                 del arm["method"]

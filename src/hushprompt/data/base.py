@@ -122,7 +122,11 @@ class Dataset:
 
 @runtime_checkable
 class DatasetConfig(Protocol):
-    """The interface of a registered data set."""
+    """The interface of a registered data set.
+
+    A class attribute `is_public = True` says that it is a published benchmark, drawings or noise, so that runs on it
+    are simulations unless their config says otherwise (`privacy.noise_source`). Without it, data are somebody's own.
+    """
 
     def load(self) -> Dataset:
         """Read the data set, or say what is missing and where to put it."""

@@ -173,6 +173,7 @@ class About:
 class Known:
     """Fields of every data set of the field: where it lies, and whether it may be fetched."""
 
+    is_public: ClassVar[bool] = True
     about: ClassVar[About]
     """The data set in words."""
     root: str = "data"

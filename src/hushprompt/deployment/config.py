@@ -270,6 +270,7 @@ def load_server(path: Path) -> ServerConfig:
     if "data" not in run and "partition" not in run and (federation.classes or federation.classes_file):
         # Every client brings its own folder; nobody loads the run's.
         run |= {"data": {"name": "folder"}, "partition": {"name": "by_client"}}
+    run["privacy"] = {"noise_source": "secure", **run.get("privacy", {})}  # machines of several owners simulate nothing
     return ServerConfig(federation=federation, run=configs.parse(run), link=link)
 
 

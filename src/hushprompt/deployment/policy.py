@@ -35,7 +35,7 @@ def check_plan(owner: OwnerConfig, arm: Arm, client_id: int, store: Path, folder
     shares = Channel.GLOBAL in plan.channels
     if owner.require_noise_at == "client" and shares and plan.config.noise_at != "client":
         wrong.append("clipped sums would reach the server without noise")
-    if owner.require_noise_source == "secure" and plan.channels and plan.config.noise_source != "secure":
+    if owner.require_noise_source == "secure" and plan.channels and plan.release_plan.noise_source != "secure":
         wrong.append("noise would come from a seed that the server knows")
     rounds = int(arm.cohorts.rounds_of_clients()[client_id]) if arm.num_rounds else 0
     reason = _over(owner, epsilon(plan, rounds, client_id), plan.config.delta if rounds else 0.0, store, folder)

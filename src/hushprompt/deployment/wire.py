@@ -103,7 +103,7 @@ def expected_update(arm: Arm, shared: Shared, kind: PayloadKind, *, counts: bool
     if kind is PayloadKind.GRADIENTS:
         return {"gradient": like}
     count = {"count": torch.zeros((), dtype=torch.float64)} if counts else {}
-    return {"sum": like.double() if arm.plan.config.noise_source == "secure" else like, **count}
+    return {"sum": like.double() if arm.plan.release_plan.noise_source == "secure" else like, **count}
 
 
 def read_update(

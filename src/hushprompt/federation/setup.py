@@ -286,7 +286,7 @@ def plan_metrics(config: RunConfig, arms: Sequence[Arm], partition: Partition) -
         delta=evaluation.metrics_delta,
         num_releases=sum(evaluation.num_due(arm.num_rounds) for arm in arms),
         client_sizes=[len(client.indices[evaluation.split]) for client in partition.clients],
-        noise_source=config.privacy.noise_source,
+        noise_source=arms[-1].plan.release_plan.noise_source,
     )
 
 

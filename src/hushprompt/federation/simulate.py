@@ -281,6 +281,7 @@ class Trainer:
             base=scores.base,
             new=scores.new,
             base_new_harmonic_mean=scores.base_new_harmonic_mean,
+            noise_source=plan.release_plan.noise_source if plan.channels else None,
         )
         return dataclasses.replace(
             progress,

@@ -94,7 +94,7 @@ def _identities(root: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in sorted(root.glob("*/config.toml")):
         try:
-            identity = configs.load(path).identity()
+            identity = configs.load_stored(path.parent).identity()
         except ConfigError:
             continue
         if identity not in found or _state(path.parent, identity) is RunState.DONE:

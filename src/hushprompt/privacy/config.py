@@ -60,9 +60,10 @@ class PrivacyConfig:
     """Largest relative change of a clip norm in one step."""
     adaptive_share: float = 0.05
     """Share of each release's budget (of 1/z^2) that its count gets, in (0, 1)."""
-    noise_source: Literal["seeded", "secure"] = "seeded"
-    """Where noise and private batches come from: "seeded" (the run's seed: a repeatable simulation, not a release) or
-    "secure" (the operating system's cryptographic generator, on a grid: fit for a release, never the same twice)."""
+    noise_source: Literal["auto", "seeded", "secure"] = "auto"
+    """Where noise and private batches come from: "seeded" (the run's seed: a repeatable simulation, not a release),
+    "secure" (the operating system's cryptographic generator, on a grid: fit for a release, never the same twice), or
+    "auto": secure for your own data and in a federation, seeded for published benchmarks and built-in data."""
     max_epsilon: float | None = None
     """Training ends before the epsilon of `audience` would exceed this, also across resumes and retries; left out: the
     target epsilon, where one is set."""

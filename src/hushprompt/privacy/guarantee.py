@@ -10,7 +10,7 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from hushprompt.privacy import accounting, statements
 
@@ -22,7 +22,7 @@ LOOSENESS = 1e-2
 """What discretization explains where "pld" shows relatively more than the exact curve, beside one grid step."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Guarantee:
     """An epsilon with all that gives it meaning."""
 
@@ -44,6 +44,8 @@ class Guarantee:
     """Where epsilon is infinite: the reason, in the words of a statement."""
     beside: tuple[accounting.GaussianReleases, ...] = ()
     """Releases of other mechanisms on the same data, which epsilon counts too."""
+    noise_source: Literal["seeded", "secure"] | None = None
+    """Where the noise comes from: "seeded" makes all of it a simulation. None: not known, or none is drawn yet."""
 
     def statement(self) -> str:
         """Say the guarantee in one sentence; epsilon never stands alone."""
@@ -53,6 +55,10 @@ class Guarantee:
     def parts(self) -> tuple[accounting.GaussianReleases, ...]:
         """All releases that epsilon counts, in few parts; empty where nothing is released."""
         return accounting.compose((self.releases, *self.beside))
+
+    def __repr__(self) -> str:
+        """Say who has it, and the guarantee in a sentence."""
+        return f"Guarantee for {self.audience}: {self.statement()}"
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""

@@ -16,6 +16,7 @@ as unsampled Gaussians: every image enters every release.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -110,7 +111,7 @@ class MetricsPlan:
 
     def guarantee(self, num_releases: int | None = None) -> Guarantee:
         """Account for so many releases; None: all that are planned."""
-        return guarantee(
+        held = guarantee(
             audience="whoever sees the accuracies",
             releases=self.releases(self.num_releases if num_releases is None else num_releases),
             delta=self.delta,
@@ -118,6 +119,7 @@ class MetricsPlan:
             unit=UNIT,
             sampling_description="every image is in every release, no amplification claimed",
         )
+        return dataclasses.replace(held, noise_source=self.noise_source)
 
     def _noisy(
         self, counts: np.ndarray, std: float, sensitivity: float, rng: np.random.Generator

@@ -176,6 +176,7 @@ class PrivacyPlan:
                     beside=self.beside,
                 ),
                 neighboring_relation=self.config.neighboring_relation,
+                noise_source=self.release_plan.noise_source,
             )
             for audience in self.audiences
         }
@@ -276,6 +277,8 @@ def make_plan(
     """
     checks.non_negative(num_rounds=num_rounds)
     _check_delta(config, client_sizes)
+    if config.noise_source == "auto":  # nobody said what the data are
+        config = dataclasses.replace(config, noise_source="secure")
     norms = {Channel.LOCAL: config.clip_norm_local, Channel.GLOBAL: config.clip_norm_global}
     if batch_clipping is not None and (config.privacy_unit != "example" or beside):
         raise PrivacyError(
@@ -284,8 +287,8 @@ def make_plan(
         )
     if batch_clipping is not None and (config.noise_source == "secure" or config.adaptive_quantile is not None):
         raise PrivacyError(
-            "Clipped batches are for comparison only: they have neither secure noise nor adaptive clip norms. Leave "
-            "privacy.noise_source and privacy.adaptive_quantile out."
+            "Clipped batches are for comparison only, in simulations: they have neither secure noise nor adaptive clip "
+            'norms. Set privacy.noise_source = "seeded" and leave privacy.adaptive_quantile out, or use another method.'
         )
     if batch_clipping is not None and batch_clipping.calibration == "paper" and config.epsilon is not None:
         batch_size = max(sampler.expected_batch_size(size) for size in client_sizes)

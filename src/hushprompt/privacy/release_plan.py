@@ -47,6 +47,11 @@ class ReleasePlan:
     mechanism: str = "gaussian"
     """Name in MECHANISMS of what clips and releases."""
 
+    @property
+    def noise_source(self) -> Literal["seeded", "secure"]:
+        """Where noise and private batches come from; what nobody resolved is secure."""
+        return "seeded" if self.config.noise_source == "seeded" else "secure"
+
     def sensitivity(self, channel: Channel, clip_norm: float | None = None) -> float:
         """Return the L2 sensitivity of a channel's sum: the clip norm, or 2 C sqrt(k) where batches are clipped.
 
@@ -82,11 +87,11 @@ class ReleasePlan:
     @property
     def is_replay_exact(self) -> bool:
         """True where a round that runs again gives the same releases bit for bit, and so need not be charged again."""
-        return self.config.noise_source == "seeded"
+        return self.noise_source == "seeded"
 
     def private_stream(self, seeded: np.random.Generator) -> np.random.Generator:
         """Return the stream for draws that must stay secret, such as who is in a batch: amplification rests on that.
 
         With secure noise they come from the operating system, whatever the seed, and are never shown.
         """
-        return seeded if self.config.noise_source == "seeded" else SystemDraws()
+        return seeded if self.noise_source == "seeded" else SystemDraws()

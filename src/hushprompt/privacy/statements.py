@@ -7,6 +7,7 @@ without delta, privacy unit, neighboring relation, sampling and accountant.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +66,12 @@ NOISE_SOURCE = {
         "It can be resumed; a round that runs again is charged again."
     ),
 }
+SIMULATION = "simulation"
+"""What a run with seeded noise is. The word stands beside every epsilon of such a run."""
+SOURCE_UNKNOWN = (
+    "This file is from a version that did not write down where noise came from: read its epsilon as that of a "
+    f"{SIMULATION}."
+)
 COUNTS_NOT_PRIVATE = (
     "Not private, simulation only: counts of a client's examples by class are not covered by any guarantee."
 )
@@ -83,6 +90,43 @@ PARTICIPATION = (
 ADAPTIVE_CLIPPING = "clip_norms are those of the first step; noise_multipliers are those of sum and count together."
 FALSE_ALARMS = 0.01
 """Rate of false accusations at which a guarantee is put into plain words."""
+
+
+def beside_epsilon(noise_source: str | None) -> str:
+    """Return what must stand behind an epsilon, with the space before it: that it is one of a simulation, or nothing.
+
+    >>> beside_epsilon("seeded"), beside_epsilon("secure")
+    (' (simulation)', '')
+    """
+    return f" ({SIMULATION})" if noise_source == "seeded" else ""
+
+
+def noise_source_of(record: Mapping[str, Any]) -> str:
+    """Return the noise source that a `privacy.json` tells in a sentence; before there was a choice, all was seeded."""
+    return "secure" if "cryptographic generator" in str(record.get("noise_source")) else "seeded"
+
+
+def with_noise_source(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a `privacy.json` whose every guarantee tells its noise source; older versions told it once for the run."""
+    source = noise_source_of(record)
+    return {**record, "arms": [_told(arm, source) for arm in record.get("arms", [])]}
+
+
+def _told(arm: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Return one arm of a privacy record with the noise source in its guarantees and their statements."""
+    audiences = {
+        who: held
+        if held.get("noise_source")
+        else {
+            **held,
+            "noise_source": source,
+            "statement": re.sub(
+                r"^(epsilon = \S+) at ", rf"\1{beside_epsilon(source)} at ", str(held.get("statement", ""))
+            ),
+        }
+        for who, held in arm.get("audiences", {}).items()
+    }
+    return {**arm, "audiences": audiences}
 
 
 def copies_statement(guarantee: Guarantee, epsilon: float, num_copies: int, noise_source: str) -> str:
@@ -126,7 +170,8 @@ def guarantee_statement(guarantee: Guarantee) -> str:
     if not guarantee.parts:
         return f"Nothing derived from private data is released (epsilon = 0) {context}."
     warned = "".join(f" WARNING: {text}" for text in guarantee.warnings)
-    return f"epsilon = {guarantee.epsilon:.4g} {context}; accountant: {guarantee.accountant}.{warned}"
+    simulated = beside_epsilon(guarantee.noise_source)
+    return f"epsilon = {guarantee.epsilon:.4g}{simulated} {context}; accountant: {guarantee.accountant}.{warned}"
 
 
 def in_plain_words(guarantee: Mapping[str, Any]) -> str:
@@ -176,13 +221,17 @@ def cross_check_lines(arm: dict[str, Any]) -> list[str]:
         )
         warnings = guarantee.get("warnings") or ["no contradiction"]
         claimed = guarantee["accountant"]
-        lines.append(f"  {audience}: epsilon by accountant: {values}; claimed: {claimed}; {' '.join(warnings)}.")
+        simulated = beside_epsilon(guarantee.get("noise_source"))
+        lines.append(
+            f"  {audience}: epsilon{simulated} by accountant: {values}; claimed: {claimed}; {' '.join(warnings)}."
+        )
     return lines
 
 
 def account_lines(arm: dict[str, Any]) -> list[str]:
     """Return each distinct guarantee of one arm of `privacy.json` and its clients, the worst first."""
     lines = []
+    simulated = next((beside_epsilon(held.get("noise_source")) for held in arm["audiences"].values()), "")
     for account in arm.get("clients", []):
         clients = ", ".join(map(str, account["clients"][:10])) + (", ..." if len(account["clients"]) > 10 else "")
         spent = ", ".join(
@@ -191,7 +240,7 @@ def account_lines(arm: dict[str, Any]) -> list[str]:
         )
         lines.append(
             f"  {len(account['clients'])} clients ({clients}): {account['num_rounds']} rounds charged, "
-            f"sampling probability {account['sampling_prob']:.4g}; epsilon so far: {spent}."
+            f"sampling probability {account['sampling_prob']:.4g}; epsilon so far{simulated}: {spent}."
         )
     return lines
 
@@ -221,6 +270,7 @@ def clauses(audience: str, guarantee: Mapping[str, Any]) -> list[str]:
         *str(guarantee.get("sampling")).split(", "),
         *([] if num_steps is None else [f"{num_steps} releases"]),
         f"accountant: {guarantee.get('accountant')}",
+        *([f"{SIMULATION} with seeded noise"] if guarantee.get("noise_source") == "seeded" else []),
     ]
 
 

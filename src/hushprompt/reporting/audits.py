@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from hushprompt.privacy.statements import AUDIENCES, number
+from hushprompt.privacy.statements import AUDIENCES, beside_epsilon, noise_source_of, number
 from hushprompt.reporting.blocks import Block, PageTable, Words
 from hushprompt.reporting.tables import epsilon_text
 from hushprompt.runs.reader import FinishedRun
@@ -27,7 +27,8 @@ def audit_blocks(runs: Sequence[FinishedRun]) -> list[Block]:
         epsilon = number(claimed.get("epsilon"))
         power = _power(run.audit or {}, who)
         cells = [_bound(bounds[0], power["mechanism"]), _bound(bounds[1], power["end_to_end"])]
-        proven = "-" if math.isnan(epsilon) else epsilon_text(epsilon)
+        simulated = beside_epsilon(noise_source_of(run.privacy or {})) if math.isfinite(epsilon) else ""
+        proven = "-" if math.isnan(epsilon) else f"{epsilon_text(epsilon)}{simulated}"
         rows.append([name, AUDIENCES.get(who, who), proven, *cells, _strongest(one, power["attack"])])
         statements.append(f"{name}, {who}: {claimed.get('statement', '')}")
         if any(bound > epsilon for bound in bounds):

@@ -10,6 +10,7 @@ from hushprompt.config.overrides import short_names
 from hushprompt.errors import ConfigError
 from hushprompt.evaluation import significance
 from hushprompt.evaluation.significance import Difference
+from hushprompt.privacy.statements import SIMULATION, beside_epsilon
 from hushprompt.reporting import meaning, tables
 from hushprompt.reporting.comparison import Comparison, in_order
 from hushprompt.reporting.formats import Grid, comma_separated
@@ -60,11 +61,12 @@ def csv_text(comparisons: Sequence[Comparison]) -> str:
 def table(comparison: Comparison) -> Grid:
     """Return one line a group: what it is, its scores in percent, its seeds."""
     names = _names(comparison.columns)
+    title, epsilons = group_epsilons(comparison.groups)
     rows = tuple(
         (
             group.title,
             *(group.label(key) for key in comparison.columns),
-            tables.epsilon_text(group.epsilon),
+            epsilons[at],
             *(_cell(comparison, at, score) for score in SCORES),
             str(len(group.arms)),
         )
@@ -72,12 +74,17 @@ def table(comparison: Comparison) -> Grid:
     )
     return Grid(
         title=comparison.title,
-        header=("method", *names, "epsilon", *SCORES.values(), "seeds"),
+        header=("method", *names, title, *SCORES.values(), "seeds"),
         rows=rows,
         notes=tuple(captions(comparison)),
         num_names=1 + len(names),
         name="scores",
     )
+
+
+def group_epsilons(groups: Sequence[Group]) -> tuple[str, list[str]]:
+    """Return title and cells of a column with every group's proven epsilon."""
+    return tables.epsilon_column([(group.epsilon, group.noise_source) for group in groups])
 
 
 def pivot(comparison: Comparison, key: str, score: str) -> Grid:
@@ -92,13 +99,18 @@ def pivot(comparison: Comparison, key: str, score: str) -> Grid:
         raise ConfigError(f"--columns {key}: it is {values[0]} in all rows, so there is nothing to put side by side.")
     others = [other for other in (EPSILON, *comparison.columns) if other != key]
     others = [other for other in others if len({group.label(other) for group in comparison.groups}) > 1]
+    told = beside_epsilon("seeded")
+    sources = {group.noise_source for group in comparison.groups if group.has_budget}
+    is_mixed = len(sources) > 1
+    simulated = told if sources == {"seeded"} and key == EPSILON else ""
     lines: dict[tuple[str, ...], dict[str, str]] = {}
     for at, group in enumerate(comparison.groups):
-        line = lines.setdefault((group.title, *(group.label(other) for other in others)), {})
+        method = group.title + (told if is_mixed and group.has_budget and group.noise_source == "seeded" else "")
+        line = lines.setdefault((method, *(group.label(other) for other in others)), {})
         line[group.label(key)] = _cell(comparison, at, score) + _proven(group)
     name = _names([key])[0]
     return Grid(
-        title=f"{SCORES[score]} accuracy by {name}" + (f", {comparison.title}" if comparison.title else ""),
+        title=f"{SCORES[score]} accuracy by {name}{simulated}" + (f", {comparison.title}" if comparison.title else ""),
         header=("method", *_names(others), *(f"{name} {value}" if value != "-" else f"no {name}" for value in values)),
         rows=tuple((*line, *(cells.get(value, "") for value in values)) for line, cells in lines.items()),
         notes=(_seeds_note(comparison), *captions(comparison)),
@@ -110,6 +122,7 @@ def pivot(comparison: Comparison, key: str, score: str) -> Grid:
 def differences(comparison: Comparison, score: str) -> Grid:
     """Return one line for each group that is compared with another: by how much it is better, and how sure that is."""
     names = _names(comparison.columns)
+    title, epsilons = group_epsilons(comparison.groups)
     rows = []
     for at, (difference, p_holm) in comparison.differences[score].items():
         group = comparison.groups[at]
@@ -117,7 +130,7 @@ def differences(comparison: Comparison, score: str) -> Grid:
             (
                 group.title,
                 *(group.label(key) for key in comparison.columns),
-                tables.epsilon_text(group.epsilon),
+                epsilons[at],
                 f"{100 * difference.mean:+.1f}",
                 _interval(difference),
                 _p_text(difference.p),
@@ -128,7 +141,7 @@ def differences(comparison: Comparison, score: str) -> Grid:
     return Grid(
         title=f"{SCORES[score]}: difference in points to {_against(comparison)}"
         + (f", {comparison.title}" if comparison.title else ""),
-        header=("method", *names, "epsilon", "difference", "95 % interval", "p", "p (Holm)", "seeds"),
+        header=("method", *names, title, "difference", "95 % interval", "p", "p (Holm)", "seeds"),
         rows=tuple(rows),
         notes=(),
         num_names=1 + len(names),
@@ -139,7 +152,8 @@ def differences(comparison: Comparison, score: str) -> Grid:
 def flat_rows(comparison: Comparison, by: str) -> tuple[list[str], list[list[object]]]:
     """Return header and lines of numbers, one a group, as fractions and with nothing left to captions."""
     header = ["table", "method", "title", *comparison.columns, "epsilon", "delta", "audience"]
-    header += ["privacy_unit", "neighboring_relation", "accountant", "seeds", "num_seeds", "num_rounds"]
+    header += ["privacy_unit", "neighboring_relation", "accountant", "noise"]
+    header += ["seeds", "num_seeds", "num_rounds"]
     header += [f"{score}_{what}" for score in SCORES for what in ("mean", "std")]
     statistics = ("difference", "low", "high", "p", "p_holm")
     header += ["against"] + [f"{score}_{what}" for score in SCORES for what in statistics]
@@ -149,6 +163,7 @@ def flat_rows(comparison: Comparison, by: str) -> tuple[list[str], list[list[obj
         line: list[object] = [by, summary.method, group.title, *(group.label(key) for key in comparison.columns)]
         line += ["" if group.epsilon is None else group.epsilon, summary.delta, summary.audience]
         line += [guarantee.get(key, "") for key in ("privacy_unit", "neighboring_relation", "accountant")]
+        line.append("" if group.epsilon is None else SIMULATION if group.noise_source == "seeded" else "secure")
         line += [" ".join(map(str, group.by_seed("local"))), len(group.arms), summary.num_rounds]
         for score in SCORES:
             spread = group.spread(score)
@@ -229,11 +244,17 @@ def _row_name(comparison: Comparison, group: Group) -> str:
     """Name a group in a sentence."""
     keys = (EPSILON, *comparison.columns)
     parts = [
-        f"{name} {tables.epsilon_text(group.epsilon) if key == EPSILON else group.label(key)}"
+        f"{name} {_words(group) if key == EPSILON else group.label(key)}"
         for key, name in zip(keys, _names(keys), strict=True)
         if group.label(key) != "-" and len({other.label(key) for other in comparison.groups}) > 1
     ]
     return group.title + (f" ({', '.join(parts)})" if parts else "")
+
+
+def _words(group: Group) -> str:
+    """Write a group's epsilon in a sentence."""
+    simulated = f", {SIMULATION}" if group.has_budget and group.noise_source == "seeded" else ""
+    return f"{tables.epsilon_text(group.epsilon)}{simulated}"
 
 
 def _against(comparison: Comparison) -> str:

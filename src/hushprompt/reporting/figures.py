@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hushprompt.errors import DataError
-from hushprompt.privacy.statements import number
+from hushprompt.privacy.statements import SIMULATION, beside_epsilon, number
 from hushprompt.reporting import maps
 from hushprompt.reporting.drawing import INK, RULE, SOFT, Drawing, Panel, line, save, tip
 from hushprompt.reporting.pooling import Group, pool
@@ -94,7 +94,7 @@ def budget(_: Sequence[FinishedRun], groups: Sequence[Group]) -> Drawing | None:
         parts.append(" Gray, dotted horizontal lines: no private data used.")
     if any(group.learns and not group.has_budget for group in groups):
         parts.append(" Colored horizontal lines: no noise, so no guarantee.")
-    caption = "".join(parts) + _on_the_edge(groups, "harmonic_mean")
+    caption = "".join(parts) + _on_the_edge(groups, "harmonic_mean") + _simulated(groups)
     return Drawing(slug="utility", panels=panels, caption=caption, legend=_family_legend(groups))
 
 
@@ -105,7 +105,7 @@ def _draw_budget(axes: Axes, score: str, groups: Sequence[Group]) -> None:
     epsilons = [_budget_of(group) for members in curves for group in members] or [1.0]
     margin = 10**0.15 if len(set(epsilons)) > 1 else 2.0
     axes.set_xscale("log")
-    axes.set(xlabel="epsilon, log scale", xlim=(min(epsilons) / margin, max(epsilons) * margin))
+    axes.set(xlabel=f"{_epsilon_label(groups)}, log scale", xlim=(min(epsilons) / margin, max(epsilons) * margin))
     _epsilon_ticks(axes, epsilons)
     reach = []
     for group in groups:
@@ -151,7 +151,7 @@ def tradeoff(_: Sequence[FinishedRun], groups: Sequence[Group]) -> Drawing | Non
         parts.append(" Hollow marks have no guarantee to show.")
     if any(len(members) > 1 for members in _families(g for g in known if g.has_budget)):
         parts.append(" A line joins the budgets of one method.")
-    caption = "".join(parts) + _on_the_edge(known, "local")
+    caption = "".join(parts) + _on_the_edge(known, "local") + _simulated(known)
     return Drawing(slug="tradeoff", panels=[panel], caption=caption, legend=_family_legend(known))
 
 
@@ -213,7 +213,7 @@ def curves(_: Sequence[FinishedRun], groups: Sequence[Group]) -> Drawing | None:
         parts.append("Gray, dotted horizontal lines: arms that learn nothing.")
     parts.append("No round was chosen by looking at this figure.")
     legend = [(group.name, group.style) for group in [*untrained, *drawn]]
-    return Drawing(slug="rounds", panels=panels, caption=" ".join(parts), legend=legend)
+    return Drawing(slug="rounds", panels=panels, caption=" ".join(parts) + _simulated(drawn), legend=legend)
 
 
 def _draw_curves(
@@ -276,7 +276,9 @@ def spent(_: Sequence[FinishedRun], groups: Sequence[Group]) -> Drawing | None:
         "rounds, not on the data, so it is the same for every seed. Lines of equal budgets lie on each other; "
         "their marks stand at different rounds."
     )
-    return Drawing(slug="spent", panels=panels, caption=caption, legend=[(g.name, g.style) for g in shown])
+    return Drawing(
+        slug="spent", panels=panels, caption=caption + _simulated(shown), legend=[(g.name, g.style) for g in shown]
+    )
 
 
 def _draw_spent(axes: Axes, groups: Sequence[Group], found: Mapping[str, Mapping[int, float]]) -> None:
@@ -291,7 +293,7 @@ def _draw_spent(axes: Axes, groups: Sequence[Group], found: Mapping[str, Mapping
         axes.plot(list(course), values, gid=tip(words), **style)
     most = max(value for group in groups for value in found[group.name].values())
     _round_axis(axes, [at for group in groups for at in found[group.name]])
-    axes.set(ylabel="epsilon", ylim=(0, most * 1.08 or 1.0))
+    axes.set(ylabel=_epsilon_label(groups), ylim=(0, most * 1.08 or 1.0))
 
 
 def clients(_: Sequence[FinishedRun], groups: Sequence[Group]) -> Drawing | None:
@@ -326,7 +328,7 @@ def clients(_: Sequence[FinishedRun], groups: Sequence[Group]) -> Drawing | None
         f"{dots}The box holds the middle half of the clients, the bar is the median, the thin line reaches from the "
         "worst client to the best."
     )
-    return Drawing(slug="clients", panels=panels, caption=caption)
+    return Drawing(slug="clients", panels=panels, caption=caption + _simulated(groups))
 
 
 def _draw_clients(axes: Axes, score: str, groups: Sequence[Group], values: Mapping[str, Sequence[float]]) -> None:
@@ -431,6 +433,22 @@ def client_values(group: Group, score: str) -> list[float]:
     """Return a score in percent of every client and seed that has it."""
     values = [100 * number(client.get(score)) for arm in group.arms for client in arm.summary.per_client]
     return [value for value in values if math.isfinite(value)]
+
+
+def _simulated(groups: Sequence[Group]) -> str:
+    """Say in a caption whose epsilon is that of a simulation; empty where none is."""
+    budgets = [group for group in groups if group.has_budget]
+    names = [group.name for group in budgets if group.noise_source == "seeded"]
+    if not names:
+        return ""
+    whose = "Every epsilon here" if len(names) == len(budgets) else f"The epsilon of {', '.join(names)}"
+    return f" {whose} is that of a {SIMULATION}: noise came from the run's seed."
+
+
+def _epsilon_label(groups: Sequence[Group]) -> str:
+    """Name an axis of epsilons."""
+    sources = {group.noise_source for group in groups if group.has_budget}
+    return f"epsilon{beside_epsilon(sources.pop())}" if len(sources) == 1 else "epsilon"
 
 
 def _budget_of(group: Group) -> float:

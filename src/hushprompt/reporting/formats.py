@@ -41,10 +41,11 @@ class Grid:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         """Return the table, or where the terminal is too narrow for it, a list; and the notes."""
-        table = terminal(self)
         # Columns never shrink, so a table that is wider than the terminal would be cut.
-        is_wide = Measurement.get(console, options.update(width=MAX_WIDTH), table).maximum > options.max_width
-        yield listed(self) if is_wide else table
+        any_width = options.update(width=MAX_WIDTH)
+        tables = [terminal(self), terminal(self, gap=0)]
+        fitting = (one for one in tables if Measurement.get(console, any_width, one).maximum <= options.max_width)
+        yield next(fitting, listed(self))
         yield from map(Text, self.notes)
 
     def _repr_html_(self) -> str:
@@ -52,10 +53,10 @@ class Grid:
         return html(self)
 
 
-def terminal(grid: Grid) -> Table:
-    """Return a table for rich; the notes are not in it."""
+def terminal(grid: Grid, gap: int = 1) -> Table:
+    """Return a table for rich, with `gap` spaces between columns beside one; the notes are not in it."""
     table = Table(
-        title=grid.title or None, box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False, show_edge=False,
+        title=grid.title or None, box=box.SIMPLE_HEAD, padding=(0, 0, 0, gap), pad_edge=False, show_edge=False,
         title_justify="left", title_style="bold",
     )  # fmt: skip
     for index, name in enumerate(grid.header):
@@ -65,6 +66,14 @@ def terminal(grid: Grid) -> Table:
     for row in grid.rows:
         table.add_row(*map(escape, row))
     return table
+
+
+def plain(grid: Grid) -> str:
+    """Return the table as text, without the notes."""
+    console = Console(width=MAX_WIDTH, file=io.StringIO(), color_system=None, highlight=False)
+    with console.capture() as captured:
+        console.print(terminal(grid))
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
 
 def listed(grid: Grid) -> Text:

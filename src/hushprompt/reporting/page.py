@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import Any
 from markupsafe import Markup
 
 from hushprompt.errors import DataError
+from hushprompt.privacy.statements import SIMULATION
 from hushprompt.reporting.drawing import sample
-from hushprompt.reporting.pooling import pool
+from hushprompt.reporting.pooling import arms_of, pool
 from hushprompt.reporting.sections import SECTIONS, Report
 from hushprompt.reporting.styles import printable
 from hushprompt.runs import reader
@@ -91,8 +93,18 @@ def _subtitle(found: Sequence[FinishedRun]) -> str:
         f"{_values(found, 'training', 'num_rounds')} rounds",
         f"seed {', '.join(str(seed) for seed in sorted({run.seed for run in found}))}",
         f"{len(found)} run{'s' if len(found) > 1 else ''}",
+        _noise_sources(found),
     ]
-    return " · ".join(part.replace("_", " ") for part in parts)
+    return " · ".join(part.replace("_", " ") for part in parts if part)
+
+
+def _noise_sources(found: Sequence[FinishedRun]) -> str:
+    """Say whether what is shown are simulations; empty where no epsilon is."""
+    budgets = [arm for run in found for arm in arms_of(run) if math.isfinite(arm.summary.epsilon or math.inf)]
+    num_simulated = sum(arm.noise_source == "seeded" for arm in budgets)
+    if not num_simulated:
+        return "secure noise" if budgets else ""
+    return SIMULATION if num_simulated == len(budgets) else f"partly a {SIMULATION}"
 
 
 def _values(found: Sequence[FinishedRun], section: str, key: str) -> str:

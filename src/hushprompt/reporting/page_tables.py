@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from markupsafe import Markup
 
-from hushprompt.privacy.statements import number
+from hushprompt.privacy.statements import beside_epsilon, number
 from hushprompt.reporting.blocks import Block, PageTable, missing
+from hushprompt.reporting.comparison_tables import group_epsilons
 from hushprompt.reporting.confusions import Confusions
 from hushprompt.reporting.figures import NAMES, audiences_of, client_values, epsilon_curve
 from hushprompt.reporting.pooling import NEW_SCORES, SCORES, Group
-from hushprompt.reporting.tables import epsilon_text
 from hushprompt.runs.identity import LETTERS, NOT_RECORDED
 from hushprompt.runs.reader import FinishedRun, Holdings
 
@@ -26,16 +26,17 @@ def result_table(groups: Sequence[Group]) -> PageTable:
     """Return mean and spread of every arm; the highest mean of a column is set in bold."""
     means = {score: [group.spread(score).mean for group in groups] for score in SCORES}
     best = {score: max((mean for mean in found if math.isfinite(mean)), default=0) for score, found in means.items()}
+    title, epsilons = group_epsilons(groups)
     rows = [
         [
             group.name,
             *(_cell(group, score, is_best=group.spread(score).mean == best[score]) for score in SCORES),
-            epsilon_text(group.epsilon),
+            epsilon,
             str(len(group.arms)),
         ]
-        for group in groups
+        for group, epsilon in zip(groups, epsilons, strict=True)
     ]
-    return PageTable(OVER_SEEDS, ["method", *SCORES.values(), "epsilon", "seeds"], rows, "cards", has_samples=True)
+    return PageTable(OVER_SEEDS, ["method", *SCORES.values(), title, "seeds"], rows, "cards", has_samples=True)
 
 
 def new_class_table(groups: Sequence[Group]) -> PageTable | None:
@@ -49,8 +50,11 @@ def new_class_table(groups: Sequence[Group]) -> PageTable | None:
 
 def score_table(groups: Sequence[Group], scores: Sequence[str]) -> PageTable:
     """Return means and deviations of some scores."""
-    rows = [[g.name, *(_cell(g, score) for score in scores), epsilon_text(g.epsilon)] for g in groups]
-    return PageTable(OVER_SEEDS, ["arm", *(NAMES[score] for score in scores), "epsilon"], rows)
+    title, epsilons = group_epsilons(groups)
+    rows = [
+        [g.name, *(_cell(g, score) for score in scores), epsilon] for g, epsilon in zip(groups, epsilons, strict=True)
+    ]
+    return PageTable(OVER_SEEDS, ["arm", *(NAMES[score] for score in scores), title], rows)
 
 
 def seed_table(groups: Sequence[Group]) -> PageTable:
@@ -129,7 +133,8 @@ def spent_table(groups: Sequence[Group]) -> PageTable:
         for audience in audiences_of([group]) if group.has_budget else ():
             course = list(epsilon_curve(group, audience).values())
             if course:
-                rows.append([f"{group.name}, {audience}", f"{course[0]:.4g}", f"{course[-1]:.4g}"])
+                ends = [f"{value:.4g}{beside_epsilon(group.noise_source)}" for value in (course[0], course[-1])]
+                rows.append([f"{group.name}, {audience}", *ends])
     return PageTable("Epsilon so far", ["arm, audience", "first round", "last round"], rows)
 
 

@@ -77,6 +77,11 @@ class PooledArm:
         """Guarantee of each audience; empty where none is on record."""
         return dict(self.privacy.get("audiences", {}))
 
+    @property
+    def noise_source(self) -> str:
+        """Where its noise came from; a config that does not say so is from a time when all of it was seeded."""
+        return str(self.run.config.get("privacy", {}).get("noise_source", "seeded"))
+
     def score(self, name: str) -> float:
         """Return a score as a fraction; NaN where it is not known."""
         value = getattr(self.summary, name)
@@ -114,6 +119,11 @@ class Group:
     def epsilon(self) -> float | None:
         """Proven epsilon, the largest over seeds; None where nothing private was used, inf without noise."""
         return largest_epsilon(self.arms)
+
+    @property
+    def noise_source(self) -> str:
+        """Where noise came from: "seeded" makes every epsilon that of a simulation."""
+        return self.first.noise_source
 
     @property
     def has_budget(self) -> bool:
@@ -371,12 +381,16 @@ def is_below(key: str, keys: Sequence[str]) -> bool:
 
 def _check_same(one: PooledArm, other: PooledArm) -> None:
     """Refuse other results of the same settings and seed."""
-    if any(abs(one.score(score) - other.score(score)) > 1e-9 for score in SCORES):
-        versions = ", ".join(str(arm.run.provenance.get("hushprompt")) for arm in (one, other))
-        raise DataError(
-            f"{one.run.name} and {other.run.name} have an arm with the same settings and seed but other results "
-            f"(hushprompt {versions}; arm {other.summary.arm!r}). Leave one of them out."
-        )
+    if not any(abs(one.score(score) - other.score(score)) > 1e-9 for score in SCORES):
+        return
+    versions = ", ".join(str(arm.run.provenance.get("hushprompt")) for arm in (one, other))
+    why = f"(hushprompt {versions}; arm {other.summary.arm!r})"
+    if one.noise_source == "secure":
+        why = "since their noise is secure, and a table counts a seed once"
+    raise DataError(
+        f"{one.run.name} and {other.run.name} have an arm with the same settings and seed but other results {why}. "
+        "Leave one of them out."
+    )
 
 
 def _values(groups: Sequence[Group], key: str) -> list[str]:

@@ -11,13 +11,14 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from hushprompt.errors import ConfigError
-from hushprompt.reporting import tables
+from hushprompt.privacy.statements import SIMULATION, noise_source_of
+from hushprompt.reporting import formats, tables
 from hushprompt.reporting.formats import Grid
 from hushprompt.reporting.pooling import NEW_SCORES, SCORES
 from hushprompt.runs.records import ArmSummary
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class ResultTable:
     """The arms of one run; shows itself in a terminal (rich) and in a notebook."""
 
@@ -31,6 +32,10 @@ class ResultTable:
     def __rich__(self) -> RenderableType:
         """Return the tables and their notes for a terminal."""
         return Group(*self.grids, *map(Text, self.notes))
+
+    def __repr__(self) -> str:
+        """Return what a terminal of any width would show."""
+        return "\n".join([*map(formats.plain, self.grids), *self.notes])
 
     def _repr_html_(self) -> str:
         """Return the tables and their notes for a notebook."""
@@ -61,32 +66,35 @@ def result_table(arms: Sequence[ArmSummary], privacy: Mapping[str, Any]) -> Resu
         arms: the result of each arm; the run's own method stands last.
         privacy: what `privacy.json` holds.
     """
-    grids = [_grid(arms, SCORES, with_seconds=True)]
+    source = noise_source_of(privacy)
+    grids = [_grid(arms, SCORES, source, with_seconds=True)]
     if tables.has_new_classes(arms):
-        grids.append(_grid(arms, NEW_SCORES, with_seconds=False))
+        grids.append(_grid(arms, NEW_SCORES, source, with_seconds=False))
     return ResultTable(
-        rows=tuple(_row(arm) for arm in arms),
+        rows=tuple(_row(arm, source) for arm in arms),
         grids=tuple(grids),
         notes=tuple(tables.captions(arms, dict(privacy))),
     )
 
 
-def _row(arm: ArmSummary) -> dict[str, Any]:
-    """Return the numbers of an arm."""
+def _row(arm: ArmSummary, source: str) -> dict[str, Any]:
+    """Return the numbers of an arm, and whether its epsilon is one of a simulation."""
     names = ("method", "title", "epsilon", "delta", "audience", *SCORES, *NEW_SCORES, "calibration_error")
-    return {name: getattr(arm, name) for name in (*names, "seconds", "seed", "num_rounds", "stopped")}
+    row = {name: getattr(arm, name) for name in (*names, "seconds", "seed", "num_rounds", "stopped")}
+    return {**row, SIMULATION: None if arm.epsilon is None else source == "seeded"}
 
 
-def _grid(arms: Sequence[ArmSummary], scores: Mapping[str, str], *, with_seconds: bool) -> Grid:
+def _grid(arms: Sequence[ArmSummary], scores: Mapping[str, str], source: str, *, with_seconds: bool) -> Grid:
     """Write some scores of all arms in percent."""
+    title, epsilons = tables.epsilon_column([(arm.epsilon, source) for arm in arms])
     rows = []
-    for arm in arms:
+    for arm, epsilon in zip(arms, epsilons, strict=True):
         seconds = [f"{arm.seconds:.0f}"] if with_seconds else []
         cells = [_percent(getattr(arm, score)) for score in scores]
-        rows.append((tables.arm_title(arm), *cells, tables.epsilon_text(arm.epsilon), *seconds))
+        rows.append((tables.arm_title(arm), *cells, epsilon, *seconds))
     return Grid(
         title="",
-        header=("method (accuracies in %)", *scores.values(), "epsilon", *(["seconds"] if with_seconds else [])),
+        header=("method (accuracies in %)", *scores.values(), title, *(["seconds"] if with_seconds else [])),
         rows=tuple(rows),
         notes=(),
         num_names=1,

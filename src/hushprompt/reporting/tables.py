@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
-from hushprompt.privacy.statements import AUDIENCES, statement_lines
+from hushprompt.privacy.statements import AUDIENCES, beside_epsilon, noise_source_of, statement_lines
 from hushprompt.runs.records import ArmSummary
 
 
@@ -26,16 +27,38 @@ def epsilon_text(epsilon: float | None) -> str:
     return "inf" if epsilon == float("inf") else f"{epsilon:.3g}"
 
 
+def epsilon_column(arms: Sequence[tuple[float | None, str | None]]) -> tuple[str, list[str]]:
+    """Write the column of epsilons: its title and cells, one of which says "simulation" where noise was seeded.
+
+    Args:
+        arms: epsilon and noise source of each.
+
+    >>> epsilon_column([(None, None), (2.0, "seeded")])
+    ('epsilon (simulation)', ['-', '2'])
+    >>> epsilon_column([(2.0, "secure"), (2.0, "seeded")])
+    ('epsilon', ['2', '2 (simulation)'])
+    """
+    texts = [epsilon_text(epsilon) for epsilon, _ in arms]
+    simulated = [
+        beside_epsilon(source) if epsilon is not None and math.isfinite(epsilon) else None for epsilon, source in arms
+    ]
+    told = {word for word in simulated if word is not None}
+    if len(told) == 1:
+        return f"epsilon{told.pop()}", texts
+    return "epsilon", [f"{text}{word or ''}" for text, word in zip(texts, simulated, strict=True)]
+
+
 def captions(arms: Sequence[ArmSummary], privacy: dict[str, Any]) -> list[str]:
     """Return the lines that must stand under every table: what its epsilon means, and what it does not cover."""
-    last = privacy["arms"][-1]
+    last, simulated = privacy["arms"][-1], beside_epsilon(noise_source_of(privacy))
     count = arms[-1].num_last_rounds
     when = "last round" if count == 1 else f"mean of the last {count} rounds"
     compete = "all base classes compete" if has_new_classes(arms) else "all classes compete"
     lines = [
         f"Seed {arms[-1].seed}, {when}, means over clients. local: a client's own images; neighbor: the other "
         f"clients'; {compete}. epsilon -: no private data used; inf: clipped, no noise, no guarantee.",
-        f"epsilon is for {AUDIENCES[arms[-1].audience]}; delta, unit, neighbors, sampling and accountant as follows.",
+        f"epsilon{simulated} is for {AUDIENCES[arms[-1].audience]}; delta, unit, neighbors, sampling and accountant as "
+        "follows.",
     ]
     stopped = [f"{arm.arm} ended after {arm.num_rounds} rounds: {arm.stopped}." for arm in arms if arm.stopped]
     if has_new_classes(arms):

@@ -36,7 +36,7 @@ def privacy_record(
         "server": statements.SERVER[config.noise_at],
         "not_private": statements.NOT_PRIVATE if metrics is None else statements.LOSSES_NOT_PRIVATE,
         **({} if metrics is None else _evaluation_images(metrics, num_released)),
-        "noise_source": statements.NOISE_SOURCE[config.noise_source],
+        "noise_source": statements.NOISE_SOURCE[arms[-1].plan.release_plan.noise_source],
         "several_arms": statements.SEVERAL_ARMS,
     }
 

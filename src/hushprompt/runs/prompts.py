@@ -39,6 +39,8 @@ class PromptHeader:
     """Whose personal prompt it is; None: everybody's."""
     rank: int | None = None
     """Rank of a factorized personal part, where the method has one."""
+    noise_source: str | None = None
+    """Where noise came from: "seeded" makes it a simulation; None in files of versions that did not say."""
 
 
 def write_prompts(folder: Path, model: PromptModel, arm: Arm, shared: Shared, personal: Mapping[int, Personal]) -> None:
@@ -53,7 +55,9 @@ def write_prompts(folder: Path, model: PromptModel, arm: Arm, shared: Shared, pe
     }
 
     def write(name: str, published: Published, audience: Audience, **more: int) -> None:
-        metadata = {**common, "prompt": published.prompt, **more, "privacy": guarantees[audience].statement()}
+        held = guarantees[audience]
+        said = {"privacy": held.statement(), "noise_source": held.noise_source}
+        metadata = {**common, "prompt": published.prompt, **more, **said}
         files.write_tensors(folder / f"{name}.safetensors", published.tensors, json.dumps(metadata))
 
     public = arm.method.public_file(model, shared)

@@ -19,6 +19,7 @@ import numpy as np
 
 from hushprompt.config import parse as configs
 from hushprompt.errors import DataError, HushpromptError
+from hushprompt.privacy.statements import with_noise_source
 from hushprompt.runs import archive, manifest, records
 from hushprompt.runs.archive import PackedRun
 from hushprompt.runs.identity import RunIdentity, from_json
@@ -194,6 +195,7 @@ def _read(source: _Source, name: str) -> FinishedRun:
         raise DataError(f"{source.where}/config.toml is damaged: {error}.") from error
     is_finished = source.has("summary.json")
     summary = source.json("summary.json") or {}
+    privacy = source.json("privacy.json")
     holdings = _holdings(source.json("partition.json"))
     return FinishedRun(
         name=name,
@@ -202,7 +204,7 @@ def _read(source: _Source, name: str) -> FinishedRun:
         arms=[_arm(arm, config, source.where) for arm in summary.get("arms", [])],
         provenance={str(key): str(value) for key, value in summary.get("provenance", {}).items()},
         rounds=_rounds(source),
-        privacy=source.json("privacy.json"),
+        privacy=None if privacy is None else with_noise_source(privacy),
         audit=source.json("audit/audit.json"),
         holdings=holdings,
         confusion=_confusion(source, len(holdings.class_names)) if holdings else {},
@@ -215,7 +217,7 @@ def _read(source: _Source, name: str) -> FinishedRun:
 def _with_defaults(values: dict[str, Any]) -> dict[str, Any]:
     """Fill in settings that did not exist when a config was written; one that is not understood stays as it is."""
     try:
-        return tomllib.loads(configs.parse(values).to_toml())
+        return tomllib.loads(configs.parse(configs.as_stored(values)).to_toml())
     except HushpromptError:
         return values
 

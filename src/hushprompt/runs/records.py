@@ -109,6 +109,8 @@ class ArmSummary:
     new: float | None = None
     """Mean accuracy on images of classes that nobody trained on, among those; None likewise."""
     base_new_harmonic_mean: float | None = None
+    noise_source: str | None = None
+    """Where noise came from: "seeded" makes epsilon that of a simulation; None in older records, or without epsilon."""
 
 
 def to_json(value: Any) -> Any:

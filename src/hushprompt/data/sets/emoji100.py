@@ -23,6 +23,7 @@ from hushprompt.registry import DATASETS
 class Emoji100:
     """The `data` section of the embedded data set: nothing to set. The domain of an image is its vendor."""
 
+    is_public: ClassVar[bool] = True
     is_embedded: ClassVar[bool] = True
     """The package has it in itself: no file that a config names is read, and nothing is fetched."""
 

@@ -25,6 +25,7 @@ SIDE = 8
 class ToyData:
     """The `data` section of the toy data set."""
 
+    is_public: ClassVar[bool] = True
     is_embedded: ClassVar[bool] = True
     """The package has it in itself: no file that a config names is read, and nothing is fetched."""
     num_classes: int = 6

@@ -40,7 +40,7 @@ class GaussianMechanism(StepMechanism):
         """
         self.check_declared(channel)
         rows = as_one_contribution(grads) if channel in self.plan.clipped_as_one else grads
-        if self.plan.config.noise_source == "secure":  # rounding of the sum must be small against clipping's margin
+        if self.plan.noise_source == "secure":  # rounding of the sum must be small against clipping's margin
             rows = rows.double()
         return clipped_sum(rows, self.clip_norms[channel])
 
@@ -57,7 +57,7 @@ class GaussianMechanism(StepMechanism):
         is_adaptive = self.plan.config.adaptive_quantile is not None
         next_norms = {channel: self._next_norm(channel, summed)} if is_adaptive else {}
         value = noisy / self.expected_count
-        return Release(value.float() if self.plan.config.noise_source == "secure" else value, next_norms)
+        return Release(value.float() if self.plan.noise_source == "secure" else value, next_norms)
 
     def _next_norm(self, channel: Channel, summed: ClippedSum) -> float:
         """Release how many contributions were not clipped, and return the clip norm that follows from it."""
@@ -75,6 +75,6 @@ class GaussianMechanism(StepMechanism):
 
     def _noisy(self, value: Tensor, std: float, sensitivity: float) -> Tensor:
         """Add noise from the source that the config names."""
-        if self.plan.config.noise_source == "secure":
+        if self.plan.noise_source == "secure":
             return add_secure_gaussian(value, std, sensitivity)
         return add_gaussian(value, std, self.rng)
