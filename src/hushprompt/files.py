@@ -81,7 +81,13 @@ def own_folder(path: Path) -> None:
 
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """Return a temporary path beside `path`, and move it there if the block succeeds, with the mode of the umask."""
+    """Return a temporary path beside `path`, and move it there if the block succeeds, with the mode of the umask.
+
+    A device or pipe, such as /dev/stdout, is written as it is: it must not be replaced by a file.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        yield path
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{secrets.token_hex(8)}.part")
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)

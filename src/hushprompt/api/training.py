@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +15,7 @@ from hushprompt.api.progress import watching
 from hushprompt.api.run import Run, guarantees_of
 from hushprompt.config import parse as configs
 from hushprompt.config.schema import RunConfig, RuntimeConfig
-from hushprompt.errors import ConfigError, ResumeError
+from hushprompt.errors import ResumeError
 from hushprompt.federation import simulate
 from hushprompt.federation.setup import client_sizes, make_partition, plan_arms, plan_metrics, tell_findings
 from hushprompt.privacy import statements
@@ -25,6 +27,8 @@ from hushprompt.runs.identity import LOCATIONS, is_location
 from hushprompt.runs.observer import Observer
 from hushprompt.runs.privacy_record import privacy_record
 
+BEGUN = ("checkpoint", "ledger.jsonl", "records.jsonl", "summary.json")
+"""What a run folder has as soon as there is something to go on with."""
 Config = RunConfig | Mapping[str, Any] | str | Path | None
 """A config, its plain values, a TOML file, or the name of a preset; None: the embedded preset."""
 
@@ -53,13 +57,18 @@ def run(
     """
     resolved = configs.resolve(config, sections)
     folder = new_folder(resolved) if out is None else Path(out)
-    if folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
+    is_new = not folder.exists()
+    if not is_new and not folder.is_dir():
+        raise ResumeError(f"{folder} is a file, and a run needs a folder. Give another --out.")
+    if not is_new and any(_own_entries(folder)):
         raise ResumeError(f"{folder} is not empty. Give another --out, or go on in it with --resume {folder}.")
-    files.write_text(folder / "config.toml", resolved.to_toml())
     try:
+        files.write_text(folder / "config.toml", resolved.to_toml())
         return _train(resolved, folder, progress)
-    except ConfigError:
-        discard(folder)
+    except ResumeError:  # another process is at work in it
+        raise
+    except Exception:
+        discard(folder, is_new=is_new)
         raise
 
 
@@ -167,11 +176,20 @@ def new_folder(config: RunConfig) -> Path:
     return folder
 
 
-def discard(folder: Path) -> None:
-    """Remove the folder of a run that was refused, if it holds nothing but its config."""
-    if [path.name for path in folder.iterdir()] == ["config.toml"]:
-        (folder / "config.toml").unlink()
-        folder.rmdir()
+def discard(folder: Path, *, is_new: bool) -> None:
+    """Empty the folder of a run that did not start, and remove it if it is new; one that was begun stays."""
+    if not folder.is_dir() or any((folder / name).exists() for name in BEGUN):
+        return
+    for path in _own_entries(folder):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if is_new:
+        with contextlib.suppress(OSError):  # somebody else's hidden file
+            folder.rmdir()
+
+
+def _own_entries(folder: Path) -> list[Path]:
+    """Return what a run may have left in its folder: everything that is not hidden."""
+    return [path for path in folder.iterdir() if not path.name.startswith(".")]
 
 
 def _train(config: RunConfig, folder: Path, progress: bool | Observer) -> Run:

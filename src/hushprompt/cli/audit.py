@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich import box
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 import hushprompt as hp
 from hushprompt.cli.console import INTERRUPTED, console, sentence
 from hushprompt.errors import ConfigError
 from hushprompt.privacy.statements import AUDIENCES, beside_epsilon
+from hushprompt.reporting.formats import WholeTable
 from hushprompt.reporting.tables import epsilon_text
 
 if TYPE_CHECKING:
@@ -128,9 +128,9 @@ def _show_audience(budget: BudgetAudit, one: AudienceAudit) -> None:
         console.print(attack_table(one.attacks))
 
 
-def attack_table(attacks: list[AttackResult]) -> Table:
+def attack_table(attacks: list[AttackResult]) -> WholeTable:
     """Return one line an attack."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False, show_edge=False)
+    table = WholeTable(box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False, show_edge=False)
     table.add_column("attack, and what it sees", no_wrap=True)
     for column in ("AUC (95 %)", "TPR in %\nat 1 % FPR", "TPR in %\nat 0.1 % FPR"):
         table.add_column(column, justify="right", no_wrap=True)

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
 import hushprompt as hp
 from hushprompt.cli.console import complete_config, console
 from hushprompt.config import parse as configs
 from hushprompt.errors import DataError
 from hushprompt.registry import PARTITIONS
+from hushprompt.reporting.formats import WholeTable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -132,7 +132,7 @@ def show_dataset(dataset: Dataset, *, has_about: bool) -> None:
     lines["left out as unreadable"] = str(dataset.num_skipped)
     for what, text in lines.items():
         console.print(f"{what}: {text}", markup=False, soft_wrap=True)
-    table = Table("split", "examples", "per class", "per domain", "fingerprint")
+    table = WholeTable("split", "examples", "per class", "per domain", "fingerprint")
     for name, split in dataset.splits.items():
         per_class = np.bincount(split.labels, minlength=len(dataset.class_names))
         per_domain = np.bincount(split.domains, minlength=len(dataset.domain_names))
@@ -153,9 +153,9 @@ def show_cached(found: DataInfo) -> None:
     console.print(_table_of(found.cached))
 
 
-def _table_of(entries: Sequence[CachedFeatures]) -> Table:
+def _table_of(entries: Sequence[CachedFeatures]) -> WholeTable:
     """List folders of features."""
-    table = Table("split", "backbone", "features", "views", "dtype", "MB", "state")
+    table = WholeTable("split", "backbone", "features", "views", "dtype", "MB", "state")
     for entry in entries:
         table.add_row(
             entry.split,

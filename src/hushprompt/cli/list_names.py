@@ -14,11 +14,11 @@ from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from hushprompt.cli.console import console, presets
 from hushprompt.errors import ConfigError
 from hushprompt.registry import BACKBONES, DATASETS, METHODS, PARTITIONS, SAMPLERS, Registry
+from hushprompt.reporting.formats import WholeTable
 
 LISTS = {
     "methods": METHODS,
@@ -59,7 +59,7 @@ def list_names(
 
 def show_all() -> None:
     """Print every list in short."""
-    table = Table("list", "names")
+    table = WholeTable("list", "names")
     for what, registry in LISTS.items():
         table.add_row(what, ", ".join(registry.names()))
     table.add_row("presets", ", ".join(presets()))
@@ -68,7 +68,7 @@ def show_all() -> None:
 
 def show_list(registry: Registry) -> None:
     """Print one list."""
-    table = Table("name", "what it is", "settings")
+    table = WholeTable("name", "what it is", "settings")
     for entry in registry.entries():
         title = entry.title or f"from the package {entry.package}; see: hushprompt list {entry.name}"
         table.add_row(entry.name, escape(title), ", ".join(entry.settings))
@@ -93,7 +93,7 @@ def describe(name: str, kind: str, cls: type[Any]) -> None:
     if not lines:
         console.print("It has no settings.")
         return
-    table = Table("setting", "default", "meaning")
+    table = WholeTable("setting", "default", "meaning")
     for line in lines:
         table.add_row(*map(escape, line))
     console.print(table)

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import logging
 import sys
+import traceback
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from hushprompt.cli import failures
 from hushprompt.cli.commands import EXAMPLES, HELP
 from hushprompt.cli.lazy import LazyGroup, epilog
-from hushprompt.errors import HushpromptError
 from hushprompt.process import tune
 
+logger = logging.getLogger("hushprompt")
 app = typer.Typer(
     cls=LazyGroup, help=HELP, epilog=epilog(EXAMPLES), no_args_is_help=True, pretty_exceptions_enable=False
 )
@@ -37,16 +39,31 @@ def options(
     version: Annotated[
         bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version and exit.")
     ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show where an error comes from, for a report to the developers.")
+    ] = False,
 ) -> None:
     """Take the options that come before a command."""
+    logger.setLevel(logging.DEBUG if debug else logging.NOTSET)
 
 
 def main() -> None:
-    """Run the command line; our own errors become one plain sentence and exit status 2."""
+    """Run the command line; whatever goes wrong becomes one plain sentence and exit status 2."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     tune()
+    failures.print_in_any_encoding()
     try:
-        app()
-    except HushpromptError as error:
-        Console(stderr=True, highlight=False).print(f"hushprompt: {error}", markup=False, soft_wrap=True)
+        try:
+            app()
+        finally:
+            failures.flush_output()  # a full disk shows here, not after the exit status is set
+    except BrokenPipeError:  # whoever read along has seen enough
+        failures.drop_output()
+        sys.exit(1)
+    except Exception as error:  # one place for all: errors of the system and of libraries too
+        if logger.isEnabledFor(logging.DEBUG):
+            traceback.print_exc()
+        Console(stderr=True, highlight=False).print(
+            f"hushprompt: {failures.sentence_of(error)}", markup=False, soft_wrap=True
+        )
         sys.exit(2)

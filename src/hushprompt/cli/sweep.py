@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from hushprompt.cli.console import INTERRUPTED, console, sentence
 from hushprompt.jobs import sweep_folder
 from hushprompt.jobs.progress import SweepBars
 from hushprompt.jobs.sweep_folder import RunState, SweepRun
+from hushprompt.reporting.formats import WholeTable
 
 
 def sweep(
@@ -48,7 +48,7 @@ def sweep(
 
 def show_plan(root: Path, runs: Sequence[SweepRun]) -> None:
     """Print all runs and how far they are."""
-    table = Table("run", "state", "rounds")
+    table = WholeTable("run", "state", "rounds")
     for run in runs:
         table.add_row(run.folder.name, str(run.state), str(run.planned.config.training.num_rounds))
     console.print(table)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from rich import box
-from rich.console import Console, ConsoleOptions, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
@@ -51,6 +51,22 @@ class Grid:
     def _repr_html_(self) -> str:
         """Return the table and its notes for a notebook."""
         return html(self)
+
+
+class WholeTable(Table):
+    """A table of rich with texts that may break between words; where names or numbers would be cut, a list."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Return the table, or the list."""
+        columns = [[Text.from_markup(str(cell)).plain for cell in column.cells] for column in self.columns]
+        for column, cells in zip(self.columns, columns, strict=True):
+            column.no_wrap, column.overflow = column.no_wrap or not any(" " in cell for cell in cells), "fold"
+        if Measurement.get(console, options.update(width=MAX_WIDTH), self).minimum <= options.max_width:
+            yield from super().__rich_console__(console, options)
+            return
+        header = tuple(str(column.header).replace("\n", " ") for column in self.columns)
+        rows = tuple(zip(*columns, strict=True))
+        yield listed(Grid(title="", header=header, rows=rows, notes=(), num_names=1))
 
 
 def terminal(grid: Grid, gap: int = 1) -> Table:

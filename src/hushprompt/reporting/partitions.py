@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from rich.table import Column, Table
 
 from hushprompt import files
+from hushprompt.reporting.formats import WholeTable
 
 SHADES = " ░▒▓█"
 """From no example of a class to as many as the client with most of it."""
@@ -31,9 +31,9 @@ class Counts:
     """Name of the data set."""
 
 
-def client_table(counts: Counts) -> Table:
+def client_table(counts: Counts) -> WholeTable:
     """Return one line a client: its number of examples in each split, and how many classes it trains on."""
-    table = Table("client", *counts.by_split, "classes", Column("largest class", no_wrap=True))
+    table = WholeTable("client", *counts.by_split, "classes", "largest class")
     train = counts.by_split["train"]
     for client_id, name in enumerate(counts.client_names):
         sizes = [str(int(table_of_split[client_id].sum())) for table_of_split in counts.by_split.values()]
