@@ -179,7 +179,13 @@ def test_an_audit_stands_beside_the_claim(copied, measured, says):
     record = {"budgets": [{"arm": "dp_fpl, epsilon 8", "epsilon": 8.0, "audiences": [one]}]}
     (copied / "seed-1" / "audit" / "audit.json").write_text(json.dumps(record))
     text = words(section(parsed(report([copied])), "audit"))
-    for part in (says, "at least 0.5", "0.610 (lira)", claimed["statement"]):
+    for part in (
+        says,
+        "at least 0.5",
+        "0.610 (lira)",
+        "8 (simulation)",
+        "epsilon = 8 (simulation) at delta = 0.001; acc",
+    ):
         assert part in text
 
 

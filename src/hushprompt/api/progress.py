@@ -69,10 +69,15 @@ class LastScores:
     def after(self, record: RoundRecord) -> str:
         """Return the words after a round."""
         if record.is_evaluated:
-            self._scores = f"local {100 * record.local:.0f} neighbor {100 * record.neighbor:.0f} "
+            self._scores = f"local {_percent(record.local)} neighbor {_percent(record.neighbor)} "
         epsilon = record.epsilon[self._audience]
         spent = "inf" if math.isinf(epsilon) else f"{epsilon:.2f}{self._simulated}"
         return f"loss {record.loss:.2f} {self._scores}epsilon {spent}"
+
+
+def _percent(share: float) -> str:
+    """Write a share in whole percent; "-" for a score over nothing."""
+    return "-" if math.isnan(share) else f"{100 * share:.0f}"
 
 
 class NotebookLines:

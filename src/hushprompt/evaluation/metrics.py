@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from jaxtyping import Float, Int
@@ -30,11 +32,13 @@ def accuracy(logits: Float[Tensor, "n c"], labels: Int[Tensor, " n"]) -> float:
 
 
 def harmonic_mean(local: float, neighbor: float) -> float:
-    """2 / (1/local + 1/neighbor), and 0 if either is 0.
+    """2 / (1/local + 1/neighbor), 0 if either is 0, and NaN if either is no number.
 
-    >>> harmonic_mean(0.5, 0.25)
-    0.3333333333333333
+    >>> harmonic_mean(0.5, 0.25), harmonic_mean(0.5, math.nan)
+    (0.3333333333333333, nan)
     """
+    if math.isnan(local) or math.isnan(neighbor):
+        return math.nan
     return 2 * local * neighbor / (local + neighbor) if local > 0 and neighbor > 0 else 0.0
 
 

@@ -113,20 +113,17 @@ def with_noise_source(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _told(arm: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """Return one arm of a privacy record with the noise source in its guarantees and their statements."""
-    audiences = {
-        who: held
-        if held.get("noise_source")
-        else {
-            **held,
-            "noise_source": source,
-            "statement": re.sub(
-                r"^(epsilon = \S+) at ", rf"\1{beside_epsilon(source)} at ", str(held.get("statement", ""))
-            ),
-        }
-        for who, held in arm.get("audiences", {}).items()
-    }
-    return {**arm, "audiences": audiences}
+    """Return one arm of a privacy record with the noise source in its guarantees."""
+    return {**arm, "audiences": {who: told(held, source) for who, held in arm.get("audiences", {}).items()}}
+
+
+def told(guarantee: Mapping[str, Any], source: str) -> Mapping[str, Any]:
+    """Return a recorded guarantee that tells its noise source, in its statement too; one that does stays as it is."""
+    if guarantee.get("noise_source"):
+        return guarantee
+    statement = str(guarantee.get("statement", ""))
+    marked = re.sub(r"^(epsilon = \S+) at ", rf"\1{beside_epsilon(source)} at ", statement)
+    return {**guarantee, "noise_source": source, "statement": marked}
 
 
 def copies_statement(guarantee: Guarantee, epsilon: float, num_copies: int, noise_source: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from hushprompt.privacy.statements import AUDIENCES, beside_epsilon, noise_source_of, number
+from hushprompt.privacy.statements import AUDIENCES, beside_epsilon, noise_source_of, number, told
 from hushprompt.reporting.blocks import Block, PageTable, Words
 from hushprompt.reporting.tables import epsilon_text
 from hushprompt.runs.reader import FinishedRun
@@ -21,13 +21,14 @@ def audit_blocks(runs: Sequence[FinishedRun]) -> list[Block]:
     """Return claims, measured lower bounds and attacks of every audited run; empty where none is audited."""
     rows, contradicted, statements = [], [], []
     for run, budget, one in _audiences(runs):
-        who, claimed = str(one.get("audience", "")), one.get("claimed", {})
+        who = str(one.get("audience", ""))
+        claimed = told(one.get("claimed", {}), noise_source_of(run.privacy or {}))
         bounds = [_largest(one.get("mechanism", [])), _largest([c["result"] for c in one.get("canaries", [])])]
         name = f"{budget.get('arm')}, {run.name}"
         epsilon = number(claimed.get("epsilon"))
         power = _power(run.audit or {}, who)
         cells = [_bound(bounds[0], power["mechanism"]), _bound(bounds[1], power["end_to_end"])]
-        simulated = beside_epsilon(noise_source_of(run.privacy or {})) if math.isfinite(epsilon) else ""
+        simulated = beside_epsilon(claimed.get("noise_source")) if math.isfinite(epsilon) else ""
         proven = "-" if math.isnan(epsilon) else f"{epsilon_text(epsilon)}{simulated}"
         rows.append([name, AUDIENCES.get(who, who), proven, *cells, _strongest(one, power["attack"])])
         statements.append(f"{name}, {who}: {claimed.get('statement', '')}")

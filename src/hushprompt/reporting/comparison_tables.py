@@ -167,7 +167,7 @@ def flat_rows(comparison: Comparison, by: str) -> tuple[list[str], list[list[obj
         line += [" ".join(map(str, group.by_seed("local"))), len(group.arms), summary.num_rounds]
         for score in SCORES:
             spread = group.spread(score)
-            line += [spread.mean, "" if math.isnan(spread.std) else spread.std]
+            line += ["" if math.isnan(spread.mean) else spread.mean, "" if math.isnan(spread.std) else spread.std]
         line.append(
             _row_name(comparison, comparison.groups[comparison.references[at]]) if at in comparison.references else ""
         )
@@ -186,6 +186,7 @@ def captions(comparison: Comparison) -> list[str]:
     ]
     if any(group.learns for group in groups):
         lines.append(f"{' '.join(meaning.of_epsilon(groups))} -: no private data used; inf: no guarantee.")
+    lines += tables.means_over_some([(group.title, arm.summary) for group in groups for arm in group.arms])
     along = companions(groups)
     if along:
         lines.append(f"Set along with these: {', '.join(along)}.")

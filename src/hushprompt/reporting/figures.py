@@ -195,6 +195,8 @@ def curves(_: Sequence[FinishedRun], groups: Sequence[Group]) -> Drawing | None:
     panels = []
     for index, members in enumerate(together):
         for score in ("local", "neighbor"):
+            if not any(_curve(group, score) for group in members):
+                continue
             ends = "; ".join(f"{g.name}: from {_ends(_curve(g, score))}" for g in members if _curve(g, score))
             panels.append(
                 Panel(

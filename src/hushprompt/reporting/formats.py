@@ -9,9 +9,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from rich import box
-from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
 from rich.measure import Measurement
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -56,7 +57,7 @@ class Grid:
 class WholeTable(Table):
     """A table of rich with texts that may break between words; where names or numbers would be cut, a list."""
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType | Segment]:
         """Return the table, or the list."""
         columns = [[Text.from_markup(str(cell)).plain for cell in column.cells] for column in self.columns]
         for column, cells in zip(self.columns, columns, strict=True):

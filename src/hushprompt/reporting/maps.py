@@ -112,6 +112,7 @@ def confusion_of(name: str, found: Confusions, slug: str) -> Drawing:
             margins=(LEFT, 54, RIGHT, 44),
         )
         for whose, table in found.tables.items()
+        if table.any()
     ]
     if found.has_one_partition:
         order = (

@@ -23,20 +23,29 @@ OVER_SEEDS = "Mean ± standard deviation over seeds, %"
 
 
 def result_table(groups: Sequence[Group]) -> PageTable:
-    """Return mean and spread of every arm; the highest mean of a column is set in bold."""
-    means = {score: [group.spread(score).mean for group in groups] for score in SCORES}
-    best = {score: max((mean for mean in found if math.isfinite(mean)), default=0) for score, found in means.items()}
+    """Return mean and spread of every arm; the highest mean of a column among arms of one epsilon is set in bold."""
     title, epsilons = group_epsilons(groups)
+    best = {
+        (score, epsilon): _best([group for group, same in zip(groups, epsilons, strict=True) if same == epsilon], score)
+        for score in SCORES
+        for epsilon in set(epsilons)
+    }
     rows = [
         [
             group.name,
-            *(_cell(group, score, is_best=group.spread(score).mean == best[score]) for score in SCORES),
+            *(_cell(group, score, is_best=group.spread(score).mean == best[score, epsilon]) for score in SCORES),
             epsilon,
             str(len(group.arms)),
         ]
         for group, epsilon in zip(groups, epsilons, strict=True)
     ]
     return PageTable(OVER_SEEDS, ["method", *SCORES.values(), title, "seeds"], rows, "cards", has_samples=True)
+
+
+def _best(groups: Sequence[Group], score: str) -> float:
+    """Return the highest mean of a score; NaN, which equals nothing, where there are no two to compare."""
+    means = [mean for group in groups if math.isfinite(mean := group.spread(score).mean)]
+    return max(means) if len(means) > 1 else math.nan
 
 
 def new_class_table(groups: Sequence[Group]) -> PageTable | None:

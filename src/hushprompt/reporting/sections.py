@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from hushprompt.reporting import figures, maps, meaning, page_tables, privacy_text
+from hushprompt.reporting import figures, maps, meaning, page_tables, privacy_text, tables
 from hushprompt.reporting.audits import audit_blocks
 from hushprompt.reporting.blocks import Block, Code, Fold, PageSection, Words, missing
 from hushprompt.reporting.blocks import figures as drawn
@@ -41,13 +41,14 @@ def results(report: Report) -> PageSection:
     deviation = "; ± is the standard deviation over seeds" if any(len(g.arms) > 1 for g in report.groups) else ""
     words = (
         f"Accuracy in percent {last}, mean over clients, all classes competing{deviation}. local: a client's own test "
-        "images. neighbor: the other clients' test images. The highest mean of a column is bold; a small lead may be "
-        "chance. epsilon -: no private data used; inf: clipped, no noise, no guarantee."
+        "images. neighbor: the other clients' test images. Bold: the highest mean among arms of one epsilon; a small "
+        "lead may be chance. epsilon -: no private data used; inf: clipped, no noise, no guarantee."
     )
     blocks: list[Block] = [page_tables.result_table(report.groups)]
     if (new_classes := page_tables.new_class_table(report.groups)) is not None:
         blocks.append(new_classes)
-    blocks += [Words(words), *map(Words, meaning.of_epsilon(report.groups))]
+    some = tables.means_over_some([(group.name, arm.summary) for group in report.groups for arm in group.arms])
+    blocks += [Words(words), *map(Words, some), *map(Words, meaning.of_epsilon(report.groups))]
     if report.unfinished:
         blocks.append(missing(f"Left out, because they are not finished: {', '.join(report.unfinished)}."))
     return PageSection("results", "Results", blocks)
@@ -110,16 +111,20 @@ def confusion(report: Report) -> PageSection:
     blocks: list[Block] = []
     for group in _one_a_family(report):
         found = pooled(group.arms)
-        if found is None:
+        if found is None or not any(table.any() for table in found.tables.values()):
             continue
         whole = drawn(maps.confusion_of(group.name, found, f"confusion-{len(blocks)}"))
-        tables = [page_tables.confusion_table(found.tables[whose], found, words) for whose, words in maps.WORDS.items()]
-        parts = [whole, Fold("The largest confusions", tables)]
+        largest = [
+            page_tables.confusion_table(found.tables[whose], found, words)
+            for whose, words in maps.WORDS.items()
+            if found.tables[whose].any()
+        ]
+        parts = [whole, Fold("The largest confusions", largest)]
         blocks += [Fold(group.name, parts)] if blocks else parts
     if not blocks:
         text = (
-            "The run folders hold no confusion counts (their evaluation images are protected, or they are from an "
-            "older version), so there is no map."
+            "The run folders hold no confusion counts (there are no evaluation images, they are protected, or the runs "
+            "are from an older version), so there is no map."
         )
         return PageSection(slug, title, [missing(text)])
     return PageSection(slug, title, blocks)

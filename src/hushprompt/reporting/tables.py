@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from hushprompt.privacy.statements import AUDIENCES, beside_epsilon, noise_source_of, statement_lines
+from hushprompt.privacy.statements import AUDIENCES, beside_epsilon, noise_source_of, number, statement_lines
 from hushprompt.runs.records import ArmSummary
 
 
@@ -48,6 +48,28 @@ def epsilon_column(arms: Sequence[tuple[float | None, str | None]]) -> tuple[str
     return "epsilon", [f"{text}{word or ''}" for text, word in zip(texts, simulated, strict=True)]
 
 
+def means_over_some(arms: Sequence[tuple[str, ArmSummary]]) -> list[str]:
+    """Say over how many clients a mean is where some of them have no images to score; nothing where all have.
+
+    Args:
+        arms: name and result of each; seeds of one arm share a name.
+    """
+    found: dict[str, dict[str, None]] = {}
+    for name, arm in arms:
+        for score in ("local", "neighbor"):
+            values = [number(client.get(score)) for client in arm.per_client]
+            known = sum(map(math.isfinite, values))
+            if values and not known:
+                found.setdefault(f"{score} -: no client has such images", {})[name] = None
+            elif known < len(values):
+                words = f"{score}: mean over {known} of {len(values)} clients, as the others have no such images"
+                found.setdefault(words, {})[name] = None
+    everybody = {name for name, _ in arms}
+    return [
+        f"{words}." if set(names) == everybody else f"{words} ({', '.join(names)})." for words, names in found.items()
+    ]
+
+
 def captions(arms: Sequence[ArmSummary], privacy: dict[str, Any]) -> list[str]:
     """Return the lines that must stand under every table: what its epsilon means, and what it does not cover."""
     last, simulated = privacy["arms"][-1], beside_epsilon(noise_source_of(privacy))
@@ -69,4 +91,11 @@ def captions(arms: Sequence[ArmSummary], privacy: dict[str, Any]) -> list[str]:
         )
     if "evaluation_images" in privacy:
         stopped.append(f"evaluation images: {privacy['evaluation_images']}")
-    return [*lines, *stopped, *statement_lines(last), privacy["server"], privacy["several_arms"]]
+    return [
+        *lines,
+        *means_over_some([("", arm) for arm in arms]),
+        *stopped,
+        *statement_lines(last),
+        privacy["server"],
+        privacy["several_arms"],
+    ]

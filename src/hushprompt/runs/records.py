@@ -112,6 +112,11 @@ class ArmSummary:
     noise_source: str | None = None
     """Where noise came from: "seeded" makes epsilon that of a simulation; None in older records, or without epsilon."""
 
+    def __post_init__(self) -> None:
+        """Correct what older versions wrote: the harmonic mean with a score over nothing is no number."""
+        if math.isnan(self.local) or math.isnan(self.neighbor):
+            object.__setattr__(self, "harmonic_mean", math.nan)
+
 
 def to_json(value: Any) -> Any:
     """Turn records into plain JSON values: infinity becomes "inf", NaN becomes null.
