@@ -63,7 +63,7 @@ def score_table(groups: Sequence[Group], scores: Sequence[str]) -> PageTable:
     rows = [
         [g.name, *(_cell(g, score) for score in scores), epsilon] for g, epsilon in zip(groups, epsilons, strict=True)
     ]
-    return PageTable(OVER_SEEDS, ["arm", *(NAMES[score] for score in scores), title], rows)
+    return PageTable(OVER_SEEDS, ["arm", *(NAMES[score] for score in scores), title], rows, "cards")
 
 
 def seed_table(groups: Sequence[Group]) -> PageTable:
@@ -99,7 +99,9 @@ def client_table(groups: Sequence[Group]) -> PageTable:
             if found:
                 quantiles = np.quantile(found, (0, 0.25, 0.5, 0.75, 1))
                 rows.append([f"{group.name}, {score}", *(f"{value:.1f}" for value in quantiles)])
-    return PageTable("Over clients and seeds, %", ["arm", "worst", "quarter", "median", "three quarters", "best"], rows)
+    return PageTable(
+        "Over clients and seeds, %", ["arm", "worst", "quarter", "median", "three quarters", "best"], rows, "cards"
+    )
 
 
 def holdings_table(held: Holdings) -> PageTable:
