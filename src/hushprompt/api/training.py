@@ -15,7 +15,7 @@ from hushprompt.api.progress import watching
 from hushprompt.api.run import Run, guarantees_of
 from hushprompt.config import parse as configs
 from hushprompt.config.schema import RunConfig, RuntimeConfig
-from hushprompt.errors import ResumeError
+from hushprompt.errors import ConfigError, ResumeError
 from hushprompt.federation import simulate
 from hushprompt.federation.setup import client_sizes, make_partition, plan_arms, plan_metrics, tell_findings
 from hushprompt.privacy import statements
