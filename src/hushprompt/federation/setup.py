@@ -269,7 +269,7 @@ def copies_note(plan: PrivacyPlan, repeated: Mapping[int, Mapping[int, int]]) ->
         return ""
     client_id, num_copies = max(((who, max(counts)) for who, counts in repeated.items()), key=lambda pair: pair[1])
     epsilon = epsilon_of_copies(plan, audience, num_copies, client_id)
-    return statements.copies_statement(claimed, epsilon, num_copies, plan.config.noise_source)
+    return statements.copies_statement(claimed, epsilon, num_copies, plan.release_plan.noise_source)
 
 
 def plan_metrics(config: RunConfig, arms: Sequence[Arm], partition: Partition) -> MetricsPlan | None:

@@ -76,8 +76,8 @@ COUNTS_NOT_PRIVATE = (
     "Not private, simulation only: counts of a client's examples by class are not covered by any guarantee."
 )
 COPIES = (
-    "for an image that stands {num_copies} times in one client's training set, all its copies together, {source}"
-    "epsilon = {epsilon:.4g}, not {once:.4g}, at delta = {delta:g} towards {audience}, {relation}, {sampling}; "
+    "for an image that stands {num_copies} times in one client's training set, all its copies together, "
+    "epsilon = {epsilon:.4g}{simulated}, not {once:.4g}, at delta = {delta:g} towards {audience}, {relation}, {sampling}; "
     "accountant: {accountant}"
 )
 """What a guarantee is worth to an example that stands several times in a training set."""
@@ -138,7 +138,7 @@ def copies_statement(guarantee: Guarantee, epsilon: float, num_copies: int, nois
     return COPIES.format(
         num_copies=num_copies,
         epsilon=epsilon,
-        source="simulation: " if noise_source == "seeded" else "",
+        simulated=beside_epsilon(noise_source),
         once=guarantee.epsilon,
         delta=guarantee.delta,
         audience=AUDIENCES[guarantee.audience],
