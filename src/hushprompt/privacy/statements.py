@@ -77,8 +77,8 @@ COUNTS_NOT_PRIVATE = (
 )
 COPIES = (
     "for an image that stands {num_copies} times in one client's training set, all its copies together, "
-    "epsilon = {epsilon:.4g}{simulated}, not {once:.4g}, at delta = {delta:g} towards {audience}, {relation}, {sampling}; "
-    "accountant: {accountant}"
+    "epsilon = {epsilon:.4g}{simulated}, not {once:.4g}, at delta = {delta:g} towards {audience}, {relation}, "
+    "{sampling}; accountant: {accountant}"
 )
 """What a guarantee is worth to an example that stands several times in a training set."""
 SEVERAL_ARMS = "Each arm is accounted for on its own; publishing several arms of one run adds up their privacy losses."
