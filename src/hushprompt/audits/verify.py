@@ -150,7 +150,7 @@ class _FolderCheck:
     def config(self) -> RunConfig:
         """The run's config."""
         if (self.folder / "config.toml").exists():
-            return configs.load(self.folder / "config.toml")
+            return configs.load_stored(self.folder)
         if self.agreement is None:
             raise DataError(f"{self.folder} is not a run folder: it has no config.toml.")
         return configs.parse(tomllib.loads(self.agreement["config"]))
