@@ -30,6 +30,7 @@ CALLS = {
     "federation server": ("federation.serve",),
     "federation client": ("federation.join",),
     "federation run": ("federation.run",),
+    "federation check": ("federation.check",),
     "federation simulate": ("federation.simulate_deployment",),
     "federation stop": ("federation.stop",),
     "federation status": ("federation.status",),

@@ -127,9 +127,9 @@ def check_files(deployed):
         assert [line["num_rounds"] for line in deployed.lines(name, "records.jsonl")] == [1, 2]
 
 
-@pytest.mark.parametrize("number", range(1, 12))
+@pytest.mark.parametrize("number", range(1, 15))
 def test_a_server_killed_between_any_two_writes_goes_on_as_the_same_run(values, tmp_path, break_write, check, number):
-    """The agreement; twice a charge, a checkpoint, a record and a checkpoint; the prompt and the privacy statement."""
+    """Config and agreement; twice a charge, checkpoint, record and checkpoint; prompt, statement, manifest, summary."""
     break_nth, broken = break_write
     deployed = Deployment(values, tmp_path, Watching)
     break_nth(deployed.folder("server"), number, Killed())
@@ -143,7 +143,7 @@ FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 @pytest.mark.parametrize(
     ("number", "error"),
-    [(number, Killed()) for number in range(4, 16)] + [(number, FULL) for number in (4, 5, 6, 15)],
+    [(number, Killed()) for number in range(4, 17)] + [(number, FULL) for number in (4, 5, 6, 16)],
 )
 def test_a_client_that_fails_at_any_write_comes_back_and_goes_on(values, tmp_path, break_write, check, number, error):
     """Twice a charge, and a state for each turn, scores between them; at the end all there is."""
@@ -161,7 +161,7 @@ def test_a_client_that_fails_at_any_write_comes_back_and_goes_on(values, tmp_pat
 def test_a_client_that_starts_again_on_other_data_refuses_and_charges_nothing(values, tmp_path, break_write):
     break_nth, _ = break_write
     deployed = Deployment(values, tmp_path, Watching)
-    break_nth(deployed.folder("server"), 6, Killed())
+    break_nth(deployed.folder("server"), 7, Killed())
     with pytest.raises(Killed):
         deployed.serve()
     before = deployed.lines("ann", "ledger.jsonl")
@@ -186,7 +186,7 @@ def test_secure_noise_is_drawn_once_a_turn_whatever_is_lost(toy_values, tmp_path
     values = {**toy_values, "privacy": SECURE, "training": {"num_rounds": 2}}
     deployed = Deployment(values, tmp_path, Watching)
     deployed.carrier.lose = {("bob", 0, 0), ("cyd", 1, 0)}
-    break_write[0](deployed.folder("server"), 4, Killed())
+    break_write[0](deployed.folder("server"), 5, Killed())
     serve_until_done(deployed, tries=5)
     assert all(len(answers) == 1 for answers in deployed.carrier.left.values())
     assert [line["round"] for line in deployed.lines("server", "ledger.jsonl")] == [1, 2]
@@ -229,8 +229,8 @@ def test_nothing_of_a_client_lies_with_the_server_but_name_size_and_shared_thing
     deployed.serve()
     found = {str(path.relative_to(deployed.folder("server"))) for path in deployed.folder("server").rglob("*.*")}
     assert found == {
-        "agreement.json", "ledger.jsonl", "manifest.json", "records.jsonl", "privacy.json",
-        "checkpoint/state.safetensors", "prompts/global.safetensors",
+        "agreement.json", "config.toml", "ledger.jsonl", "manifest.json", "records.jsonl", "privacy.json",
+        "summary.json", "checkpoint/state.safetensors", "prompts/global.safetensors",
     }  # fmt: skip
     kept = load_file(deployed.folder("server") / "checkpoint" / "state.safetensors")
     assert all(key.startswith("shared.") for key in kept)

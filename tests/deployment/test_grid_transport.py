@@ -12,6 +12,7 @@ pytest.importorskip("flwr")
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.common.constant import HEARTBEAT_PATIENCE
 
 from helpers.local_grid import LocalGrid
 from hushprompt.deployment.envelope import Envelope, refusal
@@ -160,6 +161,32 @@ def test_the_bundle_names_the_two_apps():
         assert hasattr(importlib.import_module(module), attribute)
     assert isinstance(client_side.app, ClientApp)
     assert sorted(path.name for path in environment.BUNDLE.iterdir()) == ["pyproject.toml"]
+
+
+def test_clients_are_known_to_be_lost_within_ten_seconds_and_contents_stay_in_memory(tmp_path, monkeypatch):
+    from flwr.supercore import heartbeat
+    from flwr.supercore.object_store.in_memory_object_store import InMemoryObjectStore
+    from flwr.superlink import config_loader
+    from flwr.supernode import fleet_http_connection
+
+    from hushprompt.deployment.flower import gate, supernode
+
+    for module, name in (
+        (fleet_http_connection, "HEARTBEAT_DEFAULT_INTERVAL"),
+        (heartbeat, "HEARTBEAT_DEFAULT_INTERVAL"),
+        (heartbeat, "HEARTBEAT_CALL_TIMEOUT"),
+        (config_loader, "ObjectStoreFactory"),
+    ):
+        monkeypatch.setattr(module, name, getattr(module, name))  # afterwards they are as they were
+    supernode.beat_often()
+    assert HEARTBEAT_PATIENCE * fleet_http_connection.HEARTBEAT_DEFAULT_INTERVAL < 10
+    waits = heartbeat.HEARTBEAT_DEFAULT_INTERVAL - heartbeat.HEARTBEAT_CALL_TIMEOUT
+    assert 0 < waits < fleet_http_connection.HEARTBEAT_DEFAULT_INTERVAL
+    gate.keep_contents_in_memory()
+    objects, links = config_loader.get_objectstore_linkstate_factories(str(tmp_path / "superlink.db"), None)
+    assert isinstance(objects.store(), InMemoryObjectStore)
+    assert links.objectstore_factory is objects
+    assert not (tmp_path / "superlink.db").exists()
 
 
 def test_processes_start_with_flowers_safe_settings(tmp_path, monkeypatch):

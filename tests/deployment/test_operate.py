@@ -2,6 +2,7 @@
 
 import asyncio
 import configparser
+import contextlib
 import datetime
 import importlib
 import json
@@ -10,6 +11,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,7 @@ from hushprompt.deployment.flower import clientapp, environment, hand_over
 from hushprompt.deployment.flower.gate import REFUSAL, Gate, is_worth_a_line
 from hushprompt.deployment.operate import client, layout, server, status
 from hushprompt.errors import ConfigError, LinkError
+from hushprompt.runs import records
 
 NOW = datetime.datetime.now(datetime.UTC)
 
@@ -48,6 +51,7 @@ def edit(path, section, **changes):
 def test_init_writes_two_ends_that_fit_together(folder):
     ours = load_server(folder / "server" / "server.toml")
     assert ours.federation.clients == ("a", "b")
+    assert ours.federation.quorum == 2, "all clients, unless the operator says fewer"
     assert ours.run.partition.num_clients == 2
     assert ours.run.privacy.noise_source == "secure"
     assert not ours.run.references
@@ -83,6 +87,10 @@ def test_services_start_commands_that_exist_on_files_that_exist(folder):
         mounts = {service["WorkingDirectory"]: path.parent}
         units["-".join(path.relative_to(folder).parts[:-1])] = config_of(service["ExecStart"], mounts)
     yaml = pytest.importorskip("yaml")
+    for service in yaml.safe_load((folder / "compose.yaml").read_text())["services"].values():
+        assert service["user"] == f"{os.getuid()}:{os.getgid()}"
+        assert service.get("network_mode") in (None, "service:server")
+        assert "ports" not in service, "loopback is for this machine alone"
     for name, service in yaml.safe_load((folder / "compose.yaml").read_text())["services"].items():
         mounts = dict(reversed(volume.split(":")) for volume in service["volumes"])
         services[name] = config_of(service["command"], {there: folder / here for there, here in mounts.items()})
@@ -109,6 +117,15 @@ def test_init_leaves_keys_and_images_to_the_sites(tmp_path, toy_values):
     assert theirs.data.root.endswith("images")
     with pytest.raises(ConfigError, match=r"private key .* cannot be read"):
         client.check_link(theirs)
+
+
+def test_init_leaves_to_the_owner_what_is_read_or_fetched_at_a_client(tmp_path, toy_values):
+    backbone = {"name": "open_clip", "architecture": "ViT-B-32", "pretrained": "openai"}
+    run = {**toy_values, "backbone": backbone, "data": {"name": "cifar10", "root": str(tmp_path / "data")}}
+    layout.write(tmp_path / "fed", layout.Wanted(name="t", clients=("a",), address="127.0.0.1:8000", run=run), NOW)
+    theirs = load_client(tmp_path / "fed" / "clients" / "a" / "client.toml")
+    assert (theirs.backbone.pretrained, theirs.share.client) == ("openai", 0)
+    assert theirs.data.root == str(tmp_path / "data")
 
 
 def test_init_overwrites_nothing(folder, toy_values):
@@ -295,13 +312,21 @@ class FakeControl:
     def nodes(self):
         return []
 
-    def start(self, bundle):
-        assert (bundle / "pyproject.toml").exists()
-        self.active = ["pending"]
+    def start(self, bundle, settings):
+        assert (
+            settings.keys()
+            <= tomllib.loads((bundle / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"].keys()
+        )
+        self.active, self.settings = ["pending"], settings
+        self.on_start()
         return 5
+
+    def on_start(self):
+        """Whatever a run does."""
 
     def stop(self, run_id):
         self.stopped.append(run_id)
+        self.outcomes.append("stopped")
 
     def runs(self):
         from types import SimpleNamespace
@@ -313,8 +338,9 @@ class FakeControl:
             raise outcome
         return [
             SimpleNamespace(
-                run_id=5, status="finished" if outcome else "running", outcome=outcome, details="why", bytes_in=1,
-                bytes_out=2, is_over=bool(outcome), is_completed=outcome == "completed",
+                run_id=5, begun="2026-01-01T00:00:00Z", status="finished" if outcome else "running",
+                outcome=outcome, details="why", bytes_in=1, bytes_out=2, is_over=bool(outcome),
+                is_completed=outcome == "completed",
             )
         ]  # fmt: skip
 
@@ -323,6 +349,7 @@ class FakeControl:
 def command(monkeypatch):
     """Run a command of the federation with a fake SuperLink."""
     monkeypatch.setattr(api, "POLL_S", 0)
+    monkeypatch.setattr(api, "DEAD_S", 0.2)
     monkeypatch.setattr(api, "_require", lambda: None)
 
     def run(control, *arguments):
@@ -350,8 +377,69 @@ def test_ctrl_c_leaves_the_run_and_stop_ends_it(folder, command):
     control = FakeControl("", active=["running"])
     assert command(control, "stop", path).exit_code == 0
     assert control.stopped == [5]
-    second = command(FakeControl("", active=["running"]), "run", path)
+    with held(folder / "server" / "run"):
+        second = command(FakeControl("", active=["running"]), "run", path)
     assert isinstance(second.exception, ConfigError)
+
+
+@contextlib.contextmanager
+def held(folder):
+    """A run folder that something works on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with records.locked(folder):
+        yield
+
+
+@pytest.mark.parametrize("name", ["run", "check"])
+def test_a_run_that_nothing_works_on_is_ended_and_another_begins(folder, command, name):
+    control = FakeControl(active=["running"])
+    control.on_start = lambda: control.outcomes.__setitem__(slice(None), ["completed"])
+    done = command(control, name, folder / "server" / "server.toml")
+    assert control.stopped == [5]
+    assert "A run that was going on has died" in done.output
+    assert control.settings == ({} if name == "run" else {"only-check": True})
+
+
+def test_a_server_that_starts_ends_the_runs_that_died_with_the_last_one(folder, monkeypatch):
+    control = FakeControl("", "", "", active=["running"])
+    monkeypatch.setattr(server, "control", lambda config, is_insecure=False: control)
+    config = load_server(folder / "server" / "server.toml")
+    assert (
+        server.end_earlier_runs(config, datetime.datetime(2025, 12, 31, tzinfo=datetime.UTC), is_insecure=False) == []
+    )
+    assert server.end_earlier_runs(config, NOW, is_insecure=False) == [5]
+    assert control.stopped == [5]
+
+
+def test_run_says_a_refusal_as_soon_as_it_is_written(folder, command):
+    refused = {"time": "2026-01-01T00:00:00Z", "client": "b", "node": "7", "reason": "above max_epsilon"}
+    run = folder / "server" / "run"
+    run.mkdir()
+    (run / "refusals.jsonl").write_text(json.dumps({**refused, "reason": "of an earlier run"}) + "\n")
+    control = FakeControl("", "", "failed")
+
+    def on_start():
+        with (run / "refusals.jsonl").open("a") as file:
+            file.write(json.dumps(refused) + "\n")
+
+    control.on_start = on_start
+    out = command(control, "run", folder / "server" / "server.toml").output
+    assert "b: above max_epsilon" in out
+    assert "earlier" not in out
+
+
+def test_check_shows_what_each_client_says(folder, command):
+    run = folder / "server" / "run"
+    control = FakeControl("", "completed")
+    said = {"sizes": {"a": 20}, "refusals": {"b": "It did not join."}, "guarantees": [], "problem": ""}
+    control.on_start = lambda: (run.mkdir(), (run / "check.json").write_text(json.dumps(said)))
+    done = command(control, "check", folder / "server" / "server.toml")
+    assert done.exit_code == 1
+    assert "a, 20 training examples: yes" in done.output
+    assert "b: not there. It did not join." in done.output
+    (run / "check.json").unlink()
+    control = FakeControl("", "failed")
+    assert "The clients were not asked." in command(control, "check", folder / "server" / "server.toml").output
 
 
 def test_the_functions_return_what_the_commands_print(tmp_path, toy_values, monkeypatch):
@@ -369,7 +457,7 @@ def test_the_functions_return_what_the_commands_print(tmp_path, toy_values, monk
     done = api.run(path, say=said.append)
     assert done.state.is_completed
     assert (done.rounds, done.num_rounds, done.guarantees) == ([], 3, [])
-    assert said == ["Training begins when enough clients have joined."]
+    assert said == ["It begins when enough clients have joined."]
     assert api.stop(path) == 1
     assert api.status(path).connection.newest_run.run_id == 5
     assert api.status(tmp_path / "fed" / "clients" / "a" / "client.toml").spent == (0, 0)

@@ -24,6 +24,7 @@ from helpers.other_package import other_package
 from helpers.real_federation import RealFederation, edit, free_port
 from helpers.runs import TOY, run_with
 from hushprompt.deployment.config import load_client, load_server
+from hushprompt.deployment.envelope import MAGIC
 from hushprompt.deployment.flower import environment
 from hushprompt.deployment.operate import certificates, node_keys
 from hushprompt.deployment.operate import server as ends
@@ -44,7 +45,7 @@ RUN = {**TOY, "method": {"name": "smoothed", "num_ctx": 4, "rank": 2}}
 def story(tmp_path_factory):
     """All that happens: a run that goes well, one that nobody may join, and one in which everything fails once."""
     with other_package(tmp_path_factory.mktemp("site")):
-        federation = RealFederation(tmp_path_factory.mktemp("real"), RUN, NAMES, short_lived=["bob"])
+        federation = RealFederation(tmp_path_factory.mktemp("real"), RUN, NAMES)
         told = SimpleNamespace(federation=federation)
         try:
             federation.start("server", *NAMES)
@@ -270,6 +271,13 @@ def test_clients_with_another_version_classes_or_backbone_are_refused_before_tra
         assert words in reasons
     assert not (folder / "ledger.jsonl").exists()
     assert "0 of 3 clients joined" in story.refused[1]
+
+
+def test_nothing_of_a_message_lies_on_the_servers_disk_and_logs_have_no_codes(story):
+    kept = [path for path in story.federation.server.parent.rglob("superlink.db*") if path.is_file()]
+    assert kept
+    assert not [path for path in kept if MAGIC in path.read_bytes()]
+    assert all("\x1b" not in story.federation.log(name) for name in ("server", "ann"))
 
 
 def test_nothing_is_left_running(story):

@@ -1,16 +1,24 @@
 """What the server leaves out of a sum, and that the sum is then divided and noised as if it had expected it."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
+import hushprompt as hp
 from helpers.deployments import Deployment
 from helpers.runs import run_with
+from hushprompt.cli import main as cli
+from hushprompt.deployment.coordinator import check
 from hushprompt.deployment.envelope import Envelope
+from hushprompt.deployment.server_record import CheckOutcome
 from hushprompt.deployment.transport import InProcess
 from hushprompt.errors import ProtocolError, ResumeError
 from hushprompt.federation import training as rounds
+from hushprompt.runs import records
 
 
 class Tampering(InProcess):
@@ -187,3 +195,65 @@ def test_a_folder_of_another_config_is_not_gone_on_with(values, tmp_path):
     Deployment(values, tmp_path).serve()
     with pytest.raises(ResumeError, match="belongs to another config"):
         Deployment({**values, "seed": 4}, tmp_path).serve()
+
+
+def test_a_check_asks_everyone_and_nothing_of_it_is_kept_or_charged(values, tmp_path):
+    deployed = Deployment(values, tmp_path)
+    deployed.carrier.name_of = lambda node: node
+    deployed.restart("bob", owner=type(deployed.owner)(max_epsilon=1.0))
+    del deployed.carrier.nodes["cyd"]
+    found = check(deployed.config, deployed.carrier)
+    assert found.sizes == {"ann": 24, "bob": 24}
+    assert "does not allow this plan" in found.refusals["bob"]
+    assert found.refusals["cyd"] == "It did not join."
+    assert not found.is_accepted
+    deployed.restart("bob")
+    deployed.restart("cyd")
+    found = check(deployed.config, deployed.carrier)
+    assert found.is_accepted
+    assert found.guarantees[0]["audiences"]["public"]["epsilon"] > 0
+    for name in ("ann", "bob", "cyd"):
+        assert not list((deployed.root / name).rglob("ledger.jsonl"))
+        assert not (deployed.root / name / "trial").exists()
+    assert {path.name for path in deployed.folder("server").iterdir()} == {"check.json", "refusals.jsonl"}
+    written = records.from_json(CheckOutcome, records.read_json(deployed.folder("server") / "check.json"))
+    assert (written.sizes, written.refusals, written.problem) == (found.sizes, found.refusals, found.problem)
+    assert len(deployed.serve()) == 2, "the run begins as if nobody had looked"
+    assert check(deployed.config, deployed.carrier).is_accepted, "also of a run that has begun"
+
+
+def test_a_refusal_is_told_while_the_others_still_train(values, tmp_path):
+    told_before = []
+
+    def slow(self, node, answer):
+        yield node, Envelope("refusal", {"reason": "not now"})
+
+    class Telling(Tampering):
+        def deliver(self, node, data):
+            if node == "cyd" and b'"kind\\":\\"turn' in data:
+                told_before.append(len(deployed.reasons()))
+            return super().deliver(node, data)
+
+    deployed = Deployment(values, tmp_path, Telling, min_clients=2)
+    deployed.carrier.change = slow
+    deployed.carrier._num_threads = 1
+    deployed.serve()
+    assert len(deployed.reasons()) == 2
+    assert told_before[-1] >= 1
+
+
+def test_a_finished_federation_is_a_run_like_any_other(values, tmp_path):
+    deployed = Deployment(values, tmp_path)
+    deployed.serve()
+    run = hp.load(deployed.folder("server"))
+    assert run.is_finished
+    assert run.config == deployed.config.run
+    assert run.arms[-1].num_rounds == 2
+    assert math.isnan(run.arms[-1].local), "clients keep their scores"
+    assert run.guarantees["public"].epsilon > 0
+    assert "DP-FPL" in str(run.table())
+    shown = CliRunner().invoke(cli.app, ["show", str(run.folder)])
+    assert shown.exit_code == 0, shown.output
+    page = tmp_path / "page.html"
+    hp.report([run], page)
+    assert "DP-FPL" in page.read_text()

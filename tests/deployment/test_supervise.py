@@ -67,6 +67,12 @@ def test_a_process_that_ends_is_started_again_after_growing_waits(tmp_path):
     assert said[0].startswith("The process ended with status 3. It said: secret key unknown. It is started again in 0")
 
 
+def test_what_goes_to_a_file_has_no_codes_for_a_terminal(tmp_path, capfd):
+    line = "printf '\\033[92mINFO\\033[0m : started\\n'; exit 1"
+    run_until(job(script(tmp_path, "colored", line)), lambda said: True)
+    assert "INFO : started" in capfd.readouterr().err
+
+
 def test_the_wait_grows_up_to_the_most(monkeypatch):
     waits = []
     supervisor = Supervisor(job("x"), lambda line: None, BackOff(first_s=1, most_s=5, steady_s=60))

@@ -2,7 +2,6 @@
 
 `$FAULTS` is a folder; a client's file there, NAME.json, says what its answers to which messages are like.
 A SuperNode looks for messages every half second, not every three.
-`$HEARTBEAT_S` has a SuperNode heard more often than every 30 s: then it is sooner known to be gone.
 """
 
 import errno
@@ -58,10 +57,6 @@ def spoil():
     ClientNode.answer = spoiled
 
 
-if "HEARTBEAT_S" in os.environ and "flower.supernode" in COMMAND:
-    from flwr.supernode import fleet_http_connection
-
-    fleet_http_connection.HEARTBEAT_DEFAULT_INTERVAL = int(os.environ["HEARTBEAT_S"])
 if "FAULTS" in os.environ and "flower.supernode" in COMMAND:
     from types import SimpleNamespace
 

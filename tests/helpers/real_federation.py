@@ -41,9 +41,8 @@ def edit(path, **sections):
 class RealFederation:
     """A server and clients that share the run's data; what goes wrong is in tests/faults."""
 
-    def __init__(self, root, run, names, short_lived=()):
-        """Clients that are `short_lived` will be killed: the server is to notice soon."""
-        self.root, self.names, self.short_lived, self.processes = root, names, short_lived, {}
+    def __init__(self, root, run, names):
+        self.root, self.names, self.processes = root, names, {}
         self.faults = root / "faults"
         self.faults.mkdir()
         paths = [str(FAULTS), os.environ.get("PYTHONPATH", "")]
@@ -85,10 +84,9 @@ class RealFederation:
         """Start the processes of the server or of clients."""
         for name in names:
             words = ("server", self.server) if name == "server" else ("client", self.client(name))
-            variables = self.environment | ({"HEARTBEAT_S": "15"} if name in self.short_lived else {})
             with (self.root / f"{name}.log").open("a") as log:
                 self.processes[name] = subprocess.Popen(
-                    command("federation", *words), env=variables, stdout=log, stderr=log
+                    command("federation", *words), env=self.environment, stdout=log, stderr=log
                 )
 
     def kill(self, name):

@@ -184,6 +184,12 @@ COMMANDS = {
         "Train, from the server's machine, and show it; the exit status is 0 if the run was completed.",
         ("hushprompt federation run server/server.toml",),
     ),
+    "federation check": CommandEntry(
+        "federation:check",
+        FEDERATION,
+        "Ask the clients whether they accept the plan, from the server's machine; nothing is trained or charged.",
+        ("hushprompt federation check server/server.toml",),
+    ),
     "federation simulate": CommandEntry(
         "federation:simulate",
         FEDERATION,

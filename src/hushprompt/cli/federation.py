@@ -103,6 +103,25 @@ def run(file: ServerFile, insecure: Insecure = False) -> None:
         raise typer.Exit(1)
 
 
+def check(file: ServerFile, insecure: Insecure = False) -> None:
+    """Ask the clients whether they accept the plan, from the server's machine; nothing is trained or charged.
+
+    The exit status is 0 if all do.
+    """
+    found = hp.federation.check(file, insecure=insecure, say=_say)
+    for name, size in found.sizes.items():
+        answer = f"no. {found.refusals[name]}" if name in found.refusals else "yes"
+        sentence(f"{name}, {size} training examples: {answer}")
+    for name in sorted(found.refusals.keys() - found.sizes):
+        sentence(f"{name}: not there. {found.refusals[name]}")
+    _show_meaning(found.guarantees)
+    if found.problem:
+        sentence(found.problem)
+    console.print("All accept the plan." if found.is_accepted else "Not all accept the plan.")
+    if not found.is_accepted:
+        raise typer.Exit(1)
+
+
 def simulate(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that `init` made.")],
 ) -> None:

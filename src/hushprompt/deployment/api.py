@@ -6,6 +6,7 @@ and returns what that prints. `say` gets a line for each thing that happens; lef
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import time
 import tomllib
@@ -16,20 +17,23 @@ from typing import TYPE_CHECKING, Any
 from hushprompt import extras, files
 from hushprompt.config import parse as configs
 from hushprompt.config.schema import RunConfig
-from hushprompt.deployment.config import load_client, load_server
+from hushprompt.deployment.config import REFUSALS, load_client, load_server
 from hushprompt.deployment.operate import status as records_of
 from hushprompt.deployment.operate.status import ClientStatus, Connection, FederationOutcome, ServerStatus
+from hushprompt.deployment.server_record import CHECKED, CheckOutcome
 from hushprompt.errors import ConfigError, HushpromptError
 from hushprompt.runs import records
 
 if TYPE_CHECKING:
     from hushprompt.deployment.config import ServerConfig
-    from hushprompt.deployment.flower.control import FlowerRun
+    from hushprompt.deployment.flower.control import Control, FlowerRun
     from hushprompt.deployment.operate.certificates import Validity
     from hushprompt.deployment.operate.supervise import ManagedProcess
 
 POLL_S = 2.0
 """Seconds between two looks at a run."""
+DEAD_S = 8.0
+"""Seconds after which a run that no process works on is taken for dead."""
 Say = Callable[[str], None]
 
 
@@ -156,21 +160,36 @@ def run(file: str | Path, *, insecure: bool = False, say: Say = _silent) -> Fede
         LinkError: the server's process does not answer.
     """
     _require()
-    from hushprompt.deployment.flower.environment import BUNDLE
     from hushprompt.deployment.operate import server as ends
 
     config = load_server(Path(file))
     control = ends.control(config, is_insecure=insecure)
-    if active := [state for state in control.runs() if not state.is_over]:
-        raise ConfigError(
-            f"A run is {active[0].status} already. Look at it with `hushprompt federation status {file}`, or end it "
-            f"with `hushprompt federation stop {file}`."
-        )
+    _end_dead_runs(control, config, file, say)
     num_before = len(records_of.rounds(config.folder))
-    run_id = control.start(BUNDLE)
-    say("Training begins when enough clients have joined.")
-    state = _watch(config, num_before, lambda: next(state for state in control.runs() if state.run_id == run_id), say)
+    state = _trained(control, config, {}, say)
     return records_of.outcome(config, num_before, state)
+
+
+def check(file: str | Path, *, insecure: bool = False, say: Say = _silent) -> CheckOutcome:
+    """Ask the clients to join and to look at the plan, from the server's machine; nothing is trained or charged.
+
+    Each client checks data, model, versions and its owner's limits, as before training, and stores nothing of it.
+
+    Raises:
+        ConfigError: a run is going on.
+        LinkError: the server's process does not answer.
+    """
+    _require()
+    from hushprompt.deployment.operate import server as ends
+
+    config = load_server(Path(file))
+    control = ends.control(config, is_insecure=insecure)
+    _end_dead_runs(control, config, file, say)
+    checked = config.folder / CHECKED
+    checked.unlink(missing_ok=True)
+    state = _trained(control, config, {"only-check": True}, say)
+    found = records.from_json(CheckOutcome, records.read_json(checked)) if checked.exists() else CheckOutcome()
+    return dataclasses.replace(found, state=state)
 
 
 def simulate(folder: str | Path) -> FederationOutcome:
@@ -240,13 +259,44 @@ def _keep_running(managed: ManagedProcess, folder: Path, say: Say) -> None:
         Supervisor(managed, say).run()
 
 
-def _watch(config: ServerConfig, num_said: int, look: Callable[[], FlowerRun], say: Say) -> FlowerRun:
-    """Say each round after the first `num_said` as it is done, until the run is over, and return how it ended."""
+def _end_dead_runs(control: Control, config: ServerConfig, file: str | Path, say: Say) -> None:
+    """Stop runs that the SuperLink takes for active though nothing works on them, as after a crash.
+
+    Whatever works on a run holds its folder; a new one does so soon.
+
+    Raises:
+        ConfigError: a run is going on.
+    """
+    end = time.monotonic() + DEAD_S
+    while active := [state for state in control.runs() if not state.is_over]:
+        if records.is_locked(config.folder):
+            raise ConfigError(
+                f"A run is {active[0].status} already. Look at it with `hushprompt federation status {file}`, or end "
+                f"it with `hushprompt federation stop {file}`."
+            )
+        if time.monotonic() >= end:
+            say("A run that was going on has died: it is ended.")
+            for state in active:
+                control.stop(state.run_id)
+        time.sleep(min(POLL_S, DEAD_S / 8))
+
+
+def _trained(control: Control, config: ServerConfig, settings: Mapping[str, bool], say: Say) -> FlowerRun:
+    """Start a run, say each round and refusal as it comes, and return how it ended."""
+    from hushprompt.deployment.flower.environment import BUNDLE
+
+    refused = config.folder / REFUSALS
+    num_rounds, num_refused = len(records_of.rounds(config.folder)), records_of.num_refusals(refused)
+    run_id = control.start(BUNDLE, settings)
+    say("It begins when enough clients have joined.")
     while True:
-        state = look()
-        for record in records_of.rounds(config.folder)[num_said:]:
+        state = next(state for state in control.runs() if state.run_id == run_id)
+        for line in records_of.refusals(refused, num_refused):
+            say(line)
+            num_refused += 1
+        for record in records_of.rounds(config.folder)[num_rounds:]:
             say(records_of.round_line(record, config.run.training.num_rounds))
-            num_said += 1
+            num_rounds += 1
         if state.is_over:
             return state
         time.sleep(POLL_S)

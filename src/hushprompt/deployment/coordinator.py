@@ -22,18 +22,20 @@ from hushprompt.deployment.enrollment import MAX_ANSWER_BYTES, Enrollment
 from hushprompt.deployment.envelope import Envelope
 from hushprompt.deployment.progress import RoundTally, ServerState, load_state, save_state
 from hushprompt.deployment.responses import Responses
-from hushprompt.deployment.server_record import AGREEMENT, ServerRecord
+from hushprompt.deployment.server_record import AGREEMENT, CHECKED, CheckOutcome, ServerRecord, rounds
 from hushprompt.deployment.transport import MessageTransport, plain
-from hushprompt.errors import ProtocolError, ResumeError
+from hushprompt.errors import ConfigError, ProtocolError, ResumeError
 from hushprompt.federation.client import Step
 from hushprompt.federation.server import Server
 from hushprompt.privacy.config import Channel
 from hushprompt.privacy.statements import STAYS_AT_HOME
 from hushprompt.runs import manifest, records
+from hushprompt.runs.arm import Arm
 from hushprompt.runs.ledger import LedgerFile
 from hushprompt.runs.observer import Observer
 from hushprompt.runs.privacy_record import privacy_record
 from hushprompt.runs.prompts import write_prompts
+from hushprompt.runs.records import ArmSummary
 from hushprompt.seeding import stream
 
 
@@ -53,6 +55,23 @@ def serve(config: ServerConfig, transport: MessageTransport, observer: Observer)
     config.folder.mkdir(parents=True, exist_ok=True)
     with records.locked(config.folder):
         Coordinator(config, transport).run(observer)
+
+
+def check(config: ServerConfig, transport: MessageTransport) -> CheckOutcome:
+    """Ask the clients to join and to look at the plan, and write what they say; nothing is trained, charged or kept.
+
+    Args:
+        config: of the server.
+        transport: reaches the clients.
+
+    Raises:
+        ResumeError: the folder is in use, or belongs to another config.
+    """
+    config.folder.mkdir(parents=True, exist_ok=True)
+    with records.locked(config.folder):
+        outcome = Coordinator(config, transport).check()
+        records.write_json(config.folder / CHECKED, outcome)
+        return outcome
 
 
 class Coordinator:
@@ -97,11 +116,26 @@ class Coordinator:
             observer.on_round(record)
         self._finish(ledger, agreement, state)
 
+    def check(self) -> CheckOutcome:
+        """Return what each client says of the plan."""
+        enrollment, clients = self.enrollment, self.config.federation.clients
+        sizes = None if self.agreement is None else self._sizes(self.agreement)
+        missing = dict.fromkeys(enrollment.missing(clients, sizes), "It did not join.") | enrollment.refusals
+        found = {name: member.size for name, member in enrollment.members.items()}
+        try:
+            agreement = enrollment.propose() if self.agreement is None else self.agreement
+            refusals = missing | enrollment.refusals | enrollment.ask(agreement, "check")
+            arms = privacy_record([agreement.arm])["arms"]
+        except ConfigError as error:
+            return CheckOutcome(sizes=found, refusals=missing, problem=f"There is no such plan: {error}")
+        return CheckOutcome(sizes=found, refusals=refusals, guarantees=arms, problem="")
+
     def _enrolled(self) -> Agreement:
         """Return what all agreed on: now, or when the run began."""
         if self.agreement is None:
             self.enrollment.wait(self.config.federation.clients)
             self.agreement = self.enrollment.agree()
+            files.write_text(self.folder / "config.toml", self.config.run.to_toml())
             records.write_json(self.folder / AGREEMENT, self.agreement.to_json())
             return self.agreement
         self.enrollment.wait(self.agreement.clients, self._sizes(self.agreement))
@@ -221,7 +255,10 @@ class Coordinator:
         write_prompts(self.folder / "prompts", self.model, ledger.spent(arm), state.shared, {})
         statement = {**privacy_record(*ledger.outcome([arm])), "not_private": STAYS_AT_HOME}
         records.write_json(self.folder / "privacy.json", statement)
-        manifest.write(self.folder)
+        summary = {"arms": [self._summary(ledger, arm, state)], "provenance": records.provenance(self.config.run)}
+        text = records.json_text(summary)
+        manifest.write(self.folder, {"summary.json": text})
+        files.write_text(self.folder / "summary.json", text)
         meta = {**self._names(agreement), "rounds": state.round_index}
         kind = wire.payload_kind_of(arm, self.config.run.training.local_steps)
         request = Envelope("finish", meta, wire.request_tensors(arm.method, state.shared, kind))
@@ -232,6 +269,29 @@ class Coordinator:
         for node, answer in self.transport.ask(dict.fromkeys(asked, request), deadline, MAX_ANSWER_BYTES):
             responses.take(node, answer)
         responses.close()
+
+    def _summary(self, ledger: LedgerFile, arm: Arm, state: ServerState) -> ArmSummary:
+        """Return the run's line of a result table; scores stay with the clients."""
+        plan, audience = ledger.spent(arm).plan, arm.plan.config.audience
+        return ArmSummary(
+            arm=arm.label,
+            method=arm.method_name,
+            title=arm.method.title,
+            epsilon=plan.epsilon(audience) if plan.channels else None,
+            delta=plan.config.delta,
+            audience=str(audience),
+            local=math.nan,
+            neighbor=math.nan,
+            harmonic_mean=math.nan,
+            worst_client=math.nan,
+            calibration_error=math.nan,
+            seconds=sum(record.seconds for record in rounds(self.folder)),
+            seed=self.config.run.seed,
+            num_rounds=state.round_index,
+            stopped=None if state.round_index == arm.num_rounds else "the privacy budget was spent",
+            per_client=[],
+            per_class=[],
+        )
 
     def _names(self, agreement: Agreement) -> dict[str, Any]:
         """Return what every message of the run says."""

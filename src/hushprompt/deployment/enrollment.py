@@ -35,6 +35,8 @@ class Enrollment:
         """Start with nobody."""
         self.config, self.offer, self.transport, self.report = config, offer, transport, report
         self.members: dict[str, EnrolledClient] = {}
+        self.refusals: dict[str, str] = {}
+        """Reason by client that may not join, as far as its key says who it is."""
         self._refused: set[str] = set()
 
     def look(self, sizes: Mapping[str, int] | None = None) -> None:
@@ -53,9 +55,13 @@ class Enrollment:
             joined = attempt(lambda: self._joined(node, answer, asked, online, sizes))  # noqa: B023 - called now
             if isinstance(joined, Failure):
                 self._refused.add(node)
-                self.report(self.transport.name_of(node), node, joined.reason)
+                name = self.transport.name_of(node)
+                self.report(name, node, joined.reason)
+                if name and isinstance(answer, Envelope):  # not where only the connection failed
+                    self.refusals[name] = joined.reason
             else:
                 self.members[joined[0]] = joined[1]
+                self.refusals.pop(joined[0], None)
 
     def wait(self, names: tuple[str, ...], sizes: Mapping[str, int] | None = None) -> None:
         """Look until all of `names` are there, or the deadline has passed.
@@ -63,20 +69,24 @@ class Enrollment:
         Raises:
             ProtocolError: fewer than `min_clients` are there then.
         """
-        end = time.monotonic() + self.config.join_deadline_s
-        while True:
-            self.look(sizes)
-            missing = [name for name in names if name not in self.members]
-            left = end - time.monotonic()
-            if not missing or left <= 0:
-                break
-            time.sleep(min(POLL_S, left))
+        missing = self.missing(names, sizes)
         if len(names) - len(missing) < min(self.config.quorum, len(names)):
             raise ProtocolError(
                 f"{len(names) - len(missing)} of {len(names)} clients joined within {self.config.join_deadline_s:g} s, "
                 f"min_clients asks for {self.config.quorum}. Missing: {', '.join(missing)}; refusals.jsonl says who "
                 "was refused, and why. Start again when they are there."
             )
+
+    def missing(self, names: tuple[str, ...], sizes: Mapping[str, int] | None = None) -> list[str]:
+        """Look until all of `names` are there or were refused, or the deadline has passed; return who is missing."""
+        end = time.monotonic() + self.config.join_deadline_s
+        while True:
+            self.look(sizes)
+            missing = [name for name in names if name not in self.members]
+            left = end - time.monotonic()
+            if set(missing) <= self.refusals.keys() or left <= 0:
+                return missing
+            time.sleep(min(POLL_S, left))
 
     def agree(self) -> Agreement:
         """Propose the plan of those who joined; who refuses it stays out, and the rest get a new proposal.
@@ -115,7 +125,8 @@ class Enrollment:
                     continue
                 node = self.members.pop(left_out).node
                 self._refused.add(node)
-                self.report(left_out, node, f"With its number of training examples there is no plan: {error}")
+                self.refusals[left_out] = f"With its number of training examples there is no plan: {error}"
+                self.report(left_out, node, self.refusals[left_out])
                 return rest
             raise
         return agreement

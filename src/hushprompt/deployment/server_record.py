@@ -2,12 +2,41 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
-from hushprompt.runs.records import RoundRecord
+from hushprompt import files
+from hushprompt.runs.records import RoundRecord, from_json
 
 AGREEMENT = "agreement.json"
 """File of what was agreed on, at the server and at every client."""
+
+
+CHECKED = "check.json"
+"""File of what the clients last said of a plan that was only looked at."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckOutcome:
+    """What the clients say of a plan before anything is trained."""
+
+    sizes: dict[str, int] = field(default_factory=dict)
+    """Public training sizes of those that joined."""
+    refusals: dict[str, str] = field(default_factory=dict)
+    """Why not, by client: it did not join, or does not accept the plan."""
+    guarantees: list[dict[str, Any]] = field(default_factory=list)
+    """What the epsilons of the whole run would mean: arms of a privacy record."""
+    problem: str = "The clients were not asked."
+    """Why there is no such plan; empty if there is."""
+    state: Any = None
+    """How the SuperLink's run for it ended."""
+
+    @property
+    def is_accepted(self) -> bool:
+        """Whether all clients accept the plan."""
+        return not self.problem and not self.refusals
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,3 +53,8 @@ class ServerRecord(RoundRecord):
     """Bytes around the tensors of all answers."""
     header_bytes_down: int
     """Bytes around the tensors of all requests."""
+
+
+def rounds(folder: Path) -> list[ServerRecord]:
+    """Read the rounds of a server's run folder that are done; none if there is no such folder."""
+    return [from_json(ServerRecord, json.loads(line)) for line in files.whole_lines_of(folder / "records.jsonl")]

@@ -11,6 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hushprompt.deployment.api import check as check
     from hushprompt.deployment.api import init as init
     from hushprompt.deployment.api import join as join
     from hushprompt.deployment.api import key as key
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from hushprompt.deployment.api import status as status
     from hushprompt.deployment.api import stop as stop
 
-__all__ = ["init", "join", "key", "renew", "run", "serve", "simulate_deployment", "status", "stop"]
+__all__ = ["check", "init", "join", "key", "renew", "run", "serve", "simulate_deployment", "status", "stop"]
 
 
 def __getattr__(name: str) -> Any:

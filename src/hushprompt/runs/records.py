@@ -307,6 +307,17 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
+def is_locked(folder: Path) -> bool:
+    """Whether a process holds a run folder."""
+    try:
+        with locked(folder):
+            return False
+    except ResumeError:
+        return True
+    except FileNotFoundError:
+        return False
+
+
 def provenance(config: RunConfig) -> dict[str, str]:
     """Return what made a result, so that it can be made again."""
     # Imported late: reading a run needs none of them.

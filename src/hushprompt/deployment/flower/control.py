@@ -14,6 +14,7 @@ from pathlib import Path
 
 import httpx
 from flwr.cli.build import build_fab_from_disk
+from flwr.common.serde import user_config_to_proto
 from flwr.proto.control_pb2 import (
     ListNodesRequest,
     ListRunsRequest,
@@ -126,16 +127,18 @@ class Control:
             names[str(response.node_id)] = name
         return names
 
-    def start(self, bundle: Path) -> int:
+    def start(self, bundle: Path, settings: Mapping[str, bool]) -> int:
         """Start a run, and return its id.
 
         Args:
             bundle: folder that names the two apps.
+            settings: of the server's app, by the names in the bundle; the others are as they are there.
         """
         content = build_fab_from_disk(bundle)
         fab = Fab(hash_str=hashlib.sha256(content).hexdigest(), content=content)
+        request = StartRunRequest(fab=fab, override_config=user_config_to_proto(dict(settings)))
         with self._asking("start a run"):
-            response = self._client.StartRun(StartRunRequest(fab=fab))
+            response = self._client.StartRun(request)
         if not response.HasField("run_id"):
             raise LinkError("The SuperLink did not start the run; its log says why.")
         return int(response.run_id)

@@ -12,6 +12,7 @@ import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from hushprompt.deployment.flower import supernode
 from hushprompt.deployment.operate import process_lifetime
 
 Scope = MutableMapping[str, Any]
@@ -71,13 +72,28 @@ def is_worth_a_line(record: logging.LogRecord) -> bool:
     return not isinstance(record.args, tuple) or record.args[-1] != 200
 
 
+def keep_contents_in_memory() -> None:
+    """Have SuperLink keep what messages contain in memory: clients' sums must not lie on the server's disk.
+
+    Its database then has nodes, runs, and of messages who sent when to whom. A run whose SuperLink ends is over anyhow.
+    """
+    from flwr.supercore.constant import FLWR_IN_MEMORY_DB_NAME
+    from flwr.superlink import config_loader
+
+    factory = config_loader.ObjectStoreFactory
+    config_loader.ObjectStoreFactory = lambda database: factory(FLWR_IN_MEMORY_DB_NAME)  # type: ignore[misc, assignment]
+
+
 def main() -> None:
     """Run SuperLink behind the gate; the arguments are those of `flower-superlink`."""
     process_lifetime.end_with_parent()
     from flwr.superlink import extensions
     from flwr.superlink.cli.flower_superlink import flower_superlink
+    from flwr.superlink.servicer.fleet import fleet_handlers
     from starlette.middleware import Middleware
 
+    keep_contents_in_memory()
+    fleet_handlers.HEARTBEAT_MIN_INTERVAL = supernode.HEARTBEAT_S
     logging.getLogger("uvicorn.access").addFilter(is_worth_a_line)
     others = extensions.get_middleware()
     extensions.get_middleware = lambda: (Middleware(Gate), *others)

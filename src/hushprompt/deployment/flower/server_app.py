@@ -8,7 +8,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from hushprompt.deployment.config import load_server
-from hushprompt.deployment.coordinator import serve
+from hushprompt.deployment.coordinator import check, serve
 from hushprompt.deployment.flower import environment
 from hushprompt.deployment.flower.grid_transport import GridTransport
 from hushprompt.runs.arm import Arm
@@ -22,9 +22,13 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Serve the federation of this machine's `server.toml`; nothing in the run that was submitted changes it."""
+    """Serve the federation of this machine's `server.toml`; all that a submitted run can ask is to check it only."""
     config = load_server(environment.path_of(environment.SERVER_CONFIG))
-    serve(config, GridTransport(grid, environment.node_names()), LoggingObserver())
+    transport = GridTransport(grid, environment.node_names())
+    if context.run_config.get("only-check"):
+        check(config, transport)
+    else:
+        serve(config, transport, LoggingObserver())
 
 
 class LoggingObserver:

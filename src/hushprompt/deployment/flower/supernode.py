@@ -10,6 +10,21 @@ from pathlib import Path
 from hushprompt.deployment.flower import clientapp, standby
 from hushprompt.deployment.operate import process_lifetime
 
+HEARTBEAT_S = 4
+"""Seconds within which a client says that it is there. SuperLink takes it for lost after twice that; Flower's own
+30 s would leave a run waiting for a minute."""
+CALL_S = 1
+"""Seconds of these that are kept for the call itself."""
+
+
+def beat_often() -> None:
+    """Set how often this process tells SuperLink that it is there."""
+    from flwr.supercore import heartbeat
+    from flwr.supernode import fleet_http_connection
+
+    fleet_http_connection.HEARTBEAT_DEFAULT_INTERVAL = HEARTBEAT_S
+    heartbeat.HEARTBEAT_DEFAULT_INTERVAL, heartbeat.HEARTBEAT_CALL_TIMEOUT = HEARTBEAT_S, CALL_S
+
 
 def main() -> None:
     """Run SuperNode; the arguments are those of `flower-supernode`."""
@@ -19,6 +34,7 @@ def main() -> None:
         subprocess.Popen([sys.executable, "-P", "-m", standby.__name__, str(folder)])
     from flwr.supernode.cli.flower_supernode import flower_supernode
 
+    beat_often()
     flower_supernode()
 
 

@@ -135,6 +135,14 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def is_address(host: str) -> bool:
+    """Whether a host is an IP address, or this machine by its name."""
+    try:
+        return bool(ipaddress.ip_address(host))
+    except ValueError:
+        return host == "localhost"
+
+
 def _words(wanted: Wanted) -> dict[str, str]:
     """Return what templates are filled with."""
     host, port = split_address(wanted.address)
@@ -144,7 +152,9 @@ def _words(wanted: Wanted) -> dict[str, str]:
         "name": wanted.name,
         "name_toml": _toml(wanted.name),
         "clients_toml": _toml(list(wanted.clients)),
-        "min_clients": str(len(wanted.clients) // 2 + 1),
+        "user": f"{os.getuid()}:{os.getgid()}",
+        "published_port": "" if is_loopback(host) else f'\n    ports: ["{port}:{port}"]',
+        "own_name": "" if is_address(host) else f'\n    extra_hosts: ["{host}:127.0.0.1"]',
         "classes_line": _toml_line("classes_file", "classes.txt", "class names in label order, one a line")
         if wanted.classes
         else "# classes: those of the run's data set",

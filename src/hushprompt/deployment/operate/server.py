@@ -55,6 +55,12 @@ def managed_process(
         public_keys(config)
 
     def on_start() -> None:
+        since = datetime.datetime.now(datetime.UTC)
+        try:
+            for number in end_earlier_runs(config, since, is_insecure=is_insecure):
+                say(f"Run {number} ended with the server's last process: `hushprompt federation run` goes on with it.")
+        except HushpromptError as error:
+            say(str(error))
         if is_insecure:
             say(f"The server listens at {link.host}:{link.port}, without TLS and without keys: for a trial only.")
             return
@@ -145,6 +151,37 @@ def public_keys(config: ServerConfig) -> dict[str, bytes]:
     return keys
 
 
+def end_earlier_runs(config: ServerConfig, since: datetime.datetime, *, is_insecure: bool) -> list[int]:
+    """Wait for a SuperLink that started at `since`, and end the runs that it remembers as active: they died before it.
+
+    Returns:
+        Their ids.
+
+    Raises:
+        LinkError: the SuperLink does not answer in time.
+    """
+    connection = answering(config, is_insecure=is_insecure)
+    active = [state for state in connection.runs() if not state.is_over]
+    found = [state.run_id for state in active if datetime.datetime.fromisoformat(state.begun) < since]
+    for run_id in found:
+        connection.stop(run_id)
+    return found
+
+
+def answering(config: ServerConfig, *, is_insecure: bool = False) -> Control:
+    """Wait for the SuperLink, and return a connection to it; LinkError if it does not answer in time."""
+    connection = control(config, is_insecure=is_insecure)
+    deadline = time.monotonic() + START_S
+    while True:
+        try:
+            connection.runs()
+            return connection
+        except LinkError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(POLL_S)
+
+
 def admit(config: ServerConfig) -> dict[str, str]:
     """Wait for the SuperLink, and let in exactly the clients whose keys are in `link.node_keys`.
 
@@ -156,17 +193,7 @@ def admit(config: ServerConfig) -> dict[str, str]:
         LinkError: the SuperLink does not answer in time, or refuses a key.
     """
     keys = public_keys(config)
-    connection = control(config)
-    deadline = time.monotonic() + START_S
-    while True:
-        try:
-            connection.nodes()
-            break
-        except LinkError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(POLL_S)
-    return connection.admit(keys)
+    return answering(config).admit(keys)
 
 
 def database(config: ServerConfig) -> Path:

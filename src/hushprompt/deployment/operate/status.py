@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hushprompt import files
 from hushprompt.deployment.config import REFUSALS, ClientConfig, OwnerConfig, ServerConfig
-from hushprompt.deployment.server_record import AGREEMENT, ServerRecord
+from hushprompt.deployment.server_record import AGREEMENT, ServerRecord, rounds
 from hushprompt.runs import records
 
 if TYPE_CHECKING:
@@ -139,11 +139,6 @@ def client_status(config: ClientConfig) -> ClientStatus:
     return ClientStatus(runs=runs, owner=config.owner, refusals=refusals(file), refusals_file=file)
 
 
-def rounds(folder: Path) -> list[ServerRecord]:
-    """Read the rounds of a server's run folder that are done; none if there is no such folder."""
-    return [records.from_json(ServerRecord, line) for line in _lines(folder / "records.jsonl")]
-
-
 def round_line(record: ServerRecord, num_rounds: int) -> str:
     """Say what a round was."""
     parts = [f"round {record.round_index} of {num_rounds}: {', '.join(record.took_part) or 'nobody'} took part"]
@@ -189,9 +184,14 @@ def guarantees(folder: Path) -> list[dict[str, Any]]:
     return list(privacy_record([arm.spent(ledger)])["arms"])
 
 
-def refusals(file: Path) -> list[str]:
-    """Say what was refused last, at a server or a client, the newest last."""
-    return [_refusal(line) for line in _lines(file)[-NUM_REFUSALS:]]
+def refusals(file: Path, first: int = -NUM_REFUSALS) -> list[str]:
+    """Say what was refused, at a server or a client, from a line on, the newest last; by default the last ones."""
+    return [_refusal(line) for line in _lines(file)[first:]]
+
+
+def num_refusals(file: Path) -> int:
+    """Return how much was refused so far."""
+    return len(_lines(file))
 
 
 def client_runs(store: Path) -> list[ClientRunStatus]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +21,8 @@ GRACE_S = 15.0
 """Seconds that a process has to end by itself."""
 TAIL = 40
 """Lines of a process's last words that are looked at."""
+COLORS = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
+"""ANSI codes, which only a terminal understands."""
 Explain = Callable[[Sequence[str]], str]
 """Says in a sentence why a process ended, from its last lines; empty if they do not say."""
 
@@ -134,8 +137,9 @@ class Supervisor:
         """Pass the process's output on, and remember its end."""
         assert process.stdout is not None
         for line in process.stdout:
-            tail.append(line.rstrip("\n"))
-            sys.stderr.write(line)
+            text = COLORS.sub("", line)
+            tail.append(text.rstrip("\n"))
+            sys.stderr.write(line if sys.stderr.isatty() else text)
             sys.stderr.flush()
         process.stdout.close()
 
