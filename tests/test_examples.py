@@ -42,7 +42,7 @@ def test_the_preset(example, capsys):
     assert run.is_finished
     assert (run.folder / "report.html").exists()
     printed = capsys.readouterr().out
-    assert "personal: epsilon = 2 at delta = 0.001" in " ".join(printed.split())
+    assert "personal: epsilon = 2 (simulation) at delta = 0.001" in " ".join(printed.split())
     assert "Prompt(" in printed
 
 

@@ -191,7 +191,7 @@ def test_the_commands_tell_what_was_edited(folder, hush):
         done = hush(name, str(folder), ok=False)
         assert done.code == 1
         assert "DIFFERENCE: privacy.json was changed after the run ended." in done.out
-    assert "personal: epsilon by accountant: pld 0.1" not in hush("privacy", str(folder), ok=False).out
+    assert "personal: epsilon (simulation) by accountant: pld 0.1" not in hush("privacy", str(folder), ok=False).out
     for name in ("show", "compare"):
         assert "privacy.json was changed after the run ended" in " ".join(hush(name, str(folder)).out.split())
 

@@ -20,7 +20,7 @@ def test_a_run_is_audited_at_several_budgets_and_says_what_it_means(hush, tmp_pa
     done = hush("audit", "r", "--epsilon", "2,inf", *QUICK, "--plot")
     for part in (
         "Audit of dp_fpl: 24 candidates of client 0, 4 shadow federations a budget",
-        "claimed: epsilon = 2 at delta = 0.001",
+        "claimed: epsilon = 2 (simulation) at delta = 0.001",
         "(add_remove)",
         "No guarantee (epsilon = inf, no noise)",
         "measured, mechanism alone: epsilon >= ",

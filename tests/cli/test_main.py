@@ -130,7 +130,7 @@ def test_a_dry_run_prints_config_and_statement_and_writes_nothing(hush, tmp_path
         (["run", "nothing.toml"], "cannot be read"),
         (["run", "--resume", "nowhere"], "is not a run folder"),
         (["list", "method"], "There is no list of 'method'"),
-        (["privacy", "nowhere"], "not a finished run"),
+        (["privacy", "nowhere"], "is not a run folder"),
     ],
 )
 def test_a_mistake_gets_one_sentence_and_status_2(hush, args, message):
