@@ -193,7 +193,7 @@ def _encode(pool: WorkerPool, config: RunConfig, observer: SweepObserver, before
     """Put the features that a config needs into the cache; return what went wrong, or differs from a run before."""
     for event in pool.run(job.encode_features, [(config.to_toml(),)]):
         if isinstance(event, TaskEnd):
-            return event.error or (before and _other_content(before, *event.value))
+            return event.error or (None if before is None else _other_content(before, *event.value))
         observer.on_encoding(event.what, event.done, event.total)
     raise AssertionError("a task ends")
 

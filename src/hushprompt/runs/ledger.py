@@ -151,7 +151,8 @@ def stated(lines: Iterable[bytes]) -> tuple[int, tuple[float, float] | None]:
     except ValueError as error:
         raise ResumeError(f"A ledger is damaged ({error}): what was spent is not known.") from error
     spent = entries[-1].spent if entries else {"epsilon": 0.0, "delta": 0.0}
-    return len({(entry.arm, entry.round) for entry in entries}), spent and (spent["epsilon"], spent["delta"])
+    rounds = {(entry.arm, entry.round) for entry in entries}
+    return len(rounds), None if spent is None else (spent["epsilon"], spent["delta"])
 
 
 def _ids(clients: Iterable[str | tuple[int, int]], ids: Mapping[str, int]) -> Iterator[int]:

@@ -267,7 +267,7 @@ def text_of(value: Any, where: str, what: str, *, is_class: bool = False) -> str
         return ""
     if isinstance(value, str):
         text = value.strip()
-        is_number = re.fullmatch(r"[+-]?(\d+\.\d*|\.\d+)|nan|NaN|NAN", text)
+        is_number = re.fullmatch(r"[+-]?(\d+\.\d*|\.\d+)|nan|NaN|NAN", text) is not None
         if not is_number and "\n" not in text:
             return text
         value = float(text) if is_number else text

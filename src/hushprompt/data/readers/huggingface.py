@@ -151,7 +151,7 @@ class HuggingFace(OwnData):
 
     def _found(self, split: str | None, part: Any, root: Path) -> list[Found]:
         """Name the examples of one split."""
-        columns = {}
+        columns: dict[str, list[str | None]] = {}
         for field in ("label_column", "client_column", "domain_column"):
             name = getattr(self, field)
             if name and name not in part.column_names:
