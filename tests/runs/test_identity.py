@@ -68,7 +68,7 @@ def test_equal_sizes_in_other_hands_are_refused(tmp_path):
 def test_a_client_of_another_size_is_named_with_both_sizes(tmp_path, data):
     folder = begun(tmp_path, data)
     write_table(data, {"north": range(5), "south": range(5, 8)})
-    refused(folder, "client north had 6 training examples and has 8", "client south had 6 training examples and has 4")
+    refused(folder, "north had 6 training examples and has 8", "south had 6 training examples and has 4")
 
 
 def test_other_bytes_of_the_same_size_and_date_are_refused(tmp_path, data):
