@@ -136,7 +136,7 @@ COMMANDS = {
     "data info": CommandEntry(
         "data:info",
         DATA,
-        "Print classes, splits, license, citation and checksums of a data set, and what of it is cached.",
+        "Print classes, splits, license, citation and checksums of a data set, what is cached, and what may be wrong.",
         ("hushprompt data info embedded", "hushprompt data info folder --root my_images --verify"),
     ),
     "data fetch": CommandEntry(

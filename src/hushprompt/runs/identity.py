@@ -264,9 +264,7 @@ def _client_differences(was: Sequence[tuple[str, int]], now: Sequence[tuple[str,
     if set(names) != set(here):
         return [f"clients: {_changes(names, here)}"]
     sizes = dict(now)
-    found = [
-        f"{name} had {size} training examples and has {sizes[name]}" for name, size in was if sizes[name] != size
-    ]
+    found = [f"{name} had {size} training examples and has {sizes[name]}" for name, size in was if sizes[name] != size]
     return found if found or names == here else ["the clients stand in another order"]
 
 
