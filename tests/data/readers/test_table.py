@@ -114,7 +114,7 @@ def test_files_that_are_no_table(folder):
         ("t.csv", "path, label,label ", ["pictures/1.png,a,b"], "the header names label twice"),
         ("t.csv", "path,label", ["pictures/1.png,3.5"], r"t\.csv, line 2: the label 3\.5 is neither text"),
         ("t.csv", "path,label", ["pictures/1.png,nan"], "line 2: the label nan is neither text"),
-        ("t.csv", "path,label", ['pictures/1.png,"a', "pictures/2.png,b"], "cannot be read"),
+        ("t.csv", "path,label", ['pictures/1.png,"a', "pictures/2.png,b"], "line 4: unexpected end of data"),
         ("t.csv", "path,label", ['"pictures/1.png,a"', "pictures/2.png,b"], "line 2: the row has 1 fields"),
         ("t.jsonl", '{"path": "pictures/1.png", "label": true}', [], r"t\.jsonl, line 1: the label True is neither"),
         ("t.jsonl", '{"path": "pictures/1.png", "label": 0.5}', [], "line 1: the label 0.5 is neither"),

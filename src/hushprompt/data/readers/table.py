@@ -120,7 +120,7 @@ def _csv_rows(text: str, path: Path, path_column: str) -> Iterator[tuple[int, Ma
         )
     reader = csv.reader(lines[before:], delimiter=separators[chosen], strict=True)
     next(reader, None)
-    for fields in reader:
+    for fields in _whole(reader, path, before):
         where = reader.line_num + before
         if not any(field.strip() for field in fields):
             continue
@@ -130,6 +130,16 @@ def _csv_rows(text: str, path: Path, path_column: str) -> Iterator[tuple[int, Ma
                 f"{separators[chosen].join(fields)!r}. Put a text that has the separator in it between double quotes."
             )
         yield where, dict(zip(names, fields, strict=False))
+
+
+def _whole(reader: Any, path: Path, before: int) -> Iterator[list[str]]:
+    """Return the rows of a CSV reader, or say in which line a quote is not closed or closed too early."""
+    try:
+        yield from reader
+    except csv.Error as error:
+        raise DataError(
+            f"{path}, line {reader.line_num + before}: {error}. Check the double quotes up to it."
+        ) from error
 
 
 def _names(header: Sequence[str]) -> list[str]:
