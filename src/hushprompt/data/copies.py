@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -106,13 +106,20 @@ def across_splits(dataset: Dataset, copies: Sequence[Copies]) -> list[Finding]:
 
 def across_clients(dataset: Dataset, copies: Sequence[Copies], partition: Partition | None) -> list[Finding]:
     """Return a finding about copies that two clients train on, by a partition or else by what the data say."""
-    train = dataset.splits["train"]
-    holder = {} if train.clients is None else dict(enumerate(train.clients.tolist()))
-    if partition is not None:
-        holder = {int(row): client.client_id for client in partition.clients for row in client.indices["train"]}
-    held = [[place for place in group if place[0] == "train" and place[1] in holder] for group in copies]
+    holders = _holders(dataset, copies, partition)
+    held = [[place for place in group if place[0] == "train" and place[1] in holders] for group in copies]
     message = "The same image is at two clients, so neither client's guarantee covers it alone"
-    return _across("copies_across_clients", message, dataset, held, lambda place: holder[place[1]])
+    return _across("copies_across_clients", message, dataset, held, lambda place: holders[place[1]])
+
+
+def _holders(dataset: Dataset, copies: Sequence[Copies], partition: Partition | None) -> dict[int, int]:
+    """Return the client of each training example, by index, where there are copies; 0 where nobody says."""
+    train = dataset.splits["train"]
+    if not copies:
+        return {}
+    if partition is not None:
+        return {int(index): client.client_id for client in partition.clients for index in client.indices["train"]}
+    return dict.fromkeys(range(len(train)), 0) if train.clients is None else dict(enumerate(train.clients.tolist()))
 
 
 def _across(
@@ -138,30 +145,36 @@ def in_training(dataset: Dataset, copies: Sequence[Copies], partition: Partition
     """Return, for each client, how often the images stand in its training set that stand there more than once.
 
     Returns:
-        By client, the number of images by their number of copies k > 1; without a partition, all are client 0's.
+        By client, the number of images by their number of copies k > 1. A partition says who holds what, or the data.
     """
-    holder = dict.fromkeys(range(len(dataset.splits["train"])), 0)
-    if partition is not None:
-        holder = {int(row): client.client_id for client in partition.clients for row in client.indices["train"]}
-    found: dict[int, Counter[int]] = {}
+    holders, found = _holders(dataset, copies, partition), dict[int, Counter[int]]()
     for group in copies:
-        counts = Counter(holder[index] for name, index in group if name == "train" and index in holder)
-        for client_id, count in counts.items():
-            if count > 1:
-                found.setdefault(client_id, Counter())[count] += 1
+        for client_id, count in _counts(group, holders).items():
+            found.setdefault(client_id, Counter())[count] += 1
     return found
+
+
+def _counts(group: Copies, holders: Mapping[int, int]) -> dict[int, int]:
+    """Return how often an image stands in the training set of each client that has it more than once."""
+    counts = Counter(holders[index] for name, index in group if name == "train" and index in holders)
+    return {client_id: count for client_id, count in counts.items() if count > 1}
 
 
 def within_training(dataset: Dataset, copies: Sequence[Copies], partition: Partition | None) -> list[Finding]:
     """Return a finding about images that stand more than once in one client's training set."""
-    repeated = in_training(dataset, copies, partition)
+    holders = _holders(dataset, copies, partition)
+    counts = {group: _counts(group, holders) for group in copies}
+    repeated = sum(len(by_client) for by_client in counts.values())
     if not repeated:
         return []
-    most = max(max(counts) for counts in repeated.values())
-    shown = [" = ".join(name_of(dataset, place) for place in group[:2] if place[0] == "train") for group in copies]
+    most = max(max(by_client.values()) for by_client in counts.values() if by_client)
+    shown = [
+        " = ".join(name_of(dataset, place) for place in [each for each in group if each[0] == "train"][:2])
+        for group, by_client in counts.items()
+        if by_client
+    ]
     message = f"The same image stands up to {most} times in one training set, and is protected less for that"
-    num_images = sum(sum(counts.values()) for counts in repeated.values())
-    return [Finding(kind="copies_in_training", message=message, count=num_images, paths=tuple(sorted(shown)[:SHOWN]))]
+    return [Finding(kind="copies_in_training", message=message, count=repeated, paths=tuple(sorted(shown)[:SHOWN]))]
 
 
 def refuse(dataset: Dataset, findings: Sequence[Finding]) -> None:
