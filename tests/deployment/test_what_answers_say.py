@@ -66,6 +66,11 @@ class Conversation:
         return wire.request_tensors(arm.method, start, kind)
 
 
+def forms(answer):
+    """Names, shapes and types of an answer's tensors."""
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in answer.tensors.items()}
+
+
 @pytest.mark.parametrize("case", [ADAPTIVE, AT_CLIENT, COPIES, ALONE], ids=["sums", "gradients", "copies", "alone"])
 def test_every_answer_has_its_declared_fields_and_a_length_that_no_data_change(toy_values, tmp_path, case):
     values = {**toy_values, **case}
@@ -76,6 +81,7 @@ def test_every_answer_has_its_declared_fields_and_a_length_that_no_data_change(t
         assert one.kind == name.split()[0], one.meta
         assert set(one.meta) == wire.DECLARED[one.kind], name
         assert one.meta == other.meta, name
+        assert forms(one) == forms(other), name
         assert len(one.to_bytes()) == len(other.to_bytes()), name
     turns = [name for name in told[0] if name.startswith("turn")]
     assert all(told[0][name].digest != told[1][name].digest for name in turns), "else this test shows nothing"
