@@ -135,6 +135,7 @@ class ClientNode:
         run.load_features()  # now, so that no update waits for it
         if store.pinned() != agreement:
             run.keep_identity()
+            run.tell_findings()
             store.pin(agreement, ClientState(personal=run.first_personal, norm=run.first_norm))
         return Envelope("plan", {"agreement": agreement.digest})
 

@@ -11,6 +11,7 @@ import torch
 
 from hushprompt import files
 from hushprompt.config.schema import RunConfig
+from hushprompt.data.partitions.base import ClientShard, Partition
 from hushprompt.deployment import policy, wire
 from hushprompt.deployment.agreement import Agreement
 from hushprompt.deployment.config import ClientConfig
@@ -21,6 +22,7 @@ from hushprompt.errors import PrivacyError, ProtocolError, ResumeError
 from hushprompt.evaluation.metrics import accuracy
 from hushprompt.features.cache import check_kind
 from hushprompt.federation.client import Client, Step
+from hushprompt.federation.setup import tell_findings
 from hushprompt.methods.base import Shared
 from hushprompt.privacy.config import Channel
 from hushprompt.privacy.ledger import why_not
@@ -68,6 +70,11 @@ class ClientRun:
     def keep_identity(self) -> None:
         """Write down what the run begins with, before anything is charged."""
         records.write_json(self.store.folder / identities.FILE, self.identity)
+
+    def tell_findings(self) -> None:
+        """Say in one line what the owner should know of the data, and what the guarantee is worth to copies."""
+        own = Partition((ClientShard(self.client_id, (), self.examples.index, self.client.client.name),))
+        tell_findings(self.config, self.examples.dataset, own, [self.arm])
 
     def check_identity(self) -> None:
         """Raise ResumeError where the run was begun with other data, another model or, if seeded, other versions."""

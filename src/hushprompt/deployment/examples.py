@@ -12,7 +12,6 @@ from jaxtyping import Int
 from torch import Tensor
 
 from hushprompt.config.schema import RunConfig
-from hushprompt.data import doctor
 from hushprompt.data.base import Dataset
 from hushprompt.deployment.agreement import Offer
 from hushprompt.deployment.config import ClientConfig
@@ -72,7 +71,6 @@ def open_examples(client: ClientConfig, offer: Offer) -> Examples:
         if getattr(section, "classes", None) == () and not section.classes_file:
             section = dataclasses.replace(section, classes=offer.class_names)
         dataset = section.load()
-        doctor.warn(doctor.Subject(dataset=dataset))
         index = {name: np.arange(len(split)) for name, split in dataset.splits.items()}
     if [*map(nfc, dataset.class_names)] != [*map(nfc, offer.class_names)]:
         LOG.warning("the data have %d classes: %s", len(dataset.class_names), ", ".join(dataset.class_names))
