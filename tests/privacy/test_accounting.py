@@ -12,7 +12,7 @@ from scipy.integrate import quad
 from scipy.stats import norm
 
 from hushprompt.errors import ConfigError, PrivacyError
-from hushprompt.privacy import accounting
+from hushprompt.privacy import accounting, renyi
 from hushprompt.privacy.accounting import GaussianReleases, calibrate, combine_noise_multipliers, epsilon
 from hushprompt.privacy.guarantee import contradictions, guarantee
 
@@ -64,7 +64,7 @@ def test_sampled_epsilon_is_dp_accountings(z, q, steps):
     )
     direct = pld.PLDAccountant(value_discretization_interval=1e-3).compose(event).get_epsilon(DELTA)
     assert eps(z, steps, q) == direct
-    orders = [*accounting.RDP_ORDERS, 64, 128, 256]
+    orders = [*renyi.RDP_ORDERS, 64, 128, 256]
     assert eps(z, steps, q, accountant="rdp") == rdp.RdpAccountant(orders).compose(event).get_epsilon(DELTA)
 
 
@@ -160,7 +160,7 @@ def test_nothing_released_costs_nothing_and_no_noise_has_no_bound():
 def test_wrong_settings_are_refused():
     with pytest.raises(PrivacyError, match="does not cover sampling"):
         eps(1.0, 10, 0.5, accountant="gdp")
-    with pytest.raises(PrivacyError, match="delta must lie"):
+    with pytest.raises(PrivacyError, match="delta must be"):
         eps(1.0, delta=1.0)
     with pytest.raises(PrivacyError, match="sampling_prob"):
         releases(1.0, sampling_prob=0.0)
@@ -200,12 +200,13 @@ def test_accountants_that_contradict_theory_give_a_warning_and_the_largest_epsil
 ):
     honest = make_guarantee(z=20.0, q=q)
     assert honest.warnings == ()
-    true = accounting.epsilon
+    true = accounting._epsilon
 
-    def fake(*args, accountant=None, **others):
-        return true(*args, accountant=accountant, **others) * (factor if accountant == wrong else 1)
+    def fake(parts, delta, relation, accountant, interval):
+        return true(parts, delta, relation, accountant, interval) * (factor if accountant == wrong else 1)
 
-    monkeypatch.setattr(accounting, "epsilon", fake)
+    monkeypatch.setattr(accounting, "_epsilon", fake)
+    accounting._claim.cache_clear()
     found = make_guarantee(z=20.0, q=q)
     assert len(found.warnings) == 1
     assert f"WARNING: The {wrong} accountant shows epsilon" in found.statement()
@@ -218,7 +219,7 @@ def test_accountants_that_contradict_theory_give_a_warning_and_the_largest_epsil
 @pytest.mark.parametrize("steps", [1, 100])
 def test_the_stated_tolerance_is_enough_for_unsampled_releases(z, steps, relation):
     values = {name: eps(z, steps, relation=relation, accountant=name) for name in ("gdp", "pld", "rdp")}
-    assert contradictions(values, "gdp") == ()
+    assert contradictions(values, values["gdp"], is_exact=True) == ()
 
 
 @pytest.mark.parametrize("q", [0.01, 0.3, 0.9])
@@ -226,5 +227,5 @@ def test_the_stated_tolerance_is_enough_for_unsampled_releases(z, steps, relatio
 @pytest.mark.parametrize("steps", [1, 50])
 @pytest.mark.parametrize("relation", ["add_remove", "replace_one"])
 def test_the_stated_tolerance_is_enough_for_sampled_releases(q, z, steps, relation):
-    values = {name: eps(z, steps, q, relation=relation, accountant=name) for name in ("pld", "rdp")}
-    assert contradictions(values, "pld") == ()
+    _, values, least = accounting.claim(releases(z, steps, q), delta=DELTA, relation=relation)
+    assert contradictions(values, least, is_exact=False) == ()

@@ -115,7 +115,7 @@ def test_a_sum_clipped_to_another_norm_is_refused():
     ("privacy", "message"),
     [
         ({"delta": 1 / 400}, "largest client"),
-        ({"delta": 0.0}, "delta must lie"),
+        ({"delta": 0.0}, "delta must be"),
         ({"epsilon": -1.0}, "epsilon must be > 0"),
         ({"epsilon": 1.0, "noise_multiplier_local": 1.0}, "exclude each other"),
         ({"epsilon": None}, "or both noise_multiplier_local"),

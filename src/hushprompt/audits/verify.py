@@ -28,10 +28,10 @@ from hushprompt.config.schema import RunConfig
 from hushprompt.data.partitions.base import ClientShard, Partition
 from hushprompt.errors import DataError, HushpromptError
 from hushprompt.federation.setup import plan_arms, plan_metrics
-from hushprompt.privacy import accounting
 from hushprompt.privacy.accounting import GaussianReleases, compose
 from hushprompt.privacy.config import Audience
 from hushprompt.privacy.ledger import Ledger, accounts
+from hushprompt.privacy.renyi import quiet
 from hushprompt.runs import identity as identities
 from hushprompt.runs import ledger as ledgers
 from hushprompt.runs import manifest, records
@@ -415,7 +415,7 @@ def _is_bounded(parts: Sequence[GaussianReleases], epsilon: float, delta: float)
     whole = dp_accounting.ComposedDpEvent(
         [dp_accounting.SelfComposedDpEvent(one, part.num_steps) for one, part in zip(events, parts, strict=True)]
     )
-    with accounting._quiet():
+    with quiet():
         if rdp.RdpAccountant().compose(whole).get_epsilon(delta) <= epsilon:
             return True
     return bool(pld.PLDAccountant(value_discretization_interval=1e-3).compose(whole).get_delta(epsilon) <= delta)

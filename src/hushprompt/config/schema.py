@@ -23,6 +23,7 @@ from hushprompt.config import presets
 from hushprompt.config.overrides import with_sections
 from hushprompt.config.values import CHOICES, choose, convert, refuse_unknown, section, to_plain
 from hushprompt.errors import ConfigError, PrivacyError
+from hushprompt.privacy.deltas import check_delta
 from hushprompt.registry import METHODS, SECTIONS
 
 if TYPE_CHECKING:
@@ -78,15 +79,14 @@ class EvaluationConfig:
     """Epsilon of one evaluation image over all accuracies of the run, which then come from noisy counts; "none" gives
     exact accuracies, which are not private: simulation only."""
     metrics_delta: float = 1e-5
-    """Delta of metrics_epsilon; must be below 1 / (evaluation images of the largest client)."""
+    """Delta of metrics_epsilon; must be below 0.1 and below 1 / (evaluation images of the largest client)."""
 
     def __post_init__(self) -> None:
         """Check the fields."""
         checks.positive(every=self.every, last_rounds=self.last_rounds)
         if self.base_classes is not None:
             checks.positive(base_classes=self.base_classes)
-        if not 0 < self.metrics_delta < 1:
-            raise PrivacyError(f"metrics_delta must lie in (0, 1), got {self.metrics_delta}.")
+        check_delta(metrics_delta=self.metrics_delta)
         if self.metrics_epsilon is None:
             return
         checks.positive(metrics_epsilon=self.metrics_epsilon)

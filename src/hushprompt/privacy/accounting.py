@@ -5,13 +5,15 @@ then T rounds. `compose` is the one place where they come together: unsampled on
 1/z^2 = sum of T_i / z_i^2, and sampled ones compose with it by their privacy losses. Composition is adaptive and does
 not depend on the order.
 
-Three accountants, all of them upper bounds:
+Three accountants, all of them upper bounds, of which the smallest that applies is claimed:
 
 - "gdp": the exact curve of composed Gaussian mechanisms without amplification. Sources: Balle & Wang 2018
   (arXiv:1805.06530), Theorem 8; Dong, Roth, Su 2019 (arXiv:1905.02383), Corollary 2.13 and 3.3.
 - "pld": dp_accounting's privacy loss distributions, with Poisson amplification (arXiv:2207.04380), discretized
-  pessimistically.
-- "rdp": dp_accounting's Renyi accountant (arXiv:1702.07476, arXiv:1908.10530), a cross-check that is never tighter.
+  pessimistically. It is the tightest for sampled releases, and claims nothing at a delta so small that the rounding of
+  its Fourier transforms could matter (`losses.py`).
+- "rdp": the Renyi accountant (arXiv:1702.07476, arXiv:1908.10530; `renyi.py`), a cross-check. It is claimed, or "gdp"
+  without the amplification, where "pld" claims nothing or its grid is coarse for a small epsilon.
 
 Under replace-one neighbors an unsampled Gaussian sum has twice the sensitivity, which is exact. All accountants get it
 as half the noise multiplier under add/remove: dp_accounting reads one Gaussian event under replace-one in two ways (its
@@ -26,68 +28,36 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Mapping
+from typing import Literal, NamedTuple
 
 import dp_accounting
-from dp_accounting import pld, rdp
+import numpy as np
 from scipy.optimize import brentq
 from scipy.special import log_ndtr
 
 from hushprompt import checks
 from hushprompt.errors import PrivacyError
 from hushprompt.privacy.bisection import AtMost, smallest
+from hushprompt.privacy.deltas import check_delta
+from hushprompt.privacy.least_epsilon import least_epsilon
+from hushprompt.privacy.losses import FINE, ComposedLosses, is_coarse, is_proven, smallest_delta
+from hushprompt.privacy.releases import GaussianReleases
+from hushprompt.privacy.renyi import RenyiBound
 
 Relation = Literal["add_remove", "replace_one"]
 Accountant = Literal["gdp", "pld", "rdp"]
 
-RDP_ORDERS = [1 + x / 10 for x in range(1, 100)] + list(range(11, 64))
-"""Renyi orders of every cross-check."""
-LARGE_RDP_ORDERS = [2 ** (k / 4) for k in range(24, 73)]
-"""More orders, needed for a small epsilon; only without sampling, where they cost nothing."""
-COARSE, FINE = 1e-2, 1e-3
-"""Discretization of privacy losses: for the search, and for every value that is reported."""
+COARSE = 1e-2
+"""Discretization of privacy losses for the search."""
 LARGEST_SHARE = 0.999
 """Share of a target epsilon that releases of fixed noise may take where others are calibrated beside them."""
-MAX_EPSILON = 1e4
-"""Above it a closed-form guarantee is reported as infinite."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class GaussianReleases:
-    """Adaptive releases of sums of clipped contributions, each with Gaussian noise, as one example meets them."""
-
-    num_steps: int
-    """Releases T that an example can take part in."""
-    noise_multiplier: float
-    """Noise std over the clip norm, which is the add/remove sensitivity; inf releases nothing, 0 adds no noise."""
-    sampling_prob: float = 1.0
-    """Probability that an example takes part in a release (Poisson); 1 claims no amplification."""
-
-    def __post_init__(self) -> None:
-        """Check the fields."""
-        checks.non_negative(num_steps=self.num_steps, noise_multiplier=self.noise_multiplier)
-        if not 0 < self.sampling_prob <= 1:
-            raise PrivacyError(f"sampling_prob must lie in (0, 1], got {self.sampling_prob}.")
-
-    @property
-    def is_empty(self) -> bool:
-        """True if nothing is released."""
-        return self.num_steps == 0 or math.isinf(self.noise_multiplier)
-
-    def event(self) -> dp_accounting.DpEvent:
-        """Describe the releases to dp_accounting."""
-        if self.is_empty:
-            return dp_accounting.NoOpDpEvent()
-        release = dp_accounting.GaussianDpEvent(self.noise_multiplier)
-        if self.sampling_prob < 1:
-            release = dp_accounting.PoissonSampledDpEvent(self.sampling_prob, release)
-        return dp_accounting.SelfComposedDpEvent(release, self.num_steps)
+LOWEST_SAMPLED_NOISE = 0.05
+"""Where the search for a noise multiplier of sampled releases ends."""
+LOUDEST = 20.0
+"""Root of T over z above which losses of unsampled releases are not put on a grid: that cross-check would be slow."""
 
 
 def compose(parts: Iterable[GaussianReleases]) -> tuple[GaussianReleases, ...]:
@@ -165,9 +135,9 @@ def epsilon(
 
     Args:
         releases: what is composed: those of one mechanism, or of several on the same data.
-        delta: in (0, 1).
+        delta: from 1e-100, below 0.1.
         relation: what neighboring data sets differ by.
-        accountant: None takes "gdp" where no amplification is claimed, "pld" otherwise.
+        accountant: None takes the smallest bound that applies, see `claim`.
 
     Returns:
         The smallest epsilon that the accountant can show: 0 for no release, inf without noise.
@@ -175,18 +145,79 @@ def epsilon(
     Raises:
         PrivacyError: delta is out of range, or "gdp" is asked to account for sampling.
     """
-    if not 0 < delta < 1:
-        raise PrivacyError(f"delta must lie in (0, 1), got {delta}.")
+    check_delta(delta=delta)
     checks.one_of(("add_remove", "replace_one"), neighboring_relation=relation)
-    parts = _each(releases)
-    return _epsilon(compose(parts), delta, relation, accountant or default_accountant(parts), FINE)
+    parts = compose(_each(releases))
+    if accountant is None:
+        return _claim(parts, delta, relation, FINE).epsilon
+    if accountant == "gdp" and any(part.sampling_prob < 1 for part in parts):
+        raise PrivacyError('The "gdp" accountant does not cover sampling. Use "pld" or "rdp".')
+    return _epsilon(parts, delta, relation, accountant, FINE)
 
 
-def default_accountant(releases: GaussianReleases | Iterable[GaussianReleases]) -> Accountant:
-    """Return the tightest accountant for the releases."""
-    parts = _each(releases)
-    counted = [part for part in parts if not part.is_empty] or parts
-    return "gdp" if all(part.sampling_prob == 1 for part in counted) else "pld"
+class Claim(NamedTuple):
+    """An epsilon, and who shows it."""
+
+    epsilon: float
+    accountant: Accountant
+
+
+def claim(
+    releases: GaussianReleases | Iterable[GaussianReleases], *, delta: float, relation: Relation
+) -> tuple[Claim, dict[Accountant, float], float]:
+    """Return what is claimed of the releases, what every accountant that applies shows, and what no claim may be below.
+
+    Arguments are those of `epsilon`. The last value is exact without sampling, and the result of an attack
+    (`least_epsilon.py`) with it.
+    """
+    epsilon((), delta=delta, relation=relation)  # checks the arguments
+    parts = compose(_each(releases))
+    claimed = _claim(parts, delta, relation, FINE)
+    shown = {name: _epsilon(parts, delta, relation, name, FINE) for name in _accountants(parts, delta)}
+    shown[claimed.accountant] = claimed.epsilon
+    if all(part.sampling_prob == 1 for part in parts):
+        return claimed, shown, shown["gdp"]
+    least = max(
+        least_epsilon(
+            noise_multiplier=part.noise_multiplier,
+            sampling_prob=part.sampling_prob,
+            num_steps=part.num_steps,
+            delta=delta,
+        )
+        if part.noise_multiplier
+        else 0.0
+        for part in parts
+    )
+    return claimed, shown, least
+
+
+def _accountants(parts: tuple[GaussianReleases, ...], delta: float) -> tuple[Accountant, ...]:
+    """Return the accountants that apply, the tightest first."""
+    if any(part.sampling_prob < 1 for part in parts):
+        return ("pld", "rdp") if is_proven(parts, delta) else ("rdp",)
+    if is_proven(parts, delta) and all(part.num_steps**0.5 <= LOUDEST * part.noise_multiplier for part in parts):
+        return ("gdp", "pld", "rdp")
+    return ("gdp", "rdp")
+
+
+def _is_limited(value: float, parts: tuple[GaussianReleases, ...], delta: float, relation: str) -> bool:
+    """True where "pld" could have shown a smaller epsilon, had it been believed at a smaller delta."""
+    half = value / 2 if relation == "replace_one" else 0.0
+    return math.isinf(value) or math.log(delta) - float(np.logaddexp(0.0, half)) < math.log(smallest_delta(parts))
+
+
+@functools.lru_cache(maxsize=4096)
+def _claim(parts: tuple[GaussianReleases, ...], delta: float, relation: str, interval: float) -> Claim:
+    """Return the smallest bound that applies."""
+    if all(part.sampling_prob == 1 for part in parts):
+        return Claim(_epsilon(parts, delta, relation, "gdp", interval), "gdp")
+    shown: list[Claim] = []
+    if is_proven(parts, delta):
+        shown.append(Claim(_epsilon(parts, delta, relation, "pld", interval), "pld"))
+    if not shown or (interval == FINE and (_is_limited(shown[0].epsilon, parts, delta, relation) or is_coarse(parts))):
+        shown.append(Claim(_epsilon(parts, delta, relation, "rdp", interval), "rdp"))
+        shown.append(Claim(_epsilon(_unsampled(parts), delta, relation, "gdp", interval), "gdp"))
+    return min(shown, key=lambda each: each.epsilon)
 
 
 def _each(releases: GaussianReleases | Iterable[GaussianReleases]) -> list[GaussianReleases]:
@@ -207,7 +238,7 @@ def calibrate(
 
     Args:
         target_epsilon: greater than 0; inf needs no noise and gives 0.
-        delta: in (0, 1).
+        delta: from 1e-100, below 0.1.
         num_steps: releases that an example can take part in, at least 1.
         sampling_prob: Poisson sampling probability; 1 claims no amplification.
         relation: what neighboring data sets differ by.
@@ -217,15 +248,23 @@ def calibrate(
         A noise multiplier with `epsilon(...) <= target_epsilon`, checked.
 
     Raises:
-        PrivacyError: the releases beside leave nothing of the target.
+        PrivacyError: the releases beside leave nothing of the target; or delta is out of range, or so large that any
+            noise would meet the target, because an example is hardly ever drawn.
 
     >>> round(calibrate(target_epsilon=0.4, delta=1e-5, num_steps=100, sampling_prob=1.0, relation="add_remove"), 1)
     86.3
     """
     checks.positive(target_epsilon=target_epsilon, num_steps=num_steps)
+    check_delta(delta=delta)
     if math.isinf(target_epsilon):
         return 0.0
     base = GaussianReleases(num_steps=num_steps, noise_multiplier=1.0, sampling_prob=sampling_prob)
+    chance = -math.expm1(num_steps * math.log1p(-sampling_prob)) if sampling_prob < 1 else 1.0
+    if delta >= chance:
+        raise PrivacyError(
+            f"An example is drawn at all with probability {chance:.3g} in {num_steps} releases, which is not above "
+            f"delta = {delta:g}: any noise, even none, would meet the budget. Take a smaller delta."
+        )
     return _calibrate(target_epsilon, delta, base, relation, compose(beside))
 
 
@@ -239,72 +278,36 @@ def _epsilon(
     if any(part.noise_multiplier == 0 for part in parts):
         return math.inf
     if any(part.sampling_prob < 1 for part in parts):
-        if accountant == "gdp":
-            raise PrivacyError('The "gdp" accountant does not cover sampling. Use "pld" or "rdp".')
-        ledger = _ledger(accountant, parts, interval)
+        bound = _bound(parts, accountant, interval)
         if relation == "replace_one":
-            unsampled = compose(dataclasses.replace(part, sampling_prob=1.0) for part in parts)
             exact = "gdp" if accountant == "pld" else accountant
-            return min(_replace_one_epsilon(ledger, delta), _epsilon(unsampled, delta, relation, exact, interval))
-        return float(ledger.get_epsilon(delta))
+            unsampled = _epsilon(_unsampled(parts), delta, relation, exact, interval)
+            return min(_replace_one_epsilon(bound, delta), unsampled)
+        return bound.get_epsilon(delta)
     (part,) = parts  # `compose` makes one of all that are not sampled
     if relation == "replace_one":  # twice the sensitivity
         return _epsilon((_with_noise(part, part.noise_multiplier / 2),), delta, "add_remove", accountant, interval)
     if accountant == "gdp":
         return _gdp_epsilon(math.sqrt(part.num_steps) / part.noise_multiplier, delta)
-    return float(_ledger(accountant, parts, interval).get_epsilon(delta))
+    return _bound(parts, accountant, interval).get_epsilon(delta)
 
 
-def _ledger(accountant: str, parts: tuple[GaussianReleases, ...], interval: float) -> Any:
-    """Compose the parts in a fresh dp_accounting accountant, under add/remove."""
-    is_sampled = any(part.sampling_prob < 1 for part in parts)
-    if accountant == "pld":
-        if is_sampled:
-            return ComposedLosses(parts, interval)
-        ledger = pld.PLDAccountant(value_discretization_interval=interval)
-    else:
-        ledger = rdp.RdpAccountant(RDP_ORDERS + ([64, 128, 256] if is_sampled else LARGE_RDP_ORDERS))
-    with _quiet():
-        return ledger.compose(event(parts))
+def _bound(parts: tuple[GaussianReleases, ...], accountant: str, interval: float) -> ComposedLosses | RenyiBound:
+    """Compose the parts under add/remove."""
+    return ComposedLosses(parts, interval) if accountant == "pld" else RenyiBound(parts, event(parts))
 
 
-class ComposedLosses:
-    """What PLDAccountant returns, bit for bit, at a third of the cost where only the number of steps varies."""
-
-    def __init__(self, parts: Iterable[GaussianReleases], interval: float) -> None:
-        """Compose the parts; one sampled release, the costly part of it, does not depend on the number of steps."""
-        self._losses = pld.privacy_loss_distribution.identity(value_discretization_interval=interval)
-        for part in parts:
-            if part.sampling_prob < 1:
-                one = _one_release(part.noise_multiplier, part.sampling_prob, interval)
-                losses = one.self_compose(part.num_steps)
-            else:  # T releases with multiplier z are one with z / sqrt(T)
-                losses = _one_release(part.noise_multiplier / math.sqrt(part.num_steps), 1.0, interval)
-            self._losses = self._losses.compose(losses)
-
-    def get_epsilon(self, delta: float) -> float:
-        """Return the epsilon for a delta."""
-        return float(self._losses.get_epsilon_for_delta(delta))
-
-    def get_delta(self, epsilon: float) -> float:
-        """Return the delta for an epsilon."""
-        return float(self._losses.get_delta_for_epsilon(epsilon))
+def _unsampled(parts: Iterable[GaussianReleases]) -> tuple[GaussianReleases, ...]:
+    """Return the same releases of all units, which tell no less."""
+    return compose(dataclasses.replace(part, sampling_prob=1.0) for part in parts)
 
 
-@functools.lru_cache(maxsize=16)
-def _one_release(noise_multiplier: float, sampling_prob: float, interval: float) -> Any:
-    """Return dp_accounting's privacy losses of one release, under add/remove."""
-    return pld.privacy_loss_distribution.from_gaussian_mechanism(
-        standard_deviation=noise_multiplier, value_discretization_interval=interval, sampling_prob=sampling_prob
-    )
-
-
-def _replace_one_epsilon(ledger: Any, delta: float) -> float:
+def _replace_one_epsilon(bound: ComposedLosses | RenyiBound, delta: float) -> float:
     """Smallest 2 e with (1 + exp(e)) delta_add_remove(e) <= delta; see the module docstring."""
 
     def excess(half: float) -> float:
-        with _quiet():
-            return math.log1p(math.exp(half)) + math.log(max(float(ledger.get_delta(half)), 1e-300)) - math.log(delta)
+        shown = max(bound.get_delta(half), bound.smallest_delta)
+        return math.log1p(math.exp(half)) + math.log(shown) - math.log(delta)
 
     high = 1.0
     while excess(high) > 0:
@@ -327,8 +330,6 @@ def _gdp_epsilon(mu: float, delta: float) -> float:
     high = 1.0
     while _gdp_delta(mu, high) > delta:
         high *= 2
-        if high > MAX_EPSILON:
-            return math.inf
     root = float(brentq(lambda value: _gdp_delta(mu, value) - delta, 0.0, high, xtol=1e-12, rtol=1e-12))
     return root * (1 + 1e-10)
 
@@ -338,11 +339,11 @@ def _calibrate(
     target: float, delta: float, base: GaussianReleases, relation: str, beside: tuple[GaussianReleases, ...]
 ) -> float:
     """Search the noise multiplier: coarse bracket first, then against the reported discretization."""
-    accountant = default_accountant((base, *beside))
 
     def epsilon_of(interval: float) -> Callable[[float], float]:
-        return lambda z: _epsilon(compose((_with_noise(base, z), *beside)), delta, relation, accountant, interval)
+        return lambda z: _claim(compose((_with_noise(base, z), *beside)), delta, relation, interval).epsilon
 
+    is_sampled = any(part.sampling_prob < 1 for part in (base, *beside))
     coarsest = COARSE
     if beside:  # the noise of the base release may grow without end, and the others' part of epsilon stays
         if epsilon_of(FINE)(math.inf) >= LARGEST_SHARE * target:
@@ -352,22 +353,28 @@ def _calibrate(
             )
         coarsest = COARSE if epsilon_of(COARSE)(math.inf) < LARGEST_SHARE * target else FINE
 
-    # Without amplification the noise would be enough; it bounds the search from above.
     coarse, fine = (AtMost(epsilon_of(interval), target) for interval in (coarsest, FINE))
     high = 1.0
+    if is_sampled and not beside:  # amplification divides the noise by about the sampling probability
+        whole = _calibrate(target, delta, dataclasses.replace(base, sampling_prob=1.0), relation, ())
+        high = 2.0 ** math.floor(math.log2(whole * base.sampling_prob)) if whole * base.sampling_prob > 1000 else high
     while not coarse(high):
         high *= 2
     low = high / 2
-    while coarse(low) and low > 1e-3:
+    lowest = LOWEST_SAMPLED_NOISE if is_sampled else 1e-3
+    while coarse(low) and low > lowest:
         high, low = low, low / 2
+    if is_sampled and coarse(low):
+        return lowest
     guess = coarse.smallest(low, high, 1e-3)
     # The fine discretization is tighter: the answer lies at or below the guess, and not far.
-    below = guess * 0.97
+    far, below, ratio = guess, guess * 0.97, 0.97
     while fine(below):
-        guess, below = below, below * 0.97
+        ratio *= ratio if below < 0.01 * far else 1
+        guess, below = below, below * ratio
     while not fine(guess):
         below, guess = guess, guess * 1.01
-    z = _round_up(fine.smallest(below, guess, 1e-4 if accountant == "pld" else 1e-9))
+    z = _round_up(fine.smallest(below, guess, 1e-4 if is_sampled else 1e-9))
     while epsilon_of(FINE)(z) > target:  # rounding alone never needs this; a guarantee must not rest on that
         z = _round_up(z * (1 + 1e-6))
     return z
@@ -383,15 +390,3 @@ def _round_up(value: float) -> float:
 def _with_noise(releases: GaussianReleases, noise_multiplier: float) -> GaussianReleases:
     """Return the same releases with another noise multiplier."""
     return dataclasses.replace(releases, noise_multiplier=noise_multiplier)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hold back dp_accounting's warnings about Renyi orders that do not converge; they do not affect the bound."""
-    logger = logging.getLogger("absl")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)

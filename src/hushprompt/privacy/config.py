@@ -9,6 +9,7 @@ from typing import Literal
 
 from hushprompt import checks
 from hushprompt.errors import PrivacyError
+from hushprompt.privacy.deltas import check_delta
 from hushprompt.registry import SECTIONS
 
 
@@ -40,7 +41,7 @@ class PrivacyConfig:
     epsilon: float | None = 8.0
     """Target epsilon of `audience` over the whole run; inf clips and adds no noise. Not with noise multipliers."""
     delta: float = 1e-5
-    """Target delta; must be below 1 / (examples of the largest client)."""
+    """Target delta; must be below 0.1 and below 1 / (examples of the largest client)."""
     audience: Audience = Audience.PERSONAL
     """Whom the target epsilon is for: "personal" (holder of a personal prompt), "public" (global prompt only), or
     "server" (every client's uploads; needs noise_at = "client")."""
@@ -80,10 +81,7 @@ class PrivacyConfig:
         """Check the fields."""
         checks.positive(clip_norm_local=self.clip_norm_local, clip_norm_global=self.clip_norm_global)
         checks.finite(clip_norm_local=self.clip_norm_local, clip_norm_global=self.clip_norm_global)
-        if not 0 < self.delta < 1:
-            raise PrivacyError(
-                f"delta must lie in (0, 1), got {self.delta}. Take it well below 1 / (number of examples)."
-            )
+        check_delta(delta=self.delta)
         if not 0 < self.local_share < 1:
             raise PrivacyError(f"local_share must lie in (0, 1), got {self.local_share}.")
         if self.audience is Audience.SERVER and self.noise_at == "server":

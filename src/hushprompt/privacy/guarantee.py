@@ -78,16 +78,12 @@ def guarantee(
 ) -> Guarantee:
     """Account for the releases and cross-check by every other accountant that applies.
 
-    Where two of them contradict theory, a warning goes into the guarantee and the largest epsilon is claimed.
+    Where one of them contradicts theory, a warning goes into the guarantee and the largest epsilon is claimed.
     """
     parts = (releases, *beside)
-    chosen = accounting.default_accountant(parts)
-    names: tuple[accounting.Accountant, ...] = ("gdp", "pld", "rdp") if chosen == "gdp" else ("pld", "rdp")
-    values: dict[str, float] = {
-        name: accounting.epsilon(parts, delta=delta, relation=relation, accountant=name) for name in names
-    }
-    found = contradictions(values, chosen)
-    claimed = max(names, key=lambda name: values[name]) if found else chosen
+    claim, values, least = accounting.claim(parts, delta=delta, relation=relation)
+    found = contradictions(values, least, is_exact=all(p.sampling_prob == 1 for p in accounting.compose(parts)))
+    claimed = max(values, key=lambda name: values[name]) if found else claim.accountant
     for text in found:
         logger.warning("%s Please report this with the event %r.", text, accounting.event(parts))
     return Guarantee(
@@ -97,46 +93,46 @@ def guarantee(
         privacy_unit=unit,
         neighboring_relation=relation,
         sampling=sampling_description,
-        accountant=_accountant_name(claimed),
+        accountant=_accountant_name(claimed, is_sampled=any(p.sampling_prob < 1 for p in accounting.compose(parts))),
         releases=releases,
         event=repr(accounting.event(parts)),
-        cross_checks=values,
+        cross_checks=dict(values),
         warnings=found,
         why_unbounded=why_unbounded,
         beside=beside,
     )
 
 
-def contradictions(values: Mapping[str, float], tightest: str) -> tuple[str, ...]:
-    """Say where accountants disagree more than theory allows.
+def contradictions(values: Mapping[accounting.Accountant, float], least: float, *, is_exact: bool) -> tuple[str, ...]:
+    """Say which accountants show what theory rules out.
 
-    "gdp" is exact and "pld" tight up to its discretization, so nobody may show less than the tightest that applies;
-    and without sampling "pld" may not show more than "gdp" plus its discretization: `TOLERANCE` and `LOOSENESS`. "rdp"
-    may be any amount looser.
+    All accountants show upper bounds, each with its own rounding, so which one shows less proves nothing. None may show
+    less than the truth; and without sampling "pld" may not show more than the truth plus its discretization:
+    `TOLERANCE` and `LOOSENESS`. "rdp" may be any amount looser.
 
     Args:
         values: epsilon by accountant.
-        tightest: the accountant that theory says is the tightest of them.
+        least: what the true epsilon cannot be below: itself where it is known, else what an attack proves.
+        is_exact: True where `least` is the true epsilon.
 
-    >>> contradictions({"gdp": 1.0, "pld": 1.0001, "rdp": 0.9}, "gdp")
-    ('The rdp accountant shows epsilon 0.9 where gdp shows 1, which theory rules out.',)
+    >>> contradictions({"gdp": 1.0, "pld": 1.0001, "rdp": 0.9}, 1.0, is_exact=True)
+    ('The rdp accountant shows epsilon 0.9, and the true one is at least 1, which theory rules out.',)
     """
-    found, least = [], values[tightest]
+    found = []
     if math.isinf(least):
         return ()
     for name, value in values.items():
-        is_too_small = value < least * (1 - TOLERANCE) - 1e-6
-        is_too_large = tightest == "gdp" and name == "pld" and value > least * (1 + LOOSENESS) + accounting.FINE
-        if is_too_small or is_too_large:
+        is_too_large = is_exact and name == "pld" and value > least * (1 + LOOSENESS) + accounting.FINE
+        if is_too_large or value < least * (1 - TOLERANCE) - 1e-6:
             found.append(
-                f"The {name} accountant shows epsilon {value:.6g} where {tightest} shows {least:.6g}, "
-                "which theory rules out."
+                f"The {name} accountant shows epsilon {value:.6g}, and the true one is "
+                f"{'' if is_too_large else 'at least '}{least:.6g}, which theory rules out."
             )
     return tuple(found)
 
 
-def _accountant_name(accountant: accounting.Accountant) -> str:
+def _accountant_name(accountant: accounting.Accountant, *, is_sampled: bool) -> str:
     """Name an accountant for a statement."""
     if accountant == "gdp":
-        return "exact Gaussian (GDP)"
+        return "exact Gaussian (GDP)" + (", sampling not counted" if is_sampled else "")
     return f"dp_accounting {importlib.metadata.version('dp-accounting')} {accountant.upper()}"
