@@ -544,7 +544,7 @@ def test_patches_that_are_not_finite_name_their_example(data, tmp_path):
         return features
 
     backbone.encode_patches = spoil
-    with pytest.raises(DataError, match="Example 3 of toy train has features that are NaN or infinite"):
+    with pytest.raises(DataError, match="Example 3 of toy train has features that are NaN or infinite, or all zero"):
         patches(backbone, data, "train", tmp_path)
 
 

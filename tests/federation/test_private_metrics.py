@@ -205,7 +205,7 @@ def test_what_is_not_accounted_for_is_refused(toy_values):
     for evaluation, match in (
         ({"base_classes": 4}, "does not account for scores on new classes"),
         ({"metrics_epsilon": math.inf}, "would be no guarantee"),
-        ({"metrics_delta": 0.0}, "metrics_delta must lie in"),
+        ({"metrics_delta": 0.0}, "metrics_delta must be"),
     ):
         with pytest.raises(PrivacyError, match=match):
             configs.parse(quick(toy_values, **evaluation))

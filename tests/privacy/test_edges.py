@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import brentq
 from scipy.stats import norm
 
 import hushprompt as hp
@@ -114,8 +115,7 @@ def tilted_lower_bound(z, q, num_steps, delta, step=2e-4, size=2**21):
         beyond = total > value
         return float(-np.expm1(value - total[beyond]) @ np.exp(log_mass[beyond]))
 
-    values = np.linspace(0.9 * guess, guess, 400)
-    return max(value for value in values if delta_at(value) >= delta)
+    return brentq(lambda value: math.log(max(delta_at(value), 1e-300) / delta), 0.5 * guess, 1.1 * guess, xtol=1e-6)
 
 
 @pytest.mark.parametrize("delta", [1e-13, 1e-14])
@@ -148,7 +148,7 @@ def test_renyi_sums_are_dp_accountings_where_its_digits_last_and_not_zero_where_
     assert own == pytest.approx(direct, rel=1e-6)
     assert (own >= direct).all()
     tiny = of(1.0, 1e-9, 1)
-    assert renyi._divergences(tiny, orders) == pytest.approx(orders / 2 * 1e-18 * math.expm1(1.0), rel=1.0)
+    assert renyi._divergences(tiny, orders[:2]) == pytest.approx(orders[:2] / 2 * 1e-18 * math.expm1(1.0), rel=1e-6)
     assert epsilon(tiny, delta=1e-30, relation="add_remove", accountant="rdp") > 1e-9
 
 

@@ -72,7 +72,8 @@ class LastScores:
             self._scores = f"local {_percent(record.local)} neighbor {_percent(record.neighbor)} "
         epsilon = record.epsilon[self._audience]
         spent = "inf" if math.isinf(epsilon) else f"{epsilon:.2f}{self._simulated}"
-        return f"loss {record.loss:.2f} {self._scores}epsilon {spent}"
+        loss = "-" if math.isnan(record.loss) else f"{record.loss:.2f}"  # no batch had an example
+        return f"loss {loss} {self._scores}epsilon {spent}"
 
 
 def _percent(share: float) -> str:

@@ -100,7 +100,10 @@ def open_model(config: RunConfig, class_names: tuple[str, ...]) -> PromptModel:
     """Load the backbone of a config for these classes."""
     backbone = config.backbone.load()
     device = place(backbone, config.runtime.device)
-    return PromptModel(backbone, class_names, device=device, memory_mb=step_memory_mb(config.runtime.memory_mb, device))
+    memory_mb = step_memory_mb(config.runtime.memory_mb, device)
+    model = PromptModel(backbone, class_names, device=device, memory_mb=memory_mb)
+    model.check_scores()
+    return model
 
 
 def version() -> dict[str, Any]:

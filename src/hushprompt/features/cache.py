@@ -283,11 +283,12 @@ def _encoded(
         encode = backbone.encode_images if key.num_patches is None else backbone.encode_patches
         features = encode(images)
     by_example = features.float().cpu().numpy().reshape(len(rows), key.num_views, *key.row_shape)
-    is_finite = np.isfinite(by_example).all(axis=tuple(range(1, by_example.ndim)))
-    if not is_finite.all():
+    axes = tuple(range(1, by_example.ndim))
+    is_usable = np.isfinite(by_example).all(axis=axes) & by_example.any(axis=axes)
+    if not is_usable.all():
         raise DataError(
-            f"Example {rows[~is_finite][0]} of {key.dataset} {key.split} has features that are NaN or infinite. Look "
-            f"at that example and take it out, or use a backbone of higher precision."
+            f"Example {rows[~is_usable][0]} of {key.dataset} {key.split} has features that are NaN or infinite, or all "
+            f"zero. Look at that example and take it out, or use a backbone of higher precision or other weights."
         )
     return by_example
 

@@ -116,6 +116,7 @@ def load_model(config: RunConfig, dataset: Dataset, arms: Sequence[Arm], load: L
     Raises:
         ConfigError: a method's settings are impossible for this model or these class names, or it needs features that
             the backbone does not have.
+        DataError: the backbone's weights give no finite score.
     """
     num_trained = _num_trained_classes(config, dataset)
     backbone = load(config.backbone)
@@ -130,6 +131,7 @@ def load_model(config: RunConfig, dataset: Dataset, arms: Sequence[Arm], load: L
                 'evaluation.base_classes = "none", or method.is_class_specific = false.'
             )
         arm.method.init(model, seeding.stream(config.seed, "init"))
+    model.check_scores()
     return model
 
 

@@ -5,10 +5,12 @@ Source: Andrew, Thakkar, McMahan, Ramaswamy 2021, "Differentially Private Learni
 that were not clipped; the clip norm of the next step moves toward the norm below which a wanted share of contributions
 lies. Norms are functions of released counts, so they are post-processing and may be anything.
 
-The count is of b - 1/2, with b = 1 for a contribution that was not clipped, so one contribution moves it by exactly 1/2
-(by 1 where it is exchanged, twice as much, as for the sum). With noise std s on the count its noise multiplier is 2 s,
-and sum and count of one batch are one Gaussian release with 1/z^2 = 1/z_sum^2 + 1/(2 s)^2. Theorem 1 solves this for
-z_sum given z and s; here the count gets a share of 1/z^2, which always has a solution.
+The count is of b - 1/2, with b in [0, 1]: 1 for a contribution well inside the clip norm, 0 for one well outside, on a
+ramp between them. So one contribution moves it by at most 1/2 (by 1 where it is exchanged, twice as much, as for the
+sum), and the last bits of the others' gradients, which depend on the batch, by next to nothing; a step would turn them
+into whole contributions. With noise std s on the count its noise multiplier is 2 s, and sum and count of one batch are
+one Gaussian release with 1/z^2 = 1/z_sum^2 + 1/(2 s)^2. Theorem 1 solves this for z_sum given z and s; here the count
+gets a share of 1/z^2, which always has a solution.
 """
 
 from __future__ import annotations

@@ -8,11 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from hushprompt import checks
 from hushprompt.errors import PrivacyError
+
+RAMP = 0.1
+"""Width of the ramp from counted to not counted, of the clip norm."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,8 @@ class ClippedSum:
     sensitivity: float
     """L2 distance that adding or removing one contribution can move `value`, in gradient units."""
     centered_count: float = field(default=0.0, repr=False)
-    """Sum over contributions of 1/2 for one that was not clipped, -1/2 for one that was: for adaptive clip norms."""
+    """Sum over contributions of 1/2 for one far inside the clip norm, -1/2 for one far outside, and between them on a
+    ramp: for adaptive clip norms."""
 
 
 def clipped_sum(grads: Float[Tensor, "b *p"], clip_norm: float) -> ClippedSum:
@@ -51,8 +55,19 @@ def clipped_sum(grads: Float[Tensor, "b *p"], clip_norm: float) -> ClippedSum:
     checks.finite(clip_norm=clip_norm)
     scale = clip_factors(grads, clip_norm)
     finite = grads.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
-    centered_count = float((scale == 1).sum()) - len(grads) / 2
+    centered_count = float((unclipped_shares(grads, clip_norm) - 0.5).sum())
     return ClippedSum(torch.einsum("b,b...->...", scale, finite), clip_norm, centered_count)
+
+
+def unclipped_shares(grads: Float[Tensor, "b *p"], clip_norm: float) -> Float64[Tensor, " b"]:
+    """Return [b] how far each gradient counts as not clipped: 1 to 0 on a ramp around the clip norm.
+
+    The last bits of a gradient depend on the batch that it is computed in. A ramp moves by as little as they do; a step
+    at the clip norm would turn them into whole contributions to the count.
+    """
+    norms = grads.flatten(1).double().norm(dim=1) / clip_norm
+    shares = (0.5 + (1 - norms) / RAMP).clamp(0.0, 1.0)
+    return torch.where(norms.isfinite(), shares, torch.zeros_like(shares))
 
 
 def as_one_contribution(grads: Float[Tensor, "b *p"]) -> Float[Tensor, "r *p"]:

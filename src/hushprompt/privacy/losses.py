@@ -19,6 +19,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 from dp_accounting import pld
 
 from hushprompt.privacy.releases import GaussianReleases
@@ -111,7 +112,8 @@ class ComposedLosses:
 
     def get_epsilon(self, delta: float) -> float:
         """Return the epsilon for a delta."""
-        return float(self._losses.get_epsilon_for_delta(delta))
+        with np.errstate(over="ignore"):  # of losses near 700; what overflows is infinite, and so another bound's turn
+            return float(self._losses.get_epsilon_for_delta(delta))
 
     def get_delta(self, epsilon: float) -> float:
         """Return the delta for an epsilon."""

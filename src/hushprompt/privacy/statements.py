@@ -62,7 +62,8 @@ NOISE_SOURCE = {
     "seeded": "Noise comes from the run's seed: a repeatable simulation. Whoever knows the seed can remove the noise.",
     "secure": (
         "Noise comes from the operating system's cryptographic generator, as exact discrete Gaussians on a grid, and "
-        "batches from streams seeded by it. The run's seed says nothing about either, so the run cannot be repeated. "
+        "so do batches, with no pseudo-random stream in between. The run's seed says nothing about either, so the "
+        "run cannot be repeated. "
         "It can be resumed; a round that runs again is charged again."
     ),
 }

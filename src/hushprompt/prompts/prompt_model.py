@@ -13,11 +13,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from hushprompt.errors import DataError
 from hushprompt.models.base import Model
 from hushprompt.prompts.cuda_graphs import RecordedPass, Recorder
 from hushprompt.prompts.layout import NamePosition, PromptLayout
 from hushprompt.prompts.text_pass import AutogradPass, Encode, TextPass
 
+LARGEST_LOGIT_SCALE = 1000.0
+"""CLIP's is at most 100 and SigLIP's 118; where exp of the logarithm was taken once too often, it is about 1e43."""
 SEQUENCES_AT_ONCE = 32
 """Sequences of the hand template that go through the text tower together."""
 
@@ -76,6 +79,23 @@ class PromptModel:
     def check_context(self, num_ctx: int, name_position: NamePosition = "end") -> None:
         """Raise ConfigError, naming the class, if a prompt with `num_ctx` context tokens does not fit the window."""
         self._layout.check_context(num_ctx, name_position)
+
+    @torch.no_grad()
+    def check_scores(self) -> None:
+        """Raise DataError unless the weights score every class: finite features of unit norm and a sane logit scale."""
+        remedy = "The checkpoint is damaged or of another kind; get it again, or choose another backbone."
+        if not 0 < self.logit_scale <= LARGEST_LOGIT_SCALE:
+            raise DataError(
+                f"The backbone's logit scale is {self.logit_scale:g}, and {LARGEST_LOGIT_SCALE:g} is the largest that "
+                f"makes sense of a cosine. {remedy}"
+            )
+        norms = self._encode(torch.zeros(1, self.token_width, device=self.device), "end").float().norm(dim=1)
+        wrong = (~((norms - 1).abs() < 0.1)).nonzero().flatten().tolist()  # NaN is near nothing
+        if wrong:
+            raise DataError(
+                f"The backbone's text tower gives no finite feature for {len(wrong)} of {self.num_classes} classes, "
+                f"such as {self.class_names[wrong[0]]!r}, so nothing can be scored. {remedy}"
+            )
 
     def words(self, text: str, name_position: NamePosition) -> Float[Tensor, "t e"]:
         """Embed the words of a hand-written context, as they are spelled where the context stands."""
