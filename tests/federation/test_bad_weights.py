@@ -8,7 +8,9 @@ import pytest
 from helpers.runs import run_with
 from hushprompt.api.progress import LastScores
 from hushprompt.errors import DataError
+from hushprompt.federation.setup import plan_arms
 from hushprompt.models import toy
+from hushprompt.privacy.config import Audience
 
 NAN = math.nan
 
@@ -53,6 +55,7 @@ def test_weights_that_score_nothing_are_refused_before_the_ledger_is_charged(
     assert not (tmp_path / "run" / "prompts").exists()
 
 
-def test_a_round_without_an_example_shows_no_number_as_its_loss():
-    record = SimpleNamespace(is_evaluated=False, loss=NAN, epsilon={"public": 0.5})
-    assert LastScores("public").after(record) == "loss - epsilon 0.50"
+def test_a_round_without_an_example_shows_no_number_as_its_loss(toy_config):
+    arm = plan_arms(toy_config, [40, 40])[-1]
+    record = SimpleNamespace(is_evaluated=False, loss=NAN, epsilon=dict.fromkeys(Audience, 0.5))
+    assert LastScores(arm).after(record).startswith("loss - epsilon 0.50")

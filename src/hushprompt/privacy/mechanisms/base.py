@@ -88,8 +88,6 @@ class StepMechanism:
     """The noise stream of this step and party."""
     clip_norms: Mapping[Channel, float]
     """Clip norms of this step."""
-    _released: list[Channel] = field(default_factory=list, init=False, repr=False, compare=False)
-    """Where this step's release was made."""
 
     def clip(self, channel: Channel, grads: Float[Tensor, "b *p"]) -> ClippedSum:
         """Refuse to clip examples, unless a mechanism does.
@@ -132,7 +130,7 @@ class StepMechanism:
             )
 
     def check_planned(self, channel: Channel, summed: ClippedSum) -> None:
-        """Note a release, or raise PrivacyError: on another channel, of another sum than planned, or a second one."""
+        """Raise PrivacyError unless this party may release on `channel`, and the sum is as sensitive as planned."""
         if channel is not self.allowed:
             raise PrivacyError(f"This party releases on the {self.allowed} channel only, not on {channel}.")
         planned = self.plan.sensitivity(channel, self.clip_norms[channel])
@@ -141,9 +139,3 @@ class StepMechanism:
                 f"A sum of sensitivity {summed.sensitivity} came for the {channel} release, "
                 f"which is planned for {planned}."
             )
-        if self._released:
-            raise PrivacyError(
-                f"The {channel} release of this step was made already: a second one would not be accounted for. Put "
-                "what is released together into one row and clip it as one."
-            )
-        self._released.append(channel)
