@@ -6,7 +6,7 @@ import difflib
 import math
 from collections.abc import Iterable
 
-from hushprompt.errors import ConfigError
+from hushprompt.errors import ConfigError, PrivacyError
 
 
 def positive(**values: float) -> None:
@@ -56,3 +56,21 @@ def nearest(word: str, allowed: Iterable[str]) -> str:
     """
     matches = difflib.get_close_matches(word, list(allowed), n=1)
     return f" Did you mean {matches[0]!r}?" if matches else ""
+
+
+LOWEST_DELTA, HIGHEST_DELTA = 1e-100, 0.1
+"""A smaller delta drowns in rounding; from the larger on, one unit in ten may be published outright."""
+
+
+def delta(**values: float) -> None:
+    """Raise PrivacyError unless each value can be the delta of a guarantee; keywords are the names of settings."""
+    for name, value in values.items():
+        if not value < HIGHEST_DELTA:
+            raise PrivacyError(
+                f"{name} must be below {HIGHEST_DELTA:g}, got {value:g}: it would allow publishing one unit in ten outright. "
+                "Take 1e-5, or 1 / (10 n) or less for n examples."
+            )
+        if not value >= LOWEST_DELTA:
+            raise PrivacyError(
+                f"{name} must be at least {LOWEST_DELTA:g}, got {value:g}. Take 1e-5, or 1 / (10 n) or less."
+            )

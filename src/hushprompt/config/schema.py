@@ -23,7 +23,6 @@ from hushprompt.config import presets
 from hushprompt.config.overrides import with_sections
 from hushprompt.config.values import CHOICES, choose, convert, refuse_unknown, section, to_plain
 from hushprompt.errors import ConfigError, PrivacyError
-from hushprompt.privacy.deltas import check_delta
 from hushprompt.registry import METHODS, SECTIONS
 
 if TYPE_CHECKING:
@@ -86,7 +85,7 @@ class EvaluationConfig:
         checks.positive(every=self.every, last_rounds=self.last_rounds)
         if self.base_classes is not None:
             checks.positive(base_classes=self.base_classes)
-        check_delta(metrics_delta=self.metrics_delta)
+        checks.delta(metrics_delta=self.metrics_delta)
         if self.metrics_epsilon is None:
             return
         checks.positive(metrics_epsilon=self.metrics_epsilon)

@@ -41,7 +41,6 @@ from scipy.special import log_ndtr
 from hushprompt import checks
 from hushprompt.errors import PrivacyError
 from hushprompt.privacy.bisection import AtMost, smallest
-from hushprompt.privacy.deltas import check_delta
 from hushprompt.privacy.least_epsilon import least_epsilon
 from hushprompt.privacy.losses import FINE, ComposedLosses, is_coarse, is_proven, smallest_delta
 from hushprompt.privacy.releases import GaussianReleases
@@ -145,7 +144,7 @@ def epsilon(
     Raises:
         PrivacyError: delta is out of range, or "gdp" is asked to account for sampling.
     """
-    check_delta(delta=delta)
+    checks.delta(delta=delta)
     checks.one_of(("add_remove", "replace_one"), neighboring_relation=relation)
     parts = compose(_each(releases))
     if accountant is None:
@@ -255,7 +254,7 @@ def calibrate(
     86.3
     """
     checks.positive(target_epsilon=target_epsilon, num_steps=num_steps)
-    check_delta(delta=delta)
+    checks.delta(delta=delta)
     if math.isinf(target_epsilon):
         return 0.0
     base = GaussianReleases(num_steps=num_steps, noise_multiplier=1.0, sampling_prob=sampling_prob)

@@ -9,7 +9,6 @@ from typing import Literal
 
 from hushprompt import checks
 from hushprompt.errors import PrivacyError
-from hushprompt.privacy.deltas import check_delta
 from hushprompt.registry import SECTIONS
 
 
@@ -81,7 +80,7 @@ class PrivacyConfig:
         """Check the fields."""
         checks.positive(clip_norm_local=self.clip_norm_local, clip_norm_global=self.clip_norm_global)
         checks.finite(clip_norm_local=self.clip_norm_local, clip_norm_global=self.clip_norm_global)
-        check_delta(delta=self.delta)
+        checks.delta(delta=self.delta)
         if not 0 < self.local_share < 1:
             raise PrivacyError(f"local_share must lie in (0, 1), got {self.local_share}.")
         if self.audience is Audience.SERVER and self.noise_at == "server":
