@@ -67,8 +67,8 @@ def delta(**values: float) -> None:
     for name, value in values.items():
         if not value < HIGHEST_DELTA:
             raise PrivacyError(
-                f"{name} must be below {HIGHEST_DELTA:g}, got {value:g}: it would allow publishing one unit in ten outright. "
-                "Take 1e-5, or 1 / (10 n) or less for n examples."
+                f"{name} must be below {HIGHEST_DELTA:g}, got {value:g}: it would allow publishing one unit in ten "
+                "outright. Take 1e-5, or 1 / (10 n) or less for n examples."
             )
         if not value >= LOWEST_DELTA:
             raise PrivacyError(
