@@ -146,7 +146,7 @@ def spent_table(groups: Sequence[Group]) -> PageTable:
             if course:
                 ends = [f"{value:.4g}{beside_epsilon(group.noise_source)}" for value in (course[0], course[-1])]
                 rows.append([f"{group.name}, {audience}", *ends])
-    return PageTable("Epsilon so far", ["arm, audience", "first round", "last round"], rows)
+    return PageTable("Epsilon so far", ["arm, audience", "first round", "last round"], rows, "cards")
 
 
 def run_table(runs: Sequence[FinishedRun]) -> PageTable:
