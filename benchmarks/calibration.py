@@ -8,8 +8,9 @@ from benchmarks.measure import in_process, measured
 from benchmarks.rows import Row
 from hushprompt.config import parse as configs
 from hushprompt.federation.setup import plan_arms
-from hushprompt.privacy.accounting import GaussianReleases, calibrate
+from hushprompt.privacy.accounting import calibrate
 from hushprompt.privacy.guarantee import guarantee
+from hushprompt.privacy.releases import GaussianReleases
 
 TITLE = "Calibration of noise, nothing cached"
 TARGET = 2.0

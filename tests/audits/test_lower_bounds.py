@@ -98,6 +98,6 @@ def test_no_difference_shows_nothing_and_few_trials_show_little(bound):
 
 
 def test_epsilon_of_mu_is_the_known_curve():
-    value = gdp_epsilon(1.0, 0.1)
-    assert norm.cdf(-value + 0.5) - np.exp(value) * norm.cdf(-value - 0.5) == pytest.approx(0.1, rel=1e-6)
+    value = gdp_epsilon(1.0, 0.05)
+    assert norm.cdf(-value + 0.5) - np.exp(value) * norm.cdf(-value - 0.5) == pytest.approx(0.05, rel=1e-6)
     assert gdp_epsilon(0.0, 1e-5) == 0.0

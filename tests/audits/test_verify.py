@@ -14,7 +14,8 @@ from helpers.made_runs import train
 from helpers.runs import TOY
 from hushprompt.audits.verify import verify
 from hushprompt.errors import DataError
-from hushprompt.privacy.accounting import GaussianReleases, epsilon
+from hushprompt.privacy.accounting import epsilon
+from hushprompt.privacy.releases import GaussianReleases
 from hushprompt.runs import manifest
 
 CHANGES = {"training": {"num_rounds": 4, "cohort_size": 2}, "references": [{"method": {"name": "zero_shot"}}]}

@@ -38,6 +38,7 @@ from hushprompt.privacy.mechanisms.gaussian import GaussianMechanism
 from hushprompt.privacy.mechanisms.observed import ObservedMechanism, WrappedMechanism
 from hushprompt.privacy.plan import PrivacyPlan
 from hushprompt.privacy.release_plan import ReleasePlan
+from hushprompt.privacy.releases import GaussianReleases
 from hushprompt.privacy.sampling import DisjointSampler, PoissonSampler
 from hushprompt.prompts.gradients import per_example_gradients
 from hushprompt.runs.identity import RunIdentity
@@ -798,7 +799,7 @@ def neighbor_counts_forgotten(patch):
 def neighbor_release_not_charged(patch):
     def make(true):
         def releases(self, num_releases):
-            return accounting.GaussianReleases(num_steps=num_releases, noise_multiplier=self.noise_multiplier_local)
+            return GaussianReleases(num_steps=num_releases, noise_multiplier=self.noise_multiplier_local)
 
         return releases
 

@@ -13,8 +13,9 @@ from scipy.stats import norm
 
 from hushprompt.errors import ConfigError, PrivacyError
 from hushprompt.privacy import accounting, renyi
-from hushprompt.privacy.accounting import GaussianReleases, calibrate, combine_noise_multipliers, epsilon
+from hushprompt.privacy.accounting import calibrate, combine_noise_multipliers, epsilon
 from hushprompt.privacy.guarantee import contradictions, guarantee
+from hushprompt.privacy.releases import GaussianReleases
 
 DELTA = 1e-5
 

@@ -8,11 +8,12 @@ from dp_accounting import pld, rdp
 
 from hushprompt.errors import PrivacyError
 from hushprompt.privacy import accounting
-from hushprompt.privacy.accounting import GaussianReleases, compose, epsilon
+from hushprompt.privacy.accounting import compose, epsilon
 from hushprompt.privacy.config import Channel, PrivacyConfig
 from hushprompt.privacy.ledger import Charge, Ledger, why_not
 from hushprompt.privacy.plan import make_plan
 from hushprompt.privacy.release_plan import BatchClipping
+from hushprompt.privacy.releases import GaussianReleases
 from hushprompt.privacy.renyi import RDP_ORDERS
 from hushprompt.privacy.sampling import PoissonSampler
 

@@ -12,6 +12,7 @@ from hushprompt.evaluation.private import count_right
 from hushprompt.evaluation.splits import client_splits
 from hushprompt.privacy import accounting, metrics
 from hushprompt.privacy.metrics import RightAnswers, make_metrics_plan
+from hushprompt.privacy.releases import GaussianReleases
 
 SIZES = [4, 1, 3, 0, 5]
 
@@ -64,7 +65,7 @@ def test_what_one_image_moves_in_units_of_noise_is_what_the_budget_allows():
         float(np.sum((local / plan.std_local) ** 2) + np.sum((neighbor / plan.std_neighbor) ** 2))
         for _, local, neighbor in moves()
     )
-    alone = accounting.GaussianReleases(num_steps=4, noise_multiplier=worst**-0.5)
+    alone = GaussianReleases(num_steps=4, noise_multiplier=worst**-0.5)
     spent = accounting.epsilon(alone, delta=1e-3, relation="add_remove")
     assert spent <= 1.0
     assert spent == pytest.approx(1.0, rel=1e-4)

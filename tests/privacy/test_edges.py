@@ -12,10 +12,11 @@ from scipy.stats import norm
 import hushprompt as hp
 from hushprompt.errors import ConfigError
 from hushprompt.privacy import renyi
-from hushprompt.privacy.accounting import GaussianReleases, calibrate, claim, epsilon
+from hushprompt.privacy.accounting import calibrate, claim, epsilon
 from hushprompt.privacy.guarantee import guarantee
 from hushprompt.privacy.least_epsilon import least_epsilon
 from hushprompt.privacy.losses import FINE, ComposedLosses, smallest_delta
+from hushprompt.privacy.releases import GaussianReleases
 
 RELATIONS = ("add_remove", "replace_one")
 NASTY = [

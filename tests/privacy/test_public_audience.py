@@ -10,6 +10,7 @@ from scipy.stats import beta
 from hushprompt.privacy import accounting
 from hushprompt.privacy.config import Audience, Channel, PrivacyConfig
 from hushprompt.privacy.plan import make_plan
+from hushprompt.privacy.releases import GaussianReleases
 from hushprompt.privacy.sampling import DisjointSampler
 
 NUM_OTHERS, NUM_TRIALS = 60, 400
@@ -56,7 +57,7 @@ def lower_bound(plan, confidence=0.999):
 
 def test_noise_on_the_global_release_alone_does_not_protect_from_the_public():
     plan = plan_of(z_local=0.1)
-    releases = accounting.GaussianReleases(num_steps=2, noise_multiplier=10.0)
+    releases = GaussianReleases(num_steps=2, noise_multiplier=10.0)
     global_alone = accounting.epsilon(releases, delta=1e-5, relation="add_remove")
     shown = lower_bound(plan)
     assert global_alone < 0.6

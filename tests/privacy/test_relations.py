@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from hushprompt.privacy.accounting import GaussianReleases, epsilon
+from hushprompt.privacy.accounting import epsilon
+from hushprompt.privacy.releases import GaussianReleases
 
 DELTA = 1e-3
 GRID = np.linspace(-15, 15, 400_001)

@@ -13,7 +13,8 @@ from scipy.stats import norm
 from helpers.made_runs import train
 from hushprompt.cli import main as cli
 from hushprompt.errors import DataError
-from hushprompt.privacy.accounting import GaussianReleases, epsilon
+from hushprompt.privacy.accounting import epsilon
+from hushprompt.privacy.releases import GaussianReleases
 from hushprompt.privacy.statements import detection_rate, in_plain_words
 from hushprompt.reporting.page import report
 from hushprompt.reporting.sections import SECTIONS

@@ -22,6 +22,7 @@ from scipy.stats import beta, binom
 
 from hushprompt import checks
 from hushprompt.privacy import accounting
+from hushprompt.privacy.releases import GaussianReleases
 
 CONFIDENCE = 0.95
 """The bound is too large with at most one chance in twenty."""
@@ -157,7 +158,7 @@ def gdp_epsilon(mu: float, delta: float) -> float:
     """Return the epsilon of a mu-GDP mechanism at delta, exactly."""
     if mu <= 0:
         return 0.0
-    release = accounting.GaussianReleases(num_steps=1, noise_multiplier=1 / mu)
+    release = GaussianReleases(num_steps=1, noise_multiplier=1 / mu)
     return accounting.epsilon(release, delta=delta, relation="add_remove", accountant="gdp")
 
 

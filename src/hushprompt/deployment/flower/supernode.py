@@ -22,8 +22,9 @@ def beat_often() -> None:
     from flwr.supercore import heartbeat
     from flwr.supernode import fleet_http_connection
 
-    fleet_http_connection.HEARTBEAT_DEFAULT_INTERVAL = HEARTBEAT_S
-    heartbeat.HEARTBEAT_DEFAULT_INTERVAL, heartbeat.HEARTBEAT_CALL_TIMEOUT = HEARTBEAT_S, CALL_S
+    # Flower has no setting for it.
+    vars(fleet_http_connection).update(HEARTBEAT_DEFAULT_INTERVAL=HEARTBEAT_S)
+    vars(heartbeat).update(HEARTBEAT_DEFAULT_INTERVAL=HEARTBEAT_S, HEARTBEAT_CALL_TIMEOUT=CALL_S)
 
 
 def main() -> None:
