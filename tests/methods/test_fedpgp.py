@@ -103,12 +103,12 @@ def test_a_contrast_of_a_clients_prompt_is_no_client_level_release(model, batch)
     )
     sampler = PoissonSampler(sampling_prob=0.5)
     plan = make_plan(config, sampler, channels=FedPGP.channels, num_rounds=1, client_sizes=[9])
-    mechanism = plan.mechanism(allowed=Channel.LOCAL, expected_count=5.0, rng=rng())
+    first, second = (plan.mechanism(allowed=Channel.LOCAL, expected_count=5.0, rng=rng()) for _ in range(2))
     method, plain = FedPGP(num_ctx=4, rank=2), FedPGP(num_ctx=4, rank=2, contrast_weight=0.0)
     states = method.init(model, rng())
     with pytest.raises(PrivacyError, match=r"would leave clients unclipped\. Use privacy\.privacy_unit = .example"):
-        method.client_step(model, *states, batch, mechanism, rng())
-    upload, _, _ = plain.client_step(model, *states, batch, mechanism, rng())
+        method.client_step(model, *states, batch, first, rng())
+    upload, _, _ = plain.client_step(model, *states, batch, second, rng())
     assert float(upload.shared_grad.value.norm()) <= 1.0
 
 

@@ -33,7 +33,7 @@ from hushprompt.privacy import accounting, clipping, ledger, metrics, noise
 from hushprompt.privacy import plan as plans
 from hushprompt.privacy.clipping import ClippedSum
 from hushprompt.privacy.config import Audience, Channel
-from hushprompt.privacy.mechanisms.base import Release
+from hushprompt.privacy.mechanisms.base import Release, StepMechanism
 from hushprompt.privacy.mechanisms.gaussian import GaussianMechanism
 from hushprompt.privacy.mechanisms.observed import ObservedMechanism, WrappedMechanism
 from hushprompt.privacy.plan import PrivacyPlan
@@ -137,6 +137,7 @@ ONE_MORE = "test_one_example_more_moves_upload_and_release_by_no_more_than_the_s
 FRESH_NOISE = "test_every_release_of_a_run_carries_fresh_noise_of_the_planned_size"
 ONLY_RELEASED = "test_data_enters_the_personal_state_only_through_what_is_released"
 RELEASE = "test_a_release_is_the_sum_plus_planned_noise_over_the_public_count"
+MECHANISM = "privacy/test_mechanisms.py"
 
 # ---------------------------------------------------------------------------------------------------- clipping
 
@@ -358,6 +359,108 @@ def seeded_batches(patch):
     patch.setattr(ReleasePlan, "private_stream", lambda self, seeded: seeded)
 
 
+SECURE_RUNS = "federation/test_secure_runs.py"
+NOTHING_SEEDED = "test_nothing_that_protects_data_is_drawn_from_a_seeded_generator"
+DIGITS = "test_sums_keep_their_digits_until_they_are_put_on_the_grid"
+
+
+@mutant("with secure noise, a client draws its batches from the seeded stream", SECURE_RUNS, NOTHING_SEEDED,
+        kind="gradients")  # fmt: skip
+def batches_of_the_seed(patch):
+    def batches(self, arm, round_index):
+        return arm.plan.sampler.batches(len(self.index), client.stream(self.seed, "batch", round_index, self.client_id))
+
+    patch.setattr(client.Client, "batches", batches)
+
+
+@mutant("with secure noise, sums get seeded noise", SECURE_RUNS, NOTHING_SEEDED, kind="copies")
+def seeded_noise(patch):
+    add = noise.add_gaussian
+    patch.setattr(GaussianMechanism, "_noisy", lambda self, value, std, sensitivity: add(value, std, self.rng))
+
+
+@mutant("with secure noise, the count of adaptive clip norms gets seeded noise", SECURE_RUNS, NOTHING_SEEDED,
+        kind="sums")  # fmt: skip
+def seeded_count(patch):
+    add = noise.add_gaussian
+
+    def make(true):
+        return lambda self, value, std, *given: (
+            add(value, std, self.rng) if value.numel() == 1 else true(self, value, std, *given)
+        )
+
+    around(patch, GaussianMechanism, "_noisy", make)
+
+
+@mutant("with secure noise, evaluation counts get seeded noise", SECURE_RUNS, NOTHING_SEEDED, kind="counts")
+def seeded_metrics(patch):
+    def make(true):
+        return lambda self, *given: true(dataclasses.replace(self, noise_source="seeded"), *given)
+
+    around(patch, metrics.MetricsPlan, "release", make)
+
+
+@mutant("sums under secure noise are added in float32", SECURE_RUNS, DIGITS, kind="gradients", method="dp_fpl")
+def sums_of_float32(patch):
+    def make(true):
+        return lambda self, channel, grads: _as_float32(true(self, channel, grads))
+
+    around(patch, GaussianMechanism, "clip", make)
+
+
+@mutant("sums under secure noise are rounded to float32 on their way", SECURE_RUNS, DIGITS, kind="sums",
+        method="dp_fpl")  # fmt: skip
+def sums_rounded_on_their_way(patch):
+    true = payload.unpack_sum
+    everywhere(patch, true, lambda arrived: _as_float32(true(arrived), torch.float64))
+
+
+def _as_float32(summed, dtype=torch.float32):
+    return dataclasses.replace(summed, value=summed.value.float().to(dtype))
+
+
+@mutant("what rounding to the grid moves is not paid by more noise", "privacy/test_secure_noise.py",
+        "test_the_noise_is_larger_by_what_rounding_to_the_grid_can_move")  # fmt: skip
+def grid_not_paid(patch):
+    true = noise.add_secure_gaussian
+    everywhere(patch, true, lambda value, std, sensitivity, *read: true(value, std, 1e9 * sensitivity, *read))
+
+
+@mutant("a retry with secure noise passes for a replay", "federation/test_budget.py",
+        "test_secure_noise_charges_every_retry_and_ends_before_the_target_is_overspent")  # fmt: skip
+def secure_retry_not_charged(patch):
+    patch.setattr(ReleasePlan, "is_replay_exact", property(lambda self: True))
+
+
+@mutant("noise is drawn for the clip norm of the first step", MECHANISM,
+        "test_noise_is_that_of_the_clip_norm_of_its_own_step")  # fmt: skip
+def noise_of_the_first_norm(patch):
+    def factor(self, channel):
+        return self.plan.clip_norms[channel] / self.clip_norms[channel]
+
+    around(patch, GaussianMechanism, "release", scaled_noise(factor))
+
+
+@mutant("clipping aims at the surface of the ball, and rounding carries rows out of it", "privacy/test_clipping.py",
+        "test_a_clipped_row_is_inside_the_ball_by_more_than_rounding_carries_it_out",
+        dtype=torch.float32)  # fmt: skip
+def no_margin(patch):
+    def factors(grads, clip_norm):
+        norms = grads.flatten(1).norm(dim=1)
+        return torch.where(norms.isfinite(), (clip_norm / norms).clamp(max=1.0), torch.zeros_like(norms))
+
+    everywhere(patch, clipping.clip_factors, factors)
+
+
+@mutant("a mechanism releases as often as it is asked in a step, and one release is charged", MECHANISM,
+        "test_a_step_has_one_release", name="gaussian", channel=Channel.LOCAL)  # fmt: skip
+def released_again(patch):
+    def make(true):
+        return lambda self, channel, summed: true(dataclasses.replace(self), channel, summed)
+
+    around(patch, StepMechanism, "begin_release", make)
+
+
 @mutant(
     "the count of adaptive clip norms jumps at the clip norm",
     "privacy/test_adaptive.py",
@@ -566,7 +669,6 @@ def stopped_a_round_too_late(patch):
 
 # ------------------------------------------------------------------------------------ mechanisms, composition
 
-MECHANISM = "privacy/test_mechanisms.py"
 COMPOSITION = "privacy/test_composition.py"
 
 
@@ -612,7 +714,7 @@ def observer_releases_again(patch):
     def make(true):
         return lambda self, channel, summed: (
             true(self, channel, summed),
-            self.inner.release(channel, summed),
+            dataclasses.replace(self.inner).release(channel, summed),
         )[1]
 
     around(patch, ObservedMechanism, "release", make)

@@ -6,6 +6,7 @@ from hypothesis.extra import numpy as npst
 
 from hushprompt.errors import ConfigError, PrivacyError
 from hushprompt.privacy.clipping import ClippedSum, add_up, clip_factors, clipped_sum
+from hushprompt.privacy.mechanisms.batch_clipping import clipped_means
 
 finite = st.floats(-1e6, 1e6, width=32)
 batches = npst.arrays("float32", st.tuples(st.integers(1, 6), st.integers(1, 5)), elements=finite)
@@ -25,6 +26,16 @@ def test_float32_contributions_stay_in_the_ball(values, clip_norm):
     grads = torch.from_numpy(values)
     clipped = (clip_factors(grads, clip_norm)[:, None] * grads).double()
     assert (clipped.norm(dim=1) <= clip_norm * (1 + 1e-6)).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_clipped_row_is_inside_the_ball_by_more_than_rounding_carries_it_out(dtype):
+    rows = torch.randn(100, 33, generator=torch.Generator().manual_seed(1), dtype=dtype)
+    rows *= torch.logspace(-3, 4, 100, dtype=dtype)[:, None]
+    for clip_norm in (1e-3, 0.7, 1e3):
+        for clip in (lambda row, norm: clipped_sum(row[None], norm), lambda row, norm: clipped_means([row], norm)):
+            norms = [float(clip(row, clip_norm).value.double().norm()) for row in rows]
+            assert clip_norm * (1 - 2e-6) < max(norms) <= clip_norm
 
 
 def test_one_huge_example_counts_no_more_than_a_small_one():

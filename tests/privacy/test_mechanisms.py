@@ -82,12 +82,39 @@ def test_the_doors_are_shut(name):
 def test_a_release_changes_neither_the_mechanism_nor_the_plan(name):
     plan = plan_of(name, **({} if name == "batch_clipping" else {"adaptive_quantile": 0.5}))
     mechanism = tool(plan)
-    before = copy.deepcopy({key: value for key, value in vars(mechanism).items() if key != "rng"})
+    before = copy.deepcopy({key: value for key, value in vars(mechanism).items() if key not in ("rng", "_released")})
     released = mechanism.release(Channel.LOCAL, clipped(mechanism, Channel.LOCAL, name))
-    assert {key: value for key, value in vars(mechanism).items() if key != "rng"} == before
+    assert {key: vars(mechanism)[key] for key in before} == before
     assert set(released.next_norms) == (set() if name == "batch_clipping" else {Channel.LOCAL})
     with pytest.raises(dataclasses.FrozenInstanceError):
         released.value = None
+
+
+@every_mechanism
+@pytest.mark.parametrize("channel", list(Channel))
+def test_a_step_has_one_release(name, channel):
+    mechanism = tool(plan_of(name), channel)
+    with pytest.raises(PrivacyError, match="planned for"):  # what is refused was no release
+        mechanism.release(channel, ClippedSum(torch.zeros(3), 33.0))
+    summed = clipped(mechanism, channel, name)
+    mechanism.release(channel, summed)
+    with pytest.raises(PrivacyError, match=f"A second {channel} release came in one step, which is charged for one"):
+        mechanism.release(channel, summed)
+    tool(plan_of(name), channel).release(channel, summed)  # the next step's
+
+
+def test_noise_is_that_of_the_clip_norm_of_its_own_step():
+    """Both of the sum and of what a client sends with noise of its own, whatever the norm of the first step was."""
+    plan = plan_of(adaptive_quantile=0.5)
+    for channel in Channel:
+        for source in ("seeded", "secure"):
+            config = dataclasses.replace(plan.config, noise_source=source)
+            release_plan = dataclasses.replace(plan.release_plan, config=config)
+            norms = {str(each): 7.0 for each in Channel}
+            mechanism = tool(dataclasses.replace(plan, release_plan=release_plan), channel, clip_norms=norms)
+            summed = mechanism.clip(channel, torch.zeros(4, SIZE // 4))
+            noise = mechanism.release(channel, summed).value * mechanism.expected_count
+            assert float(noise.std()) == pytest.approx(7.0 * plan.release_plan.sum_multiplier(channel), rel=0.06)
 
 
 def test_the_next_clip_norm_is_for_the_next_step():

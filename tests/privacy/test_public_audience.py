@@ -31,10 +31,10 @@ def plan_of(z_local, z_global=10.0):
 
 def what_the_public_sees(plan, has_target, rng):
     """Two steps of a client whose loss is made so that its personal prompt turns all gradients around."""
-    client = plan.mechanism(allowed=Channel.LOCAL, expected_count=1.0, rng=rng)
-    server = plan.mechanism(allowed=Channel.GLOBAL, expected_count=1.0, rng=rng)
     seen, personal = [], torch.zeros(1)
     for _ in range(2):
+        client = plan.mechanism(allowed=Channel.LOCAL, expected_count=1.0, rng=rng)
+        server = plan.mechanism(allowed=Channel.GLOBAL, expected_count=1.0, rng=rng)
         others = torch.full((NUM_OTHERS, 1), 1.0 if personal > 1 else -1.0)
         seen.append(float(server.release(Channel.GLOBAL, server.clip(Channel.GLOBAL, 10 * others)).value))
         target = torch.full((int(has_target), 1), 100.0)  # moves the personal prompt by the clip norm, 2

@@ -88,6 +88,8 @@ class StepMechanism:
     """The noise stream of this step and party."""
     clip_norms: Mapping[Channel, float]
     """Clip norms of this step."""
+    _released: list[Channel] = field(default_factory=list, init=False, repr=False, compare=False)
+    """Empty until the release of this step is made: the plan counts one."""
 
     def clip(self, channel: Channel, grads: Float[Tensor, "b *p"]) -> ClippedSum:
         """Refuse to clip examples, unless a mechanism does.
@@ -129,8 +131,13 @@ class StepMechanism:
                 "its release would not be accounted for. Add the channel to the method's `channels`."
             )
 
-    def check_planned(self, channel: Channel, summed: ClippedSum) -> None:
-        """Raise PrivacyError unless this party may release on `channel`, and the sum is as sensitive as planned."""
+    def begin_release(self, channel: Channel, summed: ClippedSum) -> None:
+        """Check the one release of this step; every `release` calls it first.
+
+        Raises:
+            PrivacyError: this party may not release on `channel`, the sum is not as sensitive as planned, or the
+                release of this step was made before.
+        """
         if channel is not self.allowed:
             raise PrivacyError(f"This party releases on the {self.allowed} channel only, not on {channel}.")
         planned = self.plan.sensitivity(channel, self.clip_norms[channel])
@@ -139,3 +146,9 @@ class StepMechanism:
                 f"A sum of sensitivity {summed.sensitivity} came for the {channel} release, "
                 f"which is planned for {planned}."
             )
+        if self._released:
+            raise PrivacyError(
+                f"A second {channel} release came in one step, which is charged for one. Put what is released together "
+                "into one row and clip it together, or take a new mechanism for a new step."
+            )
+        self._released.append(channel)

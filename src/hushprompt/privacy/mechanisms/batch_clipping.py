@@ -52,9 +52,10 @@ class BatchClippingMechanism(StepMechanism):
         """Return (blocks + N(0, (z 2 C sqrt(k))^2)) / number of clients.
 
         Raises:
-            PrivacyError: this party may not release on `channel`, or the blocks are not those that are planned.
+            PrivacyError: this party may not release on `channel`, the blocks are not those that are planned, or this is
+                the second release of the step.
         """
-        self.check_planned(channel, summed)
+        self.begin_release(channel, summed)
         std = self.plan.noise_multipliers[channel] * summed.sensitivity
         return Release(add_gaussian(summed.value, std, self.rng) / self.expected_count)
 

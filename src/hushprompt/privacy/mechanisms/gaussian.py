@@ -50,9 +50,10 @@ class GaussianMechanism(StepMechanism):
         Guarantee: one Gaussian mechanism with the plan's noise multiplier, whatever the batch was.
 
         Raises:
-            PrivacyError: this party may not release on `channel`, or the sum was clipped to another norm.
+            PrivacyError: this party may not release on `channel`, the sum was clipped to another norm, or this is the
+                second release of the step.
         """
-        self.check_planned(channel, summed)
+        self.begin_release(channel, summed)
         noisy = self._noisy(summed.value, self.plan.sum_multiplier(channel) * summed.sensitivity, summed.sensitivity)
         is_adaptive = self.plan.config.adaptive_quantile is not None
         next_norms = {channel: self._next_norm(channel, summed)} if is_adaptive else {}
