@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 import tomllib
 
 import pytest
@@ -86,6 +87,21 @@ def test_a_page_says_it_in_its_head_tables_and_captions(runs, tmp_path):
     captions = re.findall(r"<figcaption>(.*?)</figcaption>", page)
     assert sum("that of a simulation" in caption for caption in captions) >= 5
     assert re.search(r'class="subtitle">[^<]*secure noise', page_of(runs / "secure", tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["curves", "budget", "clients", "tradeoff", "epsilon"])
+def test_every_figure_with_an_epsilon_says_it_in_its_file(runs, tmp_path, kind):
+    note = "Every epsilon here is that of a simulation"
+    assert note in drawn(runs / "seeded", tmp_path, kind)
+    assert note not in drawn(runs / "secure", tmp_path, kind)
+
+
+def test_differences_say_it(runs, tmp_path):
+    for source in ("seeded", "secure"):
+        folder = shutil.copytree(runs / source, tmp_path / source)
+        assert "simulation" not in repr(hp.verify(folder))
+        (folder / "ledger.jsonl").unlink()
+        assert ("that of a simulation" in repr(hp.verify(folder))) == (source == "seeded")
 
 
 def test_of_both_kinds_together_each_says_what_it_is(runs):

@@ -192,9 +192,24 @@ def test_the_commands_tell_what_was_edited(folder, hush):
         done = hush(name, str(folder), ok=False)
         assert done.code == 1
         assert "DIFFERENCE: privacy.json was changed after the run ended." in done.out
-    assert "personal: epsilon (simulation) by accountant: pld 0.1" not in hush("privacy", str(folder), ok=False).out
+    said = hush("privacy", str(folder), ok=False).out
+    assert "personal: epsilon (simulation) by accountant: pld 0.1" not in said
+    assert "epsilon = 0.1" not in said.replace("says epsilon = 0.1", ""), "what is said is computed"
     for name in ("show", "compare"):
         assert "privacy.json was changed after the run ended" in " ".join(hush(name, str(folder)).out.split())
+
+
+def test_a_run_killed_in_a_round_that_is_charged_is_no_edited_one(folder):
+    for name in ("summary.json", "privacy.json", "manifest.json"):
+        (folder / name).unlink()
+    lines = (folder / "records.jsonl").read_text().splitlines()
+    (folder / "records.jsonl").write_text("\n".join(lines[:-1]) + "\n")
+    assert json.loads(lines[-2])["arm"] == json.loads(lines[-1])["arm"]
+    assert verify(folder).is_consistent, verify(folder).differences
+    edit_last = json.loads(lines[-2])
+    edit_last["epsilon"]["personal"] /= 2
+    (folder / "records.jsonl").write_text("\n".join([*lines[:-2], json.dumps(edit_last)]) + "\n")
+    assert verify(folder).differences
 
 
 def test_a_run_of_an_older_version_is_checked_as_far_as_it_is_on_record(folder):

@@ -33,6 +33,7 @@ from hushprompt.privacy.config import Audience
 from hushprompt.privacy.ledger import Ledger, accounts
 from hushprompt.privacy.releases import GaussianReleases
 from hushprompt.privacy.renyi import quiet
+from hushprompt.privacy.statements import SIMULATION
 from hushprompt.runs import identity as identities
 from hushprompt.runs import ledger as ledgers
 from hushprompt.runs import manifest, records
@@ -70,6 +71,8 @@ class Verification:
     """What could not be checked, since the run has no record of it."""
     privacy: Mapping[str, Any] | None
     """The privacy record computed again; None where that is impossible."""
+    noise_source: str
+    """"seeded" or "secure", as the config says."""
 
     @property
     def is_consistent(self) -> bool:
@@ -80,6 +83,8 @@ class Verification:
         """Return the outcome in sentences."""
         agrees = "Checked, and all of it agrees: " if self.is_consistent else "Checked: "
         lines = [f"DIFFERENCE: {text}." for text in self.differences]
+        if lines and self.noise_source == "seeded":
+            lines.insert(0, f"Every epsilon here is that of a {SIMULATION}: noise came from the run's seed.")
         lines += [f"{agrees}{'; '.join(self.checked)}."] if self.checked else []
         lines += [f"Not checked: {text}." for text in self.not_recorded]
         if self.digest:
@@ -129,6 +134,7 @@ def verify(folder: Path, digest: str = "") -> Verification:
         differences=work.differences,
         not_recorded=work.not_recorded,
         privacy=work.computed,
+        noise_source=work.config.privacy.noise_source,
     )
 
 
@@ -288,17 +294,19 @@ class _FolderCheck:
         for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
             record = records.renamed(json.loads(line))
             by_label.setdefault(record.get("arm", ""), []).append(record)
-        for arm in self.spent:
-            found = by_label.get(arm.label, [])
+        has_ended = (self.folder / "privacy.json").exists()
+        for planned, arm in zip(self.arms, self.spent, strict=True):
+            found, ledger = by_label.get(arm.label, []), self.charged.get(arm.label, Ledger())
             if not found:
                 continue
             self.checked.append(f"rounds of {arm.label}")
-            charged = {charge.round_index + 1 for charge in self.charged.get(arm.label, Ledger()).charges}
+            charged = {charge.round_index + 1 for charge in ledger.charges}
             if missing := [record["round_index"] for record in found if record["round_index"] not in charged]:
                 self.differences.append(
                     f"{arm.label}: records.jsonl has rounds that ledger.jsonl does not charge: {_some(missing)}"
                 )
-            due = {str(audience): arm.plan.epsilon(audience) for audience in arm.plan.audiences}
+            plan = arm.plan if has_ended else planned.spent(_before(ledger, found[-1]["round_index"])).plan
+            due = {str(audience): plan.epsilon(audience) for audience in plan.audiences}
             where = f"records.jsonl, {arm.label}, round {found[-1]['round_index']}: epsilon"
             self.differences += _differing(where, _part(found[-1]["epsilon"], due), records.to_json(due))
 
@@ -374,6 +382,14 @@ class _FolderCheck:
     def _json(self, name: str) -> Any:
         """Read a file of the folder; None where there is none."""
         return records.read_record(self.folder / name) if (self.folder / name).exists() else None
+
+
+def _before(ledger: Ledger, round_index: int) -> Ledger:
+    """Return the charges of the rounds before one: a run that was killed in a round had charged for it."""
+    kept = Ledger()
+    for charge in ledger.charges:
+        kept = kept.with_charge(charge) if charge.round_index < round_index else kept
+    return kept
 
 
 def _against_schedule(arm: Arm, ledger: Ledger, own: str | None) -> Iterator[str]:

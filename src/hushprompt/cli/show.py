@@ -63,14 +63,14 @@ def show_statement(privacy_json: Mapping[str, Any], computed: Mapping[str, Any] 
 
     Args:
         privacy_json: what is claimed.
-        computed: the same, computed now: what is said of accountants and clients comes from here; None: nothing is.
+        computed: the same, computed now: what is said of epsilons, accountants and clients comes from here; None: all
+            that is said was only read.
     """
-    for arm in privacy_json["arms"]:
+    for arm in (computed or privacy_json)["arms"]:
         for line in statements.statement_lines(arm):
             sentence(line)
-        for known in (one for one in (computed or {}).get("arms", []) if one["arm"] == arm["arm"]):
-            for line in [*statements.cross_check_lines(known), *statements.account_lines(known)]:
-                sentence(line)
+        for line in [*statements.cross_check_lines(arm), *statements.account_lines(arm)] if computed else []:
+            sentence(line)
     for key in ("other_client", "server", "not_private", "evaluation_images", "noise_source", "several_arms"):
         if key in privacy_json:  # one is there only where accuracies are noisy
             sentence(f"{key.replace('_', ' ')}: {privacy_json[key]}")

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 from hushprompt.errors import PrivacyError
 from hushprompt.privacy.plan import PrivacyPlan
+from hushprompt.privacy.statements import beside_epsilon
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def why_not(plan: PrivacyPlan, ledger: Ledger, charge: Charge) -> str | None:
     limit = plan.limit
     if limit is None or not plan.channels:
         return None
-    audience = plan.config.audience
+    audience, simulated = plan.config.audience, beside_epsilon(plan.release_plan.noise_source)
     for client_id in _one_of_each_kind(plan, ledger, charge.clients):
         num_rounds = ledger.rounds(client_id) + 1
         if num_rounds <= plan.num_rounds and plan.epsilon(audience, plan.num_rounds, client_id) <= limit:
@@ -91,7 +92,7 @@ def why_not(plan: PrivacyPlan, ledger: Ledger, charge: Charge) -> str | None:
         if after > limit:
             return (
                 f"privacy budget: round {charge.round_index + 1} would bring client {client_id} from epsilon "
-                f"{spent:.4g} to {after:.4g} for the {audience} audience, above {limit:g}"
+                f"{spent:.4g} to {after:.4g}{simulated} for the {audience} audience, above {limit:g}"
             )
     return None
 

@@ -10,6 +10,7 @@ import contextlib
 import io
 import math
 import re
+import textwrap
 import warnings
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator, Sequence
@@ -125,8 +126,8 @@ def line(style: Style) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def save(drawing: Drawing, path: Path) -> None:
-    """Write a figure for a paper: its panels in rows of up to three, and a legend below.
+def save(drawing: Drawing, path: Path, note: str = "") -> None:
+    """Write a figure for a paper: its panels in rows of up to three, below them a legend and a note.
 
     Raises:
         ConfigError: the ending of the file is not one of SUFFIXES.
@@ -138,13 +139,18 @@ def save(drawing: Drawing, path: Path) -> None:
     heights = [max(p.height for p in panels[at : at + columns]) for at in range(0, len(panels), columns)]
     per_row = columns * 2 if len(drawing.legend) > 2 else 2
     below = 18 * math.ceil(len(drawing.legend) / per_row) + 10 if drawing.legend else 0
+    lines = textwrap.wrap(printable(note), 62 * columns)
     metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix)
     with _drawn_with(drawing.slug):
-        figure = _figure(WIDTH * columns, sum(heights) + below)
+        height = sum(heights) + below + 16 * len(lines)
+        figure = _figure(WIDTH * columns, height)
         for at, panel in enumerate(panels):
             _place(figure, panel, WIDTH * (at % columns), sum(heights[: at // columns]))
         if drawing.legend:
-            figure.legend(handles=_handles(drawing.legend), loc="lower center", ncols=per_row, fontsize=10)
+            place = (0.5, 16 * len(lines) / height)
+            handles = _handles(drawing.legend)
+            figure.legend(handles=handles, loc="lower center", bbox_to_anchor=place, ncols=per_row, fontsize=10)
+        figure.text(0.5, 4 / height, "\n".join(lines), ha="center", va="bottom", fontsize=9)
         for artist in figure.findobj():
             artist.set_gid(None)  # what shows when it is pointed at is for the page
         content = io.BytesIO()

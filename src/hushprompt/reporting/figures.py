@@ -60,10 +60,11 @@ def figure(runs: Sequence[FinishedRun], kind: str, path: Path) -> None:
         DataError: the records of these runs hold nothing to draw.
         ConfigError: the ending of the file is another.
     """
-    drawing = KINDS[kind](runs, pool(runs))
+    groups = pool(runs)
+    drawing = KINDS[kind](runs, groups)
     if drawing is None:
         raise DataError(f"The records of these runs hold nothing for a figure of the kind {kind!r}.")
-    save(drawing, path)
+    save(drawing, path, note=_simulated(groups).strip() if SIMULATION in drawing.caption else "")
 
 
 def budget(_: Sequence[FinishedRun], groups: Sequence[Group]) -> Drawing | None:
