@@ -17,6 +17,7 @@ TEXT = "seed = 1\nname = 'café'\n"
         b"\xff\xfe" + TEXT.encode("utf-16-le"),
         b"\xfe\xff" + TEXT.encode("utf-16-be"),
         b"\xef\xbb\xbf" + TEXT.replace("\n", "\r\n").encode(),
+        b"\xef\xbb\xbf\xef\xbb\xbf" + TEXT.encode(),
     ],
 )
 def test_what_any_editor_writes_is_read(tmp_path, content):
@@ -34,6 +35,11 @@ def test_what_any_editor_writes_is_read(tmp_path, content):
         (b'root = "C:\\Users\\me"\n', r"A backslash between double quotes starts an escape: write 'C:\\data'"),
         (b"seed = 1;\n", "does not end with a semicolon"),
         ("name = \u201ctoy\u201d\n".encode(), "typographic quotes"),
+        ("seed\u00a0= 1\n".encode(), "a space or sign that cannot be told from others"),
+        ("a = 1\n\u200bseed = 1\n".encode(), "a space or sign that cannot be told from others"),
+        (b"seed: 1\n", "= between a key and its value, not a colon"),
+        (b"seed = 1\n// mine\n", "A comment of TOML starts with #"),
+        (b"a = " + b"[" * 10**5, "nested too deeply"),
     ],
 )
 def test_where_text_cannot_be_read_the_sentence_names_the_cause(tmp_path, content, cause):
@@ -66,4 +72,5 @@ def test_lines_are_names_in_nfc(tmp_path):
 def test_names_that_differ_by_case_or_spaces_alone():
     names = ["Cat", "cat ", "c at", "dog", "Straße", "STRASSE", "red_fox", "red fox"]
     assert alike(names) == [["Cat", "c at", "cat "], ["red fox", "red_fox"], ["STRASSE", "Straße"]]
+    assert alike(["cat", "cat\u200b", "\uff43at"]) == [["cat", "cat\u200b", "\uff43at"]]  # look the same
     assert alike(["a", "b", "a"]) == []

@@ -7,6 +7,7 @@ Names (classes, clients, domains) are compared in Unicode's composed form, NFC: 
 from __future__ import annotations
 
 import codecs
+import re
 import tomllib
 import unicodedata
 from collections.abc import Iterable
@@ -24,6 +25,12 @@ TOML_HINTS = (
         lambda line: any(mark in line for mark in "\u201c\u201d\u201e\u2018\u2019"),
         "It has typographic quotes. Write straight ones.",
     ),
+    (
+        lambda line: any(unicodedata.category(letter) in ("Cf", "Zs") for letter in line.replace(" ", "")),
+        "It has a space or sign that cannot be told from others, as web pages put in. Type it anew.",
+    ),
+    (lambda line: re.match(r"\s*[\w.]+\s*:", line) is not None, "TOML has = between a key and its value, not a colon."),
+    (lambda line: line.lstrip().startswith(("//", ";")), "A comment of TOML starts with #."),
     (lambda line: line.rstrip().endswith(";"), "A line of TOML does not end with a semicolon."),
 )
 """What often is wrong with a line that is no TOML."""
@@ -48,7 +55,7 @@ def read_text(path: Path) -> str:
             f"line {line} is not UTF-8 text: the byte 0x{content[len(mark) + error.start]:02x} is of another encoding, "
             "such as Windows-1252; save the file as UTF-8"
         ) from error
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    return text.lstrip("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_lines(path: Path) -> tuple[str, ...]:
@@ -66,6 +73,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{error}.{toml_hint(text)}") from error
+    except RecursionError as error:
+        raise ValueError("its brackets are nested too deeply") from error
 
 
 def toml_hint(text: str) -> str:
@@ -93,6 +102,12 @@ def nfc(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
+def _folded(name: str) -> str:
+    """Return a name without case, spaces, underscores and signs that are not seen, in Unicode's compatibility form."""
+    letters = unicodedata.normalize("NFKC", name).casefold().replace("_", " ").split()
+    return "".join(letter for letter in "".join(letters) if unicodedata.category(letter) != "Cf")
+
+
 def alike(names: Iterable[str]) -> list[list[str]]:
     """Return groups of different names that differ by case, spaces or underscores alone, each sorted.
 
@@ -101,5 +116,5 @@ def alike(names: Iterable[str]) -> list[list[str]]:
     """
     groups: dict[str, set[str]] = {}
     for name in names:
-        groups.setdefault("".join(nfc(name).casefold().replace("_", " ").split()), set()).add(name)
+        groups.setdefault(_folded(name), set()).add(name)
     return [sorted(group) for _, group in sorted(groups.items()) if len(group) > 1]

@@ -43,6 +43,18 @@ def test_two_links_to_one_file_elsewhere_are_one_example(tmp_path):
     assert (walked.media, walked.repeated) == (["cat/a.jpg"], ["cat/b.jpg"])
 
 
+def test_a_link_to_itself_leads_nowhere(tmp_path):
+    images(tmp_path, ["cat", "dog"], 8)
+    (tmp_path / "cat" / "self").symlink_to("self")
+    (tmp_path / "loop").symlink_to("loop")
+    walked = walk(tmp_path)
+    assert (len(walked.media), walked.others) == (16, ["cat/self", "loop"])
+    assert Folder(root=str(tmp_path)).load().class_names == ("cat", "dog")
+    (tmp_path / "cat" / "self.jpg").symlink_to("self.jpg")
+    with pytest.raises(DataError, match=r"cat/self\.jpg is missing"):
+        Folder(root=str(tmp_path)).load()
+
+
 def test_a_link_that_leads_nowhere_is_named_when_it_is_read(tmp_path):
     images(tmp_path, ["cat", "dog"], 4)
     (tmp_path / "cat" / "x.jpg").symlink_to("gone.jpg")

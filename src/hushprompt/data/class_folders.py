@@ -84,7 +84,7 @@ class Walk:
             raise DataError(f"The folder {self.folder / place} cannot be listed ({error.strerror}).") from error
         for entry in entries:
             path = f"{place}/{entry.name}" if place else entry.name
-            is_folder = entry.is_dir()
+            is_folder = os.path.isdir(entry)  # not entry.is_dir(): a link to itself leads nowhere
             if STRAY_FOLDERS.fullmatch(entry.name) if is_folder else STRAY_FILES.fullmatch(entry.name):
                 self.stray.append(path)
             elif entry.name.startswith("."):
@@ -99,7 +99,7 @@ class Walk:
 
     def follow(self, links: list[str]) -> None:
         """Follow links to folders, then links to files, to whatever was not found without them."""
-        while folders := [link for link in links if (self.folder / link).is_dir()]:
+        while folders := [link for link in links if os.path.isdir(self.folder / link)]:
             files = [link for link in links if link not in set(folders)]
             links = [*files, *(met for folder in sorted(folders) for met in self._enter(folder))]
         for link in sorted(links):
@@ -142,7 +142,7 @@ def subfolders(folder: Path) -> list[str]:
     return sorted(
         path.name
         for path in folder.iterdir()
-        if path.is_dir() and not path.name.startswith(".") and not STRAY_FOLDERS.fullmatch(path.name)
+        if os.path.isdir(path) and not path.name.startswith(".") and not STRAY_FOLDERS.fullmatch(path.name)
     )
 
 

@@ -250,7 +250,7 @@ def build(about: About, listing: Listing, source: Source, media: Media, on_unrea
         clients = [examples[row].client for row in chosen]
         digest = hashlib.sha256(repr(media).encode())
         for row in chosen:
-            digest.update(f"{examples[row].name}\n{source.stamp(row)}\n".encode())
+            digest.update(f"{examples[row].name}\n{source.stamp(row)}\n".encode(errors="surrogateescape"))
         splits[split_name] = Split(
             labels=np.array([examples[row].label for row in chosen], dtype=np.int64),
             domains=np.array([examples[row].domain for row in chosen], dtype=np.int64),
@@ -281,7 +281,7 @@ def split_checksum(examples: Sequence[Example]) -> str:
     'ddd8291a5d58'
     """
     lines = sorted(f"{example.split}\t{example.name}\t{example.label}\n" for example in examples)
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
 def _readable(title: str, reader: Decoded) -> list[int]:

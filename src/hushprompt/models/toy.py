@@ -82,13 +82,12 @@ class ToyModel(Model):
 
     def encode_images(self, images: Sequence[np.ndarray]) -> Float[Tensor, "n d"]:
         """Project images, cut or repeated to 8 x 8 pixels, and normalize."""
-        small = torch.from_numpy(np.resize(np.stack(images), (len(images), 8, 8, 3))).float() / 255 - 0.5
+        small = _small(images)
         return F.normalize(small.reshape(len(images), -1) @ self._image_projection, dim=-1)
 
     def encode_patches(self, images: Sequence[np.ndarray]) -> Float[Tensor, "n m d"]:
         """Project each quarter of an image by its part of the projection: unnormalized, they sum up to the image's."""
-        small = torch.from_numpy(np.resize(np.stack(images), (len(images), 8, 8, 3))).float() / 255 - 0.5
-        quarters = small.unflatten(1, (2, 4)).unflatten(3, (2, 4))  # [n, 2, 4, 2, 4, 3]
+        quarters = _small(images).unflatten(1, (2, 4)).unflatten(3, (2, 4))  # [n, 2, 4, 2, 4, 3]
         weights = self._image_projection.view(2, 4, 2, 4, 3, -1)
         return F.normalize(torch.einsum("nyhxwc,yhxwcd->nyxd", quarters, weights).flatten(1, 2), dim=-1)
 
@@ -133,3 +132,8 @@ class ToyModel(Model):
         return CausalTower(
             lambda tokens, positions: tokens + self._position[positions], (block,), lambda x: x @ self._text_projection
         )
+
+
+def _small(images: Sequence[np.ndarray]) -> Float[Tensor, "n 8 8 3"]:
+    """Cut or repeat each image, of any size, to 8 x 8 pixels, from -0.5 to 0.5."""
+    return torch.from_numpy(np.stack([np.resize(image, (8, 8, 3)) for image in images])).float() / 255 - 0.5

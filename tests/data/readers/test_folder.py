@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 
@@ -122,6 +124,12 @@ def test_a_layout_is_not_guessed_where_folders_are_splits_and_something_else(tmp
         (("cat/train", "cat/test", "dog/train", "dog/test"), r"cat has the folders test, train.*splits above classes"),
         (("data/train/cat", "data/test/cat"), r"data has the folders test, train.*Set data\.root"),
         (("train/a/cat", "train/a/dog", "test/a/cat", "test/a/dog"), "a hold nothing but the folders cat, dog"),
+        (("north/cat", "north/dog", "south/cat", "south/cow"), "north, south hold nothing but .* cat, cow, dog"),
+        (("images/cat", "images/dog", "labels/cat"), "images, labels hold nothing but the folders cat, dog"),
+        (("train/cat", "train/dog", "unlabeled"), "folders train, which are called like splits, and unlabeled"),
+        (("cat\nx", "dog"), r"the class 'cat\\nx', which is no text of one line"),
+        ((os.fsdecode(b"caf\xe9"), "dog"), r"the class 'caf\\udce9', which is no text"),
+        (("cat ", " cat", "dog"), "But for spaces around it, .* has a class twice: cat. Name each once"),
         (("images",), "has one class, 'images': every answer would be right"),
         (("train/images", "test/images"), "has one class, 'images'"),
     ],
@@ -155,6 +163,14 @@ def test_one_name_in_two_unicode_forms_is_one_class(tmp_path):
         assert Folder(root=str(tmp_path), classes=wanted).load().class_names[0].startswith(composed)
 
 
+def test_a_file_whose_name_is_no_utf_8_is_read(tmp_path):
+    images(tmp_path, ["cat", "dog"], 8)
+    os.rename(tmp_path / "cat" / "image_0001.jpg", os.fsencode(tmp_path / "cat") + b"/\xe9.jpg")
+    dataset = Folder(root=str(tmp_path)).load()
+    assert sum(len(split) for split in dataset.splits.values()) == 16
+    assert os.fsdecode(b"cat/\xe9.jpg") in {name for split in dataset.splits.values() for name in names(split)}
+
+
 def test_lists_of_classes_from_other_editors(tmp_path):
     images(tmp_path / "d", ["cat", "dog"], 4)
     (tmp_path / "classes.txt").write_bytes(b"\xef\xbb\xbfdog\r\ncat\r\n")
@@ -165,3 +181,6 @@ def test_lists_of_classes_from_other_editors(tmp_path):
         Folder(root=str(tmp_path / "d"), classes_file=str(tmp_path / "classes.txt")).load()
     with pytest.raises(DataError, match=r"names a class of .* twice"):
         Folder(root=str(tmp_path / "d"), classes=("cat=a", "cat=b", "dog")).load()
+    (tmp_path / "classes.txt").write_text('"dog"\n"cat"\n')
+    with pytest.raises(DataError, match="without double quotes"):
+        Folder(root=str(tmp_path / "d"), classes_file=str(tmp_path / "classes.txt")).load()

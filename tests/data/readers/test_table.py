@@ -114,6 +114,13 @@ def test_files_that_are_no_table(folder):
         ("t.csv", "path, label,label ", ["pictures/1.png,a,b"], "the header names label twice"),
         ("t.csv", "path,label", ["pictures/1.png,3.5"], r"t\.csv, line 2: the label 3\.5 is neither text"),
         ("t.csv", "path,label", ["pictures/1.png,nan"], "line 2: the label nan is neither text"),
+        ("t.csv", "path;label", ["pictures/1.png;10,0"], "line 2: the label '10,0' is neither text"),
+        ("t.csv", "path,label", ["pictures/1.png,#N/A"], "line 2: the label '#N/A' is neither text"),
+        ("t.csv", "path,label", [f"pictures/1.png,{'9' * 5000}.0"], "line 2: the label inf is neither text"),
+        ("t.csv", "path,label", ["pictures/1.png,a\x07b"], r"the class 'a\\x07b', which is no text of one line"),
+        ("t.jsonl", '{"path": "pictures/1.png", "label": "\\ud800"}', [], r"the class '\\ud800', which is no text"),
+        ("t.jsonl", '{"path": "pictures/1\\u0000.png", "label": "a"}', [], "line 1: the path .* is no text"),
+        ("t.jsonl", '{"path": ' + "[" * 10**5, [], "line 1 cannot be read .*recursion"),
         ("t.csv", "path,label", ['pictures/1.png,"a', "pictures/2.png,b"], "line 4: unexpected end of data"),
         ("t.csv", "path,label", ['"pictures/1.png,a"', "pictures/2.png,b"], "line 2: the row has 1 fields"),
         ("t.jsonl", '{"path": "pictures/1.png", "label": true}', [], r"t\.jsonl, line 1: the label True is neither"),
@@ -133,6 +140,11 @@ def test_a_whole_number_is_one_however_it_is_written(folder):
     rows = [f"pictures/{n}.png,{('10', '10.0', '9.', '9')[n % 4]},{n % 2}.0" for n in range(12)]
     dataset = Table(file=write(folder, "path,label,client", rows)).load()
     assert (dataset.class_names, dataset.client_names) == (("9", "10"), ("0", "1"))
+    long = "12345678901234567890"
+    rows = [f"pictures/{n}.png,{(long, f'{long}.0', '1.0E+01', '10')[n % 4]}" for n in range(12)]
+    assert Table(file=write(folder, "path,label", rows)).load().class_names == ("10", long)
+    lines = [json.dumps({"path": f"pictures/{n}.png", "label": (1, 10**400)[n % 2]}) for n in range(12)]
+    assert Table(file=write(folder, lines[0], lines[1:], "t.jsonl")).load().class_names == ("1", str(10**400))
     lines = [json.dumps({"path": f"pictures/{n}.png", "label": [1, 1.0, "2"][n % 3]}) for n in range(12)]
     assert Table(file=write(folder, lines[0], lines[1:], "t.jsonl")).load().class_names == ("1", "2")
     rows = [f"pictures/{n}.png,{'ab'[n % 2]},{(1.5, 3)[n // 6]}" for n in range(12)]

@@ -6,6 +6,8 @@ import dataclasses
 import math
 import posixpath
 import re
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,13 @@ from hushprompt.data.listing import About, Example, Listing, OnUnreadable, Sourc
 from hushprompt.data.splitting import SPLIT_WORDS, TEST, VALIDATION, check_fractions, split_per_class
 from hushprompt.errors import ConfigError, DataError
 from hushprompt.user_text import nfc, read_lines
+
+WHOLE = re.compile(r"([+-]?\d{1,1000})\.0*")
+"""A whole number that is written with a point, digits and all."""
+NUMBER = re.compile(r"[+-]?(\d+\.\d*|\.\d+)([eE][+-]?\d+)?|nan|NaN|NAN")
+"""Another number with a point."""
+NO_CLASS = re.compile(r"[+-]?\d+,\d+|#(N/A|REF!|NAME\?|VALUE!|DIV/0!|NUM!|NULL!)")
+"""Numbers with a decimal comma, and what spreadsheets write for an error."""
 
 
 class Found(NamedTuple):
@@ -166,6 +175,9 @@ def check_found(found: Sequence[Found], where: Path) -> None:
     """Raise DataError unless each example occurs once and has a class, and all or none have client and split."""
     if not found:
         raise DataError(f"{where} has no example.")
+    for what, field in (("class", "label"), ("domain", "domain"), ("client", "client")):
+        for name in natural({getattr(one, field) or "" for one in found}):
+            check_name(name, what, where)
     seen: dict[str, str] = {}
     for one in found:
         if not one.label:
@@ -186,6 +198,15 @@ def check_found(found: Sequence[Found], where: Path) -> None:
                 f"{where}: {one.name} has the split {one.split!r}; allowed: {', '.join(SPLIT_WORDS)}. Or name none for "
                 "any example."
             )
+
+
+def check_name(name: str, what: str, where: Path) -> None:
+    """Raise DataError for a name with letters that no text has: line breaks, control characters, bytes of no text."""
+    if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
+        raise DataError(
+            f"{where} has the {what} {name!a}, which is no text of one line. Name it otherwise; names "
+            "of folders and files are to be UTF-8."
+        )
 
 
 def name_classes(
@@ -217,11 +238,16 @@ def name_classes(
         keys = [str(place) for place in range(len(keys))]
     labels = {_match(key, present): label for label, key in enumerate(keys)}
     if len(labels) < len(keys):
-        raise DataError(f"data.classes names a class of {where} twice: {', '.join(sorted(keys))}. Name each once.")
+        twice = [key for key, count in Counter(keys).items() if count > 1]
+        who = f"data.classes names a class of {where}" if wanted else f"But for spaces around it, {where} has a class"
+        raise DataError(f"{who} twice: {', '.join(twice or sorted(keys))}. Name each once.")
     unknown = natural(present - set(labels))
     if unknown:
-        joined = any(mark in key for key in keys for mark in ";\t,")
-        hint = " An entry of data.classes is one class, or spelled=shown; separators join several into one." * joined
+        joined = any(mark in key for key in keys for mark in ';\t,"')
+        hint = (
+            " An entry of data.classes is one class, or spelled=shown, without double quotes; separators join several "
+            "into one."
+        ) * joined
         raise DataError(
             f"{where} has classes that are not in data.classes: {', '.join(unknown)}. Add them there, or take their "
             f"examples out.{hint}"
@@ -267,13 +293,16 @@ def text_of(value: Any, where: str, what: str, *, is_class: bool = False) -> str
         return ""
     if isinstance(value, str):
         text = value.strip()
-        is_number = re.fullmatch(r"[+-]?(\d+\.\d*|\.\d+)|nan|NaN|NAN", text) is not None
-        if not is_number and "\n" not in text:
+        if whole := WHOLE.fullmatch(text):
+            return str(int(whole[1]))
+        is_number = NUMBER.fullmatch(text) is not None
+        if not is_number and "\n" not in text and not (is_class and NO_CLASS.fullmatch(text)):
             return text
         value = float(text) if is_number else text
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if is_number and math.isfinite(value) and (value == int(value) or not is_class):
-        return str(int(value) if value == int(value) else value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if isinstance(value, float) and math.isfinite(value) and (value.is_integer() or not is_class):
+        return str(int(value) if value.is_integer() else value)
     raise DataError(
         f"{where}: the {what} {value!r} is neither text of one line nor a whole number. Write it as either."
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +60,8 @@ class Folder(OwnData):
         words = [name for name in folders if name.lower() in SPLIT_WORDS]
         if not words or self._names_all(folders):
             return False
-        if others and len({SPLIT_WORDS[name.lower()] for name in words}) > 1:
+        are_several = len({SPLIT_WORDS[name.lower()] for name in words}) > 1
+        if others and (are_several or any(_holds_folders_alone(root / name) for name in words)):
             raise DataError(
                 f"{root} has the folders {', '.join(words)}, which are called like splits, and {_some(others)}, which "
                 f"are not. If the former are splits, move the latter out of {root}. If all are classes, name all of "
@@ -83,7 +85,7 @@ class Folder(OwnData):
         if not files or self._names_all(files):
             return
         inner = [{path.split(f"{name}/", 1)[1].partition("/")[0] for path in paths} for name, paths in files.items()]
-        first, name = inner[0], next(iter(files))
+        name = next(iter(files))
         for class_folder, below in zip(files, inner, strict=True):
             if len({SPLIT_WORDS[word.lower()] for word in below if word.lower() in SPLIT_WORDS}) > 1:
                 raise DataError(
@@ -91,9 +93,11 @@ class Folder(OwnData):
                     f"{LAYOUTS}. Set data.root to the folder that has them, or move splits above classes. If they are "
                     "no splits, name all classes in data.classes."
                 )
-        if len(first) > 1 and not any(is_media(below) for below in first) and inner.count(first) == len(inner):
+        counts = Counter(below for each in inner for below in each)
+        are_shared = len(inner) == 1 or max(counts.values()) > 1
+        if len(counts) > 1 and are_shared and not any(map(is_media, counts)):
             raise DataError(
-                f"In {folder}, {_some(files)} hold nothing but the folders {_some(first)}. If these are the classes, "
+                f"In {folder}, {_some(files)} hold nothing but the folders {_some(counts)}. If these are the classes, "
                 f"set data.root to the folder that has them, such as {folder / name}, or list the files in a table "
                 f"(data.name=table) with a column client or domain. If {_some(files)} are the classes, name them in "
                 "data.classes."
@@ -116,6 +120,11 @@ def grouped(paths: Iterable[str], depth: int) -> dict[str, list[str]]:
         parts = path.split("/")
         groups.setdefault("/".join(parts[:depth]) if len(parts) > depth else "", []).append(path)
     return groups
+
+
+def _holds_folders_alone(folder: Path) -> bool:
+    """Tell whether there are folders in a folder, and no images or sounds."""
+    return bool(subfolders(folder)) and not any(is_media(path.name) for path in folder.iterdir())
 
 
 def _some(names: Iterable[str]) -> str:

@@ -67,7 +67,7 @@ class Table(OwnData):
                 if field == "path_column"
                 else text_of(value, where, column, is_class=field == "label_column")
             )
-            if not isinstance(text, str):
+            if not isinstance(text, str) or "\0" in text:
                 raise DataError(f"{where}: the path {text!r} is no text. Write the path of a file.")
             if not text and (field not in OPTIONAL or (column and column != default)):
                 raise DataError(
@@ -157,7 +157,7 @@ def _json_rows(text: str, path: Path, path_column: str) -> Iterator[tuple[int, M
             continue
         try:
             row = json.loads(line, object_pairs_hook=once)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"The table {path}, line {number} cannot be read ({error}). Check data.file.") from error
         if not isinstance(row, dict):
             raise DataError(f"{path}, line {number} is not a JSON object.")

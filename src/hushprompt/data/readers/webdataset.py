@@ -177,7 +177,7 @@ class WebDataset(OwnData):
                 sample.labels[ending], sample.client, sample.domain = label, client or None, domain or None
             else:
                 sample.labels[ending] = text
-        except (ValueError, AttributeError) as error:
+        except (ValueError, AttributeError, RecursionError) as error:
             raise DataError(f"{where} cannot be read ({error}). Make the tar again.") from error
 
 
