@@ -89,9 +89,9 @@ def test_the_help_of_every_command_imports_nothing_that_is_heavy(start, plugin):
 
 def test_a_finished_run_is_shown_without_torch(start, toy_values, tmp_path):
     run_with({**toy_values, "training": {"num_rounds": 1}}, tmp_path)
-    out, _ = start(["show", "run"], ["privacy", "run"])
+    out, _ = start(["show", "run"])
     assert "DP-FPL" in out
-    assert "epsilon = " in out
+    assert "epsilon" in out
 
 
 def test_one_name_is_imported_and_described(start, plugin):

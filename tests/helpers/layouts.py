@@ -26,11 +26,11 @@ def image(path, number=0, size=(6, 4)):
     return path
 
 
-def images(folder, classes, count):
-    """Write `count` images into a folder of each class."""
+def images(folder, classes, count, start=0):
+    """Write `count` images into a folder of each class, from color `start` on."""
     for label, name in enumerate(classes):
         for index in range(count):
-            image(folder / name / f"image_{index + 1:04d}.jpg", label * count + index)
+            image(folder / name / f"image_{index + 1:04d}.jpg", start + label * count + index)
 
 
 def wav(path, frequency=440.0, seconds=0.1, rate=44100, channels=1):
