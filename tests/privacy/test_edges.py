@@ -10,7 +10,7 @@ from scipy.optimize import brentq
 from scipy.stats import norm
 
 import hushprompt as hp
-from hushprompt.errors import ConfigError
+from hushprompt.errors import ConfigError, PrivacyError
 from hushprompt.privacy import renyi
 from hushprompt.privacy.accounting import calibrate, claim, epsilon
 from hushprompt.privacy.guarantee import guarantee
@@ -199,6 +199,12 @@ def test_a_delta_that_means_nothing_is_refused_everywhere(delta):
 def test_a_budget_that_every_noise_meets_is_refused():
     with pytest.raises(ConfigError, match="any noise, even none, would meet the budget"):
         hp.calibrate(2.0, rounds=40, sampling_prob=1e-9)
+
+
+@pytest.mark.parametrize("target", [1e7, 1e300])
+def test_a_target_beyond_numbers_is_refused(target):
+    with pytest.raises(PrivacyError, match="inf for no noise"):
+        hp.calibrate(target, rounds=40, sampling_prob=0.05)
 
 
 def test_an_ordinary_calibration_keeps_its_digits():

@@ -57,6 +57,8 @@ LOWEST_SAMPLED_NOISE = 0.05
 """Where the search for a noise multiplier of sampled releases ends."""
 LOUDEST = 20.0
 """Root of T over z above which losses of unsampled releases are not put on a grid: that cross-check would be slow."""
+LARGEST_TARGET = 1e6
+"""Of epsilon: above, searches leave the range of numbers."""
 
 
 def compose(parts: Iterable[GaussianReleases]) -> tuple[GaussianReleases, ...]:
@@ -236,7 +238,7 @@ def calibrate(
     """Return the smallest noise multiplier that meets a target, rounded up in the sixth digit.
 
     Args:
-        target_epsilon: greater than 0; inf needs no noise and gives 0.
+        target_epsilon: greater than 0, at most 1e6; inf needs no noise and gives 0.
         delta: from 1e-100, below 0.1.
         num_steps: releases that an example can take part in, at least 1.
         sampling_prob: Poisson sampling probability; 1 claims no amplification.
@@ -247,8 +249,8 @@ def calibrate(
         A noise multiplier with `epsilon(...) <= target_epsilon`, checked.
 
     Raises:
-        PrivacyError: the releases beside leave nothing of the target; or delta is out of range, or so large that any
-            noise would meet the target, because an example is hardly ever drawn.
+        PrivacyError: the target is too large; the releases beside leave nothing of it; or delta is out of range, or so
+            large that any noise would meet the target, because an example is hardly ever drawn.
 
     >>> round(calibrate(target_epsilon=0.4, delta=1e-5, num_steps=100, sampling_prob=1.0, relation="add_remove"), 1)
     86.3
@@ -257,6 +259,11 @@ def calibrate(
     checks.delta(delta=delta)
     if math.isinf(target_epsilon):
         return 0.0
+    if target_epsilon > LARGEST_TARGET:
+        raise PrivacyError(
+            f"epsilon must be at most {LARGEST_TARGET:g}, or inf for no noise, got {target_epsilon:g}: no number says "
+            "how little noise that takes."
+        )
     base = GaussianReleases(num_steps=num_steps, noise_multiplier=1.0, sampling_prob=sampling_prob)
     chance = -math.expm1(num_steps * math.log1p(-sampling_prob)) if sampling_prob < 1 else 1.0
     if delta >= chance:
