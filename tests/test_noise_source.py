@@ -17,6 +17,7 @@ from hushprompt.deployment.config import load_server
 from hushprompt.errors import PrivacyError
 from hushprompt.privacy import statements
 from hushprompt.registry import DATASETS
+from hushprompt.reporting import figures
 from hushprompt.runs import reader, records
 
 MARK = "(simulation)"
@@ -57,7 +58,7 @@ SURFACES = {
         "markdown"
     ),
     "head and sections of a page": page_of,
-    "curves": lambda folder, tmp_path: drawn(folder, tmp_path, "epsilon"),
+    "epsilon over rounds": lambda folder, tmp_path: drawn(folder, tmp_path, "epsilon"),
     "budgets": lambda folder, tmp_path: drawn(folder, tmp_path, "budget"),
 }
 
@@ -68,6 +69,20 @@ def test_beside_every_epsilon_of_a_seeded_run_stands_that_it_is_a_simulation(run
     assert MARK in text
     assert not re.search(r"epsilon = [\d.e+-]+ at", text)
     assert MARK not in SURFACES[surface](runs / "secure", tmp_path)
+
+
+def words_of(svg):
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", svg))
+
+
+def test_curves_of_attacks_say_it_too(tmp_path):
+    rates = {"fpr": [0, 0.1, 1], "tpr": [0, 0.4, 1]}
+    attacks = [{"attack": "LiRA", "auc": {"value": 0.6}, "roc": rates}]
+    for source in ("seeded", "secure"):
+        audience = {"audience": "public", "attacks": attacks, "claimed": {"epsilon": 2.0, "noise_source": source}}
+        figures.write_roc({"budgets": [{"arm": "dp_fpl, epsilon 2", "audiences": [audience]}]}, tmp_path / "roc.svg")
+        said = words_of((tmp_path / "roc.svg").read_text())
+        assert ("that of a simulation" in said) == (source == "seeded")
 
 
 def test_commands_say_it_too(runs, hush):

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tomli_w
@@ -27,6 +28,7 @@ from hushprompt.deployment.config import load_client, load_server
 from hushprompt.deployment.flower import clientapp, environment, hand_over
 from hushprompt.deployment.flower.gate import REFUSAL, Gate, is_worth_a_line
 from hushprompt.deployment.operate import client, layout, server, status
+from hushprompt.deployment.server_record import ServerRecord
 from hushprompt.errors import ConfigError, LinkError
 from hushprompt.runs import records
 
@@ -283,6 +285,10 @@ ROUND = {
 
 @pytest.fixture
 def trained(folder):
+    return after_a_round(folder)
+
+
+def after_a_round(folder):
     """The trial after a round in which b was missing."""
     run, store = folder / "server" / "run", folder / "clients" / "a" / "store"
     config = load_server(folder / "server" / "server.toml")
@@ -329,8 +335,6 @@ class FakeControl:
         self.outcomes.append("stopped")
 
     def runs(self):
-        from types import SimpleNamespace
-
         if not self.active:
             return []
         outcome = self.outcomes.pop(0) if self.outcomes else ""
@@ -493,6 +497,29 @@ def test_status_of_a_client_shows_what_its_owner_has_spent(trained, command):
     assert "epsilon 0.5 of 2" in out
     assert "plan: above max_epsilon" in out
     assert status.client_runs(trained / "nowhere") == []
+
+
+def test_beside_an_epsilon_of_seeded_noise_stands_that_it_is_a_simulation(folder, command):
+    edit(folder / "server" / "run.toml", "privacy", noise_source="seeded")
+    after_a_round(folder)
+    said = [
+        " ".join(command(FakeControl(), "status", folder / file).output.split())
+        for file in ("server/server.toml", "clients/a/client.toml")
+    ]
+    assert "epsilon (simulation) public 0.5" in said[0]
+    assert "epsilon 0.5 (simulation) and delta 0.001 set aside" in said[1]
+    assert "All runs: epsilon 0.5 (with simulations) of" in said[1]
+
+
+def test_the_log_of_a_server_says_it_too(monkeypatch):
+    pytest.importorskip("flwr")
+    from hushprompt.deployment.flower import server_app
+
+    said = []
+    monkeypatch.setattr(server_app, "_LOG", SimpleNamespace(info=lambda text, *values: said.append(text % values)))
+    for source in ("seeded", "secure"):
+        server_app.LoggingObserver(source).on_round(records.from_json(ServerRecord, ROUND))
+    assert ["epsilon (simulation): public 0.500" in line for line in said] == [True, False]
 
 
 def test_a_client_never_runs_code_that_was_sent(monkeypatch):

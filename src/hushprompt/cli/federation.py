@@ -133,7 +133,7 @@ def simulate(
 
     done = hp.federation.simulate_deployment(folder)
     for record in done.rounds:
-        sentence(round_line(record, done.num_rounds))
+        sentence(round_line(record, done.num_rounds, done.noise_source))
     _show_meaning(done.guarantees)
     console.print(f"  {done.folder}", soft_wrap=True)
 
@@ -169,7 +169,7 @@ def _show_server(found: ServerStatus) -> None:
         who = ", ".join(f"{name} ({size} training examples)" for name, size in found.clients.items())
         sentence(f"Agreed on the run: {who}")
     for record in found.rounds:
-        sentence(round_line(record, found.num_rounds))
+        sentence(round_line(record, found.num_rounds, found.noise_source))
     _show_meaning(found.guarantees)
     _show_refusals(found)
     if found.is_finished:
@@ -185,8 +185,9 @@ def _show_client(found: ClientStatus) -> None:
         if run.accuracy is not None:
             scored = f"{100 * run.accuracy:.1f} % of the own images right after round {run.num_rounds}"
         sentence(
-            f"{run.federation}, run {run.run}: {run.num_charged} rounds charged, epsilon {run.epsilon:.3g} and delta "
-            f"{run.delta:.3g} set aside; {scored}",
+            f"{run.federation}, run {run.run}: {run.num_charged} rounds charged, "
+            f"epsilon {run.epsilon:.3g}{statements.beside_epsilon(run.noise_source)} and delta {run.delta:.3g} set "
+            f"aside; {scored}",
         )
         _show_meaning(run.guarantees)
         for path in run.prompts:
@@ -194,9 +195,10 @@ def _show_client(found: ClientStatus) -> None:
     if not found.runs:
         console.print("This client has agreed to no run yet.")
     (epsilon, delta), owner = found.spent, found.owner
+    simulated = " (with simulations)" if any(run.noise_source == "seeded" for run in found.runs) else ""
     sentence(
-        f"All runs: epsilon {epsilon:.3g} of {owner.max_epsilon:g}, delta {delta:.3g} of {owner.max_delta:g} that the "
-        "owner allows.",
+        f"All runs: epsilon {epsilon:.3g}{simulated} of {owner.max_epsilon:g}, delta {delta:.3g} of "
+        f"{owner.max_delta:g} that the owner allows.",
     )
     _show_refusals(found)
 

@@ -295,7 +295,7 @@ def _trained(control: Control, config: ServerConfig, settings: Mapping[str, bool
             say(line)
             num_refused += 1
         for record in rounds(config.folder)[num_rounds:]:
-            say(records_of.round_line(record, config.run.training.num_rounds))
+            say(records_of.round_line(record, config.run.training.num_rounds, config.run.privacy.noise_source))
             num_rounds += 1
         if state.is_over:
             return state

@@ -102,6 +102,15 @@ def beside_epsilon(noise_source: str | None) -> str:
     return f" ({SIMULATION})" if noise_source == "seeded" else ""
 
 
+def of_a_simulation(whose: str) -> str:
+    """Say that an epsilon, or several, are those of a simulation; a sentence.
+
+    >>> of_a_simulation("Every epsilon here")
+    "Every epsilon here is that of a simulation: noise came from the run's seed."
+    """
+    return f"{whose} is that of a {SIMULATION}: noise came from the run's seed."
+
+
 def noise_source_of(record: Mapping[str, Any]) -> str:
     """Return the noise source that a `privacy.json` tells in a sentence; before there was a choice, all was seeded."""
     return "secure" if "cryptographic generator" in str(record.get("noise_source")) else "seeded"

@@ -111,7 +111,7 @@ class PageSection:
 def figures(drawing: Drawing, *numbers: Block) -> Figures:
     """Return a drawing for the page."""
     panels = [embedded(panel) for panel in drawing.panels]
-    return Figures(drawing.slug, panels, drawing.caption, drawing.legend, numbers)
+    return Figures(drawing.slug, panels, f"{drawing.caption} {drawing.note}".rstrip(), drawing.legend, numbers)
 
 
 def missing(text: str) -> Words:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 WIDTH = 340
 """Units of a panel; a unit is a pixel on the page and a point in a PDF."""
+LETTERS = 66
+"""Of a note, in the width of a panel."""
 INK, SOFT, GRID, RULE, CARD, SHADE = "#1c1f24", "#5a616b", "#e9e7e1", "#dcdad3", "#ffffff", "#14366b"
 VARIABLES = {
     **{color: f"--c{index}" for index, color in enumerate(COLORS)},
@@ -75,7 +77,9 @@ class Drawing:
     slug: str
     panels: Sequence[Panel]
     caption: str
-    """What is drawn, and nothing that is not."""
+    """What is drawn, and nothing that is not; a file has none."""
+    note: str = ""
+    """A sentence that stands in a file as well, such as whose epsilon is that of a simulation."""
     legend: Sequence[tuple[str, Style]] = ()
 
 
@@ -126,8 +130,8 @@ def line(style: Style) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def save(drawing: Drawing, path: Path, note: str = "") -> None:
-    """Write a figure for a paper: its panels in rows of up to three, below them a legend and a note.
+def save(drawing: Drawing, path: Path) -> None:
+    """Write a figure for a paper: its panels in rows of up to three, a legend and the note below.
 
     Raises:
         ConfigError: the ending of the file is not one of SUFFIXES.
@@ -138,19 +142,19 @@ def save(drawing: Drawing, path: Path, note: str = "") -> None:
     columns = 2 if len(panels) in (2, 4) else min(len(panels), 3)
     heights = [max(p.height for p in panels[at : at + columns]) for at in range(0, len(panels), columns)]
     per_row = columns * 2 if len(drawing.legend) > 2 else 2
-    below = 18 * math.ceil(len(drawing.legend) / per_row) + 10 if drawing.legend else 0
-    lines = textwrap.wrap(printable(note), 62 * columns)
+    keys = 18 * math.ceil(len(drawing.legend) / per_row) + 10 if drawing.legend else 0
+    notes = textwrap.wrap(printable(drawing.note), LETTERS * columns)
+    under = 14 * len(notes) + 6 if notes else 0
     metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix)
     with _drawn_with(drawing.slug):
-        height = sum(heights) + below + 16 * len(lines)
-        figure = _figure(WIDTH * columns, height)
+        figure = _figure(WIDTH * columns, height := sum(heights) + keys + under)
         for at, panel in enumerate(panels):
             _place(figure, panel, WIDTH * (at % columns), sum(heights[: at // columns]))
         if drawing.legend:
-            place = (0.5, 16 * len(lines) / height)
-            handles = _handles(drawing.legend)
-            figure.legend(handles=handles, loc="lower center", bbox_to_anchor=place, ncols=per_row, fontsize=10)
-        figure.text(0.5, 4 / height, "\n".join(lines), ha="center", va="bottom", fontsize=9)
+            place = {"loc": "lower center", "bbox_to_anchor": (0.5, under / height)}
+            figure.legend(handles=_handles(drawing.legend), ncols=per_row, fontsize=10, **place)
+        if notes:
+            figure.text(0.5, 5 / height, "\n".join(notes), ha="center", va="bottom", fontsize=9, color=SOFT)
         for artist in figure.findobj():
             artist.set_gid(None)  # what shows when it is pointed at is for the page
         content = io.BytesIO()

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hushprompt.errors import DataError
-from hushprompt.privacy.statements import SIMULATION, beside_epsilon, number
+from hushprompt.privacy.statements import beside_epsilon, number, of_a_simulation
 from hushprompt.reporting import maps
 from hushprompt.reporting.drawing import INK, RULE, SOFT, Drawing, Panel, line, save, tip
-from hushprompt.reporting.pooling import Group, pool
+from hushprompt.reporting.pooling import Group, pool, simulated
 from hushprompt.reporting.styles import COLORS, DASHES, GRAY, MARKERS, Style
 from hushprompt.runs.reader import FinishedRun
 
@@ -60,11 +60,10 @@ def figure(runs: Sequence[FinishedRun], kind: str, path: Path) -> None:
         DataError: the records of these runs hold nothing to draw.
         ConfigError: the ending of the file is another.
     """
-    groups = pool(runs)
-    drawing = KINDS[kind](runs, groups)
+    drawing = KINDS[kind](runs, pool(runs))
     if drawing is None:
         raise DataError(f"The records of these runs hold nothing for a figure of the kind {kind!r}.")
-    save(drawing, path, note=_simulated(groups).strip() if SIMULATION in drawing.caption else "")
+    save(drawing, path)
 
 
 def budget(_: Sequence[FinishedRun], groups: Sequence[Group]) -> Drawing | None:
@@ -95,8 +94,10 @@ def budget(_: Sequence[FinishedRun], groups: Sequence[Group]) -> Drawing | None:
         parts.append(" Gray, dotted horizontal lines: no private data used.")
     if any(group.learns and not group.has_budget for group in groups):
         parts.append(" Colored horizontal lines: no noise, so no guarantee.")
-    caption = "".join(parts) + _on_the_edge(groups, "harmonic_mean") + _simulated(groups)
-    return Drawing(slug="utility", panels=panels, caption=caption, legend=_family_legend(groups))
+    caption = "".join(parts) + _on_the_edge(groups, "harmonic_mean")
+    return Drawing(
+        slug="utility", panels=panels, caption=caption, note=simulated(groups), legend=_family_legend(groups)
+    )
 
 
 def _draw_budget(axes: Axes, score: str, groups: Sequence[Group]) -> None:
@@ -152,8 +153,10 @@ def tradeoff(_: Sequence[FinishedRun], groups: Sequence[Group]) -> Drawing | Non
         parts.append(" Hollow marks have no guarantee to show.")
     if any(len(members) > 1 for members in _families(g for g in known if g.has_budget)):
         parts.append(" A line joins the budgets of one method.")
-    caption = "".join(parts) + _on_the_edge(known, "local") + _simulated(known)
-    return Drawing(slug="tradeoff", panels=[panel], caption=caption, legend=_family_legend(known))
+    caption = "".join(parts) + _on_the_edge(known, "local")
+    return Drawing(
+        slug="tradeoff", panels=[panel], caption=caption, note=simulated(known), legend=_family_legend(known)
+    )
 
 
 def _draw_tradeoff(axes: Axes, groups: Sequence[Group]) -> None:
@@ -216,7 +219,7 @@ def curves(_: Sequence[FinishedRun], groups: Sequence[Group]) -> Drawing | None:
         parts.append("Gray, dotted horizontal lines: arms that learn nothing.")
     parts.append("No round was chosen by looking at this figure.")
     legend = [(group.name, group.style) for group in [*untrained, *drawn]]
-    return Drawing(slug="rounds", panels=panels, caption=" ".join(parts) + _simulated(drawn), legend=legend)
+    return Drawing(slug="rounds", panels=panels, caption=" ".join(parts), note=simulated(drawn), legend=legend)
 
 
 def _draw_curves(
@@ -279,9 +282,8 @@ def spent(_: Sequence[FinishedRun], groups: Sequence[Group]) -> Drawing | None:
         "rounds, not on the data, so it is the same for every seed. Lines of equal budgets lie on each other; "
         "their marks stand at different rounds."
     )
-    return Drawing(
-        slug="spent", panels=panels, caption=caption + _simulated(shown), legend=[(g.name, g.style) for g in shown]
-    )
+    legend = [(group.name, group.style) for group in shown]
+    return Drawing(slug="spent", panels=panels, caption=caption, note=simulated(shown), legend=legend)
 
 
 def _draw_spent(axes: Axes, groups: Sequence[Group], found: Mapping[str, Mapping[int, float]]) -> None:
@@ -331,7 +333,7 @@ def clients(_: Sequence[FinishedRun], groups: Sequence[Group]) -> Drawing | None
         f"{dots}The box holds the middle half of the clients, the bar is the median, the thin line reaches from the "
         "worst client to the best."
     )
-    return Drawing(slug="clients", panels=panels, caption=caption + _simulated(groups))
+    return Drawing(slug="clients", panels=panels, caption=caption, note=simulated(groups))
 
 
 def _draw_clients(axes: Axes, score: str, groups: Sequence[Group], values: Mapping[str, Sequence[float]]) -> None:
@@ -362,7 +364,7 @@ def roc(runs: Sequence[FinishedRun], _: Sequence[Group]) -> Drawing | None:
 def roc_of(audits: Mapping[str, Mapping[str, Any]]) -> Drawing | None:
     """Draw the ROC curves of audits, as `audit.json` has them: a panel for each budget and audience."""
     found = [
-        (f"{budget['arm']}, {one['audience']}" + (f", {name}" if name else ""), one["attacks"])
+        (f"{budget['arm']}, {one['audience']}" + (f", {name}" if name else ""), one["attacks"], one.get("claimed", {}))
         for name, audit in audits.items()
         for budget in audit.get("budgets", [])
         for one in budget.get("audiences", [])
@@ -370,7 +372,7 @@ def roc_of(audits: Mapping[str, Mapping[str, Any]]) -> Drawing | None:
     ]
     if not found:
         return None
-    names = dict.fromkeys(attack["attack"] for _, attacks in found for attack in attacks)
+    names = dict.fromkeys(attack["attack"] for _, attacks, _ in found for attack in attacks)
     styles = {
         name: Style(COLORS[at % len(COLORS)], MARKERS[at % len(MARKERS)], DASHES[at % len(DASHES)], is_hollow=False)
         for at, name in enumerate(names)
@@ -385,10 +387,13 @@ def roc_of(audits: Mapping[str, Mapping[str, Any]]) -> Drawing | None:
             height=340,
             margins=(66, 30, 12, 42),
         )
-        for at, (title, attacks) in enumerate(found)
+        for at, (title, attacks, _) in enumerate(found)
     ]
     caption = "ROC curves of membership attacks on logarithmic axes: true over false-positive rate; dotted: guessing."
-    return Drawing(slug="roc", panels=panels, caption=caption, legend=list(styles.items()))
+    claims = [claimed for _, _, claimed in found if math.isfinite(number(claimed.get("epsilon")))]
+    is_simulated = any(claimed.get("noise_source", "seeded") == "seeded" for claimed in claims)
+    note = of_a_simulation("Every epsilon here") if is_simulated else ""
+    return Drawing(slug="roc", panels=panels, caption=caption, note=note, legend=list(styles.items()))
 
 
 def write_roc(audit: Mapping[str, Any], path: Path) -> None:
@@ -436,16 +441,6 @@ def client_values(group: Group, score: str) -> list[float]:
     """Return a score in percent of every client and seed that has it."""
     values = [100 * number(client.get(score)) for arm in group.arms for client in arm.summary.per_client]
     return [value for value in values if math.isfinite(value)]
-
-
-def _simulated(groups: Sequence[Group]) -> str:
-    """Say in a caption whose epsilon is that of a simulation; empty where none is."""
-    budgets = [group for group in groups if group.has_budget]
-    names = [group.name for group in budgets if group.noise_source == "seeded"]
-    if not names:
-        return ""
-    whose = "Every epsilon here" if len(names) == len(budgets) else f"The epsilon of {', '.join(names)}"
-    return f" {whose} is that of a {SIMULATION}: noise came from the run's seed."
 
 
 def _epsilon_label(groups: Sequence[Group]) -> str:

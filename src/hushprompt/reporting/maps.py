@@ -11,7 +11,7 @@ import numpy as np
 
 from hushprompt.reporting.confusions import Confusions, pooled
 from hushprompt.reporting.drawing import RULE, SHADE, SOFT, WIDTH, Drawing, Panel, tip
-from hushprompt.reporting.pooling import Group
+from hushprompt.reporting.pooling import Group, simulated
 from hushprompt.reporting.styles import printable
 from hushprompt.runs.reader import FinishedRun, Holdings
 
@@ -93,12 +93,12 @@ def confusion(_: Sequence[FinishedRun], groups: Sequence[Group]) -> Drawing | No
     for group in reversed(groups):
         found = pooled(group.arms)
         if found is not None:
-            return confusion_of(group.name, found, "confusion")
+            return confusion_of(group.name, found, "confusion", simulated([group]))
     return None
 
 
-def confusion_of(name: str, found: Confusions, slug: str) -> Drawing:
-    """Draw true by predicted class, each row as shares of the true class's images."""
+def confusion_of(name: str, found: Confusions, slug: str, note: str = "") -> Drawing:
+    """Draw true by predicted class, each row as shares of the true class's images; `note` is about the name."""
     stand = "by the client that holds them" if found.has_one_partition else "with those that they are taken for"
     panels = [
         Panel(
@@ -131,7 +131,7 @@ def confusion_of(name: str, found: Confusions, slug: str) -> Drawing:
         f"{name}, {seeds}, last round. Each row is a true class, each column a prediction; what is right lies on the "
         f"diagonal. {order} On other clients' images, an image counts once for each other client."
     )
-    return Drawing(slug=slug, panels=panels, caption=caption)
+    return Drawing(slug=slug, panels=panels, caption=caption, note=note)
 
 
 def _draw_confusion(axes: Axes, table: np.ndarray, found: Confusions) -> None:

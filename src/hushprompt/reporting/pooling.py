@@ -13,6 +13,7 @@ from typing import Any
 from hushprompt import checks
 from hushprompt.config.overrides import flat, label_of
 from hushprompt.errors import ConfigError, DataError
+from hushprompt.privacy.statements import of_a_simulation
 from hushprompt.reporting.styles import Style, named
 from hushprompt.runs.identity import LETTERS, NOT_RECORDED, is_location
 from hushprompt.runs.reader import FinishedRun
@@ -412,3 +413,12 @@ def _is_field_of_choice(key: str, keys: set[str]) -> bool:
     """Tell whether a setting is a field of a section whose `name` differs as well, which says enough."""
     section = key.partition(".")[0]
     return f"{section}.name" in keys and key != f"{section}.name"
+
+
+def simulated(groups: Sequence[Group]) -> str:
+    """Say whose epsilon is that of a simulation; empty where none is."""
+    budgets = [group for group in groups if group.has_budget]
+    names = [group.name for group in budgets if group.noise_source == "seeded"]
+    if not names:
+        return ""
+    return of_a_simulation("Every epsilon here" if len(names) == len(budgets) else f"The epsilon of {', '.join(names)}")

@@ -13,7 +13,7 @@ from hushprompt.reporting.audits import audit_blocks
 from hushprompt.reporting.blocks import Block, Code, Fold, PageSection, Words, missing
 from hushprompt.reporting.blocks import figures as drawn
 from hushprompt.reporting.confusions import pooled
-from hushprompt.reporting.pooling import Group
+from hushprompt.reporting.pooling import Group, simulated
 from hushprompt.runs.reader import FinishedRun
 
 
@@ -113,7 +113,7 @@ def confusion(report: Report) -> PageSection:
         found = pooled(group.arms)
         if found is None or not any(table.any() for table in found.tables.values()):
             continue
-        whole = drawn(maps.confusion_of(group.name, found, f"confusion-{len(blocks)}"))
+        whole = drawn(maps.confusion_of(group.name, found, f"confusion-{len(blocks)}", simulated([group])))
         largest = [
             page_tables.confusion_table(found.tables[whose], found, words)
             for whose, words in maps.WORDS.items()

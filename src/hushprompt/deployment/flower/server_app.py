@@ -11,6 +11,7 @@ from hushprompt.deployment.config import load_server
 from hushprompt.deployment.coordinator import check, serve
 from hushprompt.deployment.flower import environment
 from hushprompt.deployment.flower.grid_transport import GridTransport
+from hushprompt.privacy.statements import beside_epsilon
 from hushprompt.runs.arm import Arm
 from hushprompt.runs.records import RoundRecord
 
@@ -28,11 +29,15 @@ def main(grid: Grid, context: Context) -> None:
     if context.run_config.get("only-check"):
         check(config, transport)
     else:
-        serve(config, transport, LoggingObserver())
+        serve(config, transport, LoggingObserver(config.run.privacy.noise_source))
 
 
 class LoggingObserver:
-    """An observer that writes a line for each thing that happens."""
+    """An observer that writes a line for each thing that happens in a run with noise from one source."""
+
+    def __init__(self, noise_source: str) -> None:
+        """Take the source, which stands beside every epsilon that is none of a release."""
+        self._simulated = beside_epsilon(noise_source)
 
     def on_setup(self, what: str, done: int, total: int) -> None:
         """Say that images are encoded."""
@@ -47,12 +52,13 @@ class LoggingObserver:
         """Say what a round cost."""
         epsilons = ", ".join(f"{who} {epsilon:.3f}" for who, epsilon in record.epsilon.items())
         _LOG.info(
-            "round %d: %s of %s clients, %d bytes up, %d down, %.1f s, epsilon: %s",
+            "round %d: %s of %s clients, %d bytes up, %d down, %.1f s, epsilon%s: %s",
             record.round_index,
             record.num_clients,
             record.cohort_size,
             record.bytes_up,
             record.bytes_down,
             record.seconds,
+            self._simulated,
             epsilons,
         )

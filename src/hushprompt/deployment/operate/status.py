@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hushprompt import files
 from hushprompt.deployment.config import REFUSALS, ClientConfig, OwnerConfig, ServerConfig
 from hushprompt.deployment.server_record import AGREEMENT, ServerRecord, rounds
+from hushprompt.privacy.statements import beside_epsilon
 from hushprompt.runs import records
 
 if TYPE_CHECKING:
@@ -39,6 +40,12 @@ class ClientRunStatus:
     """Personal prompts, once the run has finished."""
     guarantees: list[dict[str, Any]]
     """What its epsilons mean: arms of its privacy record."""
+
+    @property
+    def noise_source(self) -> str | None:
+        """Where its noise comes from; None where its guarantees do not say it."""
+        held = [guarantee for arm in self.guarantees for guarantee in arm["audiences"].values()]
+        return held[0].get("noise_source") if held else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +88,8 @@ class ServerStatus:
     rounds: list[ServerRecord]
     num_rounds: int
     """Rounds of the whole run."""
+    noise_source: str
+    """Where its noise comes from."""
     guarantees: list[dict[str, Any]]
     """What its epsilons mean: arms of its privacy record."""
     refusals: list[str]
@@ -99,6 +108,8 @@ class FederationOutcome:
     """Done by this call; earlier ones are in the folder."""
     num_rounds: int
     """Rounds of the whole run."""
+    noise_source: str
+    """Where its noise comes from."""
     guarantees: list[dict[str, Any]]
     """What its epsilons mean: arms of its privacy record."""
     state: FlowerRun | None = None
@@ -111,6 +122,7 @@ def outcome(config: ServerConfig, num_before: int, state: FlowerRun | None = Non
         folder=config.folder,
         rounds=rounds(config.folder)[num_before:],
         num_rounds=config.run.training.num_rounds,
+        noise_source=config.run.privacy.noise_source,
         guarantees=guarantees(config.folder),
         state=state,
     )
@@ -125,6 +137,7 @@ def server_status(config: ServerConfig, connection: Connection | str) -> ServerS
         clients=members(folder),
         rounds=rounds(folder),
         num_rounds=config.run.training.num_rounds,
+        noise_source=config.run.privacy.noise_source,
         guarantees=guarantees(folder),
         refusals=refusals(folder / REFUSALS),
         refusals_file=folder / REFUSALS,
@@ -139,13 +152,13 @@ def client_status(config: ClientConfig) -> ClientStatus:
     return ClientStatus(runs=runs, owner=config.owner, refusals=refusals(file), refusals_file=file)
 
 
-def round_line(record: ServerRecord, num_rounds: int) -> str:
-    """Say what a round was."""
+def round_line(record: ServerRecord, num_rounds: int, noise_source: str) -> str:
+    """Say what a round was, of so many with noise from this source."""
     parts = [f"round {record.round_index} of {num_rounds}: {', '.join(record.took_part) or 'nobody'} took part"]
     parts += [f"not {name} ({reason.rstrip('.')})" for name, reason in sorted(record.failures.items())]
     parts += [f"{record.bytes_up:,} bytes up, {record.bytes_down:,} down", f"{record.seconds:.1f} s"]
     epsilons = ", ".join(f"{who} {_number(epsilon)}" for who, epsilon in record.epsilon.items())
-    return "; ".join([*parts, f"epsilon {epsilons}"])
+    return "; ".join([*parts, f"epsilon{beside_epsilon(noise_source)} {epsilons}"])
 
 
 def members(folder: Path) -> dict[str, int] | None:
