@@ -22,6 +22,8 @@ from typing import Any
 import dp_accounting
 import numpy as np
 from dp_accounting import pld, rdp
+from dp_accounting.pld.privacy_loss_mechanism import GaussianPrivacyLoss
+from scipy.special import expit
 
 from hushprompt.config import parse as configs
 from hushprompt.config.schema import RunConfig
@@ -31,8 +33,9 @@ from hushprompt.federation.setup import plan_arms, plan_metrics
 from hushprompt.privacy.accounting import compose
 from hushprompt.privacy.config import Audience
 from hushprompt.privacy.ledger import Ledger, accounts
+from hushprompt.privacy.losses import grid, is_proven
 from hushprompt.privacy.releases import GaussianReleases
-from hushprompt.privacy.renyi import quiet
+from hushprompt.privacy.renyi import RenyiBound, quiet
 from hushprompt.privacy.statements import SIMULATION
 from hushprompt.runs import identity as identities
 from hushprompt.runs import ledger as ledgers
@@ -418,13 +421,21 @@ def _is_true(epsilon: float, parts: Sequence[GaussianReleases], delta: float, re
     doubled = tuple(
         dataclasses.replace(p, noise_multiplier=p.noise_multiplier / 2, sampling_prob=1.0) for p in released
     )
-    return _is_bounded(doubled, claim, delta) or _is_bounded(
-        released, claim / 2, delta / (1 + math.exp(min(claim / 2, 700)))
-    )
+    return _is_bounded(doubled, claim, delta) or _is_bounded(released, claim / 2, delta * float(expit(-claim / 2)))
 
 
 def _is_bounded(parts: Sequence[GaussianReleases], epsilon: float, delta: float) -> bool:
-    """Ask the same of add/remove neighbors."""
+    """Ask the same of add/remove neighbors.
+
+    Losses that are composed numerically are asked only where rounding leaves them right (`privacy/losses.py`). The
+    other bounds hold at any delta: of the same releases without sampling, exactly, and Renyi's, at more orders too.
+    """
+    if not delta:  # it was too small for a number
+        return False
+    z = 1 / math.sqrt(sum(part.num_steps / part.noise_multiplier**2 for part in parts))
+    is_enough = bool(GaussianPrivacyLoss(z).get_delta_for_epsilon(epsilon) <= delta)
+    if is_enough or all(part.sampling_prob == 1 for part in parts):
+        return is_enough
     events = [
         one if part.sampling_prob == 1 else dp_accounting.PoissonSampledDpEvent(part.sampling_prob, one)
         for part, one in ((part, dp_accounting.GaussianDpEvent(part.noise_multiplier)) for part in parts)
@@ -435,7 +446,9 @@ def _is_bounded(parts: Sequence[GaussianReleases], epsilon: float, delta: float)
     with quiet():
         if rdp.RdpAccountant().compose(whole).get_epsilon(delta) <= epsilon:
             return True
-    return bool(pld.PLDAccountant(value_discretization_interval=1e-3).compose(whole).get_delta(epsilon) <= delta)
+    if not is_proven(parts, delta):
+        return RenyiBound(parts, whole).get_epsilon(delta) <= epsilon
+    return bool(pld.PLDAccountant(value_discretization_interval=grid(parts)).compose(whole).get_delta(epsilon) <= delta)
 
 
 def _against_sentence(where: str, sentence: str, held: Mapping[str, Any]) -> Iterator[str]:

@@ -85,7 +85,7 @@ def _narrowest(parts: Sequence[GaussianReleases]) -> float:
     return min((_spread(part) for part in parts if part.sampling_prob < 1), default=math.inf)
 
 
-def _grid(parts: Sequence[GaussianReleases], interval: float) -> float:
+def grid(parts: Sequence[GaussianReleases], interval: float = FINE) -> float:
     """Return the step of the grid: `interval`, or another one where the losses need it."""
     spread = _narrowest(parts)
     if spread < (FINE / 8 if interval == FINE else FINE / 64):  # a search begins on a coarse grid
@@ -102,7 +102,7 @@ class ComposedLosses:
         """Compose the parts; one sampled release, the costly part of it, does not depend on the number of steps."""
         parts = tuple(parts)
         self.smallest_delta = smallest_delta(parts)
-        interval = _grid(parts, interval)
+        interval = grid(parts, interval)
         self._losses = pld.privacy_loss_distribution.identity(value_discretization_interval=interval)
         for part in parts:
             losses = _one_release(*_as_one(part), interval)
