@@ -10,7 +10,7 @@ from helpers.other_package import other_package
 from helpers.plugins import plug_in
 from helpers.runs import TOY
 from hushprompt.errors import ConfigError
-from hushprompt.registry import BACKBONES, DATASETS, METHODS, PARTITIONS, Registry
+from hushprompt.registry import BACKBONES, DATASETS, MECHANISMS, METHODS, PARTITIONS, SAMPLERS, Registry
 
 FRUIT = '''
 from dataclasses import dataclass
@@ -43,6 +43,32 @@ class Split(IID):
     """Their partition."""
 '''
 
+TOOLS = '''
+from dataclasses import dataclass
+from typing import ClassVar
+from hushprompt.methods.promptfl import PromptFL
+from hushprompt.privacy.mechanisms.gaussian import GaussianMechanism
+from hushprompt.privacy.sampling import DisjointSampler
+
+@dataclass(frozen=True, kw_only=True)
+class Sampler(DisjointSampler):
+    """Their sampler."""
+
+@dataclass(frozen=True, kw_only=True)
+class Mechanism(GaussianMechanism):
+    """Their mechanism."""
+    released: ClassVar[list] = []
+
+    def release(self, channel, summed):
+        self.released.append(str(channel))
+        return GaussianMechanism.release(self, channel, summed)
+
+@dataclass(frozen=True, kw_only=True)
+class Method(PromptFL):
+    """Their method, which releases by it."""
+    mechanism: ClassVar[str] = "their_mechanism"
+'''
+
 
 @pytest.fixture
 def install(tmp_path, monkeypatch):
@@ -58,7 +84,7 @@ def install(tmp_path, monkeypatch):
     yield place
     for module in modules:
         sys.modules.pop(module, None)
-    for registry in (BACKBONES, DATASETS, PARTITIONS):
+    for registry in (BACKBONES, DATASETS, MECHANISMS, METHODS, PARTITIONS, SAMPLERS):
         for name in [name for name in registry._classes if name.startswith("their_")]:
             del registry._classes[name]
 
@@ -135,6 +161,18 @@ def test_data_backbone_and_partition_of_another_package_train(install, tmp_path)
     run = hp.run(config, out=tmp_path / "run", runtime={"cache_dir": str(tmp_path / "cache")})
     assert type(run.config.data).__module__ == type(run.config.backbone).__module__ == "theirs"
     assert 'name = "their_split"' in (run.folder / "config.toml").read_text()
+
+
+def test_sampler_and_mechanism_of_another_package_train(install, tmp_path):
+    points = {"samplers": {"their_sampler": ":Sampler"}, "mechanisms": {"their_mechanism": ":Mechanism"}}
+    install("tools", {**points, "methods": {"their_method": ":Method"}}, TOOLS)
+    names = {"sampling": {"name": "their_sampler", "steps_per_round": 2}, "method": {"name": "their_method"}}
+    config = {**TOY, **names, "training": {"num_rounds": 2}}
+    run = hp.run(config, out=tmp_path / "run", runtime={"cache_dir": str(tmp_path / "cache")})
+    assert type(run.config.sampling).__module__ == "tools"
+    assert sys.modules["tools"].Mechanism.released == ["global"] * 4
+    assert "2 disjoint batches a round" in run.guarantees["public"].statement()
+    assert run.guarantees["public"].epsilon == pytest.approx(8.0, rel=1e-3)
 
 
 def test_a_method_of_another_package_trains_sweeps_compares_reports_and_is_audited(hush, tmp_path):
