@@ -57,6 +57,8 @@ LOWEST_SAMPLED_NOISE = 0.05
 """Where the search for a noise multiplier of sampled releases ends."""
 LOUDEST = 20.0
 """Root of T over z above which losses of unsampled releases are not put on a grid: that cross-check would be slow."""
+MANY_STEPS = 50_000
+"""Above, rounding of losses on a coarse grid adds up to several times epsilon."""
 LARGEST_TARGET = 1e6
 """Of epsilon: above, searches leave the range of numbers."""
 
@@ -215,7 +217,9 @@ def _claim(parts: tuple[GaussianReleases, ...], delta: float, relation: str, int
     shown: list[Claim] = []
     if is_proven(parts, delta):
         shown.append(Claim(_epsilon(parts, delta, relation, "pld", interval), "pld"))
-    if not shown or (interval == FINE and (_is_limited(shown[0].epsilon, parts, delta, relation) or is_coarse(parts))):
+    is_long = any(part.num_steps > MANY_STEPS for part in parts)
+    is_loose = interval == FINE and shown and (_is_limited(shown[0].epsilon, parts, delta, relation) or is_coarse(parts))
+    if not shown or is_long or is_loose:
         shown.append(Claim(_epsilon(parts, delta, relation, "rdp", interval), "rdp"))
         shown.append(Claim(_epsilon(_unsampled(parts), delta, relation, "gdp", interval), "gdp"))
     return min(shown, key=lambda each: each.epsilon)
@@ -363,7 +367,7 @@ def _calibrate(
     high = 1.0
     if is_sampled and not beside:  # amplification divides the noise by about the sampling probability
         whole = _calibrate(target, delta, dataclasses.replace(base, sampling_prob=1.0), relation, ())
-        high = 2.0 ** math.floor(math.log2(whole * base.sampling_prob)) if whole * base.sampling_prob > 1000 else high
+        high = 2.0 ** math.floor(math.log2(max(1.0, whole * base.sampling_prob)))
     while not coarse(high):
         high *= 2
     low = high / 2
