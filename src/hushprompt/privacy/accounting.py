@@ -217,9 +217,10 @@ def _claim(parts: tuple[GaussianReleases, ...], delta: float, relation: str, int
     shown: list[Claim] = []
     if is_proven(parts, delta):
         shown.append(Claim(_epsilon(parts, delta, relation, "pld", interval), "pld"))
-    is_long = any(part.num_steps > MANY_STEPS for part in parts)
-    is_loose = interval == FINE and shown and (_is_limited(shown[0].epsilon, parts, delta, relation) or is_coarse(parts))
-    if not shown or is_long or is_loose:
+    is_loose = any(part.num_steps > MANY_STEPS for part in parts)
+    if shown and interval == FINE:
+        is_loose = is_loose or _is_limited(shown[0].epsilon, parts, delta, relation) or is_coarse(parts)
+    if not shown or is_loose:
         shown.append(Claim(_epsilon(parts, delta, relation, "rdp", interval), "rdp"))
         shown.append(Claim(_epsilon(_unsampled(parts), delta, relation, "gdp", interval), "gdp"))
     return min(shown, key=lambda each: each.epsilon)
