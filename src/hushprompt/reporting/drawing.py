@@ -151,8 +151,8 @@ def save(drawing: Drawing, path: Path) -> None:
         for at, panel in enumerate(panels):
             _place(figure, panel, WIDTH * (at % columns), sum(heights[: at // columns]))
         if drawing.legend:
-            place = {"loc": "lower center", "bbox_to_anchor": (0.5, under / height)}
-            figure.legend(handles=_handles(drawing.legend), ncols=per_row, fontsize=10, **place)
+            handles, anchor = _handles(drawing.legend), (0.5, under / height)
+            figure.legend(handles=handles, ncols=per_row, fontsize=10, loc="lower center", bbox_to_anchor=anchor)
         if notes:
             figure.text(0.5, 5 / height, "\n".join(notes), ha="center", va="bottom", fontsize=9, color=SOFT)
         for artist in figure.findobj():
