@@ -226,7 +226,7 @@ def entry_of(name: str, cls: type[Any]) -> Entry:
     return Entry(
         name=name,
         title=(cls.__doc__ or "").strip().partition("\n")[0],
-        settings=tuple(field.name for field in dataclasses.fields(cls)),
+        settings=tuple(field.name for field in dataclasses.fields(cls) if field.init),
         module=cls.__module__,
         package=PACKAGE if is_own(cls) else "",
     )

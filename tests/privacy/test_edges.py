@@ -83,7 +83,7 @@ def test_a_claim_anywhere_lies_between_a_lower_bound_and_renyi(z, q, num_steps, 
 
 
 @pytest.mark.slow
-@settings(max_examples=400)
+@settings(max_examples=80)
 @given(z_values, q_values, step_counts, deltas, st.sampled_from(RELATIONS))
 def test_a_claim_anywhere_lies_between_a_lower_bound_and_renyi_many_times(z, q, num_steps, delta, relation):
     check(z, q, num_steps, delta, relation)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -66,7 +66,7 @@ class Federation:
     eval_labels: Int[Tensor, " m"]
     partition: Partition
     splits: tuple[ClientSplit, ...]
-    checksums: Mapping[str, str]
+    checksums: Mapping[str, str] = field(default_factory=dict)
     """Of the features of each split and kind, by the cache."""
     new: NewImages | None = None
     """Where base-to-new evaluation is on; the model above then knows the base classes alone."""
