@@ -38,5 +38,8 @@ def simulate(server: Path, clients: Sequence[Path], cpus_per_client: int = 1) ->
         server_app,
         client_app(config_of),
         num_supernodes=len(paths),
-        backend_config={"client_resources": {"num_cpus": cpus_per_client, "num_gpus": 0.0}},
+        backend_config={
+            "init_args": {"address": "local"},  # without it Ray joins any cluster that it finds, with the clients' data
+            "client_resources": {"num_cpus": cpus_per_client, "num_gpus": 0.0},
+        },
     )
