@@ -186,6 +186,16 @@ def test_a_run_of_an_older_version_goes_on_and_says_what_is_not_known(tmp_path, 
     assert not (folder / "identity.json").exists()
 
 
+def test_files_that_hold_a_fingerprint_of_the_data_are_named_as_not_private(tmp_path, data):
+    folder, _, _ = run_with(values(data / "clients.csv"), tmp_path)
+    found = identity.read(folder)
+    prints = [found.digest[:16].encode(), *(each.encode() for each in found.data.values())]
+    holders = {p.name for p in folder.rglob("*.*") if any(each in p.read_bytes() for each in prints)}
+    assert holders == {"identity.json", "summary.json", "ledger.jsonl"}
+    told = json.loads((folder / "privacy.json").read_text())["not_private"]
+    assert all(name in told for name in holders)
+
+
 def test_equal_bytes_give_equal_content_and_any_change_another(tmp_path, data, monkeypatch):
     def digest():
         return content_of(configs.parse(values(data / "clients.csv")).data.load().splits["train"])

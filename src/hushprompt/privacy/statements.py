@@ -39,14 +39,12 @@ SERVER = {
     ),
 }
 """What the server sees, by who adds the noise."""
-NOT_PRIVATE = (
-    "Not private, simulation only: training losses in records.jsonl, and the checkpoint, which belongs to the "
-    "simulation. Accuracies are read from evaluation images, which this guarantee does not cover."
-)
 LOSSES_NOT_PRIVATE = (
     "Not private, simulation only: training losses in records.jsonl, and the checkpoint, which belongs to the "
-    "simulation."
+    "simulation. Not private either: fingerprints of the data in identity.json, summary.json and ledger.jsonl, by "
+    "which whoever knows all other images can tell whether a certain one was there."
 )
+NOT_PRIVATE = f"{LOSSES_NOT_PRIVATE} Accuracies are read from evaluation images, which this guarantee does not cover."
 EVALUATION_IMAGES = (
     "{statement} It covers all accuracies of all arms of this run, which come from noisy counts: at each evaluation, "
     "noise of standard deviation {local:.4g} images on each client's local count and {neighbor:.4g} on its neighbor "
@@ -55,8 +53,8 @@ EVALUATION_IMAGES = (
     "guarantees of its examples, are apart from this."
 )
 STAYS_AT_HOME = (
-    "A federation of separate machines: losses, scores, personal prompts and features stay with each client. The "
-    "server knows who takes part, when, and each client's number of training examples."
+    "A federation of separate machines: losses, scores, personal prompts, features and fingerprints of the data "
+    "stay with each client. The server knows who takes part, when, and each client's number of training examples."
 )
 NOISE_SOURCE = {
     "seeded": "Noise comes from the run's seed: a repeatable simulation. Whoever knows the seed can remove the noise.",
