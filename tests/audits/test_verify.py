@@ -12,6 +12,7 @@ import hushprompt as hp
 from helpers.deployments import NAMES, Deployment
 from helpers.made_runs import train
 from helpers.runs import TOY
+from hushprompt.audits.confirmation import is_confirmed
 from hushprompt.audits.verify import verify
 from hushprompt.errors import DataError
 from hushprompt.privacy.accounting import epsilon
@@ -83,6 +84,14 @@ def smaller_delta(values):
     values["arms"][-1]["audiences"]["public"]["delta"] = 1e-9
 
 
+def no_simulation(values):
+    values["arms"][-1]["noise_source"] = "secure"
+
+
+def no_simulated_guarantee(values):
+    values["arms"][-1]["audiences"]["public"]["noise_source"] = "secure"
+
+
 def one_account_less(values):
     values["arms"][-1]["clients"].pop()
 
@@ -98,6 +107,12 @@ def one_account_less(values):
         ),
         ("privacy.json", more_noise, ["noise_multipliers, local is "]),
         ("privacy.json", smaller_delta, ["public, delta is 1e-09"]),
+        (
+            "privacy.json",
+            no_simulated_guarantee,
+            ["public says that noise is secure, and config.toml"],
+        ),
+        ("summary.json", no_simulation, ["noise is secure, and config.toml that it is seeded"]),
         ("privacy.json", one_account_less, ["clients is "]),
         ("privacy.json", lambda values: values["arms"].pop(), ["privacy.json has no arm 'dp_fpl, epsilon 8'"]),
         ("partition.json", lambda values: values["client_names"].reverse(), ["partition.json has other clients"]),
@@ -260,10 +275,8 @@ def test_server_and_clients_of_a_federation_are_checked_too(tmp_path):
 @pytest.mark.parametrize("release", [(1.0, 0.05, 40), (20.0, 1.0, 100), (0.8, 0.5, 3), (2.0, 0.3, 5000)])
 def test_true_claims_are_confirmed_and_no_smaller_ones(relation, delta, release):
     """Also below the delta at which the losses that dp_accounting composes are rounding alone."""
-    from hushprompt.audits.verify import _is_true
-
     z, prob, steps = release
     parts = (GaussianReleases(num_steps=steps, noise_multiplier=z, sampling_prob=prob),)
     claim = epsilon(parts, delta=delta, relation=relation)
-    assert _is_true(claim, parts, delta, relation)
-    assert not _is_true(0.9 * claim - 0.01, parts, delta, relation)
+    assert is_confirmed(claim, parts, delta, relation)
+    assert not is_confirmed(0.9 * claim - 0.01, parts, delta, relation)

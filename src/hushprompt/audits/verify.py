@@ -12,31 +12,24 @@ import dataclasses
 import functools
 import json
 import math
-import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import dp_accounting
 import numpy as np
-from dp_accounting import pld, rdp
-from dp_accounting.pld.privacy_loss_mechanism import GaussianPrivacyLoss
-from scipy.special import expit
 
+from hushprompt.audits.confirmation import is_confirmed
+from hushprompt.audits.differences import against_sentence, differing, part
 from hushprompt.config import parse as configs
 from hushprompt.config.schema import RunConfig
 from hushprompt.data.partitions.base import ClientShard, Partition
 from hushprompt.errors import DataError, HushpromptError
 from hushprompt.federation.setup import plan_arms, plan_metrics
-from hushprompt.privacy.accounting import compose
+from hushprompt.privacy import statements
 from hushprompt.privacy.config import Audience
 from hushprompt.privacy.ledger import Ledger, accounts
-from hushprompt.privacy.losses import grid, is_proven
-from hushprompt.privacy.releases import GaussianReleases
-from hushprompt.privacy.renyi import RenyiBound, quiet
-from hushprompt.privacy.statements import SIMULATION
 from hushprompt.runs import identity as identities
 from hushprompt.runs import ledger as ledgers
 from hushprompt.runs import manifest, records
@@ -47,10 +40,6 @@ from hushprompt.runs.prompts import read_prompt
 
 AGREEMENT = "agreement.json"
 """What server and client of a federation have instead of a config and sizes."""
-RELATIVE = 1e-5
-"""What rounding explains between a number and the same number computed again."""
-SLACK, GRID = 1e-2, 2e-3
-"""What discretization explains between a claim and dp_accounting's own bound: of the claim, and in epsilon."""
 OF_ARM = (
     "method", "channels", "clip_norms", "clipped", "sensitivities", "noise_multipliers", "num_rounds", "limit",
     "participation",
@@ -87,7 +76,7 @@ class Verification:
         agrees = "Checked, and all of it agrees: " if self.is_consistent else "Checked: "
         lines = [f"DIFFERENCE: {text}." for text in self.differences]
         if lines and self.noise_source == "seeded":
-            lines.insert(0, f"Every epsilon here is that of a {SIMULATION}: noise came from the run's seed.")
+            lines.insert(0, statements.of_a_simulation("Every epsilon here"))
         lines += [f"{agrees}{'; '.join(self.checked)}."] if self.checked else []
         lines += [f"Not checked: {text}." for text in self.not_recorded]
         if self.digest:
@@ -252,7 +241,7 @@ class _FolderCheck:
         for arm in self.spent:
             for audience, held in arm.plan.guarantees().items():
                 parts = arm.plan.composed(audience)
-                if not math.isinf(held.epsilon) and not _is_true(
+                if not math.isinf(held.epsilon) and not is_confirmed(
                     held.epsilon, parts, held.delta, held.neighboring_relation
                 ):
                     self.differences.append(
@@ -282,7 +271,8 @@ class _FolderCheck:
                 "audience": str(audience),
                 "num_rounds": arm.num_rounds,
             }
-            self.differences += _differing(f"summary.json, {arm.label}", _part(entry, due), records.to_json(due))
+            self.differences += differing(f"summary.json, {arm.label}", part(entry, due), records.to_json(due))
+            self.differences += self._against_source(f"summary.json, {arm.label}", entry.get("noise_source"))
             if arm.num_rounds < planned.num_rounds and not entry.get("stopped"):
                 self.differences.append(
                     f"{arm.label}: ledger.jsonl charges {arm.num_rounds} of {planned.num_rounds} rounds, and "
@@ -311,7 +301,7 @@ class _FolderCheck:
             plan = arm.plan if has_ended else planned.spent(_before(ledger, found[-1]["round_index"])).plan
             due = {str(audience): plan.epsilon(audience) for audience in plan.audiences}
             where = f"records.jsonl, {arm.label}, round {found[-1]['round_index']}: epsilon"
-            self.differences += _differing(where, _part(found[-1]["epsilon"], due), records.to_json(due))
+            self.differences += differing(where, part(found[-1]["epsilon"], due), records.to_json(due))
 
     def prompts(self) -> None:
         """Compare what each prompt file says of itself."""
@@ -324,7 +314,8 @@ class _FolderCheck:
             header, _ = read_prompt(path)
             where = f"prompts/{path.name}"
             held = guarantees[Audience.PUBLIC if header.client_id is None else Audience.PERSONAL]
-            self.differences += _against_sentence(where, header.privacy, records.to_json(held.to_json()))
+            self.differences += against_sentence(where, header.privacy, records.to_json(held.to_json()))
+            self.differences += self._against_source(where, header.noise_source)
             if header.method != self.spent[-1].method_name:
                 self.differences.append(f"{where} is of the method {header.method}, not {self.spent[-1].method_name}")
             known = self.recorded
@@ -343,19 +334,25 @@ class _FolderCheck:
                 self.differences.append(f"privacy.json has no arm {due['arm']!r}")
                 continue
             where = f"privacy.json, {due['arm']}"
-            self.differences += _differing(where, _part(entry, OF_ARM), _part(due, OF_ARM))
+            self.differences += differing(where, part(entry, OF_ARM), part(due, OF_ARM))
             if self._own_client is None:
-                self.differences += _differing(f"{where}, clients", entry.get("clients", []), due["clients"])
+                self.differences += differing(f"{where}, clients", entry.get("clients", []), due["clients"])
             for audience, held in due["audiences"].items():
                 said = entry.get("audiences", {}).get(audience, {})
                 place = f"{where}, {audience}"
-                self.differences += _differing(place, _part(said, OF_AUDIENCE), _part(held, OF_AUDIENCE))
-                self.differences += _against_sentence(f"{place}, statement", said.get("statement", ""), held)
+                self.differences += differing(place, part(said, OF_AUDIENCE), part(held, OF_AUDIENCE))
+                self.differences += self._against_source(place, said.get("noise_source"))
+                self.differences += against_sentence(f"{place}, statement", said.get("statement", ""), held)
         self.differences += [f"privacy.json has an arm {label!r} that the config does not have" for label in by_label]
         due, said = computed.get("evaluation"), written.get("evaluation")
         if due is not None and said is not None:
-            guarantees = ({**one, "guarantee": _part(one["guarantee"], OF_AUDIENCE)} for one in (said, due))
-            self.differences += _differing("privacy.json, evaluation", *guarantees)
+            guarantees = ({**one, "guarantee": part(one["guarantee"], OF_AUDIENCE)} for one in (said, due))
+            self.differences += differing("privacy.json, evaluation", *guarantees)
+
+    def _against_source(self, where: str, said: str | None) -> list[str]:
+        """Say where the noise source is not the config's; older versions did not write it down."""
+        due = self.config.privacy.noise_source
+        return [] if said in (None, due) else [f"{where} says that noise is {said}, and config.toml that it is {due}"]
 
     def _metrics(self) -> tuple[Any, int | None]:
         """Return the plan of noisy evaluation counts, and how many were released; None where there is none."""
@@ -405,97 +402,6 @@ def _against_schedule(arm: Arm, ledger: Ledger, own: str | None) -> Iterator[str
         due = set(arm.cohorts[round_index].tolist())
         if charged - due or (own is None and due - charged):
             yield f"{arm.label}: ledger.jsonl charges other clients in round {round_index + 1} than take part in it"
-
-
-def _is_true(epsilon: float, parts: Sequence[GaussianReleases], delta: float, relation: str) -> bool:
-    """Ask dp_accounting whether releases are (epsilon, delta)-DP, up to its discretization.
-
-    Its Renyi accountant, or its privacy loss distributions, must show a bound. Under replace-one neighbors unsampled
-    sums have twice the sensitivity, and group privacy is the other way to a bound (`privacy/accounting.py`).
-    """
-    released, claim = compose(parts), epsilon * (1 + SLACK) + GRID
-    if not released:
-        return True
-    if relation == "add_remove":
-        return _is_bounded(released, claim, delta)
-    doubled = tuple(
-        dataclasses.replace(p, noise_multiplier=p.noise_multiplier / 2, sampling_prob=1.0) for p in released
-    )
-    return _is_bounded(doubled, claim, delta) or _is_bounded(released, claim / 2, delta * float(expit(-claim / 2)))
-
-
-def _is_bounded(parts: Sequence[GaussianReleases], epsilon: float, delta: float) -> bool:
-    """Ask the same of add/remove neighbors.
-
-    Losses that are composed numerically are asked only where rounding leaves them right (`privacy/losses.py`). The
-    other bounds hold at any delta: of the same releases without sampling, exactly, and Renyi's, at more orders too.
-    """
-    if not delta:  # it was too small for a number
-        return False
-    z = 1 / math.sqrt(sum(part.num_steps / part.noise_multiplier**2 for part in parts))
-    is_enough = bool(GaussianPrivacyLoss(z).get_delta_for_epsilon(epsilon) <= delta)
-    if is_enough or all(part.sampling_prob == 1 for part in parts):
-        return is_enough
-    events = [
-        one if part.sampling_prob == 1 else dp_accounting.PoissonSampledDpEvent(part.sampling_prob, one)
-        for part, one in ((part, dp_accounting.GaussianDpEvent(part.noise_multiplier)) for part in parts)
-    ]
-    whole = dp_accounting.ComposedDpEvent(
-        [dp_accounting.SelfComposedDpEvent(one, part.num_steps) for one, part in zip(events, parts, strict=True)]
-    )
-    with quiet():
-        if rdp.RdpAccountant().compose(whole).get_epsilon(delta) <= epsilon:
-            return True
-    if not is_proven(parts, delta):
-        return RenyiBound(parts, whole).get_epsilon(delta) <= epsilon
-    return bool(pld.PLDAccountant(value_discretization_interval=grid(parts)).compose(whole).get_delta(epsilon) <= delta)
-
-
-def _against_sentence(where: str, sentence: str, held: Mapping[str, Any]) -> Iterator[str]:
-    """Say which numbers of a statement are not those of the guarantee."""
-    due = {"epsilon": _written(held["epsilon"], ".4g"), "delta": _written(held["delta"], "g")}
-    for name, number in due.items():
-        found = re.search(rf"\b{name} = ([0-9a-z.+-]*[0-9a-z])", sentence)
-        if found is None or found[1] != number:
-            yield f"{where} says {name} = {found[1] if found else 'nothing'}, computed: {number}"
-    steps = re.search(r"\b(\d+) releases", sentence)
-    if steps is None or int(steps[1]) != held["releases"]["num_steps"]:
-        yield f"{where} says {steps[1] if steps else 'no'} releases, computed: {held['releases']['num_steps']}"
-
-
-def _differing(where: str, said: Any, due: Any) -> Iterator[str]:
-    """Say where two trees of plain values differ; numbers may differ by rounding."""
-    if isinstance(said, Mapping) and isinstance(due, Mapping):
-        for key in dict.fromkeys([*due, *said]):
-            if key not in said or key not in due:
-                yield f"{where}: {key} is {'missing' if key in due else 'not expected'}"
-            else:
-                yield from _differing(f"{where}, {key}" if where else key, said[key], due[key])
-    elif isinstance(said, list) and isinstance(due, list) and len(said) == len(due):
-        for at, (one, other) in enumerate(zip(said, due, strict=True)):
-            yield from _differing(f"{where} {at + 1}", one, other)
-    elif not _is_same(said, due):
-        yield f"{where} is {said}, computed: {due}"
-
-
-def _is_same(said: Any, due: Any) -> bool:
-    """Tell whether two plain values are the same up to rounding."""
-    if any(isinstance(one, bool) or not isinstance(one, (int, float)) for one in (said, due)):
-        return bool(said == due)
-    return math.isclose(said, due, rel_tol=RELATIVE, abs_tol=1e-12)
-
-
-def _part(values: Mapping[str, Any], keys: Mapping[str, Any] | Sequence[str]) -> dict[str, Any]:
-    """Return some entries, as far as they are there: sentences among them are left out."""
-    found = {key: values[key] for key in keys if key in values}
-    if isinstance(found.get("participation"), Mapping):
-        found["participation"] = {key: value for key, value in found["participation"].items() if key != "statement"}
-    return found
-
-
-def _written(value: Any, form: str) -> str:
-    """Write a number as a statement does."""
-    return value if isinstance(value, str) else format(value, form)
 
 
 def _some(numbers: Sequence[int]) -> str:
