@@ -6,9 +6,13 @@ import copy
 import os
 import sys
 
-from jaxtyping import install_import_hook
+# Compiled once, and not by each of the workers and the many processes that tests start.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
-import helpers.typecheck  # noqa: F401  the hook below looks it up by name
+from jaxtyping import install_import_hook  # noqa: E402
+
+import helpers.typecheck  # noqa: E402, F401  the hook below looks it up by name
 
 install_import_hook("hushprompt", "helpers.typecheck.checked")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -34,6 +38,22 @@ settings.register_profile("hushprompt", deadline=None, max_examples=50)
 settings.load_profile("hushprompt")
 torch.set_num_threads(1)
 collect_ignore = ["faults"]  # for processes that tests start
+LONGEST = (
+    "test_real_processes", "test_ray_cluster", "test_shadows", "test_docs", "test_sweep_file", "test_main",
+    "test_sweep", "test_flower_simulation", "test_relations", "test_client_canaries", "test_plugins",
+)  # fmt: skip
+"""Files that take longest, the longest first: begun last, one of them would leave the other workers idle."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Have pytest-xdist keep the order of `pytest_collection_modifyitems`, not take files with many tests first."""
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first."""
+    rank = {name: at for at, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
 
 
 @pytest.fixture

@@ -207,7 +207,7 @@ def test_a_method_that_trains_nothing_or_a_client_that_is_not_there_is_refused(c
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_processes_end_when_the_audit_is_killed(config, tmp_path):
     path = tmp_path / "config.toml"
-    path.write_text(dataclasses.replace(config, training=TrainingConfig(num_rounds=100_000)).to_toml())
+    path.write_text(dataclasses.replace(config, training=TrainingConfig(num_rounds=2_000)).to_toml())
     command = [sys.executable, "-m", "hushprompt", "audit", str(path), "--out", str(tmp_path / "out")]
     options = ["--workers=2", "--num-shadows=4", "--canaries=0", "--gradient-canaries=0"]
     with subprocess.Popen([*command, *options]) as audit:
