@@ -1,6 +1,8 @@
 """What the server leaves out of a sum, and that the sum is then divided and noised as if it had expected it."""
 
+import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ from hushprompt.deployment.server_record import CheckOutcome
 from hushprompt.deployment.transport import InProcess
 from hushprompt.errors import ProtocolError, ResumeError
 from hushprompt.federation import training as rounds
-from hushprompt.runs import records
+from hushprompt.runs import identity, records
 
 
 class Tampering(InProcess):
@@ -195,6 +197,44 @@ def test_a_folder_of_another_config_is_not_gone_on_with(values, tmp_path):
     Deployment(values, tmp_path).serve()
     with pytest.raises(ResumeError, match="belongs to another config"):
         Deployment({**values, "seed": 4}, tmp_path).serve()
+
+
+@pytest.mark.parametrize("source", ["seeded", "secure"])
+def test_a_server_with_other_versions_goes_on_where_noise_is_secure_alone(
+    toy_values, tmp_path, monkeypatch, caplog, source
+):
+    privacy = {**toy_values["privacy"], "noise_source": source}
+    deployed = Deployment({**two_rounds(toy_values), "privacy": privacy}, tmp_path)
+    deployed.serve()
+    folder = deployed.folder("server")
+    assert records.read_json(folder / "summary.json")["identity"] == records.read_json(folder / "identity.json")
+    found = hp.verify(folder)
+    assert found.is_consistent, found.differences
+    assert identity.NOT_RECORDED not in found.not_recorded
+    monkeypatch.setattr(identity, "versions_of", lambda config: {"hushprompt": "9.9"})
+    told = "was begun with other versions: hushprompt .*, now 9.9; torch .*, now none"
+    if source == "seeded":
+        for ask in (deployed.serve, lambda: check(deployed.config, deployed.carrier)):
+            with pytest.raises(ResumeError, match=f"is a seeded run and {told}"):
+                ask()
+    else:
+        deployed.carrier.nodes.clear()  # so that it is the server that tells
+        with pytest.raises(ProtocolError, match="0 of 3 clients joined"):
+            deployed.serve()
+        assert len(re.findall(told, caplog.text)) == 1
+
+
+def test_a_server_folder_of_an_older_version_goes_on(values, tmp_path, caplog):
+    deployed = Deployment(values, tmp_path)
+    deployed.serve()
+    folder = deployed.folder("server")
+    (folder / "identity.json").unlink()
+    ledger = [json.loads(line) for line in (folder / "ledger.jsonl").read_text().splitlines()]
+    lines = [json.dumps({key: value for key, value in line.items() if key != "identity"}) for line in ledger]
+    (folder / "ledger.jsonl").write_text("\n".join(lines) + "\n")
+    deployed.serve()
+    assert identity.NOT_RECORDED in caplog.text
+    assert records.read_json(folder / "summary.json")["identity"] is None
 
 
 def test_a_check_asks_everyone_and_nothing_of_it_is_kept_or_charged(values, tmp_path):

@@ -1,5 +1,6 @@
 """Runs are pooled by what their data are, not by what these are called or where they lie."""
 
+import contextlib
 import re
 import shutil
 
@@ -12,8 +13,9 @@ from hushprompt.audits.audit import check_content
 from hushprompt.config import parse as configs
 from hushprompt.errors import ConfigError, DataError, ResumeError
 from hushprompt.federation.setup import load_fresh
-from hushprompt.jobs import job, sweep
+from hushprompt.jobs import job, ray_cluster, sweep
 from hushprompt.jobs.pool import TaskEnd, WorkerPool
+from hushprompt.jobs.ray_cluster import RayCluster
 from hushprompt.runs import reader, records
 
 QUICK = {"training": {"num_rounds": 1}}
@@ -103,6 +105,39 @@ class InProcess(WorkerPool):
             yield TaskEnd(task=at, value=function(lambda *told: None, *task))
 
 
+class InProcessCluster(RayCluster):
+    """A cluster of this process alone."""
+
+    def __init__(self):
+        pass
+
+    def threads(self, jobs):
+        return 1
+
+    def num_workers(self, num_threads):
+        return 1
+
+    def prepare(self, config_tomls):
+        self.contents = [job.encode_features(lambda *told: None, toml) for toml in config_tomls]
+        yield from ()
+
+    def run(self, tasks, num_threads):
+        assert not tasks, "nothing is trained"
+        yield from ()
+
+
+def test_a_sweep_on_ray_does_not_either(tmp_path, data, monkeypatch):
+    monkeypatch.setattr(sweep, "WorkerPool", InProcess)
+    monkeypatch.setattr(job, "load_kept", load_fresh)
+    monkeypatch.setattr(ray_cluster, "connected", lambda address: contextlib.nullcontext(InProcessCluster()))
+    table = {**values(data / "clients.csv"), **QUICK, "runtime": {"cache_dir": str(tmp_path / "cache")}}
+    grid = {"base": table, "axes": {"seed": [1]}}
+    hp.sweep(grid, out=tmp_path / "sweep", jobs=1)
+    picture(data / "cat1.png", 99)
+    with pytest.raises(DataError, match=r"1 of 2 runs failed.*was made with other content: the data "):
+        hp.sweep({**grid, "axes": {"seed": [1, 2]}}, out=tmp_path / "sweep", ray="auto")
+
+
 def test_a_sweep_does_not_add_runs_on_other_data(tmp_path, data, monkeypatch):
     monkeypatch.setattr(sweep, "WorkerPool", InProcess)
     monkeypatch.setattr(job, "load_kept", load_fresh)
@@ -110,7 +145,8 @@ def test_a_sweep_does_not_add_runs_on_other_data(tmp_path, data, monkeypatch):
     grid = {"base": table, "axes": {"seed": [1]}}
     hp.sweep(grid, out=tmp_path / "sweep", jobs=1)
     picture(data / "cat1.png", 99)
-    with pytest.raises(DataError, match=r"1 of 2 runs failed.*was made with other content: the data "):
-        hp.sweep({**grid, "axes": {"seed": [1, 2]}}, out=tmp_path / "sweep", jobs=1)
+    for axes in ({"seed": [1, 2]}, {"seed": [1], "features.dtype": ["float32", "float16"]}):
+        with pytest.raises(DataError, match=r"1 of 2 runs failed.*was made with other content: the data "):
+            hp.sweep({**grid, "axes": axes}, out=tmp_path / "sweep", jobs=1)
     picture(data / "cat1.png", 1)
     assert len(hp.sweep({**grid, "axes": {"seed": [1, 2]}}, out=tmp_path / "sweep", jobs=1)) == 2

@@ -127,7 +127,7 @@ def test_another_backbone_under_the_same_name_is_refused_before_images_are_encod
     refused(folder, "the backbone is another one", "now ffffffffffff")
 
 
-def test_other_versions_refuse_a_seeded_run_alone(tmp_path, data, monkeypatch):
+def test_other_versions_refuse_a_seeded_run_and_are_told_of_a_secure_one(tmp_path, data, monkeypatch, caplog):
     folder = begun(tmp_path, data)
     secure = tmp_path / "secure"
     secure.mkdir()
@@ -135,6 +135,7 @@ def test_other_versions_refuse_a_seeded_run_alone(tmp_path, data, monkeypatch):
     monkeypatch.setattr(identity, "versions_of", lambda config: {"hushprompt": "9.9", "torch": "2"})
     refused(folder, "seeded run", "hushprompt", "now 9.9", "torch")
     goes_on(secure / "run")
+    assert caplog.text.count("was begun with other versions: hushprompt ") == 1
 
 
 def test_the_version_of_another_package_counts(tmp_path, monkeypatch):

@@ -29,8 +29,10 @@ from hushprompt.federation.client import Step
 from hushprompt.federation.server import Server
 from hushprompt.privacy.config import Channel
 from hushprompt.privacy.statements import STAYS_AT_HOME
+from hushprompt.runs import identity as identities
 from hushprompt.runs import manifest, records
 from hushprompt.runs.arm import Arm
+from hushprompt.runs.identity import IdentityFile, RunIdentity
 from hushprompt.runs.ledger import LedgerFile
 from hushprompt.runs.observer import Observer
 from hushprompt.runs.privacy_record import privacy_record
@@ -50,7 +52,8 @@ def serve(config: ServerConfig, transport: MessageTransport, observer: Observer)
     Raises:
         ConfigError: the run is impossible for the clients that joined, or outside the privacy theorem.
         ProtocolError: too few clients joined, or answered. Call again to go on.
-        ResumeError: the folder is in use, damaged, or belongs to another config.
+        ResumeError: the folder is in use, damaged, belongs to another config, or was begun with other versions and is
+            seeded.
     """
     config.folder.mkdir(parents=True, exist_ok=True)
     with records.locked(config.folder):
@@ -89,6 +92,10 @@ class Coordinator:
         self.offer = make_offer(config.federation.name, run, config.run, names, fingerprint)
         if self.agreement is not None and not self.offer.to_json().items() <= self.agreement.to_json().items():
             raise ResumeError(f"The run in {self.folder} belongs to another config. Use another folder.")
+        if self.agreement is not None:
+            begun = IdentityFile(self.folder, config.run)
+            begun.check(self._identity(self.agreement))
+            begun.keep(has_begun=True)
         self.enrollment = Enrollment(config.federation, self.offer, transport, self._report)
 
     def run(self, observer: Observer) -> None:
@@ -98,7 +105,8 @@ class Coordinator:
         template, _ = arm.method.init(self.model, stream(self.config.run.seed, "init"))
         start = ServerState(shared=template, norms=arm.plan.release_plan.first_norms(len(agreement.sizes)))
         state = load_state(self.folder, start)
-        ledger = LedgerFile(self.folder, agreement.clients)
+        self.recorded = identities.read(self.folder)
+        ledger = LedgerFile(self.folder, agreement.clients, self.recorded.digest if self.recorded else "")
         ledger.check(arm, state.round_index)
         records.truncate_records(self.folder / "records.jsonl", state.records_size)
         observer.on_arm(arm, 0, 1, state.round_index)
@@ -136,6 +144,7 @@ class Coordinator:
             self.enrollment.wait(self.config.federation.clients)
             self.agreement = self.enrollment.agree()
             files.write_text(self.folder / "config.toml", self.config.run.to_toml())
+            records.write_json(self.folder / identities.FILE, self._identity(self.agreement))
             records.write_json(self.folder / AGREEMENT, self.agreement.to_json())
             return self.agreement
         self.enrollment.wait(self.agreement.clients, self._sizes(self.agreement))
@@ -242,6 +251,8 @@ class Coordinator:
             epsilon={str(who): arm.plan.epsilon(who, most_rounds) for who in arm.plan.audiences},
             cohort_size=arm.cohorts.cohort_size,
             num_clients=len(tally.took_part),
+            delta=arm.plan.config.delta,
+            noise_source=arm.plan.release_plan.noise_source,
             asked=tally.asked,
             took_part=tally.took_part,
             failures=tally.failures,
@@ -255,7 +266,11 @@ class Coordinator:
         write_prompts(self.folder / "prompts", self.model, ledger.spent(arm), state.shared, {})
         statement = {**privacy_record(*ledger.outcome([arm])), "not_private": STAYS_AT_HOME}
         records.write_json(self.folder / "privacy.json", statement)
-        summary = {"arms": [self._summary(ledger, arm, state)], "provenance": records.provenance(self.config.run)}
+        summary = {
+            "arms": [self._summary(ledger, arm, state)],
+            "provenance": records.provenance(self.config.run),
+            "identity": self.recorded,
+        }
         text = records.json_text(summary)
         manifest.write(self.folder, {"summary.json": text})
         files.write_text(self.folder / "summary.json", text)
@@ -291,6 +306,17 @@ class Coordinator:
             stopped=None if state.round_index == arm.num_rounds else "the privacy budget was spent",
             per_client=[],
             per_class=[],
+            noise_source=plan.release_plan.noise_source if plan.channels else None,
+        )
+
+    def _identity(self, agreement: Agreement) -> RunIdentity:
+        """Return what the run is, as far as the server knows: it has no data."""
+        return RunIdentity(
+            settings=identities.settings_of(self.config.run),
+            class_names=agreement.class_names,
+            clients=tuple(zip(agreement.clients, agreement.sizes, strict=True)),
+            backbone=agreement.backbone,
+            versions=identities.versions_of(self.config.run),
         )
 
     def _names(self, agreement: Agreement) -> dict[str, Any]:

@@ -54,6 +54,8 @@ class RayCluster:
         self._cores = {node["NodeID"]: int(node["Resources"]["CPU"]) for node in alive}
         self._names = {node["NodeID"]: f"{node['NodeName']} ({node['NodeID'][:8]})" for node in alive}
         self._mailbox = ray.remote(num_cpus=0, max_restarts=-1)(Mailbox).remote()
+        self.contents: list[tuple[str, str] | None] = []
+        """Digests of data and backbone of each config that `prepare` was given; None where nothing could be encoded."""
 
     def threads(self, jobs: int) -> int:
         """Return the threads of each of `jobs` runs side by side; 0 jobs: one thread a run."""
@@ -79,8 +81,13 @@ class RayCluster:
             self._pinned(encode_on_node, node, num_cpus=cores).remote(self._mailbox, config_tomls, cores)
             for node, cores in self._cores.items()
         ]
+        self.contents = [None] * len(config_tomls)
         while refs:
-            _, refs = self._ray.wait(refs, timeout=POLL_SECONDS)
+            ended, refs = self._ray.wait(refs, timeout=POLL_SECONDS)
+            for ref in ended:
+                with contextlib.suppress(self._ray.exceptions.RayError):  # a node that died; the others answer
+                    seen = self._ray.get(ref)
+                    self.contents = [known or new for known, new in zip(self.contents, seen, strict=True)]
             yield from self._told()
         self._seen = self._ray.put((frozenset(self._cores), descriptions[first], config_tomls))
 
@@ -252,14 +259,19 @@ def backbone_fingerprint(config: RunConfig) -> str:
     return fingerprint[:LISTED]
 
 
-def encode_on_node(mailbox: Any, config_tomls: Sequence[str], num_threads: int) -> None:
-    """Encode the features that this node lacks. What goes wrong is said by the runs that need them."""
+def encode_on_node(mailbox: Any, config_tomls: Sequence[str], num_threads: int) -> list[tuple[str, str] | None]:
+    """Encode the features that this node lacks, and return the digests of data and backbone of each config.
+
+    What goes wrong is None, and said by the runs that need it.
+    """
     _prepare()
+    found = []
     for toml in config_tomls:
         values = tomllib.loads(toml)
         values["runtime"]["num_threads"] = num_threads
         config = configs.parse(values).to_toml()
-        attempt(functools.partial(job.encode_features, _teller(mailbox, -1), config))
+        found.append(attempt(functools.partial(job.encode_features, _teller(mailbox, -1), config))[0])
+    return found
 
 
 def train_on_node(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -110,23 +110,31 @@ def _made(
     waiting: Sequence[SweepRun], jobs: int, ray: str | None, observer: SweepObserver, runs: Sequence[SweepRun]
 ) -> Iterator[SweepRun]:
     """Make runs, here or on a cluster, and yield each as it ends."""
+    done = [run for run in runs if run.state is RunState.DONE]
     if not waiting:
         observer.on_start(runs, 0)
     elif ray is None:
         shares = share_cores(jobs, len(waiting))
         observer.on_start(runs, shares.num_workers)
-        yield from make(waiting, shares, observer, [run for run in runs if run.state is RunState.DONE])
+        yield from make(waiting, shares, observer, done)
     else:
         with ray_cluster.connected(ray) as cluster:
             num_threads = cluster.threads(jobs)
             observer.on_start(runs, min(cluster.num_workers(num_threads), len(waiting)))
-            yield from make_on_ray(waiting, cluster, num_threads, observer)
+            yield from make_on_ray(waiting, cluster, num_threads, observer, done)
 
 
 def make_on_ray(
-    runs: Sequence[SweepRun], cluster: RayCluster, num_threads: int, observer: SweepObserver
+    runs: Sequence[SweepRun],
+    cluster: RayCluster,
+    num_threads: int,
+    observer: SweepObserver,
+    done: Sequence[SweepRun] = (),
 ) -> Iterator[SweepRun]:
-    """Make runs on a cluster whose nodes are checked first; their folders come back and are written here."""
+    """Make runs on a cluster whose nodes are checked first; their folders come back and are written here.
+
+    As for `make`, a run whose data or model are not those of the runs that are `done` fails.
+    """
 
     def keep(run: SweepRun, value: tuple[bytes, str]) -> str:
         packed, scores = value
@@ -136,8 +144,16 @@ def make_on_ray(
     needed = {features_key(run.planned.config): run.planned.config.to_toml() for run in runs}
     for event in cluster.prepare(list(needed.values())):
         observer.on_encoding(f"{event.what}, {event.worker}", event.done, event.total)
-    tasks = [(with_threads(run.planned.config, num_threads).to_toml(), ray_cluster.pack(run.folder)) for run in runs]
-    yield from watched(cluster.run(tasks, num_threads), runs, observer, keep)
+    before, digests, ready = _recorded(done), dict(zip(needed, cluster.contents, strict=True)), []
+    for run in runs:
+        seen = digests[features_key(run.planned.config)]
+        error = None if seen is None else _other_content(before, run.planned.config, seen)
+        if error is None:
+            ready.append(run)
+        else:
+            yield failed(run, error)
+    tasks = [(with_threads(run.planned.config, num_threads).to_toml(), ray_cluster.pack(run.folder)) for run in ready]
+    yield from watched(cluster.run(tasks, num_threads), ready, observer, keep)
 
 
 def make(
@@ -148,7 +164,7 @@ def make(
     A run that fails is yielded as failed, and the others go on. So is one whose data or model are not those of the runs
     of the same settings that are `done`: together they would mean nothing.
     """
-    before = {features_key(run.planned.config): run for run in done}
+    before = _recorded(done)
     with WorkerPool(shares, prepare_training) as pool:
         ready = []
         errors: dict[Any, str | None] = {}
@@ -156,7 +172,7 @@ def make(
             key = features_key(run.planned.config)
             if key not in errors:
                 config = with_threads(run.planned.config, shares.num_cores)
-                errors[key] = _encode(pool, config, observer, before.get(key))
+                errors[key] = _encode(pool, config, observer, before)
             if errors[key] is None:
                 ready.append(run)
             else:
@@ -189,28 +205,46 @@ def watched(
             yield dataclasses.replace(run, state=RunState.DONE, scores=keep(run, event.value))
 
 
-def _encode(pool: WorkerPool, config: RunConfig, observer: SweepObserver, before: SweepRun | None) -> str | None:
+def _encode(
+    pool: WorkerPool, config: RunConfig, observer: SweepObserver, before: Mapping[Any, tuple[str, str]]
+) -> str | None:
     """Put the features that a config needs into the cache; return what went wrong, or differs from a run before."""
     for event in pool.run(job.encode_features, [(config.to_toml(),)]):
         if isinstance(event, TaskEnd):
-            return event.error or (None if before is None else _other_content(before, *event.value))
+            return event.error or _other_content(before, config, event.value)
         observer.on_encoding(event.what, event.done, event.total)
     raise AssertionError("a task ends")
 
 
-def _other_content(before: SweepRun, data: str, backbone: str) -> str | None:
+def _recorded(done: Iterable[SweepRun]) -> dict[Any, tuple[str, str]]:
+    """Return a run that is done and the digest of its data, or model, by the settings that name these."""
+    found: dict[Any, tuple[str, str]] = {}
+    for run in done:
+        recorded = identities.read(run.folder)
+        if recorded is not None:
+            digests = recorded.data_digest, recorded.backbone
+            found |= {
+                key: (run.folder.name, digest)
+                for key, digest in zip(_content_keys(run.planned.config), digests, strict=True)
+            }
+    return found
+
+
+def _other_content(before: Mapping[Any, tuple[str, str]], config: RunConfig, digests: tuple[str, str]) -> str | None:
     """Say what differs now from what a run that is done was made with."""
-    recorded = identities.read(before.folder)
-    if recorded is None:
-        return None
-    pairs = {"data": (recorded.data_digest, data), "backbone": (recorded.backbone, backbone)}
-    found = [f"the {what} {was[:LETTERS]}, now {now[:LETTERS]}" for what, (was, now) in pairs.items() if was != now]
-    if not found:
-        return None
-    return (
-        f"{before.folder.name} was made with other content: {'; '.join(found)}. Put it back, or sweep into another "
-        "folder (-o)."
-    )
+    for key, now in zip(_content_keys(config), digests, strict=True):
+        name, was = before.get(key, ("", now))
+        if was != now:
+            return (
+                f"{name} was made with other content: the {key[0]} {was[:LETTERS]}, now {now[:LETTERS]}. Put it back, "
+                "or sweep into another folder (-o)."
+            )
+    return None
+
+
+def _content_keys(config: RunConfig) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Return the settings that name a run's data, and its model."""
+    return ("data", config.data, config.evaluation.split), ("backbone", config.backbone)
 
 
 def features_key(config: RunConfig) -> tuple[Any, ...]:

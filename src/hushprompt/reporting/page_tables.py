@@ -156,7 +156,7 @@ def run_table(runs: Sequence[FinishedRun]) -> PageTable:
     for run in runs:
         identity = run.provenance.get("config_identity", "")
         code = Markup('<code title="{}">{}</code>').format(identity, identity[:12] or "-")
-        data = NOT_RECORDED if run.identity is None else run.identity.data_digest[:LETTERS]
+        data = (run.identity.data_digest[:LETTERS] if run.identity else "") or NOT_RECORDED
         rows.append([run.name, str(run.seed), *(run.provenance.get(key, "-") for key in keys), code, data])
     return PageTable("Runs", ["run", "seed", *keys, "config identity", "data"], rows, "lines")
 

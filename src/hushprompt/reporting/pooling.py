@@ -223,7 +223,7 @@ def _fingerprint(run: FinishedRun, section: str) -> str:
     """Return the first letters of the fingerprint of a run's data, or model."""
     if run.identity is None:
         return NOT_RECORDED
-    return (run.identity.data_digest if section == "data" else run.identity.backbone)[:LETTERS]
+    return (run.identity.data_digest if section == "data" else run.identity.backbone)[:LETTERS] or NOT_RECORDED
 
 
 def _with_fingerprint(run: FinishedRun, section: str) -> FinishedRun:

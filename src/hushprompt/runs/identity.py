@@ -49,11 +49,11 @@ class RunIdentity:
     """In label order."""
     clients: tuple[tuple[str, int], ...]
     """Name and training examples of each client, in the order of the run."""
-    split: str
-    """Checksum of which example is in which split."""
-    data: dict[str, str]
+    split: str = ""
+    """Checksum of which example is in which split; empty at a federation's server, as `data` is."""
+    data: dict[str, str] = field(default_factory=dict)
     """SHA-256 of what each split holds: bytes, labels, order; see `data/content.py`."""
-    is_whole: bool
+    is_whole: bool = True
     """Whether every byte counts in `data`; if not, `features` must agree too."""
     backbone: str = ""
     """Fingerprint of weights, tokenizer and preprocessing."""
@@ -72,7 +72,9 @@ class RunIdentity:
 
     @property
     def data_digest(self) -> str:
-        """SHA-256 of the data alone: bytes, split and class names."""
+        """SHA-256 of the data alone: bytes, split and class names; empty at a federation's server."""
+        if not self.data:
+            return ""
         values = [self.data, self.split, self.class_names]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
@@ -212,6 +214,8 @@ class IdentityFile:
     def check(self, now: RunIdentity | None = None, **more: Any) -> None:
         """Refuse to go on with other data, another model, or with other settings than the run was begun with.
 
+        Other versions refuse a seeded run, and are told of a secure one.
+
         Args:
             now: what is there today; None: what the last call was given.
             more: fields that are known by now.
@@ -227,11 +231,14 @@ class IdentityFile:
                 f"{self._folder} was begun with something else: {'; '.join(found)}. Put back what it was begun with, "
                 "or start a new run: what was spent so far was spent on that."
             )
-        if self._is_seeded and (other := self.recorded.other_versions(self._now)):
+        other = "; ".join(self.recorded.other_versions(self._now))
+        if other and self._is_seeded:
             raise ResumeError(
-                f"{self._folder} is a seeded run and was begun with other versions: {'; '.join(other)}. They may give "
-                "other numbers. Install those versions, or start a new run."
+                f"{self._folder} is a seeded run and was begun with other versions: {other}. They may give other "
+                "numbers. Install those versions, or start a new run."
             )
+        if other and now is not None:  # not again where pieces are added
+            LOG.warning("%s was begun with other versions: %s. Its guarantee stays the same.", self._folder, other)
 
     def keep(self, *, has_begun: bool) -> None:
         """Write the identity at the first start, when all of it is known.
