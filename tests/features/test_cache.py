@@ -1,5 +1,6 @@
 import dataclasses
 import importlib.metadata
+import io
 import json
 import logging
 import os
@@ -17,7 +18,9 @@ import pytest
 import torch
 
 import hushprompt
+from helpers import layouts
 from hushprompt.data.base import Split
+from hushprompt.data.readers.folder import Folder
 from hushprompt.data.sets.toy import ToyData
 from hushprompt.errors import ConfigError, DataError
 from hushprompt.features import store
@@ -185,6 +188,30 @@ def test_a_changed_image_or_weight_is_not_served_from_the_cache(backbone, data, 
     other = Watched(Toy(token_width=9))
     image_features(other, data, "test", tmp_path, CONFIG)
     assert sum(other.batches) == 18
+
+
+def test_other_bytes_of_the_same_size_and_date_are_encoded_anew_and_it_is_told(tmp_path, caplog):
+    layouts.images(tmp_path / "imgs", ["ant", "bee"], 3)
+    path, backbone = tmp_path / "imgs" / "ant" / "image_0001.jpg", Watched()
+
+    def features():
+        dataset = Folder(root=str(tmp_path / "imgs")).load()
+        return image_features(backbone, dataset, "train", tmp_path / "cache", CONFIG).tensor().clone()
+
+    def bitmap(number):  # uncompressed: all of one size
+        layouts.Image.open(io.BytesIO(layouts.encoded(number))).save(path, "bmp")
+
+    bitmap(0)
+    before, status = features(), path.stat()
+    bitmap(200)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (status.st_size, status.st_mtime_ns)
+    assert "encoded anew" not in caplog.text
+    assert not torch.equal(features(), before)
+    assert "other bytes or dates" in caplog.text
+    num_encoded = sum(backbone.batches)
+    features()
+    assert sum(backbone.batches) == num_encoded
 
 
 def test_a_folder_of_something_else_under_the_same_name_is_not_believed(backbone, data, tmp_path, caplog):

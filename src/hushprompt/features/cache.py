@@ -16,7 +16,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -133,6 +133,7 @@ def image_features(
     if not folder.is_ready():
         with folder.locked(on_wait=lambda: report(folder.num_logged())):
             if not folder.is_ready():  # another process may have finished while we waited
+                _tell_stale(folder)
                 _fill(folder, backbone, dataset.splits[split], report)
     return folder.read()
 
@@ -227,6 +228,19 @@ def cached(cache_dir: Path) -> list[CachedFeatures]:
             )
         )
     return found
+
+
+def _tell_stale(folder: FeatureFolder) -> None:
+    """Say where the cache has features that differ in the fingerprint of the examples alone, as of changed files."""
+    others = (key_of(path) for path in folder.path.parent.glob(f"{folder.key.backbone[:12]}-{folder.key.split}-*"))
+    if any(
+        key is not None and key != folder.key and replace(key, data=folder.key.data) == folder.key for key in others
+    ):
+        logger.warning(
+            "The cache has features of %s %s for other bytes or dates of the files, or of an older version of "
+            "hushprompt. They are not used: all are encoded anew.",
+            folder.key.dataset, folder.key.split,
+        )  # fmt: skip
 
 
 def _fill(folder: FeatureFolder, backbone: Model, split: Split, report: Callable[[int], None]) -> None:

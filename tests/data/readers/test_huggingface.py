@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from helpers.layouts import encoded, is_color, wav
-from hushprompt.data.readers.huggingface import HuggingFace
+from hushprompt.data.readers.huggingface import HuggingFace, Rows
 from hushprompt.errors import ConfigError, DataError
 
 datasets = pytest.importorskip("datasets")
@@ -60,6 +60,21 @@ def test_files_that_the_table_only_names_are_read(tmp_path):
     assert dataset.class_names == ("cat", "dog")
     rows = dataset.splits["train"].read.rows
     assert is_color(dataset.splits["train"].read(np.array([0]))[0], int(rows[0]), 0)
+
+
+def test_the_stamp_of_a_cell_that_names_a_file_is_that_of_the_file(tmp_path):
+    path = tmp_path / "0.png"
+    path.write_bytes(encoded(0))
+    features = datasets.Features({"pic": datasets.Image(decode=False)})
+    part = datasets.Dataset.from_dict({"pic": [{"bytes": None, "path": str(path)}]}, features=features)
+    rows = Rows(parts={"train": part}, column="pic", folder=tmp_path, starts=np.array([0, 1]), stamps=("x",))
+    before = rows.stamp(0)
+    assert rows.stamp(0) == before
+    path.write_bytes(encoded(9))
+    assert rows.stamp(0) != before
+    path.unlink()
+    with pytest.raises(DataError, match="names a file that cannot be read"):
+        rows.stamp(0)
 
 
 def test_a_table_of_sounds(tmp_path):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 
 from hushprompt.data.base import Dataset
 from hushprompt.data.decoding import Media
+from hushprompt.data.listing import file_stamp
 from hushprompt.data.readers.base import Found, OwnData, required, text_of
 from hushprompt.errors import ConfigError, DataError
 from hushprompt.extras import install_hint
@@ -33,7 +35,7 @@ class Rows:
     starts: np.ndarray
     """First row of each part, and the number of all."""
     stamps: tuple[str, ...]
-    """For each part, a hash of its files' names, sizes and times."""
+    """For each part, a hash of its files' names and stamps."""
 
     def describe(self, row: int) -> str:
         """Return folder, split and row."""
@@ -41,21 +43,22 @@ class Rows:
         return f"{self.folder} {list(self.parts)[part]}[{inner}]"
 
     def stamp(self, row: int) -> str:
-        """Return the part's stamp and the row."""
+        """Return the part's stamp and the row, and the stamp of a file that the cell names."""
         part, inner = self._place(row)
-        return f"{self.stamps[part]} {inner}"
+        file = ""
+        if self._sizes[row] < 0 and (cell := self._cell(row)) and cell["path"]:
+            with self._naming(row):
+                file = file_stamp(Path(cell["path"]).stat())
+        return f"{self.stamps[part]} {inner} {file}"
 
     def fetch(self, row: int) -> bytes:
         """Read one cell, or the file it names."""
-        part, inner = self._place(row)
-        cell = list(self.parts.values())[part][inner][self.column]
+        cell = self._cell(row)
         if cell and cell["bytes"] is not None:
             return bytes(cell["bytes"])
         if cell and cell["path"]:
-            try:
+            with self._naming(row):
                 return Path(cell["path"]).read_bytes()
-            except OSError as error:
-                raise DataError(f"{self.describe(row)} names a file that cannot be read ({error}).") from error
         raise DataError(f"{self.describe(row)} is empty.")
 
     def size(self, row: int) -> int:
@@ -85,6 +88,19 @@ class Rows:
         table = list(self.parts.values())[part].with_format("arrow")[inner : inner + 1]
         cell = table[self.column][0]["bytes"]
         return memoryview(cell.as_buffer() if cell.is_valid else self.fetch(row))
+
+    def _cell(self, row: int) -> Any:
+        """Return bytes and path of a row; None where it is empty."""
+        part, inner = self._place(row)
+        return list(self.parts.values())[part][inner][self.column]
+
+    @contextlib.contextmanager
+    def _naming(self, row: int) -> Iterator[None]:
+        """Turn an OSError of a file that a cell names into a DataError."""
+        try:
+            yield
+        except OSError as error:
+            raise DataError(f"{self.describe(row)} names a file that cannot be read ({error}).") from error
 
     def _place(self, row: int) -> tuple[int, int]:
         """Return part and row within it."""
@@ -181,12 +197,11 @@ def _texts(part: Any, name: str, where: str, *, is_class: bool) -> list[str | No
 
 
 def _stamp(part: Any) -> str:
-    """Hash the names, sizes and times of a part's files."""
+    """Hash the names and stamps of a part's files."""
     digest = hashlib.sha256()
     for entry in part.cache_files:
         path = Path(entry["filename"])
-        status = path.stat()
-        digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns}\n".encode())
+        digest.update(f"{path.name} {file_stamp(path.stat())}\n".encode())
     return digest.hexdigest()
 
 

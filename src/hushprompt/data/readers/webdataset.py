@@ -13,6 +13,7 @@ import numpy as np
 from hushprompt.data.base import Dataset
 from hushprompt.data.class_folders import is_stray
 from hushprompt.data.decoding import AUDIO_SUFFIXES, IMAGE_SUFFIXES, media_of, suffix
+from hushprompt.data.listing import file_stamp
 from hushprompt.data.readers.base import Found, OwnData, once, required, text_of
 from hushprompt.errors import DataError
 from hushprompt.registry import DATASETS
@@ -38,10 +39,9 @@ class Members:
         return str(self.folder / self.names[row])
 
     def stamp(self, row: int) -> str:
-        """Return offset and size, and the tar's size and time."""
+        """Return offset and size, and the tar's stamp."""
         shard, offset, size = self.places[row]
-        status = (self.folder / self.shards[shard]).stat()
-        return f"{offset} {size} {status.st_size} {status.st_mtime_ns}"
+        return f"{offset} {size} {file_stamp((self.folder / self.shards[shard]).stat())}"
 
     def size(self, row: int) -> int:
         """Return the size of the file in the tar."""
