@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch
+from PIL import Image
 
 from helpers import made_runs as made
 from hushprompt.errors import ConfigError, DataError
 from hushprompt.reporting import drawing, figures, maps, page_tables
 from hushprompt.reporting.confusions import pooled
 from hushprompt.reporting.pooling import pool
-from hushprompt.reporting.styles import printable
+from hushprompt.reporting.styles import Style, printable
 
 SVG = "{http://www.w3.org/2000/svg}"
 DP_FPL = "dp_fpl, epsilon 2"
@@ -325,6 +326,21 @@ def test_a_thousand_clients_and_classes_stay_small():
     (panel,) = drawn("partition", runs).panels
     assert len(drawing.embedded(panel)) < 3_000_000
     assert all(len(drawing.embedded(p)) < 12_000 for p in drawn("clients", runs).panels)
+
+
+LONG_NAMES = [[f"DP-FPL, rank {k}, sampling probability 0.05, noise at the client" for k in (1, 2)], ["x" * 120, "a"]]
+
+
+@pytest.mark.parametrize("names", LONG_NAMES)
+@pytest.mark.parametrize("num_panels", [1, 3])
+def test_long_names_in_a_legend_are_not_cut_at_the_edges(names, num_panels, tmp_path):
+    panels = [drawing.Panel(slug="p", title="t", description="d", draw=lambda axes: None)] * num_panels
+    style = Style(color="#000000", dash="-", marker="o", is_hollow=False)
+    drawn = drawing.Drawing(slug="s", panels=panels, caption="", legend=[(name, style) for name in names])
+    drawing.save(drawn, tmp_path / "f.png")
+    pixels = np.asarray(Image.open(tmp_path / "f.png").convert("L"))
+    border = np.concatenate([pixels[:, :2].ravel(), pixels[:, -2:].ravel(), pixels[-2:].ravel()])
+    assert (border == 255).all()
 
 
 @pytest.mark.parametrize("name", ["</title><script>alert(1)</script>", "a\x00b\x1f\ud800", "$x^2$ \\frac{", "שלום ‮ 😀"])

@@ -142,17 +142,16 @@ def save(drawing: Drawing, path: Path) -> None:
     columns = 2 if len(panels) in (2, 4) else min(len(panels), 3)
     heights = [max(p.height for p in panels[at : at + columns]) for at in range(0, len(panels), columns)]
     per_row = columns * 2 if len(drawing.legend) > 2 else 2
-    keys = 18 * math.ceil(len(drawing.legend) / per_row) + 10 if drawing.legend else 0
     notes = textwrap.wrap(printable(drawing.note), LETTERS * columns)
     under = 14 * len(notes) + 6 if notes else 0
     metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix)
     with _drawn_with(drawing.slug):
+        legend, keys = _fitting(drawing.legend, WIDTH * columns, per_row) if drawing.legend else ({}, 0)
         figure = _figure(WIDTH * columns, height := sum(heights) + keys + under)
         for at, panel in enumerate(panels):
             _place(figure, panel, WIDTH * (at % columns), sum(heights[: at // columns]))
         if drawing.legend:
-            handles, anchor = _handles(drawing.legend), (0.5, under / height)
-            figure.legend(handles=handles, ncols=per_row, fontsize=10, loc="lower center", bbox_to_anchor=anchor)
+            figure.legend(**legend, bbox_to_anchor=(0.5, under / height))
         if notes:
             figure.text(0.5, 5 / height, "\n".join(notes), ha="center", va="bottom", fontsize=9, color=SOFT)
         for artist in figure.findobj():
@@ -192,11 +191,27 @@ def _place(figure: Figure, panel: Panel, left: float, top: float) -> None:
     axes.set_title(title, x=-(before - 8) / (WIDTH - before - behind), pad=above - 21, fontsize=size_of_title)
 
 
-def _handles(legend: Sequence[tuple[str, Style]]) -> list[Any]:
-    """Return a line for each entry of a legend."""
+def _fitting(legend: Sequence[tuple[str, Style]], width: float, per_row: int) -> tuple[dict[str, Any], int]:
+    """Return what a legend that is no wider than `width` is drawn with, and its height, both in units.
+
+    It has fewer than `per_row` names side by side if they are long, and breaks a name that is too long alone.
+    """
+    figure = _figure(width, width)
+    whole = max(len(name) for name, _ in legend)
+    tried = [*((columns, whole) for columns in range(per_row, 0, -1)), *((1, n) for n in range(whole - 1, 9, -1))]
+    for columns, letters in tried:
+        keys = {"handles": _handles(legend, letters), "ncols": columns, "fontsize": 10, "loc": "lower center"}
+        extent = figure.legend(**keys).get_window_extent()
+        if extent.width <= width:
+            break
+    return keys, math.ceil(extent.height)
+
+
+def _handles(legend: Sequence[tuple[str, Style]], letters: int) -> list[Any]:
+    """Return a line for each entry of a legend, whose name has so many letters in a line."""
     from matplotlib.lines import Line2D
 
-    return [Line2D([], [], label=printable(name), **line(style)) for name, style in legend]
+    return [Line2D([], [], label=textwrap.fill(printable(name), letters), **line(style)) for name, style in legend]
 
 
 def _svg_text(figure: Figure) -> str:
