@@ -48,6 +48,22 @@ def one_of(allowed: Iterable[str], **values: str) -> None:
             raise ConfigError(f"{name} must be one of {', '.join(allowed)}, got {value!r}.{nearest(value, allowed)}")
 
 
+CLASSES_IN_FILE = " A file with one class a line is named by data.classes_file."
+"""What is said where one text stands for the list of classes."""
+
+
+def several(*, of: str = "", **values: object) -> None:
+    """Raise ConfigError for a text where a list of texts is wanted: its letters would be taken one by one.
+
+    Args:
+        of: what else the sentence says.
+        values: by the name of the setting.
+    """
+    for name, value in values.items():
+        if isinstance(value, str):
+            raise ConfigError(f'{name} must be a list, such as ["{value}"], got {value!r}.{of}')
+
+
 def nearest(word: str, allowed: Iterable[str]) -> str:
     """Return " Did you mean 'x'?" for the closest allowed word, or an empty string.
 

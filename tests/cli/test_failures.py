@@ -153,6 +153,45 @@ def test_a_file_in_the_place_of_the_run_folder_is_named(hush, tmp_path, out):
     assert (tmp_path / "file").read_text() == "mine"
 
 
+@pytest.mark.parametrize("out", ["file/x", "x\0y", "x" * 300])
+def test_python_says_of_an_output_what_the_command_line_says(run, hush, tmp_path, monkeypatch, out):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("mine")
+    told = {
+        "run": lambda: hp.run(data="toy", backbone="toy", out=out, progress=False),
+        "sweep": lambda: hp.sweep({"base": hp.RunConfig(), "axes": {"seed": [1]}}, out=out),
+        "report": lambda: hp.report(run, out),
+        "figure": lambda: hp.figure(run, f"{out}.svg"),
+        "compare": lambda: hp.compare(run).write(f"{out}.md"),
+        "init": lambda: hp.federation.init(out, ["a", "b"], classes=["cat", "dog"]),
+        "key": lambda: hp.federation.key(out),
+    }
+    for name, call in told.items():
+        with pytest.raises(
+            hp.HushpromptError, match=r"^[A-Z].*: .*\. (A file|Choose)|^A path has a character NUL"
+        ) as found:
+            call()
+        assert isinstance(found.value, OSError), name
+    if "\0" not in out:
+        said = hush("report", str(run), "--out", out, ok=False)
+        with pytest.raises(hp.HushpromptError) as found:
+            hp.report(run, out)
+        assert said.err.strip() == f"hushprompt: {found.value}"
+        assert (tmp_path / "file").read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_mistake_in_code_is_no_failure_of_a_file(monkeypatch, tmp_path):
+    monkeypatch.setattr(training.simulate, "run", failing(ValueError("a library's")))
+    with pytest.raises(ValueError, match="a library's") as found:
+        hp.run(data="toy", backbone="toy", out=tmp_path / "r", progress=False)
+    assert not isinstance(found.value, hp.HushpromptError)
+    monkeypatch.setattr(training.simulate, "run", failing(BrokenPipeError(errno.EPIPE, "nobody reads")))
+    with pytest.raises(BrokenPipeError) as found:
+        hp.run(data="toy", backbone="toy", out=tmp_path / "r", progress=False)
+    assert not isinstance(found.value, hp.HushpromptError)
+
+
 def test_a_device_is_written_and_not_replaced(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)

@@ -1,10 +1,14 @@
 import math
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+import hushprompt as hp
 from hushprompt.config import parse as configs
+from hushprompt.config.values import convert
+from hushprompt.data.readers.base import OwnData
 from hushprompt.errors import ConfigError
 from hushprompt.registry import DATASETS, METHODS, Registry
 
@@ -31,7 +35,7 @@ def test_a_list_of_texts_becomes_a_tuple(toy_values):
     assert configs.parse(tomllib.loads(resolved.to_toml())) == resolved
     with pytest.raises(ConfigError, match=r"data\.classes\[1\] must be of type str, got 2"):
         configs.parse({**values, "data": {"name": "folder", "root": "x", "classes": ["cat", 2]}})
-    with pytest.raises(ConfigError, match=r"data\.classes must be of type list, got 'cat'"):
+    with pytest.raises(ConfigError, match=r"data\.classes must be a list, such as"):
         configs.parse({**values, "data": {"name": "folder", "root": "x", "classes": "cat"}})
 
 
@@ -120,6 +124,27 @@ def test_a_missing_file_or_section_is_named(tmp_path, toy_values):
     del toy_values["backbone"]
     with pytest.raises(ConfigError, match="section backbone is missing"):
         configs.parse(toy_values)
+
+
+def test_one_text_is_no_list_of_its_letters(toy_values, tmp_path):
+    folder = {**toy_values, "data": {"name": "folder", "root": "r", "classes": "cat"}}
+    with pytest.raises(ConfigError, match=r'must be a list, such as \["cat"\], got \'cat\'\. .* data\.classes_file'):
+        configs.parse(folder)
+    with pytest.raises(ConfigError, match=r"classes must be a list.*data\.classes_file"):
+        OwnData.__post_init__(SimpleNamespace(classes="cat"))
+    with pytest.raises(ConfigError, match=r"federation\.clients must be a list"):
+        convert("federation.clients", "abc", tuple[str, ...])
+    for call in (
+        lambda: configs.load(tmp_path, "seed=2"),
+        lambda: hp.resume(tmp_path, overrides="data.root=x"),
+        lambda: hp.sweep({"base": toy_values, "axes": {"seed": [1]}}, out=tmp_path / "s", overrides="seed=2"),
+        lambda: hp.compare(tmp_path, by="data"),
+        lambda: hp.compare(tmp_path, scores="local"),
+        lambda: hp.federation.init(tmp_path / "f", "abc"),
+    ):
+        with pytest.raises(ConfigError, match="must be a list, such as "):
+            call()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_registry_refuses_duplicates_and_mutable_classes():

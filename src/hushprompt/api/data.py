@@ -18,7 +18,7 @@ from hushprompt.data.base import Dataset
 from hushprompt.data.findings import Finding
 from hushprompt.data.listing import About
 from hushprompt.data.partitions.base import Partition
-from hushprompt.errors import ConfigError, DataError
+from hushprompt.errors import ConfigError, DataError, files_told
 from hushprompt.features.cache import SHIPPED, CachedFeatures, cached
 from hushprompt.federation.setup import make_partition
 from hushprompt.registry import DATASETS, PARTITIONS
@@ -97,6 +97,7 @@ class DataInfo:
         }
 
 
+@files_told()
 def data_info(
     data: Any = None, *, root: str | Path | None = None, cache_dir: str = "", verify: bool = False, **settings: Any
 ) -> DataInfo:
@@ -155,6 +156,7 @@ def about(name: str) -> About:
     return known
 
 
+@files_told()
 def fetch(name: str, root: str | Path = "data") -> Path:
     """Download a data set, or say what to get from where.
 
@@ -172,6 +174,7 @@ def fetch(name: str, root: str | Path = "data") -> Path:
     return Path(root)
 
 
+@files_told()
 def partition(
     config: RunConfig | Mapping[str, Any] | str | Path | None = None, *, out: str | Path | None = None, **sections: Any
 ) -> Counts:

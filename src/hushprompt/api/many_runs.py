@@ -12,7 +12,7 @@ from rich.console import Group, RenderableType
 
 from hushprompt import checks, files
 from hushprompt.api.run import Run
-from hushprompt.errors import ConfigError, DataError
+from hushprompt.errors import ConfigError, DataError, files_told
 from hushprompt.evaluation.significance import Test
 from hushprompt.jobs import sweep as sweeps
 from hushprompt.jobs.sweep import SweepObserver
@@ -29,6 +29,7 @@ Runs = Run | str | Path | Sequence[Run | str | Path]
 """A run, run folder, folder of them or packed sweep, or several."""
 
 
+@files_told()
 def sweep(
     file: str | Path | Mapping[str, Any],
     *,
@@ -76,6 +77,7 @@ class ComparedRuns:
         checks.one_of(FORMS, form=form)
         return FORMS[form](self)
 
+    @files_told()
     def write(self, path: str | Path) -> Path:
         """Write the tables to a file that ends in .md, .tex or .csv."""
         file = Path(path)
@@ -105,6 +107,7 @@ FORMS: Mapping[str, Callable[[ComparedRuns], str]] = {
 }
 
 
+@files_told()
 def compare(
     runs: Runs,
     *,
@@ -132,6 +135,7 @@ def compare(
         ConfigError: there is no such setting, score, test or table.
         DataError: there is no finished run, or a file is damaged.
     """
+    checks.several(by=by, scores=scores, tables=tables, ignore=ignore)
     checks.one_of(TESTS, test=test)
     for score in scores:
         checks.one_of(SCORES, score=score)
@@ -157,6 +161,7 @@ class RunFigure:
         return f"RunFigure of {len(self.svg)} bytes of SVG"
 
 
+@files_told()
 def figure(runs: Runs, out: str | Path | None = None, *, kind: str = "curves") -> RunFigure:
     """Draw a figure of finished runs, from their records alone.
 
@@ -181,6 +186,7 @@ def figure(runs: Runs, out: str | Path | None = None, *, kind: str = "curves") -
         return RunFigure((Path(folder) / "figure.svg").read_text(encoding="utf-8"))
 
 
+@files_told()
 def report(runs: Runs, out: str | Path = "report.html", *, title: str = "") -> Path:
     """Make one self-contained HTML page of finished runs, from their records alone.
 

@@ -11,6 +11,7 @@ from hushprompt.api.run import Run
 from hushprompt.audits import audit as audits
 from hushprompt.audits.audit_record import AuditRecord
 from hushprompt.config.schema import RunConfig
+from hushprompt.errors import files_told
 from hushprompt.privacy.calibration import plan_training
 from hushprompt.privacy.config import Audience
 from hushprompt.privacy.guarantee import Guarantee
@@ -89,6 +90,7 @@ def epsilon(
     return plan.guarantees()[Audience(audience)]
 
 
+@files_told()
 def audit(
     what: Run | RunConfig | str | Path,
     *,

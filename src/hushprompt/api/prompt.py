@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hushprompt.config.overrides import with_sections
 from hushprompt.config.values import choose
-from hushprompt.errors import ConfigError, DataError
+from hushprompt.errors import ConfigError, DataError, files_told
 from hushprompt.privacy import statements
 from hushprompt.runs import records
 from hushprompt.runs.prompts import PromptHeader, read_prompt
@@ -72,6 +72,7 @@ class Prompt:
         return f"Prompt({str(self.path)!r}): {self.method}, {len(self.classes)} classes, {shapes}\n{self.privacy}"
 
 
+@files_told()
 def load_prompt(path: str | Path, *, client: int | str | None = None, backbone: Any = None) -> Prompt:
     """Read a trained prompt.
 

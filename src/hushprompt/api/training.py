@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hushprompt import files
+from hushprompt import checks, files
 from hushprompt.api.progress import watching
 from hushprompt.api.run import Run, guarantees_of
 from hushprompt.config import parse as configs
 from hushprompt.config.schema import RunConfig, RuntimeConfig
-from hushprompt.errors import ConfigError, ResumeError
+from hushprompt.errors import ConfigError, ResumeError, files_told
 from hushprompt.federation import simulate
 from hushprompt.federation.setup import client_sizes, make_partition, plan_arms, plan_metrics, tell_findings
 from hushprompt.privacy import statements
@@ -33,6 +33,7 @@ Config = RunConfig | Mapping[str, Any] | str | Path | None
 """A config, its plain values, a TOML file, or the name of a preset; None: the embedded preset."""
 
 
+@files_told()
 def run(
     config: Config = None, *, out: str | Path | None = None, progress: bool | Observer = True, **sections: Any
 ) -> Run:
@@ -72,6 +73,7 @@ def run(
         raise
 
 
+@files_told()
 def resume(
     folder: str | Path | Run,
     *,
@@ -99,6 +101,7 @@ def resume(
 
 def check_overrides(overrides: Sequence[str]) -> None:
     """Raise ConfigError unless all settings of a resume say where something lies, or how fast."""
+    checks.several(overrides=overrides)
     keys = [text.partition("=")[0].strip() for text in overrides]
     if wrong := [key for key in keys if not is_location(key)]:
         raise ConfigError(
@@ -145,6 +148,7 @@ class Plan:
         return f"{self.config.to_toml()}\n{self.statement()}"
 
 
+@files_told()
 def plan(config: Config = None, **sections: Any) -> Plan:
     """Resolve a config and say what it would guarantee, without training.
 

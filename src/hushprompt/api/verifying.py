@@ -7,8 +7,10 @@ from pathlib import Path
 from hushprompt.api.run import Run
 from hushprompt.audits import verify as verifying
 from hushprompt.audits.verify import Verification
+from hushprompt.errors import files_told
 
 
+@files_told()
 def verify(run: Run | str | Path, *, digest: str = "") -> Verification:
     """Compute noise, releases and epsilon of a run again, and compare everything that it published.
 

@@ -16,6 +16,7 @@ from rich.console import Console
 from hushprompt.cli import failures
 from hushprompt.cli.commands import EXAMPLES, HELP
 from hushprompt.cli.lazy import LazyGroup, epilog
+from hushprompt.errors import sentence_of
 from hushprompt.process import tune
 
 logger = logging.getLogger("hushprompt")
@@ -63,7 +64,5 @@ def main() -> None:
     except Exception as error:  # one place for all: errors of the system and of libraries too
         if logger.isEnabledFor(logging.DEBUG):
             traceback.print_exc()
-        Console(stderr=True, highlight=False).print(
-            f"hushprompt: {failures.sentence_of(error)}", markup=False, soft_wrap=True
-        )
+        Console(stderr=True, highlight=False).print(f"hushprompt: {sentence_of(error)}", markup=False, soft_wrap=True)
         sys.exit(2)

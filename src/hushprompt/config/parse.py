@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hushprompt import checks
 from hushprompt.config.overrides import override as override
 from hushprompt.config.overrides import with_sections
 from hushprompt.config.presets import locate as locate
@@ -26,6 +27,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: the file is missing or no TOML, a key is unknown, or a value is wrong.
     """
+    checks.several(overrides=overrides)
     values = read(path)
     for text in overrides:
         values = override(values, text)
@@ -38,6 +40,7 @@ def load_stored(folder: Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: as for `load`.
     """
+    checks.several(overrides=overrides)
     values = as_stored(read(folder / "config.toml"))
     for text in overrides:
         values = override(values, text)

@@ -95,6 +95,7 @@ def convert(path: str, value: Any, hint: Any) -> Any:
         (inner,) = [option for option in options if option is not type(None)]
         return convert(path, value, inner)
     if origin is tuple:
+        checks.several(of=checks.CLASSES_IN_FILE if path == "data.classes" else "", **{path: value})
         return tuple(
             convert(f"{path}[{index}]", entry, options[0]) for index, entry in enumerate(convert(path, value, list))
         )

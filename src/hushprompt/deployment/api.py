@@ -14,14 +14,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hushprompt import extras, files
+from hushprompt import checks, extras, files
 from hushprompt.config import parse as configs
 from hushprompt.config.schema import RunConfig
 from hushprompt.deployment.config import REFUSALS, load_client, load_server
 from hushprompt.deployment.operate import status as records_of
 from hushprompt.deployment.operate.status import ClientStatus, Connection, FederationOutcome, ServerStatus
 from hushprompt.deployment.server_record import CHECKED, CheckOutcome, rounds
-from hushprompt.errors import ConfigError, HushpromptError
+from hushprompt.errors import ConfigError, HushpromptError, files_told
 from hushprompt.runs import records
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ def _silent(line: str) -> None:
     """Say nothing."""
 
 
+@files_told()
 def init(
     folder: str | Path,
     clients: Sequence[str],
@@ -69,6 +70,7 @@ def init(
         ConfigError: the folder is not empty, or no federation could train such a run.
     """
     _require()
+    checks.several(clients=clients, classes=classes)
     from hushprompt.deployment.operate import layout
 
     wanted = layout.Wanted(
@@ -83,6 +85,7 @@ def init(
     return Path(folder) / "README.md"
 
 
+@files_told()
 def key(file: str | Path) -> Path:
     """Make a client's key pair, and return the file of the public half, for the server's operator.
 
@@ -96,6 +99,7 @@ def key(file: str | Path) -> Path:
     return node_keys.make(path, path.resolve().parent.name)
 
 
+@files_told()
 def renew(folder: str | Path) -> tuple[Path, Validity]:
     """Make a new server certificate for the same names, in a folder that `init` made with its authority.
 
@@ -111,6 +115,7 @@ def renew(folder: str | Path) -> tuple[Path, Validity]:
     return certificate, certificates.read(certificate)
 
 
+@files_told()
 def serve(file: str | Path, *, insecure: bool = False, say: Say = _silent) -> None:
     """Run the server of a `server.toml` until SIGTERM or Ctrl-C; clients connect to it, and `run` trains on them.
 
@@ -130,6 +135,7 @@ def serve(file: str | Path, *, insecure: bool = False, say: Say = _silent) -> No
     _keep_running(ends.managed_process(Path(file), config, say, is_insecure=insecure), ends.flower_folder(config), say)
 
 
+@files_told()
 def join(file: str | Path, *, insecure: bool = False, say: Say = _silent) -> None:
     """Run the client of a `client.toml` until SIGTERM or Ctrl-C; it answers the server as its owner allows.
 
@@ -150,6 +156,7 @@ def join(file: str | Path, *, insecure: bool = False, say: Say = _silent) -> Non
     _keep_running(ends.managed_process(Path(file), config, say, is_insecure=insecure), ends.flower_folder(config), say)
 
 
+@files_told()
 def run(file: str | Path, *, insecure: bool = False, say: Say = _silent) -> FederationOutcome:
     """Train, from the server's machine, until the run is over; in the folder of a run that stopped, it goes on.
 
@@ -170,6 +177,7 @@ def run(file: str | Path, *, insecure: bool = False, say: Say = _silent) -> Fede
     return records_of.outcome(config, num_before, state)
 
 
+@files_told()
 def check(file: str | Path, *, insecure: bool = False, say: Say = _silent) -> CheckOutcome:
     """Ask the clients to join and to look at the plan, from the server's machine; nothing is trained or charged.
 
@@ -192,6 +200,7 @@ def check(file: str | Path, *, insecure: bool = False, say: Say = _silent) -> Ch
     return dataclasses.replace(found, state=state)
 
 
+@files_told()
 def simulate(folder: str | Path) -> FederationOutcome:
     """Train a federation that `init` wrote in Flower's simulation (Ray): all on this machine, no server, no keys.
 
@@ -210,6 +219,7 @@ def simulate(folder: str | Path) -> FederationOutcome:
     return records_of.outcome(config, num_before)
 
 
+@files_told()
 def stop(file: str | Path, *, insecure: bool = False) -> int:
     """Stop the run that is going on, from the server's machine, and return how many that were; `run` goes on with it.
 
@@ -226,6 +236,7 @@ def stop(file: str | Path, *, insecure: bool = False) -> int:
     return len(active)
 
 
+@files_told()
 def status(file: str | Path, *, insecure: bool = False) -> ServerStatus | ClientStatus:
     """Return what happened at the end that a `server.toml` or `client.toml` belongs to.
 

@@ -27,7 +27,7 @@ from typing import Any
 
 from pebble import ProcessExpired, ProcessPool
 
-from hushprompt.errors import HushpromptError
+from hushprompt.errors import HushpromptError, sentence_of
 
 Tell = Callable[[str, int, int], None]
 """Called by a task with (what, done, total) as it gets on."""
@@ -274,8 +274,8 @@ def attempt(task: Callable[[], Any]) -> tuple[Any, str | None]:
     """
     try:
         return task(), None
-    except HushpromptError as error:
-        return None, str(error)
+    except (HushpromptError, OSError) as error:
+        return None, sentence_of(error)
     except Exception as error:  # told, with its place; other tasks go on
         traceback.print_exc()
         place = traceback.extract_tb(error.__traceback__)[-1]

@@ -148,6 +148,7 @@ def expand(sweep: Sweep, overrides: Sequence[str] = ()) -> list[PlannedRun]:
     Raises:
         ConfigError: a point is no valid config, an override would undo an axis, or there is no run.
     """
+    checks.several(overrides=overrides)
     _refuse_undoing(sweep, overrides)
     runs: dict[str, PlannedRun] = {}
     taken: set[str] = set()

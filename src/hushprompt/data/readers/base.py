@@ -72,6 +72,7 @@ class OwnData:
 
     def __post_init__(self) -> None:
         """Check the fields."""
+        checks.several(of=checks.CLASSES_IN_FILE, classes=self.classes)
         check_fractions(self.validation_fraction, self.test_fraction)
         checks.positive(sampling_rate=self.sampling_rate)
 
