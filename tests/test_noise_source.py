@@ -9,6 +9,7 @@ import tomllib
 import pytest
 
 import hushprompt as hp
+from helpers.deployments import Deployment
 from helpers.layouts import images
 from helpers.made_runs import VALUES, train
 from helpers.runs import TOY
@@ -19,6 +20,7 @@ from hushprompt.privacy import statements
 from hushprompt.registry import DATASETS
 from hushprompt.reporting import figures
 from hushprompt.runs import reader, records
+from hushprompt.runs.tracking import scalars
 
 MARK = "(simulation)"
 
@@ -131,6 +133,37 @@ def test_a_prompt_file_says_it_itself_and_an_old_one_that_it_does_not(runs):
     assert prompt.header.noise_source == "seeded"
     old = dataclasses.replace(prompt.header, noise_source=None, privacy="epsilon = 2 at ...")
     assert "simulation" in dataclasses.replace(prompt, header=old).privacy
+
+
+def bare_epsilons(value, known=()):
+    """Where an epsilon stands in plain values without delta and noise source beside or around it."""
+    if isinstance(value, dict):
+        known = {*known, *value}
+        is_bare = value.get("epsilon") is not None and not {"delta", "noise_source"} <= known
+        inner = [one for name, one in value.items() if name != "settings"]  # of the config, under dotted keys
+        return [value] * is_bare + [found for one in inner for found in bare_epsilons(one, known)]
+    return [found for one in value for found in bare_epsilons(one, known)] if isinstance(value, list) else []
+
+
+def test_no_file_has_an_epsilon_without_delta_and_noise_source(runs, tmp_path):
+    deployed = Deployment({**TOY, "training": {"num_rounds": 2}}, tmp_path)
+    deployed.serve()
+    seen = set()
+    for folder in (runs / "seeded", runs / "secure", *map(deployed.folder, ("server", "ann"))):
+        for path in folder.rglob("*.json*"):
+            for line in path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]:
+                assert bare_epsilons(json.loads(line)) == [], path
+                seen |= {path.name} if '"epsilon"' in line else set()
+    assert seen >= {"records.jsonl", "summary.json", "privacy.json", "ledger.jsonl", "identity.json"}
+    for one in (hp.load(runs / "seeded").records[-1], hp.load(runs / "seeded").arms[-1]):
+        assert "noise_source='seeded'" in repr(one)
+        assert "delta=0.001" in repr(one)
+
+
+def test_metrics_of_a_seeded_run_are_called_those_of_a_simulation(runs):
+    names = {source: set(scalars(hp.load(runs / source).records[-1])) for source in ("seeded", "secure")}
+    assert "privacy/simulation_epsilon_public" in names["seeded"]
+    assert "privacy/epsilon_public" in names["secure"]
 
 
 def test_records_hold_the_resolved_source(runs):

@@ -14,6 +14,7 @@ from helpers.made_runs import train
 from helpers.runs import TOY
 from hushprompt.audits.confirmation import is_confirmed
 from hushprompt.audits.verify import verify
+from hushprompt.deployment.operate.status import guarantees
 from hushprompt.errors import DataError
 from hushprompt.privacy.accounting import epsilon
 from hushprompt.privacy.releases import GaussianReleases
@@ -214,6 +215,27 @@ def test_the_commands_tell_what_was_edited(folder, hush):
         assert "privacy.json was changed after the run ended" in " ".join(hush(name, str(folder)).out.split())
 
 
+def test_python_says_what_is_computed_as_the_command_line_does(folder):
+    true = hp.load(folder)
+    said, epsilon_of = true.statement(), true.guarantees["personal"].epsilon
+    assert epsilon_of > 1
+    assert not true.guarantees["personal"].warnings
+    edit(folder / "privacy.json", smaller_guarantee)
+    run = hp.load(folder)
+    assert run.guarantees["personal"].epsilon == epsilon_of
+    assert "privacy.json was changed after the run ended" in run.guarantees["personal"].warnings[0]
+    assert run.statement().startswith(said), "what is said is computed"
+    assert "DIFFERENCE: privacy.json was changed after the run ended." in run.statement()
+    assert "privacy.json was changed after the run ended" in repr(run)
+    manifest.write(folder)
+    assert "DIFFERENCE: privacy.json, dp_fpl, epsilon 8, personal, epsilon is 0.1" in hp.load(folder).statement()
+    (folder / "config.toml").write_text((folder / "config.toml").read_text().replace("epsilon = 8.0", "epsilon = 0.1"))
+    assert "privacy.epsilon was 8.0 and is 0.1" in hp.load(folder).statement()
+    for name in ("partition.json", "identity.json"):
+        (folder / name).unlink()
+    assert hp.load(folder).guarantees["personal"].epsilon == 0.1, "where nothing can be computed it is only read"
+
+
 def test_a_run_killed_in_a_round_that_is_charged_is_no_edited_one(folder):
     for name in ("summary.json", "privacy.json", "manifest.json"):
         (folder / name).unlink()
@@ -265,6 +287,8 @@ def test_server_and_clients_of_a_federation_are_checked_too(tmp_path):
         assert found.digest
     edit(deployed.folder("server") / "privacy.json", smaller_guarantee)
     told(deployed.folder("server"), "personal, epsilon is 0.1")
+    (arm,) = guarantees(deployed.folder("server"))
+    assert arm["audiences"]["personal"]["epsilon"] > 0.1, "`federation status` computes it"
     path = deployed.folder("ann") / "ledger.jsonl"
     path.write_text(path.read_text().splitlines()[0] + "\n")
     told(deployed.folder("ann"), "computed")

@@ -518,8 +518,9 @@ def test_the_log_of_a_server_says_it_too(monkeypatch):
     said = []
     monkeypatch.setattr(server_app, "_LOG", SimpleNamespace(info=lambda text, *values: said.append(text % values)))
     for source in ("seeded", "secure"):
-        server_app.LoggingObserver(source).on_round(records.from_json(ServerRecord, ROUND))
-    assert ["epsilon (simulation): public 0.500" in line for line in said] == [True, False]
+        record = {**ROUND, "noise_source": source, "delta": 1e-5}
+        server_app.LoggingObserver().on_round(records.from_json(ServerRecord, record))
+    assert ["epsilon (simulation) at delta 1e-05: public 0.500" in line for line in said] == [True, False]
 
 
 def test_a_client_never_runs_code_that_was_sent(monkeypatch):

@@ -59,7 +59,11 @@ def test_tensorboard_has_every_round_once(toy_config, tmp_path, stops):
     run_in_pieces(with_runtime(toy_config, tensorboard=True), folder, stops)
     found = events(folder)
     assert found == expected(folder)
-    assert {name for _, name, _ in found} >= {"accuracy/local", "privacy/epsilon_personal", "not_private/loss"}
+    assert {name for _, name, _ in found} >= {
+        "accuracy/local",
+        "privacy/simulation_epsilon_personal",
+        "not_private/loss",
+    }
 
 
 def logged(folder, place):
@@ -101,7 +105,7 @@ def test_what_no_guarantee_covers_is_named_so_and_infinite_values_are_left_out(t
     record = recorded(folder)[-1]
     assert {name for name in scalars(record) if "loss" in name} == {"not_private/loss"}
     without = dataclasses.replace(record, epsilon={"public": float("inf")}, loss=float("nan"), local=float("nan"))
-    assert not {"privacy/epsilon_public", "not_private/loss", "accuracy/local"} & set(scalars(without))
+    assert not {"privacy/simulation_epsilon_public", "not_private/loss", "accuracy/local"} & set(scalars(without))
 
 
 @pytest.mark.parametrize(

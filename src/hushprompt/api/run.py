@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hushprompt.errors import DataError
+from hushprompt.errors import DataError, files_told
 from hushprompt.privacy import statements
 from hushprompt.runs import manifest, records
 from hushprompt.runs.manifest import CLAIMS
@@ -50,13 +50,24 @@ class Run:
 
     @functools.cached_property
     def privacy(self) -> Mapping[str, Any]:
-        """The privacy record: of each arm the mechanisms, their composed event, and every audience's guarantee."""
+        """The privacy record as it was written; what is computed again is said by `guarantees` and `statement()`.
+
+        Of each arm the mechanisms, their composed event, and every audience's guarantee.
+        """
         return statements.with_noise_source(records.read_record(self._file("privacy.json")))
 
     @property
     def guarantees(self) -> dict[str, Guarantee]:
-        """The guarantee of the run's own method for each audience; `statement()` says one in a sentence."""
-        return guarantees_of(self.privacy["arms"][-1])
+        """The guarantee of the run's own method for each audience; `statement()` says one in a sentence.
+
+        Computed again from config and ledger, as `hushprompt privacy` does, and only read where that is impossible.
+        What does not agree in the folder is among the warnings.
+        """
+        record, differences = self._computed
+        return {
+            name: dataclasses.replace(held, warnings=(*held.warnings, *differences))
+            for name, held in guarantees_of(record["arms"][-1]).items()
+        }
 
     @property
     def records(self) -> list[RoundRecord]:
@@ -66,16 +77,17 @@ class Run:
         return [records.from_json(RoundRecord, json.loads(line)) for line in lines]
 
     def statement(self) -> str:
-        """Say in sentences who sees what of each arm, at which epsilon."""
-        return "\n".join(line for arm in self.privacy["arms"] for line in statements.statement_lines(arm))
+        """Say in sentences who sees what of each arm, at which epsilon, computed as `guarantees`; and what differs."""
+        record, differences = self._computed
+        lines = [line for arm in record["arms"] for line in statements.statement_lines(arm)]
+        return "\n".join([*lines, *(f"DIFFERENCE: {text}." for text in differences)])
 
     def table(self) -> ResultTable:
         """Return the result table, one row an arm: it shows itself in a terminal and in a notebook."""
         from hushprompt.reporting.result_table import result_table
 
         table = result_table(self.arms, self.privacy)
-        edited = [f"{text}; `hushprompt verify` says what differs." for text in manifest.changes(self.folder, CLAIMS)]
-        return dataclasses.replace(table, notes=(*edited, *table.notes))
+        return dataclasses.replace(table, notes=(*self._edited, *table.notes))
 
     def prompt(self, client: int | str | None = None, *, backbone: Any = None) -> Prompt:
         """Return a trained prompt: a client's own, or without `client` the global one.
@@ -94,6 +106,19 @@ class Run:
 
         return figure(self, out, kind=kind)
 
+    @functools.cached_property
+    def _computed(self) -> tuple[Mapping[str, Any], Sequence[str]]:
+        """The privacy record computed again, or as it was written where that is impossible; and what does not agree."""
+        from hushprompt.audits.verify import recomputed  # imported here: plans need torch
+
+        written, (computed, differences) = self.privacy, recomputed(self.folder)
+        return written if computed is None else computed, differences
+
+    @property
+    def _edited(self) -> list[str]:
+        """Which files were changed after the run ended, a sentence each."""
+        return [f"{text}; `hushprompt verify` says what differs." for text in manifest.changes(self.folder, CLAIMS)]
+
     def __fspath__(self) -> str:
         """Return the folder."""
         return str(self.folder)
@@ -111,7 +136,7 @@ class Run:
             return f"{head}, not finished"
         own = self.arms[-1]
         head += f": {own.title} after {len(self.arms) - 1} references, {own.num_rounds} rounds, seed {own.seed}"
-        return "\n".join([head, *statements.statement_lines(self.privacy["arms"][-1])])
+        return "\n".join([head, *self._edited, *statements.statement_lines(self.privacy["arms"][-1])])
 
     def _repr_html_(self) -> str:
         """Return the result table for a notebook."""
@@ -120,6 +145,7 @@ class Run:
         return self.table()._repr_html_() if self.is_finished else f"<pre>{escape(repr(self))}</pre>"
 
 
+@files_told()
 def load(folder: str | Path) -> Run:
     """Return the run of a folder, finished or not; nothing is read before it is asked for.
 

@@ -13,7 +13,7 @@ import functools
 import json
 import math
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -104,18 +104,10 @@ def verify(folder: Path, digest: str = "") -> Verification:
     work = _FolderCheck(folder)
     assert work.config is not None, "or it raised"
     for step in (
-        work.hashes, work.identity, work.plan, work.ledger, work.privacy, work.summary, work.rounds, work.prompts,
+        work.hashes, work.identity, work.plan, work.ledger, work.compute, work.confirm, work.privacy, work.summary,
+        work.rounds, work.prompts,
     ):  # fmt: skip
-        try:
-            step()
-        except (
-            HushpromptError,
-            ValueError,
-            KeyError,
-            TypeError,
-            AttributeError,
-        ) as error:  # what was edited may be anything
-            work.differences.append(f"{step.__name__}: {error}".rstrip("."))
+        work.attempt(step)
     found = manifest.digest(folder)
     if digest and digest != found:
         work.differences.append(f"the digest is {found or 'missing'}, not {digest}: the folder is not the one it was")
@@ -128,6 +120,18 @@ def verify(folder: Path, digest: str = "") -> Verification:
         privacy=work.computed,
         noise_source=work.config.privacy.noise_source,
     )
+
+
+def recomputed(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
+    """Compute a run's privacy record from config and ledger, without the time that the rest of `verify` takes.
+
+    Returns:
+        The record, None where that is impossible; and what does not agree of files, identity, ledger and record.
+    """
+    work = _FolderCheck(folder)
+    for step in (work.hashes, work.identity, work.plan, work.ledger, work.compute, work.privacy):
+        work.attempt(step)
+    return work.computed, work.differences
 
 
 @dataclass
@@ -177,6 +181,13 @@ class _FolderCheck:
         if self.recorded is not None:
             return list(self.recorded.clients)
         return [] if self.holdings is None else self._held("train")
+
+    def attempt(self, step: Callable[[], None]) -> None:
+        """Take a step; what stops it is a difference."""
+        try:
+            step()
+        except (HushpromptError, ValueError, KeyError, TypeError, AttributeError) as error:  # of anything edited
+            self.differences.append(f"{step.__name__}: {error}".rstrip("."))
 
     def hashes(self) -> None:
         """Compare files with their hashes."""
@@ -231,12 +242,16 @@ class _FolderCheck:
             self.differences += _against_schedule(arm, self.charged.get(arm.label, Ledger()), self._own_client)
         self.spent = [arm.spent(self.charged.get(arm.label, Ledger())) for arm in self.arms]
 
-    def privacy(self) -> None:
-        """Compute the privacy record again, hold it against dp_accounting, and compare what is written."""
+    def compute(self) -> None:
+        """Compute the privacy record again."""
+        if self.spent:
+            of = {arm.label: accounts(arm.plan, self.charged.get(arm.label, Ledger())) for arm in self.spent}
+            self.computed = records.to_json(privacy_record(self.spent, of, *self._metrics()))
+
+    def confirm(self) -> None:
+        """Hold every epsilon against dp_accounting."""
         if not self.spent:
             return
-        of = {arm.label: accounts(arm.plan, self.charged.get(arm.label, Ledger())) for arm in self.spent}
-        self.computed = records.to_json(privacy_record(self.spent, of, *self._metrics()))
         self.checked.append("each epsilon against dp_accounting")
         for arm in self.spent:
             for audience, held in arm.plan.guarantees().items():
@@ -247,6 +262,11 @@ class _FolderCheck:
                     self.differences.append(
                         f"{arm.label}: dp_accounting does not confirm epsilon {held.epsilon:.6g} for the {audience}"
                     )
+
+    def privacy(self) -> None:
+        """Compare the privacy record with the computed one."""
+        if self.computed is None:
+            return
         written = self._json("privacy.json")
         if written is None:
             self.not_recorded.append("privacy.json is not there: the run has not ended")

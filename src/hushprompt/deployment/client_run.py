@@ -231,6 +231,7 @@ class ClientRun:
             "accuracy": accuracy(logits, labels),
             "epsilon": policy.epsilon(self.arm.plan, rounds, self.client_id),
             "delta": self.arm.plan.config.delta,
+            "noise_source": self.arm.plan.release_plan.noise_source,
         }
         records.truncate_records(self.store.records_path, state.records_size)
         size = files.append_line(self.store.records_path, json.dumps(records.to_json(line)))

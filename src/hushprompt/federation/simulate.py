@@ -203,6 +203,8 @@ class Trainer:
             epsilon=self._epsilons.result(),
             cohort_size=arm.cohorts.cohort_size,
             num_clients=len(info.clients),
+            delta=arm.plan.config.delta,
+            noise_source=arm.plan.release_plan.noise_source,
         )
         is_reported = self.config.evaluation.is_reported(info.num_done, arm.num_rounds)
         progress = dataclasses.replace(

@@ -92,7 +92,8 @@ def why_not(plan: PrivacyPlan, ledger: Ledger, charge: Charge) -> str | None:
         if after > limit:
             return (
                 f"privacy budget: round {charge.round_index + 1} would bring client {client_id} from epsilon "
-                f"{spent:.4g} to {after:.4g}{simulated} for the {audience} audience, above {limit:g}"
+                f"{spent:.4g} to {after:.4g}{simulated} at delta {plan.config.delta:g} for the {audience} audience, "
+                f"above {limit:g}"
             )
     return None
 

@@ -36,6 +36,8 @@ class _ChargeLine:
     """First letters of the digest of what is charged for, where that is known."""
     spent: Mapping[str, float] | None = None
     """Epsilon and delta of all charges so far, where somebody's budget goes beyond this run."""
+    noise_source: str | None = None
+    """Where noise comes from, beside `spent`; None in older lines."""
 
 
 class LedgerFile:
@@ -100,11 +102,14 @@ class LedgerFile:
         if reason is not None:
             return reason
         names: list[str | tuple[int, int]] = [self._names[client_id] for client_id in charge.clients]
-        entry = _ChargeLine(
-            arm=arm.label, round=round_index + 1, clients=names, identity=self._identity or None, spent=spent
-        )
-        line = to_json(entry)
-        files.append_line(self._path, json.dumps(line if spent else {k: v for k, v in line.items() if k != "spent"}))
+        line = {
+            "arm": arm.label,
+            "round": round_index + 1,
+            "clients": names,
+            "identity": self._identity or None,
+            **({"spent": spent, "noise_source": arm.plan.release_plan.noise_source} if spent else {}),
+        }
+        files.append_line(self._path, json.dumps(to_json(line)))
         self._ledgers[arm.label] = ledger.with_charge(charge)
         return None
 

@@ -56,6 +56,8 @@ def _arm(arm: Arm, accounts: list[Account]) -> dict[str, Any]:
         "sampling": arm.plan.sampler.description,
         "num_rounds": arm.num_rounds,
         "limit": arm.plan.limit,
+        "delta": arm.plan.config.delta,
+        "noise_source": releases.noise_source,
         "clients": [dataclasses.asdict(account) for account in accounts],
         "participation": participation(arm),
         "audiences": {

@@ -63,11 +63,15 @@ class RoundRecord:
     bytes_down: int
     """Bytes that all clients received in the round."""
     epsilon: dict[str, float]
-    """Epsilon so far of each audience, at the run's delta, of the client with the most rounds; inf without noise."""
+    """Epsilon so far of each audience, at `delta`, of the client with the most rounds; inf without noise."""
     cohort_size: int | None = None
     """Clients of the round's cohort; None in records of version 0.1."""
     num_clients: int | None = None
     """Clients of the cohort that took part and did not fail; None in records of version 0.1."""
+    delta: float | None = None
+    """Of every epsilon; None in older records."""
+    noise_source: str | None = None
+    """Where noise came from: "seeded" makes every epsilon that of a simulation; None in older records."""
 
     @property
     def is_evaluated(self) -> bool:

@@ -24,6 +24,7 @@ from hushprompt.config.overrides import flat
 from hushprompt.config.schema import RunConfig
 from hushprompt.errors import ConfigError
 from hushprompt.extras import install_hint
+from hushprompt.privacy.statements import SIMULATION
 from hushprompt.runs import records
 from hushprompt.runs.arm import Arm
 from hushprompt.runs.observer import Observer, Several
@@ -63,11 +64,12 @@ def scalars(record: RoundRecord) -> dict[str, float]:
     Accuracies are read from evaluation images: exactly, which no guarantee covers either, or from noisy counts
     (evaluation.metrics_epsilon); the privacy statement says which.
     """
+    simulation = f"{SIMULATION}_" if record.noise_source == "seeded" else ""
     values = {
         **{
             f"accuracy/{name}": getattr(record, name) for name in ("local", "neighbor", "harmonic_mean", "worst_client")
         },
-        **{f"privacy/epsilon_{audience}": epsilon for audience, epsilon in record.epsilon.items()},
+        **{f"privacy/{simulation}epsilon_{audience}": epsilon for audience, epsilon in record.epsilon.items()},
         "cost/seconds": record.seconds,
         "cost/bytes_up": float(record.bytes_up),
         "cost/bytes_down": float(record.bytes_down),

@@ -29,15 +29,11 @@ def main(grid: Grid, context: Context) -> None:
     if context.run_config.get("only-check"):
         check(config, transport)
     else:
-        serve(config, transport, LoggingObserver(config.run.privacy.noise_source))
+        serve(config, transport, LoggingObserver())
 
 
 class LoggingObserver:
-    """An observer that writes a line for each thing that happens in a run with noise from one source."""
-
-    def __init__(self, noise_source: str) -> None:
-        """Take the source, which stands beside every epsilon that is none of a release."""
-        self._simulated = beside_epsilon(noise_source)
+    """An observer that writes a line for each thing that happens."""
 
     def on_setup(self, what: str, done: int, total: int) -> None:
         """Say that images are encoded."""
@@ -52,13 +48,14 @@ class LoggingObserver:
         """Say what a round cost."""
         epsilons = ", ".join(f"{who} {epsilon:.3f}" for who, epsilon in record.epsilon.items())
         _LOG.info(
-            "round %d: %s of %s clients, %d bytes up, %d down, %.1f s, epsilon%s: %s",
+            "round %d: %s of %s clients, %d bytes up, %d down, %.1f s, epsilon%s at delta %g: %s",
             record.round_index,
             record.num_clients,
             record.cohort_size,
             record.bytes_up,
             record.bytes_down,
             record.seconds,
-            self._simulated,
+            beside_epsilon(record.noise_source),
+            record.delta,
             epsilons,
         )

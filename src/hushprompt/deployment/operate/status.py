@@ -153,12 +153,13 @@ def client_status(config: ClientConfig) -> ClientStatus:
 
 
 def round_line(record: ServerRecord, num_rounds: int, noise_source: str) -> str:
-    """Say what a round was, of so many with noise from this source."""
+    """Say what a round was, of so many with noise from this source, which older records do not name."""
     parts = [f"round {record.round_index} of {num_rounds}: {', '.join(record.took_part) or 'nobody'} took part"]
     parts += [f"not {name} ({reason.rstrip('.')})" for name, reason in sorted(record.failures.items())]
     parts += [f"{record.bytes_up:,} bytes up, {record.bytes_down:,} down", f"{record.seconds:.1f} s"]
     epsilons = ", ".join(f"{who} {_number(epsilon)}" for who, epsilon in record.epsilon.items())
-    return "; ".join([*parts, f"epsilon{beside_epsilon(noise_source)} {epsilons}"])
+    delta = "" if record.delta is None else f" at delta {record.delta:g}"
+    return "; ".join([*parts, f"epsilon{beside_epsilon(noise_source)}{delta} {epsilons}"])
 
 
 def members(folder: Path) -> dict[str, int] | None:
@@ -173,15 +174,12 @@ def members(folder: Path) -> dict[str, int] | None:
 def guarantees(folder: Path) -> list[dict[str, Any]]:
     """Return the arms of a run's privacy record, at the server or a client: what its epsilons mean, for what was spent.
 
-    While the run goes on they follow from what was agreed on and from the ledger; none before.
+    They follow from what was agreed on and from the ledger; none before there is an agreement.
 
     Raises:
         HushpromptError: this version cannot read them.
     """
-    finished, agreed = (folder / name for name in ("privacy.json", AGREEMENT))
-    if finished.exists():
-        arms: list[dict[str, Any]] = records.read_record(finished)["arms"]
-        return arms
+    agreed = folder / AGREEMENT
     if not agreed.exists():
         return []
     # Imported here: plans need torch, and most processes of a federation never look at one.
