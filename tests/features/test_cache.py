@@ -79,7 +79,7 @@ def test_images_are_encoded_once(backbone, data, tmp_path):
     second = image_features(backbone, data, "train", tmp_path, CONFIG, lambda *_: pytest.fail("nothing to encode"))
     assert torch.equal(first.tensor(), second.tensor())
     torch.testing.assert_close(first.tensor(), plain(data, "train"))
-    assert backbone.batches == [10] * 7 + [2]
+    assert backbone.batches == [10] * 8
     assert seen == [("encoding toy train", done, 72) for done in (0, 10, 20, 30, 40, 50, 60, 70, 72)]
 
 
@@ -187,7 +187,7 @@ def test_a_changed_image_or_weight_is_not_served_from_the_cache(backbone, data, 
     torch.testing.assert_close(got, Toy().load().encode_images(inverted))
     other = Watched(Toy(token_width=9))
     image_features(other, data, "test", tmp_path, CONFIG)
-    assert sum(other.batches) == 18
+    assert sum(other.batches) == 20
 
 
 def test_other_bytes_of_the_same_size_and_date_are_encoded_anew_and_it_is_told(tmp_path, caplog):
@@ -262,15 +262,15 @@ def drop_a_line(path):
 @pytest.mark.parametrize(
     ("damage", "encoded_again"),
     [
-        (flip_a_bit, [8]),
-        (cut, [8]),
+        (flip_a_bit, [10]),
+        (cut, [10]),
         (drop_a_line, [10]),
         (flip_the_header, []),
-        (lambda path: (path / "features.npy").write_bytes(b"garbage"), [10, 8]),
-        (lambda path: (path / "features.npy").unlink(), [10, 8]),
+        (lambda path: (path / "features.npy").write_bytes(b"garbage"), [10, 10]),
+        (lambda path: (path / "features.npy").unlink(), [10, 10]),
         (lambda path: (path / "metadata.json").write_bytes(b"\xff garbage"), []),
-        (lambda path: (path / "chunks.jsonl").write_bytes(b"\xff garbage"), [10, 8]),
-        (lambda path: (path / "chunks.jsonl").unlink(), [10, 8]),
+        (lambda path: (path / "chunks.jsonl").write_bytes(b"\xff garbage"), [10, 10]),
+        (lambda path: (path / "chunks.jsonl").unlink(), [10, 10]),
     ],
 )
 def test_what_is_damaged_is_made_again_and_nothing_more(backbone, data, tmp_path, damage, encoded_again, caplog):
@@ -295,7 +295,7 @@ def test_a_half_written_line_is_not_believed(backbone, data, tmp_path, caplog):
     backbone.batches.clear()
     with caplog.at_level(logging.WARNING):
         image_features(backbone, data, "test", tmp_path, CONFIG)
-    assert backbone.batches == [8]
+    assert backbone.batches == [10]
     assert not caplog.text, "what a kill leaves is no damage"
 
 
@@ -313,7 +313,7 @@ def test_an_unreadable_image_surfaces_as_it_is_and_encoding_goes_on_when_it_is_f
     assert backbone.batches == [10, 10, 10]
     seen = []
     features = image_features(backbone, data, "train", tmp_path, CONFIG, lambda *args: seen.append(args))
-    assert backbone.batches == [10] * 7 + [2]
+    assert backbone.batches == [10] * 8
     assert seen[0] == ("encoding toy train", 30, 72)
     torch.testing.assert_close(features.tensor(), plain(data, "train"))
 
@@ -339,7 +339,7 @@ def test_a_disk_that_runs_full_says_so_and_keeps_what_is_there(backbone, data, t
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert backbone.batches == [10, 10, 10]
     image_features(backbone, data, "train", tmp_path, CONFIG)
-    assert backbone.batches == [10, 10, 10, 10, 10, 10, 10, 10, 2], "the third was encoded but could not be kept"
+    assert backbone.batches == [10] * 9, "the third was encoded but could not be kept"
 
 
 def test_a_disk_that_is_too_small_is_noticed_before_any_work(backbone, data, tmp_path, monkeypatch):
@@ -584,7 +584,31 @@ def test_a_backbone_without_patches_is_refused(backbone, data, tmp_path):
 def test_a_cache_from_before_there_were_patches_is_still_found(backbone, data, tmp_path):
     key = feature_key(backbone, data, "train", CONFIG).to_json()
     assert "num_patches" not in key
-    assert list(key)[-1] == "format"
+    assert list(key)[-2:] == ["format", "last_chunk"]
+
+
+def test_a_cache_whose_last_batch_was_not_filled_up_is_made_again_and_others_are_found(backbone, data):
+    def key(num_examples):
+        whole = feature_key(backbone, data, "train", CONFIG)
+        return dataclasses.replace(whole, num_examples=num_examples).to_json()
+
+    assert "last_chunk" in key(72), "batches of 10"
+    assert "last_chunk" not in key(70)
+
+
+def test_a_feature_does_not_depend_on_the_number_of_other_examples(data, tmp_path):
+    class Sums(Watched):
+        def encode_images(self, images):  # as matrix kernels do: last bits follow from the size of the batch
+            return super().encode_images(images) * (1 + 1e-6 * len(images))
+
+    def features(num_examples):
+        split = data.splits["train"]
+        few = dataclasses.replace(split, labels=split.labels[:num_examples], domains=split.domains[:num_examples])
+        some = dataclasses.replace(data, splits={**data.splits, "train": few})
+        return image_features(Sums(), some, "train", tmp_path / str(num_examples), CONFIG).tensor()
+
+    assert torch.equal(features(71)[:70], features(70))
+    assert torch.equal(features(3)[:2], features(2))
 
 
 # --- ill input

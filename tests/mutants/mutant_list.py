@@ -23,7 +23,7 @@ from hushprompt.deployment import policy
 from hushprompt.deployment.client_run import ClientRun
 from hushprompt.deployment.responses import Responses
 from hushprompt.deployment.store import RunStore, rounds_of_state
-from hushprompt.federation import client, payload
+from hushprompt.federation import client, payload, rounding
 from hushprompt.federation.server import Server
 from hushprompt.methods.base import Batch
 from hushprompt.methods.dp_fpl import DPFPL
@@ -459,6 +459,24 @@ def released_again(patch):
         return lambda self, channel, summed: true(dataclasses.replace(self), channel, summed)
 
     around(patch, StepMechanism, "begin_release", make)
+
+
+@mutant(
+    "noise is that of exact arithmetic, as if a gradient did not depend on its batch",
+    "federation/test_rounding.py",
+    "test_noise_is_larger_by_what_rounding_of_all_other_examples_can_move",
+)
+def rounding_not_paid(patch):
+    patch.setattr(ReleasePlan, "sensitivity", ReleasePlan.exact_sensitivity)
+
+
+@mutant(
+    "a model that rounds more than the noise is for is trained on",
+    "federation/test_rounding.py",
+    "test_a_model_that_rounds_more_is_refused_and_the_bound_that_it_keeps_is_named",
+)
+def rounding_not_checked(patch):
+    patch.setattr(rounding, "measure", lambda *args: 0.0)
 
 
 @mutant(

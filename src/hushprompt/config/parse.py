@@ -50,9 +50,10 @@ def load_stored(folder: Path, overrides: Sequence[str] = ()) -> RunConfig:
 def as_stored(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return plain values of a run folder's config as they were meant.
 
-    A run's config is resolved, so one without a noise source is from a time when all noise came from the seed.
+    A run's config is resolved, so one without a noise source is from a time when all noise came from the seed, and one
+    without `rounding` did not account for it.
     """
-    return {**values, "privacy": {"noise_source": "seeded", **values.get("privacy", {})}}
+    return {**values, "privacy": {"noise_source": "seeded", "rounding": 0.0, **values.get("privacy", {})}}
 
 
 def parse(values: Mapping[str, Any]) -> RunConfig:

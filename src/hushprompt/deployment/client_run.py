@@ -22,6 +22,7 @@ from hushprompt.errors import PrivacyError, ProtocolError, ResumeError
 from hushprompt.evaluation.metrics import accuracy
 from hushprompt.features.cache import check_kind
 from hushprompt.federation.client import Client, Step
+from hushprompt.federation.rounding import check_rounding
 from hushprompt.federation.setup import tell_findings
 from hushprompt.methods.base import Shared
 from hushprompt.privacy.config import Channel
@@ -166,7 +167,8 @@ class ClientRun:
         return answer
 
     def load_features(self) -> None:
-        """Encode or find the features of all own images."""
+        """Encode or find the features of all own images, and check how the model rounds."""
+        check_rounding(self.arm, self.model, self.config.runtime.cache_path)
         assert self.trainer
         self._scored_images()
 

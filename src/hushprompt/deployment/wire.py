@@ -130,7 +130,7 @@ def read_update(
     if abs(count) > size / 2:
         raise ProtocolError(f"An update counts {count} contributions of at most {size}, each by a half.")
     clip_norm = None if norms is None else norms.of(0)["global"]
-    bound = arm.plan.release_plan.sensitivity(Channel.GLOBAL) if clip_norm is None else clip_norm
+    bound = arm.plan.release_plan.exact_sensitivity(Channel.GLOBAL) if clip_norm is None else clip_norm
     return ClippedSum(value, bound, count)
 
 

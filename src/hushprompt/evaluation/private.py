@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterable
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -16,6 +17,9 @@ from hushprompt.evaluation.evaluate import ClientScores, Scores
 from hushprompt.evaluation.metrics import harmonic_mean, predicted_classes
 from hushprompt.evaluation.splits import ClientSplit
 from hushprompt.privacy.metrics import RightAnswers
+
+BATCH_SIZE = 256
+"""Images that are scored at a time where their right answers are counted."""
 
 
 def count_right(
@@ -41,6 +45,20 @@ def count_right(
 
     counts = np.array(list(map_fn(count, splits)), dtype=np.int64).reshape(len(splits), 2)
     return RightAnswers(local=counts[:, 0], neighbor=counts[:, 1])
+
+
+def in_equal_batches(
+    score: Callable[[Float[Tensor, "b *m d"]], Float[Tensor, "b c"]], images: Float[Tensor, "n *m d"]
+) -> Float[Tensor, "n c"]:
+    """Score images always as many at a time, the last batch filled up with zeros.
+
+    A count of right answers jumps where two scores change order, and matrix kernels choose their order of summation by
+    the size of a batch. With one size, an image's scores do not depend on how many others there are, so one image more
+    or less changes one answer.
+    """
+    num_missing = -len(images) % BATCH_SIZE
+    filled = torch.cat([images, images.new_zeros(num_missing, *images.shape[1:])])
+    return torch.cat([score(part) for part in filled.split(BATCH_SIZE)])[: len(images)]
 
 
 def scores_of(released: RightAnswers, splits: tuple[ClientSplit, ...]) -> Scores:

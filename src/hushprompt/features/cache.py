@@ -292,10 +292,15 @@ def _images(key: FeatureKey, split: Split, rows: np.ndarray) -> list[np.ndarray]
 def _encoded(
     key: FeatureKey, backbone: Model, rows: np.ndarray, images: list[np.ndarray]
 ) -> Float[np.ndarray, "b k *m d"]:
-    """Encode the images of some examples."""
+    """Encode the images of some examples, always as many at a time: the last batch is filled up.
+
+    Matrix kernels choose their order of summation by the size of a batch. With one size, an example's feature does not
+    depend on how many others there are.
+    """
+    missing = key.chunk_size * key.num_views - len(images)
     with torch.no_grad():
         encode = backbone.encode_images if key.num_patches is None else backbone.encode_patches
-        features = encode(images)
+        features = encode([*images, *images[:1] * missing])[: len(images)]
     by_example = features.float().cpu().numpy().reshape(len(rows), key.num_views, *key.row_shape)
     axes = tuple(range(1, by_example.ndim))
     is_usable = np.isfinite(by_example).all(axis=axes) & by_example.any(axis=axes)

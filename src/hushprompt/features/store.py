@@ -85,6 +85,8 @@ class FeatureKey:
     def to_json(self) -> dict[str, Any]:
         """Return the key as plain values; that of pooled features is as it was before there were others."""
         values = dataclasses.asdict(self)
+        if self.num_examples % self.chunk_size:
+            values["last_chunk"] = "filled up"  # it was not in version 0.1
         return {name: value for name, value in values.items() if name != "num_patches" or value is not None}
 
     @property
@@ -354,6 +356,8 @@ def key_of(path: Path) -> FeatureKey | None:
     """Return the key of a folder of features; None if the folder is no such thing."""
     try:
         with (path / CHUNKS).open("rb") as file:
-            return FeatureKey(**(_parse(file.readline()) or {}))
+            values = _parse(file.readline()) or {}
+        values.pop("last_chunk", None)
+        return FeatureKey(**values)
     except (OSError, TypeError):
         return None

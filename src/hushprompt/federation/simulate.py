@@ -27,7 +27,8 @@ from hushprompt.errors import ResumeError
 from hushprompt.evaluation.confusion import confusion
 from hushprompt.evaluation.evaluate import NewClasses, Scores, evaluate, mean_scores
 from hushprompt.evaluation.metrics import predicted_classes
-from hushprompt.evaluation.private import count_right, scores_of
+from hushprompt.evaluation.private import count_right, in_equal_batches, scores_of
+from hushprompt.federation.rounding import check_rounding
 from hushprompt.federation.setup import (
     Federation,
     Load,
@@ -102,6 +103,8 @@ def run(config: RunConfig, folder: Path, observer: Observer, load: Load = load_f
             ThreadPoolExecutor(_num_workers(config), initializer=torch.set_num_threads, initargs=(1,)) as pool,
             ThreadPoolExecutor(1) as disk,
         ):
+            where = config.runtime.cache_path
+            list(pool.map(lambda arm: check_rounding(arm, model, where, observer.on_setup), arms))
             checkpoints = Checkpoints(folder, progress)
             trainer = Trainer(config, federation, folder, pool, disk, observer, checkpoints, metrics, identity.digest)
             for index, arm in enumerate(arms):
@@ -342,8 +345,11 @@ class Trainer:
         """Return what computes a client's logits; those of clients with one and the same state are computed once."""
 
         def logits(personal: Personal) -> Float[Tensor, "n c"]:
+            def score(some: Float[Tensor, "b *m d"]) -> Float[Tensor, "b c"]:
+                return arm.method.logits(model, state.shared, personal, some)
+
             with torch.no_grad():
-                return arm.method.logits(model, state.shared, personal, features).cpu()
+                return (score(features) if self.metrics is None else in_equal_batches(score, features)).cpu()
 
         def identity(personal: Personal) -> int:
             return 0 if isinstance(personal, NoState) else id(personal)

@@ -24,9 +24,14 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from hushprompt import checks
+from hushprompt.privacy.clipping import RAMP
 
 COUNT_SENSITIVITY = 0.5
 """How far one contribution, more or less, moves the count of b - 1/2."""
+
+COUNT_SLOPE = 2 * (1 + RAMP / 2) / RAMP
+"""How much more a count moves than a sum, each over its sensitivity, where rounding moves gradients: the steepest rise
+of the ramp, at norms up to 1 + RAMP / 2 clip norms, over 1/2."""
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,10 @@ class PrivacyConfig:
     """Noise std over clip norm of the local release, instead of `epsilon`."""
     noise_multiplier_global: float | None = None
     """Noise std over clip norm of the global release, instead of `epsilon`."""
+    rounding: float = 1e-5
+    """How far rounding may move one clipped gradient when others join or leave its batch, over the clip norm. Noise is
+    made larger by (examples of the largest client) times this; checked on the frozen model before training. 0: not
+    accounted for."""
     neighboring_relation: Literal["add_remove", "replace_one"] = "add_remove"
     """What neighboring data sets differ by: one example more or less, or one example exchanged."""
     privacy_unit: Literal["example", "client"] = "example"
@@ -81,6 +85,8 @@ class PrivacyConfig:
         checks.positive(clip_norm_local=self.clip_norm_local, clip_norm_global=self.clip_norm_global)
         checks.finite(clip_norm_local=self.clip_norm_local, clip_norm_global=self.clip_norm_global)
         checks.delta(delta=self.delta)
+        checks.non_negative(rounding=self.rounding)
+        checks.finite(rounding=self.rounding)
         if not 0 < self.local_share < 1:
             raise PrivacyError(f"local_share must lie in (0, 1), got {self.local_share}.")
         if self.audience is Audience.SERVER and self.noise_at == "server":

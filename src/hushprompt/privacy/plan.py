@@ -56,6 +56,9 @@ NO_CLIENT_LEVEL = (
 )
 """Why no epsilon is claimed for personal prompts where the unit is a client."""
 
+LARGEST_MARGIN = 0.1
+"""Most that rounding may add to a sensitivity. Beyond it the answer is better arithmetic, not more noise."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PrivacyPlan:
@@ -296,6 +299,7 @@ def make_plan(
         multipliers = published_noise(config, batch_clipping, channels, num_rounds, batch_size)
     else:
         multipliers = noise_multipliers(config, sampler, channels, num_rounds, client_sizes, beside)
+    num_rounded = max(client_sizes) if config.privacy_unit == "example" and batch_clipping is None else 0
     release_plan = ReleasePlan(
         channels=channels,
         clip_norms={c: norms[c] for c in sorted(channels)},
@@ -303,7 +307,9 @@ def make_plan(
         config=config,
         mechanism=mechanism or ("gaussian" if batch_clipping is None else "batch_clipping"),
         batch_clipping=batch_clipping,
+        num_rounded=num_rounded,
     )
+    _check_rounding(release_plan)
     plan = PrivacyPlan(
         release_plan=release_plan,
         sampler=sampler,
@@ -324,6 +330,17 @@ def _check_events(plan: PrivacyPlan) -> None:
                 f"The mechanism {plan.release_plan.mechanism!r} has a noise multiplier of {made:g} on the {channel} "
                 f"channel, and {planned:g} is planned. Its event must add at least the planned noise."
             )
+
+
+def _check_rounding(plan: ReleasePlan) -> None:
+    """Refuse so many examples that rounding alone would matter."""
+    if plan.channels and plan.rounding_margin > LARGEST_MARGIN:
+        raise PrivacyError(
+            f"The largest client has {plan.num_rounded} examples, and privacy.rounding = {plan.config.rounding:g} for "
+            f"each would make noise larger by {plan.rounding_margin:.0%}; {LARGEST_MARGIN:.0%} is the most. Set "
+            f"privacy.rounding to at most {LARGEST_MARGIN / plan.num_rounded:.1g} (training is refused if the model "
+            "rounds by more), or divide the client."
+        )
 
 
 def _check_delta(config: PrivacyConfig, client_sizes: list[int]) -> None:

@@ -46,14 +46,35 @@ class ReleasePlan:
     """Set where the mean gradient of a batch is clipped instead of each example's."""
     mechanism: str = "gaussian"
     """Name in MECHANISMS of what clips and releases."""
+    num_rounded: int = 0
+    """Rows of a sum that rounding may move when one example joins or leaves: examples of the largest client. 0 where
+    each contribution is computed apart from all others."""
 
     @property
     def noise_source(self) -> Literal["seeded", "secure"]:
         """Where noise and private batches come from; what nobody resolved is secure."""
         return "seeded" if self.config.noise_source == "seeded" else "secure"
 
+    @property
+    def rounding_margin(self) -> float:
+        """What rounding of all other rows can add to a sum's sensitivity, over the clip norm: n rho.
+
+        A tower computes a batch together, so the last bits of a gradient depend on how many others are in it. Clipping
+        moves no two points apart, so where each of n gradients moves by at most rho C, the sum moves by n rho C.
+        """
+        return self.num_rounded * self.config.rounding
+
     def sensitivity(self, channel: Channel, clip_norm: float | None = None) -> float:
-        """Return the L2 sensitivity of a channel's sum: the clip norm, or 2 C sqrt(k) where batches are clipped.
+        """Return the L2 sensitivity of a channel's sum, rounding included: C (1 + n rho).
+
+        Args:
+            channel: of the sum.
+            clip_norm: of the step; None for that of the first.
+        """
+        return self.exact_sensitivity(channel, clip_norm) * (1 + self.rounding_margin)
+
+    def exact_sensitivity(self, channel: Channel, clip_norm: float | None = None) -> float:
+        """Return the L2 sensitivity in exact arithmetic: the clip norm, or 2 C sqrt(k) where batches are clipped.
 
         Args:
             channel: of the sum.

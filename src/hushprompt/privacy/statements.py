@@ -87,6 +87,15 @@ PARTICIPATION = (
     "in a round is charged for it."
 )
 ADAPTIVE_CLIPPING = "clip_norms are those of the first step; noise_multipliers are those of sum and count together."
+ROUNDING = (
+    "The model computes examples of a batch together, so last bits of one gradient depend on the others. Noise is made "
+    "larger by {margin:.2g} of itself for that: {num_rounded} examples of the largest client, each moved by at most "
+    "{rounding:g} of the clip norm, which was checked on the model before training."
+)
+ROUNDING_LEFT_OUT = (
+    "Rounding is not accounted for: the model computes examples of a batch together, so last bits of one gradient "
+    "depend on the others."
+)
 FALSE_ALARMS = 0.01
 """Rate of false accusations at which a guarantee is put into plain words."""
 
@@ -250,14 +259,28 @@ def account_lines(arm: dict[str, Any]) -> list[str]:
     return lines
 
 
+def rounding_statement(num_rounded: int, rounding: float) -> str:
+    """Say how rounding is accounted for; "" where no contribution is computed together with others.
+
+    Args:
+        num_rounded: rows that rounding may move; see `ReleasePlan`.
+        rounding: largest move of a row, over the clip norm.
+    """
+    if not num_rounded:
+        return ""
+    if not rounding:
+        return ROUNDING_LEFT_OUT
+    return ROUNDING.format(margin=num_rounded * rounding, num_rounded=num_rounded, rounding=rounding)
+
+
 def statement_lines(arm: dict[str, Any]) -> list[str]:
     """Return each audience's guarantee of one arm of `privacy.json`, and who takes part where not all do."""
     lines = [
         f"{arm['arm']}: for {AUDIENCES[audience]}: {guarantee['statement']}"
         for audience, guarantee in arm["audiences"].items()
     ]
-    statement = arm.get("participation", {}).get("statement")  # missing in records of version 0.1
-    return [*lines, f"{arm['arm']}: {statement}"] if statement else lines
+    more = [arm.get("participation", {}).get("statement"), arm.get("rounding")]  # missing in records of version 0.1
+    return lines + [f"{arm['arm']}: {statement}" for statement in more if statement]
 
 
 def clauses(audience: str, guarantee: Mapping[str, Any]) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from hushprompt.privacy import statements
-from hushprompt.privacy.adaptive import count_std
+from hushprompt.privacy.adaptive import COUNT_SLOPE, count_std
 from hushprompt.privacy.ledger import Account
 from hushprompt.privacy.metrics import LOCAL_SENSITIVITY, MetricsPlan, neighbor_sensitivity
 from hushprompt.runs.arm import Arm
@@ -51,6 +51,7 @@ def _arm(arm: Arm, accounts: list[Account]) -> dict[str, Any]:
         "clip_norms": {str(c): value for c, value in releases.clip_norms.items()},
         "clipped": "examples" if releases.batch_clipping is None else "batches",
         "sensitivities": {str(c): releases.sensitivity(c) for c in releases.clip_norms},
+        "rounding": statements.rounding_statement(releases.num_rounded, releases.config.rounding),
         "noise_multipliers": {str(c): value for c, value in releases.noise_multipliers.items()},
         "adaptive_clipping": _adaptive_clipping(arm),
         "sampling": arm.plan.sampler.description,
@@ -97,7 +98,8 @@ def _adaptive_clipping(arm: Arm) -> dict[str, Any] | None:
         "rate": config.adaptive_rate,
         "sum_noise_multipliers": {str(c): releases.sum_multiplier(c) for c in sorted(arm.plan.channels)},
         "count_noise_std": {
-            str(c): count_std(z, config.adaptive_share) for c, z in sorted(releases.noise_multipliers.items())
+            str(c): count_std(z, config.adaptive_share) * (1 + COUNT_SLOPE * releases.rounding_margin)
+            for c, z in sorted(releases.noise_multipliers.items())
         },
         "note": statements.ADAPTIVE_CLIPPING,
     }

@@ -140,7 +140,7 @@ class StepMechanism:
         """
         if channel is not self.allowed:
             raise PrivacyError(f"This party releases on the {self.allowed} channel only, not on {channel}.")
-        planned = self.plan.sensitivity(channel, self.clip_norms[channel])
+        planned = self.plan.exact_sensitivity(channel, self.clip_norms[channel])
         if summed.sensitivity != planned:
             raise PrivacyError(
                 f"A sum of sensitivity {summed.sensitivity} came for the {channel} release, "

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hushprompt.privacy.adaptive import COUNT_SENSITIVITY, count_std, next_norm
+from hushprompt.privacy.adaptive import COUNT_SENSITIVITY, COUNT_SLOPE, count_std, next_norm
 from hushprompt.privacy.clipping import ClippedSum, as_one_contribution, clipped_sum
 from hushprompt.privacy.config import Channel
 from hushprompt.privacy.mechanisms.base import Release, StepMechanism
@@ -45,16 +45,18 @@ class GaussianMechanism(StepMechanism):
         return clipped_sum(rows, self.clip_norms[channel])
 
     def release(self, channel: Channel, summed: ClippedSum) -> Release:
-        """Return (sum + N(0, (z C)^2)) / expected count, and the next clip norm where norms are adaptive.
+        """Return (sum + N(0, (z C (1 + n rho))^2)) / expected count, and the next clip norm where norms are adaptive.
 
-        Guarantee: one Gaussian mechanism with the plan's noise multiplier, whatever the batch was.
+        Guarantee: one Gaussian mechanism with the plan's noise multiplier z, whatever the batch was; n rho is the
+        plan's margin for rounding.
 
         Raises:
             PrivacyError: this party may not release on `channel`, the sum was clipped to another norm, or this is the
                 second release of the step.
         """
         self.begin_release(channel, summed)
-        noisy = self._noisy(summed.value, self.plan.sum_multiplier(channel) * summed.sensitivity, summed.sensitivity)
+        sensitivity = self.plan.sensitivity(channel, self.clip_norms[channel])
+        noisy = self._noisy(summed.value, self.plan.sum_multiplier(channel) * sensitivity, sensitivity)
         is_adaptive = self.plan.config.adaptive_quantile is not None
         next_norms = {channel: self._next_norm(channel, summed)} if is_adaptive else {}
         value = noisy / self.expected_count
@@ -63,12 +65,13 @@ class GaussianMechanism(StepMechanism):
     def _next_norm(self, channel: Channel, summed: ClippedSum) -> float:
         """Release how many contributions were not clipped, and return the clip norm that follows from it."""
         config = self.plan.config
-        std = count_std(self.plan.noise_multipliers[channel], config.adaptive_share)
+        larger = 1 + COUNT_SLOPE * self.plan.rounding_margin
+        std = count_std(self.plan.noise_multipliers[channel], config.adaptive_share) * larger
         count = torch.tensor([summed.centered_count], dtype=torch.float64)
         assert config.adaptive_quantile is not None, "asked for only where clip norms are adaptive"
         return next_norm(
             self.clip_norms[channel],
-            float(self._noisy(count, std, COUNT_SENSITIVITY)),
+            float(self._noisy(count, std, COUNT_SENSITIVITY * larger)),
             self.expected_count,
             quantile=config.adaptive_quantile,
             rate=config.adaptive_rate,
