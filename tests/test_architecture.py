@@ -77,6 +77,7 @@ def test_the_privacy_parts_do_not_know_each_other():
 DRAWS = {"normal", "standard_normal", "randn", "randn_like", "normal_", "gauss", "normalvariate"}
 DATA_INDEPENDENT = {
     "models/toy.py": "weights of the toy model",
+    "federation/rounding.py": "made-up examples, by which a model's rounding is measured",
     "models/embedded_network.py": "weights before they are loaded",
     "methods/context.py": "start of a context",
     "prompts/factorization.py": "start of a power iteration",
