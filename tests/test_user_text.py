@@ -37,6 +37,12 @@ def test_what_any_editor_writes_is_read(tmp_path, content):
         ("name = \u201ctoy\u201d\n".encode(), "typographic quotes"),
         ("seed\u00a0= 1\n".encode(), "a space or sign that cannot be told from others"),
         ("a = 1\n\u200bseed = 1\n".encode(), "a space or sign that cannot be told from others"),
+        ("delta = 1e\u20115\n".encode(), "typographic quotes or dashes"),
+        ("rate = \u22121\n".encode(), "typographic quotes or dashes"),
+        (b"seed = 1\n\x1a", "a control character"),
+        (b"\x0cseed = 1\n", "a control character"),
+        (b"privacy = { epsilon = 2,5, delta = 1e-5 }\n", "a decimal point, not a comma"),
+        (b"epsilon = 0,4\n", "a decimal point, not a comma"),
         (b"seed: 1\n", "= between a key and its value, not a colon"),
         (b"seed = 1\n// mine\n", "A comment of TOML starts with #"),
         (b"a = " + b"[" * 10**5, "nested too deeply"),
@@ -74,3 +80,5 @@ def test_names_that_differ_by_case_or_spaces_alone():
     assert alike(names) == [["Cat", "c at", "cat "], ["red fox", "red_fox"], ["STRASSE", "Straße"]]
     assert alike(["cat", "cat\u200b", "\uff43at"]) == [["cat", "cat\u200b", "\uff43at"]]  # look the same
     assert alike(["a", "b", "a"]) == []
+    assert alike(["1", "01", "+1", "\u0661", "10", "-0", "0", "1a"]) == [["-0", "0"], ["+1", "01", "1", "\u0661"]]
+    assert alike(["-1", "1", "9" * 5000]) == []

@@ -22,14 +22,22 @@ TOML_HINTS = (
         "A backslash between double quotes starts an escape: write 'C:\\data' in single quotes, or C:/data.",
     ),
     (
-        lambda line: any(mark in line for mark in "\u201c\u201d\u201e\u2018\u2019"),
-        "It has typographic quotes. Write straight ones.",
+        lambda line: any(unicodedata.category(letter) == "Cc" for letter in line.replace("\t", "")),
+        "It has a control character, as old editors leave at the end of a file. Delete it.",
+    ),
+    (
+        lambda line: re.search("[\u2010-\u2015\u2018-\u201e\u2212]", line) is not None,
+        "It has typographic quotes or dashes. Write straight ones.",
     ),
     (
         lambda line: any(unicodedata.category(letter) in ("Cf", "Zs") for letter in line.replace(" ", "")),
         "It has a space or sign that cannot be told from others, as web pages put in. Type it anew.",
     ),
     (lambda line: re.match(r"\s*[\w.]+\s*:", line) is not None, "TOML has = between a key and its value, not a colon."),
+    (
+        lambda line: re.search(r"=\s*[+-]?\d+,\d+\s*([,}\]]|$)", line) is not None,
+        "A number of TOML has a decimal point, not a comma.",
+    ),
     (lambda line: line.lstrip().startswith(("//", ";")), "A comment of TOML starts with #."),
     (lambda line: line.rstrip().endswith(";"), "A line of TOML does not end with a semicolon."),
 )
@@ -103,13 +111,17 @@ def nfc(name: str) -> str:
 
 
 def _folded(name: str) -> str:
-    """Return a name without case, spaces, underscores and signs that are not seen, in Unicode's compatibility form."""
+    """Return a name without case, spaces, underscores and signs that are not seen, in Unicode's compatibility form.
+
+    A whole number is its value: 01, +1 and the digits of other scripts are 1.
+    """
     letters = unicodedata.normalize("NFKC", name).casefold().replace("_", " ").split()
-    return "".join(letter for letter in "".join(letters) if unicodedata.category(letter) != "Cf")
+    seen = "".join(letter for letter in "".join(letters) if unicodedata.category(letter) != "Cf")
+    return str(int(seen)) if re.fullmatch(r"[+-]?\d{1,99}", seen) else seen
 
 
 def alike(names: Iterable[str]) -> list[list[str]]:
-    """Return groups of different names that differ by case, spaces or underscores alone, each sorted.
+    """Return groups of names that differ by case, spaces, underscores or the writing of a number alone, each sorted.
 
     >>> alike(["red fox", "Red_Fox", "cat"])
     [['Red_Fox', 'red fox']]

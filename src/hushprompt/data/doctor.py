@@ -84,7 +84,7 @@ def names_alike(subject: Subject) -> list[Finding]:
     findings = []
     for what in ("class", "client", "domain"):
         groups = alike(getattr(subject.dataset, f"{what}_names"))
-        message = f"Names differ by case or spaces alone, and each is a {what} of its own"
+        message = f"Names differ by case, spaces or the writing of a number alone, and each is a {what} of its own"
         findings += finding(f"{what}_names_alike", message, [" = ".join(map(repr, group)) for group in groups])
     return findings
 
