@@ -10,6 +10,7 @@ import xml.etree.ElementTree as ET
 import pytest
 from scipy.stats import norm
 
+from helpers import made_runs as made
 from helpers.made_runs import train
 from hushprompt.cli import main as cli
 from hushprompt.errors import DataError
@@ -17,6 +18,8 @@ from hushprompt.privacy.accounting import epsilon
 from hushprompt.privacy.releases import GaussianReleases
 from hushprompt.privacy.statements import detection_rate, in_plain_words
 from hushprompt.reporting.page import report
+from hushprompt.reporting.page_tables import result_table
+from hushprompt.reporting.pooling import pool
 from hushprompt.reporting.sections import SECTIONS
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -256,3 +259,14 @@ def test_plain_words_do_not_promise_too_much():
     assert "sees nothing" in in_plain_words({**seen, "releases": {"num_steps": 0}})
     assert "nothing limits" in in_plain_words({**seen, "epsilon": "inf"})
     assert "next to no protection" in in_plain_words({**seen, "epsilon": 9.0})
+
+
+@pytest.mark.parametrize(("second", "expected"), [(0.5, 0), (0.6, 1)])
+def test_nothing_is_set_in_bold_where_all_are_equal(second, expected):
+    runs = []
+    for method, local in (("a", 0.5), ("b", second)):
+        own = made.result(f"{method}, epsilon 2", 2.0, local=local, neighbor=0.4)
+        config = {"privacy": {"epsilon": 2.0, "delta": 1e-5}, "method": {"name": method}}
+        runs.append(made.run(1, [own], name=method, config=config))
+    local_cells = [str(row[1]) for row in result_table(pool(runs)).rows]
+    assert sum("<strong>" in cell for cell in local_cells) == expected

@@ -43,9 +43,9 @@ def result_table(groups: Sequence[Group]) -> PageTable:
 
 
 def _best(groups: Sequence[Group], score: str) -> float:
-    """Return the highest mean of a score; NaN, which equals nothing, where there are no two to compare."""
+    """Return the highest mean of a score; NaN, which equals nothing, where there are no two that differ."""
     means = [mean for group in groups if math.isfinite(mean := group.spread(score).mean)]
-    return max(means) if len(means) > 1 else math.nan
+    return max(means) if len(set(means)) > 1 else math.nan
 
 
 def new_class_table(groups: Sequence[Group]) -> PageTable | None:
