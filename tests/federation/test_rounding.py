@@ -150,6 +150,7 @@ def test_the_statement_says_it_and_so_does_an_older_run(toy_values):
     said = plan(configs.parse(toy_values)).statement()
     assert "Noise is made larger by 0.00024 of itself" in said
     assert "24 examples of the largest client" in said
+    assert "zero_shot: The model" not in said, "nothing is trained there"
     stored = configs.parse(configs.as_stored(toy_values))
     assert "Rounding is not accounted for" in plan(stored).statement()
 

@@ -51,7 +51,9 @@ def _arm(arm: Arm, accounts: list[Account]) -> dict[str, Any]:
         "clip_norms": {str(c): value for c, value in releases.clip_norms.items()},
         "clipped": "examples" if releases.batch_clipping is None else "batches",
         "sensitivities": {str(c): releases.sensitivity(c) for c in releases.clip_norms},
-        "rounding": statements.rounding_statement(releases.num_rounded, releases.config.rounding),
+        "rounding": statements.rounding_statement(
+            releases.num_rounded if arm.plan.channels else 0, releases.config.rounding
+        ),
         "noise_multipliers": {str(c): value for c, value in releases.noise_multipliers.items()},
         "adaptive_clipping": _adaptive_clipping(arm),
         "sampling": arm.plan.sampler.description,
