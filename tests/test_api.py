@@ -168,6 +168,7 @@ def test_a_comparison_shows_itself_and_is_text(made, tmp_path):
     for text in (console.file.getvalue(), compared._repr_html_(), repr(compared), compared.text("csv")):
         assert "DP-FPL" in text or "dp_fpl" in text
     assert "delta" in repr(compared)
+    assert "─────" in repr(compared), "a table as in a terminal"
     assert r"\begin{tab" in compared.write(tmp_path / "table.tex").read_text()
     with pytest.raises(hp.ConfigError, match=r"name a file that ends in \.md, \.tex, \.csv"):
         compared.write(tmp_path / "table.doc")
@@ -191,7 +192,7 @@ def test_a_sweep_gives_its_runs_and_says_what_failed(made, tmp_path):
     base = {"base": made.config, "settings": {"method": {"name": "zero_shot"}}}
     runs = hp.sweep({**base, "axes": {"seed": [1, 2]}}, out=tmp_path / "seeds", jobs=1)
     assert [run.config.seed for run in runs] == [1, 2]
-    with pytest.raises(hp.DataError, match=r"1 of 1 runs failed: .*num_clients"):
+    with pytest.raises(hp.DataError, match=r"1 of 1 run failed: .*num_clients"):
         hp.sweep({**base, "axes": {"partition.num_clients": [99]}}, out=tmp_path / "clients", jobs=1)
 
 

@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 import torch
 
 from hushprompt.data.partitions.base import ClientShard, Partition
@@ -19,6 +20,14 @@ def test_predictions_are_counted_by_hand():
     assert found.local.tolist() == [[2, 0, 0], [0, 2, 0], [0, 1, 1]]
     # client 0 says 0 of all four others; client 1 is right on 0, 0 and one 2; client 2 says 1 of all four
     assert found.neighbor.tolist() == [[2, 2, 0], [2, 2, 0], [3, 0, 1]]
+
+
+@pytest.mark.parametrize("parts", [[], [[]], [[], []], [[0, 1]]])
+def test_nothing_is_taken_for_nothing(parts):
+    found = confusion(SAYS.__getitem__, LABELS, splits(*parts), num_classes=3)
+    assert found.neighbor.shape == (3, 3)
+    assert not found.neighbor.any(), "one client has no neighbors"
+    assert found.local.sum() == sum(map(len, parts))
 
 
 def test_a_client_without_images_and_images_of_nobody_count_nowhere():

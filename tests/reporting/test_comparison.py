@@ -228,7 +228,7 @@ def test_a_sweep_counts_what_is_not_finished(grid, tmp_path):
     records.write_json(tmp_path / "sweep.json", {"runs": runs})
     found = reader.find([tmp_path])
     assert len(found.runs) == len(grid)
-    assert list(found.notes) == [f"{tmp_path.name}: 1 of {len(grid) + 1} runs are not finished."]
+    assert list(found.notes) == [f"{tmp_path.name}: 1 of {len(grid) + 1} runs not finished."]
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="holds no run"):
         reader.find([tmp_path / "empty"])

@@ -3,6 +3,7 @@ import math
 import pytest
 
 from helpers import made_runs as made
+from hushprompt.errors import DataError
 from hushprompt.reporting.pooling import pool
 from hushprompt.reporting.styles import COLORS, GRAY
 
@@ -26,6 +27,24 @@ def test_a_reference_that_several_runs_share_counts_each_seed_once():
     assert len(zero.arms) == 1
     assert [s.name for s in trained] == ["DP-FPL, ε 0.5", "DP-FPL, ε 8", "DP-FPL, no noise"]
     assert len({s.family for s in [zero, *trained]}) == 2
+
+
+REASONS = {
+    "seeded": "hushprompt .*arm 'dp_fpl, epsilon 2'",
+    "secure": "since their noise is secure, and a table counts",
+}
+
+
+@pytest.mark.parametrize("source", REASONS)
+def test_other_results_of_one_seed_are_refused_with_the_reason(source):
+    def with_local(local, name):
+        own = made.result(local=local, noise_source=source)
+        privacy = {"arms": [{"arm": own.arm, "audiences": {"personal": {"epsilon": 2.0, "noise_source": source}}}]}
+        return made.run(1, [own], name=name, privacy=privacy)
+
+    assert len(pool([with_local(0.5, "a"), with_local(0.5, "b")])[0].arms) == 1, "a copy counts once"
+    with pytest.raises(DataError, match=rf"a and b have an arm with the same settings and seed.*{REASONS[source]}"):
+        pool([with_local(0.5, "a"), with_local(0.6, "b")])
 
 
 def test_an_epsilon_of_a_reference_is_the_same_as_one_of_a_run():

@@ -22,6 +22,7 @@ from hushprompt.reporting.comparison import Comparison, of_runs
 from hushprompt.reporting.formats import Grid
 from hushprompt.reporting.pooling import SCORES
 from hushprompt.runs import reader
+from hushprompt.words import counted
 
 TESTS: Mapping[str, Test] = {"t": "t", "sign-flip": "sign_flip"}
 
@@ -58,8 +59,8 @@ def sweep(
     """
     made = sweeps.sweep(file, out=out, jobs=jobs, ray=ray, overrides=overrides, observer=progress)
     if failed := [run for run in made if run.state is RunState.FAILED]:
-        reasons = "; ".join(f"{run.folder.name}: {run.error}" for run in failed)
-        raise DataError(f"{len(failed)} of {len(made)} runs failed: {reasons}.")
+        reasons = "; ".join(f"{run.folder.name}: {run.error}".rstrip(".") for run in failed)
+        raise DataError(f"{len(failed)} of {counted(len(made), 'run')} failed: {reasons}.")
     return [Run(run.folder) for run in made]
 
 
@@ -95,8 +96,8 @@ class ComparedRuns:
         return "".join(grid._repr_html_() for grid in self.grids)
 
     def __repr__(self) -> str:
-        """Return the tables as text."""
-        return self.text()
+        """Return what a terminal of any width would show."""
+        return "\n\n".join("\n".join([formats.plain(grid), *grid.notes]) for grid in self.grids)
 
 
 SUFFIXES = {".md": "markdown", ".tex": "latex", ".csv": "csv"}

@@ -15,6 +15,7 @@ from hushprompt.privacy import statements
 from hushprompt.runs import manifest, records
 from hushprompt.runs.manifest import CLAIMS
 from hushprompt.runs.records import ArmSummary, RoundRecord
+from hushprompt.words import counted
 
 if TYPE_CHECKING:
     from hushprompt.api.many_runs import RunFigure
@@ -135,7 +136,8 @@ class Run:
         if not self.is_finished:
             return f"{head}, not finished"
         own = self.arms[-1]
-        head += f": {own.title} after {len(self.arms) - 1} references, {own.num_rounds} rounds, seed {own.seed}"
+        head += f": {own.title} after {counted(len(self.arms) - 1, 'reference')}, "
+        head += f"{counted(own.num_rounds, 'round')}, seed {own.seed}"
         return "\n".join([head, *self._edited, *statements.statement_lines(self.privacy["arms"][-1])])
 
     def _repr_html_(self) -> str:

@@ -31,6 +31,7 @@ from hushprompt.runs import identity as identities
 from hushprompt.runs import records
 from hushprompt.runs.arm import Arm
 from hushprompt.seeding import stream
+from hushprompt.words import counted
 
 FILE = "audit.json"
 """What an audit leaves in its folder."""
@@ -257,7 +258,7 @@ def _with_examples(work: AuditWork, num_shadows: int, labels: np.ndarray, popula
     settings, seed = work.settings, work.config.seed
     if settings.num_canaries > len(labels):
         raise ConfigError(
-            f"--canaries must be at most the {len(labels)} examples of client {settings.client_id}, got "
+            f"--canaries must be at most the {counted(len(labels), 'example')} of client {settings.client_id}, got "
             f"{settings.num_canaries}."
         )
     work.train(num_shadows, settings.num_canaries)

@@ -25,6 +25,7 @@ from hushprompt.errors import ConfigError
 from hushprompt.privacy.config import Audience
 from hushprompt.runs.arm import Arm
 from hushprompt.seeding import stream
+from hushprompt.words import counted
 
 BELIEF = {Audience.PUBLIC: "global prompt", Audience.PERSONAL: "personal prompt"}
 """Prompts that an audience is asked about the wrong label, in words."""
@@ -52,7 +53,8 @@ def with_canaries(world: World, num_canaries: int) -> World:
     own = world.candidates
     if num_canaries > len(own.indices):
         raise ConfigError(
-            f"--canaries must be at most the {len(own.indices)} examples of client {own.client_id}, got {num_canaries}."
+            f"--canaries must be at most the {counted(len(own.indices), 'example')} of client {own.client_id}, got "
+            f"{num_canaries}."
         )
     rng = stream(world.config.seed, "canaries")
     chosen = np.sort(rng.permutation(len(own.indices))[:num_canaries])

@@ -18,7 +18,7 @@ def against_sentence(where: str, sentence: str, held: Mapping[str, Any]) -> Iter
         found = re.search(rf"\b{name} = ([0-9a-z.+-]*[0-9a-z])", sentence)
         if found is None or found[1] != number:
             yield f"{where} says {name} = {found[1] if found else 'nothing'}, computed: {number}"
-    steps = re.search(r"\b(\d+) releases", sentence)
+    steps = re.search(r"\b(\d+) releases?\b", sentence)
     if steps is None or int(steps[1]) != held["releases"]["num_steps"]:
         yield f"{where} says {steps[1] if steps else 'no'} releases, computed: {held['releases']['num_steps']}"
 

@@ -37,6 +37,7 @@ from hushprompt.runs.arm import Arm
 from hushprompt.runs.identity import RunIdentity
 from hushprompt.runs.privacy_record import privacy_record
 from hushprompt.runs.prompts import read_prompt
+from hushprompt.words import counted
 
 AGREEMENT = "agreement.json"
 """What server and client of a federation have instead of a config and sizes."""
@@ -295,8 +296,8 @@ class _FolderCheck:
             self.differences += self._against_source(f"summary.json, {arm.label}", entry.get("noise_source"))
             if arm.num_rounds < planned.num_rounds and not entry.get("stopped"):
                 self.differences.append(
-                    f"{arm.label}: ledger.jsonl charges {arm.num_rounds} of {planned.num_rounds} rounds, and "
-                    "summary.json does not say that training was stopped"
+                    f"{arm.label}: ledger.jsonl charges {arm.num_rounds} of {counted(planned.num_rounds, 'round')}, "
+                    "and summary.json does not say that training was stopped"
                 )
         self.differences += [f"summary.json has an arm {label!r} that the config does not have" for label in by_label]
 
@@ -328,7 +329,7 @@ class _FolderCheck:
         paths = sorted((self.folder / "prompts").glob("*.safetensors"))
         if not paths or not self.spent:
             return
-        self.checked.append(f"{len(paths)} prompt files")
+        self.checked.append(counted(len(paths), "prompt file"))
         guarantees = self.spent[-1].plan.guarantees()
         for path in paths:
             header, _ = read_prompt(path)

@@ -16,6 +16,7 @@ from hushprompt.errors import ConfigError
 from hushprompt.privacy.statements import AUDIENCES, beside_epsilon
 from hushprompt.reporting.formats import WholeTable
 from hushprompt.reporting.tables import epsilon_text
+from hushprompt.words import counted
 
 if TYPE_CHECKING:
     from hushprompt.audits.audit_record import AudienceAudit, AuditRecord, BudgetAudit
@@ -92,7 +93,7 @@ def show(record: AuditRecord) -> None:
     of = "clients" if record.privacy_unit == "client" else f"candidates of client {record.client_id}"
     sentence(
         f"Audit of {record.method}: {record.num_candidates} {of}, "
-        f"{record.num_shadows} shadow federations a budget, seed {record.seed}.",
+        f"{counted(record.num_shadows, 'shadow federation')} a budget, seed {record.seed}.",
     )
     for budget in record.budgets:
         for one in budget.audiences:

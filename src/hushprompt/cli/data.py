@@ -17,6 +17,7 @@ from hushprompt.config import parse as configs
 from hushprompt.errors import DataError
 from hushprompt.registry import PARTITIONS
 from hushprompt.reporting.formats import WholeTable
+from hushprompt.words import counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -86,7 +87,7 @@ def partition(
     resolved = configs.load(configs.locate(config), set_ or [])
     counts = hp.partition(resolved, out=out)
     name = PARTITIONS.name_of(resolved.partition)
-    console.print(f"{counts.dataset}, {name}, {len(counts.client_names)} clients, seed {resolved.seed}")
+    console.print(f"{counts.dataset}, {name}, {counted(len(counts.client_names), 'client')}, seed {resolved.seed}")
     console.print(partitions.client_table(counts))
     console.print("Training examples, one column a class in label order; a full block: the client with most of it.")
     for line in partitions.shade_lines(counts, console.width):
@@ -122,11 +123,11 @@ def show_dataset(dataset: Dataset, *, has_about: bool) -> None:
     if not has_about:
         lines |= {"license": dataset.license, "citation": dataset.citation}
     lines["examples are"] = "images" if dataset.modality == "image" else f"sounds, {dataset.sampling_rate} samples/s"
-    lines[f"{len(dataset.class_names)} classes"] = ", ".join(dataset.class_names)
+    lines[counted(len(dataset.class_names), "class")] = ", ".join(dataset.class_names)
     if len(dataset.domain_names) > 1:
         lines[f"{len(dataset.domain_names)} domains"] = ", ".join(dataset.domain_names)
     if dataset.client_names:
-        lines[f"{len(dataset.client_names)} clients"] = ", ".join(dataset.client_names)
+        lines[counted(len(dataset.client_names), "client")] = ", ".join(dataset.client_names)
     lines["split by"] = dataset.split_source or "the data's own"
     lines["split checksum"] = dataset.split_checksum or "none"
     lines["left out as unreadable"] = str(dataset.num_skipped)

@@ -13,6 +13,7 @@ from hushprompt.cli.console import INTERRUPTED, console, sentence
 from hushprompt.errors import ConfigError
 from hushprompt.privacy import statements
 from hushprompt.user_text import read_lines
+from hushprompt.words import counted
 
 if TYPE_CHECKING:
     from hushprompt.deployment.flower.control import FlowerRun
@@ -111,7 +112,7 @@ def check(file: ServerFile, insecure: Insecure = False) -> None:
     found = hp.federation.check(file, insecure=insecure, say=_say)
     for name, size in found.sizes.items():
         answer = f"no. {found.refusals[name]}" if name in found.refusals else "yes"
-        sentence(f"{name}, {size} training examples: {answer}")
+        sentence(f"{name}, {counted(size, 'training example')}: {answer}")
     for name in sorted(found.refusals.keys() - found.sizes):
         sentence(f"{name}: not there. {found.refusals[name]}")
     _show_meaning(found.guarantees)
@@ -166,7 +167,7 @@ def _show_server(found: ServerStatus) -> None:
     if found.clients is None:
         console.print("No run has begun: no client has joined yet.")
     else:
-        who = ", ".join(f"{name} ({size} training examples)" for name, size in found.clients.items())
+        who = ", ".join(f"{name} ({counted(size, 'training example')})" for name, size in found.clients.items())
         sentence(f"Agreed on the run: {who}")
     for record in found.rounds:
         sentence(round_line(record, found.num_rounds, found.noise_source))
@@ -185,7 +186,7 @@ def _show_client(found: ClientStatus) -> None:
         if run.accuracy is not None:
             scored = f"{100 * run.accuracy:.1f} % of the own images right after round {run.num_rounds}"
         sentence(
-            f"{run.federation}, run {run.run}: {run.num_charged} rounds charged, "
+            f"{run.federation}, run {run.run}: {counted(run.num_charged, 'round')} charged, "
             f"epsilon {run.epsilon:.3g}{statements.beside_epsilon(run.noise_source)} and delta {run.delta:.3g} set "
             f"aside; {scored}",
         )

@@ -14,6 +14,7 @@ from hushprompt.jobs import sweep_folder
 from hushprompt.jobs.progress import SweepBars
 from hushprompt.jobs.sweep_folder import RunState, SweepRun
 from hushprompt.reporting.formats import WholeTable
+from hushprompt.words import counted
 
 
 def sweep(
@@ -54,7 +55,7 @@ def show_plan(root: Path, runs: Sequence[SweepRun]) -> None:
     console.print(table)
     counts = collections.Counter(run.state for run in runs)
     words = ", ".join(f"{counts[state]} {state}" for state in RunState if counts[state])
-    console.print(f"{len(runs)} runs in {root}: {words}.", soft_wrap=True)
+    console.print(f"{counted(len(runs), 'run')} in {root}: {words}.", soft_wrap=True)
 
 
 def show_errors(runs: Sequence[SweepRun]) -> None:

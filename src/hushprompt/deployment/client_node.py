@@ -35,6 +35,7 @@ from hushprompt.deployment.transport import plain
 from hushprompt.errors import ConfigError, HushpromptError, ProtocolError
 from hushprompt.prompts.prompt_model import PromptModel
 from hushprompt.runs import records
+from hushprompt.words import counted
 
 LOG = logging.getLogger(__name__)
 CANNOT = "This client cannot do that now; its owner can see why."
@@ -174,7 +175,7 @@ class ClientNode:
             client_id = agreement.clients.index(name)
             if agreement.sizes[client_id] != examples.size:
                 raise ProtocolError(
-                    f"The plan counts {agreement.sizes[client_id]} training examples of {name}, which has "
+                    f"The plan counts {counted(agreement.sizes[client_id], 'training example')} of {name}, which has "
                     f"{examples.size}."
                 )
             config = self._own_runtime(agreement)

@@ -39,6 +39,7 @@ from hushprompt.runs.privacy_record import privacy_record
 from hushprompt.runs.prompts import write_prompts
 from hushprompt.runs.records import ArmSummary
 from hushprompt.seeding import stream
+from hushprompt.words import counted
 
 
 def serve(config: ServerConfig, transport: MessageTransport, observer: Observer) -> None:
@@ -228,8 +229,9 @@ class Coordinator:
         least = min(self.config.federation.quorum, len(cohort))
         if len(responses.messages) < least:
             raise ProtocolError(
-                f"{len(responses.messages)} of {len(cohort)} clients answered, min_clients asks for {least}. Nothing "
-                "of this step was used. Start again when they are there, or with a smaller federation.min_clients."
+                f"{len(responses.messages)} of {counted(len(cohort), 'client')} answered, min_clients asks for "
+                f"{least}. Nothing of this step was used. Start again when they are there, or with a smaller "
+                "federation.min_clients."
             )
         return responses
 

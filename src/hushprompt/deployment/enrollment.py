@@ -12,6 +12,7 @@ from hushprompt.deployment.envelope import Envelope
 from hushprompt.deployment.transport import Failure, MessageTransport, Report, attempt, reason_of
 from hushprompt.deployment.wire import check_declared
 from hushprompt.errors import ConfigError, ProtocolError
+from hushprompt.words import counted
 
 POLL_S = 1.0
 """Seconds from one look at who is online to the next."""
@@ -72,9 +73,9 @@ class Enrollment:
         missing = self.missing(names, sizes)
         if len(names) - len(missing) < min(self.config.quorum, len(names)):
             raise ProtocolError(
-                f"{len(names) - len(missing)} of {len(names)} clients joined within {self.config.join_deadline_s:g} s, "
-                f"min_clients asks for {self.config.quorum}. Missing: {', '.join(missing)}; refusals.jsonl says who "
-                "was refused, and why. Start again when they are there."
+                f"{len(names) - len(missing)} of {counted(len(names), 'client')} joined within "
+                f"{self.config.join_deadline_s:g} s, min_clients asks for {self.config.quorum}. Missing: "
+                f"{', '.join(missing)}; refusals.jsonl says who was refused, and why. Start again when they are there."
             )
 
     def missing(self, names: tuple[str, ...], sizes: Mapping[str, int] | None = None) -> list[str]:
@@ -98,8 +99,8 @@ class Enrollment:
         while True:
             if len(self.members) < self.config.quorum:
                 raise ProtocolError(
-                    f"{len(self.members)} clients accept the plan, min_clients asks for {self.config.quorum}. "
-                    "refusals.jsonl says who refused, and why."
+                    f"{counted(len(self.members), 'client')} accept{'s' * (len(self.members) == 1)} the plan, "
+                    f"min_clients asks for {self.config.quorum}. refusals.jsonl says who refused, and why."
                 )
             agreement = self.propose()
             refusals = self.ask(agreement, "plan")
@@ -181,5 +182,5 @@ class Enrollment:
         if name in self.members and self.members[name].node in online:
             raise ProtocolError(f"{name} joined already, from another node.")
         if sizes is not None and sizes[name] != size:
-            raise ProtocolError(f"{name} agreed with {sizes[name]} training examples, now it has {size}.")
+            raise ProtocolError(f"{name} agreed with {counted(sizes[name], 'training example')}, now it has {size}.")
         return name, EnrolledClient(node, size)

@@ -12,6 +12,7 @@ from rich.table import Column
 
 from hushprompt.jobs.estimate import Estimate, kind_of
 from hushprompt.jobs.sweep_folder import RunState, SweepRun
+from hushprompt.words import counted
 
 
 class SweepBars:
@@ -49,7 +50,9 @@ class SweepBars:
         waiting = [run for run in runs if run.state is not RunState.DONE]
         num_done = len(runs) - len(waiting)
         folder = runs[0].folder.parent
-        self._progress.console.print(f"{len(runs)} runs in {folder}, {num_done} done before.", soft_wrap=True)
+        self._progress.console.print(
+            f"{counted(len(runs), 'run')} in {folder}, {num_done} done before.", soft_wrap=True
+        )
         self._estimate = Estimate([kind_of(run.planned.config) for run in waiting], max(1, num_workers))
         self._overall = self._progress.add_task("runs", total=len(runs), completed=num_done, note="")
 

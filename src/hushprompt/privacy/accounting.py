@@ -45,6 +45,7 @@ from hushprompt.privacy.least_epsilon import least_epsilon
 from hushprompt.privacy.losses import FINE, ComposedLosses, is_coarse, is_proven, smallest_delta
 from hushprompt.privacy.releases import GaussianReleases
 from hushprompt.privacy.renyi import RenyiBound
+from hushprompt.words import counted
 
 Relation = Literal["add_remove", "replace_one"]
 Accountant = Literal["gdp", "pld", "rdp"]
@@ -273,8 +274,8 @@ def calibrate(
     chance = -math.expm1(num_steps * math.log1p(-sampling_prob)) if sampling_prob < 1 else 1.0
     if delta >= chance:
         raise PrivacyError(
-            f"An example is drawn at all with probability {chance:.3g} in {num_steps} releases, which is not above "
-            f"delta = {delta:g}: any noise, even none, would meet the budget. Take a smaller delta."
+            f"An example is drawn at all with probability {chance:.3g} in {counted(num_steps, 'release')}, which is "
+            f"not above delta = {delta:g}: any noise, even none, would meet the budget. Take a smaller delta."
         )
     return _calibrate(target_epsilon, delta, base, relation, compose(beside))
 

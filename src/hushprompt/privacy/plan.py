@@ -49,6 +49,7 @@ from hushprompt.privacy.release_plan import BatchClipping, ReleasePlan
 from hushprompt.privacy.releases import GaussianReleases
 from hushprompt.privacy.sampling import Sampler
 from hushprompt.registry import MECHANISMS
+from hushprompt.words import counted
 
 NO_CLIENT_LEVEL = (
     "no client-level protection: a personal prompt is made from one client's data, and whoever holds it may learn "
@@ -245,7 +246,8 @@ class PrivacyPlan:
             if len(probs) == 1:
                 return self.sampler.description
             worst, size = max(probs), min(self.client_sizes)
-            return f"{self.sampler.description}, probability {worst:.4g} at the worst client, of {size} examples"
+            least = counted(size, "example")
+            return f"{self.sampler.description}, probability {worst:.4g} at the worst client, of {least}"
         return (
             f"every client contributes to each of the {self.sampler.steps_per_round} steps of a round, "
             f"no amplification claimed (inside a client: {self.sampler.description})"

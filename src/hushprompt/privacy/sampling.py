@@ -13,6 +13,7 @@ import numpy as np
 
 from hushprompt import checks
 from hushprompt.registry import SAMPLERS
+from hushprompt.words import counted
 
 
 @runtime_checkable
@@ -132,7 +133,7 @@ class EqualBatchesSampler(_EveryStep):
     @property
     def description(self) -> str:
         """The sampling, in the words of a privacy statement."""
-        return f"Poisson sampling of {self.batch_size} examples of each client in expectation"
+        return f"Poisson sampling of {counted(self.batch_size, 'example')} of each client in expectation"
 
     def expected_batch_size(self, num_examples: int) -> float:
         """The expected size min(m, n)."""

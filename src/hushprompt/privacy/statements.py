@@ -11,6 +11,8 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from hushprompt.words import counted
+
 if TYPE_CHECKING:
     from hushprompt.privacy.guarantee import Guarantee
 
@@ -82,9 +84,9 @@ COPIES = (
 """What a guarantee is worth to an example that stands several times in a training set."""
 SEVERAL_ARMS = "Each arm is accounted for on its own; publishing several arms of one run adds up their privacy losses."
 PARTICIPATION = (
-    "{cohort_size} of {num_clients} clients take part in a round, by a public schedule from which no amplification is "
-    "claimed: the guarantees are those of a client with the most rounds, {most} of {num_rounds}. A client that fails "
-    "in a round is charged for it."
+    "{cohort_size} of {num_clients} clients {take} part in a round, by a public schedule from which no amplification "
+    "is claimed: the guarantees are those of a client with the most rounds, {most} of {num_rounds}. A client that "
+    "fails in a round is charged for it."
 )
 ADAPTIVE_CLIPPING = "clip_norms are those of the first step; noise_multipliers are those of sum and count together."
 ROUNDING = (
@@ -175,9 +177,10 @@ def guarantee_statement(guarantee: Guarantee) -> str:
         if not part.is_empty
     )
     differ = f"{one} more or less" if guarantee.neighboring_relation == "add_remove" else f"{one} exchanged"
+    releases = counted(guarantee.releases.num_steps, "release")
     context = (
         f"at delta = {guarantee.delta:g} for {unit}, neighbors differing by {differ} "
-        f"({guarantee.neighboring_relation}), {guarantee.sampling}, {guarantee.releases.num_steps} releases{beside}"
+        f"({guarantee.neighboring_relation}), {guarantee.sampling}, {releases}{beside}"
     )
     if math.isinf(guarantee.epsilon):
         return f"No guarantee (epsilon = inf, {guarantee.why_unbounded}) {context}."
@@ -253,7 +256,8 @@ def account_lines(arm: dict[str, Any]) -> list[str]:
             for audience, value in account["epsilon"].items()
         )
         lines.append(
-            f"  {len(account['clients'])} clients ({clients}): {account['num_rounds']} rounds charged, "
+            f"  {counted(len(account['clients']), 'client')} ({clients}): "
+            f"{counted(account['num_rounds'], 'round')} charged, "
             f"sampling probability {account['sampling_prob']:.4g}; epsilon so far{simulated}: {spent}."
         )
     return lines
@@ -296,7 +300,7 @@ def clauses(audience: str, guarantee: Mapping[str, Any]) -> list[str]:
         f"delta = {number(guarantee.get('delta')):g} for one {guarantee.get('privacy_unit')} of one client",
         f"neighboring relation {guarantee.get('neighboring_relation')}",
         *str(guarantee.get("sampling")).split(", "),
-        *([] if num_steps is None else [f"{num_steps} releases"]),
+        *([] if num_steps is None else [counted(num_steps, "release")]),
         f"accountant: {guarantee.get('accountant')}",
         *([f"{SIMULATION} with seeded noise"] if guarantee.get("noise_source") == "seeded" else []),
     ]

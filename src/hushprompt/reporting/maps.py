@@ -14,6 +14,7 @@ from hushprompt.reporting.drawing import RULE, SHADE, SOFT, WIDTH, Drawing, Pane
 from hushprompt.reporting.pooling import Group, simulated
 from hushprompt.reporting.styles import printable
 from hushprompt.runs.reader import FinishedRun, Holdings
+from hushprompt.words import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,7 +44,8 @@ def holdings(runs: Sequence[FinishedRun], _: Sequence[Group]) -> Drawing | None:
         slug="holdings",
         title="Training examples by client and class",
         description=(
-            f"{num_clients} clients, {num_classes} classes, {int(counts.sum())} training examples; "
+            f"{counted(num_clients, 'client')}, {counted(num_classes, 'class')}, "
+            f"{counted(int(counts.sum()), 'training example')}; "
             f"a client has examples of {(counts > 0).sum(axis=1).mean():.1f} classes on average."
         ),
         draw=functools.partial(_draw_holdings, held=held, order=order),
@@ -70,7 +72,8 @@ def _draw_holdings(axes: Axes, held: Holdings, order: np.ndarray) -> None:
     for client, name in enumerate(held.client_names if num_clients <= MAX_TIPS else ()):
         row = held.train[client]
         largest = held.class_names[int(row.argmax())]
-        words = f"{name}: {row.sum()} training examples of {int((row > 0).sum())} classes, most of {largest}"
+        words = f"{name}: {counted(int(row.sum()), 'training example')} of "
+        words += f"{counted(int((row > 0).sum()), 'class')}, most of {largest}"
         axes.barh(client + 0.5, num_classes, height=1, color=SHADE, alpha=0.004, gid=tip(words))
     if num_classes > MAX_NAMES:
         axes.set_xticks([])

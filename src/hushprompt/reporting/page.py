@@ -18,6 +18,7 @@ from hushprompt.reporting.sections import SECTIONS, Report
 from hushprompt.reporting.styles import printable
 from hushprompt.runs import reader
 from hushprompt.runs.reader import FinishedRun
+from hushprompt.words import counted
 
 MAX_NAMED = 3
 """More methods than this are counted in the page's heading."""
@@ -89,10 +90,10 @@ def _subtitle(found: Sequence[FinishedRun]) -> str:
     clients = _values(found, "partition", "num_clients")
     parts = [
         _values(found, "backbone", "name"),
-        f"{_values(found, 'partition', 'name')}" + (f" over {clients} clients" if clients else ""),
-        f"{_values(found, 'training', 'num_rounds')} rounds",
+        f"{_values(found, 'partition', 'name')}" + (f" over {counted(clients, 'client')}" if clients else ""),
+        counted(_values(found, "training", "num_rounds"), "round"),
         f"seed {', '.join(str(seed) for seed in sorted({run.seed for run in found}))}",
-        f"{len(found)} run{'s' if len(found) > 1 else ''}",
+        counted(len(found), "run"),
         _noise_sources(found),
     ]
     return " · ".join(part.replace("_", " ") for part in parts if part)

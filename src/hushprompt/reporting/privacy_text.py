@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from hushprompt.privacy.statements import AUDIENCES, in_plain_words
 from hushprompt.reporting.blocks import Block, Definitions, Fold, Guarantees, missing
 from hushprompt.reporting.pooling import Group
+from hushprompt.words import counted
 
 MAX_OPEN = 6
 """Statements that stand open; more than these are folded up."""
@@ -17,7 +18,7 @@ def statements(groups: Sequence[Group]) -> list[Block]:
     every = [_statement(group) for group in groups if group.learns]
     parts: list[Block] = list(every[-MAX_OPEN:])
     if len(every) > MAX_OPEN:
-        parts.append(Fold(f"The other {len(every) - MAX_OPEN} arms", every[:-MAX_OPEN]))
+        parts.append(Fold(f"The other {counted(len(every) - MAX_OPEN, 'arm')}", every[:-MAX_OPEN]))
     notes = _notes(groups)
     if notes:
         parts.append(Definitions("For every arm", notes))

@@ -8,6 +8,7 @@ from typing import Any
 
 from hushprompt.privacy.statements import AUDIENCES, beside_epsilon, noise_source_of, number, statement_lines
 from hushprompt.runs.records import ArmSummary
+from hushprompt.words import counted
 
 
 def has_new_classes(arms: Sequence[ArmSummary]) -> bool:
@@ -82,7 +83,9 @@ def captions(arms: Sequence[ArmSummary], privacy: dict[str, Any]) -> list[str]:
         f"epsilon{simulated} is for {AUDIENCES[arms[-1].audience]}; delta, unit, neighbors, sampling and accountant as "
         "follows.",
     ]
-    stopped = [f"{arm.arm} ended after {arm.num_rounds} rounds: {arm.stopped}." for arm in arms if arm.stopped]
+    stopped = [
+        f"{arm.arm} ended after {counted(arm.num_rounds, 'round')}: {arm.stopped}." for arm in arms if arm.stopped
+    ]
     if has_new_classes(arms):
         lines.insert(
             1,

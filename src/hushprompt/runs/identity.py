@@ -28,6 +28,7 @@ from hushprompt.data.content import content_of
 from hushprompt.errors import DataError, ResumeError
 from hushprompt.registry import PACKAGE
 from hushprompt.runs import records
+from hushprompt.words import counted
 
 LOG = logging.getLogger(__name__)
 FILE = "identity.json"
@@ -271,7 +272,11 @@ def _client_differences(was: Sequence[tuple[str, int]], now: Sequence[tuple[str,
     if set(names) != set(here):
         return [f"clients: {_changes(names, here)}"]
     sizes = dict(now)
-    found = [f"{name} had {size} training examples and has {sizes[name]}" for name, size in was if sizes[name] != size]
+    found = [
+        f"{name} had {counted(size, 'training example')} and has {sizes[name]}"
+        for name, size in was
+        if sizes[name] != size
+    ]
     return found if found or names == here else ["the clients stand in another order"]
 
 

@@ -115,7 +115,11 @@ def participation(arm: Arm) -> dict[str, Any]:
     statement = ""
     if cohorts.is_partial and len(cohorts):
         statement = statements.PARTICIPATION.format(
-            cohort_size=cohorts.cohort_size, num_clients=cohorts.num_clients, most=rounds.max(), num_rounds=len(cohorts)
+            cohort_size=cohorts.cohort_size,
+            take="takes" if cohorts.cohort_size == 1 else "take",
+            num_clients=cohorts.num_clients,
+            most=rounds.max(),
+            num_rounds=len(cohorts),
         )
     return {
         "cohort_size": cohorts.cohort_size,

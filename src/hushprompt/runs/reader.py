@@ -24,6 +24,7 @@ from hushprompt.runs import archive, manifest, records
 from hushprompt.runs.archive import PackedRun
 from hushprompt.runs.identity import RunIdentity, from_json
 from hushprompt.runs.records import ArmSummary
+from hushprompt.words import counted
 
 MISSING: Mapping[str, Any] = {
     "epsilon": None, "delta": math.nan, "audience": "", "local": math.nan, "neighbor": math.nan,
@@ -146,7 +147,7 @@ def find(paths: Sequence[Path]) -> FoundRuns:
             )
         waiting = [source.path[-1] for source in found if not source.has("summary.json")]
         if waiting:
-            notes.append(f"{path.name}: {len(waiting)} of {len(found)} runs are not finished.")
+            notes.append(f"{path.name}: {len(waiting)} of {counted(len(found), 'run')} not finished.")
             unfinished += [name for name in waiting if name not in unfinished]
         for source in found:
             if source.has("summary.json"):

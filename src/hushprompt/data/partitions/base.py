@@ -17,6 +17,7 @@ import numpy as np
 from hushprompt import checks
 from hushprompt.data.base import Dataset
 from hushprompt.errors import ConfigError
+from hushprompt.words import counted
 
 MAX_DRAWS = 100
 """Random shares before giving up on clients that stay empty."""
@@ -120,8 +121,8 @@ def from_indices(dataset: Dataset, parts: Mapping[str, Sequence[np.ndarray]], na
         name = names[client_id] if names else ""
         if len(train) == 0:
             raise ConfigError(
-                f"Client {name or client_id} would have no training example: {len(labels)} examples do not go around "
-                f"{len(parts['train'])} clients in this partition. Use fewer clients."
+                f"Client {name or client_id} would have no training example: {counted(len(labels), 'example')} cannot "
+                f"go around {counted(len(parts['train']), 'client')} in this partition. Use fewer clients."
             )
         indices = {split: clients_parts[client_id] for split, clients_parts in parts.items()}
         classes = tuple(int(label) for label in np.unique(labels[train]))

@@ -63,9 +63,9 @@ class Folder(OwnData):
         are_several = len({SPLIT_WORDS[name.lower()] for name in words}) > 1
         if others and (are_several or any(_holds_folders_alone(root / name) for name in words)):
             raise DataError(
-                f"{root} has the folders {', '.join(words)}, which are called like splits, and {_some(others)}, which "
-                f"are not. If the former are splits, move the latter out of {root}. If all are classes, name all of "
-                "them in data.classes."
+                f"{root} has folders that are called like splits ({', '.join(words)}), and others ({_some(others)}). "
+                f"If the former are splits, move the latter out of {root}. If all are classes, name all of them in "
+                "data.classes."
             )
         return not others
 
@@ -97,7 +97,7 @@ class Folder(OwnData):
         are_shared = len(inner) == 1 or max(counts.values()) > 1
         if len(counts) > 1 and are_shared and not any(map(is_media, counts)):
             raise DataError(
-                f"In {folder}, {_some(files)} hold nothing but the folders {_some(counts)}. If these are the classes, "
+                f"In {folder} there are only folders ({_some(counts)}) in {_some(files)}. If these are the classes, "
                 f"set data.root to the folder that has them, such as {folder / name}, or list the files in a table "
                 f"(data.name=table) with a column client or domain. If {_some(files)} are the classes, name them in "
                 "data.classes."

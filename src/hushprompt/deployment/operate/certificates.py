@@ -23,6 +23,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from hushprompt import files
 from hushprompt.deployment.operate import secrets
 from hushprompt.errors import ConfigError
+from hushprompt.words import counted
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes
@@ -164,7 +165,9 @@ def check(path: Path, now: datetime.datetime) -> list[str]:
         )
     left = validity.days_left(now)
     if left < SOON_DAYS:
-        return [f"The certificate {path} expires in {left} days, on {validity.ends:%Y-%m-%d} UTC. Renew it soon."]
+        return [
+            f"The certificate {path} expires in {counted(left, 'day')}, on {validity.ends:%Y-%m-%d} UTC. Renew it soon."
+        ]
     return []
 
 
