@@ -22,7 +22,7 @@ def test_predictions_are_counted_by_hand():
     assert found.neighbor.tolist() == [[2, 2, 0], [2, 2, 0], [3, 0, 1]]
 
 
-@pytest.mark.parametrize("parts", [[], [[]], [[], []], [[0, 1]]])
+@pytest.mark.parametrize("parts", [[[]], [[], []], [[0, 1]]])
 def test_nothing_is_taken_for_nothing(parts):
     found = confusion(SAYS.__getitem__, LABELS, splits(*parts), num_classes=3)
     assert found.neighbor.shape == (3, 3)

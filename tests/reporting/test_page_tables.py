@@ -19,7 +19,7 @@ def bold(runs):
 
 
 def of(method, epsilon, local):
-    own = made.result(f"{method}, epsilon {epsilon}", epsilon, local=local, neighbor=0.4)
+    own = made.result(f"{method}, epsilon {epsilon}", epsilon, local=local, neighbor=0.4, title=method)
     config = {"privacy": {"epsilon": epsilon, "delta": 1e-5}, "method": {"name": method}}
     return made.run(1, [own], name=f"{method}{epsilon}", config=config)
 

@@ -4,7 +4,7 @@ import pytest
 
 from helpers import made_runs as made
 from hushprompt.errors import DataError
-from hushprompt.reporting.pooling import pool
+from hushprompt.reporting.pooling import pool, pool_strictly
 from hushprompt.reporting.styles import COLORS, GRAY
 
 ZERO = made.result("zero_shot", None)
@@ -38,13 +38,12 @@ REASONS = {
 @pytest.mark.parametrize("source", REASONS)
 def test_other_results_of_one_seed_are_refused_with_the_reason(source):
     def with_local(local, name):
-        own = made.result(local=local, noise_source=source)
-        privacy = {"arms": [{"arm": own.arm, "audiences": {"personal": {"epsilon": 2.0, "noise_source": source}}}]}
-        return made.run(1, [own], name=name, privacy=privacy)
+        config = {"privacy": {"epsilon": 2.0, "delta": 1e-5, "noise_source": source}}
+        return made.run(1, [made.result(local=local)], name=name, config=config)
 
-    assert len(pool([with_local(0.5, "a"), with_local(0.5, "b")])[0].arms) == 1, "a copy counts once"
+    assert len(pool_strictly([with_local(0.5, "a"), with_local(0.5, "b")])[0].arms) == 1, "a copy counts once"
     with pytest.raises(DataError, match=rf"a and b have an arm with the same settings and seed.*{REASONS[source]}"):
-        pool([with_local(0.5, "a"), with_local(0.6, "b")])
+        pool_strictly([with_local(0.5, "a"), with_local(0.6, "b")])
 
 
 def test_an_epsilon_of_a_reference_is_the_same_as_one_of_a_run():
