@@ -2,7 +2,9 @@
 
 import dataclasses
 import importlib
+import inspect
 import json
+import re
 import tomllib
 
 import pytest
@@ -220,3 +222,23 @@ def _with_content(reply, content):
 def _from_node(reply, node):
     reply.metadata.__dict__["_src_node_id"] = node
     return reply
+
+
+def test_a_client_looks_for_messages_often_while_they_come_and_seldom_otherwise(monkeypatch):
+    from flwr.supernode import start_client_internal
+
+    from hushprompt.deployment.flower import pace, supernode
+
+    now, waits = [0.0], []
+    waiting = pace.Pace(lambda: now[0], waits.append)
+    waiting.sleep(3)
+    now[0] = pace.AWAKE_S
+    waiting.sleep(3)
+    waiting.sleep(0.5)  # an answer is made: there was a message
+    waiting.sleep(3)
+    assert waits == [pace.SOON_S, 3, pace.ANSWER_S, pace.SOON_S]
+    monkeypatch.setattr(start_client_internal, "time", start_client_internal.time)
+    supernode.look_often()
+    assert isinstance(start_client_internal.time, pace.Pace)
+    source = inspect.getsource(start_client_internal)
+    assert set(re.findall(r"\btime\.(\w+\(.*?\))", source)) == {"sleep(3)", "sleep(0.5)"}, "the waits that are replaced"

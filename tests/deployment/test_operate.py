@@ -373,6 +373,29 @@ def test_the_exit_status_of_run_is_how_the_run_ended(folder, command, outcome, c
     assert f"The run {words}" in done.output
 
 
+def test_a_run_whose_config_is_wrong_is_stopped_and_told(folder, command):
+    edit(folder / "server" / "run.toml", "training", num_round=3)
+    control = FakeControl("", "failed")
+    done = command(control, "run", folder / "server" / "server.toml")
+    assert isinstance(done.exception, ConfigError)
+    assert "num_round" in str(done.exception)
+    assert control.stopped == [5]
+
+
+def test_a_run_is_asked_for_before_its_config_is_read_and_the_servers_process_never_reads_it(
+    folder, command, monkeypatch
+):
+    path, told, read = folder / "server" / "server.toml", [], api.load_server
+    monkeypatch.setattr(api, "load_server", lambda file: told.append("read") or read(file))
+    control = FakeControl("", "completed")
+    control.on_start = lambda: told.append("asked")
+    assert command(control, "run", path).exit_code == 0
+    assert told[:2] == ["asked", "read"]
+    serve = "from hushprompt.deployment import api; api._keep_running = print; api.serve(sys.argv[1])"
+    code = f"import sys; {serve}; assert not {{'torch', 'scipy'}} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code, path], check=True, capture_output=True)
+
+
 def test_ctrl_c_leaves_the_run_and_stop_ends_it(folder, command):
     path = folder / "server" / "server.toml"
     done = command(FakeControl("", KeyboardInterrupt()), "run", path)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from hushprompt import checks, extras, files
 from hushprompt.config import parse as configs
 from hushprompt.config.schema import RunConfig
-from hushprompt.deployment.config import REFUSALS, load_client, load_server
+from hushprompt.deployment.config import REFUSALS, load_client, load_server, load_server_process
 from hushprompt.deployment.operate import status as records_of
 from hushprompt.deployment.operate.status import ClientStatus, Connection, FederationOutcome, ServerStatus
 from hushprompt.deployment.server_record import CHECKED, CheckOutcome, rounds
@@ -25,7 +25,7 @@ from hushprompt.errors import ConfigError, HushpromptError, files_told
 from hushprompt.runs import records
 
 if TYPE_CHECKING:
-    from hushprompt.deployment.config import ServerConfig
+    from hushprompt.deployment.config import ServerConfig, ServerProcessConfig
     from hushprompt.deployment.flower.control import Control, FlowerRun
     from hushprompt.deployment.operate.certificates import Validity
     from hushprompt.deployment.operate.supervise import ManagedProcess
@@ -131,7 +131,7 @@ def serve(file: str | Path, *, insecure: bool = False, say: Say = _silent) -> No
     _require()
     from hushprompt.deployment.operate import server as ends
 
-    config = load_server(Path(file))
+    config = load_server_process(Path(file))
     _keep_running(ends.managed_process(Path(file), config, say, is_insecure=insecure), ends.flower_folder(config), say)
 
 
@@ -169,12 +169,12 @@ def run(file: str | Path, *, insecure: bool = False, say: Say = _silent) -> Fede
     _require()
     from hushprompt.deployment.operate import server as ends
 
-    config = load_server(Path(file))
-    control = ends.control(config, is_insecure=insecure)
-    _end_dead_runs(control, config, file, say)
-    num_before = len(rounds(config.folder))
-    state = _trained(control, config, {}, say)
-    return records_of.outcome(config, num_before, state)
+    process = load_server_process(Path(file))
+    control = ends.control(process, is_insecure=insecure)
+    _end_dead_runs(control, process, file, say)
+    num_before = len(rounds(process.folder))
+    state = _trained(control, Path(file), {}, say)
+    return records_of.outcome(load_server(Path(file)), num_before, state)
 
 
 @files_told()
@@ -190,12 +190,12 @@ def check(file: str | Path, *, insecure: bool = False, say: Say = _silent) -> Ch
     _require()
     from hushprompt.deployment.operate import server as ends
 
-    config = load_server(Path(file))
-    control = ends.control(config, is_insecure=insecure)
-    _end_dead_runs(control, config, file, say)
-    checked = config.folder / CHECKED
+    process = load_server_process(Path(file))
+    control = ends.control(process, is_insecure=insecure)
+    _end_dead_runs(control, process, file, say)
+    checked = process.folder / CHECKED
     checked.unlink(missing_ok=True)
-    state = _trained(control, config, {"only-check": True}, say)
+    state = _trained(control, Path(file), {"only-check": True}, say)
     found = records.from_json(CheckOutcome, records.read_json(checked)) if checked.exists() else CheckOutcome()
     return dataclasses.replace(found, state=state)
 
@@ -229,7 +229,7 @@ def stop(file: str | Path, *, insecure: bool = False) -> int:
     _require()
     from hushprompt.deployment.operate import server as ends
 
-    control = ends.control(load_server(Path(file)), is_insecure=insecure)
+    control = ends.control(load_server_process(Path(file)), is_insecure=insecure)
     active = [state for state in control.runs() if not state.is_over]
     for state in active:
         control.stop(state.run_id)
@@ -270,7 +270,7 @@ def _keep_running(managed: ManagedProcess, folder: Path, say: Say) -> None:
         Supervisor(managed, say).run()
 
 
-def _end_dead_runs(control: Control, config: ServerConfig, file: str | Path, say: Say) -> None:
+def _end_dead_runs(control: Control, config: ServerProcessConfig, file: str | Path, say: Say) -> None:
     """Stop runs that the SuperLink takes for active though nothing works on them, as after a crash.
 
     Whatever works on a run holds its folder; a new one does so soon.
@@ -292,25 +292,40 @@ def _end_dead_runs(control: Control, config: ServerConfig, file: str | Path, say
         time.sleep(min(POLL_S, DEAD_S / 8))
 
 
-def _trained(control: Control, config: ServerConfig, settings: Mapping[str, bool], say: Say) -> FlowerRun:
+def _trained(control: Control, file: Path, settings: Mapping[str, bool], say: Say) -> FlowerRun:
     """Start a run, say each round and refusal as it comes, and return how it ended."""
     from hushprompt.deployment.flower.environment import BUNDLE
 
-    refused = config.folder / REFUSALS
-    num_rounds, num_refused = len(rounds(config.folder)), records_of.num_refusals(refused)
+    folder = load_server_process(file).folder
+    refused = folder / REFUSALS
+    num_rounds, num_refused = len(rounds(folder)), records_of.num_refusals(refused)
     run_id = control.start(BUNDLE, settings)
     say("It begins when enough clients have joined.")
+    run = _run_config(control, run_id, file)
     while True:
         state = next(state for state in control.runs() if state.run_id == run_id)
         for line in records_of.refusals(refused, num_refused):
             say(line)
             num_refused += 1
-        for record in rounds(config.folder)[num_rounds:]:
-            say(records_of.round_line(record, config.run.training.num_rounds, config.run.privacy.noise_source))
+        for record in rounds(folder)[num_rounds:]:
+            say(records_of.round_line(record, run.training.num_rounds, run.privacy.noise_source))
             num_rounds += 1
         if state.is_over:
             return state
         time.sleep(POLL_S)
+
+
+def _run_config(control: Control, run_id: int, file: Path) -> RunConfig:
+    """Read the config of a run that was started: imports take seconds, and the run's own process needs them too.
+
+    Raises:
+        ConfigError: it cannot be read; the run is stopped.
+    """
+    try:
+        return load_server(file).run
+    except HushpromptError:
+        control.stop(run_id)
+        raise
 
 
 def _connection(config: ServerConfig, *, insecure: bool) -> Connection:

@@ -100,13 +100,24 @@ class ServerLinkConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServerConfig:
-    """All of `server.toml`, and the run config that it names."""
+class ServerProcessConfig:
+    """All of `server.toml`: what the server's process needs, which trains nothing."""
 
     federation: FederationConfig
+    link: ServerLinkConfig = field(default_factory=ServerLinkConfig)
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return Path(self.federation.folder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerConfig(ServerProcessConfig):
+    """All of `server.toml`, and the run config that it names."""
+
     run: RunConfig
     """What `federation.run` names."""
-    link: ServerLinkConfig = field(default_factory=ServerLinkConfig)
 
     def __post_init__(self) -> None:
         """Refuse what a federation of separate machines does not do."""
@@ -124,11 +135,6 @@ class ServerConfig:
                 "Clients score their own images and tell nobody: evaluation.base_classes and "
                 "evaluation.metrics_epsilon mean nothing in a federation. Leave them out."
             )
-
-    @property
-    def folder(self) -> Path:
-        """The run folder."""
-        return Path(self.federation.folder)
 
     def class_names(self) -> tuple[str, ...]:
         """Return the class names in label order; reads the run's data set where the config has none.
@@ -247,11 +253,11 @@ class ClientConfig:
         return Path(self.client.store)
 
 
-def load_server(path: Path) -> ServerConfig:
-    """Read `server.toml` and the run config that it names.
+def load_server_process(path: Path) -> ServerProcessConfig:
+    """Read `server.toml` alone, without the run config: what names a method or a model takes seconds to import.
 
     Raises:
-        ConfigError: a file is missing or no TOML, a key is unknown, or a value is wrong.
+        ConfigError: the file is missing or no TOML, a key is unknown, or a value is wrong.
     """
     values = configs.read(path)
     _refuse_unknown(values, {"federation", "link"})
@@ -266,12 +272,22 @@ def load_server(path: Path) -> ServerConfig:
         "node_keys",
         "database",
     )
-    run = configs.read(Path(federation.run))
+    return ServerProcessConfig(federation=federation, link=link)
+
+
+def load_server(path: Path) -> ServerConfig:
+    """Read `server.toml` and the run config that it names.
+
+    Raises:
+        ConfigError: a file is missing or no TOML, a key is unknown, or a value is wrong.
+    """
+    process = load_server_process(path)
+    federation, run = process.federation, configs.read(Path(process.federation.run))
     if "data" not in run and "partition" not in run and (federation.classes or federation.classes_file):
         # Every client brings its own folder; nobody loads the run's.
         run |= {"data": {"name": "folder"}, "partition": {"name": "by_client"}}
     run["privacy"] = {"noise_source": "secure", **run.get("privacy", {})}  # machines of several owners simulate nothing
-    return ServerConfig(federation=federation, run=configs.parse(run), link=link)
+    return ServerConfig(federation=federation, run=configs.parse(run), link=process.link)
 
 
 def load_client(path: Path) -> ClientConfig:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from hushprompt.deployment.flower import clientapp, standby
+from hushprompt.deployment.flower import clientapp, pace, standby
 from hushprompt.deployment.operate import process_lifetime
 
 HEARTBEAT_S = 4
@@ -27,6 +27,13 @@ def beat_often() -> None:
     vars(heartbeat).update(HEARTBEAT_DEFAULT_INTERVAL=HEARTBEAT_S, HEARTBEAT_CALL_TIMEOUT=CALL_S)
 
 
+def look_often() -> None:
+    """Set how often this process looks for messages."""
+    from flwr.supernode import start_client_internal
+
+    vars(start_client_internal).update(time=pace.Pace())
+
+
 def main() -> None:
     """Run SuperNode; the arguments are those of `flower-supernode`."""
     process_lifetime.end_with_parent()
@@ -36,6 +43,7 @@ def main() -> None:
     from flwr.supernode.cli.flower_supernode import flower_supernode
 
     beat_often()
+    look_often()
     flower_supernode()
 
 

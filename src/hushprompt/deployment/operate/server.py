@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hushprompt import files
-from hushprompt.deployment.config import ServerConfig
+from hushprompt.deployment.config import ServerProcessConfig
 from hushprompt.deployment.flower import environment
 from hushprompt.deployment.operate import certificates, node_keys
 from hushprompt.deployment.operate.layout import is_loopback
@@ -29,7 +29,7 @@ POLL_S = 1.0
 
 
 def managed_process(
-    path: Path, config: ServerConfig, say: Callable[[str], None], *, is_insecure: bool
+    path: Path, config: ServerProcessConfig, say: Callable[[str], None], *, is_insecure: bool
 ) -> ManagedProcess:
     """Return the process to run.
 
@@ -76,7 +76,7 @@ def managed_process(
     return ManagedProcess("The server", _command(config, is_insecure), variables, check, on_start)
 
 
-def _command(config: ServerConfig, is_insecure: bool) -> list[str]:
+def _command(config: ServerProcessConfig, is_insecure: bool) -> list[str]:
     """Return the command of the server's process."""
     link = config.link
     command = [
@@ -90,7 +90,7 @@ def _command(config: ServerConfig, is_insecure: bool) -> list[str]:
     return [*command, *tls, "--enable-supernode-auth"]
 
 
-def _variables(path: Path, config: ServerConfig, is_insecure: bool) -> dict[str, str]:
+def _variables(path: Path, config: ServerProcessConfig, is_insecure: bool) -> dict[str, str]:
     """Return the environment of the server's process."""
     configs = {environment.SERVER_CONFIG: path}
     if not is_insecure:
@@ -100,7 +100,7 @@ def _variables(path: Path, config: ServerConfig, is_insecure: bool) -> dict[str,
     return variables
 
 
-def control(config: ServerConfig, *, is_insecure: bool = False) -> Control:
+def control(config: ServerProcessConfig, *, is_insecure: bool = False) -> Control:
     """Return a connection to the server's process, which runs on this machine."""
     from hushprompt.deployment.flower.control import Control
 
@@ -109,7 +109,7 @@ def control(config: ServerConfig, *, is_insecure: bool = False) -> Control:
     return Control(host, link.port, None if is_insecure or not link.ca else Path(link.ca))
 
 
-def check_link(config: ServerConfig) -> list[str]:
+def check_link(config: ServerProcessConfig) -> list[str]:
     """Refuse a server that nobody could trust, before it starts; give warnings.
 
     Raises:
@@ -130,7 +130,7 @@ def check_link(config: ServerConfig) -> list[str]:
     return warnings
 
 
-def public_keys(config: ServerConfig) -> dict[str, bytes]:
+def public_keys(config: ServerProcessConfig) -> dict[str, bytes]:
     """Return the public keys (PEM) of the clients that have one, by name.
 
     Raises:
@@ -151,7 +151,7 @@ def public_keys(config: ServerConfig) -> dict[str, bytes]:
     return keys
 
 
-def end_earlier_runs(config: ServerConfig, since: datetime.datetime, *, is_insecure: bool) -> list[int]:
+def end_earlier_runs(config: ServerProcessConfig, since: datetime.datetime, *, is_insecure: bool) -> list[int]:
     """Wait for a SuperLink that started at `since`, and end the runs that it remembers as active: they died before it.
 
     Returns:
@@ -168,7 +168,7 @@ def end_earlier_runs(config: ServerConfig, since: datetime.datetime, *, is_insec
     return found
 
 
-def answering(config: ServerConfig, *, is_insecure: bool = False) -> Control:
+def answering(config: ServerProcessConfig, *, is_insecure: bool = False) -> Control:
     """Wait for the SuperLink, and return a connection to it; LinkError if it does not answer in time."""
     connection = control(config, is_insecure=is_insecure)
     deadline = time.monotonic() + START_S
@@ -182,7 +182,7 @@ def answering(config: ServerConfig, *, is_insecure: bool = False) -> Control:
             time.sleep(POLL_S)
 
 
-def admit(config: ServerConfig) -> dict[str, str]:
+def admit(config: ServerProcessConfig) -> dict[str, str]:
     """Wait for the SuperLink, and let in exactly the clients whose keys are in `link.node_keys`.
 
     Returns:
@@ -196,16 +196,16 @@ def admit(config: ServerConfig) -> dict[str, str]:
     return answering(config).admit(keys)
 
 
-def database(config: ServerConfig) -> Path:
+def database(config: ServerProcessConfig) -> Path:
     """Return the file in which SuperLink keeps its clients and runs."""
     return Path(config.link.database or config.folder / "link" / "superlink.db")
 
 
-def flower_folder(config: ServerConfig) -> Path:
+def flower_folder(config: ServerProcessConfig) -> Path:
     """Return the folder of that file; what else the process keeps lies there too."""
     return database(config).parent
 
 
-def names_file(config: ServerConfig) -> Path:
+def names_file(config: ServerProcessConfig) -> Path:
     """Return the file with client names by node id."""
     return flower_folder(config) / "node_names.json"
