@@ -514,7 +514,7 @@ def test_status_shows_who_took_part_and_what_was_refused(trained, command):
 def test_status_of_a_client_shows_what_its_owner_has_spent(trained, command):
     edit(trained / "clients" / "a" / "client.toml", "owner", max_epsilon=2.0)
     out = command(FakeControl(), "status", trained / "clients" / "a" / "client.toml").output
-    assert "1 rounds charged, epsilon 0.5" in out
+    assert "1 round charged, epsilon 0.5" in out
     assert_says_what_epsilon_means(out)
     assert "75.0 % of the own images right after round 1" in out
     assert "epsilon 0.5 of 2" in out
