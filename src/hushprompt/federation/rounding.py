@@ -127,7 +127,7 @@ def _made_up(arm: Arm, model: PromptModel, size: int) -> Batch:
     with torch.no_grad():
         texts = model.text_features(torch.zeros(1, model.token_width, device=model.device)).cpu().float()
     labels = torch.randint(len(texts), (size,), generator=rng)
-    shape = (size, texts.shape[1])
+    shape: tuple[int, ...] = (size, texts.shape[1])
     nearness = torch.linspace(0, 1, size)[:, None]
     if arm.method.feature_kind == "patches":
         shape = (size, model.backbone.capabilities.num_patches or 1, texts.shape[1])
