@@ -16,6 +16,7 @@ from hushprompt.deployment.config import ShareConfig
 from hushprompt.deployment.envelope import Envelope
 from hushprompt.deployment.transport import InProcess
 from hushprompt.errors import ProtocolError
+from hushprompt.runs import identity as identities
 
 SECURE = {"epsilon": 8.0, "delta": 1e-3, "noise_at": "client", "audience": "public", "noise_source": "secure"}
 
@@ -230,8 +231,12 @@ def test_nothing_of_a_client_lies_with_the_server_but_name_size_and_shared_thing
     found = {str(path.relative_to(deployed.folder("server"))) for path in deployed.folder("server").rglob("*.*")}
     assert found == {
         "agreement.json", "config.toml", "ledger.jsonl", "manifest.json", "records.jsonl", "privacy.json",
-        "summary.json", "checkpoint/state.safetensors", "prompts/global.safetensors",
+        "summary.json", "checkpoint/state.safetensors", "prompts/global.safetensors", "identity.json",
     }  # fmt: skip
+    known = identities.read(deployed.folder("server"))
+    assert not known.data
+    assert not known.split
+    assert not known.features
     kept = load_file(deployed.folder("server") / "checkpoint" / "state.safetensors")
     assert all(key.startswith("shared.") for key in kept)
     for answers in deployed.carrier.left.values():
