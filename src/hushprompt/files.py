@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from hushprompt.errors import ConfigError
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
 
@@ -37,6 +38,14 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: str) -> N
     owned = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     with _replacing(path) as temporary:
         save_file(owned, temporary, metadata={"hushprompt": metadata})
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write an .npz file, not compressed; after a crash it is the old or the new one."""
+    import numpy as np  # most files are text
+
+    with _replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
 
 
 def append_line(path: Path, text: str) -> int:

@@ -24,6 +24,7 @@ CALLS = {
     "partition": ("partition",),
     "data info": ("data_info",),
     "data fetch": ("fetch",),
+    "features export": ("export_features",),
     "federation init": ("federation.init",),
     "federation key": ("federation.key",),
     "federation renew": ("federation.renew",),

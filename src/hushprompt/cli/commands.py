@@ -39,6 +39,11 @@ SECTIONS = {
         "Look at a data set, or get one.",
         ("hushprompt data info embedded", "hushprompt data fetch caltech101 --root data"),
     ),
+    "features": Section(
+        DATA,
+        "Images as vectors in a file.",
+        ("hushprompt features export embedded -o features.npz",),
+    ),
     "federation": Section(
         FEDERATION,
         "Train on separate machines, over TLS, with a key for each client.",
@@ -144,6 +149,12 @@ COMMANDS = {
         DATA,
         "Download a data set, or say what to get from where.",
         ("hushprompt data fetch caltech101 --root data",),
+    ),
+    "features export": CommandEntry(
+        "features:export",
+        DATA,
+        "Encode a config's images, and write features, labels, clients and text features as one .npz file.",
+        ("hushprompt features export embedded -o features.npz",),
     ),
     "federation init": CommandEntry(
         "federation:init",

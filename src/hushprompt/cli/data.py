@@ -122,7 +122,11 @@ def show_dataset(dataset: Dataset, *, has_about: bool) -> None:
     lines = {"name": dataset.name}
     if not has_about:
         lines |= {"license": dataset.license, "citation": dataset.citation}
-    lines["examples are"] = "images" if dataset.modality == "image" else f"sounds, {dataset.sampling_rate} samples/s"
+    lines["examples are"] = {
+        "image": "images",
+        "audio": f"sounds, {dataset.sampling_rate} samples/s",
+        "features": f"features, {dataset.feature_dim} numbers each",
+    }[dataset.modality]
     lines[counted(len(dataset.class_names), "class")] = ", ".join(dataset.class_names)
     if len(dataset.domain_names) > 1:
         lines[f"{len(dataset.domain_names)} domains"] = ", ".join(dataset.domain_names)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from hushprompt import checks
 from hushprompt.errors import ConfigError
-from hushprompt.registry import BACKBONES, DATASETS, METHODS, PARTITIONS, SAMPLERS, SECTIONS
+from hushprompt.registry import BACKBONES, DATASETS, METHODS, PARTITIONS, SAMPLERS, SECTIONS, Registry
 
 CHOICES = {
     "backbone": BACKBONES,
@@ -45,9 +45,9 @@ def build(cls: type[Any], values: Any, path: str) -> Any:
         raise ConfigError(f"The section {path} is incomplete: {error}.") from error
 
 
-def choose(path: str, values: Any) -> Any:
-    """Build the registered class that a choice section names."""
-    registry = CHOICES[path.rpartition(".")[2]]
+def choose(path: str, values: Any, registry: Registry | None = None) -> Any:
+    """Build the registered class that a choice section names; `registry` is where, if the path does not say it."""
+    registry = registry or CHOICES[path.rpartition(".")[2]]
     if not isinstance(values, Mapping) or "name" not in values:
         raise ConfigError(
             f'{path} must be a table with a name, such as {{ name = "{registry.names()[0]}" }}, got {values!r}.'
@@ -89,6 +89,8 @@ def refuse_unknown(path: str, values: Mapping[str, Any], known: Set[str]) -> Non
 def convert(path: str, value: Any, hint: Any) -> Any:
     """Check one TOML value against a type and return it as that type."""
     origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:  # a choice inside a section, which builds it itself
+        return value
     if origin in (typing.Union, types.UnionType):
         if value == "none" and type(None) in options:
             return None

@@ -18,8 +18,8 @@ Duplicates = Literal["refuse", "allow"]
 """What happens where files with equal bytes are in training and in test, or at two clients."""
 Copies = tuple[tuple[str, int], ...]
 """Examples of equal bytes: split and index within it."""
-Modality = Literal["image", "audio"]
-"""What an example is, and so which tower of a backbone encodes it."""
+Modality = Literal["image", "audio", "features"]
+"""What an example is, and so which tower of a backbone encodes it; features were encoded before."""
 
 
 @runtime_checkable
@@ -30,7 +30,7 @@ class Reader(Protocol):
         """Return examples in the order of `indices`.
 
         Returns:
-            m arrays: uint8 images [h, w, 3], each of its own size, or float32 mono waveforms [samples].
+            m arrays: uint8 images [h, w, 3], each of its own size, or float32 mono waveforms [samples] or features [d].
 
         Raises:
             DataError: an example cannot be read; the message names its file.
@@ -75,9 +75,13 @@ class Dataset:
     citation: str
     license: str
     modality: Modality = "image"
-    """Whether examples are images or sounds."""
+    """Whether examples are images, sounds, or features."""
     sampling_rate: int | None = None
     """Samples per second of every waveform; None for images."""
+    feature_dim: int | None = None
+    """Width d of examples that are features; else None."""
+    encoder: str = ""
+    """Fingerprint of the backbone that made the features, where their file says so."""
     client_names: tuple[str, ...] = ()
     """Names in client order, where the data says who holds each example."""
     split_source: str = ""

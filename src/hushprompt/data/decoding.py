@@ -44,6 +44,21 @@ class Media:
         return decode_audio(data, name, self.sampling_rate)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Vectors(Media):
+    """Examples that are features already: float32 [d]."""
+
+    modality: Modality = "features"
+
+    def decode(self, data: bytes, name: str) -> np.ndarray:
+        """Return one vector; DataError if it has no direction."""
+        vector = np.frombuffer(data, "<f4")
+        if not np.isfinite(vector).all() or not vector.any():
+            what = "all zero" if np.isfinite(vector).all() else "NaN or infinite in float32"
+            raise DataError(f"The embedding {name} is {what}. Make it again, or take it out.")
+        return vector
+
+
 def suffix(name: str) -> str:
     """Return the lower-case ending of a file name.
 

@@ -18,6 +18,7 @@ from hushprompt.config.schema import RunConfig, RuntimeConfig
 from hushprompt.deployment.envelope import PROTOCOL, canonical
 from hushprompt.errors import ConfigError, ProtocolError
 from hushprompt.federation.setup import plan_arms
+from hushprompt.methods.base import check_needs
 from hushprompt.models.placing import place, step_memory_mb
 from hushprompt.prompts.prompt_model import PromptModel
 from hushprompt.runs.arm import Arm
@@ -97,8 +98,9 @@ def read_agreement(values: Any) -> Agreement:
 
 
 def open_model(config: RunConfig, class_names: tuple[str, ...]) -> PromptModel:
-    """Load the backbone of a config for these classes."""
+    """Load the backbone of a config for these classes; ConfigError if the method needs one that can do more."""
     backbone = config.backbone.load()
+    check_needs(config.method, backbone)
     device = place(backbone, config.runtime.device)
     memory_mb = step_memory_mb(config.runtime.memory_mb, device)
     model = PromptModel(backbone, class_names, device=device, memory_mb=memory_mb)

@@ -20,7 +20,6 @@ from hushprompt.deployment.examples import Examples
 from hushprompt.deployment.store import ClientState, RunStore
 from hushprompt.errors import PrivacyError, ProtocolError, ResumeError
 from hushprompt.evaluation.metrics import accuracy
-from hushprompt.features.cache import check_kind
 from hushprompt.federation.client import Client, Step
 from hushprompt.federation.rounding import check_rounding
 from hushprompt.federation.setup import tell_findings
@@ -55,7 +54,6 @@ class ClientRun:
         self.client, self.store, self.agreement, self.config = client, store, agreement, config
         self.model, self.examples, self.client_id = model, examples, client_id
         self.arm = agreement.arm
-        check_kind(model.backbone, self.arm.method.feature_kind)
         self.shared, self.first_personal = self.arm.method.init(model, stream(config.seed, "init"))
         norms = self.arm.plan.release_plan.first_norms(len(agreement.sizes))
         self.first_norm = None if norms is None else norms.of(client_id)["local"]

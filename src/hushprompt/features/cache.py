@@ -146,6 +146,16 @@ def check_fit(backbone: Model, dataset: Dataset, config: FeaturesConfig) -> None
             f"The backbone encodes {can.modality}, but the data set {dataset.name} holds {dataset.modality}. "
             f"Set backbone.name to a model for {dataset.modality}, or data.name to a data set of {can.modality}."
         )
+    if dataset.feature_dim not in (None, backbone.feature_dim):
+        raise ConfigError(
+            f"The features of {dataset.name} have the width {dataset.feature_dim}, the backbone's text features "
+            f"{backbone.feature_dim}. Take both from one model."
+        )
+    if dataset.encoder and backbone.encoder not in ("", dataset.encoder):
+        raise ConfigError(
+            f"The features of {dataset.name} were made by the backbone {dataset.encoder[:12]}, the text features by "
+            f"{backbone.encoder[:12]} (fingerprints). Take both from one model."
+        )
     rate = can.sampling_rate
     if rate is not None and rate != dataset.sampling_rate:
         raise ConfigError(

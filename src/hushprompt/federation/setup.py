@@ -21,9 +21,9 @@ from hushprompt.data.partitions.base import Partition
 from hushprompt.errors import ConfigError, PrivacyError
 from hushprompt.evaluation.base_to_new import base_images, num_base_classes
 from hushprompt.evaluation.splits import ClientSplit, client_splits
-from hushprompt.features.cache import Progress, check_kind, image_features
+from hushprompt.features.cache import Progress, check_fit, image_features
 from hushprompt.features.store import StoredFeatures
-from hushprompt.methods.base import ClipsBatches, NamesMechanism
+from hushprompt.methods.base import ClipsBatches, NamesMechanism, check_needs
 from hushprompt.models.base import FeatureKind
 from hushprompt.models.placing import place, step_memory_mb
 from hushprompt.privacy import statements
@@ -122,9 +122,10 @@ def load_model(config: RunConfig, dataset: Dataset, arms: Sequence[Arm], load: L
     backbone = load(config.backbone)
     device = place(backbone, config.runtime.device)
     names = dataset.class_names[:num_trained]
+    check_fit(backbone, dataset, config.features)
     model = PromptModel(backbone, names, device=device, memory_mb=step_memory_mb(config.runtime.memory_mb, device))
     for arm in arms:
-        check_kind(model.backbone, arm.method.feature_kind)
+        check_needs(arm.method, model.backbone)
         if num_trained < len(dataset.class_names) and getattr(arm.method, "is_class_specific", False):
             raise ConfigError(
                 f"{arm.label}: method.is_class_specific = true has no context for classes that nobody trains on. Use "

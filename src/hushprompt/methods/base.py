@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, get_args, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hushprompt.models.base import FeatureKind
+from hushprompt.errors import ConfigError
+from hushprompt.features.cache import check_kind
+from hushprompt.models.base import FeatureKind, Model, TextKind, no_tower
 from hushprompt.privacy.clipping import ClippedSum
 from hushprompt.privacy.config import Channel
 from hushprompt.privacy.mechanisms.base import Mechanism
@@ -149,6 +151,29 @@ class NamesMechanism(Protocol):
 
     mechanism: ClassVar[str]
     """Name in MECHANISMS, of this package or of another one."""
+
+
+@runtime_checkable
+class NeedsLessText(Protocol):
+    """A method that trains no prompt, and so runs on a backbone without a text tower. All others need one."""
+
+    needs_text: ClassVar[TextKind]
+    """"features": one text feature a class, as `PromptModel.template_features` has them; "none": no text at all."""
+
+
+def check_needs(method: Method, backbone: Model) -> None:
+    """Raise ConfigError if a backbone lacks what a method needs: features of patches, text features, a text tower."""
+    check_kind(backbone, method.feature_kind)
+    needed = method.needs_text if isinstance(method, NeedsLessText) else "tower"
+    kinds = get_args(TextKind)
+    if kinds.index(needed) <= kinds.index(backbone.capabilities.text):
+        return
+    if needed == "tower":
+        raise no_tower(f"{method.title} trains or encodes prompts, and this")
+    raise ConfigError(
+        f"{method.title} needs text features of the classes, and this backbone has no text. Set backbone.text_features "
+        "to a file of them, or backbone.text_tower to the backbone that made the features."
+    )
 
 
 class Untrained:

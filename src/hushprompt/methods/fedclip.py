@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hushprompt.methods.base import Batch, NoState, Published, StepInfo, Upload
 from hushprompt.methods.context import mean_loss
-from hushprompt.models.base import FeatureKind
+from hushprompt.models.base import FeatureKind, TextKind
 from hushprompt.privacy.config import Channel
 from hushprompt.privacy.mechanisms.base import Mechanism
 from hushprompt.prompts.optimizer import Optimizer, OptimizerState
@@ -64,6 +64,7 @@ class FedCLIP:
     title: ClassVar[str] = "FedCLIP adapter"
     channels: ClassVar[frozenset[Channel]] = frozenset({Channel.GLOBAL})
     feature_kind: ClassVar[FeatureKind] = "pooled"
+    needs_text: ClassVar[TextKind] = "features"
     payload: ClassVar[tuple[str, ...]] = ("parameters",)
 
     optimizer: Optimizer = field(default_factory=lambda: Optimizer(learning_rate=0.4))
@@ -101,7 +102,7 @@ class FedCLIP:
         """Return the adapter's layers by name."""
         adapter = unpack(shared.parameters, model.backbone.feature_dim)
         how = (
-            f"hand template {model.backbone.template!r}; the image's unit-norm features f become those of "
+            f"{model.template_origin}; the image's unit-norm features f become those of "
             "f * softmax(attention_weight @ tanh(hidden_weight @ f + hidden_bias) + attention_bias)"
         )
         return Published({name: tensor.contiguous() for name, tensor in adapter._asdict().items()}, how)

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hushprompt.methods.base import NoState, Untrained
+from hushprompt.models.base import TextKind
 from hushprompt.prompts.prompt_model import PromptModel
 from hushprompt.registry import METHODS
 
@@ -20,6 +21,7 @@ class ZeroShot(Untrained):
     """The backbone's hand template, untouched by any client's data. Source: CLIP (arXiv:2103.00020), section 3.1."""
 
     title: ClassVar[str] = "zero-shot template"
+    needs_text: ClassVar[TextKind] = "features"
 
     def init(self, model: PromptModel, rng: np.random.Generator) -> tuple[NoState, NoState]:
         """Nothing to learn."""

@@ -23,6 +23,9 @@ from hushprompt.models.causal_tower import CausalTower
 
 FeatureKind = Literal["pooled", "patches"]
 """What is kept of an image: one feature [d] for all of it, or one for each patch [m, d]."""
+TextKind = Literal["none", "features", "tower"]
+"""What a model has of text, or a method needs: nothing, one given feature a class, or a tower that encodes prompts.
+Each one includes what stands before it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +36,8 @@ class Capabilities:
     """Longest text in tokens, start and end included."""
     modality: Modality = "image"
     """What `encode_images` takes."""
+    text: TextKind = "tower"
+    """What there is of text; without a tower `context_window` is 0, and nothing is tokenized or encoded."""
     sampling_rate: int | None = None
     """Samples per second that an audio tower expects; None for images."""
     view_size: int | None = None
@@ -58,6 +63,8 @@ class Model(ABC):
     capabilities: Capabilities
     fingerprint: str
     """SHA-256 over weights, tokenizer and preprocessing; the key of cached features and of prompt files."""
+    encoder: str = ""
+    """Of a model that takes features: the fingerprint of the one that its text features come from, where known."""
     feature_dim: int
     """d, width of image and text features."""
     token_width: int
@@ -81,7 +88,7 @@ class Model(ABC):
 
         Args:
             images: n uint8 arrays [h, w, 3], each of its own size; for an audio model float32 waveforms [samples]
-                at `sampling_rate`.
+                at `sampling_rate`; for one of features float32 vectors [d].
         """
 
     def encode_patches(self, images: Sequence[np.ndarray]) -> Float[Tensor, "n m d"]:
@@ -108,6 +115,10 @@ class Model(ABC):
             [c, d] unit-norm features in float32.
         """
 
+    def class_features(self, class_names: Sequence[str]) -> Float[Tensor, "c d"]:
+        """Return the given unit-norm text features of classes, where `capabilities.text` is "features"."""
+        raise NotImplementedError
+
     def encode_shared_prefix(
         self, prefix: Float[Tensor, "p e"], suffixes: Sequence[Float[Tensor, "_ _ e"]]
     ) -> Float[Tensor, "c d"]:
@@ -126,6 +137,14 @@ class Model(ABC):
     def to(self, device: str) -> None:
         """Move both towers; what the model returns from then on lies there."""
         raise NotImplementedError
+
+
+def no_tower(what: str = "A prompt is to be encoded, and this") -> ConfigError:
+    """Return the error for what needs a text tower where there is none."""
+    return ConfigError(
+        f"{what} backbone has no text tower. Set backbone.text_tower to the backbone that made the features, or choose "
+        "a method that trains no prompt."
+    )
 
 
 def fingerprint(module: torch.nn.Module, *settings: Mapping[str, Any] | str) -> str:

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hushprompt.errors import DataError
-from hushprompt.models.base import Model
+from hushprompt.models.base import Model, no_tower
 from hushprompt.prompts.cuda_graphs import RecordedPass, Recorder
 from hushprompt.prompts.layout import NamePosition, PromptLayout
 from hushprompt.prompts.text_pass import AutogradPass, Encode, TextPass
@@ -56,7 +56,8 @@ class PromptModel:
         self.class_names = class_names
         self.device = device
         self.memory_mb = memory_mb
-        self._layout = PromptLayout(backbone, class_names, device)
+        has_tower = backbone.capabilities.text == "tower"
+        self._prompts = PromptLayout(backbone, class_names, device) if has_tower else None
         self._recorder = Recorder() if records and device == "cuda" else None
         self._template_features: list[Tensor] = []  # one, once it is asked for
         self._lock = threading.Lock()
@@ -76,6 +77,13 @@ class PromptModel:
         """Factor on the cosine, after exp."""
         return self.backbone.logit_scale
 
+    @property
+    def _layout(self) -> PromptLayout:
+        """The prompts of the classes; ConfigError where no tower could encode them."""
+        if self._prompts is None:
+            raise no_tower()
+        return self._prompts
+
     def check_context(self, num_ctx: int, name_position: NamePosition = "end") -> None:
         """Raise ConfigError, naming the class, if a prompt with `num_ctx` context tokens does not fit the window."""
         self._layout.check_context(num_ctx, name_position)
@@ -89,6 +97,9 @@ class PromptModel:
                 f"The backbone's logit scale is {self.logit_scale:g}, and {LARGEST_LOGIT_SCALE:g} is the largest that "
                 f"makes sense of a cosine. {remedy}"
             )
+        if self._prompts is None:  # text features were checked when they were read; here, that each class has one
+            _ = self.template_features if self.backbone.capabilities.text == "features" else None
+            return
         norms = self._encode(torch.zeros(1, self.token_width, device=self.device), "end").float().norm(dim=1)
         wrong = (~((norms - 1).abs() < 0.1)).nonzero().flatten().tolist()  # NaN is near nothing
         if wrong:
@@ -164,8 +175,10 @@ class PromptModel:
     def template_features(self) -> Float[Tensor, "c d"]:
         """Unit-norm features [c, d] of the backbone's hand template, with no learned context; computed once.
 
+        A backbone without a text tower has them given.
+
         Raises:
-            ConfigError: a filled template does not fit the window.
+            ConfigError: a filled template does not fit the window, or there is no text feature of a class.
         """
         with self._lock:
             if not self._template_features:
@@ -175,11 +188,18 @@ class PromptModel:
     def _encode_template(self) -> Float[Tensor, "c d"]:
         """Encode the hand template."""
         backbone = self.backbone
+        if self._prompts is None:
+            return backbone.class_features(self.class_names)
         texts = [backbone.tokenize(backbone.template.format(name)) for name in self.class_names]
         sequences = [[*backbone.start_ids, *ids, *backbone.end_ids] for ids in texts]
         self._layout.check_fit(sequences, f"with the template {backbone.template!r}", "Use a shorter name or template.")
         parts = [sequences[first : first + SEQUENCES_AT_ONCE] for first in range(0, len(sequences), SEQUENCES_AT_ONCE)]
         return torch.cat([backbone.encode_prompts(*self._layout.padded(part)) for part in parts])
+
+    @property
+    def template_origin(self) -> str:
+        """Say where `template_features` come from."""
+        return f"hand template {self.backbone.template!r}" if self._prompts else "the text features that were given"
 
     def logits(self, image_features: Float[Tensor, "n d"], text_features: Float[Tensor, "c d"]) -> Float[Tensor, "n c"]:
         """Cosine times the logit scale. A constant bias on all logits (SigLIP) would change no softmax."""

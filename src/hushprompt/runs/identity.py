@@ -32,7 +32,10 @@ from hushprompt.words import counted
 
 LOG = logging.getLogger(__name__)
 FILE = "identity.json"
-LOCATIONS = ("data.root", "data.file", "data.classes_file", "data.download", "backbone.checkpoint", "backbone.model")
+LOCATIONS = (
+    "data.root", "data.file", "data.validation_file", "data.test_file", "data.classes_file", "data.download",
+    "backbone.checkpoint", "backbone.model", "backbone.text_features",
+)  # fmt: skip
 """Settings that say where content lies; it is known by its fingerprint instead."""
 NOT_RECORDED = "identity not recorded"
 """What is said of a run of an older version."""
