@@ -105,7 +105,7 @@ def _reading(path: Path, read: Callable[[], Any], name: str = "") -> Any:
     except DAMAGED as error:
         what = f"{name} of {path}" if name else str(path)
         hint = "Check the path, or make the file again."
-        if "object" in str(error).lower():
+        if "allow_pickle" in str(error) or "Python objects" in str(error):
             hint = "Python objects are not read: save names as text, such as np.array(names, dtype=str)."
         said = str(error).rstrip(".") or type(error).__name__
         raise DataError(f"{what} cannot be read ({said}). {hint}") from error
@@ -115,10 +115,10 @@ def _npz(path: Path) -> Arrays:
     """Open an archive of numpy."""
 
     def load(name: str) -> np.ndarray:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return np.asarray(archive[name])
 
-    with np.load(path, allow_pickle=False) as archive:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
         return Arrays(path, tuple(archive.files), load)
 
 

@@ -97,7 +97,7 @@ def across_splits(dataset: Dataset, copies: Sequence[Copies]) -> list[Finding]:
     """Return a finding about copies that are in training and in test, or in validation and in one of them."""
     return _across(
         "copies_across_splits",
-        "The same image is in two splits, so scores are too high",
+        "The same example is in two splits, so scores are too high",
         dataset,
         copies,
         lambda place: place[0],
@@ -108,7 +108,7 @@ def across_clients(dataset: Dataset, copies: Sequence[Copies], partition: Partit
     """Return a finding about copies that two clients train on, by a partition or else by what the data say."""
     holders = _holders(dataset, copies, partition)
     held = [[place for place in group if place[0] == "train" and place[1] in holders] for group in copies]
-    message = "The same image is at two clients, so neither client's guarantee covers it alone"
+    message = "The same example is at two clients, so neither client's guarantee covers it alone"
     return _across("copies_across_clients", message, dataset, held, lambda place: holders[place[1]])
 
 
@@ -173,7 +173,7 @@ def within_training(dataset: Dataset, copies: Sequence[Copies], partition: Parti
         for group, by_client in counts.items()
         if by_client
     ]
-    message = f"The same image stands up to {most} times in one training set, and is protected less for that"
+    message = f"The same example stands up to {most} times in one training set, and is protected less for that"
     return [Finding(kind="copies_in_training", message=message, count=repeated, paths=tuple(sorted(shown)[:SHOWN]))]
 
 

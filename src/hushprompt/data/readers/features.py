@@ -124,8 +124,8 @@ class FeatureFile(OwnData):
         required("a file of embeddings", file=self.file)
         parts = self._parts()
         first = parts[0].arrays
-        found = [one for part in parts for one in self._found(part)]
         vectors = tuple(matrix(part.arrays, self._named(part, "features_column")) for part in parts)
+        found = [one for part, each in zip(parts, vectors, strict=True) for one in self._found(part, len(each))]
         if len(widths := sorted({each.shape[1] for each in vectors})) > 1:
             raise DataError(f"Embeddings of {first.path} have different widths: {', '.join(map(str, widths))}.")
         order = _agreed(parts)
@@ -176,11 +176,10 @@ class FeatureFile(OwnData):
             return part.arrays.own
         return part.prefix + str(getattr(self, setting))
 
-    def _found(self, part: Part) -> list[Found]:
+    def _found(self, part: Part, count: int) -> list[Found]:
         """Return what a part says of its rows."""
         labels = self._column(part, "label_column", is_class=True)
         clients, splits, domains = (self._column(part, setting) for setting in OPTIONAL)
-        count = len(matrix(part.arrays, self._named(part, "features_column")))
         for column in (labels, clients, splits, domains):
             if column and len(column) != count:
                 raise DataError(
@@ -203,7 +202,7 @@ class FeatureFile(OwnData):
         name = self._named(part, setting)
         if name in part.arrays:
             return names_of(part.arrays[name], f"{part.arrays.path}", name, is_class=is_class)
-        if getattr(self, setting) in (OPTIONAL.get(setting), ""):
+        if setting in OPTIONAL and getattr(self, setting) in (OPTIONAL[setting], ""):
             return []
         raise DataError(
             f"{part.arrays.path} has no array {name!r}. It has: {part.arrays.known()}. Name yours with data.{setting}."
