@@ -129,7 +129,7 @@ def _npy(path: Path) -> Arrays:
     if not path.exists():
         raise FileNotFoundError("there is no such file")
     own = "" if path.is_dir() else path.stem
-    return Arrays(path, names, lambda name: np.load(folder / f"{name}.npy", "r", allow_pickle=False), own)
+    return Arrays(path, names, lambda name: np.lib.format.open_memmap(folder / f"{name}.npy", mode="r"), own)
 
 
 def _safetensors(path: Path) -> Arrays:
