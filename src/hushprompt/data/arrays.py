@@ -173,10 +173,8 @@ def _vectors(column: Any, name: str) -> np.ndarray:
 
 
 def _values(column: Any) -> np.ndarray:
-    """Return a column of numbers or texts [n]; objects, where a value is missing."""
-    values = np.empty(len(column), dtype=object)
-    values[:] = column.to_pylist()
-    return values
+    """Return a column of numbers or texts [n]; texts as objects, as one long text would widen all."""
+    return np.array(column.to_pylist(), dtype=object if "string" in str(column.type) else None)
 
 
 def _said(metadata: Mapping[str, str]) -> dict[str, Any]:

@@ -23,6 +23,8 @@ NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 """What a federation, a run and a client may be called: names of folders everywhere."""
 FLOWER, CACHE, REFUSALS = "flwr", "cache", "refusals.jsonl"
 """What a client's store holds beside its runs: Flower's own files, cached features, and a line for each refusal."""
+PATHS = ("root", "file", "validation_file", "test_file", "classes_file", "text_features")
+"""Settings of data and backbones that are files or folders, and may be relative to the file that they stand in."""
 RESERVED = frozenset({FLOWER, CACHE, REFUSALS, "bin", "con", "prn", "aux", "nul"})
 """Names that mean something already, in a store, among Flower's files, or on some file systems."""
 
@@ -301,13 +303,15 @@ def load_client(path: Path) -> ClientConfig:
     client = _placed(configs.build(ClientSection, values.get("client", {}), "client"), path, "store")
     data = None
     if "data" in values:
-        data = configs.choose("data", values["data"])
-        data = _placed(data, path, *(name for name in ("root", "file", "classes_file") if hasattr(data, name)))
+        data = _placed_files(configs.choose("data", values["data"]), path)
+    backbone = None
+    if "backbone" in values:
+        backbone = _placed_files(configs.choose("backbone", values["backbone"]), path)
     return ClientConfig(
         client=client,
         owner=configs.build(OwnerConfig, values.get("owner", {}), "owner"),
         data=data,
-        backbone=configs.choose("backbone", values["backbone"]) if "backbone" in values else None,
+        backbone=backbone,
         share=configs.build(ShareConfig, values["share"], "share") if "share" in values else None,
         link=_placed(configs.build(ClientLinkConfig, values.get("link", {}), "link"), path, "ca", "key"),
         runtime=configs.build(RuntimeConfig, values.get("runtime", {}), "runtime"),
@@ -332,6 +336,11 @@ def _refuse_unknown(values: Mapping[str, Any], known: set[str]) -> None:
             raise ConfigError(
                 f"Unknown section {key!r}; known: {', '.join(sorted(known))}.{checks.nearest(key, known)}"
             )
+
+
+def _placed_files(section: Any, file: Path) -> Any:
+    """Return a data or backbone section with the paths that are files or folders relative to the folder of its file."""
+    return _placed(section, file, *(name for name in PATHS if hasattr(section, name)))
 
 
 def _placed(section: Any, file: Path, *names: str) -> Any:

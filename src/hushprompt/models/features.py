@@ -67,6 +67,11 @@ class FeaturesBackbone:
             if value is not None
         })  # fmt: skip
 
+    @property
+    def is_embedded(self) -> bool:
+        """Whether no file that a config names is read, and nothing is fetched."""
+        return not self.text_features and (self.text_tower is None or getattr(self.text_tower, "is_embedded", False))
+
     def load(self) -> Model:
         """Read the text features, or load the tower.
 

@@ -117,6 +117,20 @@ def test_a_file_without_splits_is_split_and_labels_may_be_names(tmp_path):
     assert {name: len(split) for name, split in dataset.splits.items()} == {"train": 6, "validation": 3, "test": 3}
 
 
+def test_numbers_count_in_the_files_own_class_names_whatever_order_is_wanted(tmp_path):
+    path = write(tmp_path, columns())
+    dataset = FeatureFile(file=path, classes=("red fox=fox", "cat", "dog")).load()
+    assert dataset.class_names == ("fox", "cat", "dog")
+    assert dataset.splits["train"].labels.tolist() == [1, 2, 0, 1]
+    digits = write(tmp_path, columns(class_names=np.array(["2", "0", "1"])))
+    assert FeatureFile(file=digits).load().splits["train"].labels.tolist() == [0, 1, 2, 0]
+    texts = write(tmp_path, columns(class_names=np.array(["2", "0", "1"]), labels=LABELS.astype(str)))
+    assert FeatureFile(file=texts).load().splits["train"].labels.tolist() == [1, 2, 0, 1]
+    assert FeatureFile(file=write(tmp_path, columns(class_names=None)), classes=("x", "y", "z")).load().class_names == (
+        "x", "y", "z"
+    )  # fmt: skip
+
+
 def broken(value, row=3):
     found = vectors()
     found[row] = value
@@ -132,7 +146,7 @@ def broken(value, row=3):
         ({"labels": np.eye(12)}, r"labels must have one entry an example, got the shape \[12, 12\]"),
         ({"labels": LABELS - 1}, "row 0: labels is -1, which is no class"),
         ({"labels": LABELS + 0.5}, r"row 0: the labels 0\.5 is neither text of one line nor a whole number"),
-        ({"labels": LABELS + 1}, r"has classes that are not in data\.classes: 3"),
+        ({"labels": LABELS + 1}, r"a label is 3, but there are 3 class_names, so labels run from 0 to 2"),
         ({"labels": NAMES[LABELS].astype(object)}, r"labels of .* cannot be read .*Python objects are not read"),
         ({"class_names": np.arange(3)}, "class_names must be a list of texts"),
         ({"split": np.arange(12)}, "has the split '0'; allowed: train"),

@@ -178,8 +178,11 @@ class FeatureFile(OwnData):
 
     def _found(self, part: Part, count: int) -> list[Found]:
         """Return what a part says of its rows."""
-        labels = self._column(part, "label_column", is_class=True)
-        clients, splits, domains = (self._column(part, setting) for setting in OPTIONAL)
+        labels = self._labels(part)
+        clients, splits, domains = (
+            names_of(self._column(part, setting), f"{part.arrays.path}", self._named(part, setting))
+            for setting in OPTIONAL
+        )
         for column in (labels, clients, splits, domains):
             if column and len(column) != count:
                 raise DataError(
@@ -197,13 +200,35 @@ class FeatureFile(OwnData):
             for row, label in enumerate(labels)
         ]
 
-    def _column(self, part: Part, setting: str, *, is_class: bool = False) -> list[str]:
-        """Return an array as names; none where it may be missing and is."""
+    def _labels(self, part: Part) -> list[str]:
+        """Return the class of each row.
+
+        Numbers count in the file's own class names, whatever order a config or federation wants the classes in.
+
+        Raises:
+            DataError: a number has no name.
+        """
+        values, where = self._column(part, "label_column"), part.arrays.path
+        labels = names_of(values, f"{where}", self._named(part, "label_column"), is_class=True)
+        names = part.arrays.words("class_names")
+        is_named = values.dtype.kind not in "iuf" and set(labels) <= set(names)
+        if not names or is_named or not all(label.isdecimal() for label in labels):
+            return labels
+        largest = max(labels, key=lambda label: (len(label), label))
+        if len(largest) > 9 or int(largest) >= len(names):
+            raise DataError(
+                f"{where}: a label is {largest[:12]}, but there are {len(names)} class_names, so labels run from 0 to "
+                f"{len(names) - 1}. Name every class."
+            )
+        return [names[int(label)] for label in labels]
+
+    def _column(self, part: Part, setting: str) -> np.ndarray:
+        """Return an array; an empty one where it may be missing and is."""
         name = self._named(part, setting)
         if name in part.arrays:
-            return names_of(part.arrays[name], f"{part.arrays.path}", name, is_class=is_class)
+            return part.arrays[name]
         if setting in OPTIONAL and getattr(self, setting) in (OPTIONAL[setting], ""):
-            return []
+            return np.zeros(0)
         raise DataError(
             f"{part.arrays.path} has no array {name!r}. It has: {part.arrays.known()}. Name yours with data.{setting}."
         )

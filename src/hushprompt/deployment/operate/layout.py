@@ -25,7 +25,7 @@ import tomli_w
 
 from hushprompt import checks, files
 from hushprompt.config import parse as configs
-from hushprompt.deployment.config import check_name, load_server
+from hushprompt.deployment.config import PATHS, check_name, load_server
 from hushprompt.deployment.operate import certificates, node_keys
 from hushprompt.errors import ConfigError
 
@@ -203,9 +203,7 @@ def _chosen_sections(wanted: Wanted) -> str:
     for name in ("backbone",) if wanted.classes else ("backbone", "data"):
         values = dict(wanted.run[name])
         if not getattr(configs.choose(name, values), "is_embedded", False):
-            placed = {
-                key: str(Path(values[key]).resolve()) for key in ("root", "file", "classes_file") if values.get(key)
-            }
+            placed = {key: str(Path(values[key]).resolve()) for key in PATHS if values.get(key)}
             chosen[name] = values | placed
     return f"\n{tomli_w.dumps(chosen)}" if chosen else ""
 
