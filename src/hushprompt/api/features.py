@@ -21,7 +21,7 @@ from hushprompt.models.placing import place
 from hushprompt.prompts.prompt_model import PromptModel
 from hushprompt.runs.observer import Observer
 
-Arrays = dict[str, np.ndarray]
+Columns = dict[str, np.ndarray]
 """By name, as `data.name = "features"` reads them."""
 
 
@@ -77,7 +77,7 @@ def whole(config: RunConfig) -> RunConfig:
 
 def examples_of(
     config: RunConfig, model: PromptModel, dataset: Dataset, partition: Partition, on_progress: Progress
-) -> Arrays:
+) -> Columns:
     """Return features, labels, splits, clients and domains of the examples that clients hold, in the data's order."""
     found: dict[str, list[np.ndarray]] = {}
     for name, split in dataset.splits.items():
@@ -87,7 +87,7 @@ def examples_of(
         for client in partition.clients:
             holder[client.indices[name]] = client.client_id
         own = np.flatnonzero(holder >= 0)
-        columns = {
+        columns: Columns = {
             "features": stored.array[own, 0],
             "labels": split.labels[own],
             "split": np.full(len(own), name),
@@ -100,10 +100,10 @@ def examples_of(
     return {column: values for column, values in arrays.items() if column != "domain" or len(dataset.domain_names) > 1}
 
 
-def texts_of(model: PromptModel, dataset: Dataset) -> Arrays:
+def texts_of(model: PromptModel, dataset: Dataset) -> Columns:
     """Return class names, and what the backbone knows of them."""
     backbone = model.backbone
-    arrays = {
+    arrays: Columns = {
         "class_names": np.array(dataset.class_names),
         "fingerprint": np.array(backbone.encoder or dataset.encoder or backbone.fingerprint),
         "logit_scale": np.array(backbone.logit_scale),

@@ -61,11 +61,10 @@ class FeaturesBackbone:
                 "text_tower (the backbone that made the features), or, where there is no text, feature_dim (their "
                 f"width, such as 512); got {', '.join(name for name, value in given.items() if value) or 'none'}."
             )
-        checks.positive(**{
-            name: value
-            for name, value in (("feature_dim", self.feature_dim), ("logit_scale", self.logit_scale))
-            if value is not None
-        })  # fmt: skip
+        if self.feature_dim is not None:
+            checks.positive(feature_dim=self.feature_dim)
+        if self.logit_scale is not None:
+            checks.positive(logit_scale=self.logit_scale)
 
     @property
     def is_embedded(self) -> bool:

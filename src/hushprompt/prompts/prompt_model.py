@@ -97,8 +97,9 @@ class PromptModel:
                 f"The backbone's logit scale is {self.logit_scale:g}, and {LARGEST_LOGIT_SCALE:g} is the largest that "
                 f"makes sense of a cosine. {remedy}"
             )
-        if self._prompts is None:  # text features were checked when they were read; here, that each class has one
-            _ = self.template_features if self.backbone.capabilities.text == "features" else None
+        if self._prompts is None:  # given text features were checked when they were read; here, that each class has one
+            if self.backbone.capabilities.text == "features":
+                self.backbone.class_features(self.class_names)
             return
         norms = self._encode(torch.zeros(1, self.token_width, device=self.device), "end").float().norm(dim=1)
         wrong = (~((norms - 1).abs() < 0.1)).nonzero().flatten().tolist()  # NaN is near nothing
