@@ -17,8 +17,8 @@ NAMES = [
     *["FedOTP", "FedPGP", "Guarantee", "HushpromptError", "LinkError", "LocalOnly", "Noise", "PrivacyConfig"],
     *["PrivacyError", "Prompt", "PromptFL", "PromptFolio", "ProtocolError", "RandomPrompt", "Reference"],
     *["ResumeError", "Run", "RunConfig", "RuntimeConfig", "TrainingConfig", "ZeroShot", "__version__", "audit"],
-    *["calibrate", "compare", "data_info", "epsilon", "federation", "fetch", "figure", "load", "load_prompt"],
-    *["partition", "plan", "register", "report", "resume", "run", "sweep", "verify"],
+    *["calibrate", "compare", "data_info", "epsilon", "export_features", "federation", "fetch", "figure", "load"],
+    *["load_prompt", "partition", "plan", "register", "report", "resume", "run", "sweep", "verify"],
 ]
 HEAVY = {"torch", "numpy", "scipy", "dp_accounting", "pandas", "matplotlib", "rich"}
 

@@ -6,7 +6,8 @@ from helpers.runs import TOY, run_with
 from hushprompt.config import parse as configs
 from hushprompt.errors import ConfigError
 
-SEEDED = {**TOY, "privacy": {**TOY["privacy"], "noise_source": "seeded"}, "training": {"num_rounds": 1}}
+NOISE = {"epsilon": "none", "noise_multiplier_local": 1.0, "noise_multiplier_global": 1.0, "noise_source": "seeded"}
+SEEDED = {**TOY, "privacy": {**TOY["privacy"], **NOISE}, "training": {"num_rounds": 1}}
 
 
 @pytest.fixture

@@ -141,7 +141,7 @@ def test_features_of_another_width_or_model_do_not_fit(texts):
     import dataclasses
 
     features = dataclasses.replace(ToyData().load(), modality="features", feature_dim=6, encoder="abc")
-    with pytest.raises(ConfigError, match="have the width 6, the backbone's text features 2"):
+    with pytest.raises(ConfigError, match="have the width 6, those of the backbone 2"):
         check_fit(texts().load(), features, FeaturesConfig())
     with pytest.raises(ConfigError, match="were made by the backbone abc, the text features by"):
         check_fit(FeaturesBackbone(text_tower="toy").load(), features, FeaturesConfig())

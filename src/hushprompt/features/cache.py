@@ -148,7 +148,7 @@ def check_fit(backbone: Model, dataset: Dataset, config: FeaturesConfig) -> None
         )
     if dataset.feature_dim not in (None, backbone.feature_dim):
         raise ConfigError(
-            f"The features of {dataset.name} have the width {dataset.feature_dim}, the backbone's text features "
+            f"The features of {dataset.name} have the width {dataset.feature_dim}, those of the backbone "
             f"{backbone.feature_dim}. Take both from one model."
         )
     if dataset.encoder and backbone.encoder not in ("", dataset.encoder):
