@@ -7,6 +7,7 @@ from hushprompt.config.values import to_plain
 from hushprompt.data.sets.toy import ToyData
 from hushprompt.errors import ConfigError, DataError
 from hushprompt.features.cache import FeaturesConfig, check_fit
+from hushprompt.federation.rounding import _texts
 from hushprompt.methods.base import check_needs
 from hushprompt.methods.fedclip import FedCLIP
 from hushprompt.methods.fedotp import FedOTP
@@ -155,3 +156,16 @@ def test_norms_become_one_and_are_left_where_they_are():
     half = rounded.half().float()
     assert torch.equal(unit(half.numpy()), half)
     torch.testing.assert_close(unit(1e30 * rounded.numpy().astype(np.float64)), rounded)
+
+
+@pytest.mark.parametrize("kind", ["none", "features", "tower"])
+def test_rounding_is_measured_with_the_text_that_there_is(texts, kind):
+    sections = {
+        "none": FeaturesBackbone(feature_dim=2),
+        "features": texts(),
+        "tower": FeaturesBackbone(text_tower="toy"),
+    }
+    model = PromptModel(sections[kind].load(), NAMES)
+    found = _texts(model, torch.Generator().manual_seed(0))
+    assert found.shape == (3, model.backbone.feature_dim)
+    torch.testing.assert_close(found.norm(dim=1), torch.ones(3))

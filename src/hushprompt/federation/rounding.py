@@ -124,8 +124,7 @@ def _clipped(rows: Rows, norm: float) -> Float[Tensor, "b p"]:
 def _made_up(arm: Arm, model: PromptModel, size: int) -> Batch:
     """Return examples of nobody, from far off every class to right on one."""
     rng = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        texts = model.text_features(torch.zeros(1, model.token_width, device=model.device)).cpu().float()
+    texts = _texts(model, rng).cpu().float()
     labels = torch.randint(len(texts), (size,), generator=rng)
     shape: tuple[int, ...] = (size, texts.shape[1])
     nearness = torch.linspace(0, 1, size)[:, None]
@@ -135,6 +134,17 @@ def _made_up(arm: Arm, model: PromptModel, size: int) -> Batch:
     centers = texts[labels].reshape(size, *[1] * (len(shape) - 2), -1)
     noise = F.normalize(torch.randn(shape, generator=rng), dim=-1)
     return Batch(F.normalize(nearness * centers + noise, dim=-1).to(model.device), labels.to(model.device))
+
+
+@torch.no_grad()
+def _texts(model: PromptModel, rng: torch.Generator) -> Float[Tensor, "c d"]:
+    """Return a direction of each class: a prompt's, the given one, or, where a model has no text, any."""
+    text = model.backbone.capabilities.text
+    if text == "tower":
+        return model.text_features(torch.zeros(1, model.token_width, device=model.device))
+    if text == "features":
+        return model.template_features
+    return F.normalize(torch.randn(model.num_classes, model.backbone.feature_dim, generator=rng), dim=-1)
 
 
 def _sizes(largest: int) -> list[int]:
