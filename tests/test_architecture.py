@@ -14,6 +14,7 @@ ROOMS = [
     {"config", "data", "privacy"},
     {"models"},
     {"features", "prompts"},
+    {"statistics"},
     {"methods"},
     {"evaluation"},
     {"runs"},

@@ -8,11 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from hushprompt import checks
-from hushprompt.errors import PrivacyError
+from hushprompt.errors import DataError, PrivacyError
 
 RAMP = 0.1
 """Width of the ramp from counted to not counted, of the clip norm."""
@@ -57,6 +57,41 @@ def clipped_sum(grads: Float[Tensor, "b *p"], clip_norm: float) -> ClippedSum:
     finite = grads.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
     centered_count = float((unclipped_shares(grads, clip_norm) - 0.5).sum())
     return ClippedSum(torch.einsum("b,b...->...", scale, finite), clip_norm, centered_count)
+
+
+def clipped_class_sums(
+    rows: Float[Tensor, "n r"], labels: Int64[Tensor, " n"], num_classes: int, clip_norm: float
+) -> ClippedSum:
+    """Clip each row to an L2 ball, then add it into the sum of its own class, in float64.
+
+    Guarantee: one row lies in one class's sum, so adding or removing it moves all sums together by at most `clip_norm`
+    in L2 norm; exchanging its label or its values moves them by at most twice that. A row with a NaN or infinite entry,
+    or with a norm that overflows, counts as zero.
+
+    Args:
+        rows: [n, r] one row an example, each a function of that example alone; n may be 0.
+        labels: [n] from 0 to `num_classes` - 1.
+        num_classes: c, public: a class without rows has a sum of zeros.
+        clip_norm: radius of the ball, in units of the rows; greater than 0.
+
+    Returns:
+        The sums [c, r] and their sensitivity.
+
+    Raises:
+        ConfigError: `clip_norm` is not a finite number greater than 0.
+        DataError: there is not one label within range for each row.
+
+    >>> clipped_class_sums(torch.tensor([[3.0, 4.0], [0.6, 0.0]]), torch.tensor([1, 1]), 2, clip_norm=1.0).value
+    tensor([[0.0000, 0.0000],
+            [1.2000, 0.8000]], dtype=torch.float64)
+    """
+    checks.positive(clip_norm=clip_norm)
+    checks.finite(clip_norm=clip_norm)
+    if labels.shape != rows.shape[:1] or bool(((labels < 0) | (labels >= num_classes)).any()):
+        raise DataError(f"Every row needs a label from 0 to {num_classes - 1}. Check the labels of the private images.")
+    wide = rows.double()
+    clipped = clip_factors(wide, clip_norm)[:, None] * wide.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+    return ClippedSum(wide.new_zeros(num_classes, rows.shape[1]).index_add_(0, labels, clipped), clip_norm)
 
 
 def unclipped_shares(grads: Float[Tensor, "b *p"], clip_norm: float) -> Float64[Tensor, " b"]:

@@ -1,0 +1,140 @@
+"""The classifier that the statistics amount to: a weight and a bias for each class, and unit-norm embeddings.
+
+Without information it is exactly the zero-shot classifier; with all of it, the cosine rule in the metric.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from hushprompt import checks
+from hushprompt.errors import ConfigError
+from hushprompt.statistics.metric import Metric
+from hushprompt.statistics.posterior import ClassPosterior, SharedMean
+
+LOGITS_WITHOUT_TEXT = 45.0
+"""Scale of logits without text, over r times the variance of an image around an estimated class mean."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """logits = logit_scale x . text_features + bias + log_prior: what a prompt file holds for linear scores."""
+
+    text_features: Float64[Tensor, "c d"]
+    """Weights; unit-norm where the head is `unit_norm`."""
+    logit_scale: float
+    bias: Float64[Tensor, " c"] | None = None
+    """In logits."""
+    log_prior: Float64[Tensor, " c"] | None = None
+    """In logits."""
+
+    def logits(self, image_features: Float[Tensor, "n d"]) -> Float64[Tensor, "n c"]:
+        """Score images against all classes; a softmax over them is calibrated."""
+        scores = self.logit_scale * (image_features.double() @ self.text_features.T)
+        for term in (self.bias, self.log_prior):
+            scores = scores if term is None else scores + term
+        return scores
+
+    def with_prior(self, classes: Sequence[int], odds: float) -> Head:
+        """Return the head with a class prior: an own class counts `odds` times as likely as another one.
+
+        Free of privacy cost only where `classes` is public.
+        """
+        checks.positive(odds=odds)
+        log_prior = torch.zeros(len(self.text_features), dtype=torch.float64)
+        log_prior[list(classes)] = math.log(odds)
+        return replace(self, log_prior=log_prior)
+
+    def unit_norm(self, metric: Metric, shared: SharedMean) -> Head:
+        """Return a head of unit-norm embeddings alone with about the same scores: what a text tower can be asked for.
+
+        Bias and prior ride on a direction in which every image is about 1. Then all rows are divided by the length of
+        the longest, and what the others lack is put into the direction that images use least.
+        """
+        offsets = torch.zeros(len(self.text_features), dtype=torch.float64)
+        for term in (self.bias, self.log_prior):
+            offsets = offsets if term is None else offsets + term
+        place = metric.mean + metric.lift(shared.value)
+        carrier = metric.constant / (metric.constant @ place)
+        rows = self.text_features + (offsets - offsets.mean())[:, None] / self.logit_scale * carrier
+        rows = rows - (rows @ metric.unused)[:, None] * metric.unused
+        longest = float(rows.norm(dim=1).max())
+        rows = rows / longest
+        lacking = (1 - rows.square().sum(dim=1)).clamp(min=0).sqrt()
+        return Head(rows + lacking[:, None] * metric.unused, self.logit_scale * longest)
+
+
+def make_head(
+    metric: Metric,
+    shared: SharedMean,
+    posterior: ClassPosterior,
+    text_features: Float[Tensor, "c d"] | None,
+    logit_scale: float,
+) -> Head:
+    """Turn the estimates into a classifier.
+
+    With h_c = t_c + dhat_c, x0 the task's mean and f_c = (mean |h|^2 / |h_c|^2)^((1 - ignorance) / 2):
+
+        score_c(x) = f_c [kappa (x - x0) . e~_c + (A^T (x - m0) - g) . dhat_c] + ignorance kappa x0 . e~_c
+
+    which over kappa is in units of a cosine.
+    A multiple of the mean text feature is added to all weights alike, which changes no decision and makes the head
+    without information the text features themselves.
+
+    Args:
+        metric: public.
+        shared: the task's mean.
+        posterior: the classes' offsets.
+        text_features: [c, d] of the hand template, unit norm; None where classes have no text.
+        logit_scale: of the backbone; without text the scale is chosen by the variances.
+
+    Raises:
+        ConfigError: a text prior with a metric that no public text was fitted to: measured to be unsafe.
+    """
+    if text_features is None:
+        return _head_without_text(metric, shared, posterior)
+    if metric.kappa is None:
+        raise ConfigError(
+            "This metric was made without class texts, so how far to trust text features is unknown, and guessing was "
+            "measured to fall below zero-shot. Make the metric with the texts of its public classes."
+        )
+    texts, ignorance = text_features.double(), posterior.ignorance
+    offsets = texts - texts.mean(dim=0)  # e~
+    factors = _factors(metric.kappa * offsets @ metric.inverse + posterior.estimate, ignorance)
+    weights = offsets + posterior.estimate @ metric.directions.T / metric.kappa
+    place = metric.mean + metric.lift(shared.value)  # x0
+    of_text = offsets @ place
+    bias = -factors * (of_text + _origin(metric, shared, posterior) / metric.kappa) + ignorance * of_text
+    return Head(factors[:, None] * weights + texts.mean(dim=0), logit_scale, logit_scale * bias)
+
+
+def _head_without_text(metric: Metric, shared: SharedMean, posterior: ClassPosterior) -> Head:
+    """Score centered coordinates by the classes' own, made equally long; without information all scores are equal."""
+    factors = _factors(posterior.estimate, ignorance=0.0)
+    scale = LOGITS_WITHOUT_TEXT / metric.rank / (float(metric.within.mean()) + posterior.variance)
+    weights = factors[:, None] * posterior.estimate @ metric.directions.T
+    length = float(weights.norm(dim=1).mean()) or 1.0
+    return Head(weights / length, scale * length, -scale * factors * _origin(metric, shared, posterior))
+
+
+def _origin(metric: Metric, shared: SharedMean, posterior: ClassPosterior) -> Float64[Tensor, " c"]:
+    """Return the scores (A^T m0 + g) . dhat_c of the point that images are measured from."""
+    return posterior.estimate @ (metric.directions.T @ metric.mean + shared.value)
+
+
+def _factors(class_means: Float64[Tensor, "c r"], ignorance: float) -> Float64[Tensor, " c"]:
+    """Return f_c, which makes all classes' means equally long as far as they are known."""
+    squares = class_means.square().sum(dim=1)
+    return (squares.mean() / squares.clamp(min=1e-9)) ** ((1 - ignorance) / 2)
+
+
+def cosine_head(embeddings: Float[Tensor, "c d"], logit_scale: float) -> Head:
+    """Return the head of text features alone."""
+    return Head(F.normalize(embeddings.double(), dim=1), logit_scale)
