@@ -8,21 +8,16 @@ Everything is a simulation with seeded noise: the noise of several clients is dr
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from hushprompt import files
-from hushprompt.privacy.accounting import calibrate
 from hushprompt.privacy.clipping import clipped_class_sums
 from hushprompt.privacy.noise import add_gaussian
 from hushprompt.statistics.head import Head, make_head
@@ -35,6 +30,7 @@ TINY = (0.01, 0.03, 0.1, 0.2, 0.4, 1.0)
 """Budgets at which the head must not lie below zero-shot."""
 DELTA, ODDS, LOGIT_SCALE = 1e-5, 4.0, 100.0
 SEEDS = (1, 2, 3, 4, 5)
+PROXY_RIDGE = 0.5
 Place = Literal["clients", "sum"]
 """Where noise is added: at every client, or once on their sum."""
 
@@ -132,14 +128,10 @@ def _proxy_texts(root: Path, test: Images) -> tuple[tuple[Tensor, Images], ...]:
     pairs = []
     for fitted, scored in (halves, halves[::-1]):
         x = test.features[fitted]
-        x, y = x - x.mean(dim=0), cosines[fitted] - cosines[fitted].mean(dim=0)
         gram = x.T @ x + PROXY_RIDGE * torch.eye(x.shape[1], dtype=torch.float64)
-        texts = torch.nn.functional.normalize(torch.linalg.solve(gram, x.T @ y).T, dim=1)
+        texts = torch.linalg.solve(gram, x.T @ cosines[fitted]).T
         pairs.append((texts, Images(test.features[scored], test.labels[scored])))
     return tuple(pairs)
-
-
-PROXY_RIDGE = 1.0
 
 
 def disjoint(task: Task, seed: int, num_clients: int = 10) -> list[Client]:
