@@ -7,6 +7,7 @@ discriminant analysis (Fisher 1936), with the within-class covariance shrunk to 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +23,9 @@ from hushprompt.errors import DataError
 
 FORMAT = "hushprompt metric 1"
 RANKS = (128, 256)
-"""Ranks that a file holds, as far as the backbone's features are wide enough."""
+"""Ranks that a file holds; none is more than half of the features' width."""
+IMAGES_A_DIRECTION = 12.0
+"""Public images, less classes, over the features' width from which the within-class covariance is shrunk less."""
 LEAST_CLASSES = 100
 """Classes with two or more images each below which no metric is made."""
 IMAGES_FOR_HIGH_RANK = 30.0
@@ -130,20 +133,19 @@ def read_metrics(path: Path, fingerprint: str) -> Metrics:
     return Metrics(of_rank, origin)
 
 
-def _metric(rank: str, tensors: Mapping[str, Tensor], scalars: Mapping[str, float | None]) -> Metric:
+def _metric(rank: str, tensors: Mapping[str, Tensor], values: Mapping[str, object]) -> Metric:
     """Put one rank's tensors and numbers together; ValueError where they do not fit or are not finite."""
+    scalars = msgspec.convert(values, dict[str, float | None])
     own = {name.partition(".")[2]: value for name, value in tensors.items() if name.startswith(f"{rank}.")}
-    metric = Metric(**own, **scalars)  # type: ignore[arg-type]  # checked below
-    d = len(metric.mean)
-    shapes = {"directions": (d, int(rank)), "inverse": (d, int(rank)), "within": (int(rank),)}
-    shapes |= {"mean": (d,), "constant": (d,), "unused": (d,)}
+    d, r = len(own["mean"]), int(rank)
+    shapes = {"directions": (d, r), "inverse": (d, r), "within": (r,), "mean": (d,), "constant": (d,), "unused": (d,)}
     for name, shape in shapes.items():
         if own[name].shape != shape or own[name].dtype != torch.float64 or not own[name].isfinite().all():
             raise ValueError(f"{rank}.{name} is not {list(shape)} finite numbers of float64")
     for name in ("between", "clip_mean", "clip_residual"):
-        if not 0 < float(scalars[name] or 0) < float("inf"):
+        if not 0 < (scalars[name] or 0) < math.inf:
             raise ValueError(f"{rank}.{name} is no positive number")
-    return metric
+    return Metric(**own, **scalars)  # type: ignore[arg-type]  # checked above
 
 
 def choose_rank(images_per_class: float, noise_multiplier: float, num_holders: float) -> int:
@@ -164,7 +166,6 @@ def make_metrics(
     origin: str,
     fingerprint: str,
     texts: Mapping[int, Float[Tensor, " d"]] | None = None,
-    shrinkage: float = 1.0,
 ) -> Metrics:
     """Make a backbone's metric from labeled public images.
 
@@ -175,7 +176,6 @@ def make_metrics(
         fingerprint: of the backbone.
         texts: unit-norm text features by class, of some of the classes: without them there is no kappa, and the metric
             serves tasks without a text prior only.
-        shrinkage: rho over the mean within-class variance.
 
     Raises:
         DataError: a feature is not finite, or fewer than 100 classes have two images or more.
@@ -190,11 +190,11 @@ def make_metrics(
             f"{len(names)} have them. Take more public images; their classes may be any."
         )
     names, classes = names[counts >= 2], labels[kept].unique(return_inverse=True)[1]
-    scatter = _Scatter.of(features[kept].double(), classes, shrinkage)
+    scatter = _Scatter.of(features[kept].double(), classes)
     d = features.shape[1]
     of_names = {int(name): place for place, name in enumerate(names)}
     pairs = {of_names[name]: text.double() for name, text in (texts or {}).items() if name in of_names}
-    of_rank = {rank: scatter.metric(rank, pairs) for rank in sorted({min(rank, d) for rank in RANKS})}
+    of_rank = {rank: scatter.metric(rank, pairs) for rank in sorted({min(rank, max(d // 2, 1)) for rank in RANKS})}
     return Metrics(
         of_rank,
         MetricOrigin(fingerprint=fingerprint, origin=origin, num_classes=len(names), num_images=int(kept.sum())),
@@ -217,16 +217,17 @@ class _Scatter:
     eigenvalues: Float64[Tensor, " d"]
 
     @classmethod
-    def of(cls, features: Float64[Tensor, "n d"], classes: Int64[Tensor, " n"], shrinkage: float) -> _Scatter:
-        """Measure the spread within and between classes 0 to c - 1."""
+    def of(cls, features: Float64[Tensor, "n d"], classes: Int64[Tensor, " n"]) -> _Scatter:
+        """Measure the spread within and between classes 0 to c - 1; rho is at most the mean variance within them."""
         counts = classes.bincount().double()
         means = torch.zeros(len(counts), features.shape[1], dtype=torch.float64).index_add_(0, classes, features)
         means /= counts[:, None]
         residuals = features - means[classes]
-        within = residuals.T @ residuals / (len(features) - len(counts))
+        freedom = len(features) - len(counts)
+        within = residuals.T @ residuals / freedom
         between = means.T.cov() - within * (1 / counts).mean()
         values, vectors = torch.linalg.eigh(within)
-        values = values.clamp(min=0) + shrinkage * values.mean()
+        values = values.clamp(min=0) + values.mean() * min(1.0, IMAGES_A_DIRECTION * len(values) / freedom)
         whitening, coloring = ((vectors * values**power) @ vectors.T for power in (-0.5, 0.5))
         of_between, directions = torch.linalg.eigh(whitening @ between @ whitening)
         return cls(features, means, residuals, whitening, coloring, directions.flip(1), of_between.flip(0))

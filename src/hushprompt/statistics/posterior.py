@@ -48,11 +48,12 @@ def shared_mean(total: Float64[Tensor, " r"], num_images: float, noise_std: floa
     """
     checks.positive(num_images=num_images)
     mean, variance = total / num_images, (noise_std / num_images) ** 2
-    length = float(mean.square().sum())
+    length, longest = float(mean.square().sum()), metric.clip_mean**2  # a mean of clipped rows is no longer
     keep = max(0.0, 1 - len(mean) * variance / length) if length > 0 else 0.0
     if keep == 0:
-        return SharedMean(torch.zeros_like(mean), length / len(mean) + 0.1 * metric.between)
-    return SharedMean(keep * mean, keep * variance + 1e-12)
+        return SharedMean(torch.zeros_like(mean), min(length, longest) / len(mean) + 0.1 * metric.between)
+    shrunk = keep * mean * min(1.0, metric.clip_mean / (keep * length**0.5))
+    return SharedMean(shrunk, min(keep * variance, longest / len(mean)) + 1e-12)
 
 
 @dataclass(frozen=True)
@@ -144,4 +145,4 @@ def _fit(
     unlearned = 1 - spread * precision  # N / (L + N)
     estimate = base + spread * precision * (observed - base)
     log_likelihood -= 0.5 * float(errors + shared_errors)
-    return _Fit(log_likelihood, estimate, float(spread * unlearned.mean()), float(unlearned.mean()))
+    return _Fit(log_likelihood, estimate, float((spread * unlearned).mean()), float(unlearned.mean()))
