@@ -1,5 +1,7 @@
 """All benchmarks, or some: `python -m benchmarks [SECTION ...] [--short] [--out FILE.json] [--docs]`.
 
+`python -m benchmarks real --root DIR` measures accuracy on real features instead; `--help` there says how.
+
 Every section is a file of this folder and runs in a process of its own, one after another. README.md says what is in
 them and how they measure.
 """
@@ -13,7 +15,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import profiles
+from benchmarks import profiles, real
 from benchmarks.measure import in_process, machine
 from benchmarks.rows import Result, screen, with_figures
 from benchmarks.sections import SECTIONS, measure
@@ -23,6 +25,9 @@ PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 
 def main() -> None:
     """Measure, draw, write."""
+    if sys.argv[1:2] == ["real"]:
+        real.main(sys.argv[2:])
+        return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"{', '.join(SECTIONS)}; none: all")
     parser.add_argument("--short", action="store_true", help="fewer passes and rounds: under 3 minutes in all")

@@ -7,7 +7,7 @@ import torch
 
 from hushprompt.errors import ConfigError
 from hushprompt.privacy.clipping import clipped_class_sums
-from hushprompt.statistics.head import make_head
+from hushprompt.statistics.head import make_head, prompt_embeddings
 from hushprompt.statistics.metric import make_metrics
 from hushprompt.statistics.posterior import ClassPosterior, SharedMean, class_posterior, shared_mean
 from hushprompt.statistics.sums import mean_rows, residual_rows, split_noise, text_guess
@@ -112,3 +112,13 @@ def test_unit_norm_embeddings_nearly_score_as_the_head_does(world):
         assert unit.bias is unit.log_prior is None
         agree = (unit.logits(world.features).argmax(1) == form.logits(world.features).argmax(1)).double().mean()
         assert agree > 0.85
+
+
+def test_embeddings_for_prompts_are_the_texts_without_information(world):
+    nothing = ClassPosterior(torch.zeros(NUM_CLASSES, world.metric.rank).double(), 1.0, 1.0)
+    shared = SharedMean(torch.zeros(world.metric.rank).double(), 0.1)
+    head = make_head(world.metric, shared, nothing, world.texts, 20.0)
+    embeddings = prompt_embeddings(world.metric, shared, nothing, world.texts, head)
+    assert (embeddings * world.texts).sum(dim=1).min() > 0.97, "but for a common direction that images do not use"
+    logits = world.features @ embeddings.T
+    assert accuracy(world, logits) == pytest.approx(accuracy(world, world.features @ world.texts.T), abs=0.03)

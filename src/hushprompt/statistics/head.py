@@ -135,6 +135,23 @@ def _factors(class_means: Float64[Tensor, "c r"], ignorance: float) -> Float64[T
     return (squares.mean() / squares.clamp(min=1e-9)) ** ((1 - ignorance) / 2)
 
 
+def prompt_embeddings(
+    metric: Metric, shared: SharedMean, posterior: ClassPosterior, text_features: Float[Tensor, "c d"], head: Head
+) -> Float64[Tensor, "c d"]:
+    """Return unit-norm embeddings [c, d] to which contexts are fitted: half classifier, half class mean.
+
+    The head's own weights lie where few prompts reach, since they weigh directions that images hardly use; estimated
+    class means, in which the text feature is as long as text explains of a mean, lie close to texts and score less well.
+    """
+    texts = text_features.double()
+    offsets = texts - texts.mean(dim=0)
+    assert metric.kappa is not None, "heads with text have one"
+    explained = metric.kappa * metric.texts(texts) @ metric.inverse.T
+    share = float((explained * offsets).sum() / offsets.square().sum())
+    means = texts + posterior.estimate @ metric.inverse.T / share
+    return F.normalize(means + head.unit_norm(metric, shared).text_features, dim=1)
+
+
 def cosine_head(embeddings: Float[Tensor, "c d"], logit_scale: float) -> Head:
     """Return the head of text features alone."""
     return Head(F.normalize(embeddings.double(), dim=1), logit_scale)
