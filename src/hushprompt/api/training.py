@@ -17,7 +17,14 @@ from hushprompt.config import parse as configs
 from hushprompt.config.schema import RunConfig, RuntimeConfig
 from hushprompt.errors import ConfigError, ResumeError, files_told
 from hushprompt.federation import simulate
-from hushprompt.federation.setup import client_sizes, make_partition, plan_arms, plan_metrics, tell_findings
+from hushprompt.federation.setup import (
+    client_sizes,
+    declared_classes,
+    make_partition,
+    plan_arms,
+    plan_metrics,
+    tell_findings,
+)
 from hushprompt.privacy import statements
 from hushprompt.privacy.guarantee import Guarantee
 from hushprompt.process import tune
@@ -163,7 +170,7 @@ def plan(config: Config = None, **sections: Any) -> Plan:
     resolved = configs.resolve(config, sections)
     dataset = resolved.data.load()
     clients = make_partition(resolved, dataset)
-    arms = plan_arms(resolved, client_sizes(clients))
+    arms = plan_arms(resolved, client_sizes(clients), declared_classes(resolved, clients))
     tell_findings(resolved, dataset, clients, arms)
     record = privacy_record(arms, metrics=plan_metrics(resolved, arms, clients))
     return Plan(resolved, records.to_json(record))

@@ -97,4 +97,5 @@ class Responses:
             return None
         size = self.agreement.sizes[client_id]
         arm = self.agreement.arm
-        return wire.read_update(arm, self.shared, self.norms, size, self.payload_kind, answer.tensors)
+        step = self.request.meta["step"]
+        return wire.read_update(arm, self.shared, self.norms, size, step, self.payload_kind, answer.tensors)

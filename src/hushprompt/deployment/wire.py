@@ -111,10 +111,11 @@ def read_update(
     shared: Shared,
     norms: ClipNorms | None,
     size: int,
+    step: int,
     kind: PayloadKind,
     tensors: Mapping[str, Tensor],
 ) -> Any:
-    """Return the message of a client with `size` training examples.
+    """Return the message of a client with `size` training examples in a step of a round.
 
     Raises:
         ProtocolError: it is not what the method's clients send.
@@ -130,7 +131,7 @@ def read_update(
     if abs(count) > size / 2:
         raise ProtocolError(f"An update counts {count} contributions of at most {size}, each by a half.")
     clip_norm = None if norms is None else norms.of(0)["global"]
-    bound = arm.plan.release_plan.exact_sensitivity(Channel.GLOBAL) if clip_norm is None else clip_norm
+    bound = arm.plan.release_plan.exact_sensitivity(Channel.GLOBAL, clip_norm, step)
     return ClippedSum(value, bound, count)
 
 

@@ -63,6 +63,8 @@ class Client:
     labels: Int[Tensor, " m"]
     index: Int[Tensor, " n"]
     """Rows of this client's training examples."""
+    classes: tuple[int, ...] | None = None
+    """Classes that it is publicly declared to have; None: not declared."""
 
     def batches(self, arm: Arm, round_index: int) -> list[np.ndarray]:
         """Draw the client's batches of a round: one array of places in `index` for each step."""
@@ -123,7 +125,7 @@ class Client:
         views = stream(self.seed, "view", *place, self.client_id)
         features = self.features[arm.method.feature_kind]
         rows = features.rows(chosen.numpy(), views.integers(features.num_views, size=len(self.index))[batch_index])
-        batch = Batch(rows.to(self.model.device), self.labels[chosen].to(self.model.device))
+        batch = Batch(rows.to(self.model.device), self.labels[chosen].to(self.model.device), self.classes)
         rng = stream(self.seed, "method", *place, self.client_id)
         return arm.method.client_step(self.model, shared, personal, batch, mechanism, rng)
 
@@ -133,4 +135,5 @@ class Client:
         """Return the client its tool for one release, with a noise stream of its own."""
         noise = stream(self.seed, "noise", str(channel), *place, self.client_id)
         count = arm.plan.sampler.expected_batch_size(len(self.index))
-        return arm.plan.mechanism(allowed=channel, expected_count=count, rng=noise, clip_norms=norms)
+        step = place[2]
+        return arm.plan.mechanism(allowed=channel, expected_count=count, rng=noise, clip_norms=norms, step=step)

@@ -55,6 +55,7 @@ class Server:
                 rng=stream(self.seed, "noise", "global", arm.label, *step),
                 num_clients=len(cohort),
                 clip_norms=None if norms is None else norms.of(cohort[0]),
+                step=step.step_index,
             )
             released = mechanism.release(Channel.GLOBAL, summed)
             shared = arm.method.server_step(shared, released.value)

@@ -23,7 +23,7 @@ from hushprompt.evaluation.base_to_new import base_images, num_base_classes
 from hushprompt.evaluation.splits import ClientSplit, client_splits
 from hushprompt.features.cache import Progress, check_fit, image_features
 from hushprompt.features.store import StoredFeatures
-from hushprompt.methods.base import ClipsBatches, NamesMechanism, check_needs
+from hushprompt.methods.base import ClipsBatches, NamesMechanism, OneRelease, PublicTask, check_needs
 from hushprompt.models.base import FeatureKind
 from hushprompt.models.placing import place, step_memory_mb
 from hushprompt.privacy import statements
@@ -31,12 +31,15 @@ from hushprompt.privacy.config import Channel
 from hushprompt.privacy.copies import epsilon_of_copies
 from hushprompt.privacy.metrics import MetricsPlan, make_metrics_plan
 from hushprompt.privacy.plan import PrivacyPlan, make_plan
+from hushprompt.privacy.sampling import EveryExample, Sampler
 from hushprompt.privacy.schedule import Cohorts, draw_cohorts
 from hushprompt.prompts.optimizer import with_schedule_steps
 from hushprompt.prompts.prompt_model import PromptModel
 from hushprompt.registry import METHODS
 from hushprompt.runs.arm import Arm
 
+Classes = tuple[tuple[int, ...] | None, ...]
+"""Of each client: the classes that it is publicly declared to have, or None."""
 Load = Callable[[Any], Any]
 """Loads the thing that a `data` or `backbone` section describes. Who makes many runs may keep what it loaded."""
 
@@ -202,12 +205,19 @@ def _new_images(
     return NewImages(new_model, own, labels[is_new] - model.num_classes)
 
 
-def plan_arms(config: RunConfig, sizes: list[int]) -> list[Arm]:
+def declared_classes(config: RunConfig, partition: Partition) -> Classes:
+    """Return the classes that each client is publicly known to have: where the rule of the partition decides them."""
+    is_public = getattr(config.partition, "declares_classes", False)
+    return tuple(client.classes if is_public else None for client in partition.clients)
+
+
+def plan_arms(config: RunConfig, sizes: list[int], classes: Classes | None = None) -> list[Arm]:
     """Return the arms of a run, references first; calibrates all noise and refuses what the theorem does not cover.
 
     Args:
         config: what to run.
         sizes: public number of training examples of every client.
+        classes: of every client, see `declared_classes`; None: of nobody.
 
     Raises:
         ConfigError: the cohorts or the local steps are impossible.
@@ -235,22 +245,53 @@ def plan_arms(config: RunConfig, sizes: list[int]) -> list[Arm]:
                 max_epsilon=None,
             )
         own_cohorts = cohorts if method.channels else Cohorts(cohorts.members[:0], cohorts.num_clients)
+        sampler: Sampler = config.sampling
+        if isinstance(method, OneRelease):
+            _check_one_release(config)
+            own_cohorts = draw_cohorts(len(sizes), None, 1, seeding.stream(config.seed, "cohorts"))
+            sampler = EveryExample(steps_per_round=len(method.parts))
         plan = make_plan(
             privacy,
-            config.sampling,
+            sampler,
             channels=method.channels,
             num_rounds=int(own_cohorts.most_rounds[-1]),
             client_sizes=sizes,
             batch_clipping=method.batch_clipping if isinstance(method, ClipsBatches) else None,
             mechanism=method.mechanism if isinstance(method, NamesMechanism) else None,
+            parts=method.parts if isinstance(method, OneRelease) else (),
         )
         _check_local_steps(config, plan)
         name = METHODS.name_of(method)
         method = with_schedule_steps(method, config.training.num_rounds * config.sampling.steps_per_round)
+        if isinstance(method, OneRelease):
+            method = method.of_task(_task(plan, sizes, classes))
         label = _label(name, plan)
         num_same = sum(arm.label.partition(" #")[0] == label for arm in arms)
         arms.append(Arm(f"{label} #{num_same + 1}" if num_same else label, name, method, plan, own_cohorts))
     return arms
+
+
+def _check_one_release(config: RunConfig) -> None:
+    """Refuse settings of training that a single release of every example cannot have."""
+    training = config.training
+    if training.local_steps > 1 or training.weighting != "size":
+        raise ConfigError(
+            "A method with one release has no local steps, and weighs every example alike. Set training.local_steps = "
+            '1 and training.weighting = "size".'
+        )
+    if config.evaluation.base_classes is not None:
+        raise ConfigError("Class statistics know nothing of new classes. Leave evaluation.base_classes out.")
+
+
+def _task(plan: PrivacyPlan, sizes: list[int], classes: Classes | None) -> PublicTask:
+    """Return what is public of a federation."""
+    return PublicTask(
+        client_sizes=tuple(sizes),
+        client_classes=(None,) * len(sizes) if classes is None else classes,
+        noise_multiplier=plan.release_plan.noise_multipliers[Channel.GLOBAL],
+        clip_norm=plan.release_plan.clip_norms[Channel.GLOBAL],
+        noise_at=plan.config.noise_at,
+    )
 
 
 def tell_findings(config: RunConfig, dataset: Dataset, partition: Partition, arms: Sequence[Arm]) -> None:

@@ -34,6 +34,7 @@ from hushprompt.federation.setup import (
     Load,
     assemble,
     client_sizes,
+    declared_classes,
     load_fresh,
     load_model,
     make_partition,
@@ -86,7 +87,7 @@ def run(config: RunConfig, folder: Path, observer: Observer, load: Load = load_f
         sizes = client_sizes(partition)
         identity = IdentityFile(folder, config)
         identity.check(identity_of(config, dataset, zip(partition.client_names, sizes, strict=True)))
-        arms = plan_arms(config, sizes)
+        arms = plan_arms(config, sizes, declared_classes(config, partition))
         tell_findings(config, dataset, partition, arms)
         metrics = plan_metrics(config, arms, partition)
         progress = _progress(config, folder)

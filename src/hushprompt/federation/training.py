@@ -20,7 +20,7 @@ from hushprompt.evaluation.evaluate import Scores
 from hushprompt.federation import payload
 from hushprompt.federation.client import Client, ClientUpdate, Step
 from hushprompt.federation.server import Server
-from hushprompt.federation.setup import Federation, client_sizes
+from hushprompt.federation.setup import Federation, client_sizes, declared_classes
 from hushprompt.methods.base import Personal, Shared
 from hushprompt.privacy.adaptive import ClipNorms
 from hushprompt.privacy.schedule import survivors
@@ -107,6 +107,7 @@ class Participants:
         """Hold what stays the same from round to round."""
         self.seed, self.training, self.pool = config.seed, config.training, pool
         self.server = Server(config.seed, config.training, client_sizes(federation.partition))
+        classes = declared_classes(config, federation.partition)
         self.clients = [
             Client(
                 client.client_id,
@@ -116,6 +117,7 @@ class Participants:
                 federation.train_features,
                 federation.train_labels,
                 torch.from_numpy(client.indices["train"]),
+                classes[client.client_id],
             )
             for client in federation.partition.clients
         ]

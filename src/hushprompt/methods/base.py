@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, get_args, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -36,6 +36,9 @@ class Batch:
     image_features: Float[Tensor, "b *m d"]
     """[b, d], or [b, m, d] for a method whose `feature_kind` is "patches"."""
     labels: Int[Tensor, " b"]
+    classes: tuple[int, ...] | None = None
+    """Classes that the client is publicly declared to have; None: nobody declared any, so which ones it has is
+    private."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +154,32 @@ class NamesMechanism(Protocol):
 
     mechanism: ClassVar[str]
     """Name in MECHANISMS, of this package or of another one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublicTask:
+    """What is public of a federation before anything is released."""
+
+    client_sizes: tuple[int, ...]
+    """Training examples of each client."""
+    client_classes: tuple[tuple[int, ...] | None, ...]
+    """Classes that each client is declared to have; None: not declared."""
+    noise_multiplier: float
+    """Of the GLOBAL release, over the clip norm."""
+    clip_norm: float
+    noise_at: Literal["server", "client"]
+
+
+@runtime_checkable
+class OneRelease(Protocol):
+    """A method that makes one release from every example, in as many parts as a round has steps, and no other."""
+
+    mechanism: ClassVar[str]
+    parts: ClassVar[tuple[float, ...]]
+    """Share of the release that each step makes; see `ReleasePlan.parts`."""
+
+    def of_task(self, task: PublicTask) -> Method:
+        """Return the method as it runs on a task; its settings stay the same."""
 
 
 @runtime_checkable

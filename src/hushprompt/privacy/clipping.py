@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from hushprompt import checks
@@ -32,6 +32,8 @@ class ClippedSum:
     centered_count: float = field(default=0.0, repr=False)
     """Sum over contributions of 1/2 for one far inside the clip norm, -1/2 for one far outside, and between them on a
     ramp: for adaptive clip norms."""
+    rows_released: Bool[Tensor, " c"] | None = field(default=None, repr=False)
+    """Where the first axis is classes: those that this party may publicly have. None: all."""
 
 
 def clipped_sum(grads: Float[Tensor, "b *p"], clip_norm: float) -> ClippedSum:

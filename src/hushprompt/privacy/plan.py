@@ -213,6 +213,7 @@ class PrivacyPlan:
         rng: np.random.Generator,
         num_clients: int = 1,
         clip_norms: Mapping[str, float] | None = None,
+        step: int = 0,
     ) -> Mechanism:
         """Return the one-step tool with which a client (LOCAL) or the server (GLOBAL) makes its release.
 
@@ -222,20 +223,26 @@ class PrivacyPlan:
             rng: noise stream of this step and party.
             num_clients: public number of clients behind the sum, the divisor where a client is clipped as one.
             clip_norms: of this step; None for those of the first.
+            step: in its round, from 0.
         """
         plan = self.release_plan
         norms = plan.clip_norms if clip_norms is None else {c: clip_norms[c] for c in plan.channels}
         count = float(num_clients) if allowed in plan.clipped_as_one else expected_count
-        mechanism = self._tool(allowed, count, rng, norms)
+        mechanism = self._tool(allowed, count, rng, norms, step)
         return mechanism if self.observer is None else ObservedMechanism(mechanism, self.observer)
 
     def _tool(
-        self, allowed: Channel, expected_count: float, rng: np.random.Generator, clip_norms: Mapping[Channel, float]
+        self,
+        allowed: Channel,
+        expected_count: float,
+        rng: np.random.Generator,
+        clip_norms: Mapping[Channel, float],
+        step: int = 0,
     ) -> Mechanism:
         """Return the registered mechanism for one step."""
         plan = self.release_plan
         mechanism: Mechanism = MECHANISMS.get(plan.mechanism)(
-            plan=plan, allowed=allowed, expected_count=expected_count, rng=rng, clip_norms=clip_norms
+            plan=plan, allowed=allowed, expected_count=expected_count, rng=rng, clip_norms=clip_norms, step=step
         )
         return mechanism
 
@@ -264,6 +271,7 @@ def make_plan(
     batch_clipping: BatchClipping | None = None,
     beside: tuple[GaussianReleases, ...] = (),
     mechanism: str | None = None,
+    parts: tuple[float, ...] = (),
 ) -> PrivacyPlan:
     """Calibrate the noise of a run, or take it from the config, and refuse what the theorem does not cover.
 
@@ -277,6 +285,7 @@ def make_plan(
         beside: releases of other mechanisms on the same units, of fixed noise; the budget is for all of them together.
         mechanism: name in MECHANISMS of what clips and releases; None: "gaussian", or "batch_clipping" where a method
             clips batches.
+        parts: shares of the one release that the steps of a round make; see `ReleasePlan`.
 
     Raises:
         PrivacyError: delta is not below 1/n, or the method makes no release that the budget's audience could see.
@@ -296,12 +305,15 @@ def make_plan(
             "Clipped batches are for comparison only, in simulations: they have neither secure noise nor adaptive clip "
             'norms. Set privacy.noise_source = "seeded" and leave privacy.adaptive_quantile out, or use another method.'
         )
+    if parts:
+        _check_parts(config, parts)
     if batch_clipping is not None and batch_clipping.calibration == "paper" and config.epsilon is not None:
         batch_size = max(sampler.expected_batch_size(size) for size in client_sizes)
         multipliers = published_noise(config, batch_clipping, channels, num_rounds, batch_size)
     else:
         multipliers = noise_multipliers(config, sampler, channels, num_rounds, client_sizes, beside)
-    num_rounded = max(client_sizes) if config.privacy_unit == "example" and batch_clipping is None else 0
+    # Rows of sums of classes are made in float64, each apart from all others.
+    is_rounded = config.privacy_unit == "example" and batch_clipping is None and not parts
     release_plan = ReleasePlan(
         channels=channels,
         clip_norms={c: norms[c] for c in sorted(channels)},
@@ -309,7 +321,8 @@ def make_plan(
         config=config,
         mechanism=mechanism or ("gaussian" if batch_clipping is None else "batch_clipping"),
         batch_clipping=batch_clipping,
-        num_rounded=num_rounded,
+        parts=parts,
+        num_rounded=max(client_sizes) if is_rounded else 0,
     )
     _check_rounding(release_plan)
     plan = PrivacyPlan(
@@ -332,6 +345,17 @@ def _check_events(plan: PrivacyPlan) -> None:
                 f"The mechanism {plan.release_plan.mechanism!r} has a noise multiplier of {made:g} on the {channel} "
                 f"channel, and {planned:g} is planned. Its event must add at least the planned noise."
             )
+
+
+def _check_parts(config: PrivacyConfig, parts: tuple[float, ...]) -> None:
+    """Refuse what the theorem of one release in parts does not cover."""
+    if min(parts) <= 0 or sum(parts) > 1 + 1e-12:
+        raise PrivacyError(f"The parts of a release must be above 0 and sum to at most 1, got {parts}.")
+    if config.privacy_unit != "example" or config.adaptive_quantile is not None:
+        raise PrivacyError(
+            "A release of class statistics protects examples and has fixed clip norms. Set privacy.privacy_unit = "
+            '"example" and leave privacy.adaptive_quantile out.'
+        )
 
 
 def _check_rounding(plan: ReleasePlan) -> None:

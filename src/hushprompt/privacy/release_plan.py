@@ -5,6 +5,7 @@ It says what happens, and nothing about what that proves: `plan.py` does.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -46,6 +47,10 @@ class ReleasePlan:
     """Set where the mean gradient of a batch is clipped instead of each example's."""
     mechanism: str = "gaussian"
     """Name in MECHANISMS of what clips and releases."""
+    parts: tuple[float, ...] = ()
+    """Shares of the one release that the steps of a round make, which sum to at most 1; empty where each step makes a
+    release of its own. A step of share b clips to C sqrt(b) and gets the whole noise z C: multipliers z / sqrt(b),
+    which together are one Gaussian mechanism of multiplier z, also where later parts depend on earlier ones."""
     num_rounded: int = 0
     """Rows of a sum that rounding may move when one example joins or leaves: examples of the largest client. 0 where
     each contribution is computed apart from all others."""
@@ -65,22 +70,26 @@ class ReleasePlan:
         return self.num_rounded * self.config.rounding
 
     def sensitivity(self, channel: Channel, clip_norm: float | None = None) -> float:
-        """Return the L2 sensitivity of a channel's sum, rounding included: C (1 + n rho).
+        """Return the L2 sensitivity that a channel's noise is for, rounding included: C (1 + n rho).
 
         Args:
             channel: of the sum.
             clip_norm: of the step; None for that of the first.
         """
-        return self.exact_sensitivity(channel, clip_norm) * (1 + self.rounding_margin)
+        whole = dataclasses.replace(self, parts=()).exact_sensitivity(channel, clip_norm)
+        return whole * (1 + self.rounding_margin)
 
-    def exact_sensitivity(self, channel: Channel, clip_norm: float | None = None) -> float:
-        """Return the L2 sensitivity in exact arithmetic: the clip norm, or 2 C sqrt(k) where batches are clipped.
+    def exact_sensitivity(self, channel: Channel, clip_norm: float | None = None, step: int = 0) -> float:
+        """Return the L2 sensitivity of a step's sum without rounding: C, C sqrt(b), or 2 C sqrt(k) of clipped batches.
 
         Args:
             channel: of the sum.
             clip_norm: of the step; None for that of the first.
+            step: of the round, where steps make parts of one release.
         """
         norm = self.clip_norms[channel] if clip_norm is None else clip_norm
+        if self.parts:
+            return norm * math.sqrt(self.parts[step])
         if self.batch_clipping is None:
             return norm
         return batch_sensitivity(norm, self.batch_clipping.num_local_blocks if channel is Channel.LOCAL else 1)

@@ -7,7 +7,7 @@ many releases an example can take part) and `sampling_prob` (the amplification t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -183,3 +183,33 @@ class DisjointSampler:
         """Put every example into one of the `steps_per_round` batches; a batch may be empty."""
         choice = rng.integers(self.steps_per_round, size=num_examples)
         return [np.flatnonzero(choice == step) for step in range(self.steps_per_round)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EveryExample:
+    """Every example once, in each of the parts of one release: what a method that makes one release has for a sampler.
+
+    The parts of an example's contribution have sensitivities whose squares add up to that of the whole
+    (`ReleasePlan.parts`), so together they are one release without sampling.
+    """
+
+    steps_per_round: int = 1
+    """Parts of the release."""
+    amplification_prob: ClassVar[float] = 1.0
+    description: ClassVar[str] = "every example, once, no sampling"
+
+    def amplification_for(self, num_examples: int) -> float:
+        """No amplification is claimed."""
+        return 1.0
+
+    def num_releases(self, num_rounds: int) -> int:
+        """One, however many parts it has."""
+        return min(num_rounds, 1)
+
+    def expected_batch_size(self, num_examples: int) -> float:
+        """All n."""
+        return float(num_examples)
+
+    def batches(self, num_examples: int, rng: np.random.Generator) -> list[np.ndarray]:
+        """Give all examples to every part."""
+        return [np.arange(num_examples)] * self.steps_per_round

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -31,6 +31,9 @@ class Counted(PartitionRule):
 @dataclass(frozen=True, kw_only=True)
 class DisjointClasses(Counted):
     """Every class belongs to exactly one client (pathological label shift)."""
+
+    declares_classes: ClassVar[bool] = True
+    """Which classes a client has follows from the rule and the seed, not from anybody's images: it is public."""
 
     def assign(self, dataset: Dataset, rng: np.random.Generator) -> Partition:
         """Shuffle the classes and deal them out in near-equal blocks."""

@@ -18,7 +18,7 @@ from typing import Protocol, runtime_checkable
 
 import dp_accounting
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hushprompt.errors import PrivacyError
@@ -36,6 +36,19 @@ class Release:
     next_norms: Mapping[Channel, float] = field(default_factory=dict)
     """Clip norms of the next step where they are adaptive: functions of what was released. Empty where norms are
     fixed."""
+
+
+@dataclass(frozen=True)
+class ClassRows:
+    """One row an example, each a function of that example alone, public constants and earlier releases."""
+
+    values: Float[Tensor, "n r"]
+    """In units of the bound that they are clipped to."""
+    labels: Int[Tensor, " n"]
+    """Class of each row, from 0 to c - 1."""
+    is_public: Bool[Tensor, " c"]
+    """Classes of which it is public that the client may have examples: only they have rows that are released. Whatever
+    is not declared is True."""
 
 
 @runtime_checkable
@@ -67,6 +80,9 @@ class Mechanism(Protocol):
     def clip_batch(self, channel: Channel, *means: Float[Tensor, "..."]) -> ClippedSum:
         """Clip the blocks of a batch's mean gradient; for comparison only."""
 
+    def clip_in_classes(self, channel: Channel, rows: ClassRows) -> ClippedSum:
+        """Clip one row an example, and add up the rows of each class."""
+
     def add_penalty(self, summed: ClippedSum, grad: Float[Tensor, "*p"]) -> ClippedSum:
         """Add the gradient of a penalty on prompts to a clipped sum; the release divides it back to `grad`."""
 
@@ -88,6 +104,8 @@ class StepMechanism:
     """The noise stream of this step and party."""
     clip_norms: Mapping[Channel, float]
     """Clip norms of this step."""
+    step: int = 0
+    """In its round: which part of a release it makes, where a release has parts."""
     _released: list[Channel] = field(default_factory=list, init=False, repr=False, compare=False)
     """Empty until the release of this step is made: the plan counts one."""
 
@@ -106,6 +124,14 @@ class StepMechanism:
             PrivacyError: always.
         """
         raise PrivacyError(f"The {channel} release is planned for clipped examples, and the method makes another sum.")
+
+    def clip_in_classes(self, channel: Channel, rows: ClassRows) -> ClippedSum:
+        """Refuse to sum in classes, unless a mechanism does.
+
+        Raises:
+            PrivacyError: always.
+        """
+        raise PrivacyError(f"The {channel} release is planned for gradients, and the method makes sums of classes.")
 
     def add_penalty(self, summed: ClippedSum, grad: Float[Tensor, "*p"]) -> ClippedSum:
         """Add the gradient of a penalty on prompts to a clipped sum; the release divides it back to `grad`.
@@ -140,7 +166,7 @@ class StepMechanism:
         """
         if channel is not self.allowed:
             raise PrivacyError(f"This party releases on the {self.allowed} channel only, not on {channel}.")
-        planned = self.plan.exact_sensitivity(channel, self.clip_norms[channel])
+        planned = self.plan.exact_sensitivity(channel, self.clip_norms[channel], self.step)
         if summed.sensitivity != planned:
             raise PrivacyError(
                 f"A sum of sensitivity {summed.sensitivity} came for the {channel} release, "

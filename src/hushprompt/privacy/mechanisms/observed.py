@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hushprompt.privacy.clipping import ClippedSum
 from hushprompt.privacy.config import Channel
-from hushprompt.privacy.mechanisms.base import Mechanism, Release
+from hushprompt.privacy.mechanisms.base import ClassRows, Mechanism, Release
 from hushprompt.privacy.release_plan import ReleasePlan
 
 
@@ -61,6 +61,10 @@ class WrappedMechanism:
     def clip_batch(self, channel: Channel, *means: Float[Tensor, "..."]) -> ClippedSum:
         """Clip by the inner mechanism."""
         return self.inner.clip_batch(channel, *means)
+
+    def clip_in_classes(self, channel: Channel, rows: ClassRows) -> ClippedSum:
+        """Clip by the inner mechanism."""
+        return self.inner.clip_in_classes(channel, rows)
 
     def add_penalty(self, summed: ClippedSum, grad: Float[Tensor, "*p"]) -> ClippedSum:
         """Add a penalty by the inner mechanism."""

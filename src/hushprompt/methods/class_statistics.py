@@ -1,0 +1,303 @@
+"""Class statistics: one private release of sums, and a classifier, embeddings or contexts that follow from it.
+
+Source: ours; docs/methods/class-statistics.md has formulas, theorem, traps, and what is from whom. A client sends two
+messages: the sum of all its images in a public metric, and, once the shared mean is known, the sum of each class's
+residuals. Together they are one Gaussian mechanism (`privacy/mechanisms/class_sums.py`). All else is post-processing.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from hushprompt import checks
+from hushprompt.errors import ConfigError
+from hushprompt.methods.base import Batch, Method, PublicTask, Published, StepInfo, Upload
+from hushprompt.models.base import FeatureKind, TextKind
+from hushprompt.privacy.config import Channel
+from hushprompt.privacy.mechanisms.base import ClassRows, Mechanism
+from hushprompt.prompts.prompt_model import PromptModel
+from hushprompt.registry import METHODS
+from hushprompt.statistics.contexts import fit_class_contexts
+from hushprompt.statistics.head import Head, make_head
+from hushprompt.statistics.metric import Metric, choose_rank
+from hushprompt.statistics.metric_files import metrics_of
+from hushprompt.statistics.posterior import SharedMean, class_posterior, shared_mean
+from hushprompt.statistics.sums import MEAN_SHARE, Expected, expected, mean_rows, residual_rows, text_guess
+
+
+@dataclass(frozen=True)
+class StatisticsState:
+    """What was released: all that anybody learns of the images is a function of it."""
+
+    sums: Float[Tensor, "c+1 r"]
+    """Row 0: the noisy sum of all images in the metric; row 1 + c: that of the residuals of class c. In the metric's
+    units."""
+    stage: Int64[Tensor, ""]
+    """Messages that were released: 0, 1 or 2."""
+
+
+@dataclass(frozen=True)
+class OwnClasses:
+    """What a client's own prompt knows beside the statistics; public."""
+
+    is_own: Bool[Tensor, " c"]
+    """The classes that it is declared to have; none before its first step, or where nobody declared any."""
+
+
+@dataclass(frozen=True)
+class _Ground:
+    """What is public of a task in a model's metric."""
+
+    metric: Metric
+    texts: Float[Tensor, "c d"] | None
+    """Unit-norm text features; None where the backbone has none."""
+    guess: Float[Tensor, "c r"] | None
+    expected: Expected
+
+    @property
+    def radii(self) -> tuple[float, float]:
+        """Bounds of a row of each message."""
+        return self.metric.clip_mean, self.metric.clip_residual
+
+
+class _Memo:
+    """What was computed of a state or model: several threads ask, and each thing is made once."""
+
+    def __init__(self) -> None:
+        """Know nothing."""
+        self._lock, self._known = threading.RLock(), {}  # type: ignore[var-annotated]
+
+    def once(self, what: str, of: StatisticsState | PromptModel, make: Callable[[], Any]) -> Any:
+        """Return what was made of this before, or make it."""
+        key = (what, id(of) if isinstance(of, PromptModel) else _digest(of))
+        with self._lock:
+            if key not in self._known:
+                self._known[key] = make()
+            return self._known[key]
+
+
+def _digest(state: StatisticsState) -> str:
+    """Return a digest of what was released."""
+    content = state.sums.cpu().contiguous().numpy().tobytes() + bytes([int(state.stage)])
+    return hashlib.sha256(content).hexdigest()
+
+
+@METHODS.register("class_statistics")
+@dataclass(frozen=True, kw_only=True)
+class ClassStatistics:
+    """The `method` section of class statistics: every example, once, no sampling."""
+
+    title: ClassVar[str] = "Class statistics"
+    channels: ClassVar[frozenset[Channel]] = frozenset({Channel.GLOBAL})
+    feature_kind: ClassVar[FeatureKind] = "pooled"
+    payload: ClassVar[tuple[str, ...]] = ("sums", "stage")
+    mechanism: ClassVar[str] = "class_sums"
+    parts: ClassVar[tuple[float, ...]] = (MEAN_SHARE, 1 - MEAN_SHARE)
+
+    form: Literal["head", "embeddings", "contexts"] = "head"
+    """What images are scored with: a weight and a bias a class; unit-norm class embeddings, as a text tower makes them;
+    or class-specific contexts that were fitted to these embeddings through the text tower."""
+    metric: str = "auto"
+    """File of the backbone's public metric, made by `hushprompt features metric`; "auto": the one that the package or
+    the cache has for it."""
+    class_prior: float = 1.0
+    """Odds of a class that the client is declared to have against one of the others, in the client's own prompt. Above
+    1 needs client classes that are public, as with partition.name = "disjoint_classes"."""
+    _task: ClassVar[PublicTask | None] = None
+    _known: ClassVar[_Memo]
+    """Both are set by `of_task`."""
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        checks.positive(class_prior=self.class_prior)
+        checks.finite(class_prior=self.class_prior)
+
+    @property
+    def needs_text(self) -> TextKind:
+        """Contexts need a text tower; a head takes text features where there are some."""
+        return "tower" if self.form == "contexts" else "none"
+
+    def of_task(self, task: PublicTask) -> Method:
+        """Return the method for a task, which its post-processing needs to know.
+
+        Raises:
+            ConfigError: a class prior, and classes of a client that nobody declared.
+        """
+        if self.class_prior != 1 and None in task.client_classes:
+            raise ConfigError(
+                f"method.class_prior = {self.class_prior:g} shows which classes a client has, and nobody declared "
+                'them, so they are private. Use partition.name = "disjoint_classes", or class_prior = 1.'
+            )
+        bound = copy.copy(self)
+        for name, value in (("_task", task), ("_known", _Memo())):
+            object.__setattr__(bound, name, value)  # no settings
+        return bound
+
+    def init(self, model: PromptModel, rng: np.random.Generator) -> tuple[StatisticsState, OwnClasses]:
+        """Return a state without any release."""
+        sums = torch.zeros(model.num_classes + 1, self._ground(model).metric.rank, device=model.device)
+        none = torch.zeros(model.num_classes, dtype=torch.bool, device=model.device)
+        return StatisticsState(sums, torch.tensor(0, device=model.device)), OwnClasses(none)
+
+    def begin_round(self, shared: StatisticsState) -> StatisticsState:
+        """Return the state as it is: there is one round."""
+        return shared
+
+    def client_step(
+        self,
+        model: PromptModel,
+        shared: StatisticsState,
+        personal: OwnClasses,
+        batch: Batch,
+        mechanism: Mechanism,
+        rng: np.random.Generator,
+    ) -> tuple[Upload, OwnClasses, StepInfo]:
+        """Sum all images, or, with the shared mean known, the residuals of each class."""
+        ground, stage = self._ground(model), int(shared.stage)
+        features, labels = batch.image_features.cpu(), batch.labels.cpu()
+        is_own = torch.full((model.num_classes,), batch.classes is None)
+        is_own[list(batch.classes or ())] = True
+        if stage == 0:
+            values, rows = mean_rows(features, ground.metric), torch.zeros_like(labels)
+            is_public = torch.arange(model.num_classes + 1) == 0
+        else:
+            mean = self._mean(ground, shared).value
+            values, rows = residual_rows(features, labels, ground.metric, mean, ground.guess), labels + 1
+            is_public = torch.cat([torch.tensor([False]), is_own])
+        summed = mechanism.clip_in_classes(Channel.GLOBAL, ClassRows(values / ground.radii[stage], rows, is_public))
+        own = OwnClasses((is_own & (batch.classes is not None)).to(model.device))
+        return Upload(summed), own, StepInfo(math.nan)
+
+    def server_step(self, shared: StatisticsState, released: Float[Tensor, "c+1 r"]) -> StatisticsState:
+        """Keep what was released, as sums in units of the clip norm; only the rows of this message say anything."""
+        task, stage = self._of, int(shared.stage)
+        total = released * sum(task.client_sizes) / (task.clip_norm * math.sqrt(self.parts[stage]))
+        is_mean = (torch.arange(len(total), device=total.device) == 0)[:, None]
+        sums = torch.where(is_mean == (stage == 0), total, shared.sums)
+        return StatisticsState(sums, shared.stage + 1)
+
+    def public_file(self, model: PromptModel, shared: StatisticsState) -> Published:
+        """Return the classifier, or contexts and what they give."""
+        return self._file(model, shared, None)
+
+    def personal_file(self, model: PromptModel, shared: StatisticsState, personal: OwnClasses) -> Published | None:
+        """Return the classifier with the client's class prior; None without one."""
+        return None if self.class_prior == 1 else self._file(model, shared, personal)
+
+    def logits(
+        self,
+        model: PromptModel,
+        shared: StatisticsState,
+        personal: OwnClasses,
+        image_features: Float[Tensor, "n d"],
+    ) -> Float[Tensor, "n c"]:
+        """Score images with what the statistics give, and the client's class prior."""
+        scores = self.head(model, shared).logits(image_features.cpu())
+        return (scores + self._log_prior(personal).cpu()).float().to(image_features.device)
+
+    def head(self, model: PromptModel, shared: StatisticsState) -> Head:
+        """Return the classifier of a state, in the wanted form, without a class prior."""
+        make = {"head": self._head, "embeddings": self._embeddings, "contexts": self._of_contexts}[self.form]
+        return make(model, shared)
+
+    def contexts(self, model: PromptModel, shared: StatisticsState) -> Float[Tensor, "c t e"]:
+        """Return class-specific contexts that are fitted to the embeddings."""
+        return self._known.once("contexts", shared, lambda: self._fitted(model, shared).cpu()).to(model.device)
+
+    def _fitted(self, model: PromptModel, shared: StatisticsState) -> Float[Tensor, "c t e"]:
+        embeddings = self._embeddings(model, shared).text_features
+        return fit_class_contexts(model, embeddings.float().to(model.device)).context
+
+    def _of_contexts(self, model: PromptModel, shared: StatisticsState) -> Head:
+        """Return the text features of the contexts."""
+        with torch.no_grad():
+            features = model.text_features(self.contexts(model, shared)).cpu().double()
+        return Head(features, self._embeddings(model, shared).logit_scale)
+
+    def _embeddings(self, model: PromptModel, shared: StatisticsState) -> Head:
+        """Return unit-norm class embeddings."""
+        ground = self._ground(model)
+        return self._head(model, shared).unit_norm(ground.metric, self._mean(ground, shared))
+
+    def _head(self, model: PromptModel, shared: StatisticsState) -> Head:
+        """Return the posterior's classifier."""
+        return self._known.once("head", shared, lambda: self._made_head(model, shared))
+
+    def _made_head(self, model: PromptModel, shared: StatisticsState) -> Head:
+        ground, stage = self._ground(model), int(shared.stage)
+        mean = self._mean(ground, shared)
+        counts, holders = ground.expected
+        draws = holders if self._of.noise_at == "client" else torch.ones_like(holders)
+        std = self._noise_std(ground, 1) * draws.sqrt()
+        sums = shared.sums[1:].cpu().double() * ground.metric.clip_residual
+        if stage < 2:  # nothing is known of a class yet
+            counts = torch.zeros_like(counts)
+        texts = None if ground.texts is None else ground.metric.texts(ground.texts)
+        posterior = class_posterior(sums, std, counts, ground.metric, mean, texts)
+        return make_head(ground.metric, mean, posterior, ground.texts, model.logit_scale)
+
+    def _mean(self, ground: _Ground, shared: StatisticsState) -> SharedMean:
+        """Return the shared mean that the first message gives."""
+        task, metric = self._of, ground.metric
+        num_draws = len(task.client_sizes) if task.noise_at == "client" else 1
+        if int(shared.stage) == 0:
+            return shared_mean(torch.zeros(metric.rank, dtype=torch.float64), 1.0, 1.0, metric)
+        total = shared.sums[0].cpu().double() * metric.clip_mean
+        return shared_mean(total, sum(task.client_sizes), self._noise_std(ground, 0) * math.sqrt(num_draws), metric)
+
+    def _noise_std(self, ground: _Ground, stage: int) -> float:
+        """Return the standard deviation of one party's noise in a message, in the metric's units."""
+        return self._of.noise_multiplier * ground.radii[stage] / math.sqrt(self.parts[stage])
+
+    def _ground(self, model: PromptModel) -> _Ground:
+        """Return what is public of the task in the model's metric."""
+        return self._known.once("ground", model, lambda: self._made_ground(model))
+
+    def _made_ground(self, model: PromptModel) -> _Ground:
+        task, num_classes = self._of, model.num_classes
+        everything = tuple(range(num_classes))
+        sets = [everything if own is None else own for own in task.client_classes]
+        public = expected(task.client_sizes, sets, num_classes)
+        held = public.counts > 0
+        num_draws = float(public.holders[held].mean()) if task.noise_at == "client" else 1.0
+        rank = choose_rank(float(public.counts[held].mean()), task.noise_multiplier, num_draws)
+        metric = metrics_of(model.backbone, self.metric).at(rank)
+        texts = None
+        if model.backbone.capabilities.text != "none":
+            texts = model.template_features.cpu().double()
+        return _Ground(metric, texts, None if texts is None else text_guess(texts, metric), public)
+
+    def _log_prior(self, personal: OwnClasses) -> Float[Tensor, " c"]:
+        """Return the class prior of a client, in logits."""
+        return math.log(self.class_prior) * personal.is_own
+
+    def _file(self, model: PromptModel, shared: StatisticsState, personal: OwnClasses | None) -> Published:
+        head = self.head(model, shared)
+        tensors = {"text_features": head.text_features, "logit_scale": torch.tensor(head.logit_scale)}
+        if head.bias is not None:
+            tensors["bias"] = head.bias
+        if personal is not None:
+            tensors["log_prior"] = self._log_prior(personal).cpu()
+        how = "logit_scale * image_features @ text_features.T, plus bias and log_prior where there are some"
+        if self.form == "contexts":
+            tensors["context"] = self.contexts(model, shared)
+            how += f"; text_features are those of prompts: {model.layout(tensors['context'])}"
+        return Published({name: tensor.float().cpu().contiguous() for name, tensor in tensors.items()}, how)
+
+    @property
+    def _of(self) -> PublicTask:
+        """The task."""
+        if self._task is None:
+            raise ConfigError("Class statistics belong to a task: use `of_task` first.")
+        return self._task

@@ -1,0 +1,73 @@
+"""Sums of classes: each example adds one clipped row to the sum of its own class, in parts of one Gaussian release.
+
+**What is proven.** Let the steps of the round have shares b_1, b_2, ... that sum to at most 1. In step j an example
+moves one row of the sums by at most C sqrt(b_j) and no other row, whatever its class: L2 sensitivity C sqrt(b_j). Each
+step adds N(0, (z C)^2) to every entry, so it is a Gaussian mechanism of multiplier z / sqrt(b_j). What a step's rows
+are may depend on earlier releases: adaptive Gaussian mechanisms compose as 1/z^2 = sum of b_j / z^2, exactly (Dong,
+Roth, Su 2022, arXiv:1905.02383, Corollary 3.3). Together they are one Gaussian mechanism of multiplier z.
+
+Rows of classes that the client is publicly known not to have are zero before and after: that is public.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import dp_accounting
+import torch
+from torch import Tensor
+
+from hushprompt.errors import DataError
+from hushprompt.privacy.clipping import ClippedSum, clipped_class_sums
+from hushprompt.privacy.config import Channel
+from hushprompt.privacy.mechanisms.base import ClassRows, Release, StepMechanism
+from hushprompt.privacy.noise import add_gaussian, add_secure_gaussian
+from hushprompt.registry import MECHANISMS
+
+
+@MECHANISMS.register("class_sums")
+@dataclass(frozen=True, kw_only=True)
+class ClassSumsMechanism(StepMechanism):
+    """Clip one row an example, add up each class's rows, and add Gaussian noise to all sums."""
+
+    def event(self) -> dp_accounting.DpEvent:
+        """Return one Gaussian event: of all parts together."""
+        return dp_accounting.GaussianDpEvent(self.plan.noise_multipliers[self.allowed])
+
+    def clip_in_classes(self, channel: Channel, rows: ClassRows) -> ClippedSum:
+        """Return the sums [c, r] of clipped rows, in units of C sqrt(b).
+
+        Raises:
+            PrivacyError: the plan does not account for a release on `channel`.
+            DataError: an example is of a class that the client is publicly known not to have.
+        """
+        self.check_declared(channel)
+        norm = self.plan.exact_sensitivity(channel, self.clip_norms[channel], self.step)
+        if not bool(rows.is_public[rows.labels].all()):
+            raise DataError(
+                "This client has training examples of a class that it was declared not to have, and rows of such "
+                "classes get no noise. Declare all of its classes, or none."
+            )
+        summed = clipped_class_sums(rows.values.double() * norm, rows.labels, len(rows.is_public), norm)
+        return ClippedSum(summed.value, summed.sensitivity, rows_released=rows.is_public)
+
+    def release(self, channel: Channel, summed: ClippedSum) -> Release:
+        """Return (sums + N(0, (z C)^2)) / expected count, zero in rows that are publicly empty.
+
+        Guarantee: this step is a Gaussian mechanism of multiplier z / sqrt(b), and all steps of the round together are
+        one of the plan's multiplier z.
+
+        Raises:
+            PrivacyError: this party may not release on `channel`, the sums are not as sensitive as planned, or this is
+                the second release of the step.
+        """
+        self.begin_release(channel, summed)
+        sensitivity = self.plan.sensitivity(channel, self.clip_norms[channel])
+        std = self.plan.noise_multipliers[channel] * sensitivity
+        is_secure = self.plan.noise_source == "secure"
+        value = summed.value.double()
+        noisy = add_secure_gaussian(value, std, sensitivity) if is_secure else add_gaussian(value, std, self.rng)
+        if summed.rows_released is not None:
+            noisy = torch.where(summed.rows_released[:, None], noisy, torch.zeros_like(noisy))
+        released: Tensor = noisy / self.expected_count
+        return Release(released.float())
