@@ -107,6 +107,15 @@ class Metrics:
         files.write_tensors(path, tensors, json.dumps({"format": FORMAT, **asdict(self.origin), "ranks": scalars}))
 
 
+def fingerprint_of(path: Path) -> str:
+    """Return the fingerprint of the backbone that a metric file is for; DataError if it is no metric file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return str(json.loads(file.metadata()["hushprompt"])["fingerprint"])
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
+        raise DataError(f"{path} is no metric file ({error}). Make one by `hushprompt features metric`.") from error
+
+
 def read_metrics(path: Path, fingerprint: str) -> Metrics:
     """Read what `Metrics.write` wrote, for the backbone with this fingerprint.
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from hushprompt.errors import ConfigError
 from hushprompt.models.base import Model
-from hushprompt.statistics.metric import Metrics, read_metrics
+from hushprompt.statistics.metric import Metrics, fingerprint_of, read_metrics
 
-SHIPPED = Path(__file__).parent.parent / "assets" / "metrics"
-"""Metrics that come with the package."""
+SHIPPED = Path(__file__).parent.parent / "assets" / "emoji_clip_metric.safetensors"
+"""The metric that comes with the package: of the embedded model."""
 
 
 def metrics_of(backbone: Model, where: str = "auto") -> Metrics:
@@ -27,9 +27,10 @@ def metrics_of(backbone: Model, where: str = "auto") -> Metrics:
     encoder = encoder_of(backbone)
     if where != "auto":
         return read_metrics(Path(where).expanduser(), encoder)
-    for path in (SHIPPED / metric_name(encoder), cached_path(encoder)):
-        if path.exists():
-            return read_metrics(path, encoder)
+    if fingerprint_of(SHIPPED) == encoder:
+        return read_metrics(SHIPPED, encoder)
+    if cached_path(encoder).exists():
+        return read_metrics(cached_path(encoder), encoder)
     raise ConfigError(
         "Class statistics need a public metric of the backbone, and this one has none. Make it from any labeled public "
         "images, of 100 classes or more with two images or more each, by `hushprompt features metric`. Plain distances "
