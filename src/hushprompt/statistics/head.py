@@ -141,7 +141,7 @@ def prompt_embeddings(
     """Return unit-norm embeddings [c, d] to which contexts are fitted: half classifier, half class mean.
 
     The head's own weights lie where few prompts reach, since they weigh directions that images hardly use; estimated
-    class means, in which the text feature is as long as text explains of a mean, lie close to texts and score less well.
+    class means, in which the text feature is as long as text explains of a mean, lie near texts and score less well.
     """
     texts = text_features.double()
     offsets = texts - texts.mean(dim=0)
