@@ -13,7 +13,7 @@ import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -29,10 +29,10 @@ from hushprompt.privacy.mechanisms.base import ClassRows, Mechanism
 from hushprompt.prompts.prompt_model import PromptModel
 from hushprompt.registry import METHODS
 from hushprompt.statistics.contexts import fit_class_contexts
-from hushprompt.statistics.head import Head, make_head
+from hushprompt.statistics.head import Head, make_head, prompt_embeddings
 from hushprompt.statistics.metric import Metric, choose_rank
 from hushprompt.statistics.metric_files import metrics_of
-from hushprompt.statistics.posterior import SharedMean, class_posterior, shared_mean
+from hushprompt.statistics.posterior import ClassPosterior, SharedMean, class_posterior, shared_mean
 from hushprompt.statistics.sums import MEAN_SHARE, Expected, expected, mean_rows, residual_rows, text_guess
 
 
@@ -69,6 +69,14 @@ class _Ground:
     def radii(self) -> tuple[float, float]:
         """Bounds of a row of each message."""
         return self.metric.clip_mean, self.metric.clip_residual
+
+
+class _Found(NamedTuple):
+    """What follows from the sums."""
+
+    mean: SharedMean
+    posterior: ClassPosterior
+    head: Head
 
 
 class _Memo:
@@ -208,44 +216,43 @@ class ClassStatistics:
 
     def head(self, model: PromptModel, shared: StatisticsState) -> Head:
         """Return the classifier of a state, in the wanted form, without a class prior."""
-        make = {"head": self._head, "embeddings": self._embeddings, "contexts": self._of_contexts}[self.form]
-        return make(model, shared)
-
-    def contexts(self, model: PromptModel, shared: StatisticsState) -> Float[Tensor, "c t e"]:
-        """Return class-specific contexts that are fitted to the embeddings."""
-        return self._known.once("contexts", shared, lambda: self._fitted(model, shared).cpu()).to(model.device)
-
-    def _fitted(self, model: PromptModel, shared: StatisticsState) -> Float[Tensor, "c t e"]:
-        embeddings = self._embeddings(model, shared).text_features
-        return fit_class_contexts(model, embeddings.float().to(model.device)).context
-
-    def _of_contexts(self, model: PromptModel, shared: StatisticsState) -> Head:
-        """Return the text features of the contexts."""
+        found = self._found(model, shared)
+        if self.form == "head":
+            return found.head
+        embeddings = found.head.unit_norm(self._ground(model).metric, found.mean)
+        if self.form == "embeddings":
+            return embeddings
         with torch.no_grad():
             features = model.text_features(self.contexts(model, shared)).cpu().double()
-        return Head(features, self._embeddings(model, shared).logit_scale)
+        return Head(features, embeddings.logit_scale)
 
-    def _embeddings(self, model: PromptModel, shared: StatisticsState) -> Head:
-        """Return unit-norm class embeddings."""
-        ground = self._ground(model)
-        return self._head(model, shared).unit_norm(ground.metric, self._mean(ground, shared))
+    def contexts(self, model: PromptModel, shared: StatisticsState) -> Float[Tensor, "c t e"]:
+        """Return class-specific contexts that are fitted to class embeddings through the text tower."""
 
-    def _head(self, model: PromptModel, shared: StatisticsState) -> Head:
-        """Return the posterior's classifier."""
-        return self._known.once("head", shared, lambda: self._made_head(model, shared))
+        def fit() -> Float[Tensor, "c t e"]:
+            ground, found = self._ground(model), self._found(model, shared)
+            assert ground.texts is not None, "a text tower has text features"
+            embeddings = prompt_embeddings(ground.metric, found.mean, found.posterior, ground.texts, found.head)
+            return fit_class_contexts(model, embeddings.float().to(model.device)).context
 
-    def _made_head(self, model: PromptModel, shared: StatisticsState) -> Head:
-        ground, stage = self._ground(model), int(shared.stage)
-        mean = self._mean(ground, shared)
+        return self._known.once("contexts", shared, fit)
+
+    def _found(self, model: PromptModel, shared: StatisticsState) -> _Found:
+        """Return what follows from the sums: post-processing."""
+        return self._known.once("found", shared, lambda: self._find(model, shared))
+
+    def _find(self, model: PromptModel, shared: StatisticsState) -> _Found:
+        """Compute it."""
+        ground, mean = self._ground(model), self._mean(self._ground(model), shared)
         counts, holders = ground.expected
         draws = holders if self._of.noise_at == "client" else torch.ones_like(holders)
         std = self._noise_std(ground, 1) * draws.sqrt()
         sums = shared.sums[1:].cpu().double() * ground.metric.clip_residual
-        if stage < 2:  # nothing is known of a class yet
+        if int(shared.stage) < len(self.parts):  # nothing is known of a class yet
             counts = torch.zeros_like(counts)
         texts = None if ground.texts is None else ground.metric.texts(ground.texts)
         posterior = class_posterior(sums, std, counts, ground.metric, mean, texts)
-        return make_head(ground.metric, mean, posterior, ground.texts, model.logit_scale)
+        return _Found(mean, posterior, make_head(ground.metric, mean, posterior, ground.texts, model.logit_scale))
 
     def _mean(self, ground: _Ground, shared: StatisticsState) -> SharedMean:
         """Return the shared mean that the first message gives."""
@@ -265,6 +272,7 @@ class ClassStatistics:
         return self._known.once("ground", model, lambda: self._made_ground(model))
 
     def _made_ground(self, model: PromptModel) -> _Ground:
+        """Compute it."""
         task, num_classes = self._of, model.num_classes
         everything = tuple(range(num_classes))
         sets = [everything if own is None else own for own in task.client_classes]
@@ -283,6 +291,7 @@ class ClassStatistics:
         return math.log(self.class_prior) * personal.is_own
 
     def _file(self, model: PromptModel, shared: StatisticsState, personal: OwnClasses | None) -> Published:
+        """Put the classifier, and what it was made from, into a file."""
         head = self.head(model, shared)
         tensors = {"text_features": head.text_features, "logit_scale": torch.tensor(head.logit_scale)}
         if head.bias is not None:
