@@ -93,8 +93,7 @@ def usable(rows: np.ndarray) -> np.ndarray:
     """Return which vectors [n, d] have a direction in float32 [n]: finite, and not all zero."""
     with np.errstate(over="ignore", under="ignore"):
         values = rows.astype(np.float32)
-    has_direction: np.ndarray = np.isfinite(values).all(axis=1) & values.any(axis=1)
-    return has_direction
+    return np.asarray(np.isfinite(values).all(axis=1) & values.any(axis=1))
 
 
 def _reading(path: Path, read: Callable[[], Any], name: str = "") -> Any:
