@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from hushprompt.api.data import fetch as fetch
     from hushprompt.api.data import partition as partition
     from hushprompt.api.features import export_features as export_features
+    from hushprompt.api.features import make_metric as make_metric
     from hushprompt.api.many_runs import compare as compare
     from hushprompt.api.many_runs import figure as figure
     from hushprompt.api.many_runs import report as report
@@ -66,7 +67,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "api.data": ("data_info", "fetch", "partition"),
-    "api.features": ("export_features",),
+    "api.features": ("export_features", "make_metric"),
     "api.many_runs": ("compare", "figure", "report", "sweep"),
     "api.measuring": ("Noise", "audit", "calibrate", "epsilon"),
     "api.prompt": ("Prompt", "load_prompt"),

@@ -25,6 +25,7 @@ CALLS = {
     "data info": ("data_info",),
     "data fetch": ("fetch",),
     "features export": ("export_features",),
+    "features metric": ("make_metric",),
     "federation init": ("federation.init",),
     "federation key": ("federation.key",),
     "federation renew": ("federation.renew",),

@@ -42,7 +42,10 @@ SECTIONS = {
     "features": Section(
         DATA,
         "Images as vectors in a file.",
-        ("hushprompt features export embedded -o features.npz",),
+        (
+            "hushprompt features export embedded -o features.npz",
+            "hushprompt features metric --features public.npz",
+        ),
     ),
     "federation": Section(
         FEDERATION,
@@ -155,6 +158,15 @@ COMMANDS = {
         DATA,
         "Encode a config's images, and write features, labels, clients and text features as one .npz file.",
         ("hushprompt features export embedded -o features.npz",),
+    ),
+    "features metric": CommandEntry(
+        "features:metric",
+        DATA,
+        "Make a backbone's public metric, which class statistics need, from labeled public images.",
+        (
+            "hushprompt features metric --images public/ --set backbone.name=open_clip",
+            "hushprompt features metric --features public.npz -o metric.safetensors",
+        ),
     ),
     "federation init": CommandEntry(
         "federation:init",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence, Set
@@ -126,6 +127,9 @@ def load_model(config: RunConfig, dataset: Dataset, arms: Sequence[Arm], load: L
     device = place(backbone, config.runtime.device)
     names = dataset.class_names[:num_trained]
     check_fit(backbone, dataset, config.features)
+    if dataset.encoder and not backbone.encoder:
+        backbone = copy.copy(backbone)  # it may be somebody else's too
+        backbone.encoder = dataset.encoder
     model = PromptModel(backbone, names, device=device, memory_mb=step_memory_mb(config.runtime.memory_mb, device))
     for arm in arms:
         check_needs(arm.method, model.backbone)

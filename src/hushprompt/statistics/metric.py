@@ -191,13 +191,9 @@ def make_metrics(
     """
     if not features.isfinite().all():
         raise DataError("A public feature is not a finite number. Encode the images again, or leave that image out.")
+    check_classes(labels)
     names, classes, counts = labels.unique(return_inverse=True, return_counts=True)
     kept = (counts >= 2)[classes]
-    if int((counts >= 2).sum()) < LEAST_CLASSES:
-        raise DataError(
-            f"A metric needs {LEAST_CLASSES} classes with two images or more each, and {int((counts >= 2).sum())} of "
-            f"{len(names)} have them. Take more public images; their classes may be any."
-        )
     names, classes = names[counts >= 2], labels[kept].unique(return_inverse=True)[1]
     scatter = _Scatter.of(features[kept].double(), classes)
     d = features.shape[1]
@@ -208,6 +204,16 @@ def make_metrics(
         of_rank,
         MetricOrigin(fingerprint=fingerprint, origin=origin, num_classes=len(names), num_images=int(kept.sum())),
     )
+
+
+def check_classes(labels: Int64[Tensor, " n"]) -> None:
+    """Raise DataError if fewer than 100 classes have two images or more: known before an image is encoded."""
+    counts = labels.unique(return_counts=True)[1]
+    if (num_usable := int((counts >= 2).sum())) < LEAST_CLASSES:
+        raise DataError(
+            f"A metric needs {LEAST_CLASSES} classes with two images or more each, and {num_usable} of {len(counts)} "
+            "have them. Take more public images; their classes may be any."
+        )
 
 
 @dataclass(frozen=True)
