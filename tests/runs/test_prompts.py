@@ -1,11 +1,135 @@
+import dataclasses
+import json
+
+import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from helpers.runs import Silent, fresh
-from hushprompt.errors import DataError
+import hushprompt as hp
+from helpers.runs import TOY, Silent, fresh
+from hushprompt.config import parse as configs
+from hushprompt.errors import ConfigError, DataError
+from hushprompt.federation.setup import client_sizes, declared_classes, load_model, make_partition, plan_arms
 from hushprompt.federation.simulate import run
-from hushprompt.runs.prompts import read_prompt
+from hushprompt.methods.class_statistics import OwnClasses
+from hushprompt.privacy.statements import CLASSES_DECLARED
+from hushprompt.runs.prompts import portable, read_prompt, write_prompts
+from hushprompt.statistics import metric
+
+
+def written(method, folder, **sections):
+    """Write the prompt files of a method's start; return the arm, the model and both states."""
+    config = configs.parse({**TOY, "method": method, **sections})
+    dataset = config.data.load()
+    partition = make_partition(config, dataset)
+    arm = plan_arms(config, client_sizes(partition), declared_classes(config, partition))[-1]
+    model = load_model(config, dataset, [arm])
+    shared, personal = arm.method.init(model, np.random.default_rng(0))
+    if isinstance(personal, OwnClasses):
+        personal = OwnClasses(torch.tensor([False, True, True, False, False, False]))
+    names = partition.client_names
+    write_prompts(folder, model, arm, shared, {1: personal}, backbone=config.backbone, client_names=names)
+    return arm, model, shared, personal
+
+
+@pytest.fixture
+def metric_of_toy(monkeypatch, tmp_path):
+    """The toy model has a metric."""
+    monkeypatch.setattr(metric, "LEAST_CLASSES", 6)
+    runtime = {"cache_dir": str(tmp_path / "cache")}
+    return str(hp.make_metric(backbone="toy", data="toy", runtime=runtime, out=tmp_path / "metric.safetensors"))
+
+
+LINEAR = {
+    "dp_fpl": {"num_ctx": 4, "rank": 2},
+    "local_only": {"num_ctx": 4, "is_class_specific": True, "name_position": "middle"},
+    "promptfolio": {"num_ctx": 4},
+    "class_statistics": {"class_prior": 3.0},
+}
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_a_file_scores_as_the_method_does_without_a_text_tower(tmp_path, request, name):
+    method = {"name": name, **LINEAR[name]}
+    if name == "class_statistics":
+        method["metric"] = request.getfixturevalue("metric_of_toy")
+    arm, model, shared, personal = written(method, tmp_path / "prompts")
+    images = torch.nn.functional.normalize(torch.randn(5, 6, generator=torch.Generator().manual_seed(0)), dim=1)
+    prompt = hp.load_prompt(tmp_path / "prompts", client=1)
+    torch.testing.assert_close(prompt.logits(images), arm.method.logits(model, shared, personal, images))
+    assert ("bias" in prompt.tensors, "log_prior" in prompt.tensors) == (name == "class_statistics",) * 2
+    assert (CLASSES_DECLARED in prompt.privacy) == (name == "class_statistics")
+    if name != "local_only":
+        everybodys = hp.load_prompt(tmp_path / "prompts")
+        assert "log_prior" not in everybodys.tensors
+        assert CLASSES_DECLARED not in everybodys.privacy
+        scores = model.logits(images, everybodys.tensors["text_features"]) + everybodys.tensors.get("bias", 0)
+        torch.testing.assert_close(everybodys.logits(images), scores)
+
+
+def test_scores_that_are_not_linear_have_tensors_of_their_own(tmp_path):
+    written({"name": "fedclip"}, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["global.safetensors"]
+    prompt = hp.load_prompt(tmp_path)
+    assert "text_features" not in prompt.tensors
+    with pytest.raises(
+        DataError, match=r"has no text features to score with\. How to use it: hand template 'a {}'; the"
+    ):
+        prompt.logits(torch.zeros(1, 6))
+
+
+def test_without_a_prior_or_a_local_release_no_client_has_a_file(tmp_path, metric_of_toy):
+    written({"name": "class_statistics", "metric": metric_of_toy}, tmp_path / "statistics")
+    written({"name": "promptfl", "num_ctx": 4}, tmp_path / "promptfl")
+    for folder in ("statistics", "promptfl"):
+        assert [path.name for path in (tmp_path / folder).iterdir()] == ["global.safetensors"]
+
+
+def test_a_file_says_which_backbone_it_is_for_and_names_no_path(tmp_path, metric_of_toy):
+    written({"name": "class_statistics", "metric": metric_of_toy, "class_prior": 3.0}, tmp_path / "prompts")
+    prompt = hp.load_prompt(tmp_path / "prompts", client=1)
+    header = prompt.header
+    assert prompt.load_backbone().fingerprint == header.backbone_fingerprint
+    assert (header.client_name, header.modality, header.template) == ("client 1", "image", "a {}")
+    assert (header.arm, header.logit_scale) == ("class_statistics, epsilon 8", 10.0)
+    assert header.settings == {"name": "class_statistics", "form": "head", "class_prior": 3.0}
+    assert str(tmp_path) not in (tmp_path / "prompts" / "client-001.safetensors").read_bytes().decode("latin-1")
+    other = dataclasses.replace(prompt, header=dataclasses.replace(header, backbone={"name": "toy", "token_width": 4}))
+    with pytest.raises(ConfigError, match="was trained with another backbone"):
+        other.load_backbone()
+
+
+def test_names_on_a_hub_are_no_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "clip").mkdir(parents=True)
+    values = {"model": "openai/clip", "template": "a w/o {}", "text_tower": {"checkpoint": "b.pt", "architecture": "B"}}
+    assert portable(values) == {**values, "text_tower": {"architecture": "B"}}
+    for model in ("models/clip", "/models/clip", "~/clip", "clip"):
+        assert portable({"model": model, "name": "transformers"}) == {"name": "transformers"}
+
+
+def test_files_of_format_1_are_still_read(tmp_path):
+    written(TOY["method"], tmp_path)
+    path = tmp_path / "client-001.safetensors"
+    header, tensors = read_prompt(path)
+    old = {"format": "hushprompt prompt 1"}
+    names = ("prompt", "method", "backbone_fingerprint", "class_names", "privacy", "client_id", "rank", "noise_source")
+    old |= {name: getattr(header, name) for name in names}
+    save_file({"context": tensors["context"]}, path, {"hushprompt": json.dumps(old)})
+    prompt = hp.load_prompt(tmp_path, client=1)
+    assert (prompt.header.backbone, prompt.privacy) == (None, header.privacy)
+    with pytest.raises(ConfigError, match="was loaded without a backbone"):
+        prompt.load_backbone()
+    assert hp.load_prompt(path, backbone="toy").load_backbone().fingerprint == header.backbone_fingerprint
+
+
+def test_the_same_states_give_the_same_bytes(tmp_path):
+    for folder in ("a", "b"):
+        written({"name": "promptfolio", "num_ctx": 4}, tmp_path / folder)
+    for path in (tmp_path / "a").iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+        assert set(load_file(path)) >= {"text_features", "logit_scale"}
 
 
 def test_a_prompt_file_is_read_back_with_what_it_says_of_itself(toy_config, tmp_path):

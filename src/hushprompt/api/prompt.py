@@ -17,6 +17,7 @@ from hushprompt.runs.prompts import PromptHeader, read_prompt
 from hushprompt.user_text import nfc
 
 if TYPE_CHECKING:
+    from jaxtyping import Float
     from torch import Tensor
 
     from hushprompt.models.base import Model
@@ -28,11 +29,12 @@ class Prompt:
 
     path: Path
     tensors: Mapping[str, Tensor] = field(repr=False)
-    """By name; of most methods one, `context` [t, e], or [c, t, e] with one for each class."""
+    """By name; of most methods `context` [t, e], or [c, t, e] with one for each class, and `text_features` [c, d] with
+    `logit_scale`, and where there are some `bias` [c] and `log_prior` [c], in logits."""
     header: PromptHeader = field(repr=False)
     """What the file says: method, class names, fingerprint of the backbone, how a prompt is put together, privacy."""
     backbone: Any = None
-    """What it was loaded with: a backbone, or its section of a config; None: not known."""
+    """What it was loaded with: a backbone, or its section of a config; None: what the file says."""
 
     @property
     def method(self) -> str:
@@ -54,17 +56,33 @@ class Prompt:
         """Return the frozen model that the prompt was trained with, loaded where it is given by its section.
 
         Raises:
-            ConfigError: none was given, or it is another one: a prompt fits no other.
+            ConfigError: neither you nor the file, which names no paths, says which one it is, or it is another one: a
+                prompt fits no other.
         """
-        if self.backbone is None:
-            raise ConfigError("The prompt was loaded without a backbone: load_prompt(path, backbone=...).")
-        loaded: Model = self.backbone.load() if hasattr(self.backbone, "load") else self.backbone
+        chosen = self.backbone
+        if chosen is None:
+            if self.header.backbone is None:
+                raise ConfigError("The prompt was loaded without a backbone: load_prompt(path, backbone=...).")
+            chosen = choose("backbone", self.header.backbone)
+        loaded: Model = chosen.load() if hasattr(chosen, "load") else chosen
         if loaded.fingerprint != self.header.backbone_fingerprint:
             raise ConfigError(
                 f"{self.path} was trained with another backbone: its fingerprint is "
                 f"{self.header.backbone_fingerprint[:12]}, not {loaded.fingerprint[:12]}. A prompt fits no other."
             )
         return loaded
+
+    def logits(self, image_features: Float[Tensor, "n d"]) -> Float[Tensor, "n c"]:
+        """Score unit-norm image features against all classes, with the file alone; a softmax gives probabilities.
+
+        Raises:
+            DataError: the file has no text features: of format 1, or of a method whose scores are not linear.
+        """
+        head = self.tensors
+        if "text_features" not in head:
+            raise DataError(f"{self.path} has no text features to score with. How to use it: {self.header.prompt}.")
+        scores = head["logit_scale"] * image_features @ head["text_features"].T
+        return scores + head.get("bias", 0) + head.get("log_prior", 0)
 
     def __repr__(self) -> str:
         """Say what it is, and what it guarantees."""
@@ -79,7 +97,8 @@ def load_prompt(path: str | Path, *, client: int | str | None = None, backbone: 
     Args:
         path: a prompt file, or a run folder, or its folder of prompts.
         client: in a folder, whose prompt: number or name, such as 0 or "client-0"; None: the global one.
-        backbone: the frozen model that it was trained with: loaded, a section of a config, or a name.
+        backbone: the frozen model that it was trained with: loaded, a section of a config, or a name; None: the one
+            that the file names.
 
     Raises:
         DataError: there is no such prompt, or its file is damaged.

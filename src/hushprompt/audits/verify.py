@@ -19,11 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from hushprompt.audits.confirmation import is_confirmed
 from hushprompt.audits.differences import against_sentence, differing, part
 from hushprompt.config import parse as configs
 from hushprompt.config.schema import RunConfig
+from hushprompt.config.values import to_plain
 from hushprompt.data.partitions.base import ClientShard, Partition
 from hushprompt.errors import DataError, HushpromptError
 from hushprompt.federation.setup import plan_arms, plan_metrics
@@ -36,7 +38,7 @@ from hushprompt.runs import manifest, records
 from hushprompt.runs.arm import Arm
 from hushprompt.runs.identity import RunIdentity
 from hushprompt.runs.privacy_record import privacy_record
-from hushprompt.runs.prompts import read_prompt
+from hushprompt.runs.prompts import PromptHeader, read_prompt
 from hushprompt.words import counted
 
 AGREEMENT = "agreement.json"
@@ -332,18 +334,29 @@ class _FolderCheck:
         self.checked.append(counted(len(paths), "prompt file"))
         guarantees = self.spent[-1].plan.guarantees()
         for path in paths:
-            header, _ = read_prompt(path)
+            header, tensors = read_prompt(path)
             where = f"prompts/{path.name}"
             held = guarantees[Audience.PUBLIC if header.client_id is None else Audience.PERSONAL]
             self.differences += against_sentence(where, header.privacy, records.to_json(held.to_json()))
             self.differences += self._against_source(where, header.noise_source)
             if header.method != self.spent[-1].method_name:
                 self.differences.append(f"{where} is of the method {header.method}, not {self.spent[-1].method_name}")
+            self.differences += self._against_content(where, header, tensors)
             known = self.recorded
             if known is not None and known.backbone not in ("", header.backbone_fingerprint):
                 self.differences.append(f"{where} is of another backbone than identity.json names")
             if known is not None and header.class_names != known.class_names[: len(header.class_names)]:
                 self.differences.append(f"{where} is of other classes than identity.json names")
+
+    def _against_content(self, where: str, header: PromptHeader, tensors: Mapping[str, Tensor]) -> Iterator[str]:
+        """Say where a prompt file is not of the trained arm, or keeps quiet about what it shows."""
+        arm = self.spent[-1]
+        if header.arm not in (None, arm.label):
+            yield f"{where} is of the arm {header.arm!r}, not {arm.label!r}"
+        if header.settings is not None:
+            yield from differing(f"{where}, settings", header.settings, part(to_plain(arm.method), header.settings))
+        if "log_prior" in tensors and statements.CLASSES_DECLARED not in header.privacy:
+            yield f"{where} shows the client's classes and does not say that these were declared public"
 
     def _compare_privacy(self, written: Mapping[str, Any], computed: Mapping[str, Any]) -> None:
         """Compare privacy.json with what was computed, entry by entry."""

@@ -56,7 +56,7 @@ def metric(
         Path | None, typer.Option("--out", "-o", help="The .safetensors file; none: the cache, where runs find it.")
     ] = None,
 ) -> None:
-    """Make a backbone's public metric from labeled public images: 100 classes or more with two images or more each."""
+    """Make a backbone's public metric, which class statistics need, from labeled public images."""
     from hushprompt.statistics.metric import fingerprint_of, read_metrics
 
     sections: dict[str, Any] = {}

@@ -154,7 +154,10 @@ class ClientRun:
         state = self._score(state, shared, num_done)
         ledger = self.ledger()
         spent = ledger.spent(self.arm)
-        write_prompts(self.store.folder / "prompts", self.model, spent, shared, {self.client_id: state.personal})
+        write_prompts(
+            self.store.folder / "prompts", self.model, spent, shared, {self.client_id: state.personal},
+            backbone=self.config.backbone, client_names=self.agreement.clients,
+        )  # fmt: skip
         arms, accounts = ledger.outcome([self.arm])
         own = {label: [a for a in of if self.client_id in a.clients] for label, of in accounts.items()}
         statement = {**privacy_record(arms, own), "not_private": STAYS_AT_HOME}

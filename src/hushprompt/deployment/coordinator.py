@@ -265,7 +265,8 @@ class Coordinator:
     def _finish(self, ledger: LedgerFile, agreement: Agreement, state: ServerState) -> None:
         """Publish what is public, and tell the clients, who write what is theirs; one that misses it may ask later."""
         arm = agreement.arm
-        write_prompts(self.folder / "prompts", self.model, ledger.spent(arm), state.shared, {})
+        spent, backbone = ledger.spent(arm), self.config.run.backbone
+        write_prompts(self.folder / "prompts", self.model, spent, state.shared, {}, backbone=backbone)
         statement = {**privacy_record(*ledger.outcome([arm])), "not_private": STAYS_AT_HOME}
         records.write_json(self.folder / "privacy.json", statement)
         summary = {

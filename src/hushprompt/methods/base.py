@@ -6,7 +6,7 @@ private and goes to the aggregation alone; `StepInfo` is not private and goes to
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol, get_args, runtime_checkable
 
@@ -71,6 +71,11 @@ class Published:
     """By name. A method with one context calls it "context"."""
     prompt: str
     """Sentence that says how class names and tensors make the text features that images are compared with."""
+    text_features_fn: Callable[[], Float[Tensor, "c d"]] | None = None
+    """Computes, from the tensors, the text features whose products with an image's feature are the scores, over the
+    logit scale; None where scores are not linear, or the tensors have them."""
+    declared: str = ""
+    """Sentence on what of a client the file shows that is public by declaration, where there is something."""
 
 
 @runtime_checkable

@@ -12,7 +12,7 @@ import hashlib
 import math
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -26,6 +26,7 @@ from hushprompt.methods.base import Batch, Method, PublicTask, Published, StepIn
 from hushprompt.models.base import FeatureKind, TextKind
 from hushprompt.privacy.config import Channel
 from hushprompt.privacy.mechanisms.base import ClassRows, Mechanism
+from hushprompt.privacy.statements import CLASSES_DECLARED
 from hushprompt.prompts.prompt_model import PromptModel
 from hushprompt.registry import METHODS
 from hushprompt.statistics.contexts import fit_class_contexts
@@ -40,7 +41,7 @@ from hushprompt.statistics.sums import MEAN_SHARE, Expected, expected, mean_rows
 class StatisticsState:
     """What was released: all that anybody learns of the images is a function of it."""
 
-    sums: Float[Tensor, "c+1 r"]
+    sums: Float[Tensor, "rows r"]
     """Row 0: the noisy sum of all images in the metric; row 1 + c: that of the residuals of class c. In the metric's
     units."""
     stage: Int64[Tensor, ""]
@@ -187,7 +188,7 @@ class ClassStatistics:
         own = OwnClasses((is_own & (batch.classes is not None)).to(model.device))
         return Upload(summed), own, StepInfo(math.nan)
 
-    def server_step(self, shared: StatisticsState, released: Float[Tensor, "c+1 r"]) -> StatisticsState:
+    def server_step(self, shared: StatisticsState, released: Float[Tensor, "rows r"]) -> StatisticsState:
         """Keep what was released, as sums in units of the clip norm; only the rows of this message say anything."""
         task, stage = self._of, int(shared.stage)
         total = released * sum(task.client_sizes) / (task.clip_norm * math.sqrt(self.parts[stage]))
@@ -201,7 +202,9 @@ class ClassStatistics:
 
     def personal_file(self, model: PromptModel, shared: StatisticsState, personal: OwnClasses) -> Published | None:
         """Return the classifier with the client's class prior; None without one."""
-        return None if self.class_prior == 1 else self._file(model, shared, personal)
+        return (
+            None if self.class_prior == 1 else replace(self._file(model, shared, personal), declared=CLASSES_DECLARED)
+        )
 
     def logits(
         self,

@@ -79,11 +79,11 @@ class ContextConfig:
     def public_file(self: SharesContext, model: PromptModel, shared: Shared) -> Published | None:
         """Return the shared context."""
         context = self.shared_context(shared)
-        return None if context is None else _file(model, context, self.name_position)
+        return None if context is None else published(model, context, self.name_position)
 
     def personal_file(self: HasContext, model: PromptModel, shared: Shared, personal: Personal) -> Published | None:
         """Return the client's context."""
-        return _file(model, self.context(shared, personal), self.name_position)
+        return published(model, self.context(shared, personal), self.name_position)
 
     def logits(
         self: HasContext,
@@ -135,9 +135,10 @@ class ContextConfig:
         return (model.num_classes, *each) if self.is_class_specific else each
 
 
-def _file(model: PromptModel, context: Float[Tensor, "*c t e"], name_position: NamePosition) -> Published:
-    """Pair a context with the layout of its prompt."""
-    return Published({"context": context}, model.layout(context, name_position))
+def published(model: PromptModel, context: Float[Tensor, "*c t e"], name_position: NamePosition) -> Published:
+    """Pair a context with the layout of its prompt, and its text features."""
+    layout = model.layout(context, name_position)
+    return Published({"context": context}, layout, lambda: model.text_features(context, name_position))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hushprompt.methods.base import Batch, Published, StepInfo, Upload
-from hushprompt.methods.context import ContextState, GlobalAndPersonalConfig, fresh, mean_loss
+from hushprompt.methods.context import ContextState, GlobalAndPersonalConfig, fresh, mean_loss, published
 from hushprompt.privacy.config import Channel
 from hushprompt.privacy.mechanisms.base import Mechanism
 from hushprompt.prompts.gradients import TextFeatures, gradients_in_contexts
@@ -70,7 +70,7 @@ class PromptPairConfig(GlobalAndPersonalConfig):
 
     def public_file(self, model: PromptModel, shared: ContextState) -> Published:
         """Return the global prompt."""
-        return Published({"context": shared.context}, model.layout(shared.context, self.name_position))
+        return published(model, shared.context, self.name_position)
 
     def personal_file(self, model: PromptModel, shared: ContextState, personal: ContextState) -> Published:
         """Return both prompts of a client, and how they score together."""

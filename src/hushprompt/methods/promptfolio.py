@@ -7,6 +7,7 @@ p_i, `theta` their mixing coefficient. What differs is listed in docs/methods/pr
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,6 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hushprompt import checks
+from hushprompt.methods.base import Published
+from hushprompt.methods.context import ContextState
 from hushprompt.methods.prompt_pair import PromptPairConfig
 from hushprompt.prompts.gradients import TextFeatures
 from hushprompt.prompts.prompt_model import PromptModel
@@ -39,8 +42,17 @@ class PromptFolio(PromptPairConfig):
         self, model: PromptModel, text_features: TextFeatures, image_features: Float[Tensor, "n d"]
     ) -> Float[Tensor, "n c"]:
         """Score images with the mixture of features of unit norm, which is not normalized again."""
-        of_shared, of_personal = text_features
-        return model.logits(image_features, (1 - self.theta) * of_shared + self.theta * of_personal)
+        return model.logits(image_features, self._mixed(*text_features))
+
+    def personal_file(self, model: PromptModel, shared: ContextState, personal: ContextState) -> Published:
+        """Return both prompts of a client, how they score together, and the mixed text features."""
+        contexts = (shared.context, personal.context)
+        mixed = lambda: self._mixed(*(self.text_features(model, context) for context in contexts))  # noqa: E731
+        return dataclasses.replace(super().personal_file(model, shared, personal), text_features_fn=mixed)
+
+    def _mixed(self, of_shared: Float[Tensor, "c d"], of_personal: Float[Tensor, "c d"]) -> Float[Tensor, "c d"]:
+        """Mix text features of unit norm."""
+        return (1 - self.theta) * of_shared + self.theta * of_personal
 
     def how_to_score(self) -> str:
         """Say how the features are mixed."""

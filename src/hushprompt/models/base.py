@@ -8,6 +8,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -79,6 +80,8 @@ class Model(ABC):
     """Token that fills a text up behind its end."""
     template: str
     """Hand template of the zero-shot arm, with {} for the class name."""
+    preprocessing: Mapping[str, Any] = MappingProxyType({})
+    """What is known of how an example is made ready for `encode_images`, as JSON can say it; part of prompt files."""
     causal_tower: CausalTower | None = None
     """The text tower as one that computes a shared prefix once; where `capabilities.shares_prefix`."""
 

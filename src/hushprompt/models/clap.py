@@ -71,11 +71,13 @@ class ClapModel(Model):
         )
         self.logit_scale = float(self._model.logit_scale_a.exp())
         self.template = config.template
-        extractor = {key: value for key, value in self._extractor.to_dict().items() if "mel_filters" not in key}
+        self.preprocessing = {
+            key: value for key, value in self._extractor.to_dict().items() if "mel_filters" not in key
+        }
         self.fingerprint = fingerprint(
             self._model,
             settings_of(self._model.config),
-            extractor,
+            self.preprocessing,
             self._tokenizer.settings(),
             "the beginning is heard",
         )

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from types import MappingProxyType
 from typing import ClassVar
 
 import numpy as np
@@ -48,6 +49,9 @@ class EmojiClipModel(Model):
     """EfficientNet-Lite0 image tower and a causal text transformer, frozen, in float32."""
 
     template = "a picture of a {}"
+    preprocessing = MappingProxyType(
+        {"short_side": IMAGE_SIZE, "resample": "bicubic", "crop": "center", "scale": 1 / 255}
+    )
 
     def __init__(self, folder: Path) -> None:
         """Read the model's three files."""

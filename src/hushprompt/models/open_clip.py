@@ -95,6 +95,7 @@ class OpenClipModel(Model):
         self.start_ids, self.end_ids = self._tokenizer.start_ids, self._tokenizer.end_ids
         self.pad_id = self._tokenizer.pad_id
         self._images = ImageTower(open_clip, network, recipe.preprocess)
+        self.preprocessing = self._images.preprocess
         settings = [recipe.model, self._images.preprocess, self._tokenizer.settings()]
         self.fingerprint = fingerprint(network, *settings, *precision_settings(config.precision))
         self._model = network

@@ -91,7 +91,8 @@ class TransformersModel(Model):
         self.feature_dim = self._projection.out_features
         self.logit_scale = float(self._model.logit_scale.exp())
         self.template = config.template
-        settings = [settings_of(network.config), self._processor.to_dict(), self._tokenizer.settings()]
+        self.preprocessing = self._processor.to_dict()
+        settings = [settings_of(network.config), self.preprocessing, self._tokenizer.settings()]
         self.fingerprint = fingerprint(network, *settings, *precision_settings(config.precision))
         self._dtype, self._device = lowered(self._model, config.precision), "cpu"
         self.causal_tower = causal_tower(self._text, self._projection, self._dtype) if self._is_clip else None

@@ -28,6 +28,8 @@ UNITS = {
     "evaluation image": ("one evaluation image", "one evaluation image of one client"),
 }
 """Privacy units: what neighbors differ by, and who is protected."""
+CLASSES_DECLARED = "Which classes the client has was declared public and is not protected."
+"""Of a client's own prompt that is made for its classes."""
 OTHER_CLIENT = "Sees what the public sees, and has the same guarantee as the public."
 SERVER = {
     "server": (

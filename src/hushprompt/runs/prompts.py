@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hushprompt import files
+from hushprompt.config.values import to_plain
 from hushprompt.errors import DataError
 from hushprompt.methods.base import Personal, Published, Shared
 from hushprompt.privacy.config import Audience, Channel
 from hushprompt.prompts.prompt_model import PromptModel
 from hushprompt.runs.arm import Arm
+from hushprompt.runs.identity import is_location
 from hushprompt.runs.records import read_tensors
 
-FORMAT = "hushprompt prompt 1"
+FORMAT = "hushprompt prompt 2"
+READ = ("hushprompt prompt 1", FORMAT)
+"""The first had a method's own tensors alone, and did not say which backbone it was."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +32,7 @@ class PromptHeader:
     """What a prompt file says of itself."""
 
     format: str
-    """`FORMAT`."""
+    """One of `READ`."""
     prompt: Any
     """Which prompt it is, in the words of the method."""
     method: str
@@ -41,34 +47,108 @@ class PromptHeader:
     """Rank of a factorized personal part, where the method has one."""
     noise_source: str | None = None
     """Where noise came from: "seeded" makes it a simulation; None in files of versions that did not say."""
+    client_name: str | None = None
+    arm: str | None = None
+    """Label of the line of the run's table; this and all that follows is None in files of format 1."""
+    settings: dict[str, Any] | None = None
+    """The method's section of a config, without paths."""
+    backbone: dict[str, Any] | None = None
+    """The backbone's section of a config, without paths of the machine that it was made on."""
+    modality: str | None = None
+    template: str | None = None
+    """Hand template of the backbone, with {} for the class name."""
+    logit_scale: float | None = None
+    """The backbone's; the tensor `logit_scale` is that of the scores."""
+    preprocessing: dict[str, Any] | None = None
+    """What is known of how the backbone makes an image's pixels, or a sound, ready."""
 
 
-def write_prompts(folder: Path, model: PromptModel, arm: Arm, shared: Shared, personal: Mapping[int, Personal]) -> None:
-    """Write `global.safetensors` and one `client-003.safetensors` for each client, as far as the method has them."""
-    guarantees = arm.plan.guarantees()
-    common = {
-        "format": FORMAT,
-        "method": arm.method_name,
-        "backbone_fingerprint": model.backbone.fingerprint,
-        "class_names": model.class_names,
-        "rank": getattr(arm.method, "rank", None),
-    }
+def write_prompts(
+    folder: Path,
+    model: PromptModel,
+    arm: Arm,
+    shared: Shared,
+    personal: Mapping[int, Personal],
+    *,
+    backbone: Any,
+    client_names: Sequence[str] = (),
+) -> None:
+    """Write `global.safetensors` and one `client-003.safetensors` for each client, as far as the method has them.
 
-    def write(name: str, published: Published, audience: Audience, **more: int) -> None:
+    A client has a file where its holder knows more than the public: by LOCAL releases, or by what was declared.
+
+    Args:
+        folder: made if it is missing.
+        model: that the states belong to.
+        arm: whose guarantees the files state.
+        shared: the server's state.
+        personal: the clients', by number.
+        backbone: the model's section of the config.
+        client_names: of all clients, in order.
+    """
+    guarantees, common = arm.plan.guarantees(), _common(model, arm, backbone)
+
+    def write(name: str, published: Published, audience: Audience, **more: Any) -> None:
         held = guarantees[audience]
-        said = {"privacy": held.statement(), "noise_source": held.noise_source}
+        privacy = " ".join(filter(None, [held.statement(), published.declared]))
+        said = {"privacy": privacy, "noise_source": held.noise_source}
         metadata = {**common, "prompt": published.prompt, **more, **said}
-        files.write_tensors(folder / f"{name}.safetensors", published.tensors, json.dumps(metadata))
+        tensors = {**published.tensors, **_linear(model, arm, published)}
+        files.write_tensors(folder / f"{name}.safetensors", tensors, json.dumps(metadata))
 
     public = arm.method.public_file(model, shared)
     if public is not None:
         write("global", public, Audience.PUBLIC)
-    if Channel.LOCAL not in arm.plan.channels:
-        return
     for client_id, state in personal.items():
         mine = arm.method.personal_file(model, shared, state)
-        assert mine is not None, "a method with a local channel has something of its own for each client"
-        write(f"client-{client_id:03d}", mine, Audience.PERSONAL, client_id=client_id)
+        if mine is not None and (mine.declared or Channel.LOCAL in arm.plan.channels):
+            whose = {"client_id": client_id, "client_name": client_names[client_id]}
+            write(f"client-{client_id:03d}", mine, Audience.PERSONAL, **whose)
+
+
+def _common(model: PromptModel, arm: Arm, backbone: Any) -> dict[str, Any]:
+    """Return what all files of a run say."""
+    frozen = model.backbone
+    return {
+        "format": FORMAT,
+        "method": arm.method_name,
+        "arm": arm.label,
+        "settings": portable(to_plain(arm.method)),
+        "rank": getattr(arm.method, "rank", None),
+        "backbone": portable(to_plain(backbone)),
+        "backbone_fingerprint": frozen.fingerprint,
+        "modality": frozen.capabilities.modality,
+        "template": frozen.template,
+        "logit_scale": frozen.logit_scale,
+        "preprocessing": dict(frozen.preprocessing),
+        "class_names": model.class_names,
+    }
+
+
+@torch.no_grad()
+def _linear(model: PromptModel, arm: Arm, published: Published) -> dict[str, Tensor]:
+    """Return text features and logit scale, with which scores need no text tower; nothing where they are not linear."""
+    if published.text_features_fn is None or arm.method.feature_kind != "pooled":
+        return {}
+    return {"text_features": published.text_features_fn().float(), "logit_scale": torch.tensor(model.logit_scale)}
+
+
+def portable(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a section of a config without what says where something lies on this machine.
+
+    >>> portable({"name": "open_clip", "architecture": "ViT-B-32", "checkpoint": "/models/b32.pt"})
+    {'name': 'open_clip', 'architecture': 'ViT-B-32'}
+    """
+    kept = {key: portable(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+    return {key: value for key, value in kept.items() if not (isinstance(value, str) and _is_local(key, value))}
+
+
+def _is_local(key: str, value: str) -> bool:
+    """Tell whether a setting is the path of a file, and not, say, a name on a model hub."""
+    path = Path(value)
+    if path.is_absolute() or value.startswith("~") or ("/" in value and path.exists()):
+        return True
+    return is_location(f"backbone.{key}") and not re.fullmatch(r"[\w.-]+/[\w.-]+", value)
 
 
 def read_prompt(path: Path) -> tuple[PromptHeader, dict[str, Tensor]]:
@@ -81,6 +161,6 @@ def read_prompt(path: Path) -> tuple[PromptHeader, dict[str, Tensor]]:
         header, tensors = read_tensors(path, PromptHeader)
     except ValueError as error:
         raise DataError(f"{path} is no prompt file ({error}). Give a file of a run's prompts folder.") from error
-    if header.format != FORMAT:
-        raise DataError(f"{path} has the format {header.format!r}, but this version reads {FORMAT!r}.")
+    if header.format not in READ:
+        raise DataError(f"{path} has the format {header.format!r}, but this version reads {' and '.join(READ)}.")
     return header, tensors
