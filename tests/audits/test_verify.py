@@ -18,7 +18,9 @@ from hushprompt.deployment.operate.status import guarantees
 from hushprompt.errors import DataError
 from hushprompt.privacy.accounting import epsilon
 from hushprompt.privacy.releases import GaussianReleases
+from hushprompt.privacy.statements import CLASSES_DECLARED
 from hushprompt.runs import manifest
+from hushprompt.statistics import metric
 
 CHANGES = {"training": {"num_rounds": 4, "cohort_size": 2}, "references": [{"method": {"name": "zero_shot"}}]}
 
@@ -304,3 +306,40 @@ def test_true_claims_are_confirmed_and_no_smaller_ones(relation, delta, release)
     claim = epsilon(parts, delta=delta, relation=relation)
     assert is_confirmed(claim, parts, delta, relation)
     assert not is_confirmed(0.9 * claim - 0.01, parts, delta, relation)
+
+
+@pytest.fixture(scope="module")
+def with_prior(tmp_path_factory):
+    """A run of class statistics with a class prior, whose data are gone."""
+    root = tmp_path_factory.mktemp("statistics")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metric, "LEAST_CLASSES", 6)
+        public = hp.make_metric(
+            backbone="toy", data="toy", runtime={"cache_dir": str(root)}, out=root / "metric.safetensors"
+        )
+    method = {"name": "class_statistics", "metric": str(public), "class_prior": 3.0}
+    return train(root / "run", root / "cache", method=method, training={"num_rounds": 1})
+
+
+def test_a_client_s_file_of_class_statistics_has_its_prior_and_says_that_its_classes_are_public(with_prior, tmp_path):
+    folder = shutil.copytree(with_prior, tmp_path / "copy")
+    for client in range(3):
+        prompt = hp.load_prompt(folder, client=client)
+        own = {prompt.classes[at] for at in prompt.tensors["log_prior"].nonzero().flatten()}
+        assert len(own) == 2
+        assert prompt.privacy.endswith(CLASSES_DECLARED)
+    assert hp.verify(folder).is_consistent, hp.verify(folder).differences
+
+    def hush(header, tensors):
+        header["privacy"] = header["privacy"].removesuffix(CLASSES_DECLARED)
+
+    rewrite_prompt(folder / "prompts" / "client-001.safetensors", hush)
+    told(folder, r"client-001\.safetensors shows the client's classes and does not say")
+
+
+def test_a_prompt_of_other_settings_or_of_another_arm_is_told(folder):
+    def claim(header, tensors):
+        header["settings"]["rank"], header["arm"] = 1, "PromptFL"
+
+    rewrite_prompt(folder / "prompts" / "global.safetensors", claim)
+    told(folder, r"global\.safetensors, settings, rank is 1, computed: 2", r"is of the arm 'PromptFL', not 'dp_fpl")

@@ -28,7 +28,7 @@ from hushprompt.config.schema import RunConfig
 from hushprompt.config.values import to_plain
 from hushprompt.data.partitions.base import ClientShard, Partition
 from hushprompt.errors import DataError, HushpromptError
-from hushprompt.federation.setup import plan_arms, plan_metrics
+from hushprompt.federation.setup import Classes, plan_arms, plan_metrics
 from hushprompt.privacy import statements
 from hushprompt.privacy.config import Audience
 from hushprompt.privacy.ledger import Ledger, accounts
@@ -220,7 +220,7 @@ class _FolderCheck:
             self.not_recorded.append("sizes of the clients are not recorded, so noise and epsilon cannot be computed")
             return
         try:
-            arms = plan_arms(self.config, [size for _, size in self.clients])
+            arms = plan_arms(self.config, [size for _, size in self.clients], self._declared())
         except HushpromptError as error:
             self.differences.append(f"no plan can be made of this config: {error}")
             return
@@ -412,6 +412,12 @@ class _FolderCheck:
         """Return each client's name and number of examples in a split."""
         rows = self.holdings[split]
         return [(str(name), sum(row.values())) for name, row in zip(self.holdings["client_names"], rows, strict=True)]
+
+    def _declared(self) -> Classes | None:
+        """Return the classes of each client where the rule of the partition makes them public."""
+        if self.holdings is None or not getattr(self.config.partition, "declares_classes", False):
+            return None
+        return tuple(tuple(map(int, row)) for row in self.holdings["train"])
 
     def _json(self, name: str) -> Any:
         """Read a file of the folder; None where there is none."""
