@@ -122,6 +122,8 @@ def test_images_are_a_folder_or_a_data_set(few_classes, tmp_path):
     del few_classes["data"]
     path = hp.make_metric(tmp_path / "public", out=tmp_path / "of folder.safetensors", **few_classes)
     assert read_metrics(path, ToyModel().load().fingerprint).origin.origin == "30 examples of public"
+    with pytest.raises(ConfigError, match="toi is neither a folder nor a data set"):
+        hp.make_metric("toi", **few_classes)
     path = hp.make_metric("toy", data={"num_train": 60}, **few_classes)
     assert "examples of toy" in metrics_of(ToyModel().load()).origin.origin
 

@@ -148,6 +148,8 @@ def _of_public(
         sections = {**sections, "data": data, "backbone": _of_features(Path(features_file).expanduser(), tower)}
     elif images is not None:
         name, given = str(images), sections.get("data", {})
+        if name not in DATASETS.names() and not Path(name).expanduser().is_dir():
+            raise ConfigError(f"{name} is neither a folder nor a data set; `hushprompt list datasets` names these.")
         data = {"name": name} if name in DATASETS.names() else {"name": "folder", "root": name}
         sections = {**sections, "data": {**data, **(given if isinstance(given, Mapping) else {})}}
     return configs.resolve(config, sections)
