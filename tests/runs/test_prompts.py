@@ -68,7 +68,20 @@ def test_a_file_scores_as_the_method_does_without_a_text_tower(tmp_path, request
         torch.testing.assert_close(everybodys.logits(images), scores)
 
 
+def test_fitted_contexts_are_published_with_what_they_score(tmp_path, metric_of_toy):
+    method = {"name": "class_statistics", "metric": metric_of_toy, "form": "contexts", "class_prior": 3.0}
+    arm, model, shared, personal = written(method, tmp_path / "prompts")
+    prompt = hp.load_prompt(tmp_path / "prompts", client=1)
+    images = torch.nn.functional.normalize(torch.randn(5, 6, generator=torch.Generator().manual_seed(0)), dim=1)
+    torch.testing.assert_close(prompt.logits(images), arm.method.logits(model, shared, personal, images))
+    torch.testing.assert_close(model.text_features(prompt.tensors["context"]), prompt.tensors["text_features"])
+
+
 def test_scores_that_are_not_linear_have_tensors_of_their_own(tmp_path):
+    written({"name": "fedotp", "num_ctx": 4}, tmp_path / "fedotp")
+    assert list(hp.load_prompt(tmp_path / "fedotp").tensors) == ["context"]
+    assert sorted(hp.load_prompt(tmp_path / "fedotp", client=1).tensors) == ["global_context", "local_context"]
+    tmp_path = tmp_path / "fedclip"
     written({"name": "fedclip"}, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["global.safetensors"]
     prompt = hp.load_prompt(tmp_path)
