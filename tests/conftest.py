@@ -87,9 +87,9 @@ def toy_config(toy_values: dict, tmp_path) -> RunConfig:
 
 @pytest.fixture
 def make_mechanism():
-    """Give a function that makes a one-step mechanism for channels, noise and seed."""
+    """Give a function that makes a one-step mechanism for channels, noise and seed; `how` goes to the plan."""
 
-    def make(channels, allowed, *, noise=1.0, clip_norm=1.0, count=7.0, seed=0, batch_clipping=None):
+    def make(channels, allowed, *, noise=1.0, clip_norm=1.0, count=7.0, seed=0, step=0, **how):
         config = PrivacyConfig(
             epsilon=None,
             delta=1e-3,
@@ -106,9 +106,9 @@ def make_mechanism():
             channels=frozenset(channels),
             num_rounds=5,
             client_sizes=[100],
-            batch_clipping=batch_clipping,
+            **how,
         )
-        return plan.mechanism(allowed=allowed, expected_count=count, rng=np.random.default_rng(seed))
+        return plan.mechanism(allowed=allowed, expected_count=count, rng=np.random.default_rng(seed), step=step)
 
     return make
 

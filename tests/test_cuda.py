@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from helpers import tiny_models
 from helpers.runs import files, run_with
+from helpers.toy_metric import toy_metric
 from hushprompt.methods.base import Batch
 from hushprompt.models import embedded as emoji_clip
 from hushprompt.models.embedded import EmojiClip
@@ -70,7 +71,10 @@ def test_lower_precision_is_near_on_the_gpu_too(tiny, precision):
 @pytest.mark.parametrize("name", sorted(METHODS.names()))
 def test_every_method_gives_the_prompts_of_the_cpu(toy_values, tiny, tmp_path, name):
     values = {**toy_values, "backbone": tiny, "references": [], "training": {"num_rounds": 2}, "method": {"name": name}}
-    if name not in ("zero_shot", "fedclip"):
+    if name == "class_statistics":
+        backbone = section(tiny).load()
+        values["method"]["metric"] = toy_metric(backbone.fingerprint, backbone.feature_dim)
+    elif name not in ("zero_shot", "fedclip"):
         values["method"]["num_ctx"] = 4
     if name in ("dp_fpl", "dp_fpl_released", "fedpgp"):
         values["method"]["rank"] = 2

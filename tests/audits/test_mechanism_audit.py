@@ -9,11 +9,13 @@ import torch
 from hushprompt.audits.lower_bounds import epsilon_lower_bound
 from hushprompt.audits.mechanism_audit import audit_audience, audit_mechanism, best_guesses
 from hushprompt.errors import ConfigError
+from hushprompt.methods.class_statistics import ClassStatistics
 from hushprompt.privacy.clipping import ClippedSum
 from hushprompt.privacy.config import Audience, Channel, PrivacyConfig
+from hushprompt.privacy.mechanisms import class_sums
 from hushprompt.privacy.mechanisms import gaussian as mechanisms
 from hushprompt.privacy.plan import make_plan
-from hushprompt.privacy.sampling import DisjointSampler, EqualBatchesSampler, PoissonSampler
+from hushprompt.privacy.sampling import DisjointSampler, EqualBatchesSampler, EveryExample, PoissonSampler
 
 NUM_CANARIES = 1000
 
@@ -236,3 +238,55 @@ def test_an_audience_that_sees_nothing_has_no_audit():
         config, DisjointSampler(steps_per_round=1), channels=frozenset({Channel.LOCAL}), num_rounds=2, client_sizes=[9]
     )
     assert audit_audience(plan, Audience.PUBLIC, num_canaries=1000, rng=np.random.default_rng(0)) == []
+
+
+def of_class_sums(epsilon, **privacy):
+    config = PrivacyConfig(noise_source="seeded", epsilon=epsilon, delta=1e-5, audience=Audience.PUBLIC, **privacy)
+    return make_plan(
+        config,
+        EveryExample(steps_per_round=len(ClassStatistics.parts)),
+        channels=ClassStatistics.channels,
+        num_rounds=1,
+        client_sizes=[500],
+        mechanism=ClassStatistics.mechanism,
+        parts=ClassStatistics.parts,
+    )
+
+
+def audited_class_sums(epsilon, num_canaries=100_000, **privacy):
+    plan = of_class_sums(epsilon, **privacy)
+    rng, confidence = np.random.default_rng(1), 1 - 0.05 / 4  # so that all four hold together with 95 %
+    found = audit_audience(plan, Audience.PUBLIC, num_canaries=num_canaries, rng=rng, confidence=confidence)
+    return {result.bound: result.epsilon_lower_bound for result in found}
+
+
+@pytest.mark.parametrize("epsilon", [1.0, 2.0, 4.0, 8.0])
+def test_a_release_of_class_sums_shows_nearly_what_is_claimed_and_no_more(epsilon):
+    assert of_class_sums(epsilon).epsilon(Audience.PUBLIC) == pytest.approx(epsilon, rel=1e-4)
+    found = audited_class_sums(epsilon)
+    assert max(found.values()) <= epsilon
+    assert epsilon / 1.3 <= found["gdp_independent_trials"]
+
+
+def test_an_exchange_of_class_sums_shows_no_more_than_is_claimed():
+    found = audited_class_sums(4.0, 5000, neighboring_relation="replace_one")
+    assert 2.5 < max(found.values()) <= 4.0
+
+
+@pytest.mark.parametrize("broken", [(0.3, 0.95), (0.05, 1.9)])
+def test_parts_that_are_more_than_the_whole_are_caught(broken):
+    plan = of_class_sums(2.0)
+    more = dataclasses.replace(plan, release_plan=dataclasses.replace(plan.release_plan, parts=broken))
+    found = audit_audience(more, Audience.PUBLIC, num_canaries=20_000, rng=np.random.default_rng(1))
+    assert max(result.epsilon_lower_bound for result in found) > 2.0
+
+
+def test_class_sums_with_rows_that_are_not_clipped_are_caught(monkeypatch):
+    def unclipped(rows, labels, num_classes, clip_norm):
+        return ClippedSum(rows.new_zeros(num_classes, rows.shape[1]).index_add_(0, labels, rows), clip_norm)
+
+    monkeypatch.setattr(class_sums, "clipped_class_sums", unclipped)
+    found = audit_audience(
+        of_class_sums(1.0), Audience.PUBLIC, num_canaries=1000, norm=100.0, rng=np.random.default_rng(0)
+    )
+    assert max(result.epsilon_lower_bound for result in found) > 1.0

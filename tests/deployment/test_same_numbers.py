@@ -4,8 +4,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from helpers.deployments import NAMES, Deployment
+from helpers.deployments import NAMES, Deployment, declared
 from helpers.runs import run_with
+from helpers.toy_metric import toy_metric
 from hushprompt.data.sets.toy import ToyData
 from hushprompt.deployment.agreement import read_agreement
 from hushprompt.deployment.envelope import Envelope
@@ -29,6 +30,16 @@ CASES = {
         "sampling": {"name": "poisson", "sampling_prob": 0.5, "steps_per_round": 4},
         "training": {"num_rounds": 2, "local_steps": 2},
     },
+    "class_statistics": {"method": {"name": "class_statistics"}, "privacy": {"epsilon": 8.0, "delta": 1e-3}},
+    "class_statistics, classes not declared": {
+        "method": {"name": "class_statistics"},
+        "privacy": {"epsilon": 8.0, "delta": 1e-3, "noise_at": "client", "audience": "server"},
+        "partition": {"name": "iid", "num_clients": 3},
+    },
+    "class_statistics, noise at the client": {
+        "method": {"name": "class_statistics", "class_prior": 4.0},
+        "privacy": {"epsilon": 8.0, "delta": 1e-3, "noise_at": "client", "audience": "server"},
+    },
     "adaptive norms, cohorts": {
         "privacy": {"epsilon": 8.0, "delta": 1e-3, "adaptive_quantile": 0.5},
         "training": {"num_rounds": 4, "cohort_size": 2},
@@ -39,8 +50,12 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_prompts_epsilon_bytes_and_scores_are_those_of_a_simulation(toy_values, tmp_path, case):
     values = {**toy_values, "references": [], **CASES[case]}
+    federation = {}
+    if case.startswith("class_statistics"):
+        values["method"] = {"metric": toy_metric(), **values["method"]}
+        federation["client_classes"] = declared(values)
     folder, (arm,), rounds = run_with(values, tmp_path, "simulated")
-    deployed = Deployment(values, tmp_path, owner={"max_epsilon": float("inf")})
+    deployed = Deployment(values, tmp_path, owner={"max_epsilon": float("inf")}, **federation)
     seen = deployed.serve()
     simulated = {path.name: load_file(path) for path in sorted((folder / "prompts").glob("*"))}
     prompts = deployed.prompts()

@@ -19,8 +19,17 @@ from hushprompt.deployment.config import (
 )
 from hushprompt.deployment.coordinator import serve
 from hushprompt.deployment.transport import InProcess
+from hushprompt.federation.setup import declared_classes
 
 NAMES = ("ann", "bob", "cyd")
+
+
+def declared(values):
+    """What a partition's rule declares, as `federation.client_classes` says it."""
+    config = configs.parse(values)
+    names = config.data.load().class_names
+    sets = declared_classes(config, len(names)) or ()
+    return {name: tuple(names[label] for label in own) for name, own in zip(NAMES, sets, strict=False)}
 
 
 class Killed(BaseException):

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from helpers.toy_metric import statistics_of
 from hushprompt.config import parse as configs
-from hushprompt.methods.base import Batch, ClipsBatches
+from hushprompt.methods.base import Batch, ClipsBatches, OneRelease
 from hushprompt.methods.random_prompt import RandomPrompt
 from hushprompt.privacy.config import Channel
 from hushprompt.prompts.optimizer import Optimizer
@@ -70,15 +71,22 @@ def test_training_without_noise_beats_the_untrained_context(name, data, make_mec
     start, nothing = random.init(data.model, np.random.default_rng(0))
     untrained = accuracy(random, data, start, [nothing] * NUM_CLIENTS)
     clips = {"batch_clipping": method.batch_clipping} if isinstance(method, ClipsBatches) else {}
+    places = [(round_index, 0) for round_index in range(NUM_ROUNDS)]
+    if isinstance(method, OneRelease):
+        places = [(0, step) for step in range(len(method.parts))]
+        clips = {"mechanism": method.mechanism, "parts": method.parts}
+        sizes = [len(batch.labels) for batch in data.train[method.feature_kind]]
+        method = statistics_of(sizes, noise=0.0, clip_norm=4.0, metric="auto")
     shared, first = method.init(data.model, np.random.default_rng(0))
     personal = [first] * NUM_CLIENTS
     batches = data.train[method.feature_kind]
-    for round_index in range(NUM_ROUNDS):
+    for round_index, step in places:
+        how = {"noise": 0.0, "clip_norm": 4.0, "step": step, **clips}
         shared = method.begin_round(shared)
         sums = []
         for client_id, batch in enumerate(batches):
             count = float(len(batch.labels))
-            client = make_mechanism(method.channels, Channel.LOCAL, noise=0.0, clip_norm=4.0, count=count, **clips)
+            client = make_mechanism(method.channels, Channel.LOCAL, count=count, **how)
             rng = np.random.default_rng([round_index, client_id])
             upload, personal[client_id], _ = method.client_step(
                 data.model, shared, personal[client_id], batch, client, rng
@@ -87,7 +95,7 @@ def test_training_without_noise_beats_the_untrained_context(name, data, make_mec
         if sums[0] is not None:
             total = dataclasses.replace(sums[0], value=sum(part.value for part in sums))
             count = float(sum(len(batch.labels) for batch in batches))
-            server = make_mechanism(method.channels, Channel.GLOBAL, noise=0.0, clip_norm=4.0, count=count, **clips)
+            server = make_mechanism(method.channels, Channel.GLOBAL, count=count, **how)
             shared = method.server_step(shared, server.release(Channel.GLOBAL, total).value)
     trained = accuracy(method, data, shared, personal)
     assert trained > untrained + 0.03, (trained, untrained)

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from hushprompt.errors import PrivacyError
+from hushprompt.errors import DataError, PrivacyError
 from hushprompt.privacy import accounting
 from hushprompt.privacy.clipping import ClippedSum
 from hushprompt.privacy.config import Audience, Channel, PrivacyConfig
-from hushprompt.privacy.mechanisms.base import Mechanism, Release
+from hushprompt.privacy.mechanisms.base import ClassRows, Mechanism, Release
 from hushprompt.privacy.mechanisms.gaussian import GaussianMechanism
 from hushprompt.privacy.mechanisms.observed import ObservedMechanism
 from hushprompt.privacy.plan import make_plan
 from hushprompt.privacy.release_plan import BatchClipping
-from hushprompt.privacy.sampling import DisjointSampler, PoissonSampler
+from hushprompt.privacy.sampling import DisjointSampler, EveryExample, PoissonSampler
 from hushprompt.registry import MECHANISMS
 
 SIZE = 20_000
@@ -43,10 +43,16 @@ def tool(plan, channel=Channel.LOCAL, seed=0, **given):
     return plan.mechanism(allowed=channel, expected_count=10.0, rng=np.random.default_rng(seed), **given)
 
 
+def in_classes(values, labels, is_public):
+    return ClassRows(torch.as_tensor(values), torch.tensor(labels, dtype=torch.int64), torch.tensor(is_public))
+
+
 def clipped(mechanism, channel, name, rows=None):
     rows = torch.zeros(4, SIZE) if rows is None else rows
     if name == "batch_clipping":
         return mechanism.clip_batch(channel, rows.mean(dim=0))
+    if name == "class_sums":
+        return mechanism.clip_in_classes(channel, in_classes(rows, len(rows) * [0], [True]))
     return mechanism.clip(channel, rows)
 
 
@@ -73,19 +79,27 @@ def test_the_doors_are_shut(name):
     undeclared = tool(plan_of(name, channels=frozenset({Channel.GLOBAL})))
     with pytest.raises(PrivacyError, match="would not be accounted for"):
         clipped(undeclared, Channel.LOCAL, name)
-    wrong = mechanism.clip if name == "batch_clipping" else mechanism.clip_batch
-    with pytest.raises(PrivacyError, match="makes another sum"):
-        wrong(Channel.LOCAL, torch.zeros(1, 3))
+    own = {"batch_clipping": 1, "class_sums": 2}.get(name, 0)
+    sums = (
+        lambda: mechanism.clip(Channel.LOCAL, torch.zeros(1, 3)),
+        lambda: mechanism.clip_batch(Channel.LOCAL, torch.zeros(3)),
+        lambda: mechanism.clip_in_classes(Channel.LOCAL, in_classes(torch.zeros(1, 3), [0], [True])),
+    )
+    for kind, make in enumerate(sums):
+        if kind != own:
+            with pytest.raises(PrivacyError, match=f"planned for {mechanism.makes}, and the method makes another sum"):
+                make()
 
 
 @every_mechanism
 def test_a_release_changes_neither_the_mechanism_nor_the_plan(name):
-    plan = plan_of(name, **({} if name == "batch_clipping" else {"adaptive_quantile": 0.5}))
+    adapts = name == "gaussian"
+    plan = plan_of(name, **({"adaptive_quantile": 0.5} if adapts else {}))
     mechanism = tool(plan)
     before = copy.deepcopy({key: value for key, value in vars(mechanism).items() if key not in ("rng", "_released")})
     released = mechanism.release(Channel.LOCAL, clipped(mechanism, Channel.LOCAL, name))
     assert {key: vars(mechanism)[key] for key in before} == before
-    assert set(released.next_norms) == (set() if name == "batch_clipping" else {Channel.LOCAL})
+    assert set(released.next_norms) == ({Channel.LOCAL} if adapts else set())
     with pytest.raises(dataclasses.FrozenInstanceError):
         released.value = None
 
@@ -199,3 +213,48 @@ def test_an_unknown_mechanism_is_refused_with_the_nearest_name():
             PrivacyConfig(), PoissonSampler(), channels=frozenset(Channel), num_rounds=1, client_sizes=[5],
             mechanism="gausian",
         )  # fmt: skip
+
+
+def in_parts(parts, source="seeded"):
+    return make_plan(
+        PrivacyConfig(epsilon=None, delta=1e-4, noise_multiplier_global=5.0, noise_source=source, clip_norm_global=0.3),
+        EveryExample(steps_per_round=len(parts)), channels=frozenset({Channel.GLOBAL}), num_rounds=1,
+        client_sizes=[100], mechanism="class_sums", parts=parts,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("source", ["seeded", "secure"])
+@pytest.mark.parametrize("parts", [(0.05, 0.95), (0.5, 0.2, 0.2)])
+def test_the_parts_of_a_release_are_together_no_more_than_the_whole(parts, source):
+    """Adaptive Gaussian mechanisms compose as 1/z^2 = sum of 1/z_j^2."""
+    plan, inverse = in_parts(parts, source), 0.0
+    for step, part in enumerate(parts):
+        mechanism = tool(plan, Channel.GLOBAL, step=step, seed=step)
+        rows = in_classes(torch.full((3, 2000), 9.0), [0, 2, 2], [True, True, True])
+        summed = mechanism.clip_in_classes(Channel.GLOBAL, rows)
+        norms = summed.value.norm(dim=1) / (0.3 * part**0.5)
+        torch.testing.assert_close(norms.float(), torch.tensor([1.0, 0.0, 2.0]), rtol=1e-5, atol=0)
+        noise = mechanism.release(Channel.GLOBAL, summed).value * mechanism.expected_count - summed.value
+        assert float(noise.std()) == pytest.approx(0.3 * 5.0, rel=0.05), "in every row, those without examples too"
+        inverse += (summed.sensitivity / float(noise.std())) ** 2
+    assert inverse == pytest.approx(sum(parts) / 5.0**2, rel=0.1)
+    assert accounting.noise_multiplier(mechanism.event()) == 5.0
+    assert plan.releases(Audience.PUBLIC).num_steps == 1
+
+
+def test_noise_is_left_out_of_no_row_but_those_that_are_publicly_empty():
+    mechanism = tool(in_parts((1.0,)), Channel.GLOBAL)
+    summed = mechanism.clip_in_classes(Channel.GLOBAL, in_classes(torch.ones(2, 9), [0, 0], [True, True, False]))
+    released = mechanism.release(Channel.GLOBAL, summed).value
+    assert [bool(row.all()) for row in released] == [True, True, False]
+    assert not released[2].any()
+    with pytest.raises(DataError, match="of a class that it was declared not to have"):
+        mechanism.clip_in_classes(Channel.GLOBAL, in_classes(torch.ones(2, 9), [0, 2], [True, True, False]))
+
+
+def test_a_step_takes_no_part_of_another_step():
+    plan = in_parts((0.05, 0.95))
+    first, second = (tool(plan, Channel.GLOBAL, step=step) for step in range(2))
+    summed = second.clip_in_classes(Channel.GLOBAL, in_classes(torch.ones(1, 9), [0], [True]))
+    with pytest.raises(PrivacyError, match="which is planned for"):
+        first.release(Channel.GLOBAL, summed)

@@ -21,6 +21,7 @@ from hushprompt.federation.setup import (
     client_sizes,
     declared_classes,
     make_partition,
+    num_trained_classes,
     plan_arms,
     plan_metrics,
     tell_findings,
@@ -170,7 +171,8 @@ def plan(config: Config = None, **sections: Any) -> Plan:
     resolved = configs.resolve(config, sections)
     dataset = resolved.data.load()
     clients = make_partition(resolved, dataset)
-    arms = plan_arms(resolved, client_sizes(clients), declared_classes(resolved, clients))
+    declared = declared_classes(resolved, num_trained_classes(resolved, dataset))
+    arms = plan_arms(resolved, client_sizes(clients), declared)
     tell_findings(resolved, dataset, clients, arms)
     record = privacy_record(arms, metrics=plan_metrics(resolved, arms, clients))
     return Plan(resolved, records.to_json(record))

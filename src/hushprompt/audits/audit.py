@@ -24,7 +24,15 @@ from hushprompt.checks import one_of, positive
 from hushprompt.config import parse as configs
 from hushprompt.config.schema import RunConfig
 from hushprompt.errors import ConfigError, ResumeError
-from hushprompt.federation.setup import client_sizes, make_partition, plan_arms
+from hushprompt.federation.setup import (
+    Classes,
+    client_sizes,
+    declared_classes,
+    make_partition,
+    num_trained_classes,
+    plan_arms,
+)
+from hushprompt.methods.base import OneRelease
 from hushprompt.privacy.config import Audience
 from hushprompt.registry import METHODS
 from hushprompt.runs import identity as identities
@@ -162,10 +170,14 @@ def measure(
     config = dataclasses.replace(config, references=())
     dataset = config.data.load()
     partition = make_partition(config, dataset)
-    arms = budget_arms(config, settings.epsilons, client_sizes(partition))
+    declared = declared_classes(config, num_trained_classes(config, dataset))
+    arms = budget_arms(config, settings.epsilons, client_sizes(partition), declared)
     if not audiences(arms[0]):
         raise ConfigError("The method trains nothing on private data, so there is nothing to audit.")
-    context_method(arms[0].method)
+    if isinstance(arms[0].method, OneRelease):
+        _check_one_release(settings)
+    else:
+        context_method(arms[0].method)
     clients = partition.clients
     if not 0 <= settings.client_id < len(clients):
         raise ConfigError(f"--client must lie in 0 to {len(clients) - 1}, got {settings.client_id}.")
@@ -201,7 +213,18 @@ def measure(
     )
 
 
-def budget_arms(config: RunConfig, epsilons: Sequence[float], sizes: list[int]) -> list[Arm]:
+def _check_one_release(settings: AuditSettings) -> None:
+    """Refuse what is asked of gradients where a method has none."""
+    if settings.attacks or settings.num_canaries:
+        raise ConfigError(
+            "A method with one release has no training for shadow attacks and mislabelled canaries to look at: its "
+            "release alone is audited, by canaries through the mechanism. Add --attacks none --canaries 0."
+        )
+
+
+def budget_arms(
+    config: RunConfig, epsilons: Sequence[float], sizes: list[int], classes: Classes | None = None
+) -> list[Arm]:
     """Return the config's method once for each budget, or once as the config has it."""
     arms = []
     for epsilon in dict.fromkeys(epsilons) or [None]:
@@ -211,7 +234,7 @@ def budget_arms(config: RunConfig, epsilons: Sequence[float], sizes: list[int]) 
                 config.privacy, epsilon=epsilon, noise_multiplier_local=None, noise_multiplier_global=None
             )
             changed = dataclasses.replace(config, privacy=privacy)
-        arms += plan_arms(changed, sizes)
+        arms += plan_arms(changed, sizes, classes)
     return arms
 
 

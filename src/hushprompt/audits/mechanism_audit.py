@@ -9,13 +9,14 @@ along its direction, which no test can beat (Neyman & Pearson 1933).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hushprompt.audits.lower_bounds import (
@@ -27,6 +28,7 @@ from hushprompt.audits.lower_bounds import (
 from hushprompt.errors import ConfigError
 from hushprompt.privacy.clipping import add_up
 from hushprompt.privacy.config import Audience, Channel
+from hushprompt.privacy.mechanisms.base import ClassRows, Mechanism
 from hushprompt.privacy.plan import PrivacyPlan
 
 Bound = Literal["one_run", "f_dp_gaussian", "f_dp_approximate"]
@@ -35,6 +37,8 @@ SHARES = (0.02, 0.05, 0.1, 0.3, 1.0)
 """Shares of the canaries that are guessed about; the best is reported, at a fifth of the risk each."""
 NUM_EXAMPLES = 3
 """Examples of a canary that is a client."""
+NUM_CLASSES = 5
+"""Classes of canaries whose sums are made class by class."""
 BLOCK = 500
 """Canaries that share one release: noise is independent from coordinate to coordinate, so blocks change nothing."""
 
@@ -81,7 +85,13 @@ def audit_mechanism(
 
 
 def audit_audience(
-    plan: PrivacyPlan, audience: Audience, *, num_canaries: int, norm: float = 1.0, rng: np.random.Generator
+    plan: PrivacyPlan,
+    audience: Audience,
+    *,
+    num_canaries: int,
+    norm: float = 1.0,
+    rng: np.random.Generator,
+    confidence: float = CONFIDENCE,
 ) -> list[AuditResult]:
     """Audit all releases that an audience sees, by every bound that holds for the plan.
 
@@ -99,10 +109,11 @@ def audit_audience(
         return []
     scores, is_in = canary_scores(plan, seen, num_canaries=num_canaries, norm=norm, rng=rng)
     delta = plan.config.delta
-    results = [best_guesses(scores, is_in, delta=delta, is_ratio=True)]
+    found = functools.partial(best_guesses, scores, is_in, delta=delta, confidence=confidence, is_ratio=True)
+    results = [found()]
     if _sampling_prob(plan) == 1:
-        results.append(best_guesses(scores, is_in, delta=delta, bound="f_dp_gaussian", is_ratio=True))
-        results.append(_by_independent_trials(scores, is_in, delta))
+        results.append(found(bound="f_dp_gaussian"))
+        results.append(_by_independent_trials(scores, is_in, delta, confidence))
     return results
 
 
@@ -149,15 +160,22 @@ def _steps(
     sampling_prob, shift = _sampling_prob(plan), min(norm, 1.0)  # what an honest clipping leaves, in clip norms
     is_exchanged = plan.config.neighboring_relation == "replace_one"
     signs = torch.from_numpy(np.where(is_in | (not is_exchanged), norm, -norm)).float()
-    for batch, count in _batches(plan, len(is_in), rng):
+    for place, (batch, count) in enumerate(_batches(plan, len(is_in), rng)):
+        step = place % plan.sampler.steps_per_round
         there = batch if is_exchanged else batch[is_in[batch]]
         canaries = torch.diag(signs)[there]
-        released = {channel: _release(plan, channel, canaries, count, len(is_in), rng) for channel in sorted(channels)}
+        released = {
+            channel: _release(plan, channel, canaries, there, count, len(is_in), step, rng)
+            for channel in sorted(channels)
+        }
 
-        def likelier(move: float, seen: dict[Channel, np.ndarray] = released) -> Float[np.ndarray, " m"]:
-            """Return ln of how much likelier the releases are where a canary moves the sum than where it is absent."""
+        def likelier(move: float, seen: dict[Channel, np.ndarray] = released, step: int = step) -> np.ndarray:
+            """Return [m] ln of how much likelier releases are where a canary moves the sum than where it is absent."""
+            release = plan.release_plan
+            parts = {channel: release.exact_sensitivity(channel, 1.0, step) for channel in seen}
             ratios = [
-                _log_ratio(sums, plan.release_plan.sum_multiplier(channel), move) for channel, sums in seen.items()
+                _log_ratio(sums, release.sum_multiplier(channel), move * parts[channel])
+                for channel, sums in seen.items()
             ]
             ratio: Float[np.ndarray, " m"] = np.sum(ratios, axis=0)
             if sampling_prob is None or sampling_prob == 1:
@@ -196,13 +214,17 @@ def _release(
     plan: PrivacyPlan,
     channel: Channel,
     canaries: Float[Tensor, "b m"],
+    who: Int[np.ndarray, " b"],
     count: float,
     num_units: int,
+    step: int,
     rng: np.random.Generator,
 ) -> Float[np.ndarray, " m"]:
-    """Clip, add noise and divide as the plan does, and give the sum in clip norms."""
+    """Clip, add noise and divide as the plan does, and return the sum along each canary in clip norms."""
     is_client = plan.config.privacy_unit == "client"
-    mechanism = plan.mechanism(allowed=channel, expected_count=count, rng=rng, num_clients=num_units)
+    mechanism = plan.mechanism(allowed=channel, expected_count=count, rng=rng, num_clients=num_units, step=step)
+    if plan.release_plan.parts:
+        return _release_in_classes(mechanism, channel, canaries, who)
     clip_norm = plan.release_plan.clip_norms[channel]
     # A client's examples are all alike: clipped one by one instead of as one, they would move the sum by their number.
     contributions = (
@@ -212,6 +234,17 @@ def _release(
     summed = add_up([mechanism.clip(channel, rows) for rows in contributions or [empty]])
     released = mechanism.release(channel, summed).value
     return released.double().numpy() * mechanism.expected_count / clip_norm
+
+
+def _release_in_classes(
+    mechanism: Mechanism, channel: Channel, canaries: Float[Tensor, "b m"], who: Int[np.ndarray, " b"]
+) -> Float[np.ndarray, " m"]:
+    """Sum canaries in classes, a few in each, and return the noisy sums along each canary in its own class."""
+    classes = np.arange(canaries.shape[1]) % NUM_CLASSES
+    is_public = torch.ones(NUM_CLASSES, dtype=torch.bool)
+    summed = mechanism.clip_in_classes(channel, ClassRows(canaries, torch.from_numpy(classes[who]), is_public))
+    released = mechanism.release(channel, summed).value[classes, np.arange(len(classes))]
+    return released.double().numpy() * mechanism.expected_count / mechanism.clip_norms[channel]
 
 
 def _log_ratio(released: Float[np.ndarray, " m"], noise_multiplier: float, shift: float) -> Float[np.ndarray, " m"]:
@@ -293,15 +326,19 @@ def _bound(
     )
 
 
-def _by_independent_trials(scores: Float[np.ndarray, " m"], is_in: Bool[np.ndarray, " m"], delta: float) -> AuditResult:
+def _by_independent_trials(
+    scores: Float[np.ndarray, " m"], is_in: Bool[np.ndarray, " m"], delta: float, confidence: float
+) -> AuditResult:
     """Bound mu by the errors of the test "likelihood ratio above 1", where neither error is preferred."""
     guessed_in = scores >= 0
     return AuditResult(
         num_canaries=len(scores),
         num_guesses=len(scores),
         num_correct=int((guessed_in == is_in).sum()),
-        epsilon_lower_bound=gdp_lower_bound(scores[is_in], scores[~is_in], delta=delta, threshold=0.0),
+        epsilon_lower_bound=gdp_lower_bound(
+            scores[is_in], scores[~is_in], delta=delta, threshold=0.0, confidence=confidence
+        ),
         delta=delta,
-        confidence=CONFIDENCE,
+        confidence=confidence,
         bound="gdp_independent_trials",
     )

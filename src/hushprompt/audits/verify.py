@@ -28,7 +28,7 @@ from hushprompt.config.schema import RunConfig
 from hushprompt.config.values import to_plain
 from hushprompt.data.partitions.base import ClientShard, Partition
 from hushprompt.errors import DataError, HushpromptError
-from hushprompt.federation.setup import Classes, plan_arms, plan_metrics
+from hushprompt.federation.setup import Classes, declared_classes, plan_arms, plan_metrics
 from hushprompt.privacy import statements
 from hushprompt.privacy.config import Audience
 from hushprompt.privacy.ledger import Ledger, accounts
@@ -408,16 +408,19 @@ class _FolderCheck:
             return None
         return self.recorded.clients[0][0]
 
+    def _declared(self) -> Classes | None:
+        """Return the classes that each client was declared to have."""
+        if self.agreement is not None:
+            sets = self.agreement.get("client_classes")
+            return sets and tuple(None if own is None else tuple(own) for own in sets)
+        if self.holdings is None:
+            return None
+        return declared_classes(self.config, len(self.holdings["class_names"]))
+
     def _held(self, split: str) -> list[tuple[str, int]]:
         """Return each client's name and number of examples in a split."""
         rows = self.holdings[split]
         return [(str(name), sum(row.values())) for name, row in zip(self.holdings["client_names"], rows, strict=True)]
-
-    def _declared(self) -> Classes | None:
-        """Return the classes of each client where the rule of the partition makes them public."""
-        if self.holdings is None or not getattr(self.config.partition, "declares_classes", False):
-            return None
-        return tuple(tuple(map(int, row)) for row in self.holdings["train"])
 
     def _json(self, name: str) -> Any:
         """Read a file of the folder; None where there is none."""

@@ -96,6 +96,9 @@ def convert(path: str, value: Any, hint: Any) -> Any:
             return None
         (inner,) = [option for option in options if option is not type(None)]
         return convert(path, value, inner)
+    if origin is dict:
+        entries = convert(path, value, dict).items()
+        return {key: convert(f"{path}.{key}", entry, options[1]) for key, entry in entries}
     if origin is tuple:
         checks.several(of=checks.CLASSES_IN_FILE if path == "data.classes" else "", **{path: value})
         return tuple(

@@ -62,6 +62,13 @@ class Agreement(Offer):
     """Names; a client's place is its id."""
     sizes: tuple[int, ...]
     """Public number of training examples of each."""
+    client_classes: tuple[tuple[int, ...] | None, ...] = ()
+    """Labels of which alone each has training examples, sorted; None: not declared. Empty: nobody declared any."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON values, the last one only where classes are declared: agreements had none once."""
+        values = super().to_json()
+        return values if self.client_classes else {k: v for k, v in values.items() if k != "client_classes"}
 
     @functools.cached_property
     def digest(self) -> str:
@@ -75,7 +82,7 @@ class Agreement(Offer):
         Raises:
             ConfigError: the config is impossible for so many clients, or outside the privacy theorem.
         """
-        return plan_arms(self.run_config, list(self.sizes))[-1]
+        return plan_arms(self.run_config, list(self.sizes), self.client_classes or None)[-1]
 
 
 def make_offer(federation: str, run: str, config: RunConfig, class_names: tuple[str, ...], backbone: str) -> Offer:
@@ -94,6 +101,10 @@ def read_agreement(values: Any) -> Agreement:
     agreement = _read(Agreement, values)
     if len(agreement.clients) != len(agreement.sizes) or len(set(agreement.clients)) < len(agreement.clients):
         raise ProtocolError("An agreement must name each client once, with its number of training examples.")
+    every, sets = set(range(len(agreement.class_names))), agreement.client_classes
+    are_sets = all(own is None or (own and list(own) == sorted(every & set(own))) for own in sets)
+    if not are_sets or len(sets) not in (0, len(agreement.clients)) or (sets and not any(sets)):
+        raise ProtocolError("Declared classes must be a sorted list of labels, or null, for each client of the plan.")
     return agreement
 
 
@@ -123,7 +134,7 @@ def check_version(meta: Mapping[str, Any], own: str, other: str) -> None:
 def _read(cls: type[OfferT], values: Any) -> OfferT:
     """Read a dataclass from JSON values that another machine sent: exactly its fields, of exactly their types."""
     fields = {f.name for f in dataclasses.fields(cls)}
-    if not isinstance(values, Mapping) or set(values) != fields:
+    if not isinstance(values, Mapping) or set(values) not in (fields, fields - {"client_classes"}):
         raise ProtocolError(f"What was offered is not what this version agrees on: {', '.join(sorted(fields))}.")
     try:
         return msgspec.convert(values, type=cls, strict=True)

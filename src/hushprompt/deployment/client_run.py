@@ -58,6 +58,8 @@ class ClientRun:
         norms = self.arm.plan.release_plan.first_norms(len(agreement.sizes))
         self.first_norm = None if norms is None else norms.of(client_id)["local"]
         self.payload_kind = wire.payload_kind_of(self.arm, config.training.local_steps)
+        self.classes = agreement.client_classes[client_id] if agreement.client_classes else None
+        examples.check_classes(self.classes)
 
     @functools.cached_property
     def identity(self) -> RunIdentity:
@@ -90,7 +92,8 @@ class ClientRun:
         kind = self.arm.method.feature_kind
         features, labels, index = self.examples.features(self.model, self.config, "train", kind)
         config = self.config
-        return Client(self.client_id, config.seed, config.training, self.model, {kind: features}, labels, index)
+        own = (self.client_id, config.seed, config.training, self.model, {kind: features}, labels, index)
+        return Client(*own, classes=self.classes)
 
     def update(self, request: Envelope) -> Envelope:
         """Compute one update: the steps between two exchanges with the server, once."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -46,6 +46,10 @@ class FederationConfig:
     """Class names in label order; empty: those of the run's data set."""
     classes_file: str = ""
     """Text file with one class a line, instead of the list."""
+    client_classes: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """By client, the classes of which alone it has training examples, where that may be public: it is part of what all
+    agree on, and a client with an example of another class refuses. A client that is not named may have any class, and
+    nobody learns which."""
     min_clients: int = 0
     """Clients without which training does not start, and answers without which a round does not end (as far as its
     cohort has so many); 0 takes all of `clients`."""
@@ -66,10 +70,28 @@ class FederationConfig:
             raise ConfigError(f"federation.clients must name at least one client, each once, got {self.clients}.")
         if self.classes and self.classes_file:
             raise ConfigError("federation.classes and federation.classes_file exclude each other. Keep one.")
+        if unknown := sorted(self.client_classes.keys() - set(self.clients)):
+            raise ConfigError(f"federation.client_classes names {', '.join(unknown)}, not in federation.clients.")
         checks.in_range(0, len(self.clients), min_clients=self.min_clients)
         checks.positive(
             max_examples=self.max_examples, join_deadline_s=self.join_deadline_s, round_deadline_s=self.round_deadline_s
         )
+
+    def class_sets(self, clients: Sequence[str], class_names: Sequence[str]) -> tuple[tuple[int, ...] | None, ...]:
+        """Return the declared classes of each client as sorted labels, None for one that declares none; () for nobody.
+
+        Raises:
+            ConfigError: a declared class is none of the federation's, or a client declares an empty list.
+        """
+        sets = [None if (own := self.client_classes.get(client)) is None else {*map(nfc, own)} for client in clients]
+        for client, own in zip(clients, sets, strict=True):
+            if own is not None and (not own or own - set(class_names)):
+                raise ConfigError(
+                    f"federation.client_classes.{client} must name classes of the federation, at least one, got "
+                    f"{', '.join(sorted(own - set(class_names))) or 'none'}. Leave the client out to keep it private."
+                )
+        labels = [own and tuple(label for label, name in enumerate(class_names) if name in own) for own in sets]
+        return tuple(labels) if any(labels) else ()
 
     @property
     def quorum(self) -> int:

@@ -90,14 +90,20 @@ class Coordinator:
         self.agreement = read_agreement(records.read_json(path)) if path.exists() else None
         run = secrets.token_hex(8) if self.agreement is None else self.agreement.run
         fingerprint = self.model.backbone.fingerprint
+        config.federation.class_sets(config.federation.clients, names)  # refuses classes that there are not
         self.offer = make_offer(config.federation.name, run, config.run, names, fingerprint)
-        if self.agreement is not None and not self.offer.to_json().items() <= self.agreement.to_json().items():
+        if self.agreement is not None and not self._is_of_this_config(self.agreement):
             raise ResumeError(f"The run in {self.folder} belongs to another config. Use another folder.")
         if self.agreement is not None:
             begun = IdentityFile(self.folder, config.run)
             begun.check(self._identity(self.agreement))
             begun.keep(has_begun=True)
         self.enrollment = Enrollment(config.federation, self.offer, transport, self._report)
+
+    def _is_of_this_config(self, agreement: Agreement) -> bool:
+        """True where the server would agree on the same with the same clients."""
+        sets = self.config.federation.class_sets(agreement.clients, agreement.class_names)
+        return sets == agreement.client_classes and self.offer.to_json().items() <= agreement.to_json().items()
 
     def run(self, observer: Observer) -> None:
         """Enroll, train and finish."""

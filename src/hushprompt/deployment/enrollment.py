@@ -154,7 +154,8 @@ class Enrollment:
     def _agreement(self, names: tuple[str, ...]) -> Agreement:
         """Return the offer with these clients."""
         sizes = tuple(self.members[name].size for name in names)
-        return Agreement(**self.offer.to_json(), clients=names, sizes=sizes)
+        sets = self.config.class_sets(names, self.offer.class_names)
+        return Agreement(**self.offer.to_json(), clients=names, sizes=sizes, client_classes=sets)
 
     def _joined(
         self,

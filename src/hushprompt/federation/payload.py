@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hushprompt.methods.base import Upload
+from hushprompt.methods.base import Method, Shared, Upload
 from hushprompt.privacy.clipping import ClippedSum, add_up
 from hushprompt.privacy.config import Channel
 from hushprompt.privacy.mechanisms.base import Mechanism
@@ -102,3 +102,10 @@ def num_bytes(sent: Any) -> int:
         return 0
     tensors = flatten(sent.value if isinstance(sent, ClippedSum) else sent)
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def num_bytes_down(method: Method, shared: Shared, kind: PayloadKind) -> int:
+    """Count the bytes of what one client needs of the shared state for an update."""
+    if kind is PayloadKind.COPIES:
+        return num_bytes(shared)
+    return sum(num_bytes(getattr(shared, name)) for name in method.payload)

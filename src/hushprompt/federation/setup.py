@@ -18,7 +18,7 @@ from hushprompt.config.schema import RunConfig
 from hushprompt.data import doctor
 from hushprompt.data.base import Dataset
 from hushprompt.data.copies import in_training, refuse_across_clients
-from hushprompt.data.partitions.base import Partition
+from hushprompt.data.partitions.base import DeclaresClasses, Partition
 from hushprompt.errors import ConfigError, PrivacyError
 from hushprompt.evaluation.base_to_new import base_images, num_base_classes
 from hushprompt.evaluation.splits import ClientSplit, client_splits
@@ -96,7 +96,7 @@ def make_partition(config: RunConfig, dataset: Dataset) -> Partition:
 def _partition(config: RunConfig, dataset: Dataset) -> Partition:
     """Partition a data set, or what it has of base classes, by the config's rule."""
     rng = seeding.stream(config.seed, "partition")
-    num_base = _num_trained_classes(config, dataset)
+    num_base = num_trained_classes(config, dataset)
     if num_base == len(dataset.class_names):
         whole: Partition = config.partition.partition(dataset, rng)
         return whole
@@ -122,7 +122,7 @@ def load_model(config: RunConfig, dataset: Dataset, arms: Sequence[Arm], load: L
             the backbone does not have.
         DataError: the backbone's weights give no finite score.
     """
-    num_trained = _num_trained_classes(config, dataset)
+    num_trained = num_trained_classes(config, dataset)
     backbone = load(config.backbone)
     device = place(backbone, config.runtime.device)
     names = dataset.class_names[:num_trained]
@@ -181,7 +181,7 @@ def assemble(
     )
 
 
-def _num_trained_classes(config: RunConfig, dataset: Dataset) -> int:
+def num_trained_classes(config: RunConfig, dataset: Dataset) -> int:
     """Return the number of classes that clients train on, which come first."""
     total = len(dataset.class_names)
     wanted = config.evaluation.base_classes
@@ -209,10 +209,14 @@ def _new_images(
     return NewImages(new_model, own, labels[is_new] - model.num_classes)
 
 
-def declared_classes(config: RunConfig, partition: Partition) -> Classes:
-    """Return the classes that each client is publicly known to have: where the rule of the partition decides them."""
-    is_public = getattr(config.partition, "declares_classes", False)
-    return tuple(client.classes if is_public else None for client in partition.clients)
+def declared_classes(config: RunConfig, num_classes: int) -> Classes | None:
+    """Return the classes that each client is publicly known to have, if the partition's rule alone decides them.
+
+    No data are asked: a class of which nobody has an example stays with its client.
+    """
+    if not isinstance(config.partition, DeclaresClasses):
+        return None
+    return config.partition.class_sets(num_classes, seeding.stream(config.seed, "partition"))
 
 
 def plan_arms(config: RunConfig, sizes: list[int], classes: Classes | None = None) -> list[Arm]:

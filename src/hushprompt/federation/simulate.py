@@ -38,6 +38,7 @@ from hushprompt.federation.setup import (
     load_fresh,
     load_model,
     make_partition,
+    num_trained_classes,
     plan_arms,
     plan_metrics,
     tell_findings,
@@ -87,7 +88,7 @@ def run(config: RunConfig, folder: Path, observer: Observer, load: Load = load_f
         sizes = client_sizes(partition)
         identity = IdentityFile(folder, config)
         identity.check(identity_of(config, dataset, zip(partition.client_names, sizes, strict=True)))
-        arms = plan_arms(config, sizes, declared_classes(config, partition))
+        arms = plan_arms(config, sizes, declared_classes(config, num_trained_classes(config, dataset)))
         tell_findings(config, dataset, partition, arms)
         metrics = plan_metrics(config, arms, partition)
         progress = _progress(config, folder)

@@ -91,7 +91,8 @@ def train(
             sent.append(list(map(payload.num_bytes, messages.values())))
         everyone = tuple(personal.get(client_id, old) for client_id, old in enumerate(state.personal))
         state = State(shared, everyone, norms)
-        up, down = sum(map(sum, sent)), sum(sizes[0] * len(sizes) for sizes in sent if sizes)
+        each = payload.num_bytes_down(arm.method, shared, payload.payload_kind(local_steps, arm.plan.config.noise_at))
+        up, down = sum(map(sum, sent)), sum(each * len(sizes) for sizes in sent)
         info = RoundInfo(round_index + 1, _mean(losses), up, down, tuple(present))
         # Step 5: evaluate. Scores are of evaluation images, and exact or from noisy counts.
         scores = books.score(arm, state, info)
@@ -107,7 +108,7 @@ class Participants:
         """Hold what stays the same from round to round."""
         self.seed, self.training, self.pool = config.seed, config.training, pool
         self.server = Server(config.seed, config.training, client_sizes(federation.partition))
-        classes = declared_classes(config, federation.partition)
+        classes = declared_classes(config, federation.model.num_classes)
         self.clients = [
             Client(
                 client.client_id,
@@ -117,7 +118,7 @@ class Participants:
                 federation.train_features,
                 federation.train_labels,
                 torch.from_numpy(client.indices["train"]),
-                classes[client.client_id],
+                None if classes is None else classes[client.client_id],
             )
             for client in federation.partition.clients
         ]

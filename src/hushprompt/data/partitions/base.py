@@ -11,6 +11,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -51,6 +52,14 @@ class Partition:
         """Return the clients x classes table [k, c] of one split."""
         rows = [np.bincount(labels[client.indices[split]], minlength=num_classes) for client in self.clients]
         return np.stack(rows)
+
+
+@runtime_checkable
+class DeclaresClasses(Protocol):
+    """A rule that decides which classes each client may have without a look at the data: that is public then."""
+
+    def class_sets(self, num_classes: int, rng: np.random.Generator) -> tuple[tuple[int, ...], ...]:
+        """Return the classes of each client, sorted; `rng` as for `partition`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -32,20 +32,22 @@ class Counted(PartitionRule):
 class DisjointClasses(Counted):
     """Every class belongs to exactly one client (pathological label shift)."""
 
-    declares_classes: ClassVar[bool] = True
-    """Which classes a client has follows from the rule and the seed, not from anybody's images: it is public."""
-
-    def assign(self, dataset: Dataset, rng: np.random.Generator) -> Partition:
-        """Shuffle the classes and deal them out in near-equal blocks."""
-        num_classes = len(dataset.class_names)
+    def class_sets(self, num_classes: int, rng: np.random.Generator) -> tuple[tuple[int, ...], ...]:
+        """Shuffle the classes and deal them out in near-equal blocks: public, as no image has a say in it."""
         if self.num_clients > num_classes:
             raise ConfigError(
                 f"partition.num_clients must be at most the number of classes, {num_classes}, in a disjoint split, got "
                 f"{self.num_clients}. Use fewer clients, or a partition that shares classes (dirichlet, iid)."
             )
+        blocks = np.array_split(rng.permutation(num_classes), self.num_clients)
+        return tuple(tuple(sorted(block.tolist())) for block in blocks)
+
+    def assign(self, dataset: Dataset, rng: np.random.Generator) -> Partition:
+        """Return all examples of its classes to each client."""
+        num_classes = len(dataset.class_names)
         shares = np.zeros((self.num_clients, num_classes))
-        for client_id, block in enumerate(np.array_split(rng.permutation(num_classes), self.num_clients)):
-            shares[client_id, block] = 1.0
+        for client_id, classes in enumerate(self.class_sets(num_classes, rng)):
+            shares[client_id, list(classes)] = 1.0
         return from_shares(dataset, shares, rng)
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import dp_accounting
 import numpy as np
@@ -94,6 +94,8 @@ class Mechanism(Protocol):
 class StepMechanism:
     """Fields and checks that mechanisms share. A mechanism adds `event`, its clipping and `release`."""
 
+    makes: ClassVar[str] = "clipped examples"
+    """What its sums are made of, in a message."""
     plan: ReleasePlan
     allowed: Channel
     """The channel on which this party may release."""
@@ -115,7 +117,7 @@ class StepMechanism:
         Raises:
             PrivacyError: always.
         """
-        raise PrivacyError(f"The {channel} release is planned for clipped batches, and the method makes another sum.")
+        raise self._another_sum(channel)
 
     def clip_batch(self, channel: Channel, *means: Float[Tensor, "..."]) -> ClippedSum:
         """Refuse to clip a batch's mean gradient, unless a mechanism does.
@@ -123,7 +125,7 @@ class StepMechanism:
         Raises:
             PrivacyError: always.
         """
-        raise PrivacyError(f"The {channel} release is planned for clipped examples, and the method makes another sum.")
+        raise self._another_sum(channel)
 
     def clip_in_classes(self, channel: Channel, rows: ClassRows) -> ClippedSum:
         """Refuse to sum in classes, unless a mechanism does.
@@ -131,7 +133,11 @@ class StepMechanism:
         Raises:
             PrivacyError: always.
         """
-        raise PrivacyError(f"The {channel} release is planned for gradients, and the method makes sums of classes.")
+        raise self._another_sum(channel)
+
+    def _another_sum(self, channel: Channel) -> PrivacyError:
+        """Return the refusal of a sum that another mechanism would make."""
+        return PrivacyError(f"The {channel} release is planned for {self.makes}, and the method makes another sum.")
 
     def add_penalty(self, summed: ClippedSum, grad: Float[Tensor, "*p"]) -> ClippedSum:
         """Add the gradient of a penalty on prompts to a clipped sum; the release divides it back to `grad`.

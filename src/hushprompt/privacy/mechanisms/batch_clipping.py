@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import dp_accounting
 import torch
@@ -34,6 +35,8 @@ from hushprompt.registry import MECHANISMS
 @dataclass(frozen=True, kw_only=True)
 class BatchClippingMechanism(StepMechanism):
     """Clip the mean gradient of a batch, block by block, and add Gaussian noise to it; for comparison only."""
+
+    makes: ClassVar[str] = "clipped batches"
 
     def event(self) -> dp_accounting.DpEvent:
         """Return one Gaussian event, whose multiplier is relative to the sensitivity 2 C sqrt(k)."""

@@ -12,6 +12,7 @@ Rows of classes that the client is publicly known not to have are zero before an
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import dp_accounting
 import torch
@@ -29,6 +30,8 @@ from hushprompt.registry import MECHANISMS
 @dataclass(frozen=True, kw_only=True)
 class ClassSumsMechanism(StepMechanism):
     """Clip one row an example, add up each class's rows, and add Gaussian noise to all sums."""
+
+    makes: ClassVar[str] = "sums of classes"
 
     def event(self) -> dp_accounting.DpEvent:
         """Return one Gaussian event: of all parts together."""
@@ -49,7 +52,9 @@ class ClassSumsMechanism(StepMechanism):
                 "classes get no noise. Declare all of its classes, or none."
             )
         summed = clipped_class_sums(rows.values.double() * norm, rows.labels, len(rows.is_public), norm)
-        return ClippedSum(summed.value, summed.sensitivity, rows_released=rows.is_public)
+        # Secure noise is for sums in float64; a simulation's travel like all others.
+        value = summed.value if self.plan.noise_source == "secure" else summed.value.float()
+        return ClippedSum(value, summed.sensitivity, rows_released=rows.is_public)
 
     def release(self, channel: Channel, summed: ClippedSum) -> Release:
         """Return (sums + N(0, (z C)^2)) / expected count, zero in rows that are publicly empty.
@@ -62,11 +67,10 @@ class ClassSumsMechanism(StepMechanism):
                 the second release of the step.
         """
         self.begin_release(channel, summed)
-        sensitivity = self.plan.sensitivity(channel, self.clip_norms[channel])
-        std = self.plan.noise_multipliers[channel] * sensitivity
+        std = self.plan.noise_multipliers[channel] * self.plan.sensitivity(channel, self.clip_norms[channel])
         is_secure = self.plan.noise_source == "secure"
         value = summed.value.double()
-        noisy = add_secure_gaussian(value, std, sensitivity) if is_secure else add_gaussian(value, std, self.rng)
+        noisy = add_secure_gaussian(value, std, summed.sensitivity) if is_secure else add_gaussian(value, std, self.rng)
         if summed.rows_released is not None:
             noisy = torch.where(summed.rows_released[:, None], noisy, torch.zeros_like(noisy))
         released: Tensor = noisy / self.expected_count
