@@ -213,9 +213,8 @@ def test_an_empty_client_sends_what_any_other_does(model, batch, make_mechanism)
 # ----------------------------------------------------------------------------------------------------- whole runs
 
 
-@pytest.fixture
-def releases(monkeypatch):
-    """Every release of a run: the step, and its noise in units of the clip norm, before the division."""
+def hear_releases(monkeypatch):
+    """Return a list that takes every release of a run: the step, and its noise in units of the clip norm, before the division."""
     heard, release = [], ClassSumsMechanism.release
 
     def spy(self, channel, summed):
@@ -228,7 +227,8 @@ def releases(monkeypatch):
 
 
 @pytest.mark.parametrize("partition", ["disjoint_classes", "iid", "overlapping_classes", "dirichlet"])
-def test_every_row_that_is_not_publicly_empty_gets_its_noise_at_every_client(tmp_path, releases, partition):
+def test_every_row_that_is_not_publicly_empty_gets_its_noise_at_every_client(tmp_path, monkeypatch, partition):
+    releases = hear_releases(monkeypatch)
     values = values_of(
         partition={"name": partition},
         privacy={"noise_at": "client", "clip_norm_global": 0.3},
@@ -246,7 +246,8 @@ def test_every_row_that_is_not_publicly_empty_gets_its_noise_at_every_client(tmp
     assert len(set(drawn.tolist())) == len(drawn)
 
 
-def test_noise_once_on_the_sum_is_drawn_by_the_server_for_all_rows(tmp_path, releases):
+def test_noise_once_on_the_sum_is_drawn_by_the_server_for_all_rows(tmp_path, monkeypatch):
+    releases = hear_releases(monkeypatch)
     for partition in ("disjoint_classes", "iid"):
         releases.clear()
         run_with(values_of(partition={"name": partition}), tmp_path, partition)
@@ -264,8 +265,9 @@ def test_with_secure_noise_it_runs_and_draws_anew(tmp_path):
 
 
 def test_the_ledger_charges_one_release_before_the_first_message_and_the_statement_says_what_it_is(
-    tmp_path, monkeypatch, releases
+    tmp_path, monkeypatch
 ):
+    releases = hear_releases(monkeypatch)
     ledger, seen = tmp_path / "run" / "ledger.jsonl", []
     aggregate = Server.aggregate
 
@@ -306,6 +308,18 @@ def test_a_run_gains_on_zero_shot_where_noise_is_small_and_its_files_score_alike
     files_of = {path.name: load_file(path) for path in (folder / "prompts").glob("*.safetensors")}
     assert len(files_of) == 4
     assert not verified(values, folder).differences
+
+
+def test_of_several_views_of_an_image_one_enters(tmp_path, monkeypatch):
+    entered, clip = [], ClassSumsMechanism.clip_in_classes
+
+    def spy(self, channel, rows):
+        entered.append(len(rows.values))
+        return clip(self, channel, rows)
+
+    monkeypatch.setattr(ClassSumsMechanism, "clip_in_classes", spy)
+    run_with(values_of(features={"num_views": 3}), tmp_path)
+    assert entered == [24] * 6
 
 
 def kill_at(monkeypatch, owner, name, calls):

@@ -21,11 +21,13 @@ import torch
 from hushprompt import files
 from hushprompt.deployment import policy
 from hushprompt.deployment.client_run import ClientRun
+from hushprompt.deployment.examples import Examples
 from hushprompt.deployment.responses import Responses
 from hushprompt.deployment.store import RunStore, rounds_of_state
 from hushprompt.federation import client, payload, rounding
 from hushprompt.federation.server import Server
 from hushprompt.methods.base import Batch
+from hushprompt.methods.class_statistics import ClassStatistics
 from hushprompt.methods.dp_fpl import DPFPL
 from hushprompt.methods.local_only import LocalOnly
 from hushprompt.methods.promptfl import PromptFL
@@ -34,6 +36,7 @@ from hushprompt.privacy import plan as plans
 from hushprompt.privacy.clipping import ClippedSum
 from hushprompt.privacy.config import Audience, Channel
 from hushprompt.privacy.mechanisms.base import Release, StepMechanism
+from hushprompt.privacy.mechanisms.class_sums import ClassSumsMechanism
 from hushprompt.privacy.mechanisms.gaussian import GaussianMechanism
 from hushprompt.privacy.mechanisms.observed import ObservedMechanism, WrappedMechanism
 from hushprompt.privacy.plan import PrivacyPlan
@@ -44,6 +47,7 @@ from hushprompt.prompts.gradients import per_example_gradients
 from hushprompt.runs.identity import RunIdentity
 from hushprompt.runs.ledger import LedgerFile
 from hushprompt.seeding import stream
+from hushprompt.statistics import sums
 
 TESTS = Path(__file__).parent.parent
 
@@ -1087,6 +1091,130 @@ def one_noise_for_all_local_steps(patch):
 )
 def replay_taken(patch):
     around(patch, Responses, "_check_names", lambda true: lambda *arguments: None)
+
+
+# ---------------------------------------------------------------------------------------------- class statistics
+
+STATISTICS = "methods/test_class_statistics.py"
+ALL_PARTS = "test_the_parts_of_a_release_are_together_no_more_than_the_whole"
+
+
+@mutant(
+    "residuals are taken from the mean of the client's own images, without noise",
+    STATISTICS,
+    "test_an_image_moves_no_message_through_the_mean_of_others",
+)
+def anchored_by_the_private_mean(patch):
+    true = sums.residual_rows
+
+    def residual_rows(features, labels, metric, shared, guess):
+        return true(features, labels, metric, sums.mean_rows(features, metric).mean(dim=0), guess)
+
+    everywhere(patch, true, residual_rows)
+
+
+@mutant("sums of classes are divided by true counts", STATISTICS, "test_each_image_enters_each_message_once")
+def divided_by_true_counts(patch):
+    def make(true):
+        def clip_in_classes(self, channel, rows):
+            summed = true(self, channel, rows)
+            counts = torch.bincount(rows.labels, minlength=len(rows.is_public)).clamp(min=1)
+            return dataclasses.replace(summed, value=summed.value / counts[:, None])
+
+        return clip_in_classes
+
+    around(patch, ClassSumsMechanism, "clip_in_classes", make)
+
+
+@mutant(
+    "an example adds its row to the sums of two classes",
+    STATISTICS,
+    "test_one_example_more_moves_each_message_by_at_most_its_part_and_no_other_class",
+    stage=1,
+    clip_norm=0.02,
+)
+def sensitivity_of_two_rows(patch):
+    true = clipping.clipped_class_sums
+
+    def clipped_class_sums(rows, labels, num_classes, clip_norm):
+        own = true(rows, labels, num_classes, clip_norm)
+        others = true(rows, (labels + 1) % num_classes, num_classes, clip_norm)
+        return dataclasses.replace(own, value=own.value + others.value)
+
+    everywhere(patch, true, clipped_class_sums)
+
+
+@mutant("classes without examples get no noise", MECHANISM, ALL_PARTS, source="seeded", parts=(0.05, 0.95))
+def no_noise_on_empty_rows(patch):
+    def make(true):
+        def release(self, channel, summed):
+            released = true(self, channel, summed).value
+            return Release(torch.where(summed.value.any(dim=1, keepdim=True), released, 0.0))
+
+        return release
+
+    around(patch, ClassSumsMechanism, "release", make)
+
+
+@mutant(
+    "the classes that a client releases are read from its images",
+    STATISTICS,
+    "test_every_row_that_is_not_publicly_empty_gets_its_noise_at_every_client",
+    partition="dirichlet",
+)
+def class_sets_from_the_data(patch):
+    def make(true):
+        def client_step(self, model, shared, personal, batch, mechanism, rng):
+            seen = dataclasses.replace(batch, classes=tuple(batch.labels.unique().tolist()))
+            return true(self, model, shared, personal, seen, mechanism, rng)
+
+        return client_step
+
+    around(patch, ClassStatistics, "client_step", make)
+
+
+@mutant("all views of an image enter the sums", STATISTICS, "test_of_several_views_of_an_image_one_enters")
+def views_counted_as_rows(patch):
+    def make(true):
+        def step(self, arm, shared, personal, batch_index, here, mechanism):
+            num_views = self.features[arm.method.feature_kind].num_views
+            return true(self, arm, shared, personal, np.repeat(batch_index, num_views), here, mechanism)
+
+        return step
+
+    around(patch, client.Client, "_step", make)
+
+
+@mutant(
+    "each message is clipped as if it were the whole release", MECHANISM, ALL_PARTS, source="seeded", parts=(0.05, 0.95)
+)
+def parts_that_sum_to_two(patch):
+    def make(true):
+        def exact_sensitivity(self, channel, clip_norm=None, step=0):
+            return true(dataclasses.replace(self, parts=()), channel, clip_norm, step)
+
+        return exact_sensitivity
+
+    around(patch, ReleasePlan, "exact_sensitivity", make)
+
+
+@mutant(
+    "a method may name parts of more than one release",
+    STATISTICS,
+    "test_parts_that_are_more_than_one_release_are_refused",
+    parts=(0.6, 0.6),
+)
+def parts_unchecked(patch):
+    patch.setattr(plans, "_check_parts", lambda config, parts: None)
+
+
+@mutant(
+    "a client takes no look at its own classes before it agrees",
+    "deployment/test_class_statistics.py",
+    "test_a_client_with_an_image_of_an_undeclared_class_refuses_before_anything_is_charged",
+)
+def declared_classes_unchecked(patch):
+    patch.setattr(Examples, "check_classes", lambda self, declared: None)
 
 
 def table():

@@ -215,9 +215,12 @@ def test_an_unknown_mechanism_is_refused_with_the_nearest_name():
         )  # fmt: skip
 
 
+NOISE = {"epsilon": None, "noise_multiplier_local": 5.0, "noise_multiplier_global": 5.0}
+
+
 def in_parts(parts, source="seeded"):
     return make_plan(
-        PrivacyConfig(epsilon=None, delta=1e-4, noise_multiplier_global=5.0, noise_source=source, clip_norm_global=0.3),
+        PrivacyConfig(noise_source=source, clip_norm_global=0.3, delta=1e-4, **NOISE),
         EveryExample(steps_per_round=len(parts)), channels=frozenset({Channel.GLOBAL}), num_rounds=1,
         client_sizes=[100], mechanism="class_sums", parts=parts,
     )  # fmt: skip

@@ -218,7 +218,7 @@ def _check_one_release(settings: AuditSettings) -> None:
     if settings.attacks or settings.num_canaries:
         raise ConfigError(
             "A method with one release has no training for shadow attacks and mislabelled canaries to look at: its "
-            "release alone is audited, by canaries through the mechanism. Add --attacks none --canaries 0."
+            "release alone is audited, by canaries through the mechanism. Add --attack none --canaries 0."
         )
 
 

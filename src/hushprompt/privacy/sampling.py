@@ -211,5 +211,5 @@ class EveryExample:
         return float(num_examples)
 
     def batches(self, num_examples: int, rng: np.random.Generator) -> list[np.ndarray]:
-        """Give all examples to every part."""
+        """Return all examples for every part."""
         return [np.arange(num_examples)] * self.steps_per_round
