@@ -214,7 +214,7 @@ def test_an_empty_client_sends_what_any_other_does(model, batch, make_mechanism)
 
 
 def hear_releases(monkeypatch):
-    """Return a list that takes every release of a run: the step, and its noise in units of the clip norm, before the division."""
+    """Return a list that takes every release of a run: the step, and its noise in units of the clip norm."""
     heard, release = [], ClassSumsMechanism.release
 
     def spy(self, channel, summed):
