@@ -90,8 +90,10 @@ class FederationConfig:
                     f"federation.client_classes.{client} must name classes of the federation, at least one, got "
                     f"{', '.join(sorted(own - set(class_names))) or 'none'}. Leave the client out to keep it private."
                 )
-        labels = [own and tuple(label for label, name in enumerate(class_names) if name in own) for own in sets]
-        return tuple(labels) if any(labels) else ()
+        if not any(sets):
+            return ()
+        every = tuple(enumerate(class_names))
+        return tuple(None if own is None else tuple(label for label, name in every if name in own) for own in sets)
 
     @property
     def quorum(self) -> int:
