@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from helpers.runs import files, run_with
 from helpers.toy_metric import statistics_of, toy_metric
+from hushprompt.audits.audit import audit
 from hushprompt.audits.verify import verify
 from hushprompt.config import parse as configs
 from hushprompt.errors import ConfigError, DataError, PrivacyError
@@ -296,6 +297,20 @@ def test_what_is_claimed_is_one_gaussian_of_the_planned_noise():
         assert (part.num_steps, part.noise_multiplier, part.sampling_prob) == (1, NOISE, 1.0)
         steps = [plan.release_plan.exact_sensitivity(Channel.GLOBAL, step=step) for step in range(2)]
         assert sum(one**2 for one in steps) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("noise_at", ["server", "client"])
+def test_the_audit_command_measures_the_release_and_says_what_it_does_not_do(tmp_path, noise_at):
+    config = configs.parse(values_of(privacy={"noise_at": noise_at}, method={"class_prior": 4.0}))
+    with pytest.raises(ConfigError, match=r"its release alone is audited.* Add --attack none --canaries 0"):
+        audit(config, out=tmp_path / "all")
+    record = audit(config, out=tmp_path / "release", attacks=(), num_canaries=0, num_gradient_canaries=2000)
+    (budget,) = record.budgets
+    assert [one.audience for one in budget.audiences] == ["public", "server"][: 1 + (noise_at == "client")]
+    for one in budget.audiences:
+        found = [result.epsilon_lower_bound for result in one.mechanism]
+        assert 0 < max(found) <= one.claimed["epsilon"]
+        assert "every example, once, no sampling" in one.claimed["statement"]
 
 
 @pytest.mark.parametrize("form", ["head", "embeddings", "contexts"])
