@@ -97,7 +97,8 @@ class _Recorder(WrappedMechanism):
 
     def clip(self, channel: Channel, grads: Rows) -> ClippedSum:
         """Clip by the inner mechanism, and keep the rows."""
-        self.rows[channel] = grads.detach()
+        earlier = self.rows.get(channel, grads[:0])  # of the same step, which may clip chunk by chunk
+        self.rows[channel] = torch.cat([earlier, grads.detach()])
         return self.inner.clip(channel, grads)
 
     def release(self, channel: Channel, summed: ClippedSum) -> Release:

@@ -96,6 +96,30 @@ def clipped_class_sums(
     return ClippedSum(wide.new_zeros(num_classes, rows.shape[1]).index_add_(0, labels, clipped), clip_norm)
 
 
+def clipped_gram(rows: Float[Tensor, "n r"], clip_norm: float) -> ClippedSum:
+    """Clip each row x to norm 1, then add up C x x^T, in float64.
+
+    Guarantee: |x x^T| = |x|^2 <= 1 in the Frobenius norm, so one row moves the sum by at most C. A row with a NaN or
+    infinite entry counts as zero.
+
+    Args:
+        rows: [n, r] one row an example, each a function of that example alone; n may be 0.
+        clip_norm: C, greater than 0.
+
+    Returns:
+        The symmetric sum [r, r] and its sensitivity C.
+
+    >>> clipped_gram(torch.tensor([[3.0, 4.0]]), clip_norm=1.0).value
+    tensor([[0.3600, 0.4800],
+            [0.4800, 0.6400]], dtype=torch.float64)
+    """
+    checks.positive(clip_norm=clip_norm)
+    checks.finite(clip_norm=clip_norm)
+    wide = rows.double()
+    clipped = clip_factors(wide, 1.0)[:, None] * wide.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+    return ClippedSum(clip_norm * clipped.T @ clipped, clip_norm)
+
+
 def unclipped_shares(grads: Float[Tensor, "b *p"], clip_norm: float) -> Float64[Tensor, " b"]:
     """Return [b] how far each gradient counts as not clipped: 1 to 0 on a ramp around the clip norm.
 

@@ -1,0 +1,125 @@
+"""Private least squares: second moments of features, released once, and a ridge regression on class indicators.
+
+Sources: sufficient statistics with Gaussian noise, Wang 2018 (AdaSSP, arXiv:1803.02596); on image features, Mehta et
+al., "Differentially Private Image Classification from Features", TMLR 2023 (arXiv:2211.13403), least squares and the
+feature covariance of DP-FC; one shot in a federation, Guan et al., FedCGS 2025 (arXiv:2503.06962), without privacy.
+Sensitivity and proof are in `privacy/mechanisms/second_moments.py`; docs/methods/least-squares.md has what differs.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64, Int64
+from torch import Tensor
+
+from hushprompt import checks
+from hushprompt.methods.base import Batch, NoState, StepInfo, Upload
+from hushprompt.methods.linear_head import OneReleaseHead, own_classes
+from hushprompt.models.base import TextKind
+from hushprompt.privacy.config import Channel
+from hushprompt.privacy.mechanisms.base import ClassRows, Mechanism
+from hushprompt.prompts.prompt_model import PromptModel
+from hushprompt.registry import METHODS
+from hushprompt.statistics.head import Head
+
+TEXT_LENGTH = 0.45
+"""Length of a text feature as the weights that ridge pulls toward with start = "zero_shot"."""
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What was released."""
+
+    sums: Float[Tensor, "m d"]
+    """Noisy X^T X in the first d rows, then Y^T X with a row a class; sums over images."""
+    stage: Int64[Tensor, ""]
+    """Messages that were released: 0, 1 or 2."""
+
+
+@METHODS.register("least_squares")
+@dataclass(frozen=True, kw_only=True)
+class LeastSquares(OneReleaseHead):
+    """The `method` section of private least squares: every example, once, no sampling."""
+
+    title: ClassVar[str] = "Least squares"
+    payload: ClassVar[tuple[str, ...]] = ("sums", "stage")
+    mechanism: ClassVar[str] = "second_moments"
+
+    start: Literal["zero", "zero_shot"] = "zero"
+    """What the ridge pulls the weights toward: nothing, or the class text features."""
+    ridge: float = 0.002
+    """Penalty on the squared weights, per image; the noise's own size is always added to it."""
+    noise_ridge: float = 1.0
+    """Penalty in units of the largest eigenvalue that the noise of the Gram matrix alone is expected to have."""
+    gram_share: float = 0.3
+    """Share of the release, as 1 / noise multiplier^2, that the Gram matrix takes; class sums get the rest."""
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        checks.positive(ridge=self.ridge)
+        checks.non_negative(noise_ridge=self.noise_ridge)
+        checks.in_range(1e-6, 1 - 1e-6, gram_share=self.gram_share)
+
+    @property
+    def needs_text(self) -> TextKind:
+        """Text features only where the ridge pulls toward them."""
+        return "features" if self.start == "zero_shot" else "none"
+
+    @property
+    def parts(self) -> tuple[float, ...]:
+        """Shares of the two messages."""
+        return self.gram_share, 1 - self.gram_share
+
+    def init(self, model: PromptModel, rng: np.random.Generator) -> tuple[Moments, NoState]:
+        """Return a state without any release."""
+        width = model.backbone.feature_dim
+        sums = torch.zeros(width + model.num_classes, width, device=model.device)
+        return Moments(sums, torch.tensor(0, device=model.device)), NoState()
+
+    def client_step(
+        self,
+        model: PromptModel,
+        shared: Moments,
+        personal: NoState,
+        batch: Batch,
+        mechanism: Mechanism,
+        rng: np.random.Generator,
+    ) -> tuple[Upload, NoState, StepInfo]:
+        """Sum the outer products of features, or the features of each class."""
+        rows = ClassRows(batch.image_features.cpu(), batch.labels.cpu(), own_classes(batch, model.num_classes))
+        return Upload(mechanism.clip_in_classes(Channel.GLOBAL, rows)), personal, StepInfo(math.nan)
+
+    def server_step(self, shared: Moments, released: Float[Tensor, "m d"]) -> Moments:
+        """Keep what was released, as sums over images; only the rows of this message say anything."""
+        task, stage = self._of, int(shared.stage)
+        total = released * sum(task.client_sizes) / (task.clip_norm * math.sqrt(self.parts[stage]))
+        is_gram = (torch.arange(len(total), device=total.device) < total.shape[1])[:, None]
+        return Moments(torch.where(is_gram == (stage == 0), total, shared.sums), shared.stage + 1)
+
+    def head(self, model: PromptModel, shared: Moments) -> Head:
+        """Return W = (Y^T X + lambda W0) (X^T X + lambda)^-1, with the Gram matrix made symmetric and non-negative."""
+        width = model.backbone.feature_dim
+        sums = shared.sums.cpu().double()
+        penalty = self._penalty(width)
+        values, vectors = torch.linalg.eigh((sums[:width] + sums[:width].T) / 2)
+        right = sums[width:] + penalty * self._toward(model)
+        weights = right @ (vectors / (values.clamp(min=0) + penalty)) @ vectors.T
+        return Head(weights, model.logit_scale)
+
+    def _penalty(self, width: int) -> float:
+        """Return lambda: the ridge of all images, and the spectral norm s sqrt(2 d) of the symmetric noise."""
+        task = self._of
+        num_draws = len(task.client_sizes) if task.noise_at == "client" else 1
+        std = task.noise_multiplier * math.sqrt(num_draws / self.gram_share)
+        return self.ridge * sum(task.client_sizes) + self.noise_ridge * std * math.sqrt(2 * width)
+
+    def _toward(self, model: PromptModel) -> Float64[Tensor, "..."]:
+        """Return W0 [c, d], or 0."""
+        if self.start == "zero":
+            return torch.zeros((), dtype=torch.float64)
+        return TEXT_LENGTH * model.template_features.cpu().double()
