@@ -7,7 +7,6 @@ residuals. Together they are one Gaussian mechanism (`privacy/mechanisms/class_s
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import math
 import threading
@@ -22,14 +21,15 @@ from torch import Tensor
 
 from hushprompt import checks
 from hushprompt.errors import ConfigError
-from hushprompt.methods.base import Batch, Method, PublicTask, Published, StepInfo, Upload
-from hushprompt.models.base import FeatureKind, TextKind
+from hushprompt.methods.base import Batch, PublicTask, Published, StepInfo, Upload
+from hushprompt.methods.linear_head import HOW, OneReleaseHead, own_classes
+from hushprompt.models.base import TextKind
 from hushprompt.privacy.config import Channel
 from hushprompt.privacy.mechanisms.base import ClassRows, Mechanism
 from hushprompt.privacy.statements import CLASSES_DECLARED
 from hushprompt.prompts.prompt_model import PromptModel
 from hushprompt.registry import METHODS
-from hushprompt.statistics.contexts import fit_class_contexts
+from hushprompt.statistics.contexts import fit_class_contexts, fit_shared_context
 from hushprompt.statistics.head import Head, make_head, prompt_embeddings
 from hushprompt.statistics.metric import Metric, choose_rank
 from hushprompt.statistics.metric_files import metrics_of
@@ -102,30 +102,32 @@ def _digest(state: StatisticsState) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+CONTEXT_FORMS = ("contexts", "shared_context")
+"""Forms that need a text tower."""
+
+
 @METHODS.register("class_statistics")
 @dataclass(frozen=True, kw_only=True)
-class ClassStatistics:
+class ClassStatistics(OneReleaseHead):
     """The `method` section of class statistics: every example, once, no sampling."""
 
     title: ClassVar[str] = "Class statistics"
-    channels: ClassVar[frozenset[Channel]] = frozenset({Channel.GLOBAL})
-    feature_kind: ClassVar[FeatureKind] = "pooled"
     payload: ClassVar[tuple[str, ...]] = ("sums", "stage")
     mechanism: ClassVar[str] = "class_sums"
     parts: ClassVar[tuple[float, ...]] = (MEAN_SHARE, 1 - MEAN_SHARE)
 
-    form: Literal["head", "embeddings", "contexts"] = "head"
+    form: Literal["head", "embeddings", "contexts", "shared_context"] = "head"
     """What images are scored with: a weight and a bias a class; unit-norm class embeddings, as a text tower makes them;
-    or class-specific contexts that were fitted to these embeddings through the text tower."""
+    class-specific contexts that were fitted to these embeddings through the text tower; or one context for all classes,
+    fitted the same way, which tells what a shared prompt can hold of the statistics."""
     metric: str = "auto"
     """File of the backbone's public metric, made by `hushprompt features metric`; "auto": the one that the package or
     the cache has for it."""
     class_prior: float = 1.0
     """Odds of a class that the client is declared to have against one of the others, in the client's own prompt. Above
     1 needs client classes that are public, as with partition.name = "disjoint_classes"."""
-    _task: ClassVar[PublicTask | None] = None
     _known: ClassVar[_Memo]
-    """Both are set by `of_task`."""
+    """Set by `of_task`."""
 
     def __post_init__(self) -> None:
         """Check the fields."""
@@ -135,9 +137,9 @@ class ClassStatistics:
     @property
     def needs_text(self) -> TextKind:
         """Contexts need a text tower; a head takes text features where there are some."""
-        return "tower" if self.form == "contexts" else "none"
+        return "tower" if self.form in CONTEXT_FORMS else "none"
 
-    def of_task(self, task: PublicTask) -> Method:
+    def of_task(self, task: PublicTask) -> Self:
         """Return the method for a task, which its post-processing needs to know.
 
         Raises:
@@ -148,9 +150,8 @@ class ClassStatistics:
                 f"method.class_prior = {self.class_prior:g} shows which classes a client has, and nobody declared "
                 'them, so they are private. Use partition.name = "disjoint_classes", or class_prior = 1.'
             )
-        bound = copy.copy(self)
-        for name, value in (("_task", task), ("_known", _Memo())):
-            object.__setattr__(bound, name, value)  # no settings
+        bound = super().of_task(task)
+        object.__setattr__(bound, "_known", _Memo())  # no setting
         return bound
 
     def init(self, model: PromptModel, rng: np.random.Generator) -> tuple[StatisticsState, OwnClasses]:
@@ -158,10 +159,6 @@ class ClassStatistics:
         sums = torch.zeros(model.num_classes + 1, self._ground(model).metric.rank, device=model.device)
         none = torch.zeros(model.num_classes, dtype=torch.bool, device=model.device)
         return StatisticsState(sums, torch.tensor(0, device=model.device)), OwnClasses(none)
-
-    def begin_round(self, shared: StatisticsState) -> StatisticsState:
-        """Return the state as it is: there is one round."""
-        return shared
 
     def client_step(
         self,
@@ -175,8 +172,7 @@ class ClassStatistics:
         """Sum all images, or, with the shared mean known, the residuals of each class."""
         ground, stage = self._ground(model), int(shared.stage)
         features, labels = batch.image_features.cpu(), batch.labels.cpu()
-        is_own = torch.full((model.num_classes,), batch.classes is None)
-        is_own[list(batch.classes or ())] = True
+        is_own = own_classes(batch, model.num_classes)
         if stage == 0:
             values, rows = mean_rows(features, ground.metric), torch.zeros_like(labels)
             is_public = torch.arange(model.num_classes + 1) == 0
@@ -229,14 +225,15 @@ class ClassStatistics:
             features = model.text_features(self.contexts(model, shared)).cpu().double()
         return Head(features, embeddings.logit_scale)
 
-    def contexts(self, model: PromptModel, shared: StatisticsState) -> Float[Tensor, "c t e"]:
-        """Return class-specific contexts that are fitted to class embeddings through the text tower."""
+    def contexts(self, model: PromptModel, shared: StatisticsState) -> Float[Tensor, "*c t e"]:
+        """Return class-specific contexts, or a shared one, fitted to class embeddings through the text tower."""
+        fit_context = fit_shared_context if self.form == "shared_context" else fit_class_contexts
 
-        def fit() -> Float[Tensor, "c t e"]:
+        def fit() -> Float[Tensor, "*c t e"]:
             ground, found = self._ground(model), self._found(model, shared)
             assert ground.texts is not None, "a text tower has text features"
             embeddings = prompt_embeddings(ground.metric, found.mean, found.posterior, ground.texts, found.head)
-            return fit_class_contexts(model, embeddings.float().to(model.device)).context
+            return fit_context(model, embeddings.float().to(model.device)).context
 
         return self._known.once("contexts", shared, fit)
 
@@ -301,15 +298,8 @@ class ClassStatistics:
             tensors["bias"] = head.bias
         if personal is not None:
             tensors["log_prior"] = self._log_prior(personal).cpu()
-        how = "logit_scale * image_features @ text_features.T, plus bias and log_prior where there are some"
-        if self.form == "contexts":
+        how = HOW
+        if self.form in CONTEXT_FORMS:
             tensors["context"] = self.contexts(model, shared)
             how += f"; text_features are those of prompts: {model.layout(tensors['context'])}"
         return Published({name: tensor.float().cpu().contiguous() for name, tensor in tensors.items()}, how)
-
-    @property
-    def _of(self) -> PublicTask:
-        """The task."""
-        if self._task is None:
-            raise ConfigError("Class statistics belong to a task: use `of_task` first.")
-        return self._task

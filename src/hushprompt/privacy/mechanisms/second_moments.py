@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import torch
 
-from hushprompt.privacy.clipping import ClippedSum, clipped_class_sums, clipped_gram
+from hushprompt.privacy.clipping import ClippedSum, clipped_gram
 from hushprompt.privacy.config import Channel
 from hushprompt.privacy.mechanisms.base import ClassRows
 from hushprompt.privacy.mechanisms.class_sums import ClassSumsMechanism
