@@ -139,7 +139,7 @@ class ClassStatistics(OneReleaseHead):
         """Contexts need a text tower; a head takes text features where there are some."""
         return "tower" if self.form in CONTEXT_FORMS else "none"
 
-    def of_task(self, task: PublicTask) -> Self:
+    def of_task(self, task: PublicTask) -> ClassStatistics:
         """Return the method for a task, which its post-processing needs to know.
 
         Raises:

@@ -52,11 +52,11 @@ class LeastSquares(OneReleaseHead):
 
     start: Literal["zero", "zero_shot"] = "zero"
     """What the ridge pulls the weights toward: nothing, or the class text features."""
-    ridge: float = 0.002
+    ridge: float = 0.0003
     """Penalty on the squared weights, per image; the noise's own size is always added to it."""
     noise_ridge: float = 1.0
     """Penalty in units of the largest eigenvalue that the noise of the Gram matrix alone is expected to have."""
-    gram_share: float = 0.3
+    gram_share: float = 0.1
     """Share of the release, as 1 / noise multiplier^2, that the Gram matrix takes; class sums get the rest."""
 
     def __post_init__(self) -> None:

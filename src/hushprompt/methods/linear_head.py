@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -17,6 +17,7 @@ from hushprompt.privacy.config import Channel
 from hushprompt.prompts.prompt_model import PromptModel
 from hushprompt.statistics.head import Head
 
+Bound = TypeVar("Bound", bound="OneReleaseHead")
 HOW = "logit_scale * image_features @ text_features.T, plus bias and log_prior where there are some"
 
 
@@ -62,7 +63,7 @@ class OneReleaseHead(LinearHead):
     _task: ClassVar[PublicTask | None] = None
     """Set by `of_task`."""
 
-    def of_task(self, task: PublicTask) -> Self:
+    def of_task(self: Bound, task: PublicTask) -> Bound:
         """Return the method for a task, which its post-processing needs to know."""
         bound = copy.copy(self)
         object.__setattr__(bound, "_task", task)  # no setting
