@@ -92,7 +92,9 @@ def test_least_squares_is_ridge_regression(model, batch, start):
     method = bound(LeastSquares(start=start, ridge=0.1, gram_share=0.2))
     logits = method.logits(model, released(method, model, batch), None, batch.image_features).double()
     x, y = batch.image_features.double(), F.one_hot(batch.labels, model.num_classes).double()
-    prior = 0.45 * model.template_features.double() if start == "zero_shot" else torch.zeros(model.num_classes, x.shape[1])
+    prior = (
+        0.45 * model.template_features.double() if start == "zero_shot" else torch.zeros(model.num_classes, x.shape[1])
+    )
     penalty = 0.1 * 7
     weights = torch.linalg.solve(x.T @ x + penalty * torch.eye(x.shape[1]), x.T @ y + penalty * prior.T.double())
     torch.testing.assert_close(logits, model.logit_scale * x @ weights, rtol=1e-4, atol=1e-4)
@@ -100,13 +102,13 @@ def test_least_squares_is_ridge_regression(model, batch, start):
 
 def test_the_penalty_of_least_squares_grows_with_the_noise_of_its_gram_matrix(model, batch):
     """Its spectral norm is about s sqrt(2 d) with s the noise of one entry; with noise at clients, s sqrt(k)."""
-    kinds = [bound(LeastSquares(), noise, sizes, at) for noise, sizes, at in
-             [(0.0, (7,), "server"), (2.0, (7,), "server"), (2.0, (3, 4), "server"), (2.0, (3, 4), "client")]]  # fmt: skip
+    tasks = [(0.0, (7,), "server"), (2.0, (7,), "server"), (2.0, (3, 4), "server"), (2.0, (3, 4), "client")]
+    kinds = [bound(LeastSquares(), *task) for task in tasks]
     quiet, once, shared, each = [kind._penalty(128) - 7 * kind.ridge for kind in kinds]
     assert quiet == pytest.approx(0)
-    assert once == shared == pytest.approx(2 / kinds[1].gram_share**0.5 * 16)
+    assert once == shared == pytest.approx(2 / kinds[1].gram_share ** 0.5 * 16)
     assert each == pytest.approx(once * 2**0.5)
-    noise = torch.from_numpy(rng().normal(size=(128, 128))) * 2 / kinds[1].gram_share**0.5
+    noise = torch.from_numpy(rng().normal(size=(128, 128))) * 2 / kinds[1].gram_share ** 0.5
     assert torch.linalg.eigvalsh((noise + noise.T) / 2).max() == pytest.approx(once, rel=0.1)
 
 
@@ -213,9 +215,15 @@ def test_a_client_that_is_clipped_as_one_is_one_row_however_many_chunks(model, b
     monkeypatch.setattr(linear_probe, "NUMBERS_AT_ONCE", numbers)
     method = LinearProbe()
     config = PrivacyConfig(
-        epsilon=None, delta=1e-3, noise_multiplier_local=1.0, noise_multiplier_global=1.0, clip_norm_global=0.01, privacy_unit="client",
-        audience=Audience.PUBLIC, noise_source="seeded",
-    )  # fmt: skip
+        epsilon=None,
+        delta=1e-3,
+        noise_multiplier_local=1.0,
+        noise_multiplier_global=1.0,
+        clip_norm_global=0.01,
+        privacy_unit="client",
+        audience=Audience.PUBLIC,
+        noise_source="seeded",
+    )
     plan = make_plan(config, EveryExample(), channels=method.channels, num_rounds=1, client_sizes=[7, 7])
     shared, own = method.init(model, rng())
     for data, norm in ((batch, 0.01), (Batch(batch.image_features[:0], batch.labels[:0]), 0.0)):
@@ -250,7 +258,11 @@ def test_text_is_needed_only_where_it_is_used(method, kind):
 def test_a_run_is_accounted_for_and_verified(toy_values, tmp_path, name, noise_at):
     values = {**toy_values, "method": {"name": name}, "references": []}
     run = hp.run(
-        {**values, "privacy": {**values["privacy"], "noise_at": noise_at, "rounding": 0.0}, "runtime": {"cache_dir": str(tmp_path / "c")}},
+        {
+            **values,
+            "privacy": {**values["privacy"], "noise_at": noise_at, "rounding": 0.0},
+            "runtime": {"cache_dir": str(tmp_path / "c")},
+        },
         out=tmp_path / "run",
         progress=Silent(),
     )
