@@ -33,13 +33,18 @@ def toy_metric(fingerprint="", feature_dim=6):
     return str(path)
 
 
-def statistics_of(sizes=(7,), classes=None, *, noise=1.0, clip_norm=1.0, noise_at="server", **settings):
-    """Return the method as it runs on a task."""
-    task = PublicTask(
+def task_of(sizes=(7,), classes=None, *, noise=1.0, clip_norm=1.0, noise_at="server"):
+    """Return what is public of a federation."""
+    return PublicTask(
         client_sizes=tuple(sizes),
         client_classes=(None,) * len(sizes) if classes is None else tuple(classes),
         noise_multiplier=noise,
         clip_norm=clip_norm,
         noise_at=noise_at,
     )
+
+
+def statistics_of(sizes=(7,), classes=None, *, noise=1.0, clip_norm=1.0, noise_at="server", **settings):
+    """Return the method as it runs on a task."""
+    task = task_of(sizes, classes, noise=noise, clip_norm=clip_norm, noise_at=noise_at)
     return ClassStatistics(**{"metric": toy_metric(), **settings}).of_task(task)

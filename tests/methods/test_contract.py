@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from helpers.toy_metric import statistics_of
+from helpers.toy_metric import statistics_of, task_of
 from hushprompt.deployment import wire
 from hushprompt.federation.payload import PayloadKind
 from hushprompt.methods.base import Batch, ClipsBatches, Method, OneRelease, Upload
@@ -23,7 +23,7 @@ from hushprompt.registry import METHODS
 from hushprompt.runs.state import flatten, restore
 
 
-def small(name, clip_norm=1.0):
+def small(name, clip_norm=1.0, sizes=(7,)):
     """The method with settings that fit the toy model; "(middle)" has the name there and a context for each class."""
     cls = METHODS.get(name.removesuffix(" (middle)"))
     wanted = {"num_ctx": 4, "rank": 2}
@@ -31,8 +31,9 @@ def small(name, clip_norm=1.0):
     if name.endswith(" (middle)"):
         wanted |= {"name_position": "middle", "is_class_specific": True}
     if cls is ClassStatistics:
-        return statistics_of(clip_norm=clip_norm)
-    return cls(**{field.name: wanted[field.name] for field in dataclasses.fields(cls) if field.name in wanted})
+        return statistics_of(sizes, clip_norm=clip_norm)
+    method = cls(**{field.name: wanted[field.name] for field in dataclasses.fields(cls) if field.name in wanted})
+    return method.of_task(task_of(sizes, clip_norm=clip_norm)) if isinstance(method, OneRelease) else method
 
 
 NAMES = METHODS.names() + [f"{n} (middle)" for n in METHODS.names() if issubclass(METHODS.get(n), ContextConfig)]
@@ -249,7 +250,7 @@ def test_without_noise_it_learns(name, model, batch, make_mechanism):
     method = small(name, clip_norm=100.0)
     steps, losses = [0] * 40, []
     if isinstance(method, OneRelease):  # which trusts a mean as far as there are images of it
-        method, steps = statistics_of((70,), clip_norm=100.0), range(len(method.parts))
+        method, steps = small(name, clip_norm=100.0, sizes=(70,)), range(len(method.parts))
         batch = Batch(batch.image_features.repeat(10, 1), batch.labels.repeat(10))
         make_mechanism = functools.partial(make_mechanism, count=70.0)
     shared, personal = method.init(model, rng())

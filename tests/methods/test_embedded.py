@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from helpers.toy_metric import statistics_of
+from helpers.toy_metric import task_of
 from hushprompt.config import parse as configs
 from hushprompt.methods.base import Batch, ClipsBatches, OneRelease
 from hushprompt.methods.random_prompt import RandomPrompt
@@ -76,7 +76,7 @@ def test_training_without_noise_beats_the_untrained_context(name, data, make_mec
         places = [(0, step) for step in range(len(method.parts))]
         clips = {"mechanism": method.mechanism, "parts": method.parts}
         sizes = [len(batch.labels) for batch in data.train[method.feature_kind]]
-        method = statistics_of(sizes, noise=0.0, clip_norm=4.0, metric="auto")
+        method = method.of_task(task_of(sizes, noise=0.0, clip_norm=4.0))
     shared, first = method.init(data.model, np.random.default_rng(0))
     personal = [first] * NUM_CLIENTS
     batches = data.train[method.feature_kind]

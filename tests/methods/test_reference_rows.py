@@ -10,9 +10,10 @@ import torch.nn.functional as F
 
 import hushprompt as hp
 from helpers.runs import Silent
+from helpers.toy_metric import task_of
 from hushprompt.errors import ConfigError, DataError
 from hushprompt.methods import linear_probe
-from hushprompt.methods.base import Batch, OneRelease, PublicTask, check_needs
+from hushprompt.methods.base import Batch, NoState, OneRelease, check_needs
 from hushprompt.methods.class_means import ClassMeans
 from hushprompt.methods.least_squares import LeastSquares
 from hushprompt.methods.linear_probe import LinearProbe
@@ -34,14 +35,7 @@ def rng(seed=0):
 
 def bound(method, noise=0.0, sizes=(7,), noise_at="server"):
     """The method as it runs on a task."""
-    task = PublicTask(
-        client_sizes=sizes,
-        client_classes=(None,) * len(sizes),
-        noise_multiplier=noise,
-        clip_norm=CLIP,
-        noise_at=noise_at,
-    )
-    return method.of_task(task)
+    return method.of_task(task_of(sizes, noise=noise, clip_norm=CLIP, noise_at=noise_at))
 
 
 def tool(method, step=0, noise=0.0, count=7.0, noise_at="server"):
@@ -89,13 +83,13 @@ def test_class_means_score_by_the_cosine_to_the_mean_of_each_class(model, batch)
 
 @pytest.mark.parametrize("start", ["zero", "zero_shot"])
 def test_least_squares_is_ridge_regression(model, batch, start):
-    method = bound(LeastSquares(start=start, ridge=0.1, gram_share=0.2))
+    method = bound(LeastSquares(start=start, ridge=0.7, gram_share=0.2))
     logits = method.logits(model, released(method, model, batch), None, batch.image_features).double()
     x, y = batch.image_features.double(), F.one_hot(batch.labels, model.num_classes).double()
     prior = (
         0.45 * model.template_features.double() if start == "zero_shot" else torch.zeros(model.num_classes, x.shape[1])
     )
-    penalty = 0.1 * 7
+    penalty = 0.7
     weights = torch.linalg.solve(x.T @ x + penalty * torch.eye(x.shape[1]), x.T @ y + penalty * prior.T.double())
     torch.testing.assert_close(logits, model.logit_scale * x @ weights, rtol=1e-4, atol=1e-4)
 
@@ -104,7 +98,7 @@ def test_the_penalty_of_least_squares_grows_with_the_noise_of_its_gram_matrix(mo
     """Its spectral norm is about s sqrt(2 d) with s the noise of one entry; with noise at clients, s sqrt(k)."""
     tasks = [(0.0, (7,), "server"), (2.0, (7,), "server"), (2.0, (3, 4), "server"), (2.0, (3, 4), "client")]
     kinds = [bound(LeastSquares(), *task) for task in tasks]
-    quiet, once, shared, each = [kind._penalty(128) - 7 * kind.ridge for kind in kinds]
+    quiet, once, shared, each = [kind._penalty(128) - kind.ridge for kind in kinds]
     assert quiet == pytest.approx(0)
     assert once == shared == pytest.approx(2 / kinds[1].gram_share ** 0.5 * 16)
     assert each == pytest.approx(once * 2**0.5)
@@ -130,7 +124,9 @@ def test_one_example_moves_all_messages_together_by_no_more_than_the_clip_norm(m
                 both = []
                 for batch in (Batch(x, y), Batch(x[kept], y[kept])):
                     state = dataclasses.replace(method.init(model, rng())[0])
-                    upload = method.client_step(model, state, None, batch, tool(method, step), rng())[0].shared_grad
+                    upload = method.client_step(model, state, NoState(), batch, tool(method, step), rng())[
+                        0
+                    ].shared_grad
                     assert upload.sensitivity == CLIP * math.sqrt(method.parts[step])
                     both.append(upload.value)
                 squares += float((both[0] - both[1]).square().sum())
@@ -183,7 +179,8 @@ def test_a_step_of_the_probe_is_that_of_autograd_one_example_at_a_time(model, ba
     total, losses = torch.zeros_like(shared.weights), []
     for feature, label in zip(batch.image_features, batch.labels, strict=True):
         weights = shared.weights.clone().requires_grad_()
-        loss = F.cross_entropy((weights @ torch.cat([feature, torch.ones(1)]))[None], label[None])
+        inputs = torch.cat([feature, torch.tensor([linear_probe.BIAS_INPUT])])
+        loss = F.cross_entropy((weights @ inputs)[None], label[None])
         (grad,) = torch.autograd.grad(loss, weights)
         total += grad * min(1.0, clip_norm / float(grad.norm()))
         losses.append(float(loss.detach()))

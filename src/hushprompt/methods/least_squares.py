@@ -52,8 +52,8 @@ class LeastSquares(OneReleaseHead):
 
     start: Literal["zero", "zero_shot"] = "zero"
     """What the ridge pulls the weights toward: nothing, or the class text features."""
-    ridge: float = 0.0003
-    """Penalty on the squared weights, per image; the noise's own size is always added to it."""
+    ridge: float = 1.0
+    """Penalty on the squared weights, in images along each direction; that of the noise is added to it."""
     noise_ridge: float = 1.0
     """Penalty in units of the largest eigenvalue that the noise of the Gram matrix alone is expected to have."""
     gram_share: float = 0.1
@@ -112,11 +112,11 @@ class LeastSquares(OneReleaseHead):
         return Head(weights, model.logit_scale)
 
     def _penalty(self, width: int) -> float:
-        """Return lambda: the ridge of all images, and the spectral norm s sqrt(2 d) of the symmetric noise."""
+        """Return lambda: the ridge and, where there is noise, the spectral norm s sqrt(2 d) of the symmetric noise."""
         task = self._of
         num_draws = len(task.client_sizes) if task.noise_at == "client" else 1
         std = task.noise_multiplier * math.sqrt(num_draws / self.gram_share)
-        return self.ridge * sum(task.client_sizes) + self.noise_ridge * std * math.sqrt(2 * width)
+        return self.ridge + self.noise_ridge * std * math.sqrt(2 * width)
 
     def _toward(self, model: PromptModel) -> Float64[Tensor, "..."]:
         """Return W0 [c, d], or 0."""

@@ -30,6 +30,8 @@ from hushprompt.statistics.head import Head
 
 NUMBERS_AT_ONCE = 2**24
 """Entries of per-example gradients that are held together: 64 MiB in float32."""
+BIAS_INPUT = 0.1
+"""What the bias is multiplied with: small beside a unit-norm feature, so that it takes little of the clip norm."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class ProbeState:
     """A classifier and the state of the optimizer that moves it."""
 
     weights: Float[Tensor, "c d1"]
-    """Weights of the features, and the bias in the last column; in logits."""
+    """Weights of the features, and in the last column the bias over BIAS_INPUT; in logits."""
     optimizer: OptimizerState
 
 
@@ -51,7 +53,7 @@ class LinearProbe(LinearHead):
 
     start: Literal["zero", "zero_shot"] = "zero_shot"
     """Weights before the first step: zeros, or the text features of the hand template times the logit scale."""
-    optimizer: Optimizer = field(default_factory=lambda: Optimizer(learning_rate=10.0))
+    optimizer: Optimizer = field(default_factory=lambda: Optimizer(learning_rate=3.0))
     """Optimizer of the weights; its rate is in logits, so far larger than that of a prompt."""
 
     @property
@@ -75,8 +77,8 @@ class LinearProbe(LinearHead):
         mechanism: Mechanism,
         rng: np.random.Generator,
     ) -> tuple[Upload, NoState, StepInfo]:
-        """Upload the sum of clipped gradients, each (softmax - onehot) (x, 1)^T."""
-        inputs = F.pad(batch.image_features.float(), (0, 1), value=1.0)  # [b, d + 1]
+        """Upload the sum of clipped gradients, each (softmax - onehot) (x, BIAS_INPUT)^T."""
+        inputs = F.pad(batch.image_features.float(), (0, 1), value=BIAS_INPUT)  # [b, d + 1]
         logits = inputs @ shared.weights.T
         losses = F.cross_entropy(logits, batch.labels, reduction="none")
         residuals = logits.softmax(dim=1) - F.one_hot(batch.labels, model.num_classes)
@@ -89,7 +91,7 @@ class LinearProbe(LinearHead):
     def head(self, model: PromptModel, shared: ProbeState) -> Head:
         """Return the weights and the bias."""
         weights = shared.weights.cpu().double()
-        return Head(weights[:, :-1] / model.logit_scale, model.logit_scale, weights[:, -1])
+        return Head(weights[:, :-1] / model.logit_scale, model.logit_scale, BIAS_INPUT * weights[:, -1])
 
 
 def clip_outer(mechanism: Mechanism, left: Float[Tensor, "b c"], right: Float[Tensor, "b d"]) -> ClippedSum:
