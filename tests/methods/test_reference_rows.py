@@ -20,6 +20,7 @@ from hushprompt.methods.linear_probe import LinearProbe
 from hushprompt.models.features import FeaturesBackbone
 from hushprompt.privacy.clipping import clipped_gram
 from hushprompt.privacy.config import Audience, Channel, PrivacyConfig
+from hushprompt.privacy.mechanisms import base
 from hushprompt.privacy.plan import make_plan
 from hushprompt.privacy.sampling import EveryExample
 from hushprompt.prompts.prompt_model import PromptModel
@@ -199,7 +200,7 @@ def test_chunks_change_nothing_but_memory(model, batch, make_mechanism, monkeypa
     shared, own = method.init(model, rng())
     sums = []
     for numbers in (2**24, 1):
-        monkeypatch.setattr(linear_probe, "NUMBERS_AT_ONCE", numbers)
+        monkeypatch.setattr(base, "NUMBERS_AT_ONCE", numbers)
         mechanism = make_mechanism(method.channels, Channel.LOCAL, clip_norm=0.4)
         sums.append(method.client_step(model, shared, own, batch, mechanism, rng())[0].shared_grad)
     torch.testing.assert_close(sums[0].value, sums[1].value)
@@ -209,7 +210,7 @@ def test_chunks_change_nothing_but_memory(model, batch, make_mechanism, monkeypa
 
 @pytest.mark.parametrize("numbers", [2**24, 1])
 def test_a_client_that_is_clipped_as_one_is_one_row_however_many_chunks(model, batch, monkeypatch, numbers):
-    monkeypatch.setattr(linear_probe, "NUMBERS_AT_ONCE", numbers)
+    monkeypatch.setattr(base, "NUMBERS_AT_ONCE", numbers)
     method = LinearProbe()
     config = PrivacyConfig(
         epsilon=None,

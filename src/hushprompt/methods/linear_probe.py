@@ -20,16 +20,13 @@ from hushprompt.methods.base import Batch, NoState, StepInfo, Upload
 from hushprompt.methods.context import mean_loss
 from hushprompt.methods.linear_head import LinearHead
 from hushprompt.models.base import TextKind
-from hushprompt.privacy.clipping import ClippedSum, add_up
 from hushprompt.privacy.config import Channel
-from hushprompt.privacy.mechanisms.base import Mechanism
+from hushprompt.privacy.mechanisms.base import Mechanism, clip_outer
 from hushprompt.prompts.optimizer import Optimizer, OptimizerState
 from hushprompt.prompts.prompt_model import PromptModel
 from hushprompt.registry import METHODS
 from hushprompt.statistics.head import Head
 
-NUMBERS_AT_ONCE = 2**24
-"""Entries of per-example gradients that are held together: 64 MiB in float32."""
 BIAS_INPUT = 0.1
 """What the bias is multiplied with: small beside a unit-norm feature, so that it takes little of the clip norm."""
 
@@ -82,7 +79,7 @@ class LinearProbe(LinearHead):
         logits = inputs @ shared.weights.T
         losses = F.cross_entropy(logits, batch.labels, reduction="none")
         residuals = logits.softmax(dim=1) - F.one_hot(batch.labels, model.num_classes)
-        return Upload(clip_outer(mechanism, residuals, inputs)), personal, StepInfo(mean_loss(losses))
+        return Upload(clip_outer(mechanism, Channel.GLOBAL, residuals, inputs)), personal, StepInfo(mean_loss(losses))
 
     def server_step(self, shared: ProbeState, released: Float[Tensor, "c d1"]) -> ProbeState:
         """Step the weights with the released mean gradient."""
@@ -92,16 +89,3 @@ class LinearProbe(LinearHead):
         """Return the weights and the bias."""
         weights = shared.weights.cpu().double()
         return Head(weights[:, :-1] / model.logit_scale, model.logit_scale, BIAS_INPUT * weights[:, -1])
-
-
-def clip_outer(mechanism: Mechanism, left: Float[Tensor, "b c"], right: Float[Tensor, "b d"]) -> ClippedSum:
-    """Clip the outer products of rows, one an example, for the GLOBAL channel and add them up, chunk by chunk.
-
-    Where a client is clipped as one, its mean is the one product-shaped row.
-    """
-    if Channel.GLOBAL in mechanism.plan.clipped_as_one:
-        mean = left.T @ right / max(len(left), 1)
-        return mechanism.clip(Channel.GLOBAL, mean[None][: len(left)])
-    size = max(1, NUMBERS_AT_ONCE // (left.shape[1] * right.shape[1]))
-    chunks = zip(left.split(size), right.split(size), strict=True)
-    return add_up([mechanism.clip(Channel.GLOBAL, torch.einsum("bc,bd->bcd", *chunk)) for chunk in chunks])

@@ -18,13 +18,17 @@ from typing import ClassVar, Protocol, runtime_checkable
 
 import dp_accounting
 import numpy as np
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hushprompt.errors import PrivacyError
-from hushprompt.privacy.clipping import ClippedSum
+from hushprompt.privacy.clipping import ClippedSum, add_up
 from hushprompt.privacy.config import Channel
 from hushprompt.privacy.release_plan import ReleasePlan
+
+NUMBERS_AT_ONCE = 2**24
+"""Entries of per-example gradients that `clip_outer` holds together: 64 MiB in float32."""
 
 
 @dataclass(frozen=True)
@@ -184,3 +188,18 @@ class StepMechanism:
                 "into one row and clip it together, or take a new mechanism for a new step."
             )
         self._released.append(channel)
+
+
+def clip_outer(
+    mechanism: Mechanism, channel: Channel, left: Float[Tensor, "b c"], right: Float[Tensor, "b d"]
+) -> ClippedSum:
+    """Clip gradients that are outer products of two rows, one an example, and add them up, chunk by chunk.
+
+    Where a client is clipped as one, its mean gradient is the one contribution, made by one product.
+    """
+    if channel in mechanism.plan.clipped_as_one:
+        mean = left.T @ right / max(len(left), 1)
+        return mechanism.clip(channel, mean[None][: len(left)])
+    size = max(1, NUMBERS_AT_ONCE // (left.shape[1] * right.shape[1]))
+    chunks = zip(left.split(size), right.split(size), strict=True)
+    return add_up([mechanism.clip(channel, torch.einsum("bc,bd->bcd", *chunk)) for chunk in chunks])
