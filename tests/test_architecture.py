@@ -94,12 +94,14 @@ def test_gaussian_noise_is_drawn_in_the_noise_module_alone():
     assert found == {"privacy/noise.py", *DATA_INDEPENDENT}
 
 
-GAUSSIAN, BATCH, SUMS = (f"privacy/mechanisms/{name}.py" for name in ("gaussian", "batch_clipping", "class_sums"))
+GAUSSIAN, BATCH, SUMS, MOMENTS, BASE = (
+    f"privacy/mechanisms/{name}.py" for name in ("gaussian", "batch_clipping", "class_sums", "second_moments", "base")
+)
 
 
 def test_only_a_mechanism_releases_and_only_aggregation_adds_up():
-    names = ("add_gaussian", "add_secure_gaussian", "clipped_sum", "clipped_means", "clipped_class_sums", "add_up")
-    users: dict[str, set[str]] = {name: set() for name in names}
+    names = ("add_gaussian", "add_secure_gaussian", "clipped_sum", "clipped_means", "clipped_class_sums")
+    users: dict[str, set[str]] = {name: set() for name in (*names, "clipped_gram", "add_up")}
     for path in FILES:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") in users:
@@ -109,8 +111,10 @@ def test_only_a_mechanism_releases_and_only_aggregation_adds_up():
         "add_secure_gaussian": {GAUSSIAN, SUMS, "privacy/metrics.py"},
         "clipped_sum": {GAUSSIAN},
         "clipped_class_sums": {SUMS},
+        "clipped_gram": {MOMENTS},
         "clipped_means": {BATCH},
-        "add_up": {"federation/payload.py", "audits/mechanism_audit.py"},  # the audit stands in for a server
+        # The audit stands in for a server; the base adds up chunks of one client's examples.
+        "add_up": {"federation/payload.py", "audits/mechanism_audit.py", BASE},
     }
 
 
