@@ -176,7 +176,7 @@ def test_without_information_it_is_zero_shot(model, batch, make_mechanism, form,
         assert torch.equal(found.argmax(1), expected.argmax(1))
 
 
-@pytest.mark.parametrize("form", ["head", "embeddings", "contexts"])
+@pytest.mark.parametrize("form", ["head", "embeddings", "contexts", "shared_context"])
 def test_a_prompt_file_scores_as_its_sentence_says(model, batch, make_mechanism, form):
     method = statistics_of(classes=[(0, 3)], form=form, class_prior=4.0)
     own = dataclasses.replace(batch, labels=torch.tensor([0, 3, 0, 3, 0, 3, 0]), classes=(0, 3))
@@ -188,7 +188,11 @@ def test_a_prompt_file_scores_as_its_sentence_says(model, batch, make_mechanism,
     torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-3)
     assert file["log_prior"].tolist() == pytest.approx([np.log(4), 0, 0, np.log(4), 0])
     assert "log_prior" not in method.public_file(model, shared).tensors
-    assert ("context" in file) == (form == "contexts")
+    assert (
+        file["context"].ndim == {"contexts": 3, "shared_context": 2}[form]
+        if "context" in form
+        else "context" not in file
+    )
     if form != "head":
         torch.testing.assert_close(file["text_features"].norm(dim=1), torch.ones(5), rtol=1e-4, atol=1e-4)
 
