@@ -18,6 +18,7 @@ from hushprompt.methods.promptfl import PromptFL
 from hushprompt.privacy.adaptive import COUNT_SENSITIVITY, count_std
 from hushprompt.privacy.clipping import RAMP, clipped_sum, unclipped_shares
 from hushprompt.privacy.config import Channel, PrivacyConfig
+from hushprompt.privacy.mechanisms import base
 from hushprompt.privacy.plan import make_plan
 from hushprompt.privacy.sampling import PoissonSampler
 
@@ -104,7 +105,7 @@ def test_whole_clients_are_computed_apart_so_nothing_is_added():
     assert plan_of(50_000, privacy_unit="client", delta=1e-2).release_plan.rounding_margin == 0
 
 
-@pytest.mark.parametrize("method", ["dp_fpl", "fedotp", "fedclip", "fedpgp", "promptfolio"])
+@pytest.mark.parametrize("method", ["dp_fpl", "fedotp", "fedclip", "fedpgp", "promptfolio", "linear_probe"])
 def test_a_model_that_rounds_as_all_do_passes(toy_values, tmp_path, method):
     values = {**toy_values, "references": [], "method": {"name": method}}
     config = configs.parse(values)
@@ -113,6 +114,13 @@ def test_a_model_that_rounds_as_all_do_passes(toy_values, tmp_path, method):
     rounding.check_rounding(arms[-1], model, tmp_path)
     measured = rounding.measure(arms[-1], model)
     assert 0 <= measured < 2.5e-6
+
+
+def test_rows_that_are_clipped_chunk_by_chunk_are_all_looked_at(toy_values, monkeypatch):
+    monkeypatch.setattr(base, "NUMBERS_AT_ONCE", 1)
+    config = configs.parse({**toy_values, "references": [], "method": {"name": "linear_probe"}})
+    arms = plan_arms(config, [24, 24, 24])
+    assert 0 <= rounding.measure(arms[-1], load_model(config, config.data.load(), arms)) < 2.5e-6
 
 
 def test_a_model_that_rounds_more_is_refused_and_the_bound_that_it_keeps_is_named(toy_config, model, tmp_path):
