@@ -3,6 +3,9 @@
     python tools/results.py runs/embedded --out results/embedded/grid --title "The embedded grid"
     python tools/results.py runs/wide --out results/embedded/grid-wide --also results/embedded/grid
         --readme docs/results.md
+    python tools/results.py runs/statistics --out results/embedded/statistics
+    python tools/results.py --out results/embedded/grid-wide --also results/embedded/grid
+        --also results/embedded/statistics --readme README.md
     python tools/results.py runs/clients --out results/embedded/clients --by partition.num_clients
 
 Of each finished run it keeps what a table needs (`config.toml`, `summary.json`, `privacy.json`) in `runs.jsonl.gz`
@@ -29,7 +32,18 @@ from hushprompt.runs import archive, reader
 AGAINST = "promptfl"
 NUM_CLIENTS = "partition.num_clients"
 DP_FPL = "method.name=dp_fpl, method.factorization=orthonormal, method.keep_residual=true, method.rank=8"
-FIRST = ("dp_fpl", "promptfl", "promptfolio", "local_only", "zero_shot")
+FIRST = (
+    "class_statistics",
+    "class_means",
+    "linear_probe",
+    "least_squares",
+    "dp_fpl",
+    "promptfl",
+    "promptfolio",
+    "local_only",
+    "zero_shot",
+)
+FORMS = {"embeddings": ", as unit-norm embeddings", "contexts": ", as class-specific contexts"}
 FIRST_BUDGETS = ("inf", "8", "2", "0.4", "0.1")
 SCORES = {"local": "local", "neighbor": "neighbor", "harmonic_mean": "harmonic mean"}
 LEVEL = 0.05
@@ -104,7 +118,8 @@ def budgets(groups: Sequence[Group]) -> str:
 
 def first(groups: Sequence[Group]) -> str:
     """Return local and neighbor accuracy of a few methods by budget: the first table that a reader sees."""
-    own = [group for group in groups if group.label("method.name") in FIRST and name(group) == group.title]
+    own = [group for group in groups if group.label("method.name") in FIRST]
+    own = [group for group in own if name(group).removesuffix(", with class prior") == group.title]
     own = [group for group in own if not is_other_rank(group) and _asked(group) in ("-", *FIRST_BUDGETS)]
     own.sort(key=lambda group: (_asked(group) != "inf", -group.spread("local").mean))
     return by_budget(
@@ -179,6 +194,9 @@ def name(group: Group) -> str:
         ablation = ", no residual"
     elif group.label("method.factorization") == "none":
         ablation = ", full-rank personal prompt"
+    ablation += FORMS.get(group.label("method.form"), "")
+    if group.label("method.class_prior") not in ("-", "1", "1.0"):
+        ablation += ", with class prior"
     return group.title + ablation
 
 
