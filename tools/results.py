@@ -3,7 +3,7 @@
     python tools/results.py runs/embedded --out results/embedded/grid --title "The embedded grid"
     python tools/results.py runs/wide --out results/embedded/grid-wide --also results/embedded/grid
         --readme docs/results.md
-    python tools/results.py runs/statistics --out results/embedded/statistics
+    python tools/results.py runs/statistics --out results/embedded/statistics --against form=head,class_prior=1
     python tools/results.py --out results/embedded/grid-wide --also results/embedded/grid
         --also results/embedded/statistics --readme README.md
     python tools/results.py runs/clients --out results/embedded/clients --by partition.num_clients
@@ -29,7 +29,6 @@ from hushprompt.reporting.comparison import Comparison, compare, in_order, of_ru
 from hushprompt.reporting.pooling import EPSILON, Group, pool_strictly
 from hushprompt.runs import archive, reader
 
-AGAINST = "promptfl"
 NUM_CLIENTS = "partition.num_clients"
 DP_FPL = "method.name=dp_fpl, method.factorization=orthonormal, method.keep_residual=true, method.rank=8"
 FIRST = (
@@ -57,6 +56,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="where its results are kept")
     parser.add_argument("--also", type=Path, action="append", default=[], help="kept results that belong to them")
     parser.add_argument("--by", action="append", default=[], help="setting with tables for each of its values")
+    parser.add_argument("--against", default="promptfl", help="row that others are tested against")
     parser.add_argument("--readme", type=Path, help="page whose tables are written")
     parser.add_argument("--report", type=Path, help="folder for report, LaTeX, CSV and figure; none: not made")
     parser.add_argument("--title", default="", help="heading of the report")
@@ -64,7 +64,7 @@ def main() -> None:
     if args.sweep is not None:
         keep(args.sweep, args.out)
     folders = [args.out, *args.also]
-    write_tables(folders, args.out, args.report, args.by)
+    write_tables(folders, args.out, args.report, args.by, args.against)
     if args.report is not None:
         whole = [args.sweep or args.out, *args.also]
         files.write_text(args.report / "report.html", page.report(whole, args.title))
@@ -78,9 +78,9 @@ def keep(sweep: Path, out: Path) -> None:
     archive.pack(archive.finished(sweep), out / archive.FILE, archive.RESULTS)
 
 
-def write_tables(folders: Sequence[Path], out: Path, more: Path | None, by: Sequence[str] = ()) -> None:
-    """Write what `hushprompt compare --columns epsilon --against promptfl` prints, and to `more` as LaTeX and CSV."""
-    compared = of_runs(folders, by=by, against=AGAINST, test="t", ignore=())
+def write_tables(folders: Sequence[Path], out: Path, more: Path | None, by: Sequence[str], against: str) -> None:
+    """Write what `hushprompt compare --columns epsilon --against ROW` prints, and to `more` as LaTeX and CSV."""
+    compared = of_runs(folders, by=by, against=against, test="t", ignore=())
     grids = comparison_tables.tables_of(compared, "epsilon", list(SCORES))
     files.write_text(out / "table.md", _wrapped("\n".join(map(formats.markdown, grids))))
     if more is not None:
