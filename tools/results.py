@@ -33,9 +33,6 @@ NUM_CLIENTS = "partition.num_clients"
 DP_FPL = "method.name=dp_fpl, method.factorization=orthonormal, method.keep_residual=true, method.rank=8"
 FIRST = (
     "class_statistics",
-    "class_means",
-    "linear_probe",
-    "least_squares",
     "dp_fpl",
     "promptfl",
     "promptfolio",
