@@ -84,11 +84,11 @@ class FederationConfig:
             ConfigError: a declared class is none of the federation's, or a client declares an empty list.
         """
         sets = [None if (own := self.client_classes.get(client)) is None else {*map(nfc, own)} for client in clients]
-        for client, own in zip(clients, sets, strict=True):
-            if own is not None and (not own or own - set(class_names)):
+        for client, names in zip(clients, sets, strict=True):
+            if names is not None and (not names or names - set(class_names)):
                 raise ConfigError(
                     f"federation.client_classes.{client} must name classes of the federation, at least one, got "
-                    f"{', '.join(sorted(own - set(class_names))) or 'none'}. Leave the client out to keep it private."
+                    f"{', '.join(sorted(names - set(class_names))) or 'none'}. Leave the client out to keep it private."
                 )
         if not any(sets):
             return ()

@@ -99,7 +99,8 @@ class Metrics:
 
     def write(self, path: Path) -> None:
         """Write one safetensors file."""
-        tensors, scalars = {}, {}
+        tensors: dict[str, Tensor] = {}
+        scalars = {}
         for rank, metric in self.of_rank.items():
             fields = vars(metric)
             tensors |= {f"{rank}.{name}": value for name, value in fields.items() if isinstance(value, Tensor)}
