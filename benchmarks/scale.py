@@ -127,7 +127,7 @@ def train(case: Case, federation: Federation, folder: Path, pool: ThreadPoolExec
     """Run the rounds of a case."""
     config = configs.parse(
         {
-            "backbone": {"name": "toy"}, "data": {"name": "toy"}, "partition": {"name": "disjoint_classes"},
+            "backbone": {"name": "toy"}, "data": {"name": "toy"}, "partition": {"name": "iid"},
             "sampling": {"name": "poisson", "sampling_prob": 0.05},
             "method": {"name": "dp_fpl"},
             "privacy": {"epsilon": "none", "noise_multiplier_local": 1.0, "noise_multiplier_global": 1.0},

@@ -302,10 +302,11 @@ class Trainer:
     def publish(self, arms: list[Arm], state: State, progress: Progress, identity: RunIdentity | None) -> None:
         """Write what a finished run publishes: prompts, privacy record, hashes; the summary comes last."""
         spent, prompts = self.ledger.spent(arms[-1]), dict(enumerate(state.personal))
-        write_prompts(
-            self.folder / "prompts", self.federation.model, spent, state.shared, prompts,
+        # On a thread of the pool: its last bits do not depend on the number of cores.
+        self.pool.submit(
+            write_prompts, self.folder / "prompts", self.federation.model, spent, state.shared, prompts,
             backbone=self.config.backbone, client_names=self.federation.partition.client_names,
-        )  # fmt: skip
+        ).result()  # fmt: skip
         statement = privacy_record(*self.ledger.outcome(arms), self.metrics, self.released.num_releases)
         records.write_json(self.folder / "privacy.json", statement)
         summary = {"arms": progress.finished_arms, "provenance": provenance(self.config), "identity": identity}
