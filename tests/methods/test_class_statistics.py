@@ -20,7 +20,7 @@ from hushprompt.federation.server import Server
 from hushprompt.federation.setup import declared_classes, plan_arms
 from hushprompt.federation.simulate import Trainer
 from hushprompt.methods.base import Batch
-from hushprompt.methods.class_statistics import StatisticsState
+from hushprompt.methods.linear_head import ReleasedSums
 from hushprompt.privacy.accounting import calibrate
 from hushprompt.privacy.clipping import clipped_class_sums
 from hushprompt.privacy.config import Channel
@@ -84,7 +84,7 @@ def test_one_example_more_moves_each_message_by_at_most_its_part_and_no_other_cl
     method = statistics_of(clip_norm=clip_norm)
     shared, personal = method.init(model, np.random.default_rng(0))
     if stage:
-        shared = StatisticsState(
+        shared = ReleasedSums(
             torch.randn(shared.sums.shape, generator=torch.Generator().manual_seed(1)), torch.tensor(1)
         )
     tool = make_mechanism(method.channels, Channel.LOCAL, clip_norm=clip_norm, step=stage, **HOW)
@@ -151,7 +151,7 @@ def test_an_image_moves_no_message_through_the_mean_of_others(model, batch, make
     """Residuals are taken from what was released: other data behind the same release change no residual."""
     method = statistics_of()
     shared, personal = method.init(model, np.random.default_rng(0))
-    released = StatisticsState(torch.ones_like(shared.sums), torch.tensor(1))
+    released = ReleasedSums(torch.ones_like(shared.sums), torch.tensor(1))
     tool = make_mechanism(method.channels, Channel.LOCAL, step=1, **HOW)
     one = Batch(batch.image_features[:1], batch.labels[:1])
     alone = method.client_step(model, released, personal, one, tool, np.random.default_rng(1))[0].shared_grad.value
@@ -444,10 +444,10 @@ def test_it_lies_on_average_not_below_zero_shot_at_any_epsilon(tmp_path):
             rng = torch.Generator().manual_seed(draw)
             drawn = torch.randn(101, ground.metric.rank, generator=rng, dtype=torch.float64) * noise
             sums = torch.cat([total + drawn[:1] * (10 / method.parts[0]) ** 0.5, torch.zeros_like(drawn[1:])])
-            mean = method._mean(ground, StatisticsState(sums, torch.tensor(1))).value
+            mean = method._mean(ground, ReleasedSums(sums, torch.tensor(1))).value
             rows = residual_rows(sets["train"], labels["train"], ground.metric, mean, ground.guess) / ground.radii[1]
             sums[1:] = clipped_class_sums(rows, labels["train"], 100, 1.0).value + drawn[1:] / method.parts[1] ** 0.5
-            state = StatisticsState(sums, torch.tensor(2))
+            state = ReleasedSums(sums, torch.tensor(2))
             found.append(accuracy(method.head(model, state).logits(F.normalize(sets["test"], dim=1))))
         assert n == 4000
         assert np.mean(found) >= zero_shot - 0.1, (epsilon, np.mean(found), zero_shot)

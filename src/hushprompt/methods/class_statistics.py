@@ -16,13 +16,13 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from hushprompt import checks
 from hushprompt.errors import ConfigError
 from hushprompt.methods.base import Batch, PublicTask, Published, StepInfo, Upload
-from hushprompt.methods.linear_head import HOW, OneReleaseHead, own_classes
+from hushprompt.methods.linear_head import OneReleaseHead, ReleasedSums, head_file, own_classes
 from hushprompt.models.base import TextKind
 from hushprompt.privacy.config import Channel
 from hushprompt.privacy.mechanisms.base import ClassRows, Mechanism
@@ -35,17 +35,6 @@ from hushprompt.statistics.metric import Metric, choose_rank
 from hushprompt.statistics.metric_files import metrics_of
 from hushprompt.statistics.posterior import ClassPosterior, SharedMean, class_posterior, shared_mean
 from hushprompt.statistics.sums import MEAN_SHARE, Expected, expected, mean_rows, residual_rows, text_guess
-
-
-@dataclass(frozen=True)
-class StatisticsState:
-    """What was released: all that anybody learns of the images is a function of it."""
-
-    sums: Float[Tensor, "rows r"]
-    """Row 0: the noisy sum of all images in the metric; row 1 + c: that of the residuals of class c. In the metric's
-    units."""
-    stage: Int64[Tensor, ""]
-    """Messages that were released: 0, 1 or 2."""
 
 
 @dataclass(frozen=True)
@@ -87,16 +76,16 @@ class _Memo:
         """Know nothing."""
         self._lock, self._known = threading.RLock(), {}  # type: ignore[var-annotated]
 
-    def once(self, what: str, of: StatisticsState | PromptModel, make: Callable[[], Any]) -> Any:
+    def once(self, what: str, of: ReleasedSums | PromptModel, make: Callable[[], Any]) -> Any:
         """Return what was made of this before, or make it."""
-        key = (what, id(of) if isinstance(of, PromptModel) else _digest(of))
+        key = (what, (of.backbone.fingerprint, of.class_names) if isinstance(of, PromptModel) else _digest(of))
         with self._lock:
             if key not in self._known:
                 self._known[key] = make()
             return self._known[key]
 
 
-def _digest(state: StatisticsState) -> str:
+def _digest(state: ReleasedSums) -> str:
     """Return a digest of what was released."""
     content = state.sums.cpu().contiguous().numpy().tobytes() + bytes([int(state.stage)])
     return hashlib.sha256(content).hexdigest()
@@ -112,7 +101,6 @@ class ClassStatistics(OneReleaseHead):
     """The `method` section of class statistics: every example, once, no sampling."""
 
     title: ClassVar[str] = "Class statistics"
-    payload: ClassVar[tuple[str, ...]] = ("sums", "stage")
     mechanism: ClassVar[str] = "class_sums"
     parts: ClassVar[tuple[float, ...]] = (MEAN_SHARE, 1 - MEAN_SHARE)
 
@@ -154,16 +142,15 @@ class ClassStatistics(OneReleaseHead):
         object.__setattr__(bound, "_known", _Memo())  # no setting
         return bound
 
-    def init(self, model: PromptModel, rng: np.random.Generator) -> tuple[StatisticsState, OwnClasses]:
-        """Return a state without any release."""
-        sums = torch.zeros(model.num_classes + 1, self._ground(model).metric.rank, device=model.device)
+    def init(self, model: PromptModel, rng: np.random.Generator) -> tuple[ReleasedSums, OwnClasses]:
+        """Return a state without any release: a row for all images, then one of residuals for each class."""
         none = torch.zeros(model.num_classes, dtype=torch.bool, device=model.device)
-        return StatisticsState(sums, torch.tensor(0, device=model.device)), OwnClasses(none)
+        return self.before_release(model, model.num_classes + 1, self._ground(model).metric.rank), OwnClasses(none)
 
     def client_step(
         self,
         model: PromptModel,
-        shared: StatisticsState,
+        shared: ReleasedSums,
         personal: OwnClasses,
         batch: Batch,
         mechanism: Mechanism,
@@ -184,19 +171,15 @@ class ClassStatistics(OneReleaseHead):
         own = OwnClasses((is_own & (batch.classes is not None)).to(model.device))
         return Upload(summed), own, StepInfo(math.nan)
 
-    def server_step(self, shared: StatisticsState, released: Float[Tensor, "rows r"]) -> StatisticsState:
-        """Keep what was released, as sums in units of the clip norm; only the rows of this message say anything."""
-        task, stage = self._of, int(shared.stage)
-        total = released * sum(task.client_sizes) / (task.clip_norm * math.sqrt(self.parts[stage]))
-        is_mean = (torch.arange(len(total), device=total.device) == 0)[:, None]
-        sums = torch.where(is_mean == (stage == 0), total, shared.sums)
-        return StatisticsState(sums, shared.stage + 1)
+    def num_first_rows(self, sums: Float[Tensor, "rows r"]) -> int:
+        """The sum of all images comes first."""
+        return 1
 
-    def public_file(self, model: PromptModel, shared: StatisticsState) -> Published:
+    def public_file(self, model: PromptModel, shared: ReleasedSums) -> Published:
         """Return the classifier, or contexts and what they give."""
         return self._file(model, shared, None)
 
-    def personal_file(self, model: PromptModel, shared: StatisticsState, personal: OwnClasses) -> Published | None:
+    def personal_file(self, model: PromptModel, shared: ReleasedSums, personal: OwnClasses) -> Published | None:
         """Return the classifier with the client's class prior; None without one."""
         return (
             None if self.class_prior == 1 else replace(self._file(model, shared, personal), declared=CLASSES_DECLARED)
@@ -205,7 +188,7 @@ class ClassStatistics(OneReleaseHead):
     def logits(
         self,
         model: PromptModel,
-        shared: StatisticsState,
+        shared: ReleasedSums,
         personal: OwnClasses,
         image_features: Float[Tensor, "n d"],
     ) -> Float[Tensor, "n c"]:
@@ -213,7 +196,7 @@ class ClassStatistics(OneReleaseHead):
         scores = self.head(model, shared).logits(image_features.cpu())
         return (scores + self._log_prior(personal).cpu()).float().to(image_features.device)
 
-    def head(self, model: PromptModel, shared: StatisticsState) -> Head:
+    def head(self, model: PromptModel, shared: ReleasedSums) -> Head:
         """Return the classifier of a state, in the wanted form, without a class prior."""
         found = self._found(model, shared)
         if self.form == "head":
@@ -225,7 +208,7 @@ class ClassStatistics(OneReleaseHead):
             features = model.text_features(self.contexts(model, shared)).cpu().double()
         return Head(features, embeddings.logit_scale)
 
-    def contexts(self, model: PromptModel, shared: StatisticsState) -> Float[Tensor, "*c t e"]:
+    def contexts(self, model: PromptModel, shared: ReleasedSums) -> Float[Tensor, "*c t e"]:
         """Return class-specific contexts, or a shared one, fitted to class embeddings through the text tower."""
         fit_context = fit_shared_context if self.form == "shared_context" else fit_class_contexts
 
@@ -237,11 +220,11 @@ class ClassStatistics(OneReleaseHead):
 
         return self._known.once("contexts", shared, fit)
 
-    def _found(self, model: PromptModel, shared: StatisticsState) -> _Found:
+    def _found(self, model: PromptModel, shared: ReleasedSums) -> _Found:
         """Return what follows from the sums: post-processing."""
         return self._known.once("found", shared, lambda: self._find(model, shared))
 
-    def _find(self, model: PromptModel, shared: StatisticsState) -> _Found:
+    def _find(self, model: PromptModel, shared: ReleasedSums) -> _Found:
         """Compute it."""
         ground, mean = self._ground(model), self._mean(self._ground(model), shared)
         counts, holders = ground.expected
@@ -254,7 +237,7 @@ class ClassStatistics(OneReleaseHead):
         posterior = class_posterior(sums, std, counts, ground.metric, mean, texts)
         return _Found(mean, posterior, make_head(ground.metric, mean, posterior, ground.texts, model.logit_scale))
 
-    def _mean(self, ground: _Ground, shared: StatisticsState) -> SharedMean:
+    def _mean(self, ground: _Ground, shared: ReleasedSums) -> SharedMean:
         """Return the shared mean that the first message gives."""
         task, metric = self._of, ground.metric
         num_draws = len(task.client_sizes) if task.noise_at == "client" else 1
@@ -290,16 +273,13 @@ class ClassStatistics(OneReleaseHead):
         """Return the class prior of a client, in logits."""
         return math.log(self.class_prior) * personal.is_own
 
-    def _file(self, model: PromptModel, shared: StatisticsState, personal: OwnClasses | None) -> Published:
+    def _file(self, model: PromptModel, shared: ReleasedSums, personal: OwnClasses | None) -> Published:
         """Put the classifier, and what it was made from, into a file."""
-        head = self.head(model, shared)
-        tensors = {"text_features": head.text_features, "logit_scale": torch.tensor(head.logit_scale)}
-        if head.bias is not None:
-            tensors["bias"] = head.bias
+        file = head_file(self.head(model, shared))
+        more, how = {}, file.prompt
         if personal is not None:
-            tensors["log_prior"] = self._log_prior(personal).cpu()
-        how = HOW
+            more["log_prior"] = self._log_prior(personal)
         if self.form in CONTEXT_FORMS:
-            tensors["context"] = self.contexts(model, shared)
-            how += f"; text_features are those of prompts: {model.layout(tensors['context'])}"
-        return Published({name: tensor.float().cpu().contiguous() for name, tensor in tensors.items()}, how)
+            more["context"] = self.contexts(model, shared)
+            how += f"; text_features are those of prompts: {model.layout(more['context'])}"
+        return Published(file.tensors | {name: each.float().cpu().contiguous() for name, each in more.items()}, how)

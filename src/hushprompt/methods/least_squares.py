@@ -14,15 +14,13 @@ from typing import ClassVar, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from hushprompt import checks
-from hushprompt.methods.base import Batch, NoState, StepInfo, Upload
-from hushprompt.methods.linear_head import OneReleaseHead, own_classes
+from hushprompt.methods.base import NoState
+from hushprompt.methods.linear_head import OneReleaseHead, ReleasedSums
 from hushprompt.models.base import TextKind
-from hushprompt.privacy.config import Channel
-from hushprompt.privacy.mechanisms.base import ClassRows, Mechanism
 from hushprompt.prompts.prompt_model import PromptModel
 from hushprompt.registry import METHODS
 from hushprompt.statistics.head import Head
@@ -31,23 +29,12 @@ TEXT_LENGTH = 0.45
 """Length of a text feature as the weights that ridge pulls toward with start = "zero_shot"."""
 
 
-@dataclass(frozen=True)
-class Moments:
-    """What was released."""
-
-    sums: Float[Tensor, "m d"]
-    """Noisy X^T X in the first d rows, then Y^T X with a row a class; sums over images."""
-    stage: Int64[Tensor, ""]
-    """Messages that were released: 0, 1 or 2."""
-
-
 @METHODS.register("least_squares")
 @dataclass(frozen=True, kw_only=True)
 class LeastSquares(OneReleaseHead):
     """The `method` section of private least squares: every example, once, no sampling."""
 
     title: ClassVar[str] = "Least squares"
-    payload: ClassVar[tuple[str, ...]] = ("sums", "stage")
     mechanism: ClassVar[str] = "second_moments"
 
     start: Literal["zero", "zero_shot"] = "zero"
@@ -75,33 +62,16 @@ class LeastSquares(OneReleaseHead):
         """Shares of the two messages."""
         return self.gram_share, 1 - self.gram_share
 
-    def init(self, model: PromptModel, rng: np.random.Generator) -> tuple[Moments, NoState]:
-        """Return a state without any release."""
+    def init(self, model: PromptModel, rng: np.random.Generator) -> tuple[ReleasedSums, NoState]:
+        """Return a state without any release: X^T X [d, d] above Y^T X, a row a class."""
         width = model.backbone.feature_dim
-        sums = torch.zeros(width + model.num_classes, width, device=model.device)
-        return Moments(sums, torch.tensor(0, device=model.device)), NoState()
+        return self.before_release(model, width + model.num_classes, width), NoState()
 
-    def client_step(
-        self,
-        model: PromptModel,
-        shared: Moments,
-        personal: NoState,
-        batch: Batch,
-        mechanism: Mechanism,
-        rng: np.random.Generator,
-    ) -> tuple[Upload, NoState, StepInfo]:
-        """Sum the outer products of features, or the features of each class."""
-        rows = ClassRows(batch.image_features.cpu(), batch.labels.cpu(), own_classes(batch, model.num_classes))
-        return Upload(mechanism.clip_in_classes(Channel.GLOBAL, rows)), personal, StepInfo(math.nan)
+    def num_first_rows(self, sums: Float[Tensor, "rows r"]) -> int:
+        """The Gram matrix comes first."""
+        return sums.shape[1]
 
-    def server_step(self, shared: Moments, released: Float[Tensor, "m d"]) -> Moments:
-        """Keep what was released, as sums over images; only the rows of this message say anything."""
-        task, stage = self._of, int(shared.stage)
-        total = released * sum(task.client_sizes) / (task.clip_norm * math.sqrt(self.parts[stage]))
-        is_gram = (torch.arange(len(total), device=total.device) < total.shape[1])[:, None]
-        return Moments(torch.where(is_gram == (stage == 0), total, shared.sums), shared.stage + 1)
-
-    def head(self, model: PromptModel, shared: Moments) -> Head:
+    def head(self, model: PromptModel, shared: ReleasedSums) -> Head:
         """Return W = (Y^T X + lambda W0) (X^T X + lambda)^-1, with the Gram matrix made symmetric and non-negative."""
         width = model.backbone.feature_dim
         sums = shared.sums.cpu().double()

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from hushprompt.errors import ConfigError
-from hushprompt.methods.base import Batch, PublicTask, Published
+from hushprompt.methods.base import Batch, PublicTask, Published, StepInfo, Upload
 from hushprompt.models.base import FeatureKind
 from hushprompt.privacy.config import Channel
+from hushprompt.privacy.mechanisms.base import ClassRows, Mechanism
 from hushprompt.prompts.prompt_model import PromptModel
 from hushprompt.statistics.head import Head
 
@@ -56,18 +59,62 @@ class LinearHead:
         return self.head(model, shared).logits(image_features.cpu()).float().to(image_features.device)
 
 
+@dataclass(frozen=True)
+class ReleasedSums:
+    """What was released: all that anybody learns of the images is a function of it."""
+
+    sums: Float[Tensor, "rows r"]
+    """Noisy sums over all images, in units of the bound of a row; each method says what its rows are."""
+    stage: Int64[Tensor, ""]
+    """Messages that were released."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class OneReleaseHead(LinearHead):
-    """A linear head that follows from one release of every example."""
+    """A linear head that follows from one release of every example, in one message or two."""
 
+    payload: ClassVar[tuple[str, ...]] = ("sums", "stage")
     _task: ClassVar[PublicTask | None] = None
     """Set by `of_task`."""
+
+    @property
+    def parts(self) -> tuple[float, ...]:
+        """Share of the release that each message takes."""
+        raise NotImplementedError
 
     def of_task(self: Bound, task: PublicTask) -> Bound:
         """Return the method for a task, which its post-processing needs to know."""
         bound = copy.copy(self)
         object.__setattr__(bound, "_task", task)  # no setting
         return bound
+
+    def before_release(self, model: PromptModel, num_rows: int, width: int) -> ReleasedSums:
+        """Return a state without any release."""
+        return ReleasedSums(torch.zeros(num_rows, width, device=model.device), torch.tensor(0, device=model.device))
+
+    def num_first_rows(self, sums: Float[Tensor, "rows r"]) -> int:
+        """Return how many rows the first message fills; all, where it is the only one."""
+        return len(sums)
+
+    def client_step(
+        self,
+        model: PromptModel,
+        shared: ReleasedSums,
+        personal: Any,
+        batch: Batch,
+        mechanism: Mechanism,
+        rng: np.random.Generator,
+    ) -> tuple[Upload, Any, StepInfo]:
+        """Sum unit-norm features, which are rows within their bound, as the mechanism does."""
+        rows = ClassRows(batch.image_features.cpu(), batch.labels.cpu(), own_classes(batch, model.num_classes))
+        return Upload(mechanism.clip_in_classes(Channel.GLOBAL, rows)), personal, StepInfo(math.nan)
+
+    def server_step(self, shared: ReleasedSums, released: Float[Tensor, "rows r"]) -> ReleasedSums:
+        """Keep what was released, as sums over images; only the rows of this message say anything."""
+        task, stage = self._of, int(shared.stage)
+        total = released * sum(task.client_sizes) / (task.clip_norm * math.sqrt(self.parts[stage]))
+        is_first = (torch.arange(len(total), device=total.device) < self.num_first_rows(total))[:, None]
+        return ReleasedSums(torch.where(is_first == (stage == 0), total, shared.sums), shared.stage + 1)
 
     @property
     def _of(self) -> PublicTask:
