@@ -13,6 +13,7 @@ from hushprompt.deployment.client_node import open_client_node
 from hushprompt.deployment.config import OwnerConfig, ShareConfig
 from hushprompt.deployment.envelope import Envelope
 from hushprompt.errors import ConfigError, ProtocolError
+from hushprompt.federation import rounding
 from hushprompt.privacy.config import Audience
 from hushprompt.runs import records
 
@@ -243,6 +244,17 @@ def test_one_process_at_a_time_writes_to_a_store(asking):
     assert "Another process" in asking.log
     assert asking.charged == []
     assert not asking.turn().is_refusal
+
+
+def test_a_client_whose_model_rounds_by_more_than_the_noise_is_for_refuses_the_plan(values, tmp_path, monkeypatch):
+    asking = Asking(values, tmp_path)
+    asking.join()
+    monkeypatch.setattr(rounding, "measure", lambda *args: 1.0)
+    answer = asking.plan()
+    assert answer.kind == "refusal"
+    assert "clipped gradients of this model move" in asking.log
+    assert not asking.charged
+    assert not (asking.folder / "agreement.json").exists()
 
 
 def test_a_clip_norm_above_the_owners_is_refused(values, tmp_path):

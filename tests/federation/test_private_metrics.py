@@ -15,6 +15,7 @@ from hushprompt.cli import show as cli_show
 from hushprompt.config import parse as configs
 from hushprompt.config.schema import EvaluationConfig
 from hushprompt.errors import PrivacyError, ResumeError
+from hushprompt.evaluation.private import BATCH_SIZE
 from hushprompt.federation.setup import make_partition
 from hushprompt.federation.simulate import Trainer
 from hushprompt.privacy.metrics import MetricsPlan
@@ -214,3 +215,20 @@ def test_what_is_not_accounted_for_is_refused(toy_values):
     alone = configs.parse({**values, "partition": {"name": "disjoint_classes", "num_clients": 1}})
     with pytest.raises(PrivacyError, match="evaluation images of the largest client"):
         hp.plan(alone)
+
+
+@pytest.mark.parametrize("metrics_epsilon", [2.0, "none"])
+def test_answers_that_are_counted_under_noise_are_scored_always_as_many_at_a_time(
+    toy_values, tmp_path, monkeypatch, metrics_epsilon
+):
+    from hushprompt.methods.dp_fpl import DPFPL
+
+    sizes, true_logits = set(), DPFPL.logits
+
+    def spy_logits(self, model, shared, personal, image_features):
+        sizes.add(len(image_features))
+        return true_logits(self, model, shared, personal, image_features)
+
+    monkeypatch.setattr(DPFPL, "logits", spy_logits)
+    run_with(quick(toy_values, num_rounds=1, metrics_epsilon=metrics_epsilon), tmp_path)
+    assert (sizes == {BATCH_SIZE}) == (metrics_epsilon == 2.0)
