@@ -108,7 +108,7 @@ def failures(federation):
     federation.set_faults(ann=[], bob=[], cyd=[])
     federation.start("server", "bob")
     federation.until(lambda: {"ann", "bob"} <= federation.online())
-    resumed = federation.begin(round_deadline_s=300.0, join_deadline_s=DEADLINE_S)
+    resumed = federation.begin(round_deadline_s=300.0, join_deadline_s=2 * DEADLINE_S)  # bob loads all anew
     told = expired(federation)  # while the server waits for cyd
     shown_then, _ = resumed.communicate()
     return (run.returncode, shown), told, (resumed.returncode, shown_then)
