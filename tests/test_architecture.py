@@ -76,12 +76,13 @@ def test_the_privacy_parts_do_not_know_each_other():
 
 
 DRAWS = {"normal", "standard_normal", "randn", "randn_like", "normal_", "gauss", "normalvariate"}
-DATA_INDEPENDENT = {
+NOT_NOISE = {
     "models/toy.py": "weights of the toy model",
     "federation/rounding.py": "made-up examples, by which a model's rounding is measured",
     "models/embedded_network.py": "weights before they are loaded",
     "methods/context.py": "start of a context",
     "prompts/factorization.py": "start of a power iteration",
+    "statistics/contexts.py": "made-up images of classes that were released",
 }
 
 
@@ -91,7 +92,7 @@ def test_gaussian_noise_is_drawn_in_the_noise_module_alone():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Attribute) and node.attr in DRAWS:
                 found.add(str(path.relative_to(SOURCE)))
-    assert found == {"privacy/noise.py", *DATA_INDEPENDENT}
+    assert found == {"privacy/noise.py", *NOT_NOISE}
 
 
 GAUSSIAN, BATCH, SUMS, MOMENTS, BASE = (

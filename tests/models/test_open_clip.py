@@ -86,7 +86,7 @@ def test_a_context_of_words_is_the_written_sentence(backbones, models, kind, pos
     config = ContextConfig(
         num_ctx=len(model.words("the photo of", position)), init_words="the photo of", name_position=position
     )
-    start = config.start(model, np.random.default_rng())
+    start = config.first_context(model, np.random.default_rng())
     expected = library_text_features(models, kind, [sentence.format(name) for name in NAMES])
     torch.testing.assert_close(model.text_features(start, position), expected, **EXACT)
     with torch.no_grad():

@@ -68,7 +68,7 @@ def test_a_hand_template_has_the_librarys_text_features(loaded):
 def test_a_context_of_words_is_the_written_sentence(loaded, position, sentence):
     model = PromptModel(loaded[0], NAMES)
     count = len(model.words("a cat of", position))
-    start = ContextConfig(num_ctx=count, init_words="a cat of", name_position=position).start(
+    start = ContextConfig(num_ctx=count, init_words="a cat of", name_position=position).first_context(
         model, np.random.default_rng()
     )
     expected = library_text_features(loaded, [sentence.format(name) for name in NAMES])
@@ -83,7 +83,7 @@ def test_a_name_between_two_words_is_the_written_sentence(folders):
     folder = folders / "clip"
     loaded = load(folder), AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     model = PromptModel(loaded[0], NAMES)
-    start = ContextConfig(num_ctx=2, init_words="the photo", name_position="middle").start(
+    start = ContextConfig(num_ctx=2, init_words="the photo", name_position="middle").first_context(
         model, np.random.default_rng()
     )
     expected = library_text_features(loaded, [f"the {name} photo" for name in NAMES])

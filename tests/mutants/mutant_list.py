@@ -26,12 +26,13 @@ from hushprompt.deployment.responses import Responses
 from hushprompt.deployment.store import RunStore, rounds_of_state
 from hushprompt.federation import client, payload, rounding
 from hushprompt.federation.server import Server
+from hushprompt.federation.simulate import StartBooks
 from hushprompt.methods.base import Batch
 from hushprompt.methods.class_statistics import ClassStatistics
 from hushprompt.methods.dp_fpl import DPFPL
 from hushprompt.methods.local_only import LocalOnly
 from hushprompt.methods.promptfl import PromptFL
-from hushprompt.privacy import accounting, clipping, ledger, metrics, noise
+from hushprompt.privacy import accounting, budget, clipping, ledger, metrics, noise
 from hushprompt.privacy import plan as plans
 from hushprompt.privacy.clipping import ClippedSum
 from hushprompt.privacy.config import Audience, Channel
@@ -42,7 +43,7 @@ from hushprompt.privacy.mechanisms.observed import ObservedMechanism, WrappedMec
 from hushprompt.privacy.plan import PrivacyPlan
 from hushprompt.privacy.release_plan import ReleasePlan
 from hushprompt.privacy.releases import GaussianReleases
-from hushprompt.privacy.sampling import DisjointSampler, PoissonSampler
+from hushprompt.privacy.sampling import DisjointSampler, EveryExample, PoissonSampler
 from hushprompt.prompts.gradients import per_example_gradients
 from hushprompt.runs.identity import RunIdentity
 from hushprompt.runs.ledger import LedgerFile
@@ -1215,6 +1216,56 @@ def parts_unchecked(patch):
 )
 def declared_classes_unchecked(patch):
     patch.setattr(Examples, "check_classes", lambda self, declared: None)
+
+
+# ------------------------------------------------------------------------------------------ start from statistics
+
+START = "federation/test_start_from_statistics.py"
+BEGUN = {"name": "promptfl", "is_class_specific": True}
+
+
+@mutant("the sums that a prompt starts from are released without noise", START,
+        "test_rounds_begin_at_the_context_that_noisy_statistics_give", **BEGUN)  # fmt: skip
+def start_without_noise(patch):
+    def make(true):
+        def release(self, channel, summed):
+            return true(dataclasses.replace(self, plan=_quiet(self.plan)), channel, summed)
+
+        return release
+
+    around(patch, ClassSumsMechanism, "release", make)
+
+
+def _quiet(plan):
+    """A plan of releases without noise."""
+    return dataclasses.replace(plan, noise_multipliers=dict.fromkeys(plan.noise_multipliers, 0.0))
+
+
+@mutant("the release that a prompt starts from is not written into the ledger", START,
+        "test_the_start_is_charged_before_it_is_made_and_all_say_so")  # fmt: skip
+def start_not_charged(patch):
+    patch.setattr(StartBooks, "charge", lambda self, arm, round_index: None)
+
+
+@mutant("rounds are planned as if the release before them cost nothing", START,
+        "test_a_budget_pays_for_the_start_and_the_rounds_as_dp_accounting_composes_them",
+        name="promptfl", share=0.8, noise_at="server")  # fmt: skip
+def start_not_beside_the_rounds(patch):
+    true = plans.make_plan
+    everywhere(patch, true, lambda *given, beside=(), **named: true(*given, **named))
+
+
+@mutant("the release that a prompt starts from takes the whole budget, whatever its share", START,
+        "test_the_start_has_its_share_of_one_gaussian_release_of_the_whole_budget", share=0.2)  # fmt: skip
+def start_share_ignored(patch):
+    true = budget.start_multiplier
+    everywhere(patch, true, lambda config, share: true(config, 0.9))
+
+
+@mutant("a release that a prompt starts from and that was made twice is counted once", START,
+        "test_a_secret_start_that_was_lost_is_made_again_charged_again_and_told")  # fmt: skip
+def start_counted_once(patch):
+    patch.setattr(EveryExample, "num_releases", lambda self, num_rounds: min(num_rounds, 1))
 
 
 def table():

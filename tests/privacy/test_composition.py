@@ -116,7 +116,10 @@ def test_a_plan_counts_a_release_beside_its_rounds_for_every_audience():
         ledger = pld.PLDAccountant(value_discretization_interval=accounting.FINE).compose(event)
         assert guarantee.epsilon == plan.epsilon(audience) == ledger.get_epsilon(DELTA)
         assert 3.0 * 0.99 < guarantee.epsilon <= 3.0
-        assert "20 releases and 1 more with noise multiplier 4 without sampling" in guarantee.statement()
+        assert (
+            "20 releases and 1 more of every example, without sampling, with noise multiplier 4"
+            in guarantee.statement()
+        )
         assert guarantee.event == repr(event)
         assert plan.epsilon(audience, 0) == of(ONCE) > rounds.epsilon(audience, 0) == 0
     for channel, z in plan.release_plan.noise_multipliers.items():

@@ -178,6 +178,11 @@ def measure(
         _check_one_release(settings)
     else:
         context_method(arms[0].method)
+    if arms[0].start is not None:
+        raise ConfigError(
+            "The attacks train from a public start, and the claim of this config counts the release that it starts "
+            'from. Audit it with method.start = "public", and method.name = "class_statistics" for the release.'
+        )
     clients = partition.clients
     if not 0 <= settings.client_id < len(clients):
         raise ConfigError(f"--client must lie in 0 to {len(clients) - 1}, got {settings.client_id}.")

@@ -45,7 +45,7 @@ AGREEMENT = "agreement.json"
 """What server and client of a federation have instead of a config and sizes."""
 OF_ARM = (
     "method", "channels", "clip_norms", "clipped", "sensitivities", "noise_multipliers", "num_rounds", "limit",
-    "participation",
+    "participation", "share",
 )  # fmt: skip
 OF_AUDIENCE = ("epsilon", "delta", "privacy_unit", "neighboring_relation", "releases")
 """Entries of `privacy.json` that are compared; sentences are read for their numbers."""
@@ -239,16 +239,17 @@ class _FolderCheck:
         self.differences += [
             f"ledger.jsonl charges an arm {label!r} that the config does not have"
             for label in self.charged
-            if self.arms and label not in {arm.label for arm in self.arms}
+            if self.arms and label not in {each.label for arm in self.arms for each in arm.stages}
         ]
-        for arm in self.arms:
-            self.differences += _against_schedule(arm, self.charged.get(arm.label, Ledger()), self._own_client)
-        self.spent = [arm.spent(self.charged.get(arm.label, Ledger())) for arm in self.arms]
+        for each in (each for arm in self.arms for each in arm.stages):
+            self.differences += _against_schedule(each, self.charged.get(each.label, Ledger()), self._own_client)
+        self.spent = [arm.spent(self.charged) for arm in self.arms]
 
     def compute(self) -> None:
         """Compute the privacy record again."""
         if self.spent:
-            of = {arm.label: accounts(arm.plan, self.charged.get(arm.label, Ledger())) for arm in self.spent}
+            stages = [each for arm in self.spent for each in arm.stages]
+            of = {each.label: accounts(each.plan, self.charged.get(each.label, Ledger())) for each in stages}
             self.computed = records.to_json(privacy_record(self.spent, of, *self._metrics()))
 
     def confirm(self) -> None:
@@ -321,7 +322,8 @@ class _FolderCheck:
                 self.differences.append(
                     f"{arm.label}: records.jsonl has rounds that ledger.jsonl does not charge: {_some(missing)}"
                 )
-            plan = arm.plan if has_ended else planned.spent(_before(ledger, found[-1]["round_index"])).plan
+            before = {**self.charged, arm.label: _before(ledger, found[-1]["round_index"])}
+            plan = arm.plan if has_ended else planned.spent(before).plan
             due = {str(audience): plan.epsilon(audience) for audience in plan.audiences}
             where = f"records.jsonl, {arm.label}, round {found[-1]['round_index']}: epsilon"
             self.differences += differing(where, part(found[-1]["epsilon"], due), records.to_json(due))
@@ -367,21 +369,27 @@ class _FolderCheck:
             if entry is None:
                 self.differences.append(f"privacy.json has no arm {due['arm']!r}")
                 continue
-            where = f"privacy.json, {due['arm']}"
-            self.differences += differing(where, part(entry, OF_ARM), part(due, OF_ARM))
-            if self._own_client is None:
-                self.differences += differing(f"{where}, clients", entry.get("clients", []), due["clients"])
-            for audience, held in due["audiences"].items():
-                said = entry.get("audiences", {}).get(audience, {})
-                place = f"{where}, {audience}"
-                self.differences += differing(place, part(said, OF_AUDIENCE), part(held, OF_AUDIENCE))
-                self.differences += self._against_source(place, said.get("noise_source"))
-                self.differences += against_sentence(f"{place}, statement", said.get("statement", ""), held)
+            self._compare_arm(f"privacy.json, {due['arm']}", entry, due)
         self.differences += [f"privacy.json has an arm {label!r} that the config does not have" for label in by_label]
         due, said = computed.get("evaluation"), written.get("evaluation")
         if due is not None and said is not None:
             guarantees = ({**one, "guarantee": part(one["guarantee"], OF_AUDIENCE)} for one in (said, due))
             self.differences += differing("privacy.json, evaluation", *guarantees)
+
+    def _compare_arm(self, where: str, entry: Mapping[str, Any], due: Mapping[str, Any]) -> None:
+        """Compare the entry of one arm, and of the release that it starts from."""
+        self.differences += differing(where, part(entry, OF_ARM), part(due, OF_ARM))
+        if self._own_client is None:
+            self.differences += differing(f"{where}, clients", entry.get("clients", []), due["clients"])
+        for audience, held in due["audiences"].items():
+            said = entry.get("audiences", {}).get(audience, {})
+            place = f"{where}, {audience}"
+            self.differences += differing(place, part(said, OF_AUDIENCE), part(held, OF_AUDIENCE))
+            self.differences += differing(f"{place}, beside", said.get("beside", []), held["beside"])
+            self.differences += self._against_source(place, said.get("noise_source"))
+            self.differences += against_sentence(f"{place}, statement", said.get("statement", ""), held)
+        if "start" in due:
+            self._compare_arm(f"{where}, start", entry.get("start", {}), due["start"])
 
     def _against_source(self, where: str, said: str | None) -> list[str]:
         """Say where the noise source is not the config's; older versions did not write it down."""

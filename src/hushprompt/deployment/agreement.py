@@ -18,7 +18,7 @@ from hushprompt.config.schema import RunConfig, RuntimeConfig
 from hushprompt.deployment.envelope import PROTOCOL, canonical
 from hushprompt.errors import ConfigError, ProtocolError
 from hushprompt.federation.setup import plan_arms
-from hushprompt.methods.base import check_needs
+from hushprompt.methods.base import StartsFromRelease, check_needs
 from hushprompt.models.placing import place, step_memory_mb
 from hushprompt.prompts.prompt_model import PromptModel
 from hushprompt.runs.arm import Arm
@@ -82,11 +82,17 @@ class Agreement(Offer):
         Raises:
             ConfigError: the config is impossible for so many clients, or outside the privacy theorem.
         """
+        _refuse_start(self.run_config)
         return plan_arms(self.run_config, list(self.sizes), self.client_classes or None)[-1]
 
 
 def make_offer(federation: str, run: str, config: RunConfig, class_names: tuple[str, ...], backbone: str) -> Offer:
-    """Return the server's offer; its own runtime stays with it."""
+    """Return the server's offer; its own runtime stays with it.
+
+    Raises:
+        ConfigError: the config is for simulations alone.
+    """
+    _refuse_start(config)
     text = dataclasses.replace(config, runtime=RuntimeConfig()).to_toml()
     return Offer(federation=federation, run=run, config=text, class_names=class_names, backbone=backbone)
 
@@ -106,6 +112,16 @@ def read_agreement(values: Any) -> Agreement:
     if not are_sets or len(sets) not in (0, len(agreement.clients)) or (sets and not any(sets)):
         raise ProtocolError("Declared classes must be a sorted list of labels, or null, for each client of the plan.")
     return agreement
+
+
+def _refuse_start(config: RunConfig) -> None:
+    """Raise ConfigError where rounds would follow a release of another kind, which no message here is for."""
+    method = config.method
+    if isinstance(method, StartsFromRelease) and method.first_release() is not None:
+        raise ConfigError(
+            'method.start = "class_statistics" is for simulations: a federation on separate machines makes one kind of '
+            'release. Use method.start = "public", or method.name = "class_statistics".'
+        )
 
 
 def open_model(config: RunConfig, class_names: tuple[str, ...]) -> PromptModel:

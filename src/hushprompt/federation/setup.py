@@ -24,15 +24,23 @@ from hushprompt.evaluation.base_to_new import base_images, num_base_classes
 from hushprompt.evaluation.splits import ClientSplit, client_splits
 from hushprompt.features.cache import Progress, check_fit, image_features
 from hushprompt.features.store import StoredFeatures
-from hushprompt.methods.base import ClipsBatches, NamesMechanism, OneRelease, PublicTask, check_needs
+from hushprompt.methods.base import (
+    ClipsBatches,
+    NamesMechanism,
+    OneRelease,
+    PublicTask,
+    StartsFromRelease,
+    check_needs,
+)
 from hushprompt.models.base import FeatureKind
 from hushprompt.models.placing import place, step_memory_mb
 from hushprompt.privacy import statements
-from hushprompt.privacy.config import Channel
+from hushprompt.privacy.budget import start_multiplier
+from hushprompt.privacy.config import Audience, Channel, PrivacyConfig
 from hushprompt.privacy.copies import epsilon_of_copies
 from hushprompt.privacy.metrics import MetricsPlan, make_metrics_plan
 from hushprompt.privacy.plan import PrivacyPlan, make_plan
-from hushprompt.privacy.sampling import EveryExample, Sampler
+from hushprompt.privacy.sampling import EveryExample
 from hushprompt.privacy.schedule import Cohorts, draw_cohorts
 from hushprompt.prompts.optimizer import with_schedule_steps
 from hushprompt.prompts.prompt_model import PromptModel
@@ -131,7 +139,7 @@ def load_model(config: RunConfig, dataset: Dataset, arms: Sequence[Arm], load: L
         backbone = copy.copy(backbone)  # it may be somebody else's too
         backbone.encoder = dataset.encoder
     model = PromptModel(backbone, names, device=device, memory_mb=step_memory_mb(config.runtime.memory_mb, device))
-    for arm in arms:
+    for arm in (stage for whole in arms for stage in whole.stages):
         check_needs(arm.method, model.backbone)
         if num_trained < len(dataset.class_names) and getattr(arm.method, "is_class_specific", False):
             raise ConfigError(
@@ -240,6 +248,7 @@ def plan_arms(config: RunConfig, sizes: list[int], classes: Classes | None = Non
     cohorts = draw_cohorts(
         len(sizes), config.training.cohort_size, config.training.num_rounds, seeding.stream(config.seed, "cohorts")
     )
+    everyone = _Everyone(config, tuple(sizes), classes, cohorts)
     wanted = [(entry.method, entry.epsilon) for entry in config.references] + [(config.method, None)]
     arms: list[Arm] = []
     for method, epsilon in wanted:
@@ -252,19 +261,38 @@ def plan_arms(config: RunConfig, sizes: list[int], classes: Classes | None = Non
                 noise_multiplier_global=None,
                 max_epsilon=None,
             )
-        own_cohorts = cohorts if method.channels else Cohorts(cohorts.members[:0], cohorts.num_clients)
-        sampler: Sampler = config.sampling
+        arm = everyone.arm(method, privacy, everyone.start(method, privacy))
+        num_same = sum(other.label.partition(" #")[0] == arm.label for other in arms)
+        arms.append(arm.labeled(f"{arm.label} #{num_same + 1}" if num_same else arm.label))
+    return arms
+
+
+@dataclass(frozen=True)
+class _Everyone:
+    """What arms are planned for."""
+
+    config: RunConfig
+    sizes: tuple[int, ...]
+    classes: Classes | None
+    cohorts: Cohorts
+
+    def arm(self, method: Any, privacy: PrivacyConfig, start: Arm | None = None) -> Arm:
+        """Plan one arm; its rounds are calibrated beside its start."""
+        config, cohorts, sampler = self.config, self.cohorts, self.config.sampling
+        if not method.channels:
+            cohorts = Cohorts(cohorts.members[:0], cohorts.num_clients)
         if isinstance(method, OneRelease):
             _check_one_release(config)
-            own_cohorts = draw_cohorts(len(sizes), None, 1, seeding.stream(config.seed, "cohorts"))
+            cohorts = draw_cohorts(len(self.sizes), None, 1, seeding.stream(config.seed, "cohorts"))
             sampler = EveryExample(steps_per_round=len(method.parts))
         plan = make_plan(
             privacy,
             sampler,
             channels=method.channels,
-            num_rounds=int(own_cohorts.most_rounds[-1]),
-            client_sizes=sizes,
+            num_rounds=int(cohorts.most_rounds[-1]),
+            client_sizes=list(self.sizes),
             batch_clipping=method.batch_clipping if isinstance(method, ClipsBatches) else None,
+            beside=() if start is None else start.plan.composed(Audience.PUBLIC),
             mechanism=method.mechanism if isinstance(method, NamesMechanism) else None,
             parts=method.parts if isinstance(method, OneRelease) else (),
         )
@@ -272,11 +300,32 @@ def plan_arms(config: RunConfig, sizes: list[int], classes: Classes | None = Non
         name = METHODS.name_of(method)
         method = with_schedule_steps(method, config.training.num_rounds * config.sampling.steps_per_round)
         if isinstance(method, OneRelease):
-            method = method.of_task(_task(plan, sizes, classes))
-        label = _label(name, plan)
-        num_same = sum(arm.label.partition(" #")[0] == label for arm in arms)
-        arms.append(Arm(f"{label} #{num_same + 1}" if num_same else label, name, method, plan, own_cohorts))
-    return arms
+            method = method.of_task(_task(plan, self.sizes, self.classes))
+        return Arm(_label(name, plan), name, method, plan, cohorts, start)
+
+    def start(self, method: Any, privacy: PrivacyConfig) -> Arm | None:
+        """Plan the release that a method starts from, with its share of the budget; None where it makes none.
+
+        Its own limit is that of the whole: a release that is made again, with new noise, is charged again.
+        """
+        release = method.first_release() if isinstance(method, StartsFromRelease) else None
+        if release is None:
+            return None
+        if self.config.training.num_rounds == 0:
+            raise ConfigError(
+                'method.start = "class_statistics" leaves the rest of the budget to rounds, and there are none. Use '
+                'method.name = "class_statistics" with method.form = "contexts" or "shared_context".'
+            )
+        z = start_multiplier(privacy, method.start_share)
+        limit = privacy.epsilon if privacy.max_epsilon is None else privacy.max_epsilon
+        own = dataclasses.replace(
+            privacy,
+            epsilon=None,
+            noise_multiplier_local=z,
+            noise_multiplier_global=z,
+            max_epsilon=limit if limit is not None and math.isfinite(limit) else None,
+        )
+        return self.arm(release, own)
 
 
 def _check_one_release(config: RunConfig) -> None:
@@ -284,17 +333,17 @@ def _check_one_release(config: RunConfig) -> None:
     training = config.training
     if training.local_steps > 1 or training.weighting != "size":
         raise ConfigError(
-            "A method with one release has no local steps, and weighs every example alike. Set training.local_steps = "
-            '1 and training.weighting = "size".'
+            "One release of class statistics has no local steps, and weighs every example alike. Set "
+            'training.local_steps = 1 and training.weighting = "size".'
         )
     if config.evaluation.base_classes is not None:
         raise ConfigError("Class statistics know nothing of new classes. Leave evaluation.base_classes out.")
 
 
-def _task(plan: PrivacyPlan, sizes: list[int], classes: Classes | None) -> PublicTask:
+def _task(plan: PrivacyPlan, sizes: tuple[int, ...], classes: Classes | None) -> PublicTask:
     """Return what is public of a federation."""
     return PublicTask(
-        client_sizes=tuple(sizes),
+        client_sizes=sizes,
         client_classes=(None,) * len(sizes) if classes is None else classes,
         noise_multiplier=plan.release_plan.noise_multipliers[Channel.GLOBAL],
         clip_norm=plan.release_plan.clip_norms[Channel.GLOBAL],

@@ -7,7 +7,6 @@ noise of its own. Whoever publishes several arms of one run publishes several re
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import time
 from collections import Counter
@@ -58,7 +57,7 @@ from hushprompt.runs.metrics import MetricsFile
 from hushprompt.runs.observer import Observer
 from hushprompt.runs.privacy_record import privacy_record
 from hushprompt.runs.prompts import write_prompts
-from hushprompt.runs.records import ArmSummary, RoundRecord, provenance
+from hushprompt.runs.records import ArmSummary, provenance
 from hushprompt.runs.state import State
 from hushprompt.runs.tracking import tracked
 from hushprompt.seeding import stream
@@ -94,7 +93,7 @@ def run(config: RunConfig, folder: Path, observer: Observer, load: Load = load_f
         progress = _progress(config, folder)
         records.truncate_records(folder / "records.jsonl", progress.records_size)
         model = load_model(config, dataset, arms, load)
-        kinds = {arm.method.feature_kind for arm in arms}
+        kinds = {stage.method.feature_kind for arm in arms for stage in arm.stages}
         identity.check(backbone=model.backbone.fingerprint)  # before images are encoded
         federation = assemble(config, model, dataset, partition, observer.on_setup, kinds)
         identity.check(features=federation.checksums)
@@ -162,23 +161,46 @@ class Trainer:
     def train(self, arm: Arm, progress: Progress) -> tuple[State, Progress, str | None]:
         """Train an arm from the start, or from the checkpoint in the folder; also say why it ended early, if it did."""
         self.ledger.check(arm, progress.num_rounds_done)
+        if progress.has_started and arm.start is not None:
+            self.ledger.check(arm.start, arm.start.num_rounds)
         if self.metrics is not None:
             self.released.check(arm, progress.num_rounds_done, self.config.evaluation)
         shared, personal = arm.method.init(self.federation.model, stream(self.config.seed, "init"))
         num_clients = len(self.federation.partition.clients)
         state = State(shared, (personal,) * num_clients, arm.plan.release_plan.first_norms(num_clients))
-        if progress.num_rounds_done:
+        if progress.is_under_way:
             state = checkpoint.load_state(self.folder, state)
-        self._progress = progress
-        state, stopped = train(arm, state, self.participants, self, progress.num_rounds_done)
+        self._progress, stopped = progress, None
+        if arm.start is not None and not progress.has_started:
+            state, stopped = self._begin(arm, arm.start, state)
+        if stopped is None:
+            state, stopped = train(arm, state, self.participants, self, progress.num_rounds_done)
         return state, self._progress, stopped
+
+    def _begin(self, arm: Arm, start: Arm, state: State) -> tuple[State, str | None]:
+        """Make the release that an arm starts from, and keep the state that follows: it is charged and made once."""
+        books = StartBooks(self.ledger, self.folder, self._progress.records_size)
+        shared, personal = start.method.init(self.federation.model, stream(self.config.seed, "init"))
+        begun = State(shared, (personal,) * len(state.personal))
+        released, stopped = train(start, begun, self.participants, books)
+        if stopped is not None:
+            return state, stopped
+        # On a thread of the pool: its last bits do not depend on the number of cores.
+        fit = self.pool.submit(arm.method.started, self.federation.model, state.shared, start.method, released.shared)
+        state = dataclasses.replace(state, shared=fit.result())
+        self._progress = dataclasses.replace(
+            self._progress, has_started=True, records_size=books.records_size,
+            arm_seconds=time.perf_counter() - books.start,
+        )  # fmt: skip
+        self._progress = self.checkpoints.save(state, self._progress)
+        return state, None
 
     def charge(self, arm: Arm, round_index: int) -> str | None:
         """Charge a round to the ledger, on disk before this returns; or say why the budget forbids it."""
         self._start = time.perf_counter()
         stopped = self.ledger.charge(arm, round_index, arm.cohorts[round_index].tolist())
         if stopped is None:  # accounted for beside the round
-            self._epsilons = self.pool.submit(_epsilons, arm, self.ledger.of(arm.label).most_rounds)
+            self._epsilons = self.pool.submit(epsilons, self.ledger.begun(arm), self.ledger.of(arm.label).most_rounds)
         return stopped
 
     def score(self, arm: Arm, state: State, info: RoundInfo) -> Scores | None:
@@ -194,23 +216,7 @@ class Trainer:
     def record(self, arm: Arm, state: State, info: RoundInfo, scores: Scores | None) -> None:
         """Append the round's record, then commit the checkpoint that counts it."""
         progress, seconds = self._progress, time.perf_counter() - self._start
-        record = RoundRecord(
-            arm=arm.label,
-            round_index=info.num_done,
-            seconds=seconds,
-            loss=info.loss,
-            local=scores.local if scores else math.nan,
-            neighbor=scores.neighbor if scores else math.nan,
-            harmonic_mean=scores.harmonic_mean if scores else math.nan,
-            worst_client=scores.worst_client if scores else math.nan,
-            bytes_up=info.bytes_up,
-            bytes_down=info.bytes_down,
-            epsilon=self._epsilons.result(),
-            cohort_size=arm.cohorts.cohort_size,
-            num_clients=len(info.clients),
-            delta=arm.plan.config.delta,
-            noise_source=arm.plan.release_plan.noise_source,
-        )
+        record = info.record(arm, scores, seconds, self._epsilons.result())
         is_reported = self.config.evaluation.is_reported(info.num_done, arm.num_rounds)
         progress = dataclasses.replace(
             progress,
@@ -294,6 +300,7 @@ class Trainer:
             progress,
             arm_index=progress.arm_index + 1,
             num_rounds_done=0,
+            has_started=False,
             arm_seconds=0.0,
             finished_arms=[*progress.finished_arms, records.to_json(summary)],
             last_scores=[],
@@ -386,7 +393,29 @@ def _progress(config: RunConfig, folder: Path) -> Progress:
     return progress
 
 
-def _epsilons(arm: Arm, num_rounds: int) -> dict[str, float]:
+class StartBooks:
+    """Books of the release that an arm starts from: charged before, written down, not scored."""
+
+    def __init__(self, ledger: LedgerFile, folder: Path, records_size: int) -> None:
+        """Go on with a run folder's ledger and records."""
+        self.ledger, self.folder, self.records_size = ledger, folder, records_size
+        self.start = time.perf_counter()
+
+    def charge(self, arm: Arm, round_index: int) -> str | None:
+        """Charge the release, on disk before this returns; or say why the budget forbids it."""
+        return self.ledger.charge(arm, round_index, arm.cohorts[round_index].tolist())
+
+    def score(self, arm: Arm, state: State, info: RoundInfo) -> None:
+        """Score nothing: what starts from the release is no state of its method."""
+
+    def record(self, arm: Arm, state: State, info: RoundInfo, scores: Scores | None) -> None:
+        """Append the release's record; the checkpoint that counts it comes with what follows from it."""
+        epsilon = epsilons(arm, self.ledger.of(arm.label).most_rounds)
+        record = info.record(arm, scores, time.perf_counter() - self.start, epsilon)
+        self.records_size = records.append_record(self.folder / "records.jsonl", record)
+
+
+def epsilons(arm: Arm, num_rounds: int) -> dict[str, float]:
     """Return every audience's epsilon after some rounds, one after the other: several may see the same releases."""
     return {str(audience): arm.plan.epsilon(audience, num_rounds) for audience in arm.plan.audiences}
 

@@ -25,6 +25,7 @@ from hushprompt.methods.base import Personal, Shared
 from hushprompt.privacy.adaptive import ClipNorms
 from hushprompt.privacy.schedule import survivors
 from hushprompt.runs.arm import Arm
+from hushprompt.runs.records import RoundRecord
 from hushprompt.runs.state import State
 from hushprompt.seeding import stream
 
@@ -41,6 +42,33 @@ class RoundInfo:
     bytes_down: int
     clients: tuple[int, ...]
     """Who took part and did not fail; nobody else's personal state has changed."""
+
+    def record(self, arm: Arm, scores: Scores | None, seconds: float, epsilon: dict[str, float]) -> RoundRecord:
+        """Return the round's record.
+
+        Args:
+            arm: whose round it is.
+            scores: after the round; None where it is not evaluated.
+            seconds: that it took.
+            epsilon: of each audience so far.
+        """
+        return RoundRecord(
+            arm=arm.label,
+            round_index=self.num_done,
+            seconds=seconds,
+            loss=self.loss,
+            local=scores.local if scores else math.nan,
+            neighbor=scores.neighbor if scores else math.nan,
+            harmonic_mean=scores.harmonic_mean if scores else math.nan,
+            worst_client=scores.worst_client if scores else math.nan,
+            bytes_up=self.bytes_up,
+            bytes_down=self.bytes_down,
+            epsilon=epsilon,
+            cohort_size=arm.cohorts.cohort_size,
+            num_clients=len(self.clients),
+            delta=arm.plan.config.delta,
+            noise_source=arm.plan.release_plan.noise_source,
+        )
 
 
 @runtime_checkable

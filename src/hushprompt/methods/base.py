@@ -188,6 +188,27 @@ class OneRelease(Protocol):
 
 
 @runtime_checkable
+class StartsFromRelease(Protocol):
+    """A method that may start from another method's one release, made before its rounds with a share of the budget."""
+
+    start_share: float
+    """Share of the budget, of 1/z^2, in (0, 1)."""
+
+    def first_release(self) -> OneRelease | None:
+        """Return the method of that release; None where the start knows no data."""
+
+    def started(self, model: PromptModel, shared: Shared, release: Any, released: Shared) -> Shared:
+        """Return the shared state moved to where a release points: post-processing.
+
+        Args:
+            model: frozen backbone and class names.
+            shared: as `init` made it.
+            release: the method of the release, as it runs on its task.
+            released: its shared state at the end.
+        """
+
+
+@runtime_checkable
 class NeedsLessText(Protocol):
     """A method that trains no prompt, and so runs on a backbone without a text tower. All others need one."""
 

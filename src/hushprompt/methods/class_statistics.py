@@ -27,9 +27,10 @@ from hushprompt.models.base import TextKind
 from hushprompt.privacy.config import Channel
 from hushprompt.privacy.mechanisms.base import ClassRows, Mechanism
 from hushprompt.privacy.statements import CLASSES_DECLARED
+from hushprompt.prompts.layout import NamePosition
 from hushprompt.prompts.prompt_model import PromptModel
 from hushprompt.registry import METHODS
-from hushprompt.statistics.contexts import fit_class_contexts, fit_shared_context
+from hushprompt.statistics.contexts import EstimatedClasses, fit_class_contexts, fit_shared_context
 from hushprompt.statistics.head import Head, make_head, prompt_embeddings
 from hushprompt.statistics.metric import Metric, choose_rank
 from hushprompt.statistics.metric_files import metrics_of
@@ -107,7 +108,7 @@ class ClassStatistics(OneReleaseHead):
     form: Literal["head", "embeddings", "contexts", "shared_context"] = "head"
     """What images are scored with: a weight and a bias a class; unit-norm class embeddings, as a text tower makes them;
     class-specific contexts that were fitted to these embeddings through the text tower; or one context for all classes,
-    fitted the same way, which tells what a shared prompt can hold of the statistics."""
+    trained on images that are drawn from the estimated classes, which tells what a shared prompt can hold."""
     metric: str = "auto"
     """File of the backbone's public metric, made by `hushprompt features metric`; "auto": the one that the package or
     the cache has for it."""
@@ -209,16 +210,27 @@ class ClassStatistics(OneReleaseHead):
         return Head(features, embeddings.logit_scale)
 
     def contexts(self, model: PromptModel, shared: ReleasedSums) -> Float[Tensor, "*c t e"]:
-        """Return class-specific contexts, or a shared one, fitted to class embeddings through the text tower."""
-        fit_context = fit_shared_context if self.form == "shared_context" else fit_class_contexts
+        """Return class-specific contexts, or a shared one, that say what the statistics say."""
+        return self._known.once("contexts", shared, lambda: self.fitted(model, shared))
 
-        def fit() -> Float[Tensor, "*c t e"]:
-            ground, found = self._ground(model), self._found(model, shared)
-            assert ground.texts is not None, "a text tower has text features"
-            embeddings = prompt_embeddings(ground.metric, found.mean, found.posterior, ground.texts, found.head)
-            return fit_context(model, embeddings.float().to(model.device)).context
-
-        return self._known.once("contexts", shared, fit)
+    def fitted(
+        self,
+        model: PromptModel,
+        shared: ReleasedSums,
+        start: Float[Tensor, "*c t e"] | None = None,
+        name_position: NamePosition = "end",
+    ) -> Float[Tensor, "*c t e"]:
+        """Fit class-specific contexts, or a shared one, from a start; None: from the hand template's words."""
+        ground, found = self._ground(model), self._found(model, shared)
+        assert ground.texts is not None, "a text tower has text features"
+        assert ground.guess is not None
+        if self.form == "shared_context":
+            means = found.mean.value + ground.guess + found.posterior.estimate
+            classes = EstimatedClasses(ground.metric, means, ground.metric.within + found.posterior.variance)
+            return fit_shared_context(model, classes, start, name_position=name_position)
+        embeddings = prompt_embeddings(ground.metric, found.mean, found.posterior, ground.texts, found.head)
+        wanted = embeddings.float().to(model.device)
+        return fit_class_contexts(model, wanted, start, name_position=name_position).context
 
     def _found(self, model: PromptModel, shared: ReleasedSums) -> _Found:
         """Return what follows from the sums: post-processing."""

@@ -5,8 +5,9 @@ Source: Zhou et al., "Learning to Prompt for Vision-Language Models", IJCV 2022 
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -16,6 +17,8 @@ from torch import Tensor
 from hushprompt import checks
 from hushprompt.errors import ConfigError
 from hushprompt.methods.base import Batch, Personal, Published, Shared
+from hushprompt.methods.class_statistics import ClassStatistics
+from hushprompt.methods.linear_head import ReleasedSums
 from hushprompt.models.base import FeatureKind
 from hushprompt.prompts.gradients import per_example_gradients
 from hushprompt.prompts.layout import NamePosition
@@ -29,6 +32,9 @@ class ContextState:
 
     context: Float[Tensor, "*c t e"]
     optimizer: OptimizerState
+
+
+StateT = TypeVar("StateT", bound=ContextState)
 
 
 @runtime_checkable
@@ -95,7 +101,7 @@ class ContextConfig:
         """Score images with the client's context."""
         return model.logits(image_features, model.text_features(self.context(shared, personal), self.name_position))
 
-    def start(self, model: PromptModel, rng: np.random.Generator) -> Float[Tensor, "*c t e"]:
+    def first_context(self, model: PromptModel, rng: np.random.Generator) -> Float[Tensor, "*c t e"]:
         """Return the context before training: the words, or a Gaussian draw; data-independent.
 
         Raises:
@@ -142,7 +148,41 @@ def published(model: PromptModel, context: Float[Tensor, "*c t e"], name_positio
 
 
 @dataclass(frozen=True, kw_only=True)
-class GlobalAndPersonalConfig(ContextConfig):
+class SharedContextConfig(ContextConfig):
+    """Base of methods whose shared state is a context, `shared.context`, which may start from class statistics."""
+
+    start: Literal["public", "class_statistics"] = "public"
+    """Where the shared context starts: "public", as init_words and init_std say; or "class_statistics", fitted to a
+    private release of class statistics, which is made once, of every example, before the first round."""
+    start_share: float = 0.5
+    """Share of the budget (of 1/z^2) that the release of class statistics gets, in (0, 1)."""
+    start_metric: str = "auto"
+    """File of the backbone's public metric, as `metric` of class_statistics."""
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        super().__post_init__()
+        if not 0 < self.start_share < 1:
+            raise ConfigError(
+                f"method.start_share must lie in (0, 1), got {self.start_share}. To train without the release, set "
+                'method.start = "public"; to release and not train, use method.name = "class_statistics".'
+            )
+
+    def first_release(self) -> ClassStatistics | None:
+        """Return the release that the shared context starts from; None where it knows no data."""
+        if self.start == "public":
+            return None
+        form = "contexts" if self.is_class_specific else "shared_context"
+        return ClassStatistics(form=form, metric=self.start_metric)
+
+    def started(self, model: PromptModel, shared: StateT, release: ClassStatistics, released: ReleasedSums) -> StateT:
+        """Return the shared state with its context fitted to the released statistics: post-processing."""
+        context = release.fitted(model, released, shared.context, self.name_position)
+        return dataclasses.replace(shared, context=context)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GlobalAndPersonalConfig(SharedContextConfig):
     """Base of methods that train a global prompt, `shared.context`, and a personal one."""
 
     global_optimizer: Optimizer = field(default_factory=Optimizer)
@@ -168,7 +208,7 @@ class PromptSumConfig(GlobalAndPersonalConfig):
 
         Initial words are the global prompt's alone: the two are added up.
         """
-        shared = fresh(self.start(model, rng), self.global_optimizer)
+        shared = fresh(self.first_context(model, rng), self.global_optimizer)
         return shared, fresh(self.draw(model, rng), self.local_optimizer)
 
     def context(self, shared: ContextState, personal: Any) -> Float[Tensor, "*c t e"]:

@@ -74,7 +74,7 @@ class FedPGP(PromptSumConfig):
     def init(self, model: PromptModel, rng: np.random.Generator) -> tuple[ContextState, LowRankState]:
         """Return the start of the global prompt, and draw the one start of all clients' factors."""
         self.check_rank(model, self.rank)
-        shared = fresh(self.start(model, rng), self.global_optimizer)
+        shared = fresh(self.first_context(model, rng), self.global_optimizer)
         num_rows = shared.context.shape[:-1].numel()
         u = gaussian((num_rows, self.rank), self.init_std, rng).to(model.device)
         v = gaussian((self.rank, model.token_width), self.init_std, rng).to(model.device)

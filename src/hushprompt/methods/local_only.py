@@ -36,7 +36,7 @@ class LocalOnly(ContextConfig):
 
     def init(self, model: PromptModel, rng: np.random.Generator) -> tuple[NoState, ContextState]:
         """Return the one start of all clients' prompts."""
-        return NoState(), fresh(self.start(model, rng), self.optimizer)
+        return NoState(), fresh(self.first_context(model, rng), self.optimizer)
 
     def client_step(
         self,

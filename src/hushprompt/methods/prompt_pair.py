@@ -39,8 +39,8 @@ class PromptPairConfig(GlobalAndPersonalConfig):
 
     def init(self, model: PromptModel, rng: np.random.Generator) -> tuple[ContextState, ContextState]:
         """Return the start of the global prompt and the one start of all personal prompts: words, or two draws."""
-        shared = fresh(self.start(model, rng), self.global_optimizer)
-        return shared, fresh(self.start(model, rng), self.local_optimizer)
+        shared = fresh(self.first_context(model, rng), self.global_optimizer)
+        return shared, fresh(self.first_context(model, rng), self.local_optimizer)
 
     def client_step(
         self,

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hushprompt import checks
 from hushprompt.methods.base import Batch, NoState, StepInfo, Upload
-from hushprompt.methods.context import ContextConfig, ContextState, fresh, mean_loss
+from hushprompt.methods.context import ContextState, SharedContextConfig, fresh, mean_loss
 from hushprompt.privacy.config import Channel
 from hushprompt.privacy.mechanisms.base import Mechanism
 from hushprompt.prompts.optimizer import Optimizer
@@ -34,7 +34,7 @@ class AnchoredState(ContextState):
 
 @METHODS.register("promptfl")
 @dataclass(frozen=True, kw_only=True)
-class PromptFL(ContextConfig):
+class PromptFL(SharedContextConfig):
     """The `method` section of PromptFL."""
 
     title: ClassVar[str] = "PromptFL"
@@ -53,7 +53,7 @@ class PromptFL(ContextConfig):
 
     def init(self, model: PromptModel, rng: np.random.Generator) -> tuple[AnchoredState, NoState]:
         """Return the start of the shared prompt."""
-        start = fresh(self.start(model, rng), self.optimizer)
+        start = fresh(self.first_context(model, rng), self.optimizer)
         return AnchoredState(start.context, start.optimizer, anchor=start.context), NoState()
 
     def begin_round(self, shared: AnchoredState) -> AnchoredState:

@@ -31,7 +31,7 @@ class RandomPrompt(Untrained, ContextConfig):
 
     def init(self, model: PromptModel, rng: np.random.Generator) -> tuple[RandomContext, NoState]:
         """Return the context."""
-        return RandomContext(self.start(model, rng)), NoState()
+        return RandomContext(self.first_context(model, rng)), NoState()
 
     def context(self, shared: RandomContext, personal: NoState) -> Float[Tensor, "*c t e"]:
         """Return the context."""

@@ -61,6 +61,29 @@ def noise_multipliers(
     return {c: z * (1 + 1e-9) / math.sqrt(share[c]) if share[c] else 0.0 for c in sorted(channels)}
 
 
+def start_multiplier(config: PrivacyConfig, share: float) -> float:
+    """Return the noise multiplier of one release of every example with `share` of the budget: z / sqrt(share).
+
+    Here z is the multiplier that would spend the whole budget at once. The rounds that follow are calibrated beside it.
+
+    Raises:
+        PrivacyError: there is no budget to share.
+    """
+    if config.epsilon is None:
+        raise PrivacyError(
+            'method.start = "class_statistics" takes a share of a budget, and here the noise itself is given. Set '
+            "privacy.epsilon instead of noise multipliers."
+        )
+    whole = accounting.calibrate(
+        target_epsilon=config.epsilon,
+        delta=config.delta,
+        num_steps=1,
+        sampling_prob=1.0,
+        relation=config.neighboring_relation,
+    )
+    return whole / math.sqrt(share)
+
+
 def published_noise(
     config: PrivacyConfig, clipping: BatchClipping, channels: frozenset[Channel], num_rounds: int, batch_size: float
 ) -> dict[Channel, float]:

@@ -203,8 +203,8 @@ class EveryExample:
         return 1.0
 
     def num_releases(self, num_rounds: int) -> int:
-        """One, however many parts it has."""
-        return min(num_rounds, 1)
+        """One each time, however many parts it has."""
+        return num_rounds
 
     def expected_batch_size(self, num_examples: int) -> float:
         """All n."""

@@ -90,6 +90,11 @@ PARTICIPATION = (
     "is claimed: the guarantees are those of a client with the most rounds, {most} of {num_rounds}. A client that "
     "fails in a round is charged for it."
 )
+START = (
+    "The shared context starts from one release of class statistics ({sampling}, noise multiplier "
+    "{noise_multiplier:.4g}), which has {share:.0%} of the budget. It is charged before the rounds, to every audience: "
+    "each epsilon above is that of this release and of the rounds together."
+)
 ADAPTIVE_CLIPPING = "clip_norms are those of the first step; noise_multipliers are those of sum and count together."
 ROUNDING = (
     "The model computes examples of a batch together, so last bits of one gradient depend on the others. Noise is made "
@@ -173,8 +178,9 @@ def guarantee_statement(guarantee: Guarantee) -> str:
     """Return a guarantee in one sentence."""
     one, unit = UNITS[guarantee.privacy_unit]
     beside = "".join(
-        f" and {part.num_steps} more with noise multiplier {part.noise_multiplier:.4g}"
-        + (" without sampling" if part.sampling_prob == 1 else f" and sampling probability {part.sampling_prob:g}")
+        f" and {part.num_steps} more "
+        + ("of every example, without sampling," if part.sampling_prob == 1 else f"sampled with {part.sampling_prob:g}")
+        + f" with noise multiplier {part.noise_multiplier:.4g}"
         for part in guarantee.beside
         if not part.is_empty
     )
@@ -279,13 +285,23 @@ def rounding_statement(num_rounded: int, rounding: float) -> str:
     return ROUNDING.format(margin=num_rounded * rounding, num_rounded=num_rounded, rounding=rounding)
 
 
+def start_statement(start: Mapping[str, Any]) -> str:
+    """Say what an arm starts from, of which `start` is the entry in `privacy.json`."""
+    held = next(iter(start["audiences"].values()))
+    return START.format(share=start["share"], noise_multiplier=start["noise_multipliers"]["global"], **held)
+
+
 def statement_lines(arm: dict[str, Any]) -> list[str]:
     """Return each audience's guarantee of one arm of `privacy.json`, and who takes part where not all do."""
     lines = [
         f"{arm['arm']}: for {AUDIENCES[audience]}: {guarantee['statement']}"
         for audience, guarantee in arm["audiences"].items()
     ]
-    more = [arm.get("participation", {}).get("statement"), arm.get("rounding")]  # missing in records of version 0.1
+    more = [  # missing in records of version 0.1
+        start_statement(arm["start"]) if "start" in arm else None,
+        arm.get("participation", {}).get("statement"),
+        arm.get("rounding"),
+    ]
     return lines + [f"{arm['arm']}: {statement}" for statement in more if statement]
 
 

@@ -52,6 +52,13 @@ class Progress:
     """Plain form of that arm's scores that enter the reported ones, so far."""
     segments: list[str] = dataclasses.field(default_factory=list)
     """Names of the files with personal states, oldest first."""
+    has_started: bool = False
+    """Whether the release that the arm starts from is made, where it has one: the state then follows from it."""
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether the state is of the arm in training, and not of the one before."""
+        return self.has_started or self.num_rounds_done > 0
 
 
 class Checkpoints:
@@ -81,7 +88,7 @@ class Checkpoints:
             progress: arm and rounds done; nothing else of it matters here.
             changed: clients whose personal state may differ from the last save.
         """
-        if progress.num_rounds_done and progress.arm_index != self._arm_index:  # the log of a finished arm ends here
+        if progress.is_under_way and progress.arm_index != self._arm_index:  # the log of a finished arm ends here
             self._arm_index, self._segments, self._num_stored, self._clients = progress.arm_index, [], 0, set()
         if any(flatten(state.personal[client_id]) for client_id in changed):
             self._append(state, progress, set(changed))

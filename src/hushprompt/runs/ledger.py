@@ -63,12 +63,16 @@ class LedgerFile:
 
     def spent(self, arm: Arm) -> Arm:
         """Return an arm that claims what was spent, see `Arm.spent`."""
-        return arm.spent(self.of(arm.label))
+        return arm.spent(self._ledgers)
+
+    def begun(self, arm: Arm) -> Arm:
+        """Return an arm with its start counted as often as it was charged, see `Arm.begun`."""
+        return arm.begun(self._ledgers)
 
     def outcome(self, arms: Iterable[Arm]) -> tuple[list[Arm], dict[str, list[Account]]]:
         """Return all arms as `spent` does, and by arm each distinct guarantee and its clients."""
         spent = [self.spent(arm) for arm in arms]
-        return spent, {arm.label: accounts(arm.plan, self.of(arm.label)) for arm in spent}
+        return spent, {each.label: accounts(each.plan, self.of(each.label)) for arm in spent for each in arm.stages}
 
     def check(self, arm: Arm, num_rounds_done: int) -> None:
         """Refuse to go on where the checkpoint knows of rounds that were never charged.
@@ -98,7 +102,7 @@ class LedgerFile:
         charge = ledger.due(round_index, clients, is_replay_exact=arm.plan.release_plan.is_replay_exact)
         if charge is None:
             return None
-        reason = why_not(arm.plan, ledger, charge)
+        reason = why_not(self.begun(arm).plan, ledger, charge)
         if reason is not None:
             return reason
         names: list[str | tuple[int, int]] = [self._names[client_id] for client_id in charge.clients]

@@ -31,7 +31,7 @@ def privacy_record(
     """
     config = arms[-1].plan.config
     return {
-        "arms": [_arm(arm, (accounts or {}).get(arm.label, [])) for arm in arms],
+        "arms": [_arm(arm, accounts or {}) for arm in arms],
         "other_client": statements.OTHER_CLIENT,
         "server": statements.SERVER[config.noise_at],
         "not_private": statements.NOT_PRIVATE if metrics is None else statements.LOSSES_NOT_PRIVATE,
@@ -41,9 +41,9 @@ def privacy_record(
     }
 
 
-def _arm(arm: Arm, accounts: list[Account]) -> dict[str, Any]:
-    """Return the entry of one arm."""
-    releases = arm.plan.release_plan
+def _arm(arm: Arm, accounts: Mapping[str, list[Account]]) -> dict[str, Any]:
+    """Return the entry of one arm, which has that of its start."""
+    releases, start = arm.plan.release_plan, arm.start
     return {
         "arm": arm.label,
         "method": arm.method_name,
@@ -61,12 +61,13 @@ def _arm(arm: Arm, accounts: list[Account]) -> dict[str, Any]:
         "limit": arm.plan.limit,
         "delta": arm.plan.config.delta,
         "noise_source": releases.noise_source,
-        "clients": [dataclasses.asdict(account) for account in accounts],
+        "clients": [dataclasses.asdict(account) for account in accounts.get(arm.label, [])],
         "participation": participation(arm),
         "audiences": {
             str(audience): {**guarantee.to_json(), "statement": guarantee.statement()}
             for audience, guarantee in arm.plan.guarantees().items()
         },
+        **({} if start is None else {"start": {**_arm(start, accounts), "share": arm.method.start_share}}),
     }
 
 

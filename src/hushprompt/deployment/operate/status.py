@@ -184,15 +184,13 @@ def guarantees(folder: Path) -> list[dict[str, Any]]:
         return []
     # Imported here: plans need torch, and most processes of a federation never look at one.
     from hushprompt.deployment.agreement import read_agreement
-    from hushprompt.privacy.ledger import Ledger
     from hushprompt.runs import ledger as ledger_file
     from hushprompt.runs.privacy_record import privacy_record
 
     charged = folder / ledger_file.FILE
     agreement = read_agreement(records.read_json(agreed))
     arm, lines = agreement.arm, files.whole_lines_of(charged)
-    ledger = ledger_file.read_ledgers(charged, lines, agreement.clients).get(arm.label, Ledger())
-    return list(privacy_record([arm.spent(ledger)])["arms"])
+    return list(privacy_record([arm.spent(ledger_file.read_ledgers(charged, lines, agreement.clients))])["arms"])
 
 
 def refusals(file: Path, first: int = -NUM_REFUSALS) -> list[str]:
