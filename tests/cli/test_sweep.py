@@ -25,7 +25,7 @@ CHILDREN = Path("/proc/self/task").exists()
 @pytest.fixture
 def toy_sweep(tmp_path, toy_values, hush):
     """A sweep of two methods and two seeds."""
-    (tmp_path / "base.toml").write_text(tomli_w.dumps({**toy_values, "training": {"num_rounds": 20}}))
+    (tmp_path / "base.toml").write_text(tomli_w.dumps({**toy_values, "training": {"num_rounds": 8}}))
     path = tmp_path / "toy.toml"
     path.write_text("""
         base = "base.toml"

@@ -1,3 +1,4 @@
+import functools
 import itertools
 import math
 from pathlib import Path
@@ -165,9 +166,15 @@ def test_a_sweep_that_skips_everything_is_refused(write):
 SHIPPED = [path for path in sorted(ROOT.glob("configs/**/*.toml")) if "axes" in configs.read(path)]
 
 
+@functools.cache
+def expanded(path):
+    """The runs of a shipped sweep, made once: there are hundreds."""
+    return sweep_file.expand(sweep_file.load(path))
+
+
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_shipped_sweep_expands(path):
-    runs = sweep_file.expand(sweep_file.load(path))
+    runs = expanded(path)
     assert len(runs) > 1
     assert len({run.config.seed for run in runs}) >= 2
     assert len({run.name for run in runs}) == len(runs)
@@ -175,7 +182,7 @@ def test_every_shipped_sweep_expands(path):
 
 def test_the_wide_embedded_grid_goes_on_where_the_other_stopped():
     core, wide = (
-        {run.identity for run in sweep_file.expand(sweep_file.load(ROOT / "configs" / "sweeps" / f"{name}.toml"))}
+        {run.identity for run in expanded(ROOT / "configs" / "sweeps" / f"{name}.toml")}
         for name in ("embedded", "embedded-wide")
     )
     assert core < wide

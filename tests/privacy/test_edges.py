@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import brentq
 from scipy.stats import norm
@@ -76,16 +76,9 @@ step_counts = st.floats(0, 6).map(lambda x: round(10**x))
 deltas = st.floats(-30, -1.001).map(lambda x: 10**x) | st.floats(-12, -3).map(lambda x: 10**x)
 
 
-@settings(max_examples=8)
+@pytest.mark.slow
 @given(z_values, q_values, step_counts, deltas, st.sampled_from(RELATIONS))
 def test_a_claim_anywhere_lies_between_a_lower_bound_and_renyi(z, q, num_steps, delta, relation):
-    check(z, q, num_steps, delta, relation)
-
-
-@pytest.mark.slow
-@settings(max_examples=80)
-@given(z_values, q_values, step_counts, deltas, st.sampled_from(RELATIONS))
-def test_a_claim_anywhere_lies_between_a_lower_bound_and_renyi_many_times(z, q, num_steps, delta, relation):
     check(z, q, num_steps, delta, relation)
 
 

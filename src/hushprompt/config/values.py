@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import types
 import typing
 import unicodedata
@@ -33,7 +34,7 @@ def build(cls: type[Any], values: Any, path: str) -> Any:
     """Build the dataclass `cls` from a table; errors name the dotted path of the wrong key."""
     if not isinstance(values, Mapping):
         raise ConfigError(f"{path} must be a table of settings, got {values!r}.")
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     values = _without_removed(path, values)
     refuse_unknown(path, values, {f.name for f in dataclasses.fields(cls)})
     converted = {key: convert(f"{path}.{key}", value, hints[key]) for key, value in values.items()}
@@ -43,6 +44,12 @@ def build(cls: type[Any], values: Any, path: str) -> Any:
         raise type(error)(f"In the section {path}: {error}") from error
     except TypeError as error:
         raise ConfigError(f"The section {path} is incomplete: {error}.") from error
+
+
+@functools.cache
+def _hints(cls: type[Any]) -> Mapping[str, Any]:
+    """Return what the fields' annotations mean; made once a class, since a sweep builds each many times."""
+    return typing.get_type_hints(cls)
 
 
 def choose(path: str, values: Any, registry: Registry | None = None) -> Any:

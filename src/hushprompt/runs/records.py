@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -156,11 +157,17 @@ def from_json(cls: type[T], values: Any) -> T:
     Spent(epsilon=inf)
     """
     if isinstance(values, Mapping):
-        numbers = {name for name, hint in typing.get_type_hints(cls).items() if hint is float}
+        numbers = _numbers(cls)
         values = {
             key: math.nan if value is None and key in numbers else value for key, value in renamed(values).items()
         }
     return msgspec.convert(values, type=cls, strict=False)  # not strict: "inf" is a number
+
+
+@functools.cache
+def _numbers(cls: type[Any]) -> frozenset[str]:
+    """Return the names of the fields that are numbers; made once a class, since a run has many records."""
+    return frozenset(name for name, hint in typing.get_type_hints(cls).items() if hint is float)
 
 
 def read_tensors(path: Path, header: type[T]) -> tuple[T, dict[str, Tensor]]:
