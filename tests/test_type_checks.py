@@ -35,7 +35,7 @@ def scaled(rows: Float[Tensor, "n d"], by: float, *more: int, rest: str = "", **
 
 
 @checked
-def same(pair: Late, unknown: Unknown = None, untold=None) -> Late:
+def same(pair: Late, unknown: Unknown = None, untold=None, of: type[Late] = Pair) -> Late:
     return unknown or pair
 
 
@@ -54,7 +54,7 @@ def made(result):
         lambda: scaled(ROWS, 2, 1, 2, rest="x", more_of_it=True),
         lambda: scaled(rows=ROWS, by=2.0),
         lambda: Pair(ROWS, second=ROWS),
-        lambda: same(Pair(ROWS), untold="anything"),
+        lambda: same(Pair(ROWS), untold="anything", of=Pair),
         lambda: made(ROWS)(ROWS),
     ],
 )
@@ -74,6 +74,7 @@ def test_what_is_annotated_passes(right):
         (lambda: scaled(ROWS, 0.0), "scaled, the result"),
         (lambda: Pair(ROWS, OTHERS), "Pair.__init__, second"),
         (lambda: same(ROWS), "same, pair"),
+        (lambda: same(Pair(ROWS), of=int), "same, of"),
         (lambda: same(Pair(ROWS), 1), "same, the result"),
         (lambda: made(OTHERS)(ROWS), "nested, the result"),
         (lambda: made(ROWS)(ROWS[0]), "nested, rows"),
@@ -85,7 +86,7 @@ def test_what_is_not_is_refused_by_name(wrong, name):
 
 
 def test_the_package_is_under_them():
-    with pytest.raises(TypeCheckError, match=r"hushprompt\.privacy\.clipping\.clip_factors, grads: "):
+    with pytest.raises(TypeCheckError, match=r"(?i)hushprompt\.privacy\.clipping\.clip_factors, grads: "):
         clip_factors(torch.ones(3, dtype=torch.int64), 1.0)
     assert all(hasattr(one.__init__, "__wrapped__") for one in (RoundRecord, PromptLayout))
     assert len({code for code in KNOWN if "nested" in code.co_qualname}) == 1, "a nested function is looked at once"

@@ -70,8 +70,16 @@ def annotations_of(function):
     names = {SEVERAL.get(one.kind, one.name): one.annotation for one in signature.parameters.values()}
     in_order = function.__code__.co_varnames[: function.__code__.co_argcount]
     texts = {**names, "return": signature.return_annotation}
-    found = {name: meaning(text, function.__globals__) for name, text in texts.items()}
+    known = with_bounds(function.__globals__)
+    found = {name: meaning(text, known) for name, text in texts.items()}
     return in_order, found, SAME_AXES if any(map(has_axes, found.values())) else contextlib.nullcontext()
+
+
+def with_bounds(names):
+    """Put bounds that are given by name in the place of their type variables, which beartype cannot look up."""
+    late = {name: one.__bound__ for name, one in names.items() if isinstance(one, TypeVar)}
+    late = {name: bound.__forward_arg__ for name, bound in late.items() if isinstance(bound, ForwardRef)}
+    return {**names, **{name: names.get(bound, Any) for name, bound in late.items()}}
 
 
 def meaning(text, names):
@@ -84,11 +92,9 @@ def meaning(text, names):
         return Any
     holder.__annotations__ = {"value": text}
     try:
-        found = get_type_hints(holder, names, include_extras=True)["value"]
+        return get_type_hints(holder, names, include_extras=True)["value"]
     except Exception:
         return Any
-    is_late = isinstance(found, TypeVar) and isinstance(found.__bound__, ForwardRef)
-    return meaning(found.__bound__.__forward_arg__, names) if is_late else found
 
 
 def has_axes(annotation):
