@@ -39,8 +39,9 @@ settings.load_profile("hushprompt")
 torch.set_num_threads(1)
 collect_ignore = ["faults"]  # for processes that tests start
 LONGEST = (
-    "test_real_processes", "test_ray_cluster", "test_shadows", "test_docs", "test_sweep_file", "test_main",
-    "test_sweep", "test_flower_simulation", "test_relations", "test_client_canaries", "test_plugins",
+    "test_real_processes", "test_ray_cluster", "test_docs", "test_mutants", "test_flower_simulation", "test_failures",
+    "test_mechanism_audit", "test_shadows", "test_main", "test_sweep", "test_server_refuses", "test_edges",
+    "test_examples", "test_relations", "test_client_canaries", "test_plugins", "test_noise_source", "test_kept_results",
 )  # fmt: skip
 """Files that take longest, the longest first: begun last, one of them would leave the other workers idle."""
 
