@@ -104,7 +104,7 @@ def train(model: PromptModel, *, num_rounds: int, num_clients: int, num_examples
         federation = random_federation(
             model, folder, num_clients=num_clients, num_examples=num_examples, num_test=NUM_TEST
         )
-        (arm,) = plan_arms(config, client_sizes(federation.partition))
+        (arm,) = plan_arms(config, client_sizes(federation.partition), federation.declared)
         checkpoints = Checkpoints(folder, progress)
         state, _, _ = Trainer(config, federation, folder, pool, disk, Watch(), checkpoints).train(arm, progress)
     assert bool(state.shared.context.isfinite().all())

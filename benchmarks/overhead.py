@@ -67,7 +67,7 @@ def measure(name: str, config: RunConfig, federation: Federation, num_rounds: in
     """Train one round, then time the following ones; `target` is the largest share wanted."""
     training = dataclasses.replace(config.training, num_rounds=num_rounds + 1)
     config = dataclasses.replace(config, references=(), training=training)
-    (arm,) = plan_arms(config, client_sizes(federation.partition))
+    (arm,) = plan_arms(config, client_sizes(federation.partition), federation.declared)
     clock, marks = Clock(), []
 
     class Watch(Silent):

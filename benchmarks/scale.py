@@ -135,7 +135,7 @@ def train(case: Case, federation: Federation, folder: Path, pool: ThreadPoolExec
             "evaluation": {"every": case.num_rounds},
         }
     )  # fmt: skip
-    (arm,) = plan_arms(config, client_sizes(federation.partition))
+    (arm,) = plan_arms(config, client_sizes(federation.partition), federation.declared)
     ticks, written = [], []
 
     class Watch(Silent):

@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 import hushprompt as hp
+from helpers.toy_metric import toy_metric
 from hushprompt.api import progress
 from hushprompt.api.progress import NotebookLines, PlainText, TrainingBars, watching
 
@@ -55,6 +56,21 @@ def test_the_table_shows_itself_and_is_a_frame(made):
     frame = made.table().frame()
     assert list(frame["method"]) == ["zero_shot", "promptfl", "dp_fpl"]
     assert frame["local"].between(0, 1).all()
+
+
+def test_class_statistics_and_the_rows_beside_them_run_by_their_names(made, tmp_path):
+    rivals = [hp.ClassMeans(), hp.LeastSquares(), hp.LinearProbe()]
+    run = hp.run(
+        made.config,
+        method=hp.ClassStatistics(form="contexts", metric=toy_metric()),
+        references=[{"method": rival} for rival in rivals],
+        sampling={"name": "disjoint", "steps_per_round": 1},
+        privacy=hp.PrivacyConfig(epsilon=8, delta=1e-3, audience="public"),
+        out=tmp_path / "run",
+        progress=False,
+    )
+    assert [arm.method for arm in run.arms] == ["class_means", "least_squares", "linear_probe", "class_statistics"]
+    assert run.config.method.form == "contexts"
 
 
 def test_a_prompt_is_found_by_the_clients_number_or_name(made):

@@ -49,11 +49,15 @@ if TYPE_CHECKING:
     from hushprompt.errors import ProtocolError as ProtocolError
     from hushprompt.errors import ResumeError as ResumeError
     from hushprompt.features.cache import FeaturesConfig as FeaturesConfig
+    from hushprompt.methods.class_means import ClassMeans as ClassMeans
+    from hushprompt.methods.class_statistics import ClassStatistics as ClassStatistics
     from hushprompt.methods.dp_fpl import DPFPL as DPFPL
     from hushprompt.methods.dp_fpl_released import DPFPLReleased as DPFPLReleased
     from hushprompt.methods.fedclip import FedCLIP as FedCLIP
     from hushprompt.methods.fedotp import FedOTP as FedOTP
     from hushprompt.methods.fedpgp import FedPGP as FedPGP
+    from hushprompt.methods.least_squares import LeastSquares as LeastSquares
+    from hushprompt.methods.linear_probe import LinearProbe as LinearProbe
     from hushprompt.methods.local_only import LocalOnly as LocalOnly
     from hushprompt.methods.promptfl import PromptFL as PromptFL
     from hushprompt.methods.promptfolio import PromptFolio as PromptFolio
@@ -79,11 +83,15 @@ _MODULES = {
         "ConfigError", "DataError", "HushpromptError", "LinkError", "PrivacyError", "ProtocolError", "ResumeError",
     ),
     "features.cache": ("FeaturesConfig",),
+    "methods.class_means": ("ClassMeans",),
+    "methods.class_statistics": ("ClassStatistics",),
     "methods.dp_fpl": ("DPFPL",),
     "methods.dp_fpl_released": ("DPFPLReleased",),
     "methods.fedclip": ("FedCLIP",),
     "methods.fedotp": ("FedOTP",),
     "methods.fedpgp": ("FedPGP",),
+    "methods.least_squares": ("LeastSquares",),
+    "methods.linear_probe": ("LinearProbe",),
     "methods.local_only": ("LocalOnly",),
     "methods.promptfl": ("PromptFL",),
     "methods.promptfolio": ("PromptFolio",),

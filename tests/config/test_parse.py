@@ -126,6 +126,16 @@ def test_a_missing_file_or_section_is_named(tmp_path, toy_values):
         configs.parse(toy_values)
 
 
+def test_sampling_may_be_left_out_where_no_method_draws_batches(toy_values):
+    del toy_values["sampling"]
+    values = {**toy_values, "references": [{"method": {"name": "zero_shot"}}, {"method": {"name": "class_means"}}]}
+    config = configs.parse({**values, "method": {"name": "class_statistics"}})
+    assert config.to_toml().count('[sampling]\nname = "disjoint"\nsteps_per_round = 1\n') == 1
+    for changes in ({}, {"method": {"name": "class_means"}, "references": toy_values["references"]}):
+        with pytest.raises(ConfigError, match="section sampling is missing"):
+            configs.parse({**values, **changes})
+
+
 def test_one_text_is_no_list_of_its_letters(toy_values, tmp_path):
     folder = {**toy_values, "data": {"name": "folder", "root": "r", "classes": "cat"}}
     with pytest.raises(ConfigError, match=r'must be a list, such as \["cat"\], got \'cat\'\. .* data\.classes_file'):

@@ -1,12 +1,20 @@
 """Federated runs with small models of the real families: clients step side by side in threads."""
 
-import pytest
+import functools
+import wave
 
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.torch import load_file
+
+import hushprompt as hp
 from helpers import tiny_models
-from helpers.runs import Silent
+from helpers.runs import TOY, Silent
 from hushprompt.config import parse as configs
 from hushprompt.features.cache import cached
 from hushprompt.federation.simulate import run
+from hushprompt.methods import class_statistics
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +24,7 @@ def repositories(tmp_path_factory):
     from safetensors.torch import save_file
 
     folder = tmp_path_factory.mktemp("repositories")
-    for kind in ("siglip", "clip"):
+    for kind in ("siglip", "clip", "clap"):
         (folder / kind).mkdir()
         getattr(tiny_models, kind)(folder / kind)
     tiny_models.write_open_clip_configs(folder)
@@ -62,3 +70,53 @@ def test_prompts_are_aligned_with_the_patches_of_real_towers(toy_values, reposit
     num_patches = {"vit": 16, "resnet": 4, "clip": 16}[kind]
     assert {entry.num_patches for entry in cached(tmp_path / "cache")} == {num_patches}
     assert len(list((tmp_path / "prompts").iterdir())) == 4
+
+
+def examples(folder, classes, count, is_sound):
+    """Write class folders of tiny images, or of short sounds, that differ between classes."""
+    rng = np.random.default_rng(len(classes))
+    for name in classes:
+        (folder / name).mkdir(parents=True)
+        center = rng.integers(40, 200, 300)
+        for index in range(count):
+            values = (center + rng.integers(-40, 40, 300)).astype(np.uint8)
+            if is_sound:
+                with wave.open(str(folder / name / f"{index}.wav"), "wb") as file:
+                    file.setparams((1, 2, 8000, 0, "NONE", ""))
+                    file.writeframes((100 * (values.astype(np.int16) - 120)).tobytes())
+            else:
+                Image.fromarray(values.reshape(10, 10, 3)).save(folder / name / f"{index}.png")
+
+
+@pytest.mark.parametrize("kind", ["vit", "clip", "siglip", "clap"])
+def test_class_statistics_run_in_every_form_with_a_metric_made_from_a_folder(repositories, tmp_path, monkeypatch, kind):
+    for name in ("fit_class_contexts", "fit_shared_context"):
+        monkeypatch.setattr(class_statistics, name, functools.partial(getattr(class_statistics, name), num_steps=2))
+    letters = "abdeghiklmoprstuwy"
+    names = [f"{a}{b}" for a in letters for b in letters if a != b][:100]
+    examples(tmp_path / "public", names, 2, kind == "clap")
+    examples(tmp_path / "own", ["cat", "ox", "dog", "lynx"], 8, kind == "clap")
+    backbone = {"name": "clap" if kind == "clap" else "transformers", "model": str(repositories / kind)}
+    if kind == "vit":
+        checkpoint = str(repositories / "vit.safetensors")
+        backbone = {"name": "open_clip", "architecture": "tiny-vit", "checkpoint": checkpoint}
+    common = {"backbone": {**backbone, "template": "a {}"}, "runtime": {"cache_dir": str(tmp_path / "cache")}}
+    sounds = {"sampling_rate": 8000} if kind == "clap" else {}
+    public = {"name": "folder", "root": str(tmp_path / "public"), **sounds}
+    metric = hp.make_metric(config={**TOY, **common, "data": public}, out=tmp_path / "metric", progress=False)
+    forms = ["head", "embeddings", "shared_context", "contexts"]
+    methods = [{"name": "class_statistics", "form": form, "metric": str(metric)} for form in forms]
+    values = {
+        "data": {"name": "folder", "root": str(tmp_path / "own"), **sounds},
+        "partition": {"name": "disjoint_classes", "num_clients": 2},
+        "privacy": {"epsilon": 50.0, "delta": 1e-3, "audience": "public", "noise_source": "seeded"},
+        "evaluation": {"split": "test"},
+        "references": [{"method": method} for method in methods[:-1]],
+        "method": methods[-1],
+    }
+    (tmp_path / "run").mkdir()
+    arms = run(configs.parse({**common, **values}), tmp_path / "run", Silent())
+    assert [arm.method for arm in arms] == ["class_statistics"] * 4
+    file = load_file(tmp_path / "run" / "prompts" / "global.safetensors")
+    assert file["context"].ndim == 3
+    assert file["text_features"].isfinite().all()

@@ -16,7 +16,7 @@ NUM_PUBLIC = 120
 
 
 @functools.cache
-def toy_metric(fingerprint="", feature_dim=6):
+def toy_metric(fingerprint="", feature_dim=6, has_texts=True):
     """Return the file, as a config names it, of the toy backbone or another one: texts stand near their classes."""
     generator = torch.Generator().manual_seed(0)
 
@@ -29,7 +29,8 @@ def toy_metric(fingerprint="", feature_dim=6):
         (texts + 0.3 * normal(NUM_PUBLIC, feature_dim))[labels] + 0.3 * normal(len(labels), feature_dim)
     )
     path = Path(tempfile.mkdtemp()) / "toy.safetensors"
-    make_metrics(images, labels, "made up", fingerprint or Toy().load().fingerprint, dict(enumerate(texts))).write(path)
+    known = dict(enumerate(texts)) if has_texts else None
+    make_metrics(images, labels, "made up", fingerprint or Toy().load().fingerprint, known).write(path)
     return str(path)
 
 

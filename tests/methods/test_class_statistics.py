@@ -304,16 +304,18 @@ def test_what_is_claimed_is_one_gaussian_of_the_planned_noise():
 
 
 @pytest.mark.parametrize("noise_at", ["server", "client"])
-def test_the_audit_command_measures_the_release_and_says_what_it_does_not_do(tmp_path, noise_at):
+def test_the_audit_command_measures_the_release_and_attacks_what_is_published(tmp_path, noise_at):
     config = configs.parse(values_of(privacy={"noise_at": noise_at}, method={"class_prior": 4.0}))
-    with pytest.raises(ConfigError, match=r"its release alone is audited.* Add --attack none --canaries 0"):
-        audit(config, out=tmp_path / "all")
-    record = audit(config, out=tmp_path / "release", attacks=(), num_canaries=0, num_gradient_canaries=2000)
+    attacks = {"attacks": ("lira", "likelihood"), "num_shadows": 4, "num_canaries": 10, "num_gradient_canaries": 2000}
+    record = audit(config, out=tmp_path, **attacks)
     (budget,) = record.budgets
     assert [one.audience for one in budget.audiences] == ["public", "server"][: 1 + (noise_at == "client")]
     for one in budget.audiences:
         found = [result.epsilon_lower_bound for result in one.mechanism]
         assert 0 < max(found) <= one.claimed["epsilon"]
+        assert one.attacks[-1].attack == "likelihood ratio"
+        assert one.canaries
+        assert not one.is_contradicted
         assert "every example, once, no sampling" in one.claimed["statement"]
 
 
@@ -327,6 +329,16 @@ def test_a_run_gains_on_zero_shot_where_noise_is_small_and_its_files_score_alike
     files_of = {path.name: load_file(path) for path in (folder / "prompts").glob("*.safetensors")}
     assert len(files_of) == 4
     assert not verified(values, folder).differences
+
+
+@pytest.mark.parametrize("form", ["head", "embeddings"])
+def test_without_a_text_prior_a_metric_made_without_texts_serves_a_backbone_with_text(tmp_path, form):
+    method = {"form": form, "text_prior": False, "metric": toy_metric(has_texts=False)}
+    values = values_of(privacy={"noise_multiplier_global": 0.05}, method=method)
+    _, (arm,), _ = run_with(values, tmp_path)
+    assert arm.local > 1 / 6
+    ground = statistics_of(**method)._ground(PromptModel(configs.parse(values).backbone.load(), ("ant", "bee")))
+    assert (ground.texts, ground.guess) == (None, None)
 
 
 def test_of_several_views_of_an_image_one_enters(tmp_path, monkeypatch):
@@ -382,6 +394,8 @@ REFUSED = {
     'privacy.privacy_unit = "example"': {"privacy": {"privacy_unit": "client"}},
     "leave privacy.adaptive_quantile out": {"privacy": {"adaptive_quantile": 0.5}},
     "Leave evaluation.base_classes out": {"evaluation": {"base_classes": 0.5}},
+    'Without a text prior use method.form = "head"': {"method": {"form": "contexts", "text_prior": False}},
+    "or run without a text prior: method.text_prior = false": {"method": {"metric": toy_metric(has_texts=False)}},
     "class_prior must be > 0": {"method": {"class_prior": 0.0}},
 }
 

@@ -1145,6 +1145,24 @@ def sensitivity_of_two_rows(patch):
     everywhere(patch, true, clipped_class_sums)
 
 
+@mutant(
+    "class statistics leave without noise",
+    "audits/test_linear_heads.py",
+    "test_without_noise_members_are_found_and_with_noise_no_more_than_is_claimed",
+    method="class_statistics",
+    epsilons=(1.0, float("inf")),
+)
+def no_noise_on_class_sums(patch):
+    def make(true):
+        def release(self, channel, summed):
+            self.begin_release(channel, summed)
+            return Release((summed.value / self.expected_count).float())
+
+        return release
+
+    around(patch, ClassSumsMechanism, "release", make)
+
+
 @mutant("classes without examples get no noise", MECHANISM, ALL_PARTS, source="seeded", parts=(0.05, 0.95))
 def no_noise_on_empty_rows(patch):
     def make(true):

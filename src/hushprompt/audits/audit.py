@@ -15,11 +15,11 @@ import torch
 from hushprompt.audits.audit_record import FORMAT, AudienceAudit, AuditRecord, BudgetAudit, power
 from hushprompt.audits.canaries import CanaryAudit, canary_audits
 from hushprompt.audits.client_canaries import has_client_canaries
-from hushprompt.audits.mechanism_audit import audit_audience
+from hushprompt.audits.mechanism_audit import Bound, audit_audience, bound_of
 from hushprompt.audits.metrics import AttackResult
 from hushprompt.audits.shadows import OnShadow, job_path, load, load_shadows, run_shadows
-from hushprompt.audits.suite import ATTACKS, MIN_SHADOWS, attack_all
-from hushprompt.audits.world import audiences, context_method
+from hushprompt.audits.suite import ATTACKS, MIN_SHADOWS, Claim, attack_all
+from hushprompt.audits.world import audiences, check_attackable
 from hushprompt.checks import one_of, positive
 from hushprompt.config import parse as configs
 from hushprompt.config.schema import RunConfig
@@ -33,6 +33,7 @@ from hushprompt.federation.setup import (
     plan_arms,
 )
 from hushprompt.methods.base import OneRelease
+from hushprompt.methods.linear_head import LinearHead
 from hushprompt.privacy.config import Audience
 from hushprompt.registry import METHODS
 from hushprompt.runs import identity as identities
@@ -174,10 +175,7 @@ def measure(
     arms = budget_arms(config, settings.epsilons, client_sizes(partition), declared)
     if not audiences(arms[0]):
         raise ConfigError("The method trains nothing on private data, so there is nothing to audit.")
-    if isinstance(arms[0].method, OneRelease):
-        _check_one_release(settings)
-    else:
-        context_method(arms[0].method)
+    check_attackable(arms[0].method)
     if arms[0].start is not None:
         raise ConfigError(
             "The attacks train from a public start, and the claim of this config counts the release that it starts "
@@ -216,15 +214,6 @@ def measure(
         power=power(budgets),
         budgets=budgets,
     )
-
-
-def _check_one_release(settings: AuditSettings) -> None:
-    """Refuse what is asked of gradients where a method has none."""
-    if settings.attacks or settings.num_canaries:
-        raise ConfigError(
-            "A method with one release has no training for shadow attacks and mislabelled canaries to look at: its "
-            "release alone is audited, by canaries through the mechanism. Add --attack none --canaries 0."
-        )
 
 
 def budget_arms(
@@ -295,10 +284,12 @@ def _with_examples(work: AuditWork, num_shadows: int, labels: np.ndarray, popula
         attacks, canaries = {}, {}
         if num_shadows:
             shadows = load_shadows(work.paths(arm, num_shadows))
-            attacks = attack_all(shadows, labels, population, settings.attacks, seed)
+            claim = Claim(arm.plan.config.delta, bound_of(arm.plan)) if isinstance(arm.method, LinearHead) else None
+            attacks = attack_all(shadows, labels, population, settings.attacks, seed, claim)
         if settings.num_canaries:
             kept = load(job_path(work.folder, arm, None, settings.num_canaries))
-            canaries = {who: canary_audits(kept, who, arm.plan.config.delta) for who in audiences(arm)}
+            bound: Bound = "f_dp_gaussian" if isinstance(arm.method, OneRelease) else "one_run"
+            canaries = {who: canary_audits(kept, who, arm.plan.config.delta, bound) for who in audiences(arm)}
         found.append(TrainedArm(canaries=canaries, attacks=attacks))
     return found
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hushprompt import checks
@@ -22,6 +22,7 @@ from hushprompt.audits.lower_bounds import CONFIDENCE
 from hushprompt.audits.mechanism_audit import AuditResult, Bound, best_guesses
 from hushprompt.audits.world import Candidates, World, audiences, start
 from hushprompt.errors import ConfigError
+from hushprompt.methods.base import OneRelease
 from hushprompt.privacy.config import Audience
 from hushprompt.runs.arm import Arm
 from hushprompt.seeding import stream
@@ -43,11 +44,17 @@ class CanaryAudit:
     """Mean score of the canaries that were in minus that of those out, in standard deviations; power at a glance."""
 
 
-def with_canaries(world: World, num_canaries: int) -> World:
+def with_canaries(world: World, num_canaries: int, *, of_declared: bool = False) -> World:
     """Return the same federation with some of the client's examples mislabelled; they are the candidates.
 
+    Args:
+        world: to be changed.
+        num_canaries: how many examples.
+        of_declared: whether wrong labels are classes that the client is declared to have: releases class by class have
+            no other rows.
+
     Raises:
-        ConfigError: the client has fewer examples.
+        ConfigError: the client has fewer examples, or one class alone.
     """
     checks.positive(num_canaries=num_canaries)
     own = world.candidates
@@ -58,14 +65,23 @@ def with_canaries(world: World, num_canaries: int) -> World:
         )
     rng = stream(world.config.seed, "canaries")
     chosen = np.sort(rng.permutation(len(own.indices))[:num_canaries])
-    shift = rng.integers(1, world.federation.model.num_classes, size=num_canaries)
-    wrong = (own.labels[chosen] + shift) % world.federation.model.num_classes
+    classes = _classes(world) if of_declared else np.arange(world.federation.model.num_classes)
+    shift = rng.integers(1, len(classes), size=num_canaries)
+    wrong = classes[(np.searchsorted(classes, own.labels[chosen]) + shift) % len(classes)]
     return dataclasses.replace(world, candidates=Candidates(own.client_id, own.indices[chosen], wrong))
+
+
+def _classes(world: World) -> Int[np.ndarray, " c"]:
+    """Return the classes that the client may publicly have, at least two."""
+    classes = np.sort(np.arange(world.federation.model.num_classes) if world.declared is None else world.declared)
+    if len(classes) < 2:
+        raise ConfigError("A client that has one class alone can have no wrong label. Add --canaries 0.")
+    return classes
 
 
 def train_canaries(world: World, arm: Arm, num_canaries: int) -> dict[str, Tensor]:
     """Train once, and give the coins and each score of the canaries by name."""
-    audited = with_canaries(world, num_canaries)
+    audited = with_canaries(world, num_canaries, of_declared=isinstance(arm.method, OneRelease))
     is_in = stream(world.config.seed, "canary inclusion").random(num_canaries) < 0.5
     seed = int(stream(world.config.seed, "canary seed").integers(2**62))
     state, watch = audited.train(arm, is_in, seed, judges=True)

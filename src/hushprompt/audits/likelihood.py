@@ -47,7 +47,7 @@ def log_likelihood_ratios(
     variances = drawn * (1 - drawn)
     rest = released.double() - drawn @ sums
     gram = sums @ sums.T
-    unexplained = float((rest.square().sum() - variances @ gram.diag()) / len(rest))
+    unexplained = float((rest.square().sum() - variances @ gram.diag()) / max(len(rest), 1))
     variance = max(noise_std**2, SMALLEST_STD**2, unexplained)
     system = variance * torch.eye(len(gram), dtype=torch.float64) + gram * variances
     solved = torch.linalg.solve(system, torch.cat([(sums @ rest)[:, None], gram], dim=1))

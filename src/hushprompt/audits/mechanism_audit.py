@@ -190,6 +190,11 @@ def _steps(
         yield score
 
 
+def bound_of(plan: PrivacyPlan) -> Bound:
+    """Return the tightest theorem that holds for guesses about one training of a plan."""
+    return "f_dp_gaussian" if _sampling_prob(plan) == 1 else "f_dp_approximate"
+
+
 def _sampling_prob(plan: PrivacyPlan) -> float | None:
     """Return the amplification that is claimed for a canary; None where it is not that of every client."""
     if plan.config.privacy_unit == "client":

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from hushprompt import checks
+from hushprompt.audits.mechanism_audit import AuditResult
 from hushprompt.errors import ConfigError
 
 FALSE_POSITIVE_RATES = (0.01, 0.001)
@@ -51,6 +52,9 @@ class AttackResult:
     """True-positive rate by false-positive rate, such as "0.01"; value None: below 1 / num_non_members."""
     roc: dict[str, list[float]]
     """The curve, `fpr` and `tpr`, thinned to points that a logarithmic plot can show."""
+    bound: AuditResult | None = None
+    """Lower bound on epsilon from guesses by these scores, together with those of the audience's other attacks; None
+    where the scores owe something to the coins."""
 
 
 def roc_curve(

@@ -14,8 +14,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -32,10 +32,11 @@ from hushprompt.config.schema import RunConfig
 from hushprompt.errors import HushpromptError, ResumeError
 from hushprompt.federation.setup import Federation, assemble, load_model, make_partition
 from hushprompt.jobs.pool import CoreShares, TaskEnd, Tell, WorkerPool, prepare_training
+from hushprompt.methods.linear_head import LinearHead
 from hushprompt.privacy.config import Audience
 from hushprompt.runs.arm import Arm
 
-TRANSCRIPT, UPLOADS = "transcript", "uploads"
+TRANSCRIPT, UPLOADS, RATIOS, CLASS_ROWS = "transcript", "uploads", "ratios", "class_rows"
 CONTENT = 2
 """Counted up where a federation's file holds something else than before."""
 OnShadow = Callable[[int, int], None]
@@ -65,6 +66,10 @@ class Shadows:
     """[s, m] projections on the releases, where something is released to all."""
     uploads: np.ndarray | None = None
     """[s, m] projections on the client's own releases, where the server sees them."""
+    ratios: Mapping[Audience, np.ndarray] = field(default_factory=dict)
+    """[s, m] log-likelihood ratios of all that an audience sees, of methods with a linear head."""
+    class_rows: np.ndarray | None = None
+    """[s, m] products with the published rows of the candidates' classes, of the same."""
 
 
 def coins(config: RunConfig, index: int, num_candidates: int) -> Bool[np.ndarray, " m"]:
@@ -76,15 +81,20 @@ def train_shadow(world: World, arm: Arm, index: int) -> dict[str, Tensor]:
     """Train federation `index` and give what is kept of it."""
     is_in = coins(world.config, index, len(world.candidates.indices))
     seed = int(seeding.stream(world.config.seed, "shadow seed", index).integers(2**62))
-    state, watch = world.train(arm, is_in, seed)
+    method = arm.method
+    state, watch = world.train(arm, is_in, seed, judges=isinstance(method, LinearHead))
     kept = {"is_in": torch.from_numpy(is_in)}
+    if isinstance(method, LinearHead):
+        kept[CLASS_ROWS] = torch.from_numpy(world.class_rows(method, state.shared))
+        judged = {who: watch.scores(who) for who in audiences(arm)}
+        kept |= {f"{who}.{RATIOS}": torch.from_numpy(found) for who, found in judged.items() if found is not None}
     for audience in (one for one in audiences(arm) if one is not Audience.SERVER):
         kept[f"{audience}.candidates"] = world.log_probs(arm, state, audience, world.features)
         kept[f"{audience}.population"] = world.log_probs(arm, state, audience, world.population[0])
     for name, transcript in ((TRANSCRIPT, watch.public), (UPLOADS, watch.uploads)):
         if transcript.releases:
             kept[name] = torch.from_numpy(world.projections(arm, transcript))
-    model, method = world.federation.model, arm.method
+    model = world.federation.model
     files_by_name = {
         "public": method.public_file(model, state.shared),
         "personal": method.personal_file(model, state.shared, state.personal[world.candidates.client_id]),
@@ -253,4 +263,6 @@ def load_shadows(paths: Sequence[Path]) -> Shadows:
         population={audience: stacked(f"{audience}.population").astype(np.float64) for audience in seen},
         transcript=stacked(TRANSCRIPT) if TRANSCRIPT in kept[0] else None,
         uploads=stacked(UPLOADS) if UPLOADS in kept[0] else None,
+        ratios={who: stacked(f"{who}.{RATIOS}") for who in Audience if f"{who}.{RATIOS}" in kept[0]},
+        class_rows=stacked(CLASS_ROWS) if CLASS_ROWS in kept[0] else None,
     )

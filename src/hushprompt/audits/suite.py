@@ -6,13 +6,17 @@ and candidates, which the intervals in `metrics` allow for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Literal
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from hushprompt.audits import metrics, scores
+from hushprompt.audits.lower_bounds import CONFIDENCE
+from hushprompt.audits.mechanism_audit import Bound, best_guesses
 from hushprompt.audits.metrics import AttackResult
 from hushprompt.audits.shadow_mlp import shadow_mlp
 from hushprompt.audits.shadows import Shadows
@@ -20,17 +24,90 @@ from hushprompt.errors import ConfigError
 from hushprompt.privacy.config import Audience
 from hushprompt.seeding import stream
 
-Attack = Literal["lira", "rmia", "loss", "shadow_mlp", "gradient_cosine"]
-ATTACKS: tuple[Attack, ...] = ("lira", "rmia", "loss", "shadow_mlp", "gradient_cosine")
+Attack = Literal["lira", "rmia", "loss", "shadow_mlp", "gradient_cosine", "class_row", "likelihood"]
+ATTACKS: tuple[Attack, ...] = get_args(Attack)
 MIN_SHADOWS = 4
 """One federation is attacked with three others, the fewest that give means and spreads."""
 PROMPT = {Audience.PUBLIC: "global prompt", Audience.PERSONAL: "personal prompt"}
 RELEASES, UPLOADS = "all releases", "every upload"
+MOST_COINS = 20_000
+"""Coins that a bound is drawn from, of the last federations: more cost much and show little."""
 Score = Callable[[Float[np.ndarray, " m"], Float[np.ndarray, "s m"], Bool[np.ndarray, "s m"]], Float[np.ndarray, " m"]]
 
 
+class Scored(NamedTuple):
+    """What one attack says."""
+
+    attack: str
+    sees: str
+    values: Float[np.ndarray, "s m"]
+    """Of all federations; each may owe something to the coins of all others."""
+    fresh: Float[np.ndarray, "t m"] | None
+    """Of the last t federations, without the help of their coins, so that guesses about these bound epsilon; None:
+    there are none such."""
+    is_ratio: bool = False
+    """Whether they are log-likelihood ratios."""
+
+
+class Claim(NamedTuple):
+    """What lower bounds are about."""
+
+    delta: float
+    bound: Bound
+    """Theorem that holds for the mechanism."""
+
+
+@dataclass(frozen=True)
+class Attacker:
+    """One audience's shadow federations, and what everybody knows."""
+
+    shadows: Shadows
+    labels: Int[np.ndarray, " m"]
+    population_labels: np.ndarray
+    attacks: Sequence[str]
+    seed: int
+    audience: Audience
+
+    def prompt(self) -> Iterator[Scored]:
+        """Score what the audience's prompt says; nothing where it has none of its own."""
+        log_probs, is_in = self.shadows.log_probs.get(self.audience), self.shadows.is_in
+        if log_probs is None:
+            return
+        sees, population = PROMPT[self.audience], self.shadows.population[self.audience]
+        if "lira" in self.attacks:
+            phi = scores.confidence_logits(log_probs, self.labels)
+            yield by_shadows("LiRA online", sees, scores.lira_online, phi, is_in)
+            yield by_shadows("LiRA offline", sees, scores.lira_offline, phi, is_in)
+        if "rmia" in self.attacks:
+            found = rmia_scores(log_probs, self.labels, population, self.population_labels, is_in)
+            yield Scored("RMIA offline", sees, found, None)
+        if "loss" in self.attacks:
+            said = scores.true_log_probs(log_probs, self.labels)
+            yield Scored("loss", sees, said, said)
+        if "shadow_mlp" in self.attacks:
+            rng = stream(self.seed, "shadow mlp", str(self.audience))
+            yield Scored("shadow MLP", sees, shadow_mlp(log_probs, self.labels, is_in, rng), None)
+        if "class_row" in self.attacks and self.shadows.class_rows is not None:
+            yield by_shadows("class row", sees, scores.standardized, self.shadows.class_rows, is_in)
+
+    def releases(self) -> Iterator[Scored]:
+        """Score all that was released on the way."""
+        is_server = self.audience is Audience.SERVER
+        seen, sees = (self.shadows.uploads, UPLOADS) if is_server else (self.shadows.transcript, RELEASES)
+        if "gradient_cosine" in self.attacks and seen is not None:
+            yield by_shadows("gradient cosine", sees, scores.standardized, seen, self.shadows.is_in)
+        ratios = self.shadows.ratios.get(self.audience)
+        if "likelihood" in self.attacks and ratios is not None:
+            yield Scored("likelihood ratio", sees, ratios, ratios, is_ratio=True)
+
+
 def attack_all(
-    shadows: Shadows, labels: Int[np.ndarray, " m"], population_labels: np.ndarray, attacks: Sequence[str], seed: int
+    shadows: Shadows,
+    labels: Int[np.ndarray, " m"],
+    population_labels: np.ndarray,
+    attacks: Sequence[str],
+    seed: int,
+    claim: Claim | None = None,
 ) -> dict[Audience, list[AttackResult]]:
     """Attack what every audience sees.
 
@@ -38,8 +115,9 @@ def attack_all(
         shadows: of one arm.
         labels: [m] the candidates' classes.
         population_labels: [p] classes of the images that nobody trains on.
-        attacks: names out of `ATTACKS`.
+        attacks: names out of `ATTACKS`; those that the method publishes nothing for are left out.
         seed: root of the attacks' own randomness.
+        claim: what lower bounds from the attacks' guesses are about; None: no bounds.
 
     Returns:
         Results by audience. The transcript counts as the public's, and every holder of a personal prompt sees it too;
@@ -50,25 +128,14 @@ def attack_all(
     """
     if len(shadows.is_in) < MIN_SHADOWS:
         raise ConfigError(f"--num-shadows must be at least {MIN_SHADOWS}, got {len(shadows.is_in)}. 64 are usual.")
-    results: dict[Audience, list[AttackResult]] = {}
-    for audience, log_probs in shadows.log_probs.items():
-        found = results.setdefault(audience, [])
-        population = shadows.population[audience]
-        for attack in attacks:
-            for name, values in _scores(
-                attack, log_probs, labels, population, population_labels, shadows.is_in, seed, str(audience)
-            ).items():
-                rng = stream(seed, "bootstrap", str(audience), name)
-                found.append(metrics.measure(name, PROMPT[audience], values, shadows.is_in, rng))
-    if "gradient_cosine" not in attacks:
-        return results
-    if shadows.transcript is not None:
-        everyone = _on_releases(shadows.transcript, shadows.is_in, RELEASES, stream(seed, "bootstrap", "transcript"))
-        for found in results.values():
-            found.append(everyone)
-    if shadows.uploads is not None:
-        rng = stream(seed, "bootstrap", "uploads")
-        results[Audience.SERVER] = [_on_releases(shadows.uploads, shadows.is_in, UPLOADS, rng)]
+    results = {}
+    for audience in (one for one in Audience if one is Audience.SERVER or one in shadows.log_probs):
+        attacker = Attacker(shadows, labels, population_labels, attacks, seed, audience)
+        found = [*attacker.prompt(), *attacker.releases()]
+        num_bounds = sum(one.fresh is not None for one in found)
+        measured = [_measured(one, shadows.is_in, audience, seed, claim, num_bounds) for one in found]
+        if measured or audience is not Audience.SERVER:
+            results[audience] = measured
     return results
 
 
@@ -80,39 +147,46 @@ def leave_one_out(
     return np.stack([score(values[k], values[models != k], is_in[models != k]) for k in models])
 
 
-def _on_releases(
-    projections: Float[np.ndarray, "s m"], is_in: Bool[np.ndarray, "s m"], sees: str, rng: np.random.Generator
-) -> AttackResult:
-    """Measure the gradient-cosine attack on a transcript."""
-    values = leave_one_out(scores.standardized, projections, is_in)
-    return metrics.measure("gradient cosine", sees, values, is_in, rng)
+def by_shadows(
+    attack: str, sees: str, score: Score, values: Float[np.ndarray, "s m"], is_in: Bool[np.ndarray, "s m"]
+) -> Scored:
+    """Score by shadow models: all others for the attack, the first half for fresh scores of the second."""
+    half = len(values) // 2
+    fresh = np.stack([score(each, values[:half], is_in[:half]) for each in values[half:]])
+    return Scored(attack, sees, leave_one_out(score, values, is_in), fresh)
 
 
-def _scores(
-    attack: str,
-    log_probs: Float[np.ndarray, "s m c"],
-    labels: Int[np.ndarray, " m"],
-    population: Float[np.ndarray, "s p c"],
-    population_labels: np.ndarray,
+def _measured(
+    scored: Scored,
     is_in: Bool[np.ndarray, "s m"],
+    audience: Audience,
     seed: int,
-    audience: str,
-) -> dict[str, Float[np.ndarray, "s m"]]:
-    """Return the scores of one attack on one prompt, by the name that the table shows."""
-    if attack == "lira":
-        phi = scores.confidence_logits(log_probs, labels)
-        return {
-            "LiRA online": leave_one_out(scores.lira_online, phi, is_in),
-            "LiRA offline": leave_one_out(scores.lira_offline, phi, is_in),
-        }
-    if attack == "rmia":
-        return {"RMIA offline": rmia_scores(log_probs, labels, population, population_labels, is_in)}
-    if attack == "loss":
-        return {"loss": scores.true_log_probs(log_probs, labels)}
-    if attack == "shadow_mlp":
-        rng = stream(seed, "shadow mlp", audience)
-        return {"shadow MLP": shadow_mlp(log_probs, labels, is_in, rng)}
-    return {}
+    claim: Claim | None,
+    num_bounds: int,
+) -> AttackResult:
+    """Measure an attack, and bound epsilon by its guesses at its share of the risk."""
+    rng = stream(seed, "bootstrap", *_purpose(scored, audience))
+    result = metrics.measure(scored.attack, scored.sees, scored.values, is_in, rng)
+    if claim is None or scored.fresh is None:
+        return result
+    num_used = max(1, MOST_COINS // is_in.shape[1])
+    values, coins = scored.fresh[-num_used:], is_in[-len(scored.fresh) :][-num_used:]
+    bound = best_guesses(
+        values.ravel(),
+        coins.ravel(),
+        delta=claim.delta,
+        confidence=1 - (1 - CONFIDENCE) / num_bounds,
+        bound=claim.bound,
+        is_ratio=scored.is_ratio,
+    )
+    return dataclasses.replace(result, bound=dataclasses.replace(bound, confidence=CONFIDENCE))
+
+
+def _purpose(scored: Scored, audience: Audience) -> tuple[str, ...]:
+    """Return whose resampling it is; the transcript is resampled once, whoever reads it."""
+    if scored.attack == "gradient cosine":
+        return ("uploads" if scored.sees == UPLOADS else "transcript",)
+    return (str(audience), scored.attack)
 
 
 def rmia_scores(

@@ -20,7 +20,7 @@ from hushprompt.audits.likelihood import drifts, log_likelihood_ratios, over_ste
 from hushprompt.methods.base import Batch, Method, Personal, Shared, StepInfo, Upload
 from hushprompt.privacy.clipping import ClippedSum, clip_factors
 from hushprompt.privacy.config import Audience, Channel
-from hushprompt.privacy.mechanisms.base import Mechanism, Release
+from hushprompt.privacy.mechanisms.base import ClassRows, Mechanism, Release
 from hushprompt.privacy.mechanisms.observed import WrappedMechanism
 from hushprompt.privacy.release_plan import ReleasePlan
 from hushprompt.runs.arm import Arm
@@ -74,8 +74,10 @@ class WatchedStep:
     """[p] the sum over all clients."""
 
     def ratios(self, channel: Channel, released: Tensor, contributions: Tensor) -> Tensor:
-        """Return the log-likelihood ratios [n] of a release."""
-        return log_likelihood_ratios(released, contributions, self.drawn, self.plan.sum_multiplier(channel))
+        """Return the log-likelihood ratios [n] of a release, by the entries that an example of the client can move."""
+        moved = (contributions != 0).any(dim=0)
+        noise_std = self.plan.sum_multiplier(channel)
+        return log_likelihood_ratios(released[moved], contributions[:, moved], self.drawn, noise_std)
 
 
 class TrainingObserver:
@@ -114,16 +116,18 @@ class TrainingObserver:
 class Watch(TrainingObserver):
     """Records what happens to one client of one training."""
 
-    def __init__(self, personal: Personal, probe: Probe | None, *, is_public: bool) -> None:
+    def __init__(self, personal: Personal, probe: Probe | None, *, is_public: bool, knows_others: bool = False) -> None:
         """Begin.
 
         Args:
             personal: the audited client's state; nobody else has the same object.
             probe: its examples, to be judged step by step; None: transcripts alone.
             is_public: whether every server step is seen by all; false where clients step copies of their own.
+            knows_others: whether the auditor knows what all other clients add: the worst that the claim allows for.
         """
         self.public, self.uploads, self.ratios = Transcript(), Transcript(), dict[Audience, list[Tensor]]()
         self._personal, self._start, self._probe, self._is_public = personal, personal, probe, is_public
+        self._knows_others, self._summed = knows_others, torch.zeros((), dtype=torch.float64)
         self._step: WatchedStep | None = None
         self._is_turn = False
         self._upload: ClippedSum | None = None
@@ -174,6 +178,7 @@ class Watch(TrainingObserver):
             self._step.local = in_norms
         if channel is Channel.GLOBAL:
             self._count, self._norm = self._count + mechanism.expected_count, norm
+            self._summed = self._summed + summed.value.flatten().double() / norm
             if summed is self._upload:
                 if self._context is not None:
                     self.uploads.contexts.append(self._context)
@@ -189,8 +194,10 @@ class Watch(TrainingObserver):
             self.public.releases.append(released)
         if self._is_public and self._step is not None:
             self._step.total = released.flatten().double() * self._count / self._norm
+            if self._knows_others and self._upload is not None:
+                self._step.total += self._upload.value.flatten().double() / self._norm - self._summed
             self._close()
-        self._count = 0.0
+        self._count, self._summed = 0.0, torch.zeros((), dtype=torch.float64)
 
     def on_round(self, method: Any, before: Shared, after: Shared) -> None:
         """Note what the round moved, which is all that is seen of clients that step copies of their own."""
@@ -218,7 +225,9 @@ class Watch(TrainingObserver):
             self.ratios.setdefault(audience, []).append(ratios)
 
     def _in_total(self, audience: Audience, step: WatchedStep, total: Tensor, contributions: Tensor) -> Tensor:
-        """Judge a sum over all clients; what the others add again and again is learned from earlier sums."""
+        """Judge a sum over all clients; what the others add again and again is known, or learned from earlier sums."""
+        if self._knows_others:
+            return step.ratios(Channel.GLOBAL, total, contributions)
         earlier = self._earlier[audience]
         rest = total - step.drawn @ contributions.double()
         if earlier:
@@ -238,8 +247,21 @@ class ClippedRows(WrappedMechanism):
     def clip(self, channel: Channel, grads: Float[Tensor, "b *p"]) -> ClippedSum:
         """Keep the rows, and clip."""
         norm = self.clip_norms[channel]
-        self.rows[channel] = (clip_factors(grads, norm) / norm)[:, None] * grads.flatten(1)
+        self._keep(channel, (clip_factors(grads, norm) / norm)[:, None] * grads.flatten(1))
         return self.inner.clip(channel, grads)
+
+    def clip_in_classes(self, channel: Channel, rows: ClassRows) -> ClippedSum:
+        """Keep what each example alone would add to the sums, and clip."""
+        alone = [
+            self.inner.clip_in_classes(channel, ClassRows(*example, rows.is_public)).value.flatten()
+            for example in zip(rows.values.split(1), rows.labels.split(1), strict=True)
+        ]
+        self._keep(channel, torch.stack(alone) / self.clip_norms[channel])
+        return self.inner.clip_in_classes(channel, rows)
+
+    def _keep(self, channel: Channel, rows: Float[Tensor, "b p"]) -> None:
+        """Put rows behind those of earlier chunks."""
+        self.rows[channel] = torch.cat([self.rows[channel], rows]) if channel in self.rows else rows
 
     def release(self, channel: Channel, summed: ClippedSum) -> Release:
         """Return zeros."""

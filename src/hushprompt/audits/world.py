@@ -28,6 +28,7 @@ from hushprompt.federation.setup import Federation
 from hushprompt.federation.training import Participants, RoundInfo, train
 from hushprompt.methods.base import Batch, Method, Shared
 from hushprompt.methods.context import ContextConfig
+from hushprompt.methods.linear_head import LinearHead
 from hushprompt.models.base import FeatureKind
 from hushprompt.privacy.config import Audience, Channel
 from hushprompt.runs.arm import Arm
@@ -70,6 +71,12 @@ class World:
         chosen = self.federation.splits[self.candidates.client_id].local
         return self.federation.eval_features[KIND][chosen], self.federation.eval_labels[chosen].numpy()
 
+    @property
+    def declared(self) -> tuple[int, ...] | None:
+        """Classes that the client is publicly declared to have; None: not declared."""
+        sets = self.federation.declared
+        return None if sets is None else sets[self.candidates.client_id]
+
     def train(self, arm: Arm, is_in: Bool[np.ndarray, " m"], seed: int, *, judges: bool = False) -> tuple[State, Watch]:
         """Train an arm from its start without the candidates that are out.
 
@@ -91,7 +98,8 @@ class World:
         # Clients that step copies of their own call server_step too, and nobody else sees that.
         travels = payload_kind(self.config.training.local_steps, arm.plan.config.noise_at)
         is_seen = travels is not PayloadKind.COPIES
-        watch = Watch(state.personal[self.candidates.client_id], probe, is_public=is_seen)
+        own, is_head = state.personal[self.candidates.client_id], isinstance(arm.method, LinearHead)
+        watch = Watch(own, probe, is_public=is_seen, knows_others=is_head)
         return train_watched(dataclasses.replace(self.config, seed=seed), federation, arm, state, watch), watch
 
     def _probe(self, arm: Arm, labels: Int[Tensor, " n"]) -> Probe:
@@ -102,7 +110,8 @@ class World:
         is_candidate = np.isin(indices, self.candidates.indices)
         prob = arm.plan.sampler.expected_batch_size(len(indices)) / len(indices)
         drawn = torch.from_numpy(np.where(is_candidate, prob / 2, prob))
-        return Probe(Batch(features, labels[indices].to(self.federation.model.device)), drawn, prob, is_candidate)
+        batch = Batch(features, labels[indices].to(self.federation.model.device), self.declared)
+        return Probe(batch, drawn, prob, is_candidate)
 
     def log_probs(
         self, arm: Arm, state: State, audience: Audience, features: Float[Tensor, "n d"]
@@ -113,10 +122,26 @@ class World:
             if audience is Audience.PERSONAL:
                 personal = state.personal[self.candidates.client_id]
                 return method.logits(model, state.shared, personal, features).log_softmax(dim=1)
+            if isinstance(method, LinearHead):
+                return method.head(model, state.shared).logits(features.cpu()).log_softmax(dim=1).float()
             context = shared_context(method, state.shared)
             assert context is not None, "the public is attacked only where it sees a prompt"
             text_features = context_method(method).text_features(model, context)
             return model.logits(features, text_features).log_softmax(dim=1)
+
+    def class_rows(self, method: LinearHead, shared: Shared) -> Float[np.ndarray, " m"]:
+        """Return the product of each candidate's residual with the published row of its class.
+
+        A member's residual, what sets it apart from other images of its class, lies in the row. The class's mean is
+        taken from images that nobody trains on.
+        """
+        others, classes = self.population
+        head = method.head(self.federation.model, shared)
+        means = torch.zeros_like(head.text_features).index_add_(0, torch.from_numpy(classes), others.cpu().double())
+        counts = torch.from_numpy(np.bincount(classes, minlength=len(means)).clip(min=1))
+        labels = torch.from_numpy(self.candidates.labels)
+        residuals = self.features.cpu().double() - (means / counts[:, None])[labels]
+        return head.logit_scale * (residuals * head.text_features[labels]).sum(dim=1).numpy()
 
     def projections(self, arm: Arm, transcript: Transcript) -> Float[np.ndarray, " m"]:
         """Return the mean over releases of each candidate's <gradient, release / |release|>.
@@ -189,17 +214,19 @@ class _Unrecorded:
         self._before = state.shared
 
 
-def context_method(method: Method) -> ContextConfig:
-    """Return the method as one with a context.
-
-    Raises:
-        ConfigError: what it publishes is not a context, or it reads other features than one vector an image.
-    """
-    if not isinstance(method, ContextConfig) or method.feature_kind != KIND:
+def check_attackable(method: Method) -> None:
+    """Raise ConfigError unless a method publishes a context or a linear classifier for one vector an image."""
+    if not isinstance(method, (ContextConfig, LinearHead)) or method.feature_kind != KIND:
         raise ConfigError(
-            f"The audit attacks contexts that are scored against {KIND} features, and {type(method).__name__} has "
+            f"The audit attacks contexts and linear classifiers of {KIND} features, and {type(method).__name__} has "
             "none. Use another method."
         )
+
+
+def context_method(method: Method) -> ContextConfig:
+    """Return a method as one with a context; ConfigError where it is none that can be attacked."""
+    check_attackable(method)
+    assert isinstance(method, ContextConfig), "heads are judged by their releases"
     return method
 
 

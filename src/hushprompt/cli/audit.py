@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from hushprompt.audits.audit_record import AudienceAudit, AuditRecord, BudgetAudit
     from hushprompt.audits.metrics import AttackResult, Interval
 
-ALL_ATTACKS = "lira,rmia,loss,shadow_mlp,gradient_cosine"
+ALL_ATTACKS = "lira,rmia,loss,shadow_mlp,gradient_cosine,class_row,likelihood"
 CONTRADICTED = 1
 """Exit status of an audit that measured more than is claimed."""
 BOUNDS = {
@@ -117,6 +117,14 @@ def _show_audience(budget: BudgetAudit, one: AudienceAudit) -> None:
             f"measured, end to end: epsilon >= {result.epsilon_lower_bound:.3g} (95 %, {result.num_canaries} "
             f"{canaries}, {result.num_correct} of {result.num_guesses} guesses right; {canary.sees}, "
             f"gap {canary.mean_gap:.2f} standard deviations)",
+        )
+    by_attacks = [(attack.bound, f"{attack.attack}, {attack.sees}") for attack in one.attacks if attack.bound]
+    if by_attacks:
+        result, best = max(by_attacks, key=lambda pair: pair[0].epsilon_lower_bound)
+        sentence(
+            f"measured, by the guesses of {counted(len(by_attacks), 'attack')}: epsilon >= "
+            f"{result.epsilon_lower_bound:.3g} (95 % for all of them, {result.num_canaries} coins, "
+            f"{result.num_correct} of {result.num_guesses} guesses right; {best}; {BOUNDS[result.bound]})",
         )
     if one.is_contradicted:
         claim = epsilon_text(one.claimed["epsilon"]) + beside_epsilon(one.claimed.get("noise_source"))

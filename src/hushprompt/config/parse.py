@@ -18,7 +18,11 @@ from hushprompt.config.values import CHOICES, convert, refuse_unknown, section
 from hushprompt.config.values import build as build
 from hushprompt.config.values import choose as choose
 from hushprompt.errors import ConfigError
+from hushprompt.methods.base import Method, OneRelease
 from hushprompt.registry import SECTIONS
+
+EVERYTHING = {"name": "disjoint", "steps_per_round": 1}
+"""What stands for `sampling` where no method draws batches: all examples at once."""
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -60,19 +64,36 @@ def parse(values: Mapping[str, Any]) -> RunConfig:
     """Build a RunConfig from nested plain values.
 
     A file stands for itself: sections and fields that it leaves out take the defaults of their classes, not those of
-    the preset, and without `references` there are none.
+    the preset, and without `references` there are none. `sampling` may be left out where no method draws batches.
+
+    Raises:
+        ConfigError: a section is missing, a key is unknown, or a value is wrong.
     """
     refuse_unknown("", values, {f.name for f in dataclasses.fields(RunConfig)})
-    for name, registry in CHOICES.items():
-        if name not in values:
-            raise ConfigError(
-                f'The section {name} is missing. Name one: {name} = {{ name = "{registry.names()[0]}" }}.'
-            )
-    return RunConfig(
+    whole = {"sampling": EVERYTHING, **values}
+    for name in CHOICES:
+        if name not in whole:
+            raise _missing(name)
+    config = RunConfig(
         seed=values.get("seed", 1),
         references=convert("references", values.get("references", []), list),
-        **{name: section(name, values.get(name, {})) for name in (*CHOICES, *SECTIONS.names())},
+        **{name: section(name, whole.get(name, {})) for name in (*CHOICES, *SECTIONS.names())},
     )
+    if "sampling" not in values and any(
+        map(_draws_batches, (config.method, *(one.method for one in config.references)))
+    ):
+        raise _missing("sampling")
+    return config
+
+
+def _missing(name: str) -> ConfigError:
+    """Return the error of a section that must be given."""
+    return ConfigError(f'The section {name} is missing. Name one: {name} = {{ name = "{CHOICES[name].names()[0]}" }}.')
+
+
+def _draws_batches(method: Method) -> bool:
+    """Whether a method trains on batches, and not on every example once or on none."""
+    return bool(method.channels) and not isinstance(method, OneRelease)
 
 
 def resolve(config: RunConfig | Mapping[str, Any] | str | Path | None, sections: Mapping[str, Any]) -> RunConfig:

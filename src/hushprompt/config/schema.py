@@ -195,7 +195,8 @@ class RunConfig:
     partition: Any = field(default_factory=lambda: preset_section("partition"))
     """How the data set is split over the clients."""
     sampling: Sampler = field(default_factory=lambda: preset_section("sampling"))
-    """How a client draws its batches."""
+    """How a client draws its batches. A method that makes one release of every example draws none and does not look at
+    it; a file where no other method trains may leave it out."""
     method: Method = field(default_factory=lambda: preset_section("method"))
     """What is learned and sent."""
     privacy: PrivacyConfig = field(default_factory=lambda: preset_section("privacy"))

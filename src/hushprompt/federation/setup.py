@@ -82,6 +82,8 @@ class Federation:
     """Of the features of each split and kind, by the cache."""
     new: NewImages | None = None
     """Where base-to-new evaluation is on; the model above then knows the base classes alone."""
+    declared: Classes | None = None
+    """Classes of each client that are public; the partition's seed decides them, whatever seed a training has."""
 
 
 def make_partition(config: RunConfig, dataset: Dataset) -> Partition:
@@ -186,6 +188,7 @@ def assemble(
             for kind, stored in kinds.items()
         },
         new=_new_images(model, dataset, eval_features, eval_labels),
+        declared=declared_classes(config, model.num_classes),
     )
 
 

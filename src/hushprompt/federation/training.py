@@ -20,7 +20,7 @@ from hushprompt.evaluation.evaluate import Scores
 from hushprompt.federation import payload
 from hushprompt.federation.client import Client, ClientUpdate, Step
 from hushprompt.federation.server import Server
-from hushprompt.federation.setup import Federation, client_sizes, declared_classes
+from hushprompt.federation.setup import Federation, client_sizes
 from hushprompt.methods.base import Personal, Shared
 from hushprompt.privacy.adaptive import ClipNorms
 from hushprompt.privacy.schedule import survivors
@@ -136,7 +136,7 @@ class Participants:
         """Hold what stays the same from round to round."""
         self.seed, self.training, self.pool = config.seed, config.training, pool
         self.server = Server(config.seed, config.training, client_sizes(federation.partition))
-        classes = declared_classes(config, federation.model.num_classes)
+        classes = federation.declared
         self.clients = [
             Client(
                 client.client_id,

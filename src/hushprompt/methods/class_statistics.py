@@ -31,7 +31,7 @@ from hushprompt.prompts.layout import NamePosition
 from hushprompt.prompts.prompt_model import PromptModel
 from hushprompt.registry import METHODS
 from hushprompt.statistics.contexts import EstimatedClasses, fit_class_contexts, fit_shared_context
-from hushprompt.statistics.head import Head, make_head, prompt_embeddings
+from hushprompt.statistics.head import Head, check_text_prior, make_head, prompt_embeddings
 from hushprompt.statistics.metric import Metric, choose_rank
 from hushprompt.statistics.metric_files import metrics_of
 from hushprompt.statistics.posterior import ClassPosterior, SharedMean, class_posterior, shared_mean
@@ -70,12 +70,20 @@ class _Found(NamedTuple):
     head: Head
 
 
+MOST_KNOWN = 16
+"""Things that are kept; an audit makes states by the thousands."""
+
+
 class _Memo:
-    """What was computed of a state or model: several threads ask, and each thing is made once."""
+    """What was computed of the latest states and models: several threads ask, and each thing is made once."""
 
     def __init__(self) -> None:
         """Know nothing."""
         self._lock, self._known = threading.RLock(), {}  # type: ignore[var-annotated]
+
+    def __reduce__(self) -> tuple[type[_Memo], tuple[()]]:
+        """Start anew in another process, to which an arm is sent."""
+        return _Memo, ()
 
     def once(self, what: str, of: ReleasedSums | PromptModel, make: Callable[[], Any]) -> Any:
         """Return what was made of this before, or make it."""
@@ -83,6 +91,9 @@ class _Memo:
         with self._lock:
             if key not in self._known:
                 self._known[key] = make()
+            self._known[key] = self._known.pop(key)  # the latest stands last
+            while len(self._known) > MOST_KNOWN:
+                del self._known[next(iter(self._known))]
             return self._known[key]
 
 
@@ -112,6 +123,9 @@ class ClassStatistics(OneReleaseHead):
     metric: str = "auto"
     """File of the backbone's public metric, made by `hushprompt features metric`; "auto": the one that the package or
     the cache has for it."""
+    text_prior: bool = True
+    """Whether class texts say where images of a class are expected before any was counted. false: image statistics
+    alone, as for a backbone without text; a metric that was made without texts serves no other runs."""
     class_prior: float = 1.0
     """Odds of a class that the client is declared to have against one of the others, in the client's own prompt. Above
     1 needs client classes that are public, as with partition.name = "disjoint_classes"."""
@@ -122,6 +136,11 @@ class ClassStatistics(OneReleaseHead):
         """Check the fields."""
         checks.positive(class_prior=self.class_prior)
         checks.finite(class_prior=self.class_prior)
+        if self.form in CONTEXT_FORMS and not self.text_prior:
+            raise ConfigError(
+                f'method.form = "{self.form}" fits contexts to embeddings near the class texts, so it needs '
+                'method.text_prior = true. Without a text prior use method.form = "head" or "embeddings".'
+            )
 
     @property
     def needs_text(self) -> TextKind:
@@ -277,7 +296,8 @@ class ClassStatistics(OneReleaseHead):
         rank = choose_rank(float(public.counts[held].mean()), task.noise_multiplier, num_draws)
         metric = metrics_of(model.backbone, self.metric).at(rank)
         texts = None
-        if model.backbone.capabilities.text != "none":
+        if self.text_prior and model.backbone.capabilities.text != "none":
+            check_text_prior(metric)
             texts = model.template_features.cpu().double()
         return _Ground(metric, texts, None if texts is None else text_guess(texts, metric), public)
 

@@ -100,19 +100,26 @@ def make_head(
     """
     if text_features is None:
         return _head_without_text(metric, shared, posterior)
+    kappa = check_text_prior(metric)
+    texts, ignorance = text_features.double(), posterior.ignorance
+    offsets = texts - texts.mean(dim=0)  # e~
+    factors = _factors(kappa * offsets @ metric.inverse + posterior.estimate, ignorance)
+    weights = offsets + posterior.estimate @ metric.directions.T / kappa
+    place = metric.mean + metric.lift(shared.value)  # x0
+    of_text = offsets @ place
+    bias = -factors * (of_text + _origin(metric, shared, posterior) / kappa) + ignorance * of_text
+    return Head(factors[:, None] * weights + texts.mean(dim=0), logit_scale, logit_scale * bias)
+
+
+def check_text_prior(metric: Metric) -> float:
+    """Return kappa of a metric; ConfigError where no public text was fitted to it, which was measured to be unsafe."""
     if metric.kappa is None:
         raise ConfigError(
             "This metric was made without class texts, so how far to trust text features is unknown, and guessing was "
-            "measured to fall below zero-shot. Make the metric with the texts of its public classes."
+            "measured to fall below zero-shot. Make the metric with the texts of its public classes, or run without a "
+            'text prior: method.text_prior = false (with method.form = "head" or "embeddings").'
         )
-    texts, ignorance = text_features.double(), posterior.ignorance
-    offsets = texts - texts.mean(dim=0)  # e~
-    factors = _factors(metric.kappa * offsets @ metric.inverse + posterior.estimate, ignorance)
-    weights = offsets + posterior.estimate @ metric.directions.T / metric.kappa
-    place = metric.mean + metric.lift(shared.value)  # x0
-    of_text = offsets @ place
-    bias = -factors * (of_text + _origin(metric, shared, posterior) / metric.kappa) + ignorance * of_text
-    return Head(factors[:, None] * weights + texts.mean(dim=0), logit_scale, logit_scale * bias)
+    return metric.kappa
 
 
 def _head_without_text(metric: Metric, shared: SharedMean, posterior: ClassPosterior) -> Head:
