@@ -51,7 +51,7 @@ def test_without_noise_members_are_found_and_with_noise_no_more_than_is_claimed(
     record = audited({**EMBEDDED, "method": {"name": method}}, tmp_path, epsilons=epsilons)
     *noisy, bare = (one for budget in record.budgets for one in budget.audiences)
     row, ratio = bare.attacks
-    assert [row.attack, ratio.attack] == ["class row", "likelihood ratio"]
+    assert [row.attack, ratio.attack] == ["class row", "likelihood"]
     assert ratio.auc.value > 0.99
     assert row.auc.value > 0.8
     assert ratio.bound.epsilon_lower_bound > 2
@@ -80,7 +80,7 @@ def test_every_form_is_attacked_by_what_it_says_and_by_mislabelled_images(tmp_pa
     record = audited(toy_values(form=form), tmp_path, attacks=attacks, num_canaries=10, epsilons=(math.inf,))
     ((public,),) = (budget.audiences for budget in record.budgets)
     found = {attack.attack: attack.bound is not None for attack in public.attacks}
-    assert list(found) == ["LiRA online", "LiRA offline", "RMIA offline", "class row", "likelihood ratio"]
+    assert list(found) == ["LiRA online", "LiRA offline", "RMIA offline", "class row", "likelihood"]
     assert [name for name, has_bound in found.items() if not has_bound] == ["RMIA offline"]
     assert [one.sees for one in public.canaries] == ["all releases", "global prompt"]
     assert record.num_candidates == 10

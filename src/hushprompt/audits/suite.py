@@ -98,7 +98,7 @@ class Attacker:
             yield by_shadows("gradient cosine", sees, scores.standardized, seen, self.shadows.is_in)
         ratios = self.shadows.ratios.get(self.audience)
         if "likelihood" in self.attacks and ratios is not None:
-            yield Scored("likelihood ratio", sees, ratios, ratios, is_ratio=True)
+            yield Scored("likelihood", sees, ratios, ratios, is_ratio=True)
 
 
 def attack_all(
