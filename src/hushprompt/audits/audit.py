@@ -18,7 +18,7 @@ from hushprompt.audits.client_canaries import has_client_canaries
 from hushprompt.audits.mechanism_audit import Bound, audit_audience, bound_of
 from hushprompt.audits.metrics import AttackResult
 from hushprompt.audits.shadows import OnShadow, job_path, load, load_shadows, run_shadows
-from hushprompt.audits.suite import ATTACKS, MIN_SHADOWS, Claim, attack_all
+from hushprompt.audits.suite import ATTACKS, MIN_SHADOWS, Audited, attack_all
 from hushprompt.audits.world import audiences, check_attackable
 from hushprompt.checks import one_of, positive
 from hushprompt.config import parse as configs
@@ -284,7 +284,7 @@ def _with_examples(work: AuditWork, num_shadows: int, labels: np.ndarray, popula
         attacks, canaries = {}, {}
         if num_shadows:
             shadows = load_shadows(work.paths(arm, num_shadows))
-            claim = Claim(arm.plan.config.delta, bound_of(arm.plan)) if isinstance(arm.method, LinearHead) else None
+            claim = Audited(arm.plan.config.delta, bound_of(arm.plan)) if isinstance(arm.method, LinearHead) else None
             attacks = attack_all(shadows, labels, population, settings.attacks, seed, claim)
         if settings.num_canaries:
             kept = load(job_path(work.folder, arm, None, settings.num_canaries))

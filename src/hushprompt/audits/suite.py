@@ -49,7 +49,7 @@ class Scored(NamedTuple):
     """Whether they are log-likelihood ratios."""
 
 
-class Claim(NamedTuple):
+class Audited(NamedTuple):
     """What lower bounds are about."""
 
     delta: float
@@ -107,7 +107,7 @@ def attack_all(
     population_labels: np.ndarray,
     attacks: Sequence[str],
     seed: int,
-    claim: Claim | None = None,
+    claim: Audited | None = None,
 ) -> dict[Audience, list[AttackResult]]:
     """Attack what every audience sees.
 
@@ -161,7 +161,7 @@ def _measured(
     is_in: Bool[np.ndarray, "s m"],
     audience: Audience,
     seed: int,
-    claim: Claim | None,
+    claim: Audited | None,
     num_bounds: int,
 ) -> AttackResult:
     """Measure an attack, and bound epsilon by its guesses at its share of the risk."""

@@ -18,7 +18,6 @@ from hushprompt.config.values import CHOICES, convert, refuse_unknown, section
 from hushprompt.config.values import build as build
 from hushprompt.config.values import choose as choose
 from hushprompt.errors import ConfigError
-from hushprompt.methods.base import Method, OneRelease
 from hushprompt.registry import SECTIONS
 
 EVERYTHING = {"name": "disjoint", "steps_per_round": 1}
@@ -79,9 +78,8 @@ def parse(values: Mapping[str, Any]) -> RunConfig:
         references=convert("references", values.get("references", []), list),
         **{name: section(name, whole.get(name, {})) for name in (*CHOICES, *SECTIONS.names())},
     )
-    if "sampling" not in values and any(
-        map(_draws_batches, (config.method, *(one.method for one in config.references)))
-    ):
+    methods = (config.method, *(one.method for one in config.references))
+    if "sampling" not in values and any(map(_draws_batches, methods)):
         raise _missing("sampling")
     return config
 
@@ -91,9 +89,9 @@ def _missing(name: str) -> ConfigError:
     return ConfigError(f'The section {name} is missing. Name one: {name} = {{ name = "{CHOICES[name].names()[0]}" }}.')
 
 
-def _draws_batches(method: Method) -> bool:
-    """Whether a method trains on batches, and not on every example once or on none."""
-    return bool(method.channels) and not isinstance(method, OneRelease)
+def _draws_batches(method: Any) -> bool:
+    """Whether a method trains on batches: not on nothing, and not by one release of every example (`OneRelease`)."""
+    return bool(method.channels) and not hasattr(method, "of_task")
 
 
 def resolve(config: RunConfig | Mapping[str, Any] | str | Path | None, sections: Mapping[str, Any]) -> RunConfig:
