@@ -12,7 +12,6 @@ import pytest
 from helpers.toy_metric import toy_metric
 from hushprompt.audits.audit import AuditSettings, budget_arms, measure
 from hushprompt.audits.canaries import with_canaries
-from hushprompt.audits.metrics import auc
 from hushprompt.audits.world import World, candidates_of
 from hushprompt.config import parse as configs
 from hushprompt.errors import ConfigError
@@ -25,7 +24,7 @@ EMBEDDED = {
     "seed": 5,
     "backbone": {"name": "emoji_clip"},
     "data": {"name": "emoji100"},
-    "partition": {"name": "disjoint_classes", "num_clients": 4, "num_shots": 2},
+    "partition": {"name": "disjoint_classes", "num_clients": 10, "num_shots": 2},
     "sampling": {"name": "disjoint", "steps_per_round": 1},
     "training": {"num_rounds": 2},
     "privacy": {"epsilon": 2.0, "delta": 1e-5, "audience": "public"},
@@ -106,7 +105,7 @@ def test_an_auditor_who_knows_all_others_sees_one_clients_sum_alone(noise_at, pa
     world, arm = world_of(values)
     is_in = np.arange(len(world.candidates.indices)) < 2
     state, watch = world.train(arm, is_in, 99, judges=True)
-    assert auc(watch.scores(Audience.PUBLIC), is_in) == 1.0
+    assert np.array_equal(watch.scores(Audience.PUBLIC) > 0, is_in)
     assert (watch.scores(Audience.SERVER) is not None) == (noise_at == "client")
     nobody, _ = world.train(arm, np.zeros_like(is_in), 99)
     moved = (state.shared.sums - nobody.shared.sums).norm(dim=1)[1:] > 1e-4
