@@ -89,7 +89,7 @@ def world_of(values):
     config = configs.parse(values)
     dataset = config.data.load()
     partition = make_partition(config, dataset)
-    declared = declared_classes(config, len(dataset.class_names))
+    declared = declared_classes(config, dataset.class_names)
     (arm,) = budget_arms(config, (), client_sizes(partition), declared)
     federation = assemble(config, load_model(config, dataset, [arm]), dataset, partition, lambda *_: None)
     return World(config, federation, candidates_of(federation, 1)), arm

@@ -71,7 +71,7 @@ def test_class_names_from_a_file_let_the_run_leave_out_its_data(server, tmp_path
         ({"deadline": 3}, "Unknown key 'deadline'"),
         ({"changes": {"references": [{"epsilon": 1.0}]}}, "trains one method"),
         ({"changes": {"training": {"dropout_rate": 0.5}}}, "dropout_rate simulates"),
-        ({"changes": {"evaluation": {"metrics_epsilon": 1.0}}}, "tell nobody"),
+        ({"changes": {"evaluation": {"base_classes": 3}}}, "means nothing in a federation"),
         ({"changes": {"data": None}}, "section data is missing"),
     ],
 )

@@ -88,10 +88,10 @@ def test_a_client_that_lies_about_its_size_is_left_out(values, tmp_path, size):
 
 
 def test_a_size_with_which_there_is_no_plan_leaves_out_its_client_alone(values, tmp_path, monkeypatch):
-    def plan(config, sizes, classes):
+    def plan(config, sizes, classes, num_late):
         if 7 in sizes:
             raise ConfigError("delta is too large for so many.")
-        return plan_arms(config, sizes, classes)
+        return plan_arms(config, sizes, classes, num_late)
 
     monkeypatch.setattr(agreement, "plan_arms", plan)
     deployed = over_each_transport(values, tmp_path, "in process")

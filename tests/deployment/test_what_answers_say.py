@@ -21,6 +21,8 @@ COPIES = {
     "sampling": {"name": "poisson", "sampling_prob": 0.5, "steps_per_round": 4},
     "training": {"num_rounds": 2, "local_steps": 2},
 }
+COUNTS = {"evaluation": {"metrics_epsilon": 4.0, "metrics_delta": 1e-3}}
+OWNER = {"max_metrics_epsilon": 4.0}
 ALONE = {"method": {"name": "local_only", "num_ctx": 4}}
 
 
@@ -28,7 +30,9 @@ class Conversation:
     """All messages of a run to a client that calls itself ann, whichever part of the data it has."""
 
     def __init__(self, values, tmp_path, share=0, **client):
-        deployed = Deployment({**values, "references": []}, tmp_path / str(share), owner={"max_epsilon": float("inf")})
+        deployed = Deployment(
+            {**values, "references": []}, tmp_path / str(share), owner={"max_epsilon": float("inf"), **OWNER}
+        )
         config = deployed.config
         self.site = deployed.site("ann", share=ShareConfig(client=share), **client)
         self.offer = make_offer(
@@ -71,7 +75,9 @@ def forms(answer):
     return {name: (tensor.shape, tensor.dtype) for name, tensor in answer.tensors.items()}
 
 
-@pytest.mark.parametrize("case", [ADAPTIVE, AT_CLIENT, COPIES, ALONE], ids=["sums", "gradients", "copies", "alone"])
+@pytest.mark.parametrize(
+    "case", [ADAPTIVE, AT_CLIENT, COPIES, ALONE, COUNTS], ids=["sums", "gradients", "copies", "alone", "counts"]
+)
 def test_every_answer_has_its_declared_fields_and_a_length_that_no_data_change(toy_values, tmp_path, case):
     values = {**toy_values, **case}
     told = [Conversation(values, tmp_path, share).answers() for share in (0, 1)]

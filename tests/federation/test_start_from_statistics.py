@@ -16,6 +16,7 @@ from hushprompt.api.training import plan
 from hushprompt.audits.audit import audit
 from hushprompt.audits.verify import verify
 from hushprompt.config import parse as configs
+from hushprompt.data.sets.toy import NAMES
 from hushprompt.deployment.agreement import Agreement, make_offer
 from hushprompt.errors import ConfigError, PrivacyError, ResumeError
 from hushprompt.federation.server import Server
@@ -52,7 +53,7 @@ def values_of(name="dp_fpl", **changes):
 def arm_of(**changes):
     """The planned arm of these values."""
     config = configs.parse(values_of(**changes))
-    return plan_arms(config, SIZES, declared_classes(config, 6))[-1]
+    return plan_arms(config, SIZES, declared_classes(config, NAMES[:6]))[-1]
 
 
 def verified(values, folder):
@@ -113,7 +114,7 @@ def test_without_a_start_nothing_is_beside_the_rounds():
 
 def test_each_arm_has_a_start_of_its_own():
     config = configs.parse({**values_of(), "references": [{"epsilon": 2.0}, {"epsilon": 8.0}]})
-    arms = plan_arms(config, SIZES, declared_classes(config, 6))
+    arms = plan_arms(config, SIZES, declared_classes(config, NAMES[:6]))
     assert [arm.start.label for arm in arms] == [
         "dp_fpl, epsilon 2, start", "dp_fpl, epsilon 8, start", "dp_fpl, epsilon 8 #2, start"
     ]  # fmt: skip

@@ -28,7 +28,7 @@ def declared(values):
     """What a partition's rule declares, as `federation.client_classes` says it."""
     config = configs.parse(values)
     names = config.data.load().class_names
-    sets = declared_classes(config, len(names)) or ()
+    sets = declared_classes(config, names) or ()
     return {name: tuple(names[label] for label in own) for name, own in zip(NAMES, sets, strict=False)}
 
 

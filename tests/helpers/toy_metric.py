@@ -34,7 +34,7 @@ def toy_metric(fingerprint="", feature_dim=6, has_texts=True):
     return str(path)
 
 
-def task_of(sizes=(7,), classes=None, *, noise=1.0, clip_norm=1.0, noise_at="server"):
+def task_of(sizes=(7,), classes=None, *, noise=1.0, clip_norm=1.0, noise_at="server", num_late=0):
     """Return what is public of a federation."""
     return PublicTask(
         client_sizes=tuple(sizes),
@@ -42,10 +42,11 @@ def task_of(sizes=(7,), classes=None, *, noise=1.0, clip_norm=1.0, noise_at="ser
         noise_multiplier=noise,
         clip_norm=clip_norm,
         noise_at=noise_at,
+        num_late=num_late,
     )
 
 
-def statistics_of(sizes=(7,), classes=None, *, noise=1.0, clip_norm=1.0, noise_at="server", **settings):
+def statistics_of(sizes=(7,), classes=None, *, noise=1.0, clip_norm=1.0, noise_at="server", num_late=0, **settings):
     """Return the method as it runs on a task."""
-    task = task_of(sizes, classes, noise=noise, clip_norm=clip_norm, noise_at=noise_at)
+    task = task_of(sizes, classes, noise=noise, clip_norm=clip_norm, noise_at=noise_at, num_late=num_late)
     return ClassStatistics(**{"metric": toy_metric(), **settings}).of_task(task)

@@ -9,16 +9,18 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from helpers.runs import files, run_with
+from helpers.runs import TOY, files, run_with
 from helpers.toy_metric import statistics_of, toy_metric
 from hushprompt.audits.audit import audit
 from hushprompt.audits.verify import verify
 from hushprompt.config import parse as configs
-from hushprompt.errors import ConfigError, DataError, PrivacyError
+from hushprompt.data.sets.toy import NAMES
+from hushprompt.errors import ConfigError, PrivacyError, ResumeError
 from hushprompt.features.cache import image_features
 from hushprompt.federation.server import Server
 from hushprompt.federation.setup import declared_classes, plan_arms
 from hushprompt.federation.simulate import Trainer
+from hushprompt.methods import class_statistics
 from hushprompt.methods.base import Batch
 from hushprompt.methods.linear_head import ReleasedSums
 from hushprompt.privacy.accounting import calibrate
@@ -197,10 +199,48 @@ def test_a_prompt_file_scores_as_its_sentence_says(model, batch, make_mechanism,
         torch.testing.assert_close(file["text_features"].norm(dim=1), torch.ones(5), rtol=1e-4, atol=1e-4)
 
 
-def test_an_image_of_a_class_that_was_declared_absent_is_refused(model, batch, make_mechanism):
-    method = statistics_of(classes=[(0, 1, 2, 3)])
-    with pytest.raises(DataError, match="of a class that it was declared not to have"):
-        after_both(method, model, dataclasses.replace(batch, classes=(0, 1, 2, 3)), make_mechanism)
+def test_an_image_of_a_class_that_was_declared_absent_enters_the_mean_alone(model, batch, make_mechanism):
+    method, declared = statistics_of(classes=[(0, 1, 2, 3)]), dataclasses.replace(batch, classes=(0, 1, 2, 3))
+    assert 4 in batch.labels
+    mean, classes = after_both(method, model, declared, make_mechanism)[2]
+    assert classes.value[1:5].any()
+    assert not classes.value[5].any()
+    assert torch.equal(mean.value, after_both(statistics_of(), model, batch, make_mechanism)[2][0].value)
+
+
+@pytest.mark.parametrize("noise_at", ["client", "server"])
+def test_what_the_release_fixed_stays_when_a_client_joins_late(model, noise_at):
+    """Mean, rank and noise of the first message; of a class the late client adds images, and one draw of noise."""
+    sizes, sets = (7, 9), [(0, 1), (1, 2)]
+    before = statistics_of(sizes, sets, noise_at=noise_at)
+    after = statistics_of((*sizes, 5000), [*sets, (2, 3)], noise_at=noise_at, num_late=1)
+    state = ReleasedSums(torch.arange(18.0).reshape(6, 3) / 9, torch.tensor(2))
+    grounds = [method._ground(model) for method in (before, after)]
+    assert grounds[0].metric.rank == grounds[1].metric.rank
+    means = [method._mean(ground, state) for method, ground in zip((before, after), grounds, strict=True)]
+    assert torch.equal(means[0].value, means[1].value)
+    assert means[0].variance == means[1].variance
+    assert (grounds[1].expected.counts - grounds[0].expected.counts).tolist() == [0, 0, 2500, 2500, 0]
+    released = torch.ones(6, 3)
+    joined = after.with_late(state, released, 5000, (2, 3))
+    moved = (joined.sums - state.sums)[:, 0] * 0.95**0.5
+    assert moved.tolist() == pytest.approx([0, 0, 0, 5000, 5000, 0], rel=1e-4)
+    assert int(joined.stage) == 2
+    asked = after.before_last(state)
+    assert torch.equal(asked.sums, after.before_last(joined).sums), "asked again, it is asked the same"
+    assert (torch.equal(asked.sums[0], state.sums[0]), asked.sums[1:].any(), int(asked.stage)) == (True, False, 1)
+    seen, true = [], class_statistics.class_posterior
+
+    def posterior(sums, std, *more):
+        seen.append(std)
+        return true(sums, std, *more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(class_statistics, "class_posterior", posterior)
+        after.head(model, joined)
+    draws = (seen[0] / after._noise_std(grounds[1], 1)) ** 2
+    held = [1, 2, 2, 1, 0] if noise_at == "client" else [1, 1, 2, 2, 1]
+    assert draws.tolist() == pytest.approx(held)
 
 
 def test_an_empty_client_sends_what_any_other_does(model, batch, make_mechanism):
@@ -231,24 +271,54 @@ def hear_releases(monkeypatch):
     return heard
 
 
-@pytest.mark.parametrize("partition", ["disjoint_classes", "iid", "overlapping_classes", "dirichlet"])
+DECLARED = {"client_classes": [["ant", "bee", "cat", 3], [4, 5, 3], []]}
+
+
+@pytest.mark.parametrize("partition", ["disjoint_classes", "iid", "overlapping_classes", "dirichlet", "declared"])
 def test_every_row_that_is_not_publicly_empty_gets_its_noise_at_every_client(tmp_path, monkeypatch, partition):
     releases = hear_releases(monkeypatch)
     values = values_of(
-        partition={"name": partition},
+        partition={"name": "dirichlet" if partition == "declared" else partition},
+        data=DECLARED if partition == "declared" else {},
         privacy={"noise_at": "client", "clip_norm_global": 0.3},
         runtime={"num_threads": 1},
     )
     run_with(values, tmp_path)
-    declared = declared_classes(configs.parse(values), 6)
-    assert (declared is None) == (partition != "disjoint_classes")
-    expected = sorted(sorted(own) for own in declared or [range(6)] * 3)
+    declared = declared_classes(configs.parse(values), NAMES[:6])
+    assert (declared is None) == (partition in ("iid", "dirichlet"))
+    expected = sorted(sorted(own or range(6)) for own in declared or [range(6)] * 3)
     means, classes = ([noise for step, noise in releases if step == wanted] for wanted in (0, 1))
     assert [noise.abs().sum(1).nonzero().flatten().tolist() for noise in means] == [[0]] * 3
     assert sorted((noise.abs().sum(1).nonzero().flatten() - 1).tolist() for noise in classes) == expected
     drawn = torch.cat([noise[noise != 0] for noise in means + classes]) / (0.3 * NOISE)
     assert 0.6 < float(drawn.std()) < 1.4
     assert len(set(drawn.tolist())) == len(drawn)
+
+
+def test_what_is_declared_must_be_of_these_classes_and_clients_and_is_said_once():
+    def sets(classes, partition="iid"):
+        values = values_of(data={"client_classes": classes}, partition={"name": partition})
+        config = configs.parse(values)
+        return plan_arms(config, [9, 9, 9], declared_classes(config, NAMES[:6]))[-1].method._of.client_classes
+
+    assert sets([["bee", 0, "ant"], [5], []]) == ((0, 1), (5,), None)
+    for classes, message in (
+        ([["auk"], [], []], "must name classes of the data, or their labels from 0 to 5, got 'auk'"),
+        ([[6], [], []], "got 6"),
+        ([[True], [], []], "got True"),
+        ([[0], [1]], "data.client_classes has 2 lists for 3 clients"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            sets(classes)
+    with pytest.raises(ConfigError, match="declares each client's classes already"):
+        sets([[0], [], []], "overlapping_classes")
+
+
+def test_whoever_runs_it_is_told_of_images_that_no_class_sum_takes(tmp_path, caplog):
+    values = values_of(data={"client_classes": [["ant"], [], []]}, partition={"name": "iid"})
+    run_with(values, tmp_path)
+    (line,) = [record.getMessage() for record in caplog.records if "Data set" in record.getMessage()]
+    assert "declared not to have, and no class sum takes them (5: bee at client 0" in line
 
 
 def test_noise_once_on_the_sum_is_drawn_by_the_server_for_all_rows(tmp_path, monkeypatch):
@@ -267,6 +337,23 @@ def test_with_secure_noise_it_runs_and_draws_anew(tmp_path):
     one, two = map(load_file, public)
     assert one.keys() == two.keys()
     assert not torch.equal(one["text_features"], two["text_features"])
+
+
+@pytest.mark.parametrize("method", [{"name": "promptfl", "num_ctx": 4}, values_of()["method"]])
+def test_a_release_that_was_charged_and_lost_is_not_made_again(tmp_path, monkeypatch, method):
+    """Secure noise cannot be drawn again, so a run that was killed in its only round says that its budget is spent."""
+    privacy = {"epsilon": 8.0, "delta": 1e-3, "noise_source": "secure"}
+    values = {**TOY, "method": method, "privacy": privacy, "training": {"num_rounds": 1}}
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "score", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run_with(values, tmp_path)
+    charged = (tmp_path / "run" / "ledger.jsonl").read_text()
+    for _ in range(2):
+        with pytest.raises(ResumeError, match=r"charged before, but what it released was lost.*budget is spent. A new"):
+            run_with(values, tmp_path)
+    assert (tmp_path / "run" / "ledger.jsonl").read_text() == charged
+    assert not (tmp_path / "run" / "prompts").exists()
 
 
 def test_the_ledger_charges_one_release_before_the_first_message_and_the_statement_says_what_it_is(
@@ -296,7 +383,7 @@ def test_the_ledger_charges_one_release_before_the_first_message_and_the_stateme
 def test_what_is_claimed_is_one_gaussian_of_the_planned_noise():
     for noise_at in ("server", "client"):
         config = configs.parse(values_of(privacy={"noise_at": noise_at}))
-        plan = plan_arms(config, [24, 24, 24], declared_classes(config, 6))[-1].plan
+        plan = plan_arms(config, [24, 24, 24], declared_classes(config, NAMES[:6]))[-1].plan
         (part,) = plan.composed(config.privacy.audience)
         assert (part.num_steps, part.noise_multiplier, part.sampling_prob) == (1, NOISE, 1.0)
         steps = [plan.release_plan.exact_sensitivity(Channel.GLOBAL, step=step) for step in range(2)]
@@ -416,7 +503,7 @@ def test_parts_that_are_more_than_one_release_are_refused(make_mechanism, parts)
 def test_declared_classes_are_asked_of_the_rule_and_not_of_the_images():
     """A class of which a client lost its last image stays declared, so that one image decides about no row."""
     config = configs.parse(values_of())
-    sets = declared_classes(config, 6)
+    sets = declared_classes(config, NAMES[:6])
     assert sorted(label for own in sets for label in own) == list(range(6))
     partition = config.partition.partition(config.data.load(), np.random.default_rng(0))
     assert partition.clients[0].classes == config.partition.class_sets(6, np.random.default_rng(0))[0]
@@ -425,7 +512,7 @@ def test_declared_classes_are_asked_of_the_rule_and_not_of_the_images():
     few = dataclasses.replace(train, labels=np.where(train.labels == sets[0][0], sets[0][1], train.labels))
     fewer = dataclasses.replace(dataset, splits={**dataset.splits, "train": few})
     assert sets[0][0] not in config.partition.partition(fewer, np.random.default_rng(0)).clients[0].classes
-    assert declared_classes(config, 6) == sets
+    assert declared_classes(config, NAMES[:6]) == sets
 
 
 # -------------------------------------------------------------------------------------------- the embedded model

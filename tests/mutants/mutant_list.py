@@ -21,7 +21,6 @@ import torch
 from hushprompt import files
 from hushprompt.deployment import policy
 from hushprompt.deployment.client_run import ClientRun
-from hushprompt.deployment.examples import Examples
 from hushprompt.deployment.responses import Responses
 from hushprompt.deployment.store import RunStore, rounds_of_state
 from hushprompt.federation import client, payload, rounding
@@ -1228,12 +1227,44 @@ def parts_unchecked(patch):
 
 
 @mutant(
-    "a client takes no look at its own classes before it agrees",
-    "deployment/test_class_statistics.py",
-    "test_a_client_with_an_image_of_an_undeclared_class_refuses_before_anything_is_charged",
+    "an example of a class that its client is declared not to have enters a sum",
+    MECHANISM,
+    "test_an_example_of_a_class_that_was_declared_absent_moves_nothing",
 )
-def declared_classes_unchecked(patch):
-    patch.setattr(Examples, "check_classes", lambda self, declared: None)
+def undeclared_classes_summed(patch):
+    def make(true):
+        def clip_in_classes(self, channel, rows):
+            summed = true(self, channel, dataclasses.replace(rows, is_public=torch.ones_like(rows.is_public)))
+            return dataclasses.replace(summed, rows_released=rows.is_public)
+
+        return clip_in_classes
+
+    around(patch, ClassSumsMechanism, "clip_in_classes", make)
+
+
+@mutant(
+    "a release that is made again after it was lost counts as the first one",
+    "deployment/test_class_statistics.py",
+    "test_a_client_whose_secure_release_was_charged_and_lost_makes_no_other",
+)
+def release_again_for_nothing(patch):
+    patch.setattr(EveryExample, "num_releases", lambda self, num_rounds: min(num_rounds, 1))
+
+
+@mutant(
+    "a client that joins late makes the first message too",
+    "deployment/test_class_statistics.py",
+    "test_the_first_message_is_refused_by_a_late_client",
+)
+def late_client_makes_all(patch):
+    def make(true):
+        def init(self, *given):
+            true(self, *given)
+            self.is_late = False
+
+        return init
+
+    around(patch, ClientRun, "__init__", make)
 
 
 # ------------------------------------------------------------------------------------------ start from statistics

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from hushprompt.errors import DataError, PrivacyError
+from hushprompt.errors import PrivacyError
 from hushprompt.privacy import accounting
 from hushprompt.privacy.clipping import ClippedSum
 from hushprompt.privacy.config import Audience, Channel, PrivacyConfig
@@ -253,8 +253,16 @@ def test_noise_is_left_out_of_no_row_but_those_that_are_publicly_empty():
     released = mechanism.release(Channel.GLOBAL, summed).value
     assert [bool(row.all()) for row in released] == [True, True, False]
     assert not released[2].any()
-    with pytest.raises(DataError, match="of a class that it was declared not to have"):
-        mechanism.clip_in_classes(Channel.GLOBAL, in_classes(torch.ones(2, 9), [0, 2], [True, True, False]))
+
+
+def test_an_example_of_a_class_that_was_declared_absent_moves_nothing():
+    """Not refused, which would tell of it: the sums are those of the same client without it."""
+    sums = [
+        tool(in_parts((1.0,)), Channel.GLOBAL).clip_in_classes(Channel.GLOBAL, in_classes(rows, labels, [True, False]))
+        for rows, labels in ((torch.ones(2, 9), [0, 1]), (torch.ones(1, 9), [0]))
+    ]
+    assert torch.equal(sums[0].value, sums[1].value)
+    assert sums[0].value[0].any()
 
 
 def test_a_step_takes_no_part_of_another_step():

@@ -23,7 +23,7 @@ def written(method, folder, **sections):
     config = configs.parse({**TOY, "method": method, **sections})
     dataset = config.data.load()
     partition = make_partition(config, dataset)
-    arm = plan_arms(config, client_sizes(partition), declared_classes(config, len(dataset.class_names)))[-1]
+    arm = plan_arms(config, client_sizes(partition), declared_classes(config, dataset.class_names))[-1]
     model = load_model(config, dataset, [arm])
     shared, personal = arm.method.init(model, np.random.default_rng(0))
     if isinstance(personal, OwnClasses):

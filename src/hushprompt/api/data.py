@@ -20,7 +20,7 @@ from hushprompt.data.listing import About
 from hushprompt.data.partitions.base import Partition
 from hushprompt.errors import ConfigError, DataError, files_told
 from hushprompt.features.cache import SHIPPED, CachedFeatures, cached
-from hushprompt.federation.setup import make_partition
+from hushprompt.federation.setup import declared_classes, make_partition
 from hushprompt.registry import DATASETS, PARTITIONS
 from hushprompt.reporting import partitions
 from hushprompt.reporting.partitions import Counts
@@ -56,10 +56,12 @@ class DataInfo:
     def findings(self) -> list[Finding]:
         """What may be wrong, what a run refuses first; from lists alone unless `is_verified`."""
         config = self.config
+        partition = None if config is None else partition_of(config, self.dataset)
         subject = doctor.Subject(
             dataset=self.dataset,
-            partition=None if config is None else partition_of(config, self.dataset),
+            partition=partition,
             num_shots=0 if config is None else config.partition.num_shots,
+            classes=declared_classes(config, self.dataset.class_names) if config and partition else None,
         )
         return doctor.examine(subject) if self.is_verified else doctor.quick(subject)
 

@@ -171,9 +171,9 @@ def plan(config: Config = None, **sections: Any) -> Plan:
     resolved = configs.resolve(config, sections)
     dataset = resolved.data.load()
     clients = make_partition(resolved, dataset)
-    declared = declared_classes(resolved, num_trained_classes(resolved, dataset))
+    declared = declared_classes(resolved, dataset.class_names[: num_trained_classes(resolved, dataset)])
     arms = plan_arms(resolved, client_sizes(clients), declared)
-    tell_findings(resolved, dataset, clients, arms)
+    tell_findings(resolved, dataset, clients, arms, declared)
     record = privacy_record(arms, metrics=plan_metrics(resolved, arms, clients))
     return Plan(resolved, records.to_json(record))
 

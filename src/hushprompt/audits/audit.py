@@ -171,7 +171,7 @@ def measure(
     config = dataclasses.replace(config, references=())
     dataset = config.data.load()
     partition = make_partition(config, dataset)
-    declared = declared_classes(config, num_trained_classes(config, dataset))
+    declared = declared_classes(config, dataset.class_names[: num_trained_classes(config, dataset)])
     arms = budget_arms(config, settings.epsilons, client_sizes(partition), declared)
     if not audiences(arms[0]):
         raise ConfigError("The method trains nothing on private data, so there is nothing to audit.")

@@ -220,11 +220,15 @@ class _FolderCheck:
             self.not_recorded.append("sizes of the clients are not recorded, so noise and epsilon cannot be computed")
             return
         try:
-            arms = plan_arms(self.config, [size for _, size in self.clients], self._declared())
+            num_late = (self.agreement or {}).get("num_late", 0)
+            arms = plan_arms(self.config, [size for _, size in self.clients], self._declared(), num_late)
         except HushpromptError as error:
             self.differences.append(f"no plan can be made of this config: {error}")
             return
         self.arms = arms[-1:] if self.agreement is not None else arms
+        if self._own_client is not None:
+            client_id = [name for name, _ in self.clients].index(self._own_client)
+            self.arms = [dataclasses.replace(arm, plan=arm.plan.of_client(client_id)) for arm in self.arms]
         self.checked.append("noise multipliers, releases and epsilon, computed again from config and ledger")
 
     def ledger(self) -> None:
@@ -423,7 +427,7 @@ class _FolderCheck:
             return sets and tuple(None if own is None else tuple(own) for own in sets)
         if self.holdings is None:
             return None
-        return declared_classes(self.config, len(self.holdings["class_names"]))
+        return declared_classes(self.config, self.holdings["class_names"])
 
     def _held(self, split: str) -> list[tuple[str, int]]:
         """Return each client's name and number of examples in a split."""

@@ -96,6 +96,8 @@ def run(file: ServerFile, insecure: Insecure = False) -> None:
         console.print(f"  hushprompt federation stop {file}", soft_wrap=True)
         raise typer.Exit(INTERRUPTED) from None
     _show_meaning(done.guarantees)
+    for line in done.gains:
+        sentence(line)
     assert done.state is not None
     sentence(_outcome(done.state))
     console.print(f"  {done.folder}", soft_wrap=True)
@@ -136,6 +138,8 @@ def simulate(
     for record in done.rounds:
         sentence(round_line(record, done.num_rounds, done.noise_source))
     _show_meaning(done.guarantees)
+    for line in done.gains:
+        sentence(line)
     console.print(f"  {done.folder}", soft_wrap=True)
 
 
@@ -172,6 +176,8 @@ def _show_server(found: ServerStatus) -> None:
     for record in found.rounds:
         sentence(round_line(record, found.num_rounds, found.noise_source))
     _show_meaning(found.guarantees)
+    for line in found.gains:
+        sentence(line)
     _show_refusals(found)
     if found.is_finished:
         console.print("The run has finished.")
@@ -185,6 +191,7 @@ def _show_client(found: ClientStatus) -> None:
         scored = "not scored yet"
         if run.accuracy is not None:
             scored = f"{100 * run.accuracy:.1f} % of the own images right after round {run.num_rounds}"
+            scored += "" if run.zero_shot is None else f" (zero-shot {100 * run.zero_shot:.1f} %)"
         sentence(
             f"{run.federation}, run {run.run}: {counted(run.num_charged, 'round')} charged, "
             f"epsilon {run.epsilon:.3g}{statements.beside_epsilon(run.noise_source)} and delta {run.delta:.3g} set "

@@ -5,14 +5,15 @@ A registered frozen dataclass in this folder is the `data` section of a config; 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
 from hushprompt.data.findings import Finding
-from hushprompt.errors import DataError
+from hushprompt.errors import ConfigError, DataError
+from hushprompt.user_text import nfc
 
 Duplicates = Literal["refuse", "allow"]
 """What happens where files with equal bytes are in training and in test, or at two clients."""
@@ -122,6 +123,35 @@ class Dataset:
                         f"Data set {self.name}, {split_name}: {what}s run from {values.min()} to {values.max()}, "
                         f"but there are {len(names)} {what} names."
                     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldByClients:
+    """What every data set of this package lets a config say of its clients."""
+
+    client_classes: tuple[tuple[Any, ...], ...] = ()
+    """For each client in the partition's order, the classes (names, or labels from 0) of which alone it may have
+    training examples: public from then on, whatever its data are. [] keeps a client's classes private; left out: what
+    the partition's rule declares, if it does. Of an example of another class no class sum takes anything."""
+
+    def class_sets(self, class_names: Sequence[str]) -> tuple[tuple[int, ...] | None, ...]:
+        """Return each client's declared labels, sorted; None for one that keeps them private, () where nobody declares.
+
+        Raises:
+            ConfigError: a class is none of `class_names`.
+        """
+        labels = {nfc(name): label for label, name in enumerate(class_names)}
+
+        def label_of(one: Any) -> int:
+            found = labels.get(nfc(one)) if isinstance(one, str) else one
+            if type(found) is not int or not 0 <= found < len(labels):
+                raise ConfigError(
+                    f"data.client_classes must name classes of the data, or their labels from 0 to {len(labels) - 1}, "
+                    f"got {one!r}."
+                )
+            return found
+
+        return tuple(tuple(sorted({*map(label_of, own)})) or None for own in self.client_classes)
 
 
 @runtime_checkable

@@ -61,6 +61,8 @@ class Subject:
     """Who holds what; None: not known."""
     num_shots: int = 0
     """`partition.num_shots`: training examples that a client is to have of each of its classes; 0: all."""
+    classes: Sequence[Sequence[int] | None] | None = None
+    """Labels that each client of the partition is declared to have, None for one that declares none; None: nobody."""
 
 
 def one_class(subject: Subject) -> list[Finding]:
@@ -110,8 +112,22 @@ def few_shots(subject: Subject) -> list[Finding]:
     return finding("few_shots", f"A client has fewer than {num_shots} training examples of a class", short)
 
 
+def outside_declared(subject: Subject) -> list[Finding]:
+    """Find training examples of classes that their client is declared not to have."""
+    dataset, partition = subject.dataset, subject.partition
+    if partition is None or subject.classes is None:
+        return []
+    labels, shown = dataset.splits["train"].labels, []
+    for name, client, own in zip(partition.client_names, partition.clients, subject.classes, strict=False):
+        found = np.unique(labels[client.indices["train"]])
+        others = [] if own is None else [dataset.class_names[label] for label in found if label not in own]
+        shown += [f"{other} at {name}" for other in others]
+    message = "Training examples are of classes that their client is declared not to have, and no class sum takes them"
+    return finding("outside_declared", message, shown)
+
+
 LISTED: Sequence[Callable[[Subject], list[Finding]]] = (
-    one_class, classes_without, names_alike, copies, few_shots,
+    one_class, classes_without, names_alike, copies, few_shots, outside_declared,
 )  # fmt: skip
 """Checks that read no example."""
 READ: Mapping[str, tuple[str, Callable[[Examined], bool]]] = {

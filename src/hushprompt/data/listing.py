@@ -18,7 +18,7 @@ from typing import ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from hushprompt.data.base import Dataset, Split
+from hushprompt.data.base import Dataset, HeldByClients, Split
 from hushprompt.data.decoding import Media
 from hushprompt.errors import DataError
 
@@ -178,7 +178,7 @@ class About:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Known:
+class Known(HeldByClients):
     """Fields of every data set of the field: where it lies, and whether it may be fetched."""
 
     is_public: ClassVar[bool] = True

@@ -7,7 +7,7 @@ import functools
 import hashlib
 import importlib.metadata
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -24,6 +24,8 @@ from hushprompt.prompts.prompt_model import PromptModel
 from hushprompt.runs.arm import Arm
 
 OfferT = TypeVar("OfferT", bound="Offer")
+OPTIONAL = {"client_classes", "num_late"}
+"""Fields of an agreement that are left out where they say nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,12 +65,41 @@ class Agreement(Offer):
     sizes: tuple[int, ...]
     """Public number of training examples of each."""
     client_classes: tuple[tuple[int, ...] | None, ...] = ()
-    """Labels of which alone each has training examples, sorted; None: not declared. Empty: nobody declared any."""
+    """Labels of which alone each may have training examples, sorted; None: not declared. Empty: nobody declared any."""
+    num_late: int = 0
+    """The last so many clients joined after the one release was made, and make its last part alone. A late client
+    agrees on a plan of its own: that of the others, and itself."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields as JSON values, the last one only where classes are declared: agreements had none once."""
-        values = super().to_json()
-        return values if self.client_classes else {k: v for k, v in values.items() if k != "client_classes"}
+        """Return the fields as JSON values, the last two only where they say something: agreements had none once."""
+        return {name: value for name, value in super().to_json().items() if value or name not in OPTIONAL}
+
+    @functools.cached_property
+    def first(self) -> Agreement:
+        """What those who were there from the start agreed on."""
+        return self.among(())
+
+    def among(self, late: Collection[str]) -> Agreement:
+        """Return the agreement with those alone of its late clients that are named."""
+        num_first = len(self.clients) - self.num_late
+        kept = [at for at, name in enumerate(self.clients) if at < num_first or name in late]
+        sets = tuple(self.client_classes[at] for at in kept) if self.client_classes else ()
+        clients, sizes = (tuple(each[at] for at in kept) for each in (self.clients, self.sizes))
+        num_late = len(kept) - num_first
+        return dataclasses.replace(
+            self, clients=clients, sizes=sizes, client_classes=sets if any(sets) else (), num_late=num_late
+        )
+
+    def with_late(self, name: str, size: int, classes: tuple[int, ...] | None) -> Agreement:
+        """Return the agreement with one more late client."""
+        sets = (*(self.client_classes or (None,) * len(self.clients)), classes)
+        return dataclasses.replace(
+            self,
+            clients=(*self.clients, name),
+            sizes=(*self.sizes, size),
+            client_classes=sets if any(sets) else (),
+            num_late=self.num_late + 1,
+        )
 
     @functools.cached_property
     def digest(self) -> str:
@@ -83,7 +114,7 @@ class Agreement(Offer):
             ConfigError: the config is impossible for so many clients, or outside the privacy theorem.
         """
         _refuse_start(self.run_config)
-        return plan_arms(self.run_config, list(self.sizes), self.client_classes or None)[-1]
+        return plan_arms(self.run_config, list(self.sizes), self.client_classes or None, self.num_late)[-1]
 
 
 def make_offer(federation: str, run: str, config: RunConfig, class_names: tuple[str, ...], backbone: str) -> Offer:
@@ -107,6 +138,8 @@ def read_agreement(values: Any) -> Agreement:
     agreement = _read(Agreement, values)
     if len(agreement.clients) != len(agreement.sizes) or len(set(agreement.clients)) < len(agreement.clients):
         raise ProtocolError("An agreement must name each client once, with its number of training examples.")
+    if not 0 <= agreement.num_late < len(agreement.clients):
+        raise ProtocolError("An agreement must have clients that did not join late.")
     every, sets = set(range(len(agreement.class_names))), agreement.client_classes
     are_sets = all(own is None or (own and list(own) == sorted(every & set(own))) for own in sets)
     if not are_sets or len(sets) not in (0, len(agreement.clients)) or (sets and not any(sets)):
@@ -150,7 +183,7 @@ def check_version(meta: Mapping[str, Any], own: str, other: str) -> None:
 def _read(cls: type[OfferT], values: Any) -> OfferT:
     """Read a dataclass from JSON values that another machine sent: exactly its fields, of exactly their types."""
     fields = {f.name for f in dataclasses.fields(cls)}
-    if not isinstance(values, Mapping) or set(values) not in (fields, fields - {"client_classes"}):
+    if not isinstance(values, Mapping) or not fields - OPTIONAL <= set(values) <= fields:
         raise ProtocolError(f"What was offered is not what this version agrees on: {', '.join(sorted(fields))}.")
     try:
         return msgspec.convert(values, type=cls, strict=True)

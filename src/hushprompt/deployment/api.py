@@ -308,7 +308,7 @@ def _trained(control: Control, file: Path, settings: Mapping[str, bool], say: Sa
             say(line)
             num_refused += 1
         for record in rounds(folder)[num_rounds:]:
-            say(records_of.round_line(record, run.training.num_rounds, run.privacy.noise_source))
+            say(records_of.round_line(record, records_of.num_rounds(run), run.privacy.noise_source))
             num_rounds += 1
         if state.is_over:
             return state

@@ -148,7 +148,8 @@ class ClientNode:
         if store.has_charges and store.pinned() != agreement:
             raise ProtocolError("Training began under another plan, or what was agreed on is lost: it cannot change.")
         run = self._open(agreement, store)
-        policy.check_plan(self.config.owner, run.arm, run.client_id, self.store, store.folder)
+        evaluation = run.config.evaluation
+        policy.check_plan(self.config.owner, run.arm, evaluation, run.client_id, self.store, store.folder)
         return agreement, run, store
 
     def _run(self, request: Envelope) -> ClientRun:

@@ -8,11 +8,12 @@ import json
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from hushprompt import files
 from hushprompt.config.schema import RunConfig
 from hushprompt.data.partitions.base import ClientShard, Partition
-from hushprompt.deployment import policy, wire
+from hushprompt.deployment import gains, policy, wire
 from hushprompt.deployment.agreement import Agreement
 from hushprompt.deployment.config import ClientConfig
 from hushprompt.deployment.envelope import Envelope
@@ -23,7 +24,7 @@ from hushprompt.evaluation.metrics import accuracy
 from hushprompt.federation.client import Client, Step
 from hushprompt.federation.rounding import check_rounding
 from hushprompt.federation.setup import tell_findings
-from hushprompt.methods.base import Shared
+from hushprompt.methods.base import Method, Shared
 from hushprompt.privacy.config import Channel
 from hushprompt.privacy.ledger import why_not
 from hushprompt.privacy.statements import STAYS_AT_HOME
@@ -53,13 +54,14 @@ class ClientRun:
         """Build the plan; `config` is the agreement's with this client's own runtime."""
         self.client, self.store, self.agreement, self.config = client, store, agreement, config
         self.model, self.examples, self.client_id = model, examples, client_id
-        self.arm = agreement.arm
+        plan = agreement.arm.plan.of_client(client_id)
+        self.arm = dataclasses.replace(agreement.arm, plan=plan)
+        self.is_late = client_id >= len(agreement.clients) - agreement.num_late
         self.shared, self.first_personal = self.arm.method.init(model, stream(config.seed, "init"))
         norms = self.arm.plan.release_plan.first_norms(len(agreement.sizes))
         self.first_norm = None if norms is None else norms.of(client_id)["local"]
         self.payload_kind = wire.payload_kind_of(self.arm, config.training.local_steps)
         self.classes = agreement.client_classes[client_id] if agreement.client_classes else None
-        examples.check_classes(self.classes)
 
     @functools.cached_property
     def identity(self) -> RunIdentity:
@@ -75,7 +77,7 @@ class ClientRun:
     def tell_findings(self) -> None:
         """Say in one line what the owner should know of the data, and what the guarantee is worth to copies."""
         own = Partition((ClientShard(self.client_id, (), self.examples.index, self.client.client.name),))
-        tell_findings(self.config, self.examples.dataset, own, [self.arm])
+        tell_findings(self.config, self.examples.dataset, own, [self.arm], (self.classes,))
 
     def check_identity(self) -> None:
         """Raise ResumeError where the run was begun with other data, another model or, if seeded, other versions."""
@@ -107,7 +109,9 @@ class ClientRun:
         where = f"round {at.round_index + 1}, step {at.step_index + 1}"
         if at <= (state.round_index, state.step):
             raise ProtocolError(f"This client is past {where} already. An update is computed once.")
-        if at.step_index % training.local_steps or self.client_id not in self.arm.cohorts[at.round_index]:
+        is_charged_for = not self.is_late or at.step_index == steps - 1  # a late client makes the last part alone
+        is_planned = not at.step_index % training.local_steps and self.client_id in self.arm.cohorts[at.round_index]
+        if not (is_planned and is_charged_for):
             raise ProtocolError(f"By the plan this client has no update at {where}.")
         shared = wire.read_shared(self.arm.method, self.shared, request.tensors, self.payload_kind)
         norms = self._norms(request, state)
@@ -154,21 +158,35 @@ class ClientRun:
             return state.answer
         num_done = _whole_number(request, "rounds", self.arm.num_rounds + 1)
         shared = wire.read_shared(self.arm.method, self.shared, request.tensors, self.payload_kind)
-        state = self._score(state, shared, num_done)
+        made_of = wire.read_late(self.agreement, request.meta.get("late"))
+        if made_of.num_late:  # what was released since: nobody is charged for it again
+            state = dataclasses.replace(state, num_scored=-1)
+        state = self._score(state, shared, num_done, made_of.arm.method)
         ledger = self.ledger()
-        spent = ledger.spent(self.arm)
+        spent = dataclasses.replace(ledger.spent(self.arm), method=made_of.arm.method)
         write_prompts(
             self.store.folder / "prompts", self.model, spent, shared, {self.client_id: state.personal},
             backbone=self.config.backbone, client_names=self.agreement.clients,
         )  # fmt: skip
         arms, accounts = ledger.outcome([self.arm])
         own = {label: [a for a in of if self.client_id in a.clients] for label, of in accounts.items()}
-        statement = {**privacy_record(arms, own), "not_private": STAYS_AT_HOME}
+        statement = {**privacy_record(arms, own), "not_private": STAYS_AT_HOME, **gains.statement(self.config)}
         records.write_json(self.store.folder / "privacy.json", statement)
+        counts = self._counts(state, shared, made_of.arm.method)
         manifest.write(self.store.folder)
-        answer = Envelope("finish", self._header(request, "rounds"))
+        answer = Envelope("finish", self._header(request, "rounds"), counts)
         self.store.save(dataclasses.replace(state, request=request.digest, answer=answer))
         return answer
+
+    def _counts(self, state: ClientState, shared: Shared, method: Method) -> dict[str, Tensor]:
+        """Return noisy counts of right answers before and after, where the plan has them."""
+
+        def after(images: Tensor) -> Tensor:
+            return method.logits(self.model, shared, state.personal, images)
+
+        scored = (gains.zero_shot(self.model), after)
+        folder, images = self.store.folder, self._scored_images()
+        return gains.release(self.config, self.arm, folder, self.client_id, scored, *images)
 
     def load_features(self) -> None:
         """Encode or find the features of all own images, and check how the model rounds."""
@@ -222,19 +240,20 @@ class ClientRun:
             norms["global"] = norm
         return norms
 
-    def _score(self, state: ClientState, shared: Shared, num_done: int) -> ClientState:
-        """Score the own images after `num_done` rounds, once, into a file of this client."""
+    def _score(self, state: ClientState, shared: Shared, num_done: int, method: Method | None = None) -> ClientState:
+        """Score the own images after `num_done` rounds, once, into a file of this client; None: the plan's method."""
         if num_done == state.num_scored:
             return state
         features, labels = self._scored_images()
         with torch.no_grad():
-            logits = self.arm.method.logits(self.model, shared, state.personal, features).cpu()
+            logits = (method or self.arm.method).logits(self.model, shared, state.personal, features).cpu()
         rounds = self.ledger().of(self.arm.label).rounds(self.client_id)
         line = {
             "num_rounds": num_done,
             "split": self.config.evaluation.split,
             "num_images": len(labels),
             "accuracy": accuracy(logits, labels),
+            "zero_shot": gains.own_accuracy(gains.zero_shot(self.model), features, labels),
             "epsilon": policy.epsilon(self.arm.plan, rounds, self.client_id),
             "delta": self.arm.plan.config.delta,
             "noise_source": self.arm.plan.release_plan.noise_source,

@@ -47,9 +47,9 @@ class FederationConfig:
     classes_file: str = ""
     """Text file with one class a line, instead of the list."""
     client_classes: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """By client, the classes of which alone it has training examples, where that may be public: it is part of what all
-    agree on, and a client with an example of another class refuses. A client that is not named may have any class, and
-    nobody learns which."""
+    """By client, the classes of which alone it may have training examples, where that may be public: it is part of what
+    all agree on. Of an example of another class no class sum takes anything; its client alone is told. A client that is
+    not named may have any class, and nobody learns which."""
     min_clients: int = 0
     """Clients without which training does not start, and answers without which a round does not end (as far as its
     cohort has so many); 0 takes all of `clients`."""
@@ -152,14 +152,18 @@ class ServerConfig(ServerProcessConfig):
                 "A federation trains one method: the run config's references would be trained on the same data. Leave "
                 "them out."
             )
+        if getattr(self.run.data, "client_classes", ()):
+            raise ConfigError(
+                "data.client_classes is for simulations. A federation declares classes in server.toml, by client: "
+                "federation.client_classes."
+            )
         if self.run.training.dropout_rate > 0:
             raise ConfigError(
                 "training.dropout_rate simulates clients that fail. Real ones do it themselves: set it 0."
             )
-        if self.run.evaluation.base_classes is not None or self.run.evaluation.metrics_epsilon is not None:
+        if self.run.evaluation.base_classes is not None:
             raise ConfigError(
-                "Clients score their own images and tell nobody: evaluation.base_classes and "
-                "evaluation.metrics_epsilon mean nothing in a federation. Leave them out."
+                "Clients score their own images: evaluation.base_classes means nothing in a federation. Leave it out."
             )
 
     def class_names(self) -> tuple[str, ...]:
@@ -216,6 +220,9 @@ class OwnerConfig:
     run protects examples. inf sets no limit."""
     max_delta: float = 1e-4
     """Largest delta of all these runs, added up."""
+    max_metrics_epsilon: float = 0.0
+    """Largest epsilon of an evaluation image that all runs may spend together on telling, with noise, how many of the
+    own images are right (`evaluation.metrics_epsilon` of the run); 0 refuses runs that ask for it."""
     min_noise_multiplier_local: float = 0.0
     """Smallest noise std over clip norm of what trains the personal prompt."""
     min_noise_multiplier_global: float = 0.0
@@ -235,6 +242,7 @@ class OwnerConfig:
         checks.positive(max_epsilon=self.max_epsilon, max_delta=self.max_delta)
         checks.positive(max_clip_norm_local=self.max_clip_norm_local, max_clip_norm_global=self.max_clip_norm_global)
         checks.non_negative(
+            max_metrics_epsilon=self.max_metrics_epsilon,
             min_noise_multiplier_local=self.min_noise_multiplier_local,
             min_noise_multiplier_global=self.min_noise_multiplier_global,
         )

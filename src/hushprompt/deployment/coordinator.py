@@ -12,21 +12,24 @@ import json
 import math
 import secrets
 import time
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from hushprompt import files
-from hushprompt.deployment import wire
+from hushprompt.deployment import gains, wire
 from hushprompt.deployment.agreement import Agreement, make_offer, open_model, read_agreement
 from hushprompt.deployment.config import REFUSALS, ServerConfig
 from hushprompt.deployment.enrollment import MAX_ANSWER_BYTES, Enrollment
 from hushprompt.deployment.envelope import Envelope
+from hushprompt.deployment.gains import NoisyCounts
 from hushprompt.deployment.progress import RoundTally, ServerState, load_state, save_state
 from hushprompt.deployment.responses import Responses
 from hushprompt.deployment.server_record import AGREEMENT, CHECKED, CheckOutcome, ServerRecord, rounds
-from hushprompt.deployment.transport import MessageTransport, plain
+from hushprompt.deployment.transport import Failure, MessageTransport, attempt, plain
 from hushprompt.errors import ConfigError, ProtocolError, ResumeError
 from hushprompt.federation.client import Step
 from hushprompt.federation.server import Server
+from hushprompt.methods.base import TakesLate
 from hushprompt.privacy.config import Channel
 from hushprompt.privacy.statements import STAYS_AT_HOME
 from hushprompt.runs import identity as identities
@@ -96,7 +99,7 @@ class Coordinator:
             raise ResumeError(f"The run in {self.folder} belongs to another config. Use another folder.")
         if self.agreement is not None:
             begun = IdentityFile(self.folder, config.run)
-            begun.check(self._identity(self.agreement))
+            begun.check(self._identity(self.agreement.first))
             begun.keep(has_begun=True)
         self.enrollment = Enrollment(config.federation, self.offer, transport, self._report)
 
@@ -107,13 +110,12 @@ class Coordinator:
 
     def run(self, observer: Observer) -> None:
         """Enroll, train and finish."""
-        agreement = self._enrolled()
-        arm = agreement.arm
-        template, _ = arm.method.init(self.model, stream(self.config.run.seed, "init"))
-        start = ServerState(shared=template, norms=arm.plan.release_plan.first_norms(len(agreement.sizes)))
-        state = load_state(self.folder, start)
+        begun = self.agreement and self.agreement.first
+        is_over = begun is not None and self._state(begun).round_index == begun.arm.num_rounds
+        agreement = self._enrolled(is_over)
+        arm, state = agreement.arm, self._state(agreement)
         self.recorded = identities.read(self.folder)
-        ledger = LedgerFile(self.folder, agreement.clients, self.recorded.digest if self.recorded else "")
+        ledger = self._ledger()
         ledger.check(arm, state.round_index)
         records.truncate_records(self.folder / "records.jsonl", state.records_size)
         observer.on_arm(arm, 0, 1, state.round_index)
@@ -129,24 +131,39 @@ class Coordinator:
             state = dataclasses.replace(state, records_size=size, tally=RoundTally())
             save_state(self.folder, state)
             observer.on_round(record)
-        self._finish(ledger, agreement, state)
+        if state.round_index == arm.num_rounds:
+            state = self._with_late(state, observer, waits=is_over)
+        self._finish(self._ledger(), state)
+
+    def _state(self, agreement: Agreement) -> ServerState:
+        """Return the checkpoint, or the state before training."""
+        arm = agreement.arm
+        template, _ = arm.method.init(self.model, stream(self.config.run.seed, "init"))
+        norms = arm.plan.release_plan.first_norms(len(agreement.sizes))
+        return load_state(self.folder, ServerState(shared=template, norms=norms))
+
+    def _ledger(self) -> LedgerFile:
+        """Read what was charged to the clients of the agreement as it is now."""
+        assert self.agreement is not None, "somebody enrolled"
+        return LedgerFile(self.folder, self.agreement.clients, self.recorded.digest if self.recorded else "")
 
     def check(self) -> CheckOutcome:
         """Return what each client says of the plan."""
         enrollment, clients = self.enrollment, self.config.federation.clients
-        sizes = None if self.agreement is None else self._sizes(self.agreement)
+        begun = self.agreement and self.agreement.first
+        sizes = None if begun is None else self._sizes(begun)
         missing = dict.fromkeys(enrollment.missing(clients, sizes), "It did not join.") | enrollment.refusals
         found = {name: member.size for name, member in enrollment.members.items()}
         try:
-            agreement = enrollment.propose() if self.agreement is None else self.agreement
+            agreement = enrollment.propose() if begun is None else begun
             refusals = missing | enrollment.refusals | enrollment.ask(agreement, "check")
             arms = privacy_record([agreement.arm])["arms"]
         except ConfigError as error:
             return CheckOutcome(sizes=found, refusals=missing, problem=f"There is no such plan: {error}")
         return CheckOutcome(sizes=found, refusals=refusals, guarantees=arms, problem="")
 
-    def _enrolled(self) -> Agreement:
-        """Return what all agreed on: now, or when the run began."""
+    def _enrolled(self, is_over: bool) -> Agreement:
+        """Return what all agreed on, late clients apart: now, or when the run began; nobody is due where it is over."""
         if self.agreement is None:
             self.enrollment.wait(self.config.federation.clients)
             self.agreement = self.enrollment.agree()
@@ -154,8 +171,90 @@ class Coordinator:
             records.write_json(self.folder / identities.FILE, self._identity(self.agreement))
             records.write_json(self.folder / AGREEMENT, self.agreement.to_json())
             return self.agreement
-        self.enrollment.wait(self.agreement.clients, self._sizes(self.agreement))
-        return self.agreement
+        if is_over and self._not_there(()):
+            return self.agreement.first
+        self.enrollment.wait(self.agreement.first.clients, self._sizes(self.agreement.first))
+        return self.agreement.first
+
+    def _not_there(self, late: Collection[str]) -> list[str]:
+        """Return who may join late: clients of the config that were not there for the release, but for those named."""
+        assert self.agreement is not None, "it was made"
+        first, names = self.agreement.first, self.config.federation.clients
+        if not (isinstance(first.arm.method, TakesLate) and first.arm.method.takes_late):
+            return []
+        return [name for name in names if name not in first.clients and name not in late]
+
+    def _with_late(self, state: ServerState, observer: Observer, *, waits: bool) -> ServerState:
+        """Take in clients that came after the release, one by one: each makes its last part from what is published.
+
+        Nobody else is asked for anything. A client that is lost on the way is asked the same again in the next run.
+        """
+        assert self.agreement is not None, "it was made"
+        names = self._not_there(state.late)
+        self.enrollment.admit(names)
+        if waits:
+            self.enrollment.missing(tuple(names), self._sizes(self.agreement))
+        elif names:
+            self.enrollment.look(self._sizes(self.agreement))
+        for name in names:
+            if name in self.enrollment.members:
+                state = self._with_one_late(state, name, observer)
+        return state
+
+    def _with_one_late(self, state: ServerState, name: str, observer: Observer) -> ServerState:
+        """Agree with one late client, charge it, ask for its part and add that; the same state if it gives none."""
+        start, own = time.perf_counter(), self._agreed_late(name)
+        if own is None or self.agreement is None:
+            return state
+        responses = self._asked_late(own, state)
+        for message in responses.messages.values():
+            arm, client_id = self.agreement.arm, self.agreement.clients.index(name)
+            classes = own.client_classes[-1] if own.client_classes else None
+            server = Server(self.config.run.seed, self.config.run.training, self.agreement.sizes)
+            shared = server.add_late(arm, state.shared, message, client_id, classes)
+            tally = RoundTally().plus(responses, time.perf_counter() - start)
+            state = dataclasses.replace(state, shared=shared, late=[*state.late, name], tally=tally)
+            record = dataclasses.replace(self._record(self._ledger(), own, state), is_late=True)
+            size = records.append_record(self.folder / "records.jsonl", record)
+            state = dataclasses.replace(state, records_size=size, tally=RoundTally())
+            save_state(self.folder, state)
+            observer.on_round(record)
+        return state
+
+    def _agreed_late(self, name: str) -> Agreement | None:
+        """Have a late client accept its own plan, and charge it, on disk; None where it does not, or there is none."""
+        assert self.agreement is not None, "it was made"
+        member = self.enrollment.members[name]
+        (classes,) = self.config.federation.class_sets([name], self.agreement.class_names) or (None,)
+        own = self.agreement.first.with_late(name, member.size, classes)
+        plan = attempt(lambda: own.arm.plan)
+        if isinstance(plan, Failure):
+            self._report(name, member.node, "With its number of training examples or its classes there is no plan.")
+            return None
+        if self.enrollment.ask(own, "plan", [name]):
+            return None
+        if name not in self.agreement.clients:
+            self.agreement = self.agreement.with_late(name, member.size, classes)
+            records.write_json(self.folder / AGREEMENT, self.agreement.to_json())
+        arm, ledger, client_id = self.agreement.arm, self._ledger(), self.agreement.clients.index(name)
+        if not ledger.of(arm.label).rounds(client_id):
+            ledger.charge(arm, 0, [client_id])
+        return own
+
+    def _asked_late(self, own: Agreement, state: ServerState) -> Responses:
+        """Ask a late client for its part; asked again it is the same request, whoever else came in between."""
+        arm, steps, name = own.arm, self.config.run.training.local_steps, own.clients[-1]
+        shared = arm.method.before_last(state.shared)  # type: ignore[attr-defined]
+        at = {"round": 0, "step": arm.plan.sampler.steps_per_round - 1}
+        tensors = wire.request_tensors(arm.method, shared, wire.payload_kind_of(arm, steps))
+        request = Envelope("turn", {**self._names(own), **at}, tensors)
+        node, report = self.enrollment.members[name].node, functools.partial(self._report, **at)
+        responses = Responses(own, shared, None, request, {node: name}, steps, report)
+        most = request.num_bytes * 2 + MAX_ANSWER_BYTES
+        for which, answer in self.transport.ask({node: request}, self.config.federation.round_deadline_s, most):
+            responses.take(which, answer)
+        responses.close()
+        return responses
 
     def _charged(self, ledger: LedgerFile, agreement: Agreement, first: int, until: int) -> int:
         """Charge rounds before anything is asked for them; return the first that the budget forbids, or `until`.
@@ -268,35 +367,59 @@ class Coordinator:
             header_bytes_down=tally.header_bytes_down,
         )
 
-    def _finish(self, ledger: LedgerFile, agreement: Agreement, state: ServerState) -> None:
+    def _finish(self, ledger: LedgerFile, state: ServerState) -> None:
         """Publish what is public, and tell the clients, who write what is theirs; one that misses it may ask later."""
-        arm = agreement.arm
-        spent, backbone = ledger.spent(arm), self.config.run.backbone
+        assert self.agreement is not None, "it was made"
+        arm, backbone = self.agreement.arm, self.config.run.backbone
+        made_of = self.agreement.among(state.late)
+        spent = dataclasses.replace(ledger.spent(arm), method=made_of.arm.method)
         write_prompts(self.folder / "prompts", self.model, spent, state.shared, {}, backbone=backbone)
-        statement = {**privacy_record(*ledger.outcome([arm])), "not_private": STAYS_AT_HOME}
+        more = {"not_private": STAYS_AT_HOME, **gains.statement(self.config.run)}
+        statement = {**privacy_record(*ledger.outcome([arm])), **more}
         records.write_json(self.folder / "privacy.json", statement)
+        told = self._tell_end(made_of.first, made_of.first.clients, made_of, state)
+        for name in state.late:
+            told |= self._tell_end(made_of.among([name]), [name], made_of, state)
         summary = {
-            "arms": [self._summary(ledger, arm, state)],
+            "arms": [self._summary(ledger, arm, state, told)],
             "provenance": records.provenance(self.config.run),
             "identity": self.recorded,
         }
         text = records.json_text(summary)
         manifest.write(self.folder, {"summary.json": text})
         files.write_text(self.folder / "summary.json", text)
-        meta = {**self._names(agreement), "rounds": state.round_index}
-        kind = wire.payload_kind_of(arm, self.config.run.training.local_steps)
-        request = Envelope("finish", meta, wire.request_tensors(arm.method, state.shared, kind))
-        asked = {member.node: name for name, member in self.enrollment.members.items()}
-        steps = self.config.run.training.local_steps
-        responses = Responses(agreement, state.shared, None, request, asked, steps, self._report)
+
+    def _tell_end(
+        self, agreed: Agreement, names: Sequence[str], made_of: Agreement, state: ServerState
+    ) -> dict[str, NoisyCounts]:
+        """Tell clients that agreed on one plan what came out, and of which late clients it is made too.
+
+        Returns:
+            By client, what it tells of its own evaluation images, where the plan has that.
+        """
+        steps, members = self.config.run.training.local_steps, self.enrollment.members
+        late = {"late": wire.late_fields(made_of)} if made_of.num_late else {}
+        meta = {**self._names(agreed), "rounds": state.round_index, **late}
+        kind = wire.payload_kind_of(agreed.arm, steps)
+        request = Envelope("finish", meta, wire.request_tensors(agreed.arm.method, state.shared, kind))
+        asked = {members[name].node: name for name in names if name in members}
+        responses = Responses(agreed, state.shared, None, request, asked, steps, self._report)
         deadline = self.config.federation.round_deadline_s
         for node, answer in self.transport.ask(dict.fromkeys(asked, request), deadline, MAX_ANSWER_BYTES):
             responses.take(node, answer)
         responses.close()
+        answers = {agreed.clients[client_id]: counts for client_id, counts in responses.messages.items()}
+        return {name: counts for name, counts in answers.items() if counts is not None}
 
-    def _summary(self, ledger: LedgerFile, arm: Arm, state: ServerState) -> ArmSummary:
-        """Return the run's line of a result table; scores stay with the clients."""
+    def _summary(self, ledger: LedgerFile, arm: Arm, state: ServerState, told: Mapping[str, NoisyCounts]) -> ArmSummary:
+        """Return the run's line of a result table; scores stay with the clients, but for what they told with noise."""
         plan, audience = ledger.spent(arm).plan, arm.plan.config.audience
+        has_text = self.model.backbone.capabilities.text != "none"
+        gained = self._told_before()  # by clients that may be gone now
+        for name, counts in told.items():
+            before, now = counts.accuracies
+            gained[name] = {"client": name, "zero_shot": before if has_text else None, "local": now}
+        local = [float(one["local"]) for one in gained.values()]
         return ArmSummary(
             arm=arm.label,
             method=arm.method_name,
@@ -304,7 +427,7 @@ class Coordinator:
             epsilon=plan.epsilon(audience) if plan.channels else None,
             delta=plan.config.delta,
             audience=str(audience),
-            local=math.nan,
+            local=sum(local) / len(local) if local else math.nan,
             neighbor=math.nan,
             harmonic_mean=math.nan,
             worst_client=math.nan,
@@ -313,10 +436,16 @@ class Coordinator:
             seed=self.config.run.seed,
             num_rounds=state.round_index,
             stopped=None if state.round_index == arm.num_rounds else "the privacy budget was spent",
-            per_client=[],
+            per_client=list(gained.values()),
             per_class=[],
             noise_source=plan.release_plan.noise_source if plan.channels else None,
         )
+
+    def _told_before(self) -> dict[str, dict[str, Any]]:
+        """Return by client what was told of gains when the run finished before, as a client tells once."""
+        path = self.folder / "summary.json"
+        arms = records.read_record(path)["arms"] if path.exists() else []
+        return {one["client"]: one for arm in arms for one in arm["per_client"]}
 
     def _identity(self, agreement: Agreement) -> RunIdentity:
         """Return what the run is, as far as the server knows: it has no data."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from hushprompt.deployment.agreement import Agreement, Offer, check_version, version
@@ -38,6 +38,8 @@ class Enrollment:
         self.members: dict[str, EnrolledClient] = {}
         self.refusals: dict[str, str] = {}
         """Reason by client that may not join, as far as its key says who it is."""
+        self.late: frozenset[str] = frozenset()
+        """Clients that may join though all others agreed on the plan already."""
         self._refused: set[str] = set()
 
     def look(self, sizes: Mapping[str, int] | None = None) -> None:
@@ -63,6 +65,11 @@ class Enrollment:
             else:
                 self.members[joined[0]] = joined[1]
                 self.refusals.pop(joined[0], None)
+
+    def admit(self, names: Collection[str]) -> None:
+        """Let these join late; who was refused is asked again."""
+        self.late = frozenset(names)
+        self._refused.clear()
 
     def wait(self, names: tuple[str, ...], sizes: Mapping[str, int] | None = None) -> None:
         """Look until all of `names` are there, or the deadline has passed.
@@ -132,15 +139,17 @@ class Enrollment:
             raise
         return agreement
 
-    def ask(self, agreement: Agreement, kind: str) -> dict[str, str]:
+    def ask(self, agreement: Agreement, kind: str, names: Collection[str] | None = None) -> dict[str, str]:
         """Ask the clients of a plan whether they accept it, and return why not, by name of those who do not.
 
         Args:
             agreement: the plan.
             kind: "plan", which those who accept will train by; "check", of which nothing stays.
+            names: whom to ask; None: all of the plan.
         """
         proposal = Envelope(kind, {**version(), "agreement": agreement.to_json()})
-        asked = {self.members[name].node: name for name in agreement.clients if name in self.members}
+        names = agreement.clients if names is None else names
+        asked = {self.members[name].node: name for name in names if name in self.members}
         refusals = dict.fromkeys(asked.values(), "no answer by the deadline")
         requests = dict.fromkeys(asked, proposal)
         for node, answer in self.transport.ask(requests, self.config.join_deadline_s, MAX_ANSWER_BYTES):
@@ -175,13 +184,13 @@ class Enrollment:
                 f"A client must say its name and its number of training examples, 1 to {most}, got {size!r}. A larger "
                 "client needs a larger federation.max_examples."
             )
-        if node not in asked or name not in (self.config.clients if sizes is None else sizes):
+        if node not in asked or name not in (self.config.clients if sizes is None else {*sizes, *self.late}):
             raise ProtocolError(f"{name!r} is none of the clients that may join.")
         check_version(answer.meta, "The server", name)
         if answer.meta["backbone"] != self.offer.backbone:
             raise ProtocolError(f"{name} has another backbone than the federation.")
         if name in self.members and self.members[name].node in online:
             raise ProtocolError(f"{name} joined already, from another node.")
-        if sizes is not None and sizes[name] != size:
+        if sizes is not None and sizes.get(name, size) != size:
             raise ProtocolError(f"{name} agreed with {counted(sizes[name], 'training example')}, now it has {size}.")
         return name, EnrolledClient(node, size)

@@ -15,7 +15,7 @@ from hushprompt.config.schema import RunConfig
 from hushprompt.data.base import Dataset
 from hushprompt.deployment.agreement import Offer
 from hushprompt.deployment.config import ClientConfig
-from hushprompt.errors import DataError, ProtocolError
+from hushprompt.errors import ProtocolError
 from hushprompt.features.cache import image_features
 from hushprompt.features.store import StoredFeatures
 from hushprompt.federation.setup import make_partition
@@ -38,16 +38,6 @@ class Examples:
     def size(self) -> int:
         """Training examples: the one number about the data that is made public."""
         return len(self.index["train"])
-
-    def check_classes(self, declared: tuple[int, ...] | None) -> None:
-        """Raise DataError if a training example is of another class than is declared; None: nothing is declared."""
-        labels = self.dataset.splits["train"].labels[self.index["train"]]
-        if declared is not None and not np.isin(labels, declared).all():
-            others = tuple(self.dataset.class_names[label] for label in sorted(set(labels.tolist()) - set(declared)))
-            raise DataError(
-                f"The plan declares that this client has no training example of {_some(others)}, and it has some: "
-                "their sums would get no noise. Have federation.client_classes corrected, or leave these examples out."
-            )
 
     def features(
         self, model: PromptModel, config: RunConfig, split: str, kind: FeatureKind

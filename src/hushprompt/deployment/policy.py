@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from hushprompt import files
+from hushprompt.config.schema import EvaluationConfig
 from hushprompt.deployment.agreement import read_agreement
 from hushprompt.deployment.config import OwnerConfig
 from hushprompt.deployment.server_record import AGREEMENT
@@ -13,11 +14,13 @@ from hushprompt.errors import PrivacyError, ResumeError
 from hushprompt.privacy.config import Channel
 from hushprompt.privacy.plan import PrivacyPlan
 from hushprompt.runs import ledger as ledger_file
-from hushprompt.runs import records
+from hushprompt.runs import metrics, records
 from hushprompt.runs.arm import Arm
 
 
-def check_plan(owner: OwnerConfig, arm: Arm, client_id: int, store: Path, folder: Path) -> None:
+def check_plan(
+    owner: OwnerConfig, arm: Arm, evaluation: EvaluationConfig, client_id: int, store: Path, folder: Path
+) -> None:
     """Refuse a plan that the owner does not allow, before any training.
 
     Raises:
@@ -38,11 +41,28 @@ def check_plan(owner: OwnerConfig, arm: Arm, client_id: int, store: Path, folder
     if owner.require_noise_source == "secure" and plan.channels and plan.release_plan.noise_source != "secure":
         wrong.append("noise would come from a seed that the server knows")
     rounds = int(arm.cohorts.rounds_of_clients()[client_id]) if arm.num_rounds else 0
+    wrong += _of_evaluation_images(owner, evaluation, store, folder)
     reason = _over(owner, epsilon(plan, rounds, client_id), plan.config.delta if rounds else 0.0, store, folder)
     if reason is not None:
         wrong.append(f"the whole run would bring {reason}")
     if wrong:
         raise PrivacyError(f"The owner of these data does not allow this plan: {'; '.join(wrong)}.")
+
+
+def _of_evaluation_images(owner: OwnerConfig, evaluation: EvaluationConfig, store: Path, folder: Path) -> list[str]:
+    """Say what is wrong with counts of right answers that would leave; runs that made theirs add up."""
+    if evaluation.metrics_epsilon is None:
+        return []
+    total = evaluation.metrics_epsilon
+    for run in run_folders(store):
+        if run != folder and (run / metrics.FILE).exists():
+            total += read_agreement(records.read_json(run / AGREEMENT)).run_config.evaluation.metrics_epsilon or 0.0
+    if total <= owner.max_metrics_epsilon:
+        return []
+    return [
+        f"counts of right answers would bring epsilon of an evaluation image over all runs here to {total:.4g}, above "
+        f"max_metrics_epsilon = {owner.max_metrics_epsilon:g}"
+    ]
 
 
 def epsilon(plan: PrivacyPlan, num_rounds: int, client_id: int) -> float:

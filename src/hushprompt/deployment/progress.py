@@ -59,6 +59,8 @@ class ServerProgress:
     records_size: int = 0
     """Bytes of `records.jsonl` that belong to this state."""
     tally: RoundTally = field(default_factory=RoundTally)
+    late: list[str] = field(default_factory=list)
+    """Clients that joined after the release, and whose part is in the shared state."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from typing import Any
 from hushprompt.deployment import wire
 from hushprompt.deployment.agreement import Agreement
 from hushprompt.deployment.envelope import Envelope
+from hushprompt.deployment.gains import NOTHING, NoisyCounts
 from hushprompt.deployment.transport import Failure, Report, attempt, reason_of
 from hushprompt.errors import ProtocolError
 from hushprompt.federation.payload import num_bytes
@@ -92,6 +93,12 @@ class Responses:
 
     def _message(self, client_id: int, answer: Envelope) -> Any:
         """Return the payload of a response, checked."""
+        if self.request.kind == "finish" and self.agreement.run_config.evaluation.metrics_epsilon is not None:
+            wire.check_like(answer.tensors, NOTHING, "An answer")
+            counts = NoisyCounts(**answer.tensors)
+            if not counts.num_images >= 1:
+                raise ProtocolError("An answer counts right answers among no images.")
+            return counts
         if self.request.kind != "turn":
             wire.check_like(answer.tensors, {}, "An answer")
             return None

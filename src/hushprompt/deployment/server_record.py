@@ -53,6 +53,8 @@ class ServerRecord(RoundRecord):
     """Bytes around the tensors of all answers."""
     header_bytes_down: int
     """Bytes around the tensors of all requests."""
+    is_late: bool = False
+    """Whether it is no round, but the part of a client that joined after the release."""
 
 
 def rounds(folder: Path) -> list[ServerRecord]:

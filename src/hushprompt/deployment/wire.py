@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hushprompt.deployment.agreement import Agreement, read_agreement
 from hushprompt.deployment.envelope import Envelope
 from hushprompt.errors import ConfigError, ProtocolError
 from hushprompt.federation.payload import PayloadKind, payload_kind
@@ -71,6 +72,33 @@ def read_shared(method: Method, start: Shared, tensors: Mapping[str, Tensor], ki
     """
     check_like(tensors, request_tensors(method, start, kind), "A request")
     return restore(start, {**flatten(start), **tensors})
+
+
+LATE = ("clients", "sizes", "client_classes")
+"""What is said of clients that joined late, to those who agreed on a plan before."""
+
+
+def late_fields(agreement: Agreement) -> dict[str, Any]:
+    """Return what is public of an agreement's late clients."""
+    values = agreement.to_json()
+    return {name: list(values[name][-agreement.num_late :]) for name in LATE if name in values}
+
+
+def read_late(own: Agreement, late: Any) -> Agreement:
+    """Return an agreement with the late clients that a message names; None: nobody.
+
+    Raises:
+        ProtocolError: they are no clients that could have joined.
+    """
+    if late is None:
+        return own.first
+    values = own.first.to_json()
+    if not isinstance(late, Mapping) or not {*late} <= {*LATE} or not all(type(each) is list for each in late.values()):
+        raise ProtocolError("A message names late clients in a way that this version does not read.")
+    if "client_classes" in late:
+        values.setdefault("client_classes", [None] * len(own.first.clients))
+    more = {name: [*values[name], *late.get(name, ())] for name in LATE if name in values}
+    return read_agreement({**values, **more, "num_late": len(late.get("clients", ()))})
 
 
 def check_declared(answer: Envelope) -> Envelope:

@@ -66,6 +66,25 @@ class Server:
             return arm.method.server_step(shared, payload.average_gradients(arrived, weights)), norms
         return payload.average(arrived, weights, shared), norms
 
+    def add_late(
+        self, arm: Arm, shared: Shared, message: Any, client_id: int, classes: tuple[int, ...] | None
+    ) -> Shared:
+        """Return what is shared with the last part of one client's release, made after that of all others.
+
+        Args:
+            arm: with a method that takes late clients, and a plan that knows this one.
+            shared: as it was released.
+            message: of the client: its clipped sums, or with its own noise their mean over its examples.
+            client_id: who it is; the noise on its sum has a stream of its own.
+            classes: that it is declared to have; None: not declared.
+        """
+        size, step = self.sizes[client_id], len(arm.method.parts) - 1  # type: ignore[attr-defined]
+        if payload.payload_kind(self.training.local_steps, arm.plan.config.noise_at) is PayloadKind.SUMS:
+            noise = stream(self.seed, "noise", "global", arm.label, "late", client_id)
+            mechanism = arm.plan.mechanism(allowed=Channel.GLOBAL, expected_count=float(size), rng=noise, step=step)
+            message = mechanism.release(Channel.GLOBAL, message).value
+        return arm.method.with_late(shared, message, size, classes)  # type: ignore[attr-defined]
+
     def _weight(self, client_id: int) -> float:
         """Return a client's public weight, before all are made to sum to 1."""
         return 1.0 if self.training.weighting == "equal" else float(self.sizes[client_id])

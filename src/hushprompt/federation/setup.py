@@ -16,7 +16,7 @@ from torch import Tensor
 from hushprompt import seeding
 from hushprompt.config.schema import RunConfig
 from hushprompt.data import doctor
-from hushprompt.data.base import Dataset
+from hushprompt.data.base import Dataset, HeldByClients
 from hushprompt.data.copies import in_training, refuse_across_clients
 from hushprompt.data.partitions.base import DeclaresClasses, Partition
 from hushprompt.errors import ConfigError, PrivacyError
@@ -46,6 +46,7 @@ from hushprompt.prompts.optimizer import with_schedule_steps
 from hushprompt.prompts.prompt_model import PromptModel
 from hushprompt.registry import METHODS
 from hushprompt.runs.arm import Arm
+from hushprompt.words import counted
 
 Classes = tuple[tuple[int, ...] | None, ...]
 """Of each client: the classes that it is publicly declared to have, or None."""
@@ -188,7 +189,7 @@ def assemble(
             for kind, stored in kinds.items()
         },
         new=_new_images(model, dataset, eval_features, eval_labels),
-        declared=declared_classes(config, model.num_classes),
+        declared=declared_classes(config, model.class_names),
     )
 
 
@@ -220,23 +221,30 @@ def _new_images(
     return NewImages(new_model, own, labels[is_new] - model.num_classes)
 
 
-def declared_classes(config: RunConfig, num_classes: int) -> Classes | None:
-    """Return the classes that each client is publicly known to have, if the partition's rule alone decides them.
+def declared_classes(config: RunConfig, class_names: Sequence[str]) -> Classes | None:
+    """Return the classes that each client is publicly known to have: by the partition's rule, or `data.client_classes`.
 
     No data are asked: a class of which nobody has an example stays with its client.
+
+    Raises:
+        ConfigError: both say it, or a class is none of `class_names`.
     """
+    said = config.data.class_sets(class_names) if isinstance(config.data, HeldByClients) else ()
     if not isinstance(config.partition, DeclaresClasses):
-        return None
-    return config.partition.class_sets(num_classes, seeding.stream(config.seed, "partition"))
+        return said or None
+    if said:
+        raise ConfigError("The partition's rule declares each client's classes already. Leave data.client_classes out.")
+    return config.partition.class_sets(len(class_names), seeding.stream(config.seed, "partition"))
 
 
-def plan_arms(config: RunConfig, sizes: list[int], classes: Classes | None = None) -> list[Arm]:
+def plan_arms(config: RunConfig, sizes: list[int], classes: Classes | None = None, num_late: int = 0) -> list[Arm]:
     """Return the arms of a run, references first; calibrates all noise and refuses what the theorem does not cover.
 
     Args:
         config: what to run.
         sizes: public number of training examples of every client.
         classes: of every client, see `declared_classes`; None: of nobody.
+        num_late: the last so many clients joined after the one release and make its last part alone.
 
     Raises:
         ConfigError: the cohorts or the local steps are impossible.
@@ -247,11 +255,16 @@ def plan_arms(config: RunConfig, sizes: list[int], classes: Classes | None = Non
             f"training.local_steps = {config.training.local_steps} must divide sampling.steps_per_round = "
             f"{config.sampling.steps_per_round}: the batches of a round are dealt out in groups of local_steps."
         )
+    if classes is not None and len(classes) != len(sizes):
+        raise ConfigError(
+            f"data.client_classes has {counted(len(classes), 'list')} for {counted(len(sizes), 'client')}. Give each "
+            "client one; [] keeps its classes private."
+        )
     # One schedule for all arms: they are compared on the same cohorts.
     cohorts = draw_cohorts(
         len(sizes), config.training.cohort_size, config.training.num_rounds, seeding.stream(config.seed, "cohorts")
     )
-    everyone = _Everyone(config, tuple(sizes), classes, cohorts)
+    everyone = _Everyone(config, tuple(sizes), classes, cohorts, num_late)
     wanted = [(entry.method, entry.epsilon) for entry in config.references] + [(config.method, None)]
     arms: list[Arm] = []
     for method, epsilon in wanted:
@@ -278,6 +291,7 @@ class _Everyone:
     sizes: tuple[int, ...]
     classes: Classes | None
     cohorts: Cohorts
+    num_late: int
 
     def arm(self, method: Any, privacy: PrivacyConfig, start: Arm | None = None) -> Arm:
         """Plan one arm; its rounds are calibrated beside its start."""
@@ -303,7 +317,10 @@ class _Everyone:
         name = METHODS.name_of(method)
         method = with_schedule_steps(method, config.training.num_rounds * config.sampling.steps_per_round)
         if isinstance(method, OneRelease):
-            method = method.of_task(_task(plan, self.sizes, self.classes))
+            method = method.of_task(_task(plan, self.sizes, self.classes, self.num_late))
+            if self.num_late:
+                shares = (1.0,) * (len(self.sizes) - self.num_late) + (method.parts[-1],) * self.num_late
+                plan = dataclasses.replace(plan, client_shares=shares)
         return Arm(_label(name, plan), name, method, plan, cohorts, start)
 
     def start(self, method: Any, privacy: PrivacyConfig) -> Arm | None:
@@ -343,7 +360,7 @@ def _check_one_release(config: RunConfig) -> None:
         raise ConfigError("Class statistics know nothing of new classes. Leave evaluation.base_classes out.")
 
 
-def _task(plan: PrivacyPlan, sizes: tuple[int, ...], classes: Classes | None) -> PublicTask:
+def _task(plan: PrivacyPlan, sizes: tuple[int, ...], classes: Classes | None, num_late: int) -> PublicTask:
     """Return what is public of a federation."""
     return PublicTask(
         client_sizes=sizes,
@@ -351,12 +368,28 @@ def _task(plan: PrivacyPlan, sizes: tuple[int, ...], classes: Classes | None) ->
         noise_multiplier=plan.release_plan.noise_multipliers[Channel.GLOBAL],
         clip_norm=plan.release_plan.clip_norms[Channel.GLOBAL],
         noise_at=plan.config.noise_at,
+        num_late=num_late,
     )
 
 
-def tell_findings(config: RunConfig, dataset: Dataset, partition: Partition, arms: Sequence[Arm]) -> None:
-    """Say in one line what a user should know of the data, and what the guarantee is worth to images with copies."""
-    subject = doctor.Subject(dataset=dataset, partition=partition, num_shots=config.partition.num_shots)
+def tell_findings(
+    config: RunConfig, dataset: Dataset, partition: Partition, arms: Sequence[Arm], classes: Classes | None = None
+) -> None:
+    """Say in one line what a user should know of the data, and what the guarantee is worth to images with copies.
+
+    Args:
+        config: of the run.
+        dataset: its data.
+        partition: who holds what.
+        arms: of the run.
+        classes: that each client of the partition is declared to have, see `declared_classes`.
+    """
+    subject = doctor.Subject(
+        dataset=dataset,
+        partition=partition,
+        num_shots=config.partition.num_shots,
+        classes=classes if any(isinstance(stage.method, OneRelease) for stage in arms[-1].stages) else None,
+    )
     doctor.warn(subject, copies_note(arms[-1].plan, in_training(dataset, dataset.copies, partition)))
 
 

@@ -87,8 +87,9 @@ def run(config: RunConfig, folder: Path, observer: Observer, load: Load = load_f
         sizes = client_sizes(partition)
         identity = IdentityFile(folder, config)
         identity.check(identity_of(config, dataset, zip(partition.client_names, sizes, strict=True)))
-        arms = plan_arms(config, sizes, declared_classes(config, num_trained_classes(config, dataset)))
-        tell_findings(config, dataset, partition, arms)
+        declared = declared_classes(config, dataset.class_names[: num_trained_classes(config, dataset)])
+        arms = plan_arms(config, sizes, declared)
+        tell_findings(config, dataset, partition, arms, declared)
         metrics = plan_metrics(config, arms, partition)
         progress = _progress(config, folder)
         records.truncate_records(folder / "records.jsonl", progress.records_size)
@@ -196,9 +197,19 @@ class Trainer:
         return state, None
 
     def charge(self, arm: Arm, round_index: int) -> str | None:
-        """Charge a round to the ledger, on disk before this returns; or say why the budget forbids it."""
+        """Charge a round to the ledger, on disk before this returns; or say why the budget forbids it.
+
+        Raises:
+            ResumeError: the budget was spent on a first round that was lost, so there is nothing to publish.
+        """
         self._start = time.perf_counter()
+        was_begun = self.ledger.of(arm.label).num_rounds > 0
         stopped = self.ledger.charge(arm, round_index, arm.cohorts[round_index].tolist())
+        if stopped is not None and was_begun and round_index == 0:
+            raise ResumeError(
+                f"{stopped}. Nothing of {arm.label} was published, and its budget is spent. A new run, in a new "
+                "folder, spends another one on the same data, and the two add up."
+            )
         if stopped is None:  # accounted for beside the round
             self._epsilons = self.pool.submit(epsilons, self.ledger.begun(arm), self.ledger.of(arm.label).most_rounds)
         return stopped

@@ -7,7 +7,7 @@ private and goes to the aggregation alone; `StepInfo` is not private and goes to
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
@@ -173,6 +173,15 @@ class PublicTask:
     """Of the GLOBAL release, over the clip norm."""
     clip_norm: float
     noise_at: Literal["server", "client"]
+    num_late: int = 0
+    """The last so many clients joined after the release and made its last part alone, each with noise of its own."""
+
+    @property
+    def first(self) -> PublicTask:
+        """The task of those who were there from the start: what was fixed then."""
+        num = len(self.client_sizes) - self.num_late
+        sizes, sets = self.client_sizes[:num], self.client_classes[:num]
+        return replace(self, client_sizes=sizes, client_classes=sets, num_late=0)
 
 
 @runtime_checkable
@@ -205,6 +214,27 @@ class StartsFromRelease(Protocol):
             shared: as `init` made it.
             release: the method of the release, as it runs on its task.
             released: its shared state at the end.
+        """
+
+
+@runtime_checkable
+class TakesLate(Protocol):
+    """A method with one release that a client may join after it, to make its last part alone."""
+
+    takes_late: ClassVar[bool]
+    """Whether it does."""
+
+    def before_last(self, shared: Shared) -> Shared:
+        """Return what a client that joins late makes the last part from: what was released before it, of all others."""
+
+    def with_late(self, shared: Shared, released: Tensor, num_images: int, classes: tuple[int, ...] | None) -> Shared:
+        """Add the last part of a client that joined late.
+
+        Args:
+            shared: the released state.
+            released: its noisy sums over `num_images`.
+            num_images: its public number of training examples.
+            classes: that it is declared to have; None: not declared.
         """
 
 

@@ -55,6 +55,8 @@ class _Ground:
     """Unit-norm text features; None where the backbone has none."""
     guess: Float[Tensor, "c r"] | None
     expected: Expected
+    first: Expected
+    """Of those who were there from the start alone."""
 
     @property
     def radii(self) -> tuple[float, float]:
@@ -101,6 +103,13 @@ def _digest(state: ReleasedSums) -> str:
     """Return a digest of what was released."""
     content = state.sums.cpu().contiguous().numpy().tobytes() + bytes([int(state.stage)])
     return hashlib.sha256(content).hexdigest()
+
+
+def _expected(task: PublicTask, num_classes: int) -> Expected:
+    """Return what is publicly expected of each class: a client that declares none may have all."""
+    everything = tuple(range(num_classes))
+    sets = [everything if own is None else own for own in task.client_classes]
+    return expected(task.client_sizes, sets, num_classes)
 
 
 CONTEXT_FORMS = ("contexts", "shared_context")
@@ -259,7 +268,7 @@ class ClassStatistics(OneReleaseHead):
         """Compute it."""
         ground, mean = self._ground(model), self._mean(self._ground(model), shared)
         counts, holders = ground.expected
-        draws = holders if self._of.noise_at == "client" else torch.ones_like(holders)
+        draws = holders if self._of.noise_at == "client" else 1 + holders - ground.first.holders
         std = self._noise_std(ground, 1) * draws.sqrt()
         sums = shared.sums[1:].cpu().double() * ground.metric.clip_residual
         if int(shared.stage) < len(self.parts):  # nothing is known of a class yet
@@ -270,7 +279,7 @@ class ClassStatistics(OneReleaseHead):
 
     def _mean(self, ground: _Ground, shared: ReleasedSums) -> SharedMean:
         """Return the shared mean that the first message gives."""
-        task, metric = self._of, ground.metric
+        task, metric = self._of.first, ground.metric
         num_draws = len(task.client_sizes) if task.noise_at == "client" else 1
         if int(shared.stage) == 0:
             return shared_mean(torch.zeros(metric.rank, dtype=torch.float64), 1.0, 1.0, metric)
@@ -287,19 +296,17 @@ class ClassStatistics(OneReleaseHead):
 
     def _made_ground(self, model: PromptModel) -> _Ground:
         """Compute it."""
-        task, num_classes = self._of, model.num_classes
-        everything = tuple(range(num_classes))
-        sets = [everything if own is None else own for own in task.client_classes]
-        public = expected(task.client_sizes, sets, num_classes)
-        held = public.counts > 0
-        num_draws = float(public.holders[held].mean()) if task.noise_at == "client" else 1.0
-        rank = choose_rank(float(public.counts[held].mean()), task.noise_multiplier, num_draws)
+        task, public = self._of, _expected(self._of, model.num_classes)
+        first = _expected(task.first, model.num_classes)  # sums have their width for good
+        held = first.counts > 0
+        num_draws = float(first.holders[held].mean()) if task.noise_at == "client" else 1.0
+        rank = choose_rank(float(first.counts[held].mean()), task.noise_multiplier, num_draws)
         metric = metrics_of(model.backbone, self.metric).at(rank)
         texts = None
         if self.text_prior and model.backbone.capabilities.text != "none":
             check_text_prior(metric)
             texts = model.template_features.cpu().double()
-        return _Ground(metric, texts, None if texts is None else text_guess(texts, metric), public)
+        return _Ground(metric, texts, None if texts is None else text_guess(texts, metric), public, first)
 
     def _log_prior(self, personal: OwnClasses) -> Float[Tensor, " c"]:
         """Return the class prior of a client, in logits."""

@@ -36,6 +36,7 @@ class LeastSquares(OneReleaseHead):
 
     title: ClassVar[str] = "Least squares"
     mechanism: ClassVar[str] = "second_moments"
+    takes_late: ClassVar[bool] = False  # class sums of more images than the Gram matrix is of solve no regression
 
     start: Literal["zero", "zero_shot"] = "zero"
     """What the ridge pulls the weights toward: nothing, or the class text features."""

@@ -74,6 +74,7 @@ class OneReleaseHead(LinearHead):
     """A linear head that follows from one release of every example, in one message or two."""
 
     payload: ClassVar[tuple[str, ...]] = ("sums", "stage")
+    takes_late: ClassVar[bool] = True
     _task: ClassVar[PublicTask | None] = None
     """Set by `of_task`."""
 
@@ -111,10 +112,39 @@ class OneReleaseHead(LinearHead):
 
     def server_step(self, shared: ReleasedSums, released: Float[Tensor, "rows r"]) -> ReleasedSums:
         """Keep what was released, as sums over images; only the rows of this message say anything."""
-        task, stage = self._of, int(shared.stage)
-        total = released * sum(task.client_sizes) / (task.clip_norm * math.sqrt(self.parts[stage]))
-        is_first = (torch.arange(len(total), device=total.device) < self.num_first_rows(total))[:, None]
+        stage = int(shared.stage)
+        total = self._total(released, sum(self._of.first.client_sizes), stage)
+        is_first = self._is_first(total)[:, None]
         return ReleasedSums(torch.where(is_first == (stage == 0), total, shared.sums), shared.stage + 1)
+
+    def before_last(self, shared: ReleasedSums) -> ReleasedSums:
+        """Return the rows of the first message alone, where there are two; else nothing."""
+        num_before = len(self.parts) - 1
+        is_known = self._is_first(shared.sums)[:, None] & (num_before > 0)
+        return ReleasedSums(shared.sums.where(is_known, 0.0), torch.full_like(shared.stage, num_before))
+
+    def with_late(
+        self,
+        shared: ReleasedSums,
+        released: Float[Tensor, "rows r"],
+        num_images: int,
+        classes: tuple[int, ...] | None,
+    ) -> ReleasedSums:
+        """Add the sums of one client's classes to those of all others."""
+        num_before = self.num_first_rows(shared.sums) if len(self.parts) > 1 else 0
+        kept = torch.zeros(len(shared.sums), dtype=torch.bool, device=shared.sums.device)
+        own = range(len(kept) - num_before) if classes is None else classes
+        kept[[num_before + label for label in own]] = True
+        total = self._total(released, num_images, len(self.parts) - 1)
+        return ReleasedSums(shared.sums + total.where(kept[:, None], 0.0), shared.stage)
+
+    def _total(self, released: Float[Tensor, "rows r"], num_images: int, stage: int) -> Float[Tensor, "rows r"]:
+        """Return sums over so many images, in units of the bound of a row, from what a message released."""
+        return released * num_images / (self._of.clip_norm * math.sqrt(self.parts[stage]))
+
+    def _is_first(self, sums: Float[Tensor, "rows r"]) -> Bool[Tensor, " rows"]:
+        """Tell the rows of the first message."""
+        return torch.arange(len(sums), device=sums.device) < self.num_first_rows(sums)
 
     @property
     def _of(self) -> PublicTask:

@@ -19,6 +19,12 @@ from hushprompt.errors import PrivacyError
 from hushprompt.privacy.plan import PrivacyPlan
 from hushprompt.privacy.statements import beside_epsilon
 
+LOST = (
+    ". That round was charged before, but what it released was lost: noise that is secure cannot be drawn again, and "
+    "a second release would be another one"
+)
+"""Why a round that runs again may be over a budget that its first try was within."""
+
 
 @dataclass(frozen=True)
 class Charge:
@@ -90,10 +96,11 @@ def why_not(plan: PrivacyPlan, ledger: Ledger, charge: Charge) -> str | None:
         spent = plan.epsilon(audience, num_rounds - 1, client_id)
         after = plan.epsilon(audience, num_rounds, client_id)
         if after > limit:
+            lost = charge.round_index in ledger._made
             return (
                 f"privacy budget: round {charge.round_index + 1} would bring client {client_id} from epsilon "
                 f"{spent:.4g} to {after:.4g}{simulated} at delta {plan.config.delta:g} for the {audience} audience, "
-                f"above {limit:g}"
+                f"above {limit:g}{LOST if lost else ''}"
             )
     return None
 
@@ -130,12 +137,13 @@ def accounts(plan: PrivacyPlan, ledger: Ledger) -> list[Account]:
     return sorted(found, key=lambda account: -account.epsilon[str(plan.config.audience)])
 
 
-def _kinds(plan: PrivacyPlan, ledger: Ledger, clients: Iterable[int]) -> dict[tuple[int, float], list[int]]:
-    """Group clients that the ledger and the sampler treat alike: their guarantees are the same."""
-    groups: dict[tuple[int, float], list[int]] = {}
+def _kinds(plan: PrivacyPlan, ledger: Ledger, clients: Iterable[int]) -> dict[tuple[int, float, float], list[int]]:
+    """Group clients that ledger, sampler and noise treat alike: their guarantees are the same."""
+    groups: dict[tuple[int, float, float], list[int]] = {}
     for client_id in clients:
-        prob = plan.releases(plan.config.audience, 0, client_id).sampling_prob
-        groups.setdefault((ledger.rounds(client_id), prob), []).append(client_id)
+        one = plan.releases(plan.config.audience, 0, client_id)
+        kind = (ledger.rounds(client_id), one.sampling_prob, one.noise_multiplier)
+        groups.setdefault(kind, []).append(client_id)
     return groups
 
 

@@ -75,6 +75,9 @@ class PrivacyPlan:
     beside: tuple[GaussianReleases, ...] = ()
     """Releases of other mechanisms on the same units, such as one release of statistics before the rounds. Every
     audience is charged for them, from the start."""
+    client_shares: tuple[float, ...] = ()
+    """Of each client, the share of the one release that it makes, which is less than 1 for one that joined after it and
+    makes its last part alone; empty: all of it."""
     observer: ReleaseObserver | None = field(default=None, repr=False, compare=False)
     """Told of every release, for audits; it cannot change one."""
 
@@ -121,6 +124,8 @@ class PrivacyPlan:
         rounds = self.num_rounds if num_rounds is None else num_rounds
         charged = self.charged_channels(audience)
         z = accounting.combine_noise_multipliers(*(accounting.noise_multiplier(self.event(c)) for c in sorted(charged)))
+        if self.client_shares:  # parts of share b are a Gaussian mechanism of multiplier z / sqrt(b)
+            z /= math.sqrt(max(self.client_shares) if client_id is None else self.client_shares[client_id])
         if self.is_outside(audience):
             z = 0.0
         return GaussianReleases(
@@ -165,6 +170,12 @@ class PrivacyPlan:
     def after(self, num_rounds: int) -> PrivacyPlan:
         """Return the plan as it stands after `num_rounds` charged rounds: what is claimed is what was spent."""
         return dataclasses.replace(self, num_rounds=num_rounds)
+
+    def of_client(self, client_id: int) -> PrivacyPlan:
+        """Return the plan as one client's own statements claim it: where clients make different shares, with its."""
+        if not self.client_shares:
+            return self
+        return dataclasses.replace(self, client_shares=(self.client_shares[client_id],) * len(self.client_shares))
 
     def guarantees(self) -> dict[Audience, Guarantee]:
         """Return the guarantee of every audience for the whole run, with cross-checks by other accountants."""

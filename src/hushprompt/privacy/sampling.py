@@ -203,7 +203,7 @@ class EveryExample:
         return 1.0
 
     def num_releases(self, num_rounds: int) -> int:
-        """One each time, however many parts it has."""
+        """One a round, however many parts it has; a round that runs again after it was lost makes another one."""
         return num_rounds
 
     def expected_batch_size(self, num_examples: int) -> float:

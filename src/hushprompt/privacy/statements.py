@@ -56,6 +56,13 @@ EVALUATION_IMAGES = (
     "Whoever evaluates is trusted: it sees the counts before noise. The budget, limit and ledger of training, and the "
     "guarantees of its examples, are apart from this."
 )
+GAINS = (
+    "{statement} It covers what a client tells of its own evaluation images: how many of them were right before and "
+    "after, each with noise of standard deviation {std:.4g} images that the client adds itself, once a run; and their "
+    "number becomes public. The budget, limit and ledger of training, and the guarantees of its examples, are apart "
+    "from this."
+)
+"""What leaves a client of evaluation images, where the run asks for it."""
 STAYS_AT_HOME = (
     "A federation of separate machines: losses, scores, personal prompts, features and fingerprints of the data "
     "stay with each client. The server knows who takes part, when, and each client's number of training examples."
@@ -95,6 +102,15 @@ START = (
     "{noise_multiplier:.4g}), which has {share:.0%} of the budget. It is charged before the rounds, to every audience: "
     "each epsilon above is that of this release and of the rounds together."
 )
+ONE_RELEASE = (
+    "Each client releases once, and a client that leaves takes nothing back: its sums are in what was released."
+)
+LATE = (
+    "{clients} joined after that and released the last part alone, with noise multiplier {multiplier:.4g} where the "
+    "others have {whole:.4g}: epsilon = {epsilon:.4g}{simulated} at delta = {delta:g} for one example of such a "
+    "client, {sampling}, 1 release, {relation}, towards {audience}; accountant: {accountant}."
+)
+"""Of clients that make the last part of the one release alone."""
 ADAPTIVE_CLIPPING = "clip_norms are those of the first step; noise_multipliers are those of sum and count together."
 ROUNDING = (
     "The model computes examples of a batch together, so last bits of one gradient depend on the others. Noise is made "
@@ -292,7 +308,10 @@ def start_statement(start: Mapping[str, Any]) -> str:
 
 
 def statement_lines(arm: dict[str, Any]) -> list[str]:
-    """Return each audience's guarantee of one arm of `privacy.json`, and who takes part where not all do."""
+    """Return each audience's guarantee of one arm of `privacy.json`, and who takes part where not all do.
+
+    Older records lack some of it.
+    """
     lines = [
         f"{arm['arm']}: for {AUDIENCES[audience]}: {guarantee['statement']}"
         for audience, guarantee in arm["audiences"].items()
@@ -301,6 +320,7 @@ def statement_lines(arm: dict[str, Any]) -> list[str]:
         start_statement(arm["start"]) if "start" in arm else None,
         arm.get("participation", {}).get("statement"),
         arm.get("rounding"),
+        arm.get("one_release"),
     ]
     return lines + [f"{arm['arm']}: {statement}" for statement in more if statement]
 

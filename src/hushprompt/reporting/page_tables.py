@@ -104,6 +104,19 @@ def client_table(groups: Sequence[Group]) -> PageTable:
     )
 
 
+def gain_table(groups: Sequence[Group]) -> PageTable | None:
+    """Return what each client of a federation told, with noise, of its own images; None where none did."""
+    rows = [
+        [group.name, str(client["client"]), *(_percent(number(client[key])) for key in ("zero_shot", "local"))]
+        for group in groups
+        for arm in group.arms
+        for client in arm.summary.per_client
+        if "zero_shot" in client
+    ]
+    title = "What each client gained: own images right, from noisy counts, %"
+    return PageTable(title, ["arm", "client", "zero-shot", "now"], rows, "cards") if rows else None
+
+
 def holdings_table(held: Holdings) -> PageTable:
     """Return every client's number of examples, and its largest classes."""
     rows = []

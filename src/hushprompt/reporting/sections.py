@@ -91,7 +91,9 @@ def clients(report: Report) -> PageSection:
     drawing = figures.clients(report.runs, report.groups)
     if drawing is None:
         return PageSection(slug, title, [missing("The records hold no scores of single clients.")])
-    return PageSection(slug, title, [drawn(drawing, page_tables.client_table(report.groups))])
+    gains = page_tables.gain_table(report.groups)
+    blocks: list[Block] = [drawn(drawing, page_tables.client_table(report.groups))]
+    return PageSection(slug, title, [*([gains] if gains else []), *blocks])
 
 
 def holdings(report: Report) -> PageSection:

@@ -58,7 +58,7 @@ def means_over_some(arms: Sequence[tuple[str, ArmSummary]]) -> list[str]:
     found: dict[str, dict[str, None]] = {}
     for name, arm in arms:
         for score in ("local", "neighbor"):
-            values = [number(client.get(score)) for client in arm.per_client]
+            values = [number(client[score]) for client in arm.per_client if score in client]
             known = sum(map(math.isfinite, values))
             if values and not known:
                 found.setdefault(f"{score} -: no client has such images", {})[name] = None

@@ -10,9 +10,12 @@ import numpy as np
 
 from hushprompt.privacy import statements
 from hushprompt.privacy.adaptive import COUNT_SLOPE, count_std
+from hushprompt.privacy.config import Channel
 from hushprompt.privacy.ledger import Account
 from hushprompt.privacy.metrics import LOCAL_SENSITIVITY, MetricsPlan, neighbor_sensitivity
+from hushprompt.privacy.plan import PrivacyPlan
 from hushprompt.runs.arm import Arm
+from hushprompt.words import counted
 
 
 def privacy_record(
@@ -54,6 +57,7 @@ def _arm(arm: Arm, accounts: Mapping[str, list[Account]]) -> dict[str, Any]:
         "rounding": statements.rounding_statement(
             releases.num_rounded if arm.plan.channels else 0, releases.config.rounding
         ),
+        "one_release": _one_release(arm.plan),
         "noise_multipliers": {str(c): value for c, value in releases.noise_multipliers.items()},
         "adaptive_clipping": _adaptive_clipping(arm),
         "sampling": arm.plan.sampler.description,
@@ -69,6 +73,30 @@ def _arm(arm: Arm, accounts: Mapping[str, list[Account]]) -> dict[str, Any]:
         },
         **({} if start is None else {"start": {**_arm(start, accounts), "share": arm.method.start_share}}),
     }
+
+
+def _one_release(plan: PrivacyPlan) -> str:
+    """Say what follows from one release: for those who leave, and for those who join late."""
+    if not plan.release_plan.parts:
+        return ""
+    late = [client_id for client_id, share in enumerate(plan.client_shares) if share < 1]
+    if not late:
+        return statements.ONE_RELEASE
+    audience = plan.config.audience
+    held = plan.of_client(late[0]).guarantees()[audience]
+    told = statements.LATE.format(
+        clients=counted(len(late), "client") if len(late) < len(plan.client_shares) else "This client",
+        multiplier=held.releases.noise_multiplier,
+        whole=plan.release_plan.noise_multipliers[Channel.GLOBAL],
+        epsilon=held.epsilon,
+        simulated=statements.beside_epsilon(held.noise_source),
+        delta=held.delta,
+        sampling=held.sampling,
+        relation=held.neighboring_relation,
+        audience=statements.AUDIENCES[str(audience)],
+        accountant=held.accountant,
+    )
+    return f"{statements.ONE_RELEASE} {told}"
 
 
 def _evaluation_images(metrics: MetricsPlan, num_released: int | None) -> dict[str, Any]:

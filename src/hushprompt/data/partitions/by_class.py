@@ -67,9 +67,16 @@ class OverlappingClasses(Counted):
         checks.in_range(0, 1, shared_fraction=self.shared_fraction)
         checks.in_range(1, self.num_clients, clients_per_class=self.clients_per_class)
 
+    def class_sets(self, num_classes: int, rng: np.random.Generator) -> tuple[tuple[int, ...], ...]:
+        """Deal out shuffled classes: public, as no image has a say in it."""
+        return tuple(tuple(np.flatnonzero(own).tolist()) for own in self._shares(num_classes, rng))
+
     def assign(self, dataset: Dataset, rng: np.random.Generator) -> Partition:
-        """Deal shuffled classes to clients in turn, a shared one to as many in a row as share it."""
-        num_classes = len(dataset.class_names)
+        """Return to each client its share of the examples of its classes."""
+        return from_shares(dataset, self._shares(len(dataset.class_names), rng), rng)
+
+    def _shares(self, num_classes: int, rng: np.random.Generator) -> np.ndarray:
+        """Return [k, c] shares: shuffled classes are dealt in turn, a shared one to as many in a row as share it."""
         num_shared = round(self.shared_fraction * num_classes)
         shares = np.zeros((self.num_clients, num_classes))
         turn = 0
@@ -83,7 +90,7 @@ class OverlappingClasses(Counted):
                 f"{num_classes} classes, {num_shared} of them at {self.clients_per_class} clients, make {turn} shares, "
                 f"fewer than {self.num_clients} clients. Use fewer clients, or more clients_per_class."
             )
-        return from_shares(dataset, shares, rng)
+        return shares
 
 
 @PARTITIONS.register("iid")

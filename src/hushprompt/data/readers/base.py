@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hushprompt import checks
-from hushprompt.data.base import Dataset, Duplicates
+from hushprompt.data.base import Dataset, Duplicates, HeldByClients
 from hushprompt.data.copies import find_copies, refuse_across_splits
 from hushprompt.data.decoding import Media
 from hushprompt.data.findings import Finding, finding
@@ -47,7 +47,7 @@ class Found(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OwnData:
+class OwnData(HeldByClients):
     """Fields of every data set that readers bring."""
 
     classes: tuple[str, ...] = ()

@@ -13,14 +13,14 @@ from typing import ClassVar
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from hushprompt.data.base import Dataset, Split
+from hushprompt.data.base import Dataset, HeldByClients, Split
 from hushprompt.errors import DataError
 from hushprompt.registry import DATASETS
 
 
 @DATASETS.register("emoji100")
 @dataclass(frozen=True, kw_only=True)
-class Emoji100:
+class Emoji100(HeldByClients):
     """The `data` section of the embedded data set: nothing to set. The domain of an image is its vendor."""
 
     is_public: ClassVar[bool] = True

@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 
 from hushprompt import checks, seeding
-from hushprompt.data.base import Dataset, Split
+from hushprompt.data.base import Dataset, HeldByClients, Split
 from hushprompt.errors import ConfigError
 from hushprompt.registry import DATASETS
 
@@ -22,7 +22,7 @@ SIDE = 8
 
 @DATASETS.register("toy")
 @dataclass(frozen=True, kw_only=True)
-class ToyData:
+class ToyData(HeldByClients):
     """The `data` section of the toy data set."""
 
     is_public: ClassVar[bool] = True

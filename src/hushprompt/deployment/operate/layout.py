@@ -148,6 +148,7 @@ def _words(wanted: Wanted) -> dict[str, str]:
     host, port = split_address(wanted.address)
     privacy = wanted.run.get("privacy", {})
     epsilon, delta = float(privacy.get("epsilon", math.inf)), float(privacy.get("delta", 1e-5))
+    of_metrics = wanted.run.get("evaluation", {}).get("metrics_epsilon", "none")
     return {
         "name": wanted.name,
         "name_toml": _toml(wanted.name),
@@ -165,6 +166,7 @@ def _words(wanted: Wanted) -> dict[str, str]:
         "address_toml": _toml(wanted.address),
         "max_epsilon": f"{epsilon:g}",
         "max_delta": f"{delta:g}",
+        "max_metrics_epsilon": f"{0.0 if of_metrics == 'none' else of_metrics}",
         "keys_text": KEYS_MADE if wanted.with_keys else KEYS_LEFT,
         "client_commands": "\n".join(
             f"hushprompt federation client clients/{client}/client.toml" for client in wanted.clients

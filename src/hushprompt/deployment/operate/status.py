@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from hushprompt.privacy.statements import beside_epsilon
 from hushprompt.runs import records
 
 if TYPE_CHECKING:
+    from hushprompt.config.schema import RunConfig
     from hushprompt.deployment.flower.control import FlowerRun
 
 NUM_REFUSALS = 10
@@ -33,6 +35,8 @@ class ClientRunStatus:
     """Rounds after which its prompts were last scored; None: not yet."""
     accuracy: float | None
     """Of its own images then."""
+    zero_shot: float | None
+    """Of its own images before; None where that was not scored."""
     epsilon: float
     delta: float
     """Set aside for this run, at most spent."""
@@ -96,6 +100,8 @@ class ServerStatus:
     """The newest, a line each."""
     refusals_file: Path
     is_finished: bool
+    gains: list[str]
+    """What clients told, with noise, of what they gained, in words; empty where they do not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +118,8 @@ class FederationOutcome:
     """Where its noise comes from."""
     guarantees: list[dict[str, Any]]
     """What its epsilons mean: arms of its privacy record."""
+    gains: list[str]
+    """What clients told, with noise, of what they gained, in words; empty where they do not."""
     state: FlowerRun | None = None
     """How the run ended, where separate processes trained it."""
 
@@ -121,9 +129,10 @@ def outcome(config: ServerConfig, num_before: int, state: FlowerRun | None = Non
     return FederationOutcome(
         folder=config.folder,
         rounds=rounds(config.folder)[num_before:],
-        num_rounds=config.run.training.num_rounds,
+        num_rounds=num_rounds(config.run),
         noise_source=config.run.privacy.noise_source,
         guarantees=guarantees(config.folder),
+        gains=gained(config),
         state=state,
     )
 
@@ -136,30 +145,42 @@ def server_status(config: ServerConfig, connection: Connection | str) -> ServerS
         connection=connection,
         clients=members(folder),
         rounds=rounds(folder),
-        num_rounds=config.run.training.num_rounds,
+        num_rounds=num_rounds(config.run),
         noise_source=config.run.privacy.noise_source,
         guarantees=guarantees(folder),
         refusals=refusals(folder / REFUSALS),
         refusals_file=folder / REFUSALS,
         is_finished=(folder / "privacy.json").exists(),
+        gains=gained(config),
     )
 
 
 def client_status(config: ClientConfig) -> ClientStatus:
     """Read what a client's store holds."""
     file = config.store / REFUSALS
-    runs = tuple(client_runs(config.store))
+    runs = tuple(client_runs(config.store, config.client.name))
     return ClientStatus(runs=runs, owner=config.owner, refusals=refusals(file), refusals_file=file)
 
 
 def round_line(record: ServerRecord, num_rounds: int, noise_source: str) -> str:
     """Say what a round was, of so many with noise from this source, which older records do not name."""
-    parts = [f"round {record.round_index} of {num_rounds}: {', '.join(record.took_part) or 'nobody'} took part"]
+    place = "after the release" if record.is_late else f"round {record.round_index} of {num_rounds}"
+    parts = [f"{place}: {', '.join(record.took_part) or 'nobody'} took part"]
     parts += [f"not {name} ({reason.rstrip('.')})" for name, reason in sorted(record.failures.items())]
     parts += [f"{record.bytes_up:,} bytes up, {record.bytes_down:,} down", f"{record.seconds:.1f} s"]
     epsilons = ", ".join(f"{who} {_number(epsilon)}" for who, epsilon in record.epsilon.items())
     delta = "" if record.delta is None else f" at delta {record.delta:g}"
     return "; ".join([*parts, f"epsilon{beside_epsilon(noise_source)}{delta} {epsilons}"])
+
+
+def gained(config: ServerConfig) -> list[str]:
+    """Say what the clients of a finished run told of what they gained."""
+    summary = config.folder / "summary.json"
+    if config.run.evaluation.metrics_epsilon is None or not summary.exists():
+        return []
+    from hushprompt.deployment.gains import lines  # needs torch, as the config's method does
+
+    return lines(records.read_record(summary)["arms"][-1]["per_client"], config.run)
 
 
 def members(folder: Path) -> dict[str, int] | None:
@@ -171,10 +192,21 @@ def members(folder: Path) -> dict[str, int] | None:
     return dict(zip(agreement["clients"], agreement["sizes"], strict=True))
 
 
-def guarantees(folder: Path) -> list[dict[str, Any]]:
+def num_rounds(config: RunConfig) -> int:
+    """Return the rounds of a run: one for a method that makes one release, whatever the config says."""
+    from hushprompt.methods.base import OneRelease  # the config has loaded it, if it has a method
+
+    return 1 if isinstance(config.method, OneRelease) else config.training.num_rounds
+
+
+def guarantees(folder: Path, client: str = "") -> list[dict[str, Any]]:
     """Return the arms of a run's privacy record, at the server or a client: what its epsilons mean, for what was spent.
 
     They follow from what was agreed on and from the ledger; none before there is an agreement.
+
+    Args:
+        folder: of the run.
+        client: whose folder it is; empty: the server's.
 
     Raises:
         HushpromptError: this version cannot read them.
@@ -190,6 +222,8 @@ def guarantees(folder: Path) -> list[dict[str, Any]]:
     charged = folder / ledger_file.FILE
     agreement = read_agreement(records.read_json(agreed))
     arm, lines = agreement.arm, files.whole_lines_of(charged)
+    if client in agreement.clients:
+        arm = dataclasses.replace(arm, plan=arm.plan.of_client(agreement.clients.index(client)))
     return list(privacy_record([arm.spent(ledger_file.read_ledgers(charged, lines, agreement.clients))])["arms"])
 
 
@@ -203,12 +237,12 @@ def num_refusals(file: Path) -> int:
     return len(_lines(file))
 
 
-def client_runs(store: Path) -> list[ClientRunStatus]:
+def client_runs(store: Path, client: str = "") -> list[ClientRunStatus]:
     """Return what a client's store holds, run by run."""
-    return [_client_run(path.parent) for path in sorted(store.glob(f"*/*/{AGREEMENT}"))]
+    return [_client_run(path.parent, client) for path in sorted(store.glob(f"*/*/{AGREEMENT}"))]
 
 
-def _client_run(folder: Path) -> ClientRunStatus:
+def _client_run(folder: Path, client: str) -> ClientRunStatus:
     """Read one run of a client's store."""
     # Imported here: plans need torch, and most processes of a federation never look at one.
     from hushprompt.deployment.policy import spent
@@ -221,10 +255,11 @@ def _client_run(folder: Path) -> ClientRunStatus:
         num_charged=len({line["round"] for line in _lines(folder / "ledger.jsonl")}),
         num_rounds=scores[-1]["num_rounds"] if scores else None,
         accuracy=scores[-1]["accuracy"] if scores else None,
+        zero_shot=scores[-1].get("zero_shot") if scores else None,
         epsilon=epsilon,
         delta=delta,
         prompts=tuple(sorted((folder / "prompts").glob("client-*.safetensors"))),
-        guarantees=guarantees(folder),
+        guarantees=guarantees(folder, client),
     )
 
 

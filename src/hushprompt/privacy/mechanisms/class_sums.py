@@ -6,7 +6,8 @@ step adds N(0, (z C)^2) to every entry, so it is a Gaussian mechanism of multipl
 are may depend on earlier releases: adaptive Gaussian mechanisms compose as 1/z^2 = sum of b_j / z^2, exactly (Dong,
 Roth, Su 2022, arXiv:1905.02383, Corollary 3.3). Together they are one Gaussian mechanism of multiplier z.
 
-Rows of classes that the client is publicly known not to have are zero before and after: that is public.
+Rows of classes that the client is publicly declared not to have are zero, whatever its examples are: an example of such
+a class moves nothing. That is a rule of the mechanism, not a look at the data: no refusal tells of such an example.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ import dp_accounting
 import torch
 from torch import Tensor
 
-from hushprompt.errors import DataError
 from hushprompt.privacy.clipping import ClippedSum, clipped_class_sums
 from hushprompt.privacy.config import Channel
 from hushprompt.privacy.mechanisms.base import ClassRows, Release, StepMechanism
@@ -38,22 +38,17 @@ class ClassSumsMechanism(StepMechanism):
         return dp_accounting.GaussianDpEvent(self.plan.noise_multipliers[self.allowed])
 
     def clip_in_classes(self, channel: Channel, rows: ClassRows) -> ClippedSum:
-        """Return the sums [c, r] of clipped rows, in units of C sqrt(b).
+        """Return the sums [c, r] of clipped rows, in units of C sqrt(b); zero in rows that are not public.
 
         Raises:
             PrivacyError: the plan does not account for a release on `channel`.
-            DataError: an example is of a class that the client is publicly known not to have.
         """
         self.check_declared(channel)
         norm = self.plan.exact_sensitivity(channel, self.clip_norms[channel], self.step)
-        if not bool(rows.is_public[rows.labels].all()):
-            raise DataError(
-                "This client has training examples of a class that it was declared not to have, and rows of such "
-                "classes get no noise. Declare all of its classes, or none."
-            )
         summed = clipped_class_sums(rows.values.double() * norm, rows.labels, len(rows.is_public), norm)
+        declared = summed.value.where(rows.is_public[:, None].to(summed.value.device), 0.0)
         # Secure noise is for sums in float64; a simulation's travel like all others.
-        value = summed.value if self.plan.noise_source == "secure" else summed.value.float()
+        value = declared if self.plan.noise_source == "secure" else declared.float()
         return ClippedSum(value, summed.sensitivity, rows_released=rows.is_public)
 
     def release(self, channel: Channel, summed: ClippedSum) -> Release:

@@ -37,7 +37,6 @@ class SecondMomentsMechanism(ClassSumsMechanism):
 
         Raises:
             PrivacyError: the plan does not account for a release on `channel`.
-            DataError: an example is of a class that the client is publicly known not to have.
         """
         width, num_classes = rows.values.shape[1], len(rows.is_public)
         is_gram = torch.arange(width + num_classes) < width
