@@ -73,7 +73,8 @@ def with_canaries(world: World, num_canaries: int, *, of_declared: bool = False)
 
 def _classes(world: World) -> Int[np.ndarray, " c"]:
     """Return the classes that the client may publicly have, at least two."""
-    classes = np.sort(np.arange(world.federation.model.num_classes) if world.declared is None else world.declared)
+    everything = range(world.federation.model.num_classes)
+    classes = np.array(sorted(everything if world.declared is None else world.declared))
     if len(classes) < 2:
         raise ConfigError("A client that has one class alone can have no wrong label. Add --canaries 0.")
     return classes
