@@ -23,7 +23,7 @@ def tool():
 
 @pytest.fixture(scope="module")
 def groups(tool):
-    return tool.groups_of([RESULTS / "grid-wide", RESULTS / "grid"])
+    return tool.groups_of([RESULTS / name for name in tool.KEPT])
 
 
 @pytest.mark.parametrize(
@@ -33,8 +33,6 @@ def groups(tool):
 def test_every_number_of_the_tables_follows_from_kept_runs(tool, groups, path):
     if "clients" in path:
         groups = tool.groups_of([RESULTS / "clients"])
-    elif path == "README.md":
-        groups = tool.groups_of([RESULTS / name for name in ("grid-wide", "grid", "statistics")])
     page = (ROOT / path).read_text(encoding="utf-8")
     emptied = re.sub(r"(<!-- results: \w+ -->\n).*?(<!-- end -->)", r"\1\2", page, flags=re.DOTALL)
     assert emptied != page
@@ -52,6 +50,17 @@ def test_a_line_of_the_rivals_names_only_what_is_significantly_better(tool, grou
     no_noise = next(line for line in lines if line.startswith("| no noise"))
     assert "local-only +" in no_noise.split("|")[2]
     assert "local-only" not in no_noise.split("|")[4]
+
+
+def test_class_statistics_are_tested_against_rivals_and_references_at_every_budget_of_the_first_table(tool, groups):
+    header, _, *lines = tool.paired(groups).splitlines()
+    assert header.split(" | ")[1:] == ["no noise", "8", "2", "0.4", "0.1 |"]
+    cells = {line.split(" | ")[0].removeprefix("| above "): line.split(" | ")[1:] for line in lines}
+    assert set(cells) == {
+        "zero-shot template", "PromptFL", "DP-FPL", "Class means", "Least squares", "Linear probe",
+    }  # fmt: skip
+    assert all(cell.count("(p ") == 2 for line in cells.values() for cell in line[1:])
+    assert cells["DP-FPL"][2].startswith("+12.5 (p < 0.001)")
 
 
 def test_finished_runs_are_kept_and_others_are_not(tool, tmp_path):

@@ -2,16 +2,19 @@
 
     python tools/results.py runs/embedded --out results/embedded/grid --title "The embedded grid"
     python tools/results.py runs/wide --out results/embedded/grid-wide --also results/embedded/grid
-        --readme docs/results.md
+        --readme results/embedded/grid-wide/README.md
     python tools/results.py runs/statistics --out results/embedded/statistics --against form=head,class_prior=1
-    python tools/results.py --out results/embedded/grid-wide --also results/embedded/grid
-        --also results/embedded/statistics --readme README.md
+    python tools/results.py runs/statistics-shared --out results/embedded/statistics-shared --by partition
+        --against form=head,noise_at=server
+    python tools/results.py --readme README.md
+    python tools/results.py --readme docs/results.md
     python tools/results.py runs/clients --out results/embedded/clients --by partition.num_clients
 
 Of each finished run it keeps what a table needs (`config.toml`, `summary.json`, `privacy.json`) in `runs.jsonl.gz`
 and, beside it, what `hushprompt compare` prints. With `--report`, the page (made from the whole run folders), the
 tables in LaTeX and CSV and the privacy-utility figure go to a folder of their own. All are of the runs in `--out` and
-`--also` together; without a sweep, they are made again from what is kept. In the README it replaces what stands
+`--also` together; without a sweep, they are made again from what is kept. Without these folders a page is written from
+all that is kept of the embedded task. In the README it replaces what stands
 between `<!-- results: NAME -->` and `<!-- end -->`: no number there is typed by hand.
 """
 
@@ -24,21 +27,23 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hushprompt import files
+from hushprompt.evaluation.significance import Difference
 from hushprompt.reporting import comparison_tables, figures, formats, page, tables
 from hushprompt.reporting.comparison import Comparison, compare, in_order, of_runs
 from hushprompt.reporting.pooling import EPSILON, Group, pool_strictly
 from hushprompt.runs import archive, reader
 
-NUM_CLIENTS = "partition.num_clients"
+NUM_CLIENTS, SHARES, NOISE_AT = "partition.num_clients", "partition.name", "privacy.noise_at"
 DP_FPL = "method.name=dp_fpl, method.factorization=orthonormal, method.keep_residual=true, method.rank=8"
-FIRST = (
-    "class_statistics",
-    "dp_fpl",
-    "promptfl",
-    "promptfolio",
-    "local_only",
-    "zero_shot",
-)
+ROOT = Path(__file__).parent.parent / "results" / "embedded"
+KEPT = ("grid-wide", "grid", "statistics", "statistics-shared", "clients")
+"""What is kept of the embedded task."""
+HEADS = ("class_statistics", "class_means", "linear_probe", "least_squares")
+"""Methods that train no prompt."""
+FIRST = (*HEADS[:3], "dp_fpl", "promptfl", "promptfolio", "zero_shot")
+STATISTICS = "method.name=class_statistics, method.form=head, method.class_prior=1"
+RIVALS = ("dp_fpl", "promptfl", "class_means", "linear_probe", "least_squares", "zero_shot")
+"""What class statistics are tested against."""
 FORMS = {"embeddings": ", as unit-norm embeddings", "contexts": ", as class-specific contexts"}
 FIRST_BUDGETS = ("inf", "8", "2", "0.4", "0.1")
 SCORES = {"local": "local", "neighbor": "neighbor", "harmonic_mean": "harmonic mean"}
@@ -50,7 +55,7 @@ def main() -> None:
     """Keep runs, then write tables, figure, report and README."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sweep", type=Path, nargs="?", help="folder of a sweep; none: what is kept already")
-    parser.add_argument("--out", type=Path, required=True, help="where its results are kept")
+    parser.add_argument("--out", type=Path, help="where its results are kept; none: only a page is written")
     parser.add_argument("--also", type=Path, action="append", default=[], help="kept results that belong to them")
     parser.add_argument("--by", action="append", default=[], help="setting with tables for each of its values")
     parser.add_argument("--against", default="promptfl", help="row that others are tested against")
@@ -60,8 +65,9 @@ def main() -> None:
     args = parser.parse_args()
     if args.sweep is not None:
         keep(args.sweep, args.out)
-    folders = [args.out, *args.also]
-    write_tables(folders, args.out, args.report, args.by, args.against)
+    folders = [args.out, *args.also] if args.out else [ROOT / name for name in KEPT]
+    if args.out is not None:
+        write_tables(folders, args.out, args.report, args.by, args.against)
     if args.report is not None:
         whole = [args.sweep or args.out, *args.also]
         files.write_text(args.report / "report.html", page.report(whole, args.title))
@@ -107,15 +113,15 @@ def filled(readme: str, groups: Sequence[Group]) -> str:
 
 
 def budgets(groups: Sequence[Group]) -> str:
-    """Give the harmonic mean of every method by budget."""
-    own = [group for group in groups if not is_other_rank(group)]
+    """Return the harmonic mean of every prompt method by budget."""
+    own = [group for group in _prompts(groups) if not is_other_rank(group)]
     own.sort(key=lambda group: (_asked(group) != "inf", -group.spread("harmonic_mean").mean))
     return by_budget(own, "", name, lambda group: _score(group, "harmonic_mean"))
 
 
 def first(groups: Sequence[Group]) -> str:
     """Return local and neighbor accuracy of a few methods by budget: the first table that a reader sees."""
-    own = [group for group in groups if group.label("method.name") in FIRST]
+    own = [group for group in _disjoint(groups) if group.label("method.name") in FIRST]
     own = [group for group in own if name(group).removesuffix(", with class prior") == group.title]
     own = [group for group in own if not is_other_rank(group) and _asked(group) in ("-", *FIRST_BUDGETS)]
     own.sort(key=lambda group: (_asked(group) != "inf", -group.spread("local").mean))
@@ -124,9 +130,73 @@ def first(groups: Sequence[Group]) -> str:
     )
 
 
+def paired(groups: Sequence[Group]) -> str:
+    """Return by how many points class statistics lie above others, seed by seed, and whether that is chance."""
+    lines: dict[str, list[str]] = {}
+    for budget in FIRST_BUDGETS:
+        same = [group for group in _disjoint(groups) if group.label("method.name") in RIVALS or _is_statistics(group)]
+        same = [group for group in same if not is_other_rank(group) and _asked(group) in (budget, "-")]
+        same = [group for group in same if name(group) == group.title]
+        compared = compare("", same, against=STATISTICS, test="t")
+        for at, group in enumerate(compared.groups):
+            if at in compared.references:
+                cells = [_above(*compared.differences[score][at]) for score in ("local", "neighbor")]
+                lines.setdefault(group.title, []).append(" / ".join(cells))
+    header = ["local / neighbor", *map(_heading, FIRST_BUDGETS)]
+    return _markdown([header, *([f"above {title}", *cells] for title, cells in lines.items())])
+
+
+def _above(difference: Difference, p: float | None) -> str:
+    """Write by how much the reference lies above a row, in points, and p where there is a spread to test."""
+    points = f"{-100 * difference.mean:+.1f}"
+    if p is None:
+        return points
+    return f"{points} (p < 0.001)" if p < 0.001 else f"{points} (p = {p:.3f})"
+
+
+def shared(groups: Sequence[Group]) -> str:
+    """Return local and neighbor accuracy by budget where clients share classes and nobody's are public."""
+    own = [group for group in groups if group.label(SHARES) != "disjoint_classes"]
+    own = [group for group in own if group.label(NUM_CLIENTS) in ("10", "25")]
+    own = [group for group in own if group.label("method.name") in ("class_statistics", *RIVALS)]
+    own = [group for group in own if _asked(group) in ("-", *FIRST_BUDGETS)]
+    own.sort(key=lambda group: (_shares(group), FIRST.index(group.label("method.name")), -len(group.label(NOISE_AT))))
+    return by_budget(
+        own, "local / neighbor", _with_shares, lambda group: f"{_score(group, 'local')} / {_score(group, 'neighbor')}"
+    )
+
+
+def _disjoint(groups: Sequence[Group]) -> list[Group]:
+    """Return what was run where no clients share classes."""
+    return [group for group in groups if group.label(SHARES) == "disjoint_classes"]
+
+
+def _prompts(groups: Sequence[Group]) -> list[Group]:
+    """Return what was run there, but for heads on features."""
+    return [group for group in _disjoint(groups) if group.label("method.name") not in HEADS]
+
+
+def _with_shares(group: Group) -> str:
+    """Name a method, how classes are shared, and where the noise is."""
+    noise = ", noise at the clients" if group.label(NOISE_AT) == "client" and _is_statistics(group) else ""
+    seeds = "" if len(group.arms) == 5 else f" ({len(group.arms)} seeds)"
+    return f"{_shares(group)}: {name(group)}{noise}{seeds}"
+
+
+def _shares(group: Group) -> str:
+    """Say how classes are shared."""
+    how = "IID" if group.label(SHARES) == "iid" else f"Dirichlet {group.label('partition.alpha')}"
+    return f"{how}, {group.label(NUM_CLIENTS)} clients"
+
+
+def _is_statistics(group: Group) -> bool:
+    """True for class statistics in any form."""
+    return group.label("method.name") == "class_statistics"
+
+
 def ranks(groups: Sequence[Group]) -> str:
     """Give local and neighbor accuracy of DP-FPL by rank and budget."""
-    own = [group for group in groups if _is_dp_fpl(group)]
+    own = [group for group in _prompts(groups) if _is_dp_fpl(group)]
     own.sort(key=lambda group: int(group.label("method.rank")))
     return by_budget(
         own,
@@ -137,8 +207,8 @@ def ranks(groups: Sequence[Group]) -> str:
 
 
 def rivals(groups: Sequence[Group]) -> str:
-    """Give what is significantly better than DP-FPL, score by score and budget by budget."""
-    lines = [["epsilon", *SCORES.values()]]
+    """Return which prompts are significantly better than DP-FPL, score by score and budget by budget."""
+    lines, groups = [["epsilon", *SCORES.values()]], _prompts(groups)
     for budget in _budgets(groups):
         same = [group for group in groups if not is_other_rank(group) and budget in (_asked(group), "-")]
         same += [group for group in groups if group.epsilon is None and group not in same]
@@ -165,6 +235,8 @@ def clients(groups: Sequence[Group]) -> str:
 
 README: dict[str, Callable[[Sequence[Group]], str]] = {
     "first": first,
+    "paired": paired,
+    "shared": shared,
     "budgets": budgets,
     "ranks": ranks,
     "rivals": rivals,

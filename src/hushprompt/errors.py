@@ -36,6 +36,10 @@ class ConfigError(HushpromptError, ValueError):
     """A setting is wrong or impossible; the message says what is allowed and what to do."""
 
 
+class UnfitError(ConfigError):
+    """A method cannot run on this backbone or beside these settings: a reference is left out, a run is refused."""
+
+
 class PrivacyError(ConfigError):
     """A configuration lies outside the privacy theorem, so no epsilon could be claimed for it."""
 

@@ -119,7 +119,7 @@ def test_the_right_root_works_in_the_folder_in_which_the_wrong_one_failed(hush, 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), ValueError("a library's"), ConfigError("ours")])
 def test_whatever_stops_a_run_before_it_starts_its_folder_is_as_it_was(monkeypatch, tmp_path, error):
-    def fail(config, folder, observer):
+    def fail(config, folder, observer, load):
         files.write_text(folder / "partition.json", "{}")
         files.write_text(folder / "deeper" / "note.txt", "")
         raise error
@@ -134,7 +134,7 @@ def test_whatever_stops_a_run_before_it_starts_its_folder_is_as_it_was(monkeypat
 
 
 def test_a_run_that_was_begun_stays_whatever_stops_it(monkeypatch, tmp_path):
-    def fail(config, folder, observer):
+    def fail(config, folder, observer, load):
         files.append_line(folder / "ledger.jsonl", "{}")
         raise OSError(errno.ENOSPC, "full")
 

@@ -102,9 +102,11 @@ def test_published_sweeps_and_the_search_keep_the_forty_rounds_they_were_made_wi
     assert {tomllib.loads(path.read_text(encoding="utf-8"))["base"] for path in files} == {"embedded-40"}
 
 
-def test_the_preset_is_shorter_and_compares_with_the_two_rivals():
+def test_the_preset_is_shorter_and_compares_with_the_two_rivals_and_class_statistics():
     short, forty = (configs.load(configs.locate(Path(name))) for name in ("embedded", "embedded-40"))
     assert short.training.num_rounds < forty.training.num_rounds / 2
-    assert {"local_only", "promptfl"} <= {METHODS.name_of(reference.method) for reference in short.references}
+    assert METHODS.name_of(short.method) == METHODS.name_of(forty.method) == "dp_fpl"
+    rivals = {"local_only", "promptfl", "class_statistics"}
+    assert all(rivals <= {METHODS.name_of(arm.method) for arm in preset.references} for preset in (short, forty))
     same = {"backbone", "data", "features", "partition", "sampling", "privacy"}
     assert all(getattr(short, name) == getattr(forty, name) for name in same)

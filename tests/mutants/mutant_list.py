@@ -1223,7 +1223,7 @@ def parts_that_sum_to_two(patch):
     parts=(0.6, 0.6),
 )
 def parts_unchecked(patch):
-    patch.setattr(plans, "_check_parts", lambda config, parts: None)
+    patch.setattr(plans, "check_parts", lambda config, parts: None)
 
 
 @mutant(

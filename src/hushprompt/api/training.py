@@ -18,13 +18,17 @@ from hushprompt.config.schema import RunConfig, RuntimeConfig
 from hushprompt.errors import ConfigError, ResumeError, files_told
 from hushprompt.federation import simulate
 from hushprompt.federation.setup import (
+    Load,
     client_sizes,
     declared_classes,
+    load_fresh,
+    loads_once,
     make_partition,
     num_trained_classes,
     plan_arms,
     plan_metrics,
     tell_findings,
+    with_fitting_references,
 )
 from hushprompt.privacy import statements
 from hushprompt.privacy.guarantee import Guarantee
@@ -47,7 +51,8 @@ def run(
 ) -> Run:
     """Train, evaluate and account for every arm of a config, and leave a run folder.
 
-    Stopped at any moment, it can go on: `resume(folder)`.
+    Stopped at any moment, it can go on: `resume(folder)`. References that the backbone cannot run, or that cannot have
+    the other settings, are left out; a line of the log says which and why.
 
     Args:
         config: a config, its plain values, a TOML file, or the name of a preset; None: the embedded preset.
@@ -72,8 +77,10 @@ def run(
     if not is_new and any(_own_entries(folder)):
         raise ResumeError(f"{folder} is not empty. Give another --out, or go on in it with --resume {folder}.")
     try:
+        load = loads_once()
+        resolved = with_fitting_references(resolved, load)
         files.write_text(folder / "config.toml", resolved.to_toml())
-        return _train(resolved, folder, progress)
+        return _train(resolved, folder, progress, load)
     except ResumeError:  # another process is at work in it
         raise
     except Exception:
@@ -168,7 +175,7 @@ def plan(config: Config = None, **sections: Any) -> Plan:
         ConfigError: the config is impossible for this data.
         PrivacyError: it lies outside the privacy theorem.
     """
-    resolved = configs.resolve(config, sections)
+    resolved = with_fitting_references(configs.resolve(config, sections))
     dataset = resolved.data.load()
     clients = make_partition(resolved, dataset)
     declared = declared_classes(resolved, dataset.class_names[: num_trained_classes(resolved, dataset)])
@@ -205,9 +212,9 @@ def _own_entries(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if not path.name.startswith(".")]
 
 
-def _train(config: RunConfig, folder: Path, progress: bool | Observer) -> Run:
+def _train(config: RunConfig, folder: Path, progress: bool | Observer, load: Load = load_fresh) -> Run:
     """Train in a folder that has its config."""
     tune()
     with watching(progress) as observer:
-        simulate.run(config, folder, observer)
+        simulate.run(config, folder, observer, load)
     return Run(folder)

@@ -40,9 +40,9 @@ def run(
         training.check_overrides(settings)
         folder, resolved = resume, training.config_of(resume, settings)
     if dry_run:
-        console.print(resolved.to_toml(), markup=False, soft_wrap=True)
-        planned = hp.plan(resolved).privacy
-        show_statement(planned, planned)
+        planned = hp.plan(resolved)
+        console.print(planned.config.to_toml(), markup=False, soft_wrap=True)
+        show_statement(planned.privacy, planned.privacy)
         return
     try:
         with TrainingBars(console) as bars:

@@ -206,7 +206,8 @@ class RunConfig:
     evaluation: EvaluationConfig = field(default_factory=lambda: preset_section("evaluation"))
     """What is scored."""
     references: tuple[Reference, ...] = field(default_factory=lambda: tuple(preset_section("references")))
-    """Arms to compare with, trained before the method itself."""
+    """Arms to compare with, trained before the method itself; `run` leaves out, and names, those that the backbone or
+    the other settings do not allow."""
     runtime: RuntimeConfig = field(default_factory=lambda: preset_section("runtime"))
     """Threads and folders."""
 

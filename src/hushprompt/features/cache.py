@@ -25,7 +25,7 @@ from jaxtyping import Float
 
 from hushprompt import checks, seeding
 from hushprompt.data.base import Dataset, Split
-from hushprompt.errors import ConfigError, DataError
+from hushprompt.errors import ConfigError, DataError, UnfitError
 from hushprompt.features.store import ARRAY, FeatureFolder, FeatureKey, Precision, StoredFeatures, key_of
 from hushprompt.features.views import random_view
 from hushprompt.models.base import FeatureKind, Model
@@ -170,9 +170,9 @@ def check_fit(backbone: Model, dataset: Dataset, config: FeaturesConfig) -> None
 
 
 def check_kind(backbone: Model, kind: FeatureKind) -> None:
-    """Raise ConfigError if the backbone has no features of that kind."""
+    """Raise UnfitError if the backbone has no features of that kind."""
     if kind == "patches" and backbone.capabilities.num_patches is None:
-        raise ConfigError(
+        raise UnfitError(
             "The method needs features of image patches, which this backbone does not have. Use emoji_clip, CLIP of "
             "open_clip (ViT or ResNet) or CLIP of transformers, or a method that takes one feature an image."
         )

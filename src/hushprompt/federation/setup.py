@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
@@ -14,32 +15,33 @@ from jaxtyping import Int
 from torch import Tensor
 
 from hushprompt import seeding
-from hushprompt.config.schema import RunConfig
+from hushprompt.config.schema import Reference, RunConfig
 from hushprompt.data import doctor
 from hushprompt.data.base import Dataset, HeldByClients
 from hushprompt.data.copies import in_training, refuse_across_clients
 from hushprompt.data.partitions.base import DeclaresClasses, Partition
-from hushprompt.errors import ConfigError, PrivacyError
+from hushprompt.errors import ConfigError, PrivacyError, UnfitError
 from hushprompt.evaluation.base_to_new import base_images, num_base_classes
 from hushprompt.evaluation.splits import ClientSplit, client_splits
 from hushprompt.features.cache import Progress, check_fit, image_features
 from hushprompt.features.store import StoredFeatures
 from hushprompt.methods.base import (
     ClipsBatches,
+    Method,
     NamesMechanism,
     OneRelease,
     PublicTask,
     StartsFromRelease,
     check_needs,
 )
-from hushprompt.models.base import FeatureKind
+from hushprompt.models.base import FeatureKind, Model
 from hushprompt.models.placing import place, step_memory_mb
 from hushprompt.privacy import statements
 from hushprompt.privacy.budget import start_multiplier
 from hushprompt.privacy.config import Audience, Channel, PrivacyConfig
 from hushprompt.privacy.copies import epsilon_of_copies
 from hushprompt.privacy.metrics import MetricsPlan, make_metrics_plan
-from hushprompt.privacy.plan import PrivacyPlan, make_plan
+from hushprompt.privacy.plan import PrivacyPlan, check_parts, make_plan
 from hushprompt.privacy.sampling import EveryExample
 from hushprompt.privacy.schedule import Cohorts, draw_cohorts
 from hushprompt.prompts.optimizer import with_schedule_steps
@@ -48,6 +50,7 @@ from hushprompt.registry import METHODS
 from hushprompt.runs.arm import Arm
 from hushprompt.words import counted
 
+LOG = logging.getLogger(__name__)
 Classes = tuple[tuple[int, ...] | None, ...]
 """Of each client: the classes that it is publicly declared to have, or None."""
 Load = Callable[[Any], Any]
@@ -125,6 +128,18 @@ def load_fresh(section: Any) -> Any:
     return section.load()
 
 
+def loads_once() -> Load:
+    """Return what loads each section of one config once."""
+    loaded: dict[int, tuple[Any, Any]] = {}
+
+    def load(section: Any) -> Any:
+        if id(section) not in loaded:
+            loaded[id(section)] = section, section.load()
+        return loaded[id(section)][1]
+
+    return load
+
+
 def load_model(config: RunConfig, dataset: Dataset, arms: Sequence[Arm], load: Load = load_fresh) -> PromptModel:
     """Load the backbone, and see that every arm's method fits it before anything is encoded or trained.
 
@@ -134,13 +149,9 @@ def load_model(config: RunConfig, dataset: Dataset, arms: Sequence[Arm], load: L
         DataError: the backbone's weights give no finite score.
     """
     num_trained = num_trained_classes(config, dataset)
-    backbone = load(config.backbone)
+    backbone = load_backbone(config, dataset, load)
     device = place(backbone, config.runtime.device)
     names = dataset.class_names[:num_trained]
-    check_fit(backbone, dataset, config.features)
-    if dataset.encoder and not backbone.encoder:
-        backbone = copy.copy(backbone)  # it may be somebody else's too
-        backbone.encoder = dataset.encoder
     model = PromptModel(backbone, names, device=device, memory_mb=step_memory_mb(config.runtime.memory_mb, device))
     for arm in (stage for whole in arms for stage in whole.stages):
         check_needs(arm.method, model.backbone)
@@ -152,6 +163,45 @@ def load_model(config: RunConfig, dataset: Dataset, arms: Sequence[Arm], load: L
         arm.method.init(model, seeding.stream(config.seed, "init"))
     model.check_scores()
     return model
+
+
+def load_backbone(config: RunConfig, dataset: Dataset, load: Load = load_fresh) -> Model:
+    """Load the backbone, which must take what the data set holds."""
+    backbone: Model = load(config.backbone)
+    check_fit(backbone, dataset, config.features)
+    if dataset.encoder and not backbone.encoder:
+        backbone = copy.copy(backbone)  # it may be somebody else's too
+        backbone.encoder = dataset.encoder
+    return backbone
+
+
+def with_fitting_references(config: RunConfig, load: Load | None = None) -> RunConfig:
+    """Return a config without references that cannot run, of which a line tells why, or that are the run's own arm.
+
+    Args:
+        config: before its run begins; the run folder gets what this returns, so whoever reads it has the same arms.
+        load: loads data set and backbone, to see what they lack; None: the settings alone are looked at.
+    """
+    backbone = load_backbone(config, load(config.data), load) if load and config.references else None
+    kept: list[Reference] = []
+    for reference in config.references:
+        try:
+            _check_fits(config, reference.method, backbone)
+        except UnfitError as error:
+            LOG.warning("The table has no row %s, which was to compare with: %s", reference.method.title, error)
+        else:
+            kept += [reference] if reference != Reference(method=config.method) else []
+    return dataclasses.replace(config, references=tuple(kept))
+
+
+def _check_fits(config: RunConfig, method: Method, backbone: Model | None) -> None:
+    """Raise UnfitError if a method cannot have the run's settings or backbone."""
+    release = method.first_release() if isinstance(method, StartsFromRelease) else None
+    for each in (method, release):
+        if isinstance(each, OneRelease):
+            _check_one_release(config, each)
+        if each is not None and backbone is not None:
+            check_needs(each, backbone)
 
 
 def assemble(
@@ -299,7 +349,7 @@ class _Everyone:
         if not method.channels:
             cohorts = Cohorts(cohorts.members[:0], cohorts.num_clients)
         if isinstance(method, OneRelease):
-            _check_one_release(config)
+            _check_one_release(config, method)
             cohorts = draw_cohorts(len(self.sizes), None, 1, seeding.stream(config.seed, "cohorts"))
             sampler = EveryExample(steps_per_round=len(method.parts))
         plan = make_plan(
@@ -348,16 +398,17 @@ class _Everyone:
         return self.arm(release, own)
 
 
-def _check_one_release(config: RunConfig) -> None:
-    """Refuse settings of training that a single release of every example cannot have."""
+def _check_one_release(config: RunConfig, method: OneRelease) -> None:
+    """Refuse settings that a single release of every example cannot have."""
     training = config.training
+    check_parts(config.privacy, method.parts)
     if training.local_steps > 1 or training.weighting != "size":
-        raise ConfigError(
+        raise UnfitError(
             "One release of class statistics has no local steps, and weighs every example alike. Set "
             'training.local_steps = 1 and training.weighting = "size".'
         )
     if config.evaluation.base_classes is not None:
-        raise ConfigError("Class statistics know nothing of new classes. Leave evaluation.base_classes out.")
+        raise UnfitError("Class statistics know nothing of new classes. Leave evaluation.base_classes out.")
 
 
 def _task(plan: PrivacyPlan, sizes: tuple[int, ...], classes: Classes | None, num_late: int) -> PublicTask:

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hushprompt.errors import ConfigError
+from hushprompt.errors import UnfitError
 from hushprompt.features.cache import check_kind
 from hushprompt.models.base import FeatureKind, Model, TextKind, no_tower
 from hushprompt.privacy.clipping import ClippedSum
@@ -246,16 +246,26 @@ class NeedsLessText(Protocol):
     """"features": one text feature a class, as `PromptModel.template_features` has them; "none": no text at all."""
 
 
+@runtime_checkable
+class NeedsMore(Protocol):
+    """A method that needs more of a backbone than features and text."""
+
+    def check_backbone(self, backbone: Model) -> None:
+        """Raise UnfitError if the backbone lacks it."""
+
+
 def check_needs(method: Method, backbone: Model) -> None:
-    """Raise ConfigError if a backbone lacks what a method needs: features of patches, text features, a text tower."""
+    """Raise UnfitError if a backbone lacks what a method needs, such as features of patches or a text tower."""
     check_kind(backbone, method.feature_kind)
+    if isinstance(method, NeedsMore):
+        method.check_backbone(backbone)
     needed = method.needs_text if isinstance(method, NeedsLessText) else "tower"
     kinds = get_args(TextKind)
     if kinds.index(needed) <= kinds.index(backbone.capabilities.text):
         return
     if needed == "tower":
         raise no_tower(f"{method.title} trains or encodes prompts, and this")
-    raise ConfigError(
+    raise UnfitError(
         f"{method.title} needs text features of the classes, and this backbone has no text. Set backbone.text_features "
         "to a file of them, or backbone.text_tower to the backbone that made the features."
     )

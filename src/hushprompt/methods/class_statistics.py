@@ -23,7 +23,7 @@ from hushprompt import checks
 from hushprompt.errors import ConfigError
 from hushprompt.methods.base import Batch, PublicTask, Published, StepInfo, Upload
 from hushprompt.methods.linear_head import OneReleaseHead, ReleasedSums, head_file, own_classes
-from hushprompt.models.base import TextKind
+from hushprompt.models.base import Model, TextKind
 from hushprompt.privacy.config import Channel
 from hushprompt.privacy.mechanisms.base import ClassRows, Mechanism
 from hushprompt.privacy.statements import CLASSES_DECLARED
@@ -155,6 +155,12 @@ class ClassStatistics(OneReleaseHead):
     def needs_text(self) -> TextKind:
         """Contexts need a text tower; a head takes text features where there are some."""
         return "tower" if self.form in CONTEXT_FORMS else "none"
+
+    def check_backbone(self, backbone: Model) -> None:
+        """Refuse a backbone without a public metric, or with class texts where the metric was made without."""
+        metrics = metrics_of(backbone, self.metric)
+        if self._uses_text(backbone):
+            check_text_prior(metrics.at(max(metrics.of_rank)))
 
     def of_task(self, task: PublicTask) -> ClassStatistics:
         """Return the method for a task, which its post-processing needs to know.
@@ -303,10 +309,14 @@ class ClassStatistics(OneReleaseHead):
         rank = choose_rank(float(first.counts[held].mean()), task.noise_multiplier, num_draws)
         metric = metrics_of(model.backbone, self.metric).at(rank)
         texts = None
-        if self.text_prior and model.backbone.capabilities.text != "none":
+        if self._uses_text(model.backbone):
             check_text_prior(metric)
             texts = model.template_features.cpu().double()
         return _Ground(metric, texts, None if texts is None else text_guess(texts, metric), public, first)
+
+    def _uses_text(self, backbone: Model) -> bool:
+        """Tell whether class texts say where images are expected."""
+        return self.text_prior and backbone.capabilities.text != "none"
 
     def _log_prior(self, personal: OwnClasses) -> Float[Tensor, " c"]:
         """Return the class prior of a client, in logits."""

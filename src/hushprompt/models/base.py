@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hushprompt.data.base import Modality
-from hushprompt.errors import ConfigError
+from hushprompt.errors import ConfigError, UnfitError
 from hushprompt.extras import install_hint
 from hushprompt.models.causal_tower import CausalTower
 
@@ -142,9 +142,9 @@ class Model(ABC):
         raise NotImplementedError
 
 
-def no_tower(what: str = "A prompt is to be encoded, and this") -> ConfigError:
+def no_tower(what: str = "A prompt is to be encoded, and this") -> UnfitError:
     """Return the error for what needs a text tower where there is none."""
-    return ConfigError(
+    return UnfitError(
         f"{what} backbone has no text tower. Set backbone.text_tower to the backbone that made the features, or choose "
         "a method that trains no prompt."
     )

@@ -38,7 +38,7 @@ import dp_accounting
 import numpy as np
 
 from hushprompt import checks
-from hushprompt.errors import PrivacyError
+from hushprompt.errors import PrivacyError, UnfitError
 from hushprompt.privacy import accounting
 from hushprompt.privacy.budget import amplification_prob, noise_multipliers, num_releases, published_noise
 from hushprompt.privacy.config import Audience, Channel, PrivacyConfig
@@ -300,6 +300,7 @@ def make_plan(
 
     Raises:
         PrivacyError: delta is not below 1/n, or the method makes no release that the budget's audience could see.
+        UnfitError: a release in parts, with settings that it cannot have.
     """
     checks.non_negative(num_rounds=num_rounds)
     _check_delta(config, client_sizes)
@@ -317,7 +318,7 @@ def make_plan(
             'norms. Set privacy.noise_source = "seeded" and leave privacy.adaptive_quantile out, or use another method.'
         )
     if parts:
-        _check_parts(config, parts)
+        check_parts(config, parts)
     if batch_clipping is not None and batch_clipping.calibration == "paper" and config.epsilon is not None:
         batch_size = max(sampler.expected_batch_size(size) for size in client_sizes)
         multipliers = published_noise(config, batch_clipping, channels, num_rounds, batch_size)
@@ -358,12 +359,17 @@ def _check_events(plan: PrivacyPlan) -> None:
             )
 
 
-def _check_parts(config: PrivacyConfig, parts: tuple[float, ...]) -> None:
-    """Refuse what the theorem of one release in parts does not cover."""
+def check_parts(config: PrivacyConfig, parts: tuple[float, ...]) -> None:
+    """Refuse what the theorem of one release in parts does not cover.
+
+    Raises:
+        PrivacyError: the parts are more than one release.
+        UnfitError: the settings are for methods with rounds.
+    """
     if min(parts) <= 0 or sum(parts) > 1 + 1e-12:
         raise PrivacyError(f"The parts of a release must be above 0 and sum to at most 1, got {parts}.")
     if config.privacy_unit != "example" or config.adaptive_quantile is not None:
-        raise PrivacyError(
+        raise UnfitError(
             "A release of class statistics protects examples and has fixed clip norms. Set privacy.privacy_unit = "
             '"example" and leave privacy.adaptive_quantile out.'
         )

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hushprompt.privacy.statements import AUDIENCES, beside_epsilon, noise_source_of, number, statement_lines
+from hushprompt.privacy.statements import AUDIENCES, beside_epsilon, clauses, noise_source_of, number, statement_lines
 from hushprompt.runs.records import ArmSummary
 from hushprompt.words import counted
 
@@ -98,7 +98,19 @@ def captions(arms: Sequence[ArmSummary], privacy: dict[str, Any]) -> list[str]:
         *lines,
         *means_over_some([("", arm) for arm in arms]),
         *stopped,
+        *_other_meanings(privacy["arms"], arms[-1].audience),
         *statement_lines(last),
         privacy["server"],
         privacy["several_arms"],
+    ]
+
+
+def _other_meanings(entries: Sequence[Mapping[str, Any]], audience: str) -> list[str]:
+    """Return the statements of arms whose epsilon means something else than the last one's, such as other sampling."""
+    due = clauses(audience, entries[-1]["audiences"].get(audience, {}))
+    return [
+        f"{entry['arm']}: for {AUDIENCES[audience]}: {guarantee['statement']}"
+        for entry in entries[:-1]
+        for guarantee in [entry["audiences"].get(audience, {})]
+        if 0 < number(guarantee.get("epsilon")) < math.inf and clauses(audience, guarantee) != due
     ]

@@ -15,7 +15,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from hushprompt import checks
-from hushprompt.errors import ConfigError
+from hushprompt.errors import UnfitError
 from hushprompt.statistics.metric import Metric
 from hushprompt.statistics.posterior import ClassPosterior, SharedMean
 
@@ -96,7 +96,7 @@ def make_head(
         logit_scale: of the backbone; without text the scale is chosen by the variances.
 
     Raises:
-        ConfigError: a text prior with a metric that no public text was fitted to: measured to be unsafe.
+        UnfitError: a text prior with a metric that no public text was fitted to: measured to be unsafe.
     """
     if text_features is None:
         return _head_without_text(metric, shared, posterior)
@@ -112,9 +112,9 @@ def make_head(
 
 
 def check_text_prior(metric: Metric) -> float:
-    """Return kappa of a metric; ConfigError where no public text was fitted to it, which was measured to be unsafe."""
+    """Return kappa of a metric; UnfitError where no public text was fitted to it, which was measured to be unsafe."""
     if metric.kappa is None:
-        raise ConfigError(
+        raise UnfitError(
             "This metric was made without class texts, so how far to trust text features is unknown, and guessing was "
             "measured to fall below zero-shot. Make the metric with the texts of its public classes, or run without a "
             'text prior: method.text_prior = false (with method.form = "head" or "embeddings").'

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from hushprompt.errors import ConfigError
+from hushprompt.errors import UnfitError
 from hushprompt.models.base import Model
 from hushprompt.statistics.metric import Metrics, fingerprint_of, read_metrics
 
@@ -21,7 +21,7 @@ def metrics_of(backbone: Model, where: str = "auto") -> Metrics:
         where: a file; "auto": what the package or the cache has.
 
     Raises:
-        ConfigError: there is none.
+        UnfitError: there is none.
         DataError: the file is damaged, or belongs to another backbone.
     """
     encoder = encoder_of(backbone)
@@ -31,7 +31,7 @@ def metrics_of(backbone: Model, where: str = "auto") -> Metrics:
         return read_metrics(SHIPPED, encoder)
     if cached_path(encoder).exists():
         return read_metrics(cached_path(encoder), encoder)
-    raise ConfigError(
+    raise UnfitError(
         "Class statistics need a public metric of the backbone, and this one has none. Make it from any labeled public "
         "images, of 100 classes or more with two images or more each, by `hushprompt features metric`. Plain distances "
         "instead would lose about 5 points of accuracy, and fall below zero-shot with little budget."
