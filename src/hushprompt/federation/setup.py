@@ -197,10 +197,11 @@ def with_fitting_references(config: RunConfig, load: Load | None = None) -> RunC
 def _check_fits(config: RunConfig, method: Method, backbone: Model | None) -> None:
     """Raise UnfitError if a method cannot have the run's settings or backbone."""
     release = method.first_release() if isinstance(method, StartsFromRelease) else None
-    for each in (method, release):
+    stages: list[Any] = [method] if release is None else [release, method]
+    for each in stages:
         if isinstance(each, OneRelease):
             _check_one_release(config, each)
-        if each is not None and backbone is not None:
+        if backbone is not None:
             check_needs(each, backbone)
 
 
