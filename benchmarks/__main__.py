@@ -1,6 +1,7 @@
 """All benchmarks, or some: `python -m benchmarks [SECTION ...] [--short] [--out FILE.json] [--docs]`.
 
 `python -m benchmarks real --root DIR` measures accuracy on real features instead; `--help` there says how.
+`python -m benchmarks ceilings` measures what the embedded features hold without privacy.
 
 Every section is a file of this folder and runs in a process of its own, one after another. README.md says what is in
 them and how they measure.
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import profiles, real
+from benchmarks import ceilings, profiles, real
 from benchmarks.measure import in_process, machine
 from benchmarks.rows import Result, screen, with_figures
 from benchmarks.sections import SECTIONS, measure
@@ -27,6 +28,9 @@ def main() -> None:
     """Measure, draw, write."""
     if sys.argv[1:2] == ["real"]:
         real.main(sys.argv[2:])
+        return
+    if sys.argv[1:2] == ["ceilings"]:
+        ceilings.main()
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"{', '.join(SECTIONS)}; none: all")

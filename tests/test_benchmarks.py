@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+import torch.nn.functional as F
 
 from hushprompt.federation.setup import assemble, load_model, make_partition
 from hushprompt.privacy.sampling import DisjointSampler
@@ -30,6 +32,21 @@ def test_every_section_has_a_title_and_rows(benchmark):
     for name in benchmark("sections").SECTIONS:
         assert benchmark(name).TITLE
         assert callable(benchmark(name).rows)
+
+
+def test_a_cache_of_features_scores_as_a_loop_over_its_entries(benchmark):
+    generator = torch.Generator().manual_seed(0)
+    features, images, texts = (
+        F.normalize(torch.randn(n, 5, generator=generator, dtype=torch.float64), dim=1) for n in (7, 4, 3)
+    )
+    labels = torch.tensor([0, 2, 2, 0, 2, 0, 0])  # nothing of class 1
+    found = benchmark("ceilings").Cache(features, labels, texts, 20.0).logits(images, alpha=3.0, beta=5.5)
+    for n, x in enumerate(images):
+        for c, text in enumerate(texts):
+            score = 20.0 * float(x @ text)
+            for f, label in zip(features, labels, strict=True):
+                score += 3.0 * float((-5.5 * (1 - x @ f)).exp()) * (int(label) == c)
+            assert float(found[n, c]) == pytest.approx(score)
 
 
 def test_a_case_of_the_scale_benchmark_runs(benchmark):
