@@ -104,6 +104,18 @@ def test_the_start_has_its_share_of_one_gaussian_release_of_the_whole_budget(sha
     assert arm.start.plan.sampler.description == "every example, once, no sampling"
 
 
+@pytest.mark.parametrize("relation", ["add_remove", "replace_one"])
+def test_beside_rounds_without_sampling_all_releases_are_one_gaussian(relation):
+    sampling = {"sampling": {"name": "disjoint", "steps_per_round": 2}}
+    values = {**values_of("promptfl", privacy={"epsilon": 4.0, "neighboring_relation": relation}), **sampling}
+    arm = plan_arms(configs.parse(values), SIZES)[-1]
+    precision = [one.plan.release_plan.noise_multipliers["global"] ** -2 for one in arm.stages]
+    mu = math.sqrt(precision[0] + 3 * precision[1]) * (1 if relation == "add_remove" else 2)
+    delta = norm.cdf(-4 / mu + mu / 2) - math.exp(4) * norm.cdf(-4 / mu - mu / 2)
+    assert DELTA * 0.999 < delta <= DELTA
+    assert precision[0] == pytest.approx(3 * precision[1], rel=1e-4), "half of the budget each"
+
+
 def test_without_a_start_nothing_is_beside_the_rounds():
     plain, started = arm_of(method={"start": "public"}), arm_of()
     assert plain.start is None

@@ -43,7 +43,7 @@ from hushprompt.federation.setup import (
     tell_findings,
 )
 from hushprompt.federation.training import Participants, RoundInfo, train
-from hushprompt.methods.base import NoState, Personal
+from hushprompt.methods.base import NoState, Personal, StartsFromRelease
 from hushprompt.privacy.metrics import MetricsPlan, RightAnswers
 from hushprompt.prompts.prompt_model import PromptModel
 from hushprompt.runs import checkpoint, ledger, manifest, records
@@ -171,7 +171,8 @@ class Trainer:
         state = State(shared, (personal,) * num_clients, arm.plan.release_plan.first_norms(num_clients))
         if progress.is_under_way:
             state = checkpoint.load_state(self.folder, state)
-        self._progress, stopped = progress, None
+        self._progress = progress
+        stopped: str | None = None
         if arm.start is not None and not progress.has_started:
             state, stopped = self._begin(arm, arm.start, state)
         if stopped is None:
@@ -180,6 +181,7 @@ class Trainer:
 
     def _begin(self, arm: Arm, start: Arm, state: State) -> tuple[State, str | None]:
         """Make the release that an arm starts from, and keep the state that follows: it is charged and made once."""
+        assert isinstance(arm.method, StartsFromRelease), "or it would have no start"
         books = StartBooks(self.ledger, self.folder, self._progress.records_size)
         shared, personal = start.method.init(self.federation.model, stream(self.config.seed, "init"))
         begun = State(shared, (personal,) * len(state.personal))

@@ -172,7 +172,7 @@ class SharedContextConfig(ContextConfig):
         """Return the release that the shared context starts from; None where it knows no data."""
         if self.start == "public":
             return None
-        form = "contexts" if self.is_class_specific else "shared_context"
+        form: Literal["contexts", "shared_context"] = "contexts" if self.is_class_specific else "shared_context"
         return ClassStatistics(form=form, metric=self.start_metric)
 
     def started(self, model: PromptModel, shared: StateT, release: ClassStatistics, released: ReleasedSums) -> StateT:

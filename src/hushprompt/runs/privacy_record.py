@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from hushprompt.methods.base import StartsFromRelease
 from hushprompt.privacy import statements
 from hushprompt.privacy.adaptive import COUNT_SLOPE, count_std
 from hushprompt.privacy.config import Channel
@@ -45,8 +46,8 @@ def privacy_record(
 
 
 def _arm(arm: Arm, accounts: Mapping[str, list[Account]]) -> dict[str, Any]:
-    """Return the entry of one arm, which has that of its start."""
-    releases, start = arm.plan.release_plan, arm.start
+    """Return the entry of one arm."""
+    releases = arm.plan.release_plan
     return {
         "arm": arm.label,
         "method": arm.method_name,
@@ -71,7 +72,7 @@ def _arm(arm: Arm, accounts: Mapping[str, list[Account]]) -> dict[str, Any]:
             str(audience): {**guarantee.to_json(), "statement": guarantee.statement()}
             for audience, guarantee in arm.plan.guarantees().items()
         },
-        **({} if start is None else {"start": {**_arm(start, accounts), "share": arm.method.start_share}}),
+        **_start(arm, accounts),
     }
 
 
@@ -97,6 +98,14 @@ def _one_release(plan: PrivacyPlan) -> str:
         accountant=held.accountant,
     )
     return f"{statements.ONE_RELEASE} {told}"
+
+
+def _start(arm: Arm, accounts: Mapping[str, list[Account]]) -> dict[str, Any]:
+    """Return the entry of the release that an arm starts from, where it does."""
+    if arm.start is None:
+        return {}
+    assert isinstance(arm.method, StartsFromRelease), "or it would have no start"
+    return {"start": {**_arm(arm.start, accounts), "share": arm.method.start_share}}
 
 
 def _evaluation_images(metrics: MetricsPlan, num_released: int | None) -> dict[str, Any]:
