@@ -107,7 +107,8 @@ def test_the_start_has_its_share_of_one_gaussian_release_of_the_whole_budget(sha
 @pytest.mark.parametrize("relation", ["add_remove", "replace_one"])
 def test_beside_rounds_without_sampling_all_releases_are_one_gaussian(relation):
     sampling = {"sampling": {"name": "disjoint", "steps_per_round": 2}}
-    values = {**values_of("promptfl", privacy={"epsilon": 4.0, "neighboring_relation": relation}), **sampling}
+    half = {"method": {"start_share": 0.5}, "privacy": {"epsilon": 4.0, "neighboring_relation": relation}}
+    values = {**values_of("promptfl", **half), **sampling}
     arm = plan_arms(configs.parse(values), SIZES)[-1]
     precision = [one.plan.release_plan.noise_multipliers["global"] ** -2 for one in arm.stages]
     mu = math.sqrt(precision[0] + 3 * precision[1]) * (1 if relation == "add_remove" else 2)
@@ -249,7 +250,7 @@ def test_the_start_is_charged_before_it_is_made_and_all_say_so(tmp_path, monkeyp
         assert beside in held["statement"]
         assert "Poisson sampling with probability 0.5" in held["statement"]
         assert entry["start"]["audiences"][who]["epsilon"] < rounds[0].epsilon[who] < held["epsilon"] <= 8.0
-    assert entry["start"]["share"] == 0.5
+    assert entry["start"]["share"] == 0.8
     assert entry["start"]["clients"][0]["num_rounds"] == 1
     record, *_ = lines_of(folder, "records.jsonl")
     assert (record["arm"], record["local"]) == (first["arm"], None)
@@ -345,7 +346,7 @@ def test_a_secret_start_is_kept_and_not_made_again(tmp_path, monkeypatch):
 
 
 def test_a_secret_start_that_was_lost_is_made_again_charged_again_and_told(tmp_path, monkeypatch):
-    values = values_of(privacy={"noise_source": "secure"})
+    values = values_of(privacy={"noise_source": "secure"}, method={"start_share": 0.4})
     with monkeypatch.context() as patch:
         kill_at(patch, ClassStatistics, "fitted", {0})
         with pytest.raises(KeyboardInterrupt):

@@ -154,7 +154,7 @@ class SharedContextConfig(ContextConfig):
     start: Literal["public", "class_statistics"] = "public"
     """Where the shared context starts: "public", as init_words and init_std say; or "class_statistics", fitted to a
     private release of class statistics, which is made once, of every example, before the first round."""
-    start_share: float = 0.5
+    start_share: float = 0.8
     """Share of the budget (of 1/z^2) that the release of class statistics gets, in (0, 1)."""
     start_metric: str = "auto"
     """File of the backbone's public metric, as `metric` of class_statistics."""
