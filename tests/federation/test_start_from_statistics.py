@@ -345,6 +345,16 @@ def test_a_secret_start_is_kept_and_not_made_again(tmp_path, monkeypatch):
     assert not verified(values, folder).differences
 
 
+def test_a_secret_start_that_was_lost_and_had_most_of_the_budget_ends_the_run(tmp_path, monkeypatch):
+    values = values_of(privacy={"noise_source": "secure"})
+    with monkeypatch.context() as patch:
+        kill_at(patch, ClassStatistics, "fitted", {0})
+        with pytest.raises(KeyboardInterrupt):
+            run_with(values, tmp_path)
+    with pytest.raises(ResumeError, match="Nothing of dp_fpl, epsilon 8, start was published"):
+        run_with(values, tmp_path)
+
+
 def test_a_secret_start_that_was_lost_is_made_again_charged_again_and_told(tmp_path, monkeypatch):
     values = values_of(privacy={"noise_source": "secure"}, method={"start_share": 0.4})
     with monkeypatch.context() as patch:

@@ -205,13 +205,7 @@ class Trainer:
             ResumeError: the budget was spent on a first round that was lost, so there is nothing to publish.
         """
         self._start = time.perf_counter()
-        was_begun = self.ledger.of(arm.label).num_rounds > 0
-        stopped = self.ledger.charge(arm, round_index, arm.cohorts[round_index].tolist())
-        if stopped is not None and was_begun and round_index == 0:
-            raise ResumeError(
-                f"{stopped}. Nothing of {arm.label} was published, and its budget is spent. A new run, in a new "
-                "folder, spends another one on the same data, and the two add up."
-            )
+        stopped = charge(self.ledger, arm, round_index)
         if stopped is None:  # accounted for beside the round
             self._epsilons = self.pool.submit(epsilons, self.ledger.begun(arm), self.ledger.of(arm.label).most_rounds)
         return stopped
@@ -416,7 +410,7 @@ class StartBooks:
 
     def charge(self, arm: Arm, round_index: int) -> str | None:
         """Charge the release, on disk before this returns; or say why the budget forbids it."""
-        return self.ledger.charge(arm, round_index, arm.cohorts[round_index].tolist())
+        return charge(self.ledger, arm, round_index)
 
     def score(self, arm: Arm, state: State, info: RoundInfo) -> None:
         """Score nothing: what starts from the release is no state of its method."""
@@ -426,6 +420,22 @@ class StartBooks:
         epsilon = epsilons(arm, self.ledger.of(arm.label).most_rounds)
         record = info.record(arm, scores, time.perf_counter() - self.start, epsilon)
         self.records_size = records.append_record(self.folder / "records.jsonl", record)
+
+
+def charge(ledger: LedgerFile, arm: Arm, round_index: int) -> str | None:
+    """Charge a round to the ledger, on disk before this returns; or say why the budget forbids it.
+
+    Raises:
+        ResumeError: the budget was spent on a first round that was lost, so there is nothing to publish.
+    """
+    was_begun = ledger.of(arm.label).num_rounds > 0
+    stopped = ledger.charge(arm, round_index, arm.cohorts[round_index].tolist())
+    if stopped is not None and was_begun and round_index == 0:
+        raise ResumeError(
+            f"{stopped}. Nothing of {arm.label} was published, and its budget is spent. A new run, in a new folder, "
+            "spends another one on the same data, and the two add up."
+        )
+    return stopped
 
 
 def epsilons(arm: Arm, num_rounds: int) -> dict[str, float]:
