@@ -34,7 +34,7 @@ def build(cls: type[Any], values: Any, path: str) -> Any:
     """Build the dataclass `cls` from a table; errors name the dotted path of the wrong key."""
     if not isinstance(values, Mapping):
         raise ConfigError(f"{path} must be a table of settings, got {values!r}.")
-    hints = _hints(cls)
+    hints = _hints(cls)  # type: ignore[arg-type]  # classes are hashable
     values = _without_removed(path, values)
     refuse_unknown(path, values, {f.name for f in dataclasses.fields(cls)})
     converted = {key: convert(f"{path}.{key}", value, hints[key]) for key, value in values.items()}

@@ -84,7 +84,7 @@ class Agreement(Offer):
         num_first = len(self.clients) - self.num_late
         kept = [at for at, name in enumerate(self.clients) if at < num_first or name in late]
         sets = tuple(self.client_classes[at] for at in kept) if self.client_classes else ()
-        clients, sizes = (tuple(each[at] for at in kept) for each in (self.clients, self.sizes))
+        clients, sizes = tuple(self.clients[at] for at in kept), tuple(self.sizes[at] for at in kept)
         num_late = len(kept) - num_first
         return dataclasses.replace(
             self, clients=clients, sizes=sizes, client_classes=sets if any(sets) else (), num_late=num_late

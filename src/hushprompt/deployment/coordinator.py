@@ -248,7 +248,7 @@ class Coordinator:
         at = {"round": 0, "step": arm.plan.sampler.steps_per_round - 1}
         tensors = wire.request_tensors(arm.method, shared, wire.payload_kind_of(arm, steps))
         request = Envelope("turn", {**self._names(own), **at}, tensors)
-        node, report = self.enrollment.members[name].node, functools.partial(self._report, **at)
+        node, report = self.enrollment.members[name].node, functools.partial(self._report, round=0, step=at["step"])
         responses = Responses(own, shared, None, request, {node: name}, steps, report)
         most = request.num_bytes * 2 + MAX_ANSWER_BYTES
         for which, answer in self.transport.ask({node: request}, self.config.federation.round_deadline_s, most):

@@ -157,7 +157,7 @@ def from_json(cls: type[T], values: Any) -> T:
     Spent(epsilon=inf)
     """
     if isinstance(values, Mapping):
-        numbers = _numbers(cls)
+        numbers = _numbers(cls)  # type: ignore[arg-type]  # classes are hashable
         values = {
             key: math.nan if value is None and key in numbers else value for key, value in renamed(values).items()
         }
