@@ -23,8 +23,9 @@ from torch import Tensor
 
 from hushprompt import files
 from hushprompt.privacy.accounting import calibrate
-from hushprompt.privacy.clipping import clipped_class_sums
+from hushprompt.privacy.clipping import clipped_class_sums, clipped_gram
 from hushprompt.privacy.noise import add_gaussian
+from hushprompt.statistics.covariance import own_precision
 from hushprompt.statistics.head import Head, make_head
 from hushprompt.statistics.metric import Metric, Metrics, choose_rank, make_metrics
 from hushprompt.statistics.posterior import SharedMean, class_posterior, shared_mean
@@ -155,20 +156,27 @@ class Fitted:
 
 
 def release(
-    task: Task, texts: Tensor | None, clients: Sequence[Client], noise_multiplier: float, seed: int, place: Place
+    task: Task,
+    texts: Tensor | None,
+    clients: Sequence[Client],
+    noise_multiplier: float,
+    seed: int,
+    place: Place,
+    covariance_share: float = 0.0,
 ) -> Fitted:
-    """Run both releases and the post-processing."""
+    """Run all releases and the post-processing."""
     rng = np.random.default_rng([seed, 2])
     sizes = [len(client.images) for client in clients]
     counts, holders = expected(sizes, [client.classes for client in clients], task.num_classes)
     drawn = holders if place == "clients" else holders.clamp(max=1)
     metric = task.metrics.at(choose_rank(float(counts.mean()), noise_multiplier, float(drawn.mean())))
-    of_mean, of_classes = split_noise(noise_multiplier)
+    of_mean, of_classes = split_noise(noise_multiplier / (1 - covariance_share) ** 0.5)
     own = np.concatenate([client.images for client in clients])
     features, labels = task.train.features[own], task.train.labels[own]
     rows = mean_rows(features, metric)
     total = clipped_class_sums(rows, torch.zeros_like(labels), 1, metric.clip_mean).value[0]
-    std = of_mean * metric.clip_mean * (len(clients) if place == "clients" else 1) ** 0.5
+    num_draws = len(clients) if place == "clients" else 1
+    std = of_mean * metric.clip_mean * num_draws**0.5
     shared = shared_mean(add_gaussian(total, std, rng), len(own), std, metric)
     directions = None if texts is None else metric.texts(texts)
     guess = None if texts is None else text_guess(texts, metric)
@@ -177,7 +185,15 @@ def release(
     stds = of_classes * metric.clip_residual * drawn.sqrt()
     sums = sums + add_gaussian(torch.zeros_like(sums), 1.0, rng) * stds[:, None]
     posterior = class_posterior(sums, stds, counts, metric, shared, directions)
-    return Fitted(make_head(metric, shared, posterior, texts, LOGIT_SCALE), metric, shared)
+    precision = None
+    if covariance_share:
+        centers = posterior.estimate if guess is None else guess + posterior.estimate
+        area = metric.clip_residual**2
+        rows = residual_rows(features, labels, metric, shared.value, centers) / metric.clip_residual
+        std = noise_multiplier * area * (num_draws / covariance_share) ** 0.5
+        gram = add_gaussian(area * clipped_gram(rows, 1.0).value, std, rng)
+        precision = own_precision(gram, len(own), std, float(metric.within.mean()))
+    return Fitted(make_head(metric, shared, posterior, texts, LOGIT_SCALE, precision), metric, shared)
 
 
 def dirichlet(task: Task, seed: int, num_clients: int = 25, alpha: float = 0.3) -> list[np.ndarray]:
@@ -203,10 +219,16 @@ def accuracy(task: Task, score: Callable[[Tensor | None, Images], Tensor]) -> fl
     return 100 * float(torch.cat(right).double().mean())
 
 
-def of_head(task: Task, clients: Sequence[Client], epsilon: float, seed: int, place: Place = "clients") -> float:
-    """Return the accuracy of the head, the same for all clients."""
+def of_head(
+    task: Task, clients: Sequence[Client], epsilon: float, seed: int, place: Place = "clients", share: float = 0.0
+) -> float:
+    """Return the accuracy of the head, the same for all clients; `share` of the release goes to the covariance."""
     z = multiplier(epsilon)
-    return accuracy(task, lambda texts, test: release(task, texts, clients, z, seed, place).head.logits(test.features))
+
+    def score(texts: Tensor | None, test: Images) -> Tensor:
+        return release(task, texts, clients, z, seed, place, share).head.logits(test.features)
+
+    return accuracy(task, score)
 
 
 def with_prior(task: Task, epsilon: float, seed: int) -> tuple[float, float]:
@@ -324,6 +346,10 @@ def measure(task: Task, is_short: bool) -> dict[str, Any]:
     found["unit norm"] = {f"{e:g}": [unit_norm(task, e, s) for s in seeds] for e in (2.0, 8.0)}
     found["class prior, local and neighbor"] = {"2": [with_prior(task, 2.0, s) for s in seeds]}
     found["Dirichlet 0.3, 25 clients"] = {"2": [spread_over_clients(task, 2.0, s) for s in seeds]}
+    for share in (0.0, 0.1):
+        found[f"share of the covariance {share:g}, noise on the sum"] = {
+            f"{e:g}": [of_head(task, disjoint(task, s), e, s, "sum", share) for s in seeds] for e in (2.0, 4.0, 8.0)
+        }
     if not is_short:
         found["rivals"] = {f"{e:g}": rivals(task, e) for e in (0.4, 2.0, 8.0)}
     return found

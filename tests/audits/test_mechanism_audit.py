@@ -244,12 +244,12 @@ def of_class_sums(epsilon, **privacy):
     config = PrivacyConfig(noise_source="seeded", epsilon=epsilon, delta=1e-5, audience=Audience.PUBLIC, **privacy)
     return make_plan(
         config,
-        EveryExample(steps_per_round=len(ClassStatistics.parts)),
+        EveryExample(steps_per_round=len(ClassStatistics().parts)),
         channels=ClassStatistics.channels,
         num_rounds=1,
         client_sizes=[500],
         mechanism=ClassStatistics.mechanism,
-        parts=ClassStatistics.parts,
+        parts=ClassStatistics().parts,
     )
 
 

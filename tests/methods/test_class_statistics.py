@@ -63,11 +63,11 @@ def verified(values, folder):
 
 
 def after_both(method, model, batch, make_mechanism, noise=0.0, **given):
-    """The shared state after both messages, and what was uploaded."""
+    """The shared state after all messages, and what was uploaded."""
     shared, personal = method.init(model, np.random.default_rng(0))
-    uploads = []
-    for step in range(2):
-        tools = [make_mechanism(method.channels, who, noise=noise, step=step, **HOW, **given) for who in Channel]
+    uploads, how = [], {**HOW, "parts": method.parts}
+    for step in range(len(method.parts)):
+        tools = [make_mechanism(method.channels, who, noise=noise, step=step, **how, **given) for who in Channel]
         local, server = tools[list(Channel).index(Channel.LOCAL)], tools[list(Channel).index(Channel.GLOBAL)]
         upload, personal, _ = method.client_step(model, shared, personal, batch, local, np.random.default_rng(1))
         uploads.append(upload.shared_grad)
@@ -149,12 +149,13 @@ def test_each_image_enters_each_message_once(model, batch, make_mechanism):
     torch.testing.assert_close(second.value.double(), by_hand[1], rtol=1e-4, atol=1e-5)
 
 
-def test_an_image_moves_no_message_through_the_mean_of_others(model, batch, make_mechanism):
+@pytest.mark.parametrize("stage", [1, 2])
+def test_an_image_moves_no_message_through_the_mean_of_others(model, batch, make_mechanism, stage):
     """Residuals are taken from what was released: other data behind the same release change no residual."""
-    method = statistics_of()
+    method = statistics_of(covariance_share=0.1)
     shared, personal = method.init(model, np.random.default_rng(0))
-    released = ReleasedSums(torch.ones_like(shared.sums), torch.tensor(1))
-    tool = make_mechanism(method.channels, Channel.LOCAL, step=1, **HOW)
+    released = ReleasedSums(torch.ones_like(shared.sums), torch.tensor(stage))
+    tool = make_mechanism(method.channels, Channel.LOCAL, step=stage, **{**HOW, "parts": method.parts})
     one = Batch(batch.image_features[:1], batch.labels[:1])
     alone = method.client_step(model, released, personal, one, tool, np.random.default_rng(1))[0].shared_grad.value
     among = method.client_step(model, released, personal, batch, tool, np.random.default_rng(1))[0].shared_grad.value
@@ -163,10 +164,63 @@ def test_an_image_moves_no_message_through_the_mean_of_others(model, batch, make
     torch.testing.assert_close(alone, among - others, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("clip_norm", [0.02, 3.0])
+def test_the_squares_are_of_what_released_class_means_leave_and_one_example_moves_them_by_its_part(
+    model, batch, make_mechanism, clip_norm
+):
+    """An image at a time, from a state that says something of every class."""
+    method = statistics_of(clip_norm=clip_norm, covariance_share=0.3)
+    shared, personal = method.init(model, np.random.default_rng(0))
+    normal = torch.randn(shared.sums.shape, generator=torch.Generator().manual_seed(1))
+    shared, ground = ReleasedSums(normal, torch.tensor(2)), method._ground(model)
+    how = {**HOW, "parts": method.parts, "clip_norm": clip_norm}
+    tool = make_mechanism(method.channels, Channel.LOCAL, step=2, **how)
+
+    def gram(keep):
+        some = Batch(batch.image_features[keep], batch.labels[keep])
+        return method.client_step(model, shared, personal, some, tool, np.random.default_rng(1))[0].shared_grad
+
+    whole, rank = gram(torch.arange(7)), ground.metric.rank
+    assert whole.sensitivity == pytest.approx(clip_norm * 0.3**0.5)
+    assert whole.rows_released.tolist() == [False] * 6 + [True] * rank
+    means = ground.guess + method._found(model, shared).posterior.estimate + method._mean(ground, shared).value
+    by_hand = torch.zeros(rank, rank, dtype=torch.float64)
+    for place, (x, label) in enumerate(zip(batch.image_features, batch.labels, strict=True)):
+        row = (mean_rows(x[None], ground.metric)[0] - means[label]) / ground.radii[2]
+        row = row * min(1.0, 1 / float(row.norm()))
+        by_hand += whole.sensitivity * torch.outer(row, row)
+        moved = whole.value - gram(torch.arange(7) != place).value
+        assert 0 < moved.norm() <= whole.sensitivity * (1 + 1e-9)
+    torch.testing.assert_close(whole.value[6:].double(), by_hand, rtol=1e-4, atol=1e-6)
+    assert not whole.value[:6].any()
+
+
+@pytest.mark.parametrize("noise_at", ["server", "client"])
+def test_three_messages_are_one_release_with_noise_in_every_part(tmp_path, monkeypatch, noise_at):
+    releases = hear_releases(monkeypatch)
+    values = values_of(privacy={"noise_at": noise_at}, method={"covariance_share": 0.1})
+    folder = run_with(values, tmp_path)[0]
+    assert {step for step, _ in releases} == {0, 1, 2}
+    rank = releases[0][1].shape[1]
+    assert all(bool((noise[-rank:] != 0).all()) == (step == 2) or noise_at == "server" for step, noise in releases)
+    config = configs.parse(values)
+    arm = plan_arms(config, [24, 24, 24], declared_classes(config, NAMES[:6]))[-1]
+    plan = arm.plan
+    assert not arm.method.takes_late, "what a late client sends last would be no sum of its classes"
+    (part,) = plan.composed(config.privacy.audience)
+    assert (part.num_steps, part.noise_multiplier, part.sampling_prob) == (1, NOISE, 1.0)
+    statement = json.loads((folder / "privacy.json").read_text())["arms"][0]["audiences"]["public"]["statement"]
+    assert "every example, once, no sampling, in 3 messages, 1 release" in statement
+    steps = [plan.release_plan.exact_sensitivity(Channel.GLOBAL, step=step) for step in range(3)]
+    assert sum(one**2 for one in steps) == pytest.approx(1.0)
+    assert not verified(values, folder).differences
+
+
+@pytest.mark.parametrize("covariance_share", [0.0, 0.1])
 @pytest.mark.parametrize("form", ["head", "embeddings"])
 @pytest.mark.parametrize("noise", [None, 1e7])
-def test_without_information_it_is_zero_shot(model, batch, make_mechanism, form, noise):
-    method = statistics_of(noise=noise or 1.0, form=form)
+def test_without_information_it_is_zero_shot(model, batch, make_mechanism, form, noise, covariance_share):
+    method = statistics_of(noise=noise or 1.0, form=form, covariance_share=covariance_share)
     shared, personal = method.init(model, np.random.default_rng(0))
     if noise is not None:
         shared, personal, _ = after_both(method, model, batch, make_mechanism, noise)
@@ -206,6 +260,19 @@ def test_an_image_of_a_class_that_was_declared_absent_enters_the_mean_alone(mode
     assert classes.value[1:5].any()
     assert not classes.value[5].any()
     assert torch.equal(mean.value, after_both(statistics_of(), model, batch, make_mechanism)[2][0].value)
+    kept = batch.labels != 4
+    fewer = dataclasses.replace(declared, image_features=batch.image_features[kept], labels=batch.labels[kept])
+    method = statistics_of(classes=[(0, 1, 2, 3)], covariance_share=0.1)
+    known, personal, _ = after_both(method, model, declared, make_mechanism)
+    known = dataclasses.replace(known, stage=torch.tensor(2))
+    how = {**HOW, "parts": method.parts}
+    mechanism = make_mechanism(method.channels, Channel.LOCAL, step=2, **how)
+    squares = [
+        method.client_step(model, known, personal, some, mechanism, np.random.default_rng(1))[0].shared_grad.value
+        for some in (declared, fewer)
+    ]
+    assert torch.equal(*squares)
+    assert squares[0].any()
 
 
 @pytest.mark.parametrize("noise_at", ["client", "server"])

@@ -17,6 +17,7 @@ from pathlib import Path
 import dp_accounting
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from hushprompt import files
 from hushprompt.deployment import policy
@@ -1103,6 +1104,7 @@ ALL_PARTS = "test_the_parts_of_a_release_are_together_no_more_than_the_whole"
     "residuals are taken from the mean of the client's own images, without noise",
     STATISTICS,
     "test_an_image_moves_no_message_through_the_mean_of_others",
+    stage=1,
 )
 def anchored_by_the_private_mean(patch):
     true = sums.residual_rows
@@ -1111,6 +1113,25 @@ def anchored_by_the_private_mean(patch):
         return true(features, labels, metric, sums.mean_rows(features, metric).mean(dim=0), guess)
 
     everywhere(patch, true, residual_rows)
+
+
+@mutant(
+    "the squares of the third message are taken around the client's own class means, without noise",
+    STATISTICS,
+    "test_an_image_moves_no_message_through_the_mean_of_others",
+    stage=2,
+)
+def squares_around_private_means(patch):
+    def make(true):
+        def clip_in_classes(self, channel, rows):
+            one_hot = F.one_hot(rows.labels).double()
+            means = one_hot.T @ rows.values / one_hot.sum(dim=0).clamp(min=1)[:, None]
+            values = rows.values - means[rows.labels] if rows.squares else rows.values
+            return true(self, channel, dataclasses.replace(rows, values=values))
+
+        return clip_in_classes
+
+    around(patch, ClassSumsMechanism, "clip_in_classes", make)
 
 
 @mutant("sums of classes are divided by true counts", STATISTICS, "test_each_image_enters_each_message_once")

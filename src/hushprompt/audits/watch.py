@@ -253,8 +253,8 @@ class ClippedRows(WrappedMechanism):
     def clip_in_classes(self, channel: Channel, rows: ClassRows) -> ClippedSum:
         """Keep what each example alone would add to the sums, and clip."""
         alone = [
-            self.inner.clip_in_classes(channel, ClassRows(*example, rows.is_public)).value.flatten()
-            for example in zip(rows.values.split(1), rows.labels.split(1), strict=True)
+            self.inner.clip_in_classes(channel, dataclasses.replace(rows, values=value, labels=label)).value.flatten()
+            for value, label in zip(rows.values.split(1), rows.labels.split(1), strict=True)
         ]
         self._keep(channel, torch.stack(alone) / self.clip_norms[channel])
         return self.inner.clip_in_classes(channel, rows)

@@ -2,7 +2,8 @@
 
 Source: ours; docs/methods/class-statistics.md has formulas, theorem, traps, and what is from whom. A client sends two
 messages: the sum of all its images in a public metric, and, once the shared mean is known, the sum of each class's
-residuals. Together they are one Gaussian mechanism (`privacy/mechanisms/class_sums.py`). All else is post-processing.
+residuals; on request a third one, the squares of what class means leave of them. Together they are one Gaussian
+mechanism (`privacy/mechanisms/class_sums.py`). All else is post-processing.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from hushprompt.prompts.layout import NamePosition
 from hushprompt.prompts.prompt_model import PromptModel
 from hushprompt.registry import METHODS
 from hushprompt.statistics.contexts import EstimatedClasses, fit_class_contexts, fit_shared_context
+from hushprompt.statistics.covariance import own_precision
 from hushprompt.statistics.head import Head, check_text_prior, make_head, prompt_embeddings
 from hushprompt.statistics.metric import Metric, choose_rank
 from hushprompt.statistics.metric_files import metrics_of
@@ -59,9 +61,9 @@ class _Ground:
     """Of those who were there from the start alone."""
 
     @property
-    def radii(self) -> tuple[float, float]:
+    def radii(self) -> tuple[float, float, float]:
         """Bounds of a row of each message."""
-        return self.metric.clip_mean, self.metric.clip_residual
+        return self.metric.clip_mean, self.metric.clip_residual, self.metric.clip_residual
 
 
 class _Found(NamedTuple):
@@ -123,7 +125,6 @@ class ClassStatistics(OneReleaseHead):
 
     title: ClassVar[str] = "Class statistics"
     mechanism: ClassVar[str] = "class_sums"
-    parts: ClassVar[tuple[float, ...]] = (MEAN_SHARE, 1 - MEAN_SHARE)
 
     form: Literal["head", "embeddings", "contexts", "shared_context"] = "head"
     """What images are scored with: a weight and a bias a class; unit-norm class embeddings, as a text tower makes them;
@@ -138,6 +139,10 @@ class ClassStatistics(OneReleaseHead):
     class_prior: float = 1.0
     """Odds of a class that the client is declared to have against one of the others, in the client's own prompt. Above
     1 needs client classes that are public, as with partition.name = "disjoint_classes"."""
+    covariance_share: float = 0.0
+    """Share of the release, as 1 / noise multiplier^2, for a third message: how the task's own images spread within
+    classes, which the metric has from public images alone. 0: no such message. 0.1 pays at epsilon 8 where the
+    noise is added once on the sum."""
     _known: ClassVar[_Memo]
     """Set by `of_task`."""
 
@@ -145,11 +150,23 @@ class ClassStatistics(OneReleaseHead):
         """Check the fields."""
         checks.positive(class_prior=self.class_prior)
         checks.finite(class_prior=self.class_prior)
+        checks.in_range(0.0, 0.9, covariance_share=self.covariance_share)
         if self.form in CONTEXT_FORMS and not self.text_prior:
             raise ConfigError(
                 f'method.form = "{self.form}" fits contexts to embeddings near the class texts, so it needs '
                 'method.text_prior = true. Without a text prior use method.form = "head" or "embeddings".'
             )
+
+    @property
+    def takes_late(self) -> bool:  # type: ignore[override]
+        """Whether a client may join after the release: not where its last part is no sum of classes."""
+        return not self.covariance_share
+
+    @property
+    def parts(self) -> tuple[float, ...]:
+        """Shares of the messages."""
+        left = 1 - self.covariance_share
+        return (MEAN_SHARE * left, (1 - MEAN_SHARE) * left, *[self.covariance_share] * (self.covariance_share > 0))
 
     @property
     def needs_text(self) -> TextKind:
@@ -178,9 +195,11 @@ class ClassStatistics(OneReleaseHead):
         return bound
 
     def init(self, model: PromptModel, rng: np.random.Generator) -> tuple[ReleasedSums, OwnClasses]:
-        """Return a state without any release: a row for all images, then one of residuals for each class."""
+        """Return a state without any release: a row for all images, one of residuals for each class, a Gram matrix."""
         none = torch.zeros(model.num_classes, dtype=torch.bool, device=model.device)
-        return self.before_release(model, model.num_classes + 1, self._ground(model).metric.rank), OwnClasses(none)
+        rank = self._ground(model).metric.rank
+        num_rows = 1 + model.num_classes + (rank if self.covariance_share else 0)
+        return self.before_release(model, num_rows, rank), OwnClasses(none)
 
     def client_step(
         self,
@@ -191,24 +210,29 @@ class ClassStatistics(OneReleaseHead):
         mechanism: Mechanism,
         rng: np.random.Generator,
     ) -> tuple[Upload, OwnClasses, StepInfo]:
-        """Sum all images, or, with the shared mean known, the residuals of each class."""
+        """Sum all images, then the residuals of each class, then the squares of what class means leave of them."""
         ground, stage = self._ground(model), int(shared.stage)
         features, labels = batch.image_features.cpu(), batch.labels.cpu()
         is_own = own_classes(batch, model.num_classes)
+        is_public = torch.zeros(len(shared.sums), dtype=torch.bool)
+        is_public[self.rows_of(stage, shared.sums.shape)] = is_own if stage == 1 else True
         if stage == 0:
             values, rows = mean_rows(features, ground.metric), torch.zeros_like(labels)
-            is_public = torch.arange(model.num_classes + 1) == 0
         else:
-            mean = self._mean(ground, shared).value
-            values, rows = residual_rows(features, labels, ground.metric, mean, ground.guess), labels + 1
-            is_public = torch.cat([torch.tensor([False]), is_own])
-        summed = mechanism.clip_in_classes(Channel.GLOBAL, ClassRows(values / ground.radii[stage], rows, is_public))
+            centers, mean = ground.guess, self._mean(ground, shared).value
+            if stage == 2:  # what was released of the classes: their estimated means
+                learned = self._found(model, shared).posterior.estimate
+                centers = learned if centers is None else centers + learned
+            values, rows = residual_rows(features, labels, ground.metric, mean, centers), labels + 1
+            values = values * is_own[labels, None]  # images of other classes entered the mean alone
+        sent = ClassRows(values / ground.radii[stage], rows, is_public, squares=stage == 2)
         own = OwnClasses((is_own & (batch.classes is not None)).to(model.device))
-        return Upload(summed), own, StepInfo(math.nan)
+        return Upload(mechanism.clip_in_classes(Channel.GLOBAL, sent)), own, StepInfo(math.nan)
 
-    def num_first_rows(self, sums: Float[Tensor, "rows r"]) -> int:
-        """The sum of all images comes first."""
-        return 1
+    def rows_of(self, stage: int, shape: torch.Size) -> slice:
+        """The sum of all images comes first, then those of the classes, then the squares, [r, r]."""
+        ends = (0, 1, shape[0] - (shape[1] if self.covariance_share else 0), shape[0])
+        return slice(ends[stage], ends[stage + 1])
 
     def public_file(self, model: PromptModel, shared: ReleasedSums) -> Published:
         """Return the classifier, or contexts and what they give."""
@@ -276,21 +300,38 @@ class ClassStatistics(OneReleaseHead):
         counts, holders = ground.expected
         draws = holders if self._of.noise_at == "client" else 1 + holders - ground.first.holders
         std = self._noise_std(ground, 1) * draws.sqrt()
-        sums = shared.sums[1:].cpu().double() * ground.metric.clip_residual
-        if int(shared.stage) < len(self.parts):  # nothing is known of a class yet
+        sums = shared.sums[self.rows_of(1, shared.sums.shape)].cpu().double() * ground.metric.clip_residual
+        if int(shared.stage) < 2:  # nothing is known of a class yet
             counts = torch.zeros_like(counts)
         texts = None if ground.texts is None else ground.metric.texts(ground.texts)
         posterior = class_posterior(sums, std, counts, ground.metric, mean, texts)
-        return _Found(mean, posterior, make_head(ground.metric, mean, posterior, ground.texts, model.logit_scale))
+        precision = self._precision(ground, shared)
+        head = make_head(ground.metric, mean, posterior, ground.texts, model.logit_scale, precision)
+        return _Found(mean, posterior, head)
+
+    def _precision(self, ground: _Ground, shared: ReleasedSums) -> Float[Tensor, "r r"] | None:
+        """Return what the third message says of the spread within classes; None before it, or without one."""
+        task, area = self._of, ground.metric.clip_residual**2
+        if int(shared.stage) < 3:
+            return None
+        gram = shared.sums[self.rows_of(2, shared.sums.shape)].cpu().double() * area
+        std = task.noise_multiplier * area * math.sqrt(self._num_draws / self.parts[2])
+        return own_precision(gram, sum(task.first.client_sizes), std, float(ground.metric.within.mean()))
+
+    @property
+    def _num_draws(self) -> int:
+        """Noises that are in a sum over all clients."""
+        return len(self._of.first.client_sizes) if self._of.noise_at == "client" else 1
 
     def _mean(self, ground: _Ground, shared: ReleasedSums) -> SharedMean:
         """Return the shared mean that the first message gives."""
         task, metric = self._of.first, ground.metric
-        num_draws = len(task.client_sizes) if task.noise_at == "client" else 1
         if int(shared.stage) == 0:
             return shared_mean(torch.zeros(metric.rank, dtype=torch.float64), 1.0, 1.0, metric)
         total = shared.sums[0].cpu().double() * metric.clip_mean
-        return shared_mean(total, sum(task.client_sizes), self._noise_std(ground, 0) * math.sqrt(num_draws), metric)
+        return shared_mean(
+            total, sum(task.client_sizes), self._noise_std(ground, 0) * math.sqrt(self._num_draws), metric
+        )
 
     def _noise_std(self, ground: _Ground, stage: int) -> float:
         """Return the standard deviation of one party's noise in a message, in the metric's units."""

@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float64
 from torch import Tensor
 
 from hushprompt import checks
@@ -68,9 +68,9 @@ class LeastSquares(OneReleaseHead):
         width = model.backbone.feature_dim
         return self.before_release(model, width + model.num_classes, width), NoState()
 
-    def num_first_rows(self, sums: Float[Tensor, "rows r"]) -> int:
-        """The Gram matrix comes first."""
-        return sums.shape[1]
+    def rows_of(self, stage: int, shape: torch.Size) -> slice:
+        """The Gram matrix [d, d] comes first."""
+        return slice(shape[1]) if stage == 0 else slice(shape[1], None)
 
     def head(self, model: PromptModel, shared: ReleasedSums) -> Head:
         """Return W = (Y^T X + lambda W0) (X^T X + lambda)^-1, with the Gram matrix made symmetric and non-negative."""

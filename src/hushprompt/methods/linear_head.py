@@ -71,7 +71,7 @@ class ReleasedSums:
 
 @dataclass(frozen=True, kw_only=True)
 class OneReleaseHead(LinearHead):
-    """A linear head that follows from one release of every example, in one message or two."""
+    """A linear head that follows from one release of every example, in one message or several."""
 
     payload: ClassVar[tuple[str, ...]] = ("sums", "stage")
     takes_late: ClassVar[bool] = True
@@ -93,9 +93,9 @@ class OneReleaseHead(LinearHead):
         """Return a state without any release."""
         return ReleasedSums(torch.zeros(num_rows, width, device=model.device), torch.tensor(0, device=model.device))
 
-    def num_first_rows(self, sums: Float[Tensor, "rows r"]) -> int:
-        """Return how many rows the first message fills; all, where it is the only one."""
-        return len(sums)
+    def rows_of(self, stage: int, shape: torch.Size) -> slice:
+        """Return the rows of the sums that a message fills; all, where it is the only one."""
+        return slice(None)
 
     def client_step(
         self,
@@ -114,8 +114,9 @@ class OneReleaseHead(LinearHead):
         """Keep what was released, as sums over images; only the rows of this message say anything."""
         stage = int(shared.stage)
         total = self._total(released, sum(self._of.first.client_sizes), stage)
-        is_first = self._is_first(total)[:, None]
-        return ReleasedSums(torch.where(is_first == (stage == 0), total, shared.sums), shared.stage + 1)
+        sums, own = shared.sums.clone(), self.rows_of(stage, total.shape)
+        sums[own] = total[own]
+        return ReleasedSums(sums, shared.stage + 1)
 
     def before_last(self, shared: ReleasedSums) -> ReleasedSums:
         """Return the rows of the first message alone, where there are two; else nothing."""
@@ -131,7 +132,7 @@ class OneReleaseHead(LinearHead):
         classes: tuple[int, ...] | None,
     ) -> ReleasedSums:
         """Add the sums of one client's classes to those of all others."""
-        num_before = self.num_first_rows(shared.sums) if len(self.parts) > 1 else 0
+        num_before = int(self._is_first(shared.sums).sum()) if len(self.parts) > 1 else 0
         kept = torch.zeros(len(shared.sums), dtype=torch.bool, device=shared.sums.device)
         own = range(len(kept) - num_before) if classes is None else classes
         kept[[num_before + label for label in own]] = True
@@ -144,7 +145,9 @@ class OneReleaseHead(LinearHead):
 
     def _is_first(self, sums: Float[Tensor, "rows r"]) -> Bool[Tensor, " rows"]:
         """Tell the rows of the first message."""
-        return torch.arange(len(sums), device=sums.device) < self.num_first_rows(sums)
+        is_first = torch.zeros(len(sums), dtype=torch.bool, device=sums.device)
+        is_first[self.rows_of(0, sums.shape)] = True
+        return is_first
 
     @property
     def _of(self) -> PublicTask:

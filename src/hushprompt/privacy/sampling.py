@@ -196,7 +196,12 @@ class EveryExample:
     steps_per_round: int = 1
     """Parts of the release."""
     amplification_prob: ClassVar[float] = 1.0
-    description: ClassVar[str] = "every example, once, no sampling"
+
+    @property
+    def description(self) -> str:
+        """Return what happens to an example; that a release has more than two messages is said."""
+        messages = f", in {self.steps_per_round} messages" if self.steps_per_round > 2 else ""
+        return f"every example, once, no sampling{messages}"
 
     def amplification_for(self, num_examples: int) -> float:
         """No amplification is claimed."""

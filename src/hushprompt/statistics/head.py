@@ -77,12 +77,15 @@ def make_head(
     posterior: ClassPosterior,
     text_features: Float[Tensor, "c d"] | None,
     logit_scale: float,
+    precision: Float64[Tensor, "r r"] | None = None,
 ) -> Head:
     """Turn the estimates into a classifier.
 
     With h_c = t_c + dhat_c, x0 the task's mean and f_c = (mean |h|^2 / |h_c|^2)^((1 - ignorance) / 2):
 
         score_c(x) = f_c [kappa (x - x0) . e~_c + (A^T (x - m0) - g) . dhat_c] + ignorance kappa x0 . e~_c
+
+    With a precision P, dhat_c is P h_c - t_c here, and |h|^2 is h . P h.
 
     which over kappa is in units of a cosine.
     A multiple of the mean text feature is added to all weights alike, which changes no decision and makes the head
@@ -94,20 +97,25 @@ def make_head(
         posterior: the classes' offsets.
         text_features: [c, d] of the hand template, unit norm; None where classes have no text.
         logit_scale: of the backbone; without text the scale is chosen by the variances.
+        precision: P, of the task's own spread within classes; None where the public metric stands for it.
 
     Raises:
         UnfitError: a text prior with a metric that no public text was fitted to: measured to be unsafe.
     """
+    if precision is None:
+        precision = torch.eye(metric.rank, dtype=torch.float64)
     if text_features is None:
-        return _head_without_text(metric, shared, posterior)
+        return _head_without_text(metric, shared, posterior, precision)
     kappa = check_text_prior(metric)
     texts, ignorance = text_features.double(), posterior.ignorance
     offsets = texts - texts.mean(dim=0)  # e~
-    factors = _factors(kappa * offsets @ metric.inverse + posterior.estimate, ignorance)
-    weights = offsets + posterior.estimate @ metric.directions.T / kappa
+    means = kappa * offsets @ metric.inverse + posterior.estimate  # h
+    pulled = posterior.estimate + means @ (precision - torch.eye(metric.rank, dtype=torch.float64))  # P h - t
+    factors = _factors(means, precision, ignorance)
+    weights = offsets + pulled @ metric.directions.T / kappa
     place = metric.mean + metric.lift(shared.value)  # x0
     of_text = offsets @ place
-    bias = -factors * (of_text + _origin(metric, shared, posterior) / kappa) + ignorance * of_text
+    bias = -factors * (of_text + _origin(metric, shared, pulled) / kappa) + ignorance * of_text
     return Head(factors[:, None] * weights + texts.mean(dim=0), logit_scale, logit_scale * bias)
 
 
@@ -122,23 +130,28 @@ def check_text_prior(metric: Metric) -> float:
     return metric.kappa
 
 
-def _head_without_text(metric: Metric, shared: SharedMean, posterior: ClassPosterior) -> Head:
+def _head_without_text(
+    metric: Metric, shared: SharedMean, posterior: ClassPosterior, precision: Float64[Tensor, "r r"]
+) -> Head:
     """Score centered coordinates by the classes' own, made equally long; without information all scores are equal."""
-    factors = _factors(posterior.estimate, ignorance=0.0)
+    pulled = posterior.estimate @ precision
+    factors = _factors(posterior.estimate, precision, ignorance=0.0)
     scale = LOGITS_WITHOUT_TEXT / metric.rank / (float(metric.within.mean()) + posterior.variance)
-    weights = factors[:, None] * posterior.estimate @ metric.directions.T
+    weights = factors[:, None] * pulled @ metric.directions.T
     length = float(weights.norm(dim=1).mean()) or 1.0
-    return Head(weights / length, scale * length, -scale * factors * _origin(metric, shared, posterior))
+    return Head(weights / length, scale * length, -scale * factors * _origin(metric, shared, pulled))
 
 
-def _origin(metric: Metric, shared: SharedMean, posterior: ClassPosterior) -> Float64[Tensor, " c"]:
+def _origin(metric: Metric, shared: SharedMean, pulled: Float64[Tensor, "c r"]) -> Float64[Tensor, " c"]:
     """Return the scores (A^T m0 + g) . dhat_c of the point that images are measured from."""
-    return posterior.estimate @ (metric.directions.T @ metric.mean + shared.value)
+    return pulled @ (metric.directions.T @ metric.mean + shared.value)
 
 
-def _factors(class_means: Float64[Tensor, "c r"], ignorance: float) -> Float64[Tensor, " c"]:
+def _factors(
+    class_means: Float64[Tensor, "c r"], precision: Float64[Tensor, "r r"], ignorance: float
+) -> Float64[Tensor, " c"]:
     """Return f_c, which makes all classes' means equally long as far as they are known."""
-    squares = class_means.square().sum(dim=1)
+    squares = (class_means * (class_means @ precision)).sum(dim=1)
     return (squares.mean() / squares.clamp(min=1e-9)) ** ((1 - ignorance) / 2)
 
 

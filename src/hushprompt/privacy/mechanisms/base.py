@@ -53,6 +53,8 @@ class ClassRows:
     is_public: Bool[Tensor, " c"]
     """Classes of which it is public that the client may have examples: only they have rows that are released. Whatever
     is not declared is True."""
+    squares: bool = False
+    """Add up the outer products of rows instead, into the r rows that `is_public` names: a Gram matrix."""
 
 
 @runtime_checkable

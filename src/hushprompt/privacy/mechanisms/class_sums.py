@@ -6,6 +6,9 @@ step adds N(0, (z C)^2) to every entry, so it is a Gaussian mechanism of multipl
 are may depend on earlier releases: adaptive Gaussian mechanisms compose as 1/z^2 = sum of b_j / z^2, exactly (Dong,
 Roth, Su 2022, arXiv:1905.02383, Corollary 3.3). Together they are one Gaussian mechanism of multiplier z.
 
+A step may add up outer products x x^T of rows instead (`ClassRows.squares`), scaled to C sqrt(b) for a row of norm 1:
+|x x^T|_F = |x|^2 <= 1, so its sensitivity is the same.
+
 Rows of classes that the client is publicly declared not to have are zero, whatever its examples are: an example of such
 a class moves nothing. That is a rule of the mechanism, not a look at the data: no refusal tells of such an example.
 """
@@ -19,7 +22,7 @@ import dp_accounting
 import torch
 from torch import Tensor
 
-from hushprompt.privacy.clipping import ClippedSum, clipped_class_sums
+from hushprompt.privacy.clipping import ClippedSum, clipped_class_sums, clipped_gram
 from hushprompt.privacy.config import Channel
 from hushprompt.privacy.mechanisms.base import ClassRows, Release, StepMechanism
 from hushprompt.privacy.noise import add_gaussian, add_secure_gaussian
@@ -38,13 +41,18 @@ class ClassSumsMechanism(StepMechanism):
         return dp_accounting.GaussianDpEvent(self.plan.noise_multipliers[self.allowed])
 
     def clip_in_classes(self, channel: Channel, rows: ClassRows) -> ClippedSum:
-        """Return the sums [c, r] of clipped rows, in units of C sqrt(b); zero in rows that are not public.
+        """Return the sums [c, r] of clipped rows, or of outer products, in units of C sqrt(b); zero where not public.
 
         Raises:
             PrivacyError: the plan does not account for a release on `channel`.
         """
         self.check_declared(channel)
         norm = self.plan.exact_sensitivity(channel, self.clip_norms[channel], self.step)
+        if rows.squares:
+            summed = clipped_gram(rows.values, norm)
+            value = summed.value.new_zeros(len(rows.is_public), len(summed.value))
+            value[rows.is_public] = summed.value
+            return ClippedSum(value, summed.sensitivity, rows_released=rows.is_public)
         summed = clipped_class_sums(rows.values.double() * norm, rows.labels, len(rows.is_public), norm)
         declared = summed.value.where(rows.is_public[:, None].to(summed.value.device), 0.0)
         # Secure noise is for sums in float64; a simulation's travel like all others.

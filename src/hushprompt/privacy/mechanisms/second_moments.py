@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import torch
 
-from hushprompt.privacy.clipping import ClippedSum, clipped_gram
+from hushprompt.privacy.clipping import ClippedSum
 from hushprompt.privacy.config import Channel
 from hushprompt.privacy.mechanisms.base import ClassRows
 from hushprompt.privacy.mechanisms.class_sums import ClassSumsMechanism
@@ -39,12 +39,8 @@ class SecondMomentsMechanism(ClassSumsMechanism):
             PrivacyError: the plan does not account for a release on `channel`.
         """
         width, num_classes = rows.values.shape[1], len(rows.is_public)
-        is_gram = torch.arange(width + num_classes) < width
-        if self.step > 0:
-            is_public = torch.cat([torch.zeros(width, dtype=torch.bool), rows.is_public.cpu()])
-            return super().clip_in_classes(channel, ClassRows(rows.values, rows.labels + width, is_public))
-        self.check_declared(channel)
-        norm = self.plan.exact_sensitivity(channel, self.clip_norms[channel], self.step)
-        summed = clipped_gram(rows.values, norm)
-        value = torch.cat([summed.value, summed.value.new_zeros(num_classes, width)])
-        return ClippedSum(value, summed.sensitivity, rows_released=is_gram)
+        if self.step == 0:
+            is_gram = torch.arange(width + num_classes) < width
+            return super().clip_in_classes(channel, ClassRows(rows.values, rows.labels, is_gram, squares=True))
+        is_public = torch.cat([torch.zeros(width, dtype=torch.bool), rows.is_public.cpu()])
+        return super().clip_in_classes(channel, ClassRows(rows.values, rows.labels + width, is_public))
