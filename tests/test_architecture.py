@@ -21,7 +21,7 @@ ROOMS = [
     {"federation"},
     {"jobs"},
     {"audits", "deployment"},
-    {"reporting"},
+    {"reporting", "serving"},
     {"api"},
     {"cli"},
 ]

@@ -15,7 +15,7 @@ from helpers.plugins import plug_in
 NAMES = [
     *["ConfigError", "DPFPL", "DPFPLReleased", "DataError", "EvaluationConfig", "FeaturesConfig", "FedCLIP"],
     *["FedOTP", "FedPGP", "Guarantee", "HushpromptError", "LinkError", "LocalOnly", "Noise", "PrivacyConfig"],
-    *["PrivacyError", "Prompt", "PromptFL", "PromptFolio", "ProtocolError", "RandomPrompt", "Reference"],
+    *["Prediction", "PrivacyError", "Prompt", "PromptFL", "PromptFolio", "ProtocolError", "RandomPrompt", "Reference"],
     *["ResumeError", "Run", "RunConfig", "RuntimeConfig", "TrainingConfig", "ZeroShot", "__version__", "audit"],
     *["calibrate", "compare", "data_info", "epsilon", "export_features", "federation", "fetch", "figure", "load"],
     *["load_prompt", "make_metric", "partition", "plan", "register", "report", "resume", "run", "sweep", "verify"],

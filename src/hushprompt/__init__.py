@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from hushprompt.api.measuring import audit as audit
     from hushprompt.api.measuring import calibrate as calibrate
     from hushprompt.api.measuring import epsilon as epsilon
-    from hushprompt.api.prompt import Prompt as Prompt
-    from hushprompt.api.prompt import load_prompt as load_prompt
     from hushprompt.api.run import Run as Run
     from hushprompt.api.run import load as load
     from hushprompt.api.training import plan as plan
@@ -62,6 +60,9 @@ if TYPE_CHECKING:
     from hushprompt.privacy.config import PrivacyConfig as PrivacyConfig
     from hushprompt.privacy.guarantee import Guarantee as Guarantee
     from hushprompt.registry import register as register
+    from hushprompt.serving.loading import load_prompt as load_prompt
+    from hushprompt.serving.prompt import Prediction as Prediction
+    from hushprompt.serving.prompt import Prompt as Prompt
 
     __version__: str
 
@@ -70,7 +71,6 @@ _MODULES = {
     "api.features": ("export_features", "make_metric"),
     "api.many_runs": ("compare", "figure", "report", "sweep"),
     "api.measuring": ("Noise", "audit", "calibrate", "epsilon"),
-    "api.prompt": ("Prompt", "load_prompt"),
     "api.run": ("Run", "load"),
     "api.training": ("plan", "resume", "run"),
     "api.verifying": ("verify",),
@@ -92,6 +92,8 @@ _MODULES = {
     "privacy.config": ("PrivacyConfig",),
     "privacy.guarantee": ("Guarantee",),
     "registry": ("register",),
+    "serving.loading": ("load_prompt",),
+    "serving.prompt": ("Prediction", "Prompt"),
 }  # fmt: skip
 """Where the public names are defined. The imports above say the same to type checkers; a test compares them."""
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
