@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from hushprompt.api.measuring import audit as audit
     from hushprompt.api.measuring import calibrate as calibrate
     from hushprompt.api.measuring import epsilon as epsilon
+    from hushprompt.api.predicting import predict as predict
     from hushprompt.api.run import Run as Run
     from hushprompt.api.run import load as load
     from hushprompt.api.training import plan as plan
@@ -71,6 +72,7 @@ _MODULES = {
     "api.features": ("export_features", "make_metric"),
     "api.many_runs": ("compare", "figure", "report", "sweep"),
     "api.measuring": ("Noise", "audit", "calibrate", "epsilon"),
+    "api.predicting": ("predict",),
     "api.run": ("Run", "load"),
     "api.training": ("plan", "resume", "run"),
     "api.verifying": ("verify",),

@@ -21,6 +21,7 @@ CALLS = {
     "compare": ("compare",),
     "figure": ("figure",),
     "report": ("report",),
+    "predict": ("predict",),
     "partition": ("partition",),
     "data info": ("data_info",),
     "data fetch": ("fetch",),

@@ -12,7 +12,8 @@ from helpers.toy_metric import toy_metric
 from hushprompt.errors import ConfigError, DataError
 from hushprompt.federation.simulate import run
 from hushprompt.privacy.statements import CLASSES_DECLARED
-from hushprompt.runs.prompts import portable, read_prompt
+from hushprompt.runs.prompt_file import read_prompt
+from hushprompt.runs.prompts import portable
 
 LINEAR = {
     "dp_fpl": {"num_ctx": 4, "rank": 2},

@@ -32,7 +32,7 @@ EXAMPLES = (
     "hushprompt run --set privacy.epsilon=2 --out runs/strict",
     "hushprompt report runs/strict",
 )
-TRAIN, PRIVACY, COMPARE, DATA, FEDERATION = "Train", "Privacy", "Compare", "Data", "Federation"
+TRAIN, USE, PRIVACY, COMPARE, DATA, FEDERATION = "Train", "Use", "Privacy", "Compare", "Data", "Federation"
 SECTIONS = {
     "data": Section(
         DATA,
@@ -79,6 +79,16 @@ COMMANDS = {
         TRAIN,
         "List what can be named in a config.",
         ("hushprompt list methods", "hushprompt list dp_fpl"),
+    ),
+    "predict": CommandEntry(
+        "predict:predict",
+        USE,
+        "Say what images or sounds are: the most probable classes of each file.",
+        (
+            "hushprompt predict runs/strict photo.jpg --client 0",
+            "hushprompt predict runs/strict images/ --compare zero_shot --format jsonl -o out.jsonl",
+            "hushprompt predict runs/strict --split test --client 0",
+        ),
     ),
     "privacy": CommandEntry(
         "show:privacy",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ from hushprompt.config.overrides import with_sections
 from hushprompt.config.values import choose
 from hushprompt.errors import ConfigError, DataError, HushpromptError, files_told
 from hushprompt.runs import records
-from hushprompt.runs.prompts import read_prompt
+from hushprompt.runs.prompt_file import read_prompt
 from hushprompt.serving.prompt import Prompt
 from hushprompt.user_text import nfc
 
@@ -25,12 +26,12 @@ EXPORTED = "prompt.safetensors"
 
 @files_told()
 def load_prompt(
-    path: str | Path, *, client: int | str | None = None, backbone: Any = None, device: Device = "auto"
+    path: str | os.PathLike[str], *, client: int | str | None = None, backbone: Any = None, device: Device = "auto"
 ) -> Prompt:
     """Read a trained prompt.
 
     Args:
-        path: a prompt file, a run folder or its folder of prompts, a client's store, or the folder of an export.
+        path: a prompt file, a run or its folder of prompts, a client's store, or the folder of an export.
         client: in a folder, whose prompt: number or name, such as 0 or "client-0"; None: the global one, in a store the
             client's own.
         backbone: the frozen model that it was trained with: loaded, a section of a config, a name, or a TOML file with

@@ -13,7 +13,7 @@ from hushprompt import checks
 from hushprompt.config.values import choose
 from hushprompt.errors import ConfigError, DataError
 from hushprompt.privacy import statements
-from hushprompt.runs.prompts import PromptHeader
+from hushprompt.runs.prompt_file import PromptHeader
 
 if TYPE_CHECKING:
     import numpy as np
@@ -102,11 +102,12 @@ class Prompt:
             DataError: an image cannot be read.
             ConfigError: the backbone is not known, or another one; or `top` is not positive.
         """
-        checks.positive(top=top)
+        import torch
+
         is_one = not isinstance(images, (list, tuple))
-        found = predictions(
-            self.probabilities([images] if is_one else images, batch_size=batch_size), self.classes, top
-        )
+        with torch.no_grad():
+            parts = [self.logits(part) for part in self._encoded([images] if is_one else images, batch_size)]
+        found = [each for part in parts for each in predictions(part, self.classes, top)]
         return found[0] if is_one else found
 
     def probabilities(self, images: Iterable[Any], *, batch_size: int = BATCH_SIZE) -> Float[np.ndarray, "n c"]:
@@ -114,10 +115,9 @@ class Prompt:
         import torch
 
         with torch.no_grad():
-            scores = [self.logits(part) for part in self._encoded(images, batch_size)]
-            rows = torch.cat(scores) if scores else torch.zeros(0, len(self.classes))
-            probabilities: np.ndarray = rows.float().softmax(dim=1).cpu().numpy()
-        return probabilities
+            parts = [self.logits(part).float().softmax(dim=1).cpu() for part in self._encoded(images, batch_size)]
+        rows: np.ndarray = torch.cat([torch.zeros(0, len(self.classes)), *parts]).numpy()
+        return rows
 
     def image_features(self, images: Iterable[Any], *, batch_size: int = BATCH_SIZE) -> Float[Tensor, "n *m d"]:
         """Encode images, given as for `predict`, to unit-norm features: what `logits` takes."""
@@ -245,11 +245,16 @@ class Prompt:
         return f"Prompt({str(self.path)!r}): {self.method}, {len(self.classes)} classes, {shapes}\n{self.privacy}"
 
 
-def predictions(probabilities: Float[np.ndarray, "n c"], classes: Sequence[str], top: int) -> list[Prediction]:
-    """Return the best classes of each row; of equal ones the first in label order."""
-    best = (-probabilities).argsort(axis=1, kind="stable")[:, :top]
-    tops = [tuple((classes[label], float(row[label])) for label in order)
-            for row, order in zip(probabilities, best, strict=True)]  # fmt: skip
+def predictions(logits: Float[Tensor, "n c"], classes: Sequence[str], top: int) -> list[Prediction]:
+    """Return the best classes of each row, by logit: two probabilities may round to the same number.
+
+    Of equal ones the first in label order comes first. Raises ConfigError if `top` is not positive.
+    """
+    checks.positive(top=top)
+    rows, shares = logits.float().cpu(), logits.float().softmax(dim=1).cpu()
+    best = rows.sort(dim=1, descending=True, stable=True).indices[:, :top]
+    tops = [tuple((classes[label], float(share[label])) for label in order.tolist())
+            for share, order in zip(shares, best, strict=True)]  # fmt: skip
     return [Prediction(*each[0], each) for each in tops]
 
 

@@ -15,7 +15,7 @@ from hushprompt.models.base import FeatureKind
 from hushprompt.prompts.layout import NamePosition
 from hushprompt.prompts.prompt_model import PromptModel
 from hushprompt.registry import METHODS
-from hushprompt.runs.prompts import PromptHeader
+from hushprompt.runs.prompt_file import PromptHeader
 
 
 def scorer(header: PromptHeader, tensors: Mapping[str, Tensor], model: Callable[[], PromptModel]) -> Scorer:
