@@ -21,7 +21,8 @@ ROOMS = [
     {"federation"},
     {"jobs"},
     {"audits", "deployment"},
-    {"reporting", "serving"},
+    {"reporting"},
+    {"serving"},
     {"api"},
     {"cli"},
 ]

@@ -17,7 +17,8 @@ NAMES = [
     *["FedOTP", "FedPGP", "Guarantee", "HushpromptError", "LinkError", "LocalOnly", "Noise", "PrivacyConfig"],
     *["Prediction", "PrivacyError", "Prompt", "PromptFL", "PromptFolio", "ProtocolError", "RandomPrompt", "Reference"],
     *["ResumeError", "Run", "RunConfig", "RuntimeConfig", "TrainingConfig", "ZeroShot", "__version__", "audit"],
-    *["calibrate", "compare", "data_info", "epsilon", "export_features", "federation", "fetch", "figure", "load"],
+    *["calibrate", "compare", "data_info", "epsilon", "export", "export_features", "federation", "fetch", "figure"],
+    "load",
     *["load_prompt", "make_metric", "partition", "plan", "predict", "register", "report", "resume", "run", "sweep"],
     "verify",
 ]

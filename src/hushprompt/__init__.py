@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from hushprompt.api.data import data_info as data_info
     from hushprompt.api.data import fetch as fetch
     from hushprompt.api.data import partition as partition
+    from hushprompt.api.exporting import export as export
     from hushprompt.api.features import export_features as export_features
     from hushprompt.api.features import make_metric as make_metric
     from hushprompt.api.many_runs import compare as compare
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "api.data": ("data_info", "fetch", "partition"),
+    "api.exporting": ("export",),
     "api.features": ("export_features", "make_metric"),
     "api.many_runs": ("compare", "figure", "report", "sweep"),
     "api.measuring": ("Noise", "audit", "calibrate", "epsilon"),

@@ -22,6 +22,7 @@ CALLS = {
     "figure": ("figure",),
     "report": ("report",),
     "predict": ("predict",),
+    "export": ("export",),
     "partition": ("partition",),
     "data info": ("data_info",),
     "data fetch": ("fetch",),

@@ -93,6 +93,8 @@ def test_names_on_a_hub_are_no_paths(tmp_path, monkeypatch):
     assert portable(values) == {**values, "text_tower": {"architecture": "B"}}
     for model in ("models/clip", "/models/clip", "~/clip", "clip"):
         assert portable({"model": model, "name": "transformers"}) == {"name": "transformers"}
+    for architecture in ("local-dir:/models/clip", "local-dir:models/clip"):
+        assert portable({"architecture": architecture, "name": "open_clip"}) == {"name": "open_clip"}
 
 
 def test_files_of_format_1_are_still_read(tmp_path):

@@ -90,6 +90,15 @@ COMMANDS = {
             "hushprompt predict runs/strict --split test --client 0",
         ),
     ),
+    "export": CommandEntry(
+        "export:export",
+        USE,
+        "Write a trained prompt for other programs: a linear head, ONNX, a script, or a model card.",
+        (
+            "hushprompt export runs/strict --to card -o card",
+            "hushprompt export runs/strict --client 0 --to onnx -o onnx",
+        ),
+    ),
     "privacy": CommandEntry(
         "show:privacy",
         PRIVACY,

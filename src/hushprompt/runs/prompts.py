@@ -103,7 +103,7 @@ def portable(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _is_local(key: str, value: str) -> bool:
     """Tell whether a setting is the path of a file, and not, say, a name on a model hub."""
-    path = Path(value)
-    if path.is_absolute() or value.startswith("~") or ("/" in value and path.exists()):
+    path = Path(value.removeprefix("local-dir:"))
+    if path.is_absolute() or value.startswith(("~", "local-dir:")) or ("/" in value and path.exists()):
         return True
     return is_location(f"backbone.{key}") and not re.fullmatch(r"[\w.-]+/[\w.-]+", value)
