@@ -5,6 +5,7 @@ import importlib.util
 import json
 import re
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import hushprompt as hp
 from helpers import tiny_models
 from helpers.pictures import pictures
 from helpers.prompt_files import written
-from helpers.runs import TOY, run_with
+from helpers.runs import TOY
 from helpers.toy_metric import toy_metric
 from hushprompt.errors import ConfigError, DataError
 from hushprompt.runs import records
@@ -32,7 +33,8 @@ DOCS = Path(__file__).parents[2] / "docs"
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A finished run on the toy backbone."""
-    return run_with({**TOY, "references": []}, tmp_path_factory.mktemp("export"))[0]
+    folder = tmp_path_factory.mktemp("export")
+    return hp.run({**TOY, "runtime": {"cache_dir": str(folder)}}, out=folder / "run", progress=False).folder
 
 
 def test_file_run_folder_and_export_give_the_same_answer(trained, tmp_path):
@@ -211,8 +213,6 @@ def test_the_card_says_what_is_guaranteed_to_whom(trained, tmp_path):
 
 
 def test_the_card_of_an_edited_or_audited_run_says_so(trained, tmp_path):
-    import shutil
-
     copy = tmp_path / "run"
     shutil.copytree(trained, copy)
     said = records.read_json(copy / "privacy.json")

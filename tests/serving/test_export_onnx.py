@@ -51,7 +51,13 @@ def session(folder):
 
 @pytest.mark.parametrize(
     ("kind", "method"),
-    [("clip", TOY["method"]), ("siglip", TOY["method"]), ("vit", FEDCLIP), ("resnet", FEDCLIP), ("emoji_clip", FEDCLIP)],
+    [
+        ("clip", TOY["method"]),
+        ("siglip", TOY["method"]),
+        ("vit", FEDCLIP),
+        ("resnet", FEDCLIP),
+        ("emoji_clip", FEDCLIP),
+    ],
     ids=lambda value: value if isinstance(value, str) else value["name"],
 )
 def test_the_file_gives_our_probabilities_in_batches_of_any_size(kind, method, tmp_path):
