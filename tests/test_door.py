@@ -18,9 +18,8 @@ NAMES = [
     *["Prediction", "PrivacyError", "Prompt", "PromptFL", "PromptFolio", "ProtocolError", "RandomPrompt", "Reference"],
     *["ResumeError", "Run", "RunConfig", "RuntimeConfig", "TrainingConfig", "ZeroShot", "__version__", "audit"],
     *["calibrate", "compare", "data_info", "epsilon", "export", "export_features", "federation", "fetch", "figure"],
-    "load",
-    *["load_prompt", "make_metric", "partition", "plan", "predict", "register", "report", "resume", "run", "sweep"],
-    "verify",
+    *["load", "load_prompt", "make_metric", "partition", "plan", "predict", "register", "report", "resume", "run"],
+    *["serve", "sweep", "verify"],
 ]
 HEAVY = {"torch", "numpy", "scipy", "dp_accounting", "pandas", "matplotlib", "rich"}
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from hushprompt.api.predicting import predict as predict
     from hushprompt.api.run import Run as Run
     from hushprompt.api.run import load as load
+    from hushprompt.api.serve import serve as serve
     from hushprompt.api.training import plan as plan
     from hushprompt.api.training import resume as resume
     from hushprompt.api.training import run as run
@@ -76,6 +77,7 @@ _MODULES = {
     "api.measuring": ("Noise", "audit", "calibrate", "epsilon"),
     "api.predicting": ("predict",),
     "api.run": ("Run", "load"),
+    "api.serve": ("serve",),
     "api.training": ("plan", "resume", "run"),
     "api.verifying": ("verify",),
     "config.schema": ("EvaluationConfig", "Reference", "RunConfig", "RuntimeConfig", "TrainingConfig"),

@@ -17,6 +17,7 @@ CALLS = {
     "verify": ("verify",),
     "calibrate": ("calibrate",),
     "audit": ("audit",),
+    "serve": ("serve",),
     "show": ("load",),
     "compare": ("compare",),
     "figure": ("figure",),

@@ -99,6 +99,15 @@ COMMANDS = {
             "hushprompt export runs/strict --client 0 --to onnx -o onnx",
         ),
     ),
+    "serve": CommandEntry(
+        "serve:serve",
+        USE,
+        "Answer over HTTP what images or sounds are, with a page for people; Ctrl-C or SIGTERM ends it.",
+        (
+            "hushprompt serve runs/strict --client 3",
+            "hushprompt serve runs/strict --client 3 --max-epsilon 4 --port 9000",
+        ),
+    ),
     "privacy": CommandEntry(
         "show:privacy",
         PRIVACY,

@@ -50,6 +50,11 @@ class PromptHeader:
     """The backbone's; the tensor `logit_scale` is that of the scores."""
     preprocessing: dict[str, Any] | None = None
     """What is known of how the backbone makes an image's pixels, or a sound, ready."""
+    epsilon: float | None = None
+    """Of `privacy`, for programs: never to be shown without that sentence; None in files that did not have it."""
+    delta: float | None = None
+    privacy_unit: str | None = None
+    """"example" or "client"."""
 
 
 def read_prompt(path: Path) -> tuple[PromptHeader, dict[str, Tensor]]:

@@ -19,6 +19,10 @@ from hushprompt.prompts.prompt_model import PromptModel
 from hushprompt.runs.arm import Arm
 from hushprompt.runs.identity import is_location
 from hushprompt.runs.prompt_file import FORMAT
+from hushprompt.runs.records import to_json
+
+GUARANTEED = ("epsilon", "delta", "privacy_unit", "noise_source")
+"""What the file says of a guarantee beside its sentence."""
 
 
 def write_prompts(
@@ -49,8 +53,8 @@ def write_prompts(
     def write(name: str, published: Published, audience: Audience, **more: Any) -> None:
         held = guarantees[audience]
         privacy = " ".join(filter(None, [held.statement(), published.declared]))
-        said = {"privacy": privacy, "noise_source": held.noise_source}
-        metadata = {**common, "prompt": published.prompt, **more, **said}
+        said = {"privacy": privacy, **{name: getattr(held, name) for name in GUARANTEED}}
+        metadata = to_json({**common, "prompt": published.prompt, **more, **said})
         tensors = {**published.tensors, **_linear(model, arm, published)}
         files.write_tensors(folder / f"{name}.safetensors", tensors, json.dumps(metadata))
 
