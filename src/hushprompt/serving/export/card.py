@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from hushprompt import files
 from hushprompt.privacy import statements
 from hushprompt.registry import METHODS
@@ -165,7 +167,7 @@ def _audit(known: reader.FinishedRun | None) -> list[str]:
     found = []
     for block in blocks:
         if isinstance(block, PageTable):
-            rows = [[getattr(cell, "striptags", lambda cell=cell: cell)() for cell in row] for row in block.rows]
+            rows = [[cell.striptags() if isinstance(cell, Markup) else cell for cell in row] for row in block.rows]
             found += [f"{block.caption}.", _table(block.header, rows)]
         elif isinstance(block, Words):
             found.append(block.text)

@@ -51,7 +51,8 @@ def write_open_clip(prompt: Prompt, folder: Path) -> None:
     """
     settings = _settings(prompt, "open_clip")
     # The model knows its activation; for open_clip's factory it is a word beside the name of the weights.
-    activation = ", force_quick_gelu=True" if prompt.load_backbone().uses_quick_gelu else ""
+    is_quick = getattr(prompt.load_backbone(), "uses_quick_gelu", False)
+    activation = ", force_quick_gelu=True" if is_quick else ""
     files.write_text(folder / NAME, open_clip_script(settings, activation))
 
 
