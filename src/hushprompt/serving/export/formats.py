@@ -60,8 +60,11 @@ def completed(prompt: Prompt) -> Prompt:
 
     Files of format 1 have neither.
     """
+    is_loaded = hasattr(prompt.backbone, "encode_images")
+    if not is_loaded:
+        prompt = dataclasses.replace(prompt, device="cpu")
     header, tensors = prompt.header, dict(prompt.tensors)
-    if header.backbone is None and prompt.backbone is not None and not hasattr(prompt.backbone, "encode_images"):
+    if header.backbone is None and prompt.backbone is not None and not is_loaded:
         header = dataclasses.replace(header, format=FORMAT, **_of_backbone(prompt))
     try:
         tensors |= linear_tensors(header, tensors, lambda: prompt.model)

@@ -125,10 +125,18 @@ def _export(module: nn.Module, pixels: Float[Tensor, "n 3 h w"], path: Path) -> 
                 output_names=["probabilities"], dynamic_shapes={"pixels": {0: torch.export.Dim("n")}},
             )  # fmt: skip
             assert program is not None
+            _forget_origins(program.model)
             program.save(str(path))
     except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
         reason = str(error).strip().splitlines()[0]
         raise DataError(f"torch's exporter cannot write this image tower ({reason}).") from error
+
+
+def _forget_origins(model: Any) -> None:
+    """Drop what the exporter notes of every node: the lines of code that it comes from, with their paths here."""
+    for graph in (model.graph, *model.functions.values()):
+        for part in (graph, *graph, *graph.inputs, *graph.outputs, *getattr(graph, "initializers", {}).values()):
+            part.metadata_props.clear()
 
 
 @contextlib.contextmanager
