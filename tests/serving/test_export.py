@@ -149,6 +149,8 @@ def test_the_program_for_open_clip_gives_the_same_probabilities(is_quick, tmp_pa
     found = program_of(folder, monkeypatch, weights, *images)
     torch.testing.assert_close(found, torch.from_numpy(prompt.probabilities(images)), rtol=0, atol=1e-5)
     assert prompt.predict(images[0]).label in capsys.readouterr().out.splitlines()[0]
+    with pytest.raises(ConfigError, match=r"a file or folder of another machine.*with checkpoint: load_prompt"):
+        hp.load_prompt(folder).predict(images[0])
     assert str(tmp_path) not in "".join(path.read_bytes().decode("latin-1") for path in folder.iterdir())
 
 
@@ -164,6 +166,8 @@ def test_the_program_for_transformers_gives_the_same_probabilities(kind, tmp_pat
     found = program_of(folder, monkeypatch, tmp_path / "model", *images)
     torch.testing.assert_close(found, torch.from_numpy(prompt.probabilities(images)), rtol=0, atol=1e-5)
     assert prompt.privacy in capsys.readouterr().err
+    with pytest.raises(ConfigError, match=r"a file or folder of another machine.*with model: load_prompt"):
+        hp.load_prompt(folder).predict(images[0])
     with pytest.raises(ConfigError, match="which open_clip does not run"):
         hp.export(prompt, to="open_clip", out=tmp_path / "other")
     header = dataclasses.replace(prompt.header, backbone={**prompt.header.backbone, "precision": "bfloat16"})

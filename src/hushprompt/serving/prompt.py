@@ -205,6 +205,11 @@ class Prompt:
             if self.header.backbone is None:
                 raise ConfigError("The prompt was loaded without a backbone: load_prompt(path, backbone=...).")
             chosen = choose("backbone", self.header.backbone)
+            if left_out := _left_out(chosen, self.header.backbone):
+                raise ConfigError(
+                    f"The backbone of {self.path} was a file or folder of another machine, which the prompt does not "
+                    f"name: give its section of a config, with {left_out}: load_prompt(path, backbone=...), --backbone."
+                )
         loaded: Model = chosen.load() if hasattr(chosen, "load") else chosen
         if loaded.fingerprint != self.header.backbone_fingerprint:
             raise ConfigError(
@@ -243,6 +248,12 @@ class Prompt:
         """Say what it is, and what it guarantees."""
         shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in self.tensors.items())
         return f"Prompt({str(self.path)!r}): {self.method}, {len(self.classes)} classes, {shapes}\n{self.privacy}"
+
+
+def _left_out(backbone: Any, said: Mapping[str, Any]) -> str:
+    """Return the setting that a prompt file lacks because it was a path; "" where the others are enough."""
+    paths = ("model", "architecture", "text_features", *(() if said.get("pretrained") else ("checkpoint",)))
+    return next((name for name in paths if hasattr(backbone, name) and name not in said), "")
 
 
 def predictions(logits: Float[Tensor, "n c"], classes: Sequence[str], top: int) -> list[Prediction]:
