@@ -86,7 +86,7 @@ COMMANDS = {
         "Say what images or sounds are: the most probable classes of each file.",
         (
             "hushprompt predict runs/strict photo.jpg --client 0",
-            "hushprompt predict runs/strict images/ --compare zero_shot --format jsonl -o out.jsonl",
+            "hushprompt predict runs/strict images/ --compare zero_shot -o out.txt",
             "hushprompt predict runs/strict --split test --client 0",
         ),
     ),
