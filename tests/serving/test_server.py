@@ -358,12 +358,12 @@ def mutated(rng, seeds):
     """Return an image with a few bytes changed, left out, doubled, or cut off."""
     data = bytearray(rng.choice(seeds))
     for _ in range(rng.randint(1, 8)):
-        at = rng.randrange(len(data)) if rng.random() < 0.6 else rng.randrange(min(len(data), 48))
+        at = rng.randrange(len(data) if rng.random() < 0.6 else min(len(data), 48))
         how = rng.random()
         if how < 0.6:
             data[at] = rng.choice([0, 255, 127, 128, rng.randrange(256)])
         elif how < 0.75:
-            del data[at : at + rng.randint(1, 20)]
+            del data[max(at, 1) : at + rng.randint(1, 20)]
         elif how < 0.9:
             data[at:at] = data[at : at + rng.randint(1, 20)]
         else:

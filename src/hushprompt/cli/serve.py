@@ -47,7 +47,7 @@ def serve(
         from hushprompt.api import serve as _  # noqa: F401 - torch and what it needs
 
     hp.serve(
-        source, client=client, backbone=backbone, device=device.value, host=host, port=port, names=name or (),  # type: ignore[arg-type]
+        source, client=client, backbone=backbone, device=device.value, host=host, port=port, names=name or (),
         token_file=token_file, tls_cert=tls_cert, tls_key=tls_key, insecure=insecure, max_epsilon=max_epsilon,
         allow_no_guarantee=allow_no_guarantee, rate_limit=rate_limit, on_ready=_show,
     )  # fmt: skip

@@ -190,13 +190,10 @@ class Listener:
         """Bind the port, so that callers wait from now on."""
         self.config.check_tls()
         protocol = type("LimitedProtocol", (GuardedProtocol,), {"limits": self.limits})
-        tls = {} if self.config.tls_cert is None else {
-            "ssl_certfile": str(self.config.tls_cert), "ssl_keyfile": str(self.config.tls_key)
-        }  # fmt: skip
         self._server = _QuietServer(uvicorn.Config(
             self.app, http=protocol, ws="none", loop="asyncio", lifespan="on", access_log=False, log_config=None,
             proxy_headers=False, server_header=False, timeout_graceful_shutdown=round(self.limits.request_seconds) + 1,
-            **tls,
+            ssl_certfile=self.config.tls_cert, ssl_keyfile=self.config.tls_key,
         ))  # fmt: skip
         self._socket = self.config.bind()
         self.url = self.config.url(self._socket)
@@ -215,14 +212,16 @@ class Listener:
 class _QuietServer(uvicorn.Server):
     """Uvicorn's server; a signal that ended it in order is not raised again afterwards."""
 
-    on_ready: Callable[[], None] = staticmethod(lambda: None)
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.on_ready: Callable[[], None] = lambda: None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, with as little patience for a TLS handshake as for a request's head, and say so."""
         if self.config.ssl_certfile:
             loop = asyncio.get_running_loop()
-            patient = functools.partial(loop.create_server, ssl_handshake_timeout=ServingLimits.read_seconds)
-            loop.create_server = patient  # type: ignore[method-assign, assignment]
+            hasty = functools.partial(loop.create_server, ssl_handshake_timeout=ServingLimits.read_seconds)
+            vars(loop).update(create_server=hasty)  # uvicorn has no setting for it
         await super().startup(sockets)
         self.on_ready()
 
