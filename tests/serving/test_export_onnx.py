@@ -39,8 +39,6 @@ def backbone_of(kind, folder):
 
     folder.mkdir()
     tiny_models.write_open_clip_configs(folder)
-    shallow = {"vision_cfg": {**tiny_models.VISION, "layers": 1}, "text_cfg": {**tiny_models.TEXT, "layers": 1}}
-    (folder / "tiny-shallow.json").write_text(json.dumps({"embed_dim": 16, **shallow}))
     open_clip.add_model_config(folder)
     save_file(tiny_models.open_clip_model(kind).state_dict(), folder / "weights.safetensors")
     return {"name": "open_clip", "architecture": f"tiny-{kind}", "checkpoint": str(folder / "weights.safetensors")}
@@ -56,7 +54,7 @@ def session(folder):
     [
         ("clip", TOY["method"]),
         ("siglip", TOY["method"]),
-        ("shallow", TOY["method"]),
+        ("vit", FEDCLIP),
         ("resnet", FEDCLIP),
         ("emoji_clip", TOY["method"]),
     ],
