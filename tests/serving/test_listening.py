@@ -65,7 +65,9 @@ def test_a_connection_on_which_no_request_arrives_is_closed(served_prompt, sent,
         with socket.create_connection(("127.0.0.1", port), timeout=5) as caller:
             if not is_first:
                 caller.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
-                assert b"200 OK" in caller.recv(4096)
+                got = b""
+                while b'"ok"}' not in got:
+                    got += caller.recv(4096)
             if is_first or sent:
                 caller.sendall(sent)
                 start = time.perf_counter()
@@ -83,8 +85,8 @@ def test_more_connections_than_allowed_are_told_so(served_prompt):
             time.sleep(0.05)
             status, said = post(port, image())
             assert (status, said) == (503, {"error": "Too many connections open."})
-        time.sleep(0.05)
-        assert post(port, image())[0] == 200
+        time.sleep(0.1)
+        assert post(port, image())[0] == 200, "one that was refused takes nobody's place"
 
 
 def test_what_was_asked_is_answered_before_the_end(served_prompt, monkeypatch):

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import dataclasses
 import json
 import logging
 import random
@@ -14,6 +15,7 @@ import pytest
 from helpers.asgi import ask, once, started
 from helpers.served import bomb, hearing, image, sound, toy_app
 from hushprompt.errors import ConfigError
+from hushprompt.models.toy import Toy
 from hushprompt.serving.answers import PromptAnswers, identifier
 
 PREDICT = ("POST", "/v1/predict")
@@ -225,11 +227,9 @@ def test_sounds_are_for_a_model_that_hears(served_prompt):
     assert once(app, "GET", "/v1/model").json["formats"] == "WAV or FLAC"
 
 
-def test_a_backbone_of_features_is_not_served(served_prompt):
-    import dataclasses
-
-    from hushprompt.models.toy import Toy
-
+def test_a_backbone_of_features_or_another_one_is_not_served(served_prompt):
+    with pytest.raises(ConfigError, match="was trained with another backbone"):
+        PromptAnswers(dataclasses.replace(served_prompt, backbone=Toy(token_width=4)))
     model = Toy().load()
     model.capabilities = dataclasses.replace(model.capabilities, modality="features")
     with pytest.raises(ConfigError, match="takes features, and a server takes images or sounds"):

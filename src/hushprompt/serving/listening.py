@@ -28,6 +28,9 @@ BUSY = (
     b'content-length: 39\r\n\r\n{"error": "Too many connections open."}'
 )
 
+LINGER = 0.5
+"""Seconds for which what a refused connection sends is dropped: cut off at once, its sender might miss the answer."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ListenerConfig:
@@ -136,13 +139,16 @@ class GuardedProtocol(H11Protocol):
 
     limits: ClassVar[ServingLimits] = ServingLimits()
     _deadline: asyncio.TimerHandle | None = None
+    _is_refused = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take a connection, or say that there are too many."""
         super().connection_made(transport)
         if len(self.connections) > self.limits.connections:
+            self.connections.discard(self)  # it takes nobody's place
+            self._is_refused = True
             transport.write(BUSY)
-            transport.close()
+            self._deadline = self.loop.call_later(LINGER, transport.abort)
         else:
             self._await_head()
 
@@ -153,7 +159,7 @@ class GuardedProtocol(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Take what came; a request whose head is in is timed by the application."""
-        if self.transport.is_closing():
+        if self._is_refused or self.transport.is_closing():
             return
         if self._deadline is None and not self._is_busy():
             self._await_head()
