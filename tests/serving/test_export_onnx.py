@@ -70,9 +70,10 @@ def test_the_file_gives_our_probabilities_in_batches_of_any_size(kind, method, t
     folder, images = hp.export(prompt, to="onnx", out=tmp_path / "onnx"), pictures(tmp_path)
     recipe = prompt.model.backbone.image_graph().recipe
     pixels = np.concatenate([onnx_file.pixels_of(recipe, Image.open(path)) for path in images])
-    wanted, run = prompt.probabilities(images), session(folder).run
+    wanted, opened = prompt.probabilities(images), session(folder)
+    assert opened.get_modelmeta().custom_metadata_map == {"privacy": prompt.privacy}
     for count in (1, 3):
-        (found,) = run(None, {"pixels": pixels[:count]})
+        (found,) = opened.run(None, {"pixels": pixels[:count]})
         assert np.abs(found - wanted[:count]).max() < TOLERANCE
     assert np.ptp(wanted, axis=0).max() > 100 * TOLERANCE, "a constant proves nothing"
     content = (folder / "model.onnx").read_bytes()

@@ -91,7 +91,10 @@ def write(prompt: Prompt, folder: Path) -> None:
     if weight.dtype != torch.float32:
         raise ConfigError(f"This prompt's backbone computes in {weight.dtype}, and ONNX is written in float32 alone.")
     width, height = recipe.size
-    _export(Probabilities(tower, prompt).eval(), torch.rand(2, 3, height, width, device=weight.device), folder / MODEL)
+    program = _program(Probabilities(tower, prompt).eval(), torch.rand(2, 3, height, width, device=weight.device))
+    _forget_origins(program.model)
+    program.model.metadata_props["privacy"] = prompt.privacy
+    program.save(str(folder / MODEL))
     files.write_text(folder / LABELS, json.dumps(prompt.classes, indent=1) + "\n")
     files.write_text(folder / RECIPE, json.dumps(_described(recipe), indent=1) + "\n")
     files.write_text(folder / SCRIPT, script(recipe))
@@ -116,20 +119,19 @@ def _described(recipe: PixelRecipe) -> dict[str, Any]:
     return {"input": "pixels, float32 [n, 3, height, width]", "steps": steps, **dataclasses.asdict(recipe)}
 
 
-def _export(module: nn.Module, pixels: Float[Tensor, "n 3 h w"], path: Path) -> None:
-    """Write a module for batches of any size."""
+def _program(module: nn.Module, pixels: Float[Tensor, "n 3 h w"]) -> torch.onnx.ONNXProgram:
+    """Return a module as ONNX, for batches of any size."""
     try:
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(
                 module, (pixels,), dynamo=True, verbose=False, input_names=["pixels"],
                 output_names=["probabilities"], dynamic_shapes={"pixels": {0: torch.export.Dim("n")}},
             )  # fmt: skip
-            assert program is not None
-            _forget_origins(program.model)
-            program.save(str(path))
-    except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
+    except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
         raise DataError(f"torch's exporter cannot write this image tower ({reason}).") from error
+    assert program is not None
+    return program
 
 
 def _forget_origins(model: Any) -> None:
