@@ -1,8 +1,8 @@
 """`hushprompt serve` under load, against plain loops over the same prompt and the same images.
 
 The server is a process of its own, as a user starts it; its clients are in one other, each with one request under way.
-Images are those of the embedded data's test split, as PNG. A plain loop predicts from the same bytes in Python, one
-image or 16 at a time, on one thread or all cores, whichever is faster. All figures are wall time. A client that is
+Images are those of the embedded data's test split, as PNG. A plain loop predicts from the same bytes in Python, as
+many at a time as there are clients and 16 at most, on one thread or all cores, whichever is faster. All figures are wall time. A client that is
 answered 503 asks again after 50 ms; such answers count for nothing but the note.
 """
 
@@ -34,7 +34,7 @@ from hushprompt.runs.prompts import write_prompts
 TITLE = "hushprompt serve, the embedded model"
 CLIENTS = (1, 8, 64)
 BATCH = 16
-WANTED_SHARE, WANTED_GROWTH = 0.8, 1.05
+WANTED_SHARE, WANTED_SECONDS, WANTED_GROWTH = 0.8, 1 / 100, 1.05
 RETRY = 0.05
 
 
@@ -43,34 +43,35 @@ def rows(*, is_short: bool) -> list[Row]:
     num_requests, soak, warm = (100, 400, 100) if is_short else (3_000, 20_000, 2_000)
     with tempfile.TemporaryDirectory() as folder:
         file, images = in_process(prepare, Path(folder))
-        alone, together = in_process(loops, file, images, num_requests)
+        plain = in_process(loops, file, images, num_requests)
         with serving(file) as (port, process):
             loads = {count: asyncio.run(load(port, images, count, num_requests)) for count in CLIENTS}
             memory = []
             for count in (warm, soak - warm):
                 asyncio.run(load(port, images, 8, count))
                 memory.append(resident_mb(process))
-    found = [Row(name="plain loop, one image at a time", figure="amount", ours=1000 * alone, unit="ms")]
-    for count, each in loads.items():
-        found += of_load(count, each, together)
+    found = [row for count, each in loads.items() for row in of_load(count, each, plain)]
+    wall = Row(
+        name=f"{CLIENTS[-1]} clients: wall time an answer", figure="amount", unit="ms", target=1000 * WANTED_SECONDS,
+        ours=1000 * loads[CLIENTS[-1]].seconds_each,
+    )  # fmt: skip
     growth = Row(
         name=f"resident memory after {soak:,} requests, against {warm:,}", figure="ratio", unit="MB", ours=memory[1],
         reference=memory[0], target=WANTED_GROWTH,
     )  # fmt: skip
-    return [*found, growth]
+    return [*found, wall, growth]
 
 
-def of_load(count: int, load: Load, together: float) -> list[Row]:
-    """Return the rows of a number of clients."""
-    who = f"{count} client{'s' if count > 1 else ''}"
+def of_load(count: int, load: Load, plain: dict[int, float]) -> list[Row]:
+    """Return the rows of a number of clients, against a loop with as many images at a time, `BATCH` at most."""
+    who, size = f"{count} client{'s' if count > 1 else ''}", min(count, BATCH)
     note = f"{1 / load.seconds_each:.0f} answers a second; {load.num_refused} times 503"
     if load.num_refused:
         note += f", within {1000 * np.median(load.refused):.1f} ms (median)"
     p50, p99 = np.percentile(load.answered, [50, 99])
-    target = WANTED_SHARE if count > 1 else None
     return [
-        Row(name=f"{who}: wall time an answer, against a plain loop of {BATCH} at a time", figure="speedup", unit="ms",
-            ours=1000 * load.seconds_each, reference=1000 * together, target=target, note=note),
+        Row(name=f"{who}: wall time an answer, against a plain loop of {size} at a time", figure="speedup", unit="ms",
+            ours=1000 * load.seconds_each, reference=1000 * plain[size], target=WANTED_SHARE, note=note),
         Row(name=f"{who}: median time to an answer", figure="amount", unit="ms", ours=1000 * float(p50)),
         Row(name=f"{who}: 99th percentile", figure="amount", unit="ms", ours=1000 * float(p99)),
     ]  # fmt: skip
@@ -96,26 +97,28 @@ def png(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def loops(file: Path, images: list[bytes], num_images: int) -> tuple[float, float]:
-    """Return seconds an image of two plain loops, one by one and `BATCH` at a time, on one thread or on all cores.
+def loops(file: Path, images: list[bytes], num_images: int) -> dict[int, float]:
+    """Return seconds an image of plain loops, by how many they predict at a time, on one thread or on all cores.
 
     The faster of the two counts: on a busy machine threads that wait for each other cost more than they gain.
     """
     prompt = hp.load_prompt(file)
     prompt.predict(images[:BATCH])
-    found = []
-    for size in (1, BATCH):
-        times = []
-        for num_threads in {1, len(os.sched_getaffinity(0))}:
-            torch.set_num_threads(num_threads)
-            start, done = time.perf_counter(), 0
-            while done < num_images:
-                at = done % len(images)
-                prompt.predict(images[at : at + size], batch_size=size)
-                done += size
-            times.append((time.perf_counter() - start) / done)
-        found.append(min(times))
-    return found[0], found[1]
+    return {
+        size: min(loop(prompt, images, size, num_images, threads) for threads in (1, len(os.sched_getaffinity(0))))
+        for size in {min(count, BATCH) for count in CLIENTS}
+    }
+
+
+def loop(prompt: hp.Prompt, images: list[bytes], size: int, num_images: int, num_threads: int) -> float:
+    """Return seconds an image of one loop."""
+    torch.set_num_threads(num_threads)
+    start, done = time.perf_counter(), 0
+    while done < num_images:
+        at = done % len(images)
+        prompt.predict(images[at : at + size], batch_size=size)
+        done += size
+    return (time.perf_counter() - start) / done
 
 
 @contextmanager

@@ -177,6 +177,12 @@ def test_a_token_is_in_a_file_of_its_owner_alone(tmp_path):
     assert ListenerConfig().door() == Door(frozenset({"localhost"}), None)
 
 
+def test_the_parts_of_an_answer_do_not_wait_for_each_other():
+    with ListenerConfig(port=0).bind() as listening:
+        assert listening.proto == socket.IPPROTO_TCP, "else asyncio leaves Nagle's algorithm on: 40 ms an answer"
+        assert listening.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+
+
 def test_a_port_that_is_taken_is_said(served_prompt):
     said = r"Nothing can listen at 127\.0\.0\.1, port \d+: .*--port 0 takes"
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ConfigError, match=said):

@@ -106,7 +106,7 @@ class ListenerConfig:
         try:
             found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
             family, _, _, _, address = min(found, key=lambda each: each[0] != socket.AF_INET)
-            return socket.create_server(address[:2], family=family, backlog=128)
+            return _listening(family, address[:2])
         except OSError as error:
             raise ConfigError(
                 f"Nothing can listen at {self.host}, port {self.port}: {error.strerror or error}. Choose another "
@@ -117,6 +117,25 @@ class ListenerConfig:
         """Return the address to open."""
         name = f"[{self.host}]" if ":" in self.host else self.host
         return f"http{'s' if self.tls_cert else ''}://{name}:{listening.getsockname()[1]}"
+
+
+def _listening(family: int, address: tuple[Any, ...]) -> socket.socket:
+    """Return a socket that listens.
+
+    asyncio sends small parts at once only where the socket says that it is TCP, which those of `create_server` do not:
+    an answer's body would wait 40 ms for the caller's system to confirm its head.
+    """
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:  # IPv4 callers would come under one network, as the rate limit counts
+            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listening.bind(address)
+        listening.listen(128)
+    except BaseException:
+        listening.close()
+        raise
+    return listening
 
 
 def read_token(path: Path) -> str:
