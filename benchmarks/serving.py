@@ -1,9 +1,9 @@
 """`hushprompt serve` under load, against plain loops over the same prompt and the same images.
 
 The server is a process of its own, as a user starts it; its clients are in one other, each with one request under way.
-Images are those of the embedded data's test split, as PNG. A plain loop predicts from the same bytes in Python, as
-many at a time as there are clients and 16 at most, on one thread or all cores, whichever is faster. All figures are wall time. A client that is
-answered 503 asks again after 50 ms; such answers count for nothing but the note.
+Images are those of the embedded data's test split, as PNG. A plain loop predicts from the same bytes in Python, as many
+at a time as there are clients and 16 at most, on one thread or on all cores, whichever is faster. All figures are wall
+time. A client that is answered 503 asks again after 50 ms; such answers count for nothing but the note.
 """
 
 from __future__ import annotations
