@@ -22,6 +22,7 @@ ROOMS = [
     {"jobs"},
     {"audits", "deployment"},
     {"reporting"},
+    {"serving"},
     {"api"},
     {"cli"},
 ]

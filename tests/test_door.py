@@ -15,11 +15,11 @@ from helpers.plugins import plug_in
 NAMES = [
     *["ClassMeans", "ClassStatistics", "ConfigError", "DPFPL", "DPFPLReleased", "DataError", "EvaluationConfig"],
     *["FeaturesConfig", "FedCLIP", "FedOTP", "FedPGP", "Guarantee", "HushpromptError", "LeastSquares", "LinearProbe"],
-    *["LinkError", "LocalOnly", "Noise", "PrivacyConfig", "PrivacyError", "Prompt", "PromptFL", "PromptFolio"],
-    *["ProtocolError", "RandomPrompt", "Reference", "ResumeError", "Run", "RunConfig", "RuntimeConfig"],
-    *["TrainingConfig", "ZeroShot", "__version__", "audit", "calibrate", "compare", "data_info", "epsilon"],
+    *["LinkError", "LocalOnly", "Noise", "Prediction", "PrivacyConfig", "PrivacyError", "Prompt", "PromptFL"],
+    *["PromptFolio", "ProtocolError", "RandomPrompt", "Reference", "ResumeError", "Run", "RunConfig", "RuntimeConfig"],
+    *["TrainingConfig", "ZeroShot", "__version__", "audit", "calibrate", "compare", "data_info", "epsilon", "export"],
     *["export_features", "federation", "fetch", "figure", "load", "load_prompt", "make_metric", "partition", "plan"],
-    *["register", "report", "resume", "run", "sweep", "verify"],
+    *["predict", "register", "report", "resume", "run", "serve", "sweep", "verify"],
 ]
 HEAVY = {"torch", "numpy", "scipy", "dp_accounting", "pandas", "matplotlib", "rich"}
 

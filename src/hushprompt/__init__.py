@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from hushprompt.api.data import data_info as data_info
     from hushprompt.api.data import fetch as fetch
     from hushprompt.api.data import partition as partition
+    from hushprompt.api.exporting import export as export
     from hushprompt.api.features import export_features as export_features
     from hushprompt.api.features import make_metric as make_metric
     from hushprompt.api.many_runs import compare as compare
@@ -28,10 +29,10 @@ if TYPE_CHECKING:
     from hushprompt.api.measuring import audit as audit
     from hushprompt.api.measuring import calibrate as calibrate
     from hushprompt.api.measuring import epsilon as epsilon
-    from hushprompt.api.prompt import Prompt as Prompt
-    from hushprompt.api.prompt import load_prompt as load_prompt
+    from hushprompt.api.predicting import predict as predict
     from hushprompt.api.run import Run as Run
     from hushprompt.api.run import load as load
+    from hushprompt.api.serve import serve as serve
     from hushprompt.api.training import plan as plan
     from hushprompt.api.training import resume as resume
     from hushprompt.api.training import run as run
@@ -66,16 +67,21 @@ if TYPE_CHECKING:
     from hushprompt.privacy.config import PrivacyConfig as PrivacyConfig
     from hushprompt.privacy.guarantee import Guarantee as Guarantee
     from hushprompt.registry import register as register
+    from hushprompt.serving.loading import load_prompt as load_prompt
+    from hushprompt.serving.prompt import Prediction as Prediction
+    from hushprompt.serving.prompt import Prompt as Prompt
 
     __version__: str
 
 _MODULES = {
     "api.data": ("data_info", "fetch", "partition"),
+    "api.exporting": ("export",),
     "api.features": ("export_features", "make_metric"),
     "api.many_runs": ("compare", "figure", "report", "sweep"),
     "api.measuring": ("Noise", "audit", "calibrate", "epsilon"),
-    "api.prompt": ("Prompt", "load_prompt"),
+    "api.predicting": ("predict",),
     "api.run": ("Run", "load"),
+    "api.serve": ("serve",),
     "api.training": ("plan", "resume", "run"),
     "api.verifying": ("verify",),
     "config.schema": ("EvaluationConfig", "Reference", "RunConfig", "RuntimeConfig", "TrainingConfig"),
@@ -100,6 +106,8 @@ _MODULES = {
     "privacy.config": ("PrivacyConfig",),
     "privacy.guarantee": ("Guarantee",),
     "registry": ("register",),
+    "serving.loading": ("load_prompt",),
+    "serving.prompt": ("Prediction", "Prompt"),
 }  # fmt: skip
 """Where the public names are defined. The imports above say the same to type checkers; a test compares them."""
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

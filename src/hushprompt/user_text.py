@@ -101,6 +101,17 @@ def toml_hint(text: str) -> str:
     return ""
 
 
+def printable(text: str) -> str:
+    r"""Return one line that a terminal shows and does not obey: control characters are escaped.
+
+    >>> printable("a\x1b[2Jb")
+    'a\\x1b[2Jb'
+    """
+    return "".join(
+        letter.encode("unicode_escape").decode() if unicodedata.category(letter) == "Cc" else letter for letter in text
+    )
+
+
 def nfc(name: str) -> str:
     """Return a name in the form in which names are compared.
 

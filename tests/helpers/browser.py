@@ -64,7 +64,7 @@ class Browser:
             self.send(f"{domain}.enable")
 
     def show(self, path, width, *, scheme="light", medium="", height=800, scale=1):
-        """Open a file at a width, in light or dark, on screen or as print."""
+        """Open a file, or an address, at a width, in light or dark, on screen or as print."""
         self.send(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -75,7 +75,7 @@ class Browser:
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         self.send("Emulation.setEmulatedMedia", media=medium, features=features)
         before = self.loaded
-        self.send("Page.navigate", url=path.resolve().as_uri())
+        self.send("Page.navigate", url=path if isinstance(path, str) else path.resolve().as_uri())
         deadline = time.monotonic() + 60
         while self.loaded == before:
             assert time.monotonic() < deadline, "the page does not load"
@@ -86,6 +86,24 @@ class Browser:
         found = self.send("Runtime.evaluate", expression=expression, returnByValue=True)
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
+
+    def wait_for(self, expression):
+        """Wait until JavaScript in the page says true."""
+        deadline = time.monotonic() + 20
+        while not self.ask(expression):
+            assert time.monotonic() < deadline, f"never true: {expression}"
+            time.sleep(0.02)
+
+    def choose(self, selector, *paths):
+        """Put files into a field, as if they were chosen in its dialog."""
+        root = self.send("DOM.getDocument")["root"]["nodeId"]
+        node = self.send("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        self.send("DOM.setFileInputFiles", nodeId=node, files=[str(path) for path in paths])
+
+    def press(self, key, code):
+        """Press a key."""
+        for kind in ("keyDown", "keyUp"):
+            self.send("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
 
     def picture(self, path):
         """Write a picture of the whole page."""

@@ -1,45 +1,19 @@
 import dataclasses
 import json
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 import hushprompt as hp
+from helpers.prompt_files import written
 from helpers.runs import TOY, Silent, fresh
-from hushprompt.config import parse as configs
+from helpers.toy_metric import toy_metric
 from hushprompt.errors import ConfigError, DataError
-from hushprompt.federation.setup import client_sizes, declared_classes, load_model, make_partition, plan_arms
 from hushprompt.federation.simulate import run
-from hushprompt.methods.class_statistics import OwnClasses
 from hushprompt.privacy.statements import CLASSES_DECLARED
-from hushprompt.runs.prompts import portable, read_prompt, write_prompts
-from hushprompt.statistics import metric
-
-
-def written(method, folder, **sections):
-    """Write the prompt files of a method's start; return the arm, the model and both states."""
-    config = configs.parse({**TOY, "method": method, **sections})
-    dataset = config.data.load()
-    partition = make_partition(config, dataset)
-    arm = plan_arms(config, client_sizes(partition), declared_classes(config, dataset.class_names))[-1]
-    model = load_model(config, dataset, [arm])
-    shared, personal = arm.method.init(model, np.random.default_rng(0))
-    if isinstance(personal, OwnClasses):
-        personal = OwnClasses(torch.tensor([False, True, True, False, False, False]))
-    names = partition.client_names
-    write_prompts(folder, model, arm, shared, {1: personal}, backbone=config.backbone, client_names=names)
-    return arm, model, shared, personal
-
-
-@pytest.fixture
-def metric_of_toy(monkeypatch, tmp_path):
-    """The toy model has a metric."""
-    monkeypatch.setattr(metric, "LEAST_CLASSES", 6)
-    runtime = {"cache_dir": str(tmp_path / "cache")}
-    return str(hp.make_metric(backbone="toy", data="toy", runtime=runtime, out=tmp_path / "metric.safetensors"))
-
+from hushprompt.runs.prompt_file import read_prompt
+from hushprompt.runs.prompts import portable
 
 LINEAR = {
     "dp_fpl": {"num_ctx": 4, "rank": 2},
@@ -50,14 +24,15 @@ LINEAR = {
 
 
 @pytest.mark.parametrize("name", LINEAR)
-def test_a_file_scores_as_the_method_does_without_a_text_tower(tmp_path, request, name):
+def test_a_file_scores_as_the_method_does_without_a_text_tower(tmp_path, name):
     method = {"name": name, **LINEAR[name]}
     if name == "class_statistics":
-        method["metric"] = request.getfixturevalue("metric_of_toy")
+        method["metric"] = toy_metric()
     arm, model, shared, personal = written(method, tmp_path / "prompts")
     images = torch.nn.functional.normalize(torch.randn(5, 6, generator=torch.Generator().manual_seed(0)), dim=1)
     prompt = hp.load_prompt(tmp_path / "prompts", client=1)
     torch.testing.assert_close(prompt.logits(images), arm.method.logits(model, shared, personal, images))
+    assert "model" not in vars(prompt), "the file was enough"
     assert ("bias" in prompt.tensors, "log_prior" in prompt.tensors) == (name == "class_statistics",) * 2
     assert (CLASSES_DECLARED in prompt.privacy) == (name == "class_statistics")
     if name != "local_only":
@@ -68,8 +43,8 @@ def test_a_file_scores_as_the_method_does_without_a_text_tower(tmp_path, request
         torch.testing.assert_close(everybodys.logits(images), scores)
 
 
-def test_fitted_contexts_are_published_with_what_they_score(tmp_path, metric_of_toy):
-    method = {"name": "class_statistics", "metric": metric_of_toy, "form": "contexts", "class_prior": 3.0}
+def test_fitted_contexts_are_published_with_what_they_score(tmp_path):
+    method = {"name": "class_statistics", "metric": toy_metric(), "form": "contexts", "class_prior": 3.0}
     arm, model, shared, personal = written(method, tmp_path / "prompts")
     prompt = hp.load_prompt(tmp_path / "prompts", client=1)
     images = torch.nn.functional.normalize(torch.randn(5, 6, generator=torch.Generator().manual_seed(0)), dim=1)
@@ -86,21 +61,19 @@ def test_scores_that_are_not_linear_have_tensors_of_their_own(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["global.safetensors"]
     prompt = hp.load_prompt(tmp_path)
     assert "text_features" not in prompt.tensors
-    with pytest.raises(
-        DataError, match=r"has no text features to score with\. How to use it: hand template 'a {}'; the"
-    ):
-        prompt.logits(torch.zeros(1, 6))
+    with pytest.raises(DataError, match=r"No linear scores follow from .*\. The file says: hand template 'a {}'; the"):
+        prompt.classifier()
 
 
-def test_without_a_prior_or_a_local_release_no_client_has_a_file(tmp_path, metric_of_toy):
-    written({"name": "class_statistics", "metric": metric_of_toy}, tmp_path / "statistics")
+def test_without_a_prior_or_a_local_release_no_client_has_a_file(tmp_path):
+    written({"name": "class_statistics", "metric": toy_metric()}, tmp_path / "statistics")
     written({"name": "promptfl", "num_ctx": 4}, tmp_path / "promptfl")
     for folder in ("statistics", "promptfl"):
         assert [path.name for path in (tmp_path / folder).iterdir()] == ["global.safetensors"]
 
 
-def test_a_file_says_which_backbone_it_is_for_and_names_no_path(tmp_path, metric_of_toy):
-    written({"name": "class_statistics", "metric": metric_of_toy, "class_prior": 3.0}, tmp_path / "prompts")
+def test_a_file_says_which_backbone_it_is_for_and_names_no_path(tmp_path):
+    written({"name": "class_statistics", "metric": toy_metric(), "class_prior": 3.0}, tmp_path / "prompts")
     prompt = hp.load_prompt(tmp_path / "prompts", client=1)
     header = prompt.header
     assert prompt.load_backbone().fingerprint == header.backbone_fingerprint
@@ -120,6 +93,8 @@ def test_names_on_a_hub_are_no_paths(tmp_path, monkeypatch):
     assert portable(values) == {**values, "text_tower": {"architecture": "B"}}
     for model in ("models/clip", "/models/clip", "~/clip", "clip"):
         assert portable({"model": model, "name": "transformers"}) == {"name": "transformers"}
+    for architecture in ("local-dir:/models/clip", "local-dir:models/clip"):
+        assert portable({"architecture": architecture, "name": "open_clip"}) == {"name": "open_clip"}
 
 
 def test_files_of_format_1_are_still_read(tmp_path):

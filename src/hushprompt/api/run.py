@@ -19,10 +19,10 @@ from hushprompt.words import counted
 
 if TYPE_CHECKING:
     from hushprompt.api.many_runs import RunFigure
-    from hushprompt.api.prompt import Prompt
     from hushprompt.config.schema import RunConfig
     from hushprompt.privacy.guarantee import Guarantee
     from hushprompt.reporting.result_table import ResultTable
+    from hushprompt.serving.prompt import Prompt
 
 
 @dataclass(frozen=True, repr=False)
@@ -97,9 +97,9 @@ class Run:
             client: number or name, such as 0 or "client-0".
             backbone: as for `load_prompt`; None: the run's own, when it is needed.
         """
-        from hushprompt.api.prompt import load_prompt
+        from hushprompt.serving.loading import load_prompt
 
-        return load_prompt(self.folder, client=client, backbone=self.config.backbone if backbone is None else backbone)
+        return load_prompt(self.folder, client=client, backbone=backbone)
 
     def figure(self, kind: str = "curves", out: str | Path | None = None) -> RunFigure:
         """Draw a figure of this run: `hushprompt.figure` has the kinds."""

@@ -38,7 +38,7 @@ from hushprompt.runs import manifest, records
 from hushprompt.runs.arm import Arm
 from hushprompt.runs.identity import RunIdentity
 from hushprompt.runs.privacy_record import privacy_record
-from hushprompt.runs.prompts import PromptHeader, read_prompt
+from hushprompt.runs.prompt_file import PromptHeader, read_prompt
 from hushprompt.words import counted
 
 AGREEMENT = "agreement.json"

@@ -32,7 +32,7 @@ EXAMPLES = (
     "hushprompt run --set privacy.epsilon=2 --out runs/strict",
     "hushprompt report runs/strict",
 )
-TRAIN, PRIVACY, COMPARE, DATA, FEDERATION = "Train", "Privacy", "Compare", "Data", "Federation"
+TRAIN, USE, PRIVACY, COMPARE, DATA, FEDERATION = "Train", "Use", "Privacy", "Compare", "Data", "Federation"
 SECTIONS = {
     "data": Section(
         DATA,
@@ -79,6 +79,34 @@ COMMANDS = {
         TRAIN,
         "List what can be named in a config.",
         ("hushprompt list methods", "hushprompt list dp_fpl"),
+    ),
+    "predict": CommandEntry(
+        "predict:predict",
+        USE,
+        "Say what images or sounds are: the most probable classes of each file.",
+        (
+            "hushprompt predict runs/strict photo.jpg --client 0",
+            "hushprompt predict runs/strict images/ --compare zero_shot -o out.txt",
+            "hushprompt predict runs/strict --split test --client 0",
+        ),
+    ),
+    "export": CommandEntry(
+        "export:export",
+        USE,
+        "Write a trained prompt for other programs: a linear head, ONNX, a script, or a model card.",
+        (
+            "hushprompt export runs/strict --to card -o card",
+            "hushprompt export runs/strict --client 0 --to onnx -o onnx",
+        ),
+    ),
+    "serve": CommandEntry(
+        "serve:serve",
+        USE,
+        "Answer over HTTP what images or sounds are, with a page for people; Ctrl-C or SIGTERM ends it.",
+        (
+            "hushprompt serve runs/strict --client 3",
+            "hushprompt serve runs/strict --client 3 --max-epsilon 4 --port 9000",
+        ),
     ),
     "privacy": CommandEntry(
         "show:privacy",

@@ -98,6 +98,11 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
         image.load()
     except DECODER_ERRORS as error:
         raise DataError(f"The image {name} cannot be read ({_plain(error)}). Replace it or take it out.") from error
+    return rgb(image, name)
+
+
+def rgb(image: Image.Image, name: str) -> np.ndarray:
+    """Return a decoded image as uint8 RGB [h, w, 3], as `decode_image` does."""
     if image.mode in SIXTEEN_BITS:
         gray = (np.asarray(image).astype(np.uint32) // 257).astype(np.uint8)
         return np.repeat(gray[:, :, None], 3, axis=2)

@@ -161,6 +161,18 @@ class NamesMechanism(Protocol):
     """Name in MECHANISMS, of this package or of another one."""
 
 
+Scorer = Callable[[Float[Tensor, "n *m d"]], Float[Tensor, "n c"]]
+"""Scores image features against all classes; with the text tower's work done."""
+
+
+@runtime_checkable
+class ScoresFromFile(Protocol):
+    """A method whose scores are not linear in the image features, so that its file needs more than a product."""
+
+    def file_scorer(self, model: PromptModel, tensors: Mapping[str, Tensor]) -> Scorer:
+        """Return what scores images as `logits` does, from the tensors of either file and the frozen model."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PublicTask:
     """What is public of a federation before anything is released."""

@@ -7,6 +7,7 @@ features never change. What differs is listed in docs/methods/fedclip.md.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from hushprompt.methods.base import Batch, NoState, Published, StepInfo, Upload
+from hushprompt.methods.base import Batch, NoState, Published, Scorer, StepInfo, Upload
 from hushprompt.methods.context import mean_loss
 from hushprompt.models.base import FeatureKind, TextKind
 from hushprompt.privacy.config import Channel
@@ -109,6 +110,11 @@ class FedCLIP:
 
     def personal_file(self, model: PromptModel, shared: AdapterState, personal: NoState) -> None:
         """Nothing is personal."""
+
+    def file_scorer(self, model: PromptModel, tensors: Mapping[str, Tensor]) -> Scorer:
+        """Return what scores images with the layers of a file."""
+        adapter = Adapter(**tensors)
+        return lambda image_features: model.logits(adapter(image_features), model.template_features)
 
     def logits(
         self, model: PromptModel, shared: AdapterState, personal: NoState, image_features: Float[Tensor, "n d"]

@@ -6,14 +6,16 @@ released on the client, that of the global prompt over all clients.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hushprompt.methods.base import Batch, Published, StepInfo, Upload
+from hushprompt.methods.base import Batch, Published, Scorer, StepInfo, Upload
 from hushprompt.methods.context import ContextState, GlobalAndPersonalConfig, fresh, mean_loss, published
 from hushprompt.privacy.config import Channel
 from hushprompt.privacy.mechanisms.base import Mechanism
@@ -84,3 +86,10 @@ class PromptPairConfig(GlobalAndPersonalConfig):
         """Score images with both prompts of a client."""
         both = (self.text_features(model, shared.context), self.text_features(model, personal.context))
         return self.scores(model, both, image_features)
+
+    def file_scorer(self, model: PromptModel, tensors: Mapping[str, Tensor]) -> Scorer:
+        """Return what scores images with the contexts of a file: both of a client, or the global one alone."""
+        contexts = [tensors[name] for name in ("context", "global_context", "local_context") if name in tensors]
+        with torch.no_grad():
+            features = tuple(self.text_features(model, context) for context in contexts)
+        return lambda image_features: self.scores(model, features, image_features)

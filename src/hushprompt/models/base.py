@@ -21,6 +21,7 @@ from hushprompt.data.base import Modality
 from hushprompt.errors import ConfigError, UnfitError
 from hushprompt.extras import install_hint
 from hushprompt.models.causal_tower import CausalTower
+from hushprompt.models.image_graph import ImageGraph, no_graph
 
 FeatureKind = Literal["pooled", "patches"]
 """What is kept of an image: one feature [d] for all of it, or one for each patch [m, d]."""
@@ -97,6 +98,14 @@ class Model(ABC):
     def encode_patches(self, images: Sequence[np.ndarray]) -> Float[Tensor, "n m d"]:
         """Preprocess as `encode_images` does, and return unit-norm features of all patches, row by row of the image."""
         raise NotImplementedError
+
+    def image_graph(self) -> ImageGraph:
+        """Return the image tower of `encode_images` as a module, and how an image is made ready for it.
+
+        Raises:
+            ConfigError: there is none, or its preprocessing is no matter of resizing, cutting and standardizing.
+        """
+        raise no_graph("it has none that works without this package")
 
     @abstractmethod
     def tokenize(self, text: str) -> list[int]:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from hushprompt.models.base import Capabilities, Model
 from hushprompt.models.bpe import BytePairTokenizer
 from hushprompt.models.embedded_network import load_emoji_network
+from hushprompt.models.image_graph import ImageGraph, PixelRecipe, TowerGraph
 from hushprompt.registry import BACKBONES
 
 PAD_ID = 0
@@ -91,6 +92,12 @@ class EmojiClipModel(Model):
     def encode_patches(self, images: Sequence[np.ndarray]) -> Float[Tensor, "n m d"]:
         """Encode the nine places of the last feature map."""
         return F.normalize(self._network.image.patches(self._pixels(images)), dim=-1)
+
+    def image_graph(self) -> ImageGraph:
+        """Return the tower, and the recipe of `center_square`."""
+        square = (IMAGE_SIZE, IMAGE_SIZE)
+        recipe = PixelRecipe(short_side=IMAGE_SIZE, size=square, long_side_rounding="nearest")
+        return ImageGraph(TowerGraph(self._network.image, self._network.image), recipe)
 
     def tokenize(self, text: str) -> list[int]:
         """Byte-pair ids without start and end; spaces only part words."""

@@ -60,7 +60,7 @@ class SameConv(nn.Conv2d):
         """Convolve; zeros in front of the kernel do what uneven padding would, without a padded copy of the image."""
         kernel, stride = self.kernel_size[0], self.stride[0]
         high, wide = (max((-(-side // stride) - 1) * stride + kernel - side, 0) for side in x.shape[2:])
-        weight = F.pad(self.weight, (wide % 2, 0, high % 2, 0))
+        weight = F.pad(self.weight, (wide % 2, 0, high % 2, 0)) if wide % 2 or high % 2 else self.weight
         return F.conv2d(x, weight, self.bias, stride, (high - high // 2, wide - wide // 2), 1, self.groups)
 
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from hushprompt import checks
 from hushprompt.errors import ConfigError, DataError
 from hushprompt.models.base import Capabilities, Model, check_template, fingerprint, optional
+from hushprompt.models.image_graph import ImageGraph
 from hushprompt.models.open_clip_image import ImageTower, num_patches_of
 from hushprompt.models.open_clip_text import prompt_tokenizer, text_tower
 from hushprompt.models.open_clip_weights import is_torchscript, load_weights
@@ -81,6 +82,9 @@ class Recipe:
 class OpenClipModel(Model):
     """Both towers of an open_clip model, frozen."""
 
+    uses_quick_gelu: bool
+    """Whether its weights were trained with the quick approximation of GELU."""
+
     def __init__(self, open_clip: Any, config: OpenClip, recipe: Recipe, tokenizer: Any) -> None:
         """Read a network and put it together with its tokenizer.
 
@@ -99,6 +103,7 @@ class OpenClipModel(Model):
         settings = [recipe.model, self._images.preprocess, self._tokenizer.settings()]
         self.fingerprint = fingerprint(network, *settings, *precision_settings(config.precision))
         self._model = network
+        self.uses_quick_gelu = bool(recipe.model.get("quick_gelu"))
         self._text = text_tower(self._model, self.pad_id)
         self._text.unfuse()
         self._dtype = lowered(self._model, config.precision)
@@ -129,6 +134,10 @@ class OpenClipModel(Model):
     def encode_patches(self, images: Sequence[np.ndarray]) -> Float[Tensor, "n m d"]:
         """Encode uint8 images [h, w, 3] of any size, and keep one feature for each patch."""
         return self._images.encode_patches(images)
+
+    def image_graph(self) -> ImageGraph:
+        """Return the image tower, and open_clip's transform as a recipe."""
+        return self._images.graph()
 
     def tokenize(self, text: str) -> list[int]:
         """Return the ids of open_clip's tokenizer without start and end."""

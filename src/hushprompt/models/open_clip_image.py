@@ -18,6 +18,8 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from hushprompt.models.image_graph import ImageGraph, PixelRecipe, TowerGraph, no_graph
+
 Tokens = Callable[[Float[Tensor, "n 3 h w"]], Float[Tensor, "n _ d"]]
 """From pixels to the pooled feature [n, 0] and the patches [n, 1:], not normalized."""
 
@@ -53,6 +55,27 @@ class ImageTower:
         """Return unit-norm features of all patches; only where there are `tokens`."""
         assert self.tokens is not None
         return F.normalize(self.tokens(self.pixels(images))[:, 1:].float(), dim=-1)
+
+    def graph(self) -> ImageGraph:
+        """Return the tower as a module, and the transform as a recipe.
+
+        Raises:
+            ConfigError: the transform fills an image up, or cuts another shape than a square out of it.
+        """
+        how = self.preprocess
+        height, width = how["size"] if isinstance(how["size"], (tuple, list)) else (how["size"], how["size"])
+        is_cut = how["resize_mode"] == "shortest"
+        if how["resize_mode"] == "longest" or (is_cut and height != width):
+            raise no_graph(f"it takes {height} x {width} pixels after the resize mode {how['resize_mode']!r}")
+        recipe = PixelRecipe(
+            short_side=height if is_cut else None,
+            size=(width, height),
+            interpolation="bilinear" if how["interpolation"] == "bilinear" else "bicubic",
+            crop_rounding="nearest",
+            mean=tuple(how["mean"]),
+            std=tuple(how["std"]),
+        )
+        return ImageGraph(TowerGraph(self.network.encode_image, self.network.visual), recipe)
 
 
 def patch_tower(open_clip: Any, visual: Any) -> tuple[Tokens, int] | None:

@@ -7,7 +7,7 @@ softmax over classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from hushprompt.models.base import Capabilities, Model, check_template, fingerprint, optional
 from hushprompt.models.causal_tower import CausalBlock, CausalTower
+from hushprompt.models.image_graph import ImageGraph, PixelRecipe, TowerGraph, no_graph
 from hushprompt.models.placing import Precision, lowered, precision_settings
 from hushprompt.models.transformers_files import load_network, load_part, settings_of
 from hushprompt.models.transformers_tokenizer import PromptTokenizer
@@ -115,6 +116,13 @@ class TransformersModel(Model):
         patches = vision(**self._inputs(images)).last_hidden_state[:, 1:]
         return F.normalize(self._model.visual_projection(vision.post_layernorm(patches)).float(), dim=-1)
 
+    def image_graph(self) -> ImageGraph:
+        """Return the image tower, and the image processor as a recipe."""
+        model = self._model
+        parts = (model.vision_model, model.visual_projection) if self._is_clip else (model.vision_model,)
+        tower = TowerGraph(lambda pixels: model.get_image_features(pixel_values=pixels).pooler_output, *parts)
+        return ImageGraph(tower, recipe_of(self.preprocessing))
+
     def tokenize(self, text: str) -> list[int]:
         """Return the ids of the model's tokenizer without start and end."""
         return self._tokenizer.encode(text)
@@ -138,6 +146,32 @@ class TransformersModel(Model):
         """Preprocess."""
         inputs = self._processor(images=[Image.fromarray(image) for image in images], return_tensors="pt")
         return inputs.to(device=self._device, dtype=self._dtype)  # whole numbers stay what they are
+
+
+def recipe_of(processor: Mapping[str, Any]) -> PixelRecipe:
+    """Return what preprocessor_config.json says as a recipe.
+
+    Raises:
+        ConfigError: the processor does something else, or leaves images of different sizes.
+    """
+    try:
+        steps = ("do_resize", "do_rescale", "do_normalize")
+        is_cut, size = bool(processor.get("do_center_crop")), processor["size"]
+        kept = processor["crop_size"] if is_cut else size
+        short_side = size.get("shortest_edge")
+        is_known = all(processor[step] for step in steps) and not processor.get("do_pad") and is_cut == bool(short_side)
+        if not is_known or abs(255 * processor["rescale_factor"] - 1) > 1e-6:
+            raise KeyError
+        return PixelRecipe(
+            short_side=short_side,
+            size=(kept["width"], kept["height"]),
+            interpolation=Image.Resampling(processor["resample"]).name.lower(),
+            mean=tuple(processor["image_mean"]),
+            std=tuple(processor["image_std"]),
+        )
+    except (KeyError, TypeError) as error:
+        kind = processor.get("image_processor_type", "its image processor")
+        raise no_graph(f"{kind} does more than resize, cut the center and standardize, or leaves that open") from error
 
 
 def causal_tower(text: Any, projection: nn.Linear, dtype: torch.dtype) -> CausalTower:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from hushprompt.runs.arm import Arm
-from hushprompt.runs.records import RoundRecord
+if TYPE_CHECKING:
+    from hushprompt.runs.arm import Arm
+    from hushprompt.runs.records import RoundRecord
 
 
 @runtime_checkable

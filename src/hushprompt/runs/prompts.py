@@ -1,11 +1,10 @@
-"""Prompt files, which say themselves what they are: the product of a run."""
+"""Writing prompt files: the product of a run."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,53 +13,16 @@ from torch import Tensor
 
 from hushprompt import files
 from hushprompt.config.values import to_plain
-from hushprompt.errors import DataError
 from hushprompt.methods.base import Personal, Published, Shared
 from hushprompt.privacy.config import Audience, Channel
 from hushprompt.prompts.prompt_model import PromptModel
 from hushprompt.runs.arm import Arm
 from hushprompt.runs.identity import is_location
-from hushprompt.runs.records import read_tensors
+from hushprompt.runs.prompt_file import FORMAT
+from hushprompt.runs.records import to_json
 
-FORMAT = "hushprompt prompt 2"
-READ = ("hushprompt prompt 1", FORMAT)
-"""The first had a method's own tensors alone, and did not say which backbone it was."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PromptHeader:
-    """What a prompt file says of itself."""
-
-    format: str
-    """One of `READ`."""
-    prompt: Any
-    """Which prompt it is, in the words of the method."""
-    method: str
-    backbone_fingerprint: str
-    """Of the model whose embeddings the tensors are; they mean nothing to another one."""
-    class_names: tuple[str, ...]
-    privacy: str
-    """The guarantee for whoever holds the file, in one sentence."""
-    client_id: int | None = None
-    """Whose personal prompt it is; None: everybody's."""
-    rank: int | None = None
-    """Rank of a factorized personal part, where the method has one."""
-    noise_source: str | None = None
-    """Where noise came from: "seeded" makes it a simulation; None in files of versions that did not say."""
-    client_name: str | None = None
-    arm: str | None = None
-    """Label of the line of the run's table; this and all that follows is None in files of format 1."""
-    settings: dict[str, Any] | None = None
-    """The method's section of a config, without paths."""
-    backbone: dict[str, Any] | None = None
-    """The backbone's section of a config, without paths of the machine that it was made on."""
-    modality: str | None = None
-    template: str | None = None
-    """Hand template of the backbone, with {} for the class name."""
-    logit_scale: float | None = None
-    """The backbone's; the tensor `logit_scale` is that of the scores."""
-    preprocessing: dict[str, Any] | None = None
-    """What is known of how the backbone makes an image's pixels, or a sound, ready."""
+GUARANTEED = ("epsilon", "delta", "privacy_unit", "noise_source")
+"""What the file says of a guarantee beside its sentence."""
 
 
 def write_prompts(
@@ -91,8 +53,8 @@ def write_prompts(
     def write(name: str, published: Published, audience: Audience, **more: Any) -> None:
         held = guarantees[audience]
         privacy = " ".join(filter(None, [held.statement(), published.declared]))
-        said = {"privacy": privacy, "noise_source": held.noise_source}
-        metadata = {**common, "prompt": published.prompt, **more, **said}
+        said = {"privacy": privacy, **{name: getattr(held, name) for name in GUARANTEED}}
+        metadata = to_json({**common, "prompt": published.prompt, **more, **said})
         tensors = {**published.tensors, **_linear(model, arm, published)}
         files.write_tensors(folder / f"{name}.safetensors", tensors, json.dumps(metadata))
 
@@ -145,22 +107,7 @@ def portable(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _is_local(key: str, value: str) -> bool:
     """Tell whether a setting is the path of a file, and not, say, a name on a model hub."""
-    path = Path(value)
-    if path.is_absolute() or value.startswith("~") or ("/" in value and path.exists()):
+    path = Path(value.removeprefix("local-dir:"))
+    if path.is_absolute() or value.startswith(("~", "local-dir:")) or ("/" in value and path.exists()):
         return True
     return is_location(f"backbone.{key}") and not re.fullmatch(r"[\w.-]+/[\w.-]+", value)
-
-
-def read_prompt(path: Path) -> tuple[PromptHeader, dict[str, Tensor]]:
-    """Read a prompt file: what it says of itself, and what the method published, by name.
-
-    Raises:
-        DataError: it is missing, damaged, or no prompt file of this version.
-    """
-    try:
-        header, tensors = read_tensors(path, PromptHeader)
-    except ValueError as error:
-        raise DataError(f"{path} is no prompt file ({error}). Give a file of a run's prompts folder.") from error
-    if header.format not in READ:
-        raise DataError(f"{path} has the format {header.format!r}, but this version reads {' and '.join(READ)}.")
-    return header, tensors

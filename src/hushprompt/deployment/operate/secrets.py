@@ -1,4 +1,4 @@
-"""Private keys as files that only their owner can read."""
+"""Private keys and tokens as files that only their owner can read."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def write_new(path: Path, data: bytes) -> None:
         file.write(data)
 
 
-def read(path: Path) -> bytes:
+def read(path: Path, what: str = "private key") -> bytes:
     """Read a file that only its owner, who is the user of this process, can read.
 
     What is checked is the file that is read: it is opened once, and no link is followed to another.
@@ -41,13 +41,13 @@ def read(path: Path) -> bytes:
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
             found = os.fstat(file.fileno())
             if not stat.S_ISREG(found.st_mode):
-                raise ConfigError(f"The private key {path} is no file.")
+                raise ConfigError(f"The {what} {path} is no file.")
             if found.st_uid != os.geteuid():
-                raise ConfigError(f"The private key {path} belongs to another user. Run: chown $USER {path}")
+                raise ConfigError(f"The {what} {path} belongs to another user. Run: chown $USER {path}")
             if found.st_mode & OTHERS:
-                raise ConfigError(f"The private key {path} can be read by others. Run: chmod 600 {path}")
+                raise ConfigError(f"The {what} {path} can be read by others. Run: chmod 600 {path}")
             return file.read()
     except OSError as error:
         if error.errno == errno.ELOOP:
-            raise ConfigError(f"The private key {path} is a link. Name the file itself.") from error
-        raise ConfigError(f"The private key {path} cannot be read ({error.strerror}). Check the path.") from error
+            raise ConfigError(f"The {what} {path} is a link. Name the file itself.") from error
+        raise ConfigError(f"The {what} {path} cannot be read ({error.strerror}). Check the path.") from error

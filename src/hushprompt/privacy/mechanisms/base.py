@@ -14,9 +14,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
-import dp_accounting
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
@@ -26,6 +25,9 @@ from hushprompt.errors import PrivacyError
 from hushprompt.privacy.clipping import ClippedSum, add_up
 from hushprompt.privacy.config import Channel
 from hushprompt.privacy.release_plan import ReleasePlan
+
+if TYPE_CHECKING:  # who uses a prompt needs no accountant
+    import dp_accounting
 
 NUMBERS_AT_ONCE = 2**24
 """Entries of per-example gradients that `clip_outer` holds together: 64 MiB in float32."""

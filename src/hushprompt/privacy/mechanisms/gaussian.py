@@ -6,8 +6,8 @@ Source: Abadi et al. 2016 (arXiv:1607.00133), Algorithm 1; with adaptive clip no
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import dp_accounting
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -19,6 +19,9 @@ from hushprompt.privacy.mechanisms.base import Release, StepMechanism
 from hushprompt.privacy.noise import add_gaussian, add_secure_gaussian
 from hushprompt.registry import MECHANISMS
 
+if TYPE_CHECKING:
+    import dp_accounting
+
 
 @MECHANISMS.register("gaussian")
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +30,8 @@ class GaussianMechanism(StepMechanism):
 
     def event(self) -> dp_accounting.DpEvent:
         """Return one Gaussian event; where clip norms are adaptive, of the sum and its count together."""
+        import dp_accounting
+
         return dp_accounting.GaussianDpEvent(self.plan.noise_multipliers[self.allowed])
 
     def clip(self, channel: Channel, grads: Float[Tensor, "b *p"]) -> ClippedSum:

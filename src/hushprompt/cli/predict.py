@@ -1,0 +1,185 @@
+"""The command that asks a trained prompt about images."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+import hushprompt as hp
+from hushprompt import files
+from hushprompt.user_text import printable, read_lines
+from hushprompt.words import counted
+
+if TYPE_CHECKING:
+    from hushprompt.serving.many import ExamplePrediction
+
+UNREADABLE = 3
+"""Exit status where a file could not be read; the others were predicted."""
+
+
+class PredictionFormat(StrEnum):
+    """How predictions are written."""
+
+    TEXT = "text"
+    JSONL = "jsonl"
+    CSV = "csv"
+
+
+class Where(StrEnum):
+    """Where a backbone runs."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+class Compare(StrEnum):
+    """What a prompt is compared with."""
+
+    ZERO_SHOT = "zero_shot"
+
+
+def predict(
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help="Run folder, prompt file, client's store, or export.")
+    ],
+    examples: Annotated[
+        list[str] | None, typer.Argument(metavar="[FILE]...", help="Files and folders; - is standard input.")
+    ] = None,
+    client: Annotated[str | None, typer.Option(help="Whose prompt, by name or number; none: the global one.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Instead of files: a split of the run's data, such as test.")
+    ] = None,
+    compare: Annotated[
+        Compare | None, typer.Option(help="Ask the hand template too: what did training change?")
+    ] = None,
+    arm: Annotated[str | None, typer.Option(help="Line of the run's table: its own method, or zero_shot.")] = None,
+    classes: Annotated[
+        Path | None, typer.Option(help="File of other class names, one a line, for the same context.")
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="Classes that are named.")] = 5,
+    threshold: Annotated[float, typer.Option(help="A label that is less probable is left empty.")] = 0.0,
+    recursive: Annotated[bool, typer.Option("--recursive", help="Take files in folders of a folder, too.")] = False,
+    backbone: Annotated[
+        str | None, typer.Option(help="TOML file with the section [backbone], or a name; none: what the prompt says.")
+    ] = None,
+    device: Annotated[Where, typer.Option(help="Where the backbone runs.")] = Where.AUTO,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images that are encoded at a time.")] = 50,
+    format_: Annotated[
+        PredictionFormat, typer.Option("--format", help="How to write predictions.")
+    ] = PredictionFormat.TEXT,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="A file; none: standard output.")] = None,
+) -> None:
+    """Say what images or sounds are: the most probable classes of each file."""
+    found = hp.predict(
+        source, examples or [], client=client, split=split, compare=None if compare is None else "zero_shot", arm=arm,
+        classes=None if classes is None else read_lines(classes), top=top, threshold=threshold, recursive=recursive,
+        batch_size=batch_size, backbone=backbone, device=device.value, progress=out is not None,
+    )  # fmt: skip
+    told = Console(stderr=True, highlight=False)
+    told.print(found.prompt.privacy, markup=False, soft_wrap=True)
+    counts = Outcome()
+    lines = WRITERS[format_](counts.of(found))
+    if out is None:
+        sys.stdout.writelines(lines)
+    else:
+        files.write_lines(out, lines)
+    told.print(counts.sentence(), markup=False, soft_wrap=True)
+    if counts.unreadable:
+        raise typer.Exit(UNREADABLE)
+
+
+@dataclass
+class Outcome:
+    """What became of the examples."""
+
+    predicted: int = 0
+    unreadable: int = 0
+    labeled: int = 0
+    """Examples of which the data say what they are."""
+    right: int = 0
+
+    def of(self, rows: Iterable[ExamplePrediction]) -> Iterator[ExamplePrediction]:
+        """Count predictions that pass by."""
+        for row in rows:
+            self.predicted += row.error is None
+            self.unreadable += row.error is not None
+            self.labeled += row.truth is not None
+            self.right += row.truth is not None and row.top[0][0] == row.truth
+            yield row
+
+    def sentence(self) -> str:
+        """Say it."""
+        text = f"{counted(self.predicted, 'prediction')}."
+        if self.unreadable:
+            text += f" {counted(self.unreadable, 'file')} could not be read: see error."
+        if self.labeled:
+            text += f" {self.right} of {self.labeled} are right ({100 * self.right / self.labeled:.1f} %)."
+        return text
+
+
+def as_text(rows: Iterable[ExamplePrediction]) -> Iterator[str]:
+    """Write a line for people: the file, then classes with their probabilities."""
+    for row in rows:
+        parts = [row.file if row.truth is None else f"{row.file} ({row.truth})"]
+        if row.error is not None:
+            parts.append(f"error: {row.error}")
+        parts += ["-"] if row.label is None and row.error is None else []
+        parts += [f"{name} {probability:.3f}" for name, probability in row.top]
+        if row.compared is not None:
+            parts.append(f"zero-shot: {row.compared.label} {row.compared.probability:.3f}")
+        yield printable("  ".join(parts)) + "\n"
+
+
+def as_jsonl(rows: Iterable[ExamplePrediction]) -> Iterator[str]:
+    """Write a JSON object for each example."""
+    for row in rows:
+        yield json.dumps(as_values(row), ensure_ascii=False) + "\n"
+
+
+def as_values(row: ExamplePrediction) -> dict[str, Any]:
+    """Return a prediction as plain values: always the first five, the others where they are known."""
+    top = [{"label": name, "probability": probability} for name, probability in row.top]
+    values: dict[str, Any] = {
+        "file": row.file,
+        "label": row.label,
+        "probability": row.probability,
+        "top": top,
+        "error": row.error,
+    }
+    if row.truth is not None:
+        values["truth"] = row.truth
+    if row.compared is not None:
+        values["zero_shot"] = {"label": row.compared.label, "probability": row.compared.probability}
+    return values
+
+
+def as_csv(rows: Iterable[ExamplePrediction]) -> Iterator[str]:
+    """Write a table with a header; unknown values are empty."""
+    columns = ["file", "label", "probability", "error", "truth", "zero_shot", "zero_shot_probability"]
+    yield _csv_line(columns)
+    for row in rows:
+        other = row.compared or (None, None)
+        yield _csv_line([row.file, row.label, row.probability, row.error, row.truth, *other[:2]])
+
+
+def _csv_line(values: Sequence[object]) -> str:
+    """Return one line, quoted where it must be."""
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\n").writerow(values)
+    return line.getvalue()
+
+
+WRITERS: dict[PredictionFormat, Callable[[Iterable[ExamplePrediction]], Iterator[str]]] = {
+    PredictionFormat.TEXT: as_text, PredictionFormat.JSONL: as_jsonl, PredictionFormat.CSV: as_csv,
+}  # fmt: skip

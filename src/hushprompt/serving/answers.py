@@ -1,0 +1,141 @@
+"""What a server asks its prompt: images as bytes, in batches, the hand template beside the prompt where wanted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from hushprompt.errors import ConfigError, DataError
+from hushprompt.extras import require
+from hushprompt.serving.inputs import as_array, media_for
+from hushprompt.serving.limits import RefusedError
+from hushprompt.serving.prompt import ZERO_SHOT, Prediction, Prompt, predictions
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+VALUES_AT_ONCE = 40_000_000
+"""Pixels, or samples, that are decoded at the same time, which take up to four bytes each."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is this?"""
+
+    data: bytes
+    size: int
+    """Pixels or samples, once it is decoded."""
+    top: int = 5
+    with_zero_shot: bool = False
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the prompt takes it for, and what the hand template does."""
+
+    trained: Prediction
+    zero_shot: Prediction | None = None
+
+
+class PromptAnswers:
+    """A prompt and its hand template, loaded and warm."""
+
+    def __init__(self, prompt: Prompt) -> None:
+        """Load the backbone, encode the class names, and answer once.
+
+        Raises:
+            ConfigError: the backbone is not known or another one, or takes features.
+        """
+        self.prompt = prompt
+        backbone = prompt.model.backbone
+        self.modality = backbone.capabilities.modality
+        if self.modality == "features":
+            raise ConfigError(
+                "This prompt's backbone takes features, and a server takes images or sounds. Load the prompt with the "
+                "backbone that made the features: --backbone FILE.toml."
+            )
+        if self.modality == "audio":
+            require("audio", "A server of sounds", "soundfile")
+        self._media, self._width = media_for(backbone.capabilities), backbone.feature_dim
+        self.zero_shot = _zero_shot(prompt)
+        blank = np.zeros(backbone.capabilities.sampling_rate or 48_000, np.float32)
+        self._replies([np.zeros((32, 32, 3), np.uint8) if self.modality == "image" else blank], [Question(b"", 0)])
+
+    def __call__(self, questions: Sequence[Question]) -> list[Reply | Exception]:
+        """Return a reply, or what is wrong, for each question."""
+        found: list[Reply | Exception] = []
+        for part in _parts(questions):
+            arrays = [self._decoded(each) for each in part]
+            readable = [at for at, array in enumerate(arrays) if not isinstance(array, Exception)]
+            replies = iter(self._replies([arrays[at] for at in readable], [part[at] for at in readable]))
+            found += [array if isinstance(array, Exception) else next(replies) for array in arrays]
+        return found
+
+    def _decoded(self, question: Question) -> np.ndarray | Exception:
+        """Return the pixels or samples, or the refusal of what is damaged."""
+        try:
+            return as_array(question.data, self._media, self._width)
+        except DataError as error:
+            return RefusedError(415, str(error).replace(" given as bytes", "").partition(" Replace it ")[0])
+
+    @torch.no_grad()
+    def _replies(self, arrays: Sequence[Any], questions: Sequence[Question]) -> list[Reply | Exception]:
+        """Return the replies to what could be decoded."""
+        if not questions:
+            return []
+        features = self.prompt.image_features(arrays, batch_size=len(arrays))
+        scores, others = self.prompt.logits(features), None
+        if self.zero_shot is not None and any(each.with_zero_shot for each in questions):
+            if self.zero_shot.feature_kind != self.prompt.feature_kind:
+                features = self.zero_shot.image_features(arrays, batch_size=len(arrays))
+            others = self.zero_shot.logits(features)
+        return [
+            self._reply(each, scores[at], None if others is None or not each.with_zero_shot else others[at])
+            for at, each in enumerate(questions)
+        ]
+
+    def _reply(self, question: Question, scores: Tensor, others: Tensor | None) -> Reply | Exception:
+        """Return the reply to one question, from its logits [c]."""
+        said = [predictions(row[None], self.prompt.classes, question.top)[0] for row in (scores, others)
+                if row is not None]  # fmt: skip
+        if not all(math.isfinite(each.probability) for each in said):
+            return RefusedError(415, f"The model gives no finite score for this {self.modality}.")
+        return Reply(*said)
+
+
+def identifier(prompt: Prompt) -> str:
+    """Return what tells a prompt from all others: of its tensors and what it says of itself, 16 hexadecimal digits."""
+    digest = hashlib.sha256(json.dumps(asdict(prompt.header), sort_keys=True, default=str).encode())
+    for name, tensor in sorted(prompt.tensors.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def _zero_shot(prompt: Prompt) -> Prompt | None:
+    """Return the hand template as a prompt; None where it is the prompt itself, or the backbone has no text."""
+    if prompt.method == ZERO_SHOT:
+        return None
+    try:
+        return prompt.zero_shot()
+    except ConfigError:
+        return None
+
+
+def _parts(questions: Sequence[Question]) -> Iterator[list[Question]]:
+    """Yield questions in their order, as many at a time as fit into memory once they are decoded."""
+    part: list[Question] = []
+    for each in questions:
+        if part and sum(other.size for other in part) + each.size > VALUES_AT_ONCE:
+            yield part
+            part = []
+        part.append(each)
+    if part:
+        yield part

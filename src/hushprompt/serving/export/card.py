@@ -1,0 +1,204 @@
+"""README.md of a prompt in the form of a hub's model card: what it is, what it guarantees, and what it is not for.
+
+Of a run it says what the run's records say, with epsilon computed again as `hushprompt privacy` does; of a prompt file
+alone what the file says. Accuracies are left out: they are read from images that no guarantee covers.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from hushprompt import files
+from hushprompt.privacy import statements
+from hushprompt.registry import METHODS
+from hushprompt.runs import reader, records
+from hushprompt.runs.prompt_file import PromptHeader
+from hushprompt.serving.loading import PROMPTS
+from hushprompt.serving.prompt import NOT_TRAINED, Prompt
+from hushprompt.words import counted
+
+NAME = "README.md"
+MOST_CLASSES = 100
+"""Class names that are spelled out."""
+TASKS = {"image": "image-classification", "audio": "audio-classification"}
+COLUMNS = {
+    "delta": "delta", "privacy_unit": "unit", "neighboring_relation": "relation", "sampling": "sampling",
+    "accountant": "accountant",
+}  # fmt: skip
+"""What gives an epsilon its meaning, by its name in a record."""
+USE = """```python
+import hushprompt as hp
+
+prompt = hp.load_prompt("FOLDER")  # this folder
+prompt.predict("photo.jpg")
+```"""
+
+
+def write(prompt: Prompt, folder: Path) -> None:
+    """Write the card."""
+    files.write_text(folder / NAME, card(prompt))
+
+
+def card(prompt: Prompt) -> str:
+    """Return the card of a prompt, and of its run where it lies in one."""
+    run = run_of(prompt)
+    known = None if run is None else reader.read(run)
+    sections = {
+        "Data": _data(prompt.header, known.config if known else {}),
+        "Method": _method(prompt.header, known.config if known else {}),
+        "Privacy": [*_held(prompt), *([] if run is None else _of_run(run, prompt.header.arm))],
+        "Audit": _audit(known),
+        "Intended use": _use(prompt.header),
+        "Limits": _limits(),
+    }
+    text = [_metadata(prompt.header), f"# {_title(prompt.header)}", *_summary(prompt)]
+    for heading, paragraphs in sections.items():
+        text += [f"## {heading}", *paragraphs]
+    return "\n\n".join(text) + "\n"
+
+
+def run_of(prompt: Prompt) -> Path | None:
+    """Return the folder of the finished run that a prompt file lies in; None for a file alone."""
+    run = prompt.path.parent.parent
+    is_in_run = (
+        prompt.path.parent.name == PROMPTS and (run / "config.toml").exists() and (run / "summary.json").exists()
+    )
+    return run if is_in_run and prompt.header.privacy != NOT_TRAINED else None
+
+
+def _metadata(header: PromptHeader) -> str:
+    """Return the block that hubs read, as YAML; JSON's texts are YAML's too."""
+    values: dict[str, Any] = {"library_name": "hushprompt", "pipeline_tag": TASKS.get(header.modality or "image")}
+    base = str((header.backbone or {}).get("model") or (header.backbone or {}).get("architecture") or "")
+    base = base.removeprefix("hf-hub:")
+    values["base_model"] = base if re.fullmatch(r"[\w.-]+/[\w.-]+", base) else None
+    values["tags"] = ["prompt-learning", "differential-privacy", "federated-learning", header.method]
+    lines = (f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in values.items() if value)
+    return "\n".join(["---", *lines, "---"])
+
+
+def _title(header: PromptHeader) -> str:
+    """Name the prompt."""
+    method = METHODS.get(header.method).title if header.method in METHODS.names() else header.method
+    return f"{method} prompt for {counted(len(header.class_names), 'class')}"
+
+
+def _summary(prompt: Prompt) -> Iterator[str]:
+    """Say what it is."""
+    header = prompt.header
+    whose = "A client's personal prompt" if header.client_id is not None else "A prompt that all clients share"
+    backbone = header.backbone or {}
+    known = ", ".join(f"{name} = {value}" for name, value in backbone.items() if name not in ("name", "template"))
+    yield (
+        f"{whose}, for a frozen backbone: {backbone.get('name', 'not named by the file')}"
+        f"{f' ({known})' if known else ''}, fingerprint `{header.backbone_fingerprint}`. It fits no other one."
+    )
+    names = ", ".join(_plain(name) for name in header.class_names[:MOST_CLASSES])
+    more = f", and {len(header.class_names) - MOST_CLASSES} more" if len(header.class_names) > MOST_CLASSES else ""
+    yield f"Classes: {names}{more}."
+
+
+def _data(header: PromptHeader, config: Mapping[str, Any]) -> list[str]:
+    """Say what is known of the training data: public settings, no count and no place."""
+    if not config:
+        return ["Not known from the prompt file alone."]
+    data, partition = config["data"], config["partition"]
+    return [
+        f"`{data['name']}`, divided among {counted(partition.get('num_clients', 'several'), 'client')} by "
+        f"`{partition['name']}`. Evaluation used the split `{config['evaluation']['split']}`."
+    ]
+
+
+def _method(header: PromptHeader, config: Mapping[str, Any]) -> list[str]:
+    """Say how it was trained."""
+    settings = [
+        f"{name} = {value}"
+        for name, value in (header.settings or {}).items()
+        if value != "" and not isinstance(value, dict)
+    ]
+    found = [f"`{header.method}`: {_plain(', '.join(settings[1:])) or 'settings not known'}."]
+    if config:
+        training, sampling = config["training"], config["sampling"]
+        steps = ", ".join(f"{name} = {value}" for name, value in sampling.items())
+        found.append(f"{counted(training['num_rounds'], 'round')} were planned; sampling: {_plain(steps)}.")
+    return [*found, f"How a prompt is put together: `{header.prompt}`."]
+
+
+def _held(prompt: Prompt) -> list[str]:
+    """Say what the prompt in the folder guarantees."""
+    who = "the prompt of this folder, and with it everybody who can ask a server that uses it"
+    source = statements.NOISE_SOURCE.get(prompt.header.noise_source or "", "")
+    return [f"For whoever holds {who}: {prompt.privacy}", *([source] if source else [])]
+
+
+def _of_run(run: Path, label: str | None) -> list[str]:
+    """Return each audience's guarantee, computed again, with all that gives it meaning."""
+    from hushprompt.audits.verify import recomputed  # imports the accountant
+
+    computed, differences = recomputed(run)
+    record = computed or statements.with_noise_source(records.read_record(run / "privacy.json"))
+    arm = next((arm for arm in record["arms"] if arm["arm"] == label), record["arms"][-1])
+    rows = []
+    for audience, held in arm["audiences"].items():
+        epsilon = f"{statements.number(held['epsilon']):.4g}{statements.beside_epsilon(held.get('noise_source'))}"
+        rows.append([statements.AUDIENCES[audience], epsilon, *(str(held[name]) for name in COLUMNS)])
+    how = "computed again from the run's config and ledger" if computed else "as the run wrote it: not computed again"
+    return [
+        f"By audience, {how}:",
+        _table(["audience", "epsilon", *COLUMNS.values()], rows),
+        *(line for line in statements.statement_lines(arm)),
+        *(str(record[name]) for name in ("server", "several_arms") if name in record),
+        *(f"**DIFFERENCE: {text}.**" for text in differences),
+    ]
+
+
+def _audit(known: reader.FinishedRun | None) -> list[str]:
+    """Return what attacks on the run found."""
+    from hushprompt.reporting.audits import audit_blocks  # imports what draws figures
+    from hushprompt.reporting.blocks import PageTable, Words
+
+    blocks = [] if known is None else audit_blocks([known])
+    found = []
+    for block in blocks:
+        if isinstance(block, PageTable):
+            rows = [[cell.striptags() if isinstance(cell, Markup) else cell for cell in row] for row in block.rows]
+            found += [f"{block.caption}.", _table(block.header, rows)]
+        elif isinstance(block, Words):
+            found.append(block.text)
+    if found:
+        found.append("These figures come from attacks on the run's own training: no guarantee covers them.")
+    return found or ["Not audited." if known else "Not known from the prompt file alone."]
+
+
+def _use(header: PromptHeader) -> list[str]:
+    """Say what it is for."""
+    what = "a sound is of" if header.modality == "audio" else "an image shows"
+    return [f"To say which of its classes {what}, by the backbone above:", USE]
+
+
+def _limits() -> list[str]:
+    """Say what it is not."""
+    return [
+        "- Probabilities are among its classes alone: whatever an example shows, one of them is named.\n"
+        "- The guarantee is one for training examples. It covers neither evaluation images, nor names of classes, nor "
+        "what the backbone was pretrained on; every further prompt of the same data adds to what is learned of it.\n"
+        "- Errors and prejudices of the backbone remain, and its license and that of the data apply.\n"
+        "- Accuracies are not stated here, since they are read from images that the guarantee does not cover."
+    ]
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Write a table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(_plain(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _plain(text: object) -> str:
+    """Return a text in one line, with nothing that Markdown or HTML would take for its own."""
+    return re.sub(r"([\\`*<>\[\]#]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(str(text).split()))

@@ -1,0 +1,87 @@
+"""The formats that a prompt can be exported to, and the folder that all of them write."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from hushprompt import checks, files
+from hushprompt.config.values import to_plain
+from hushprompt.errors import ConfigError, DataError
+from hushprompt.runs.prompt_file import FORMAT
+from hushprompt.serving.export import card, head, onnx_file, scripts
+from hushprompt.serving.loading import EXPORTED
+from hushprompt.serving.prompt import Prompt
+from hushprompt.serving.scoring import linear_tensors
+
+FORMATS: Mapping[str, Callable[[Prompt, Path], None]] = {
+    "head": head.write,
+    "onnx": onnx_file.write,
+    "open_clip": scripts.write_open_clip,
+    "transformers": scripts.write_transformers,
+    "card": card.write,
+}
+"""What writes a format's files into a folder, beside the prompt itself."""
+
+
+def export_prompt(prompt: Prompt, to: str, out: Path) -> Path:
+    """Write a prompt to a new folder, which `load_prompt` reads whatever the format; all of it or nothing.
+
+    Args:
+        prompt: trained, with its backbone where the format needs one.
+        to: one of `FORMATS`.
+        out: the folder.
+
+    Raises:
+        ConfigError: there is no such format, the folder is not empty, or the format lacks something.
+        DataError: the prompt's scores are none that the format can hold.
+    """
+    checks.one_of(FORMATS, to=to)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"{out} is not empty, and nothing in it is overwritten. Use another folder.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".") as temporary:
+        made = Path(temporary) / out.name
+        made.mkdir()
+        complete = completed(prompt)
+        files.write_tensors(made / EXPORTED, complete.tensors, json.dumps(dataclasses.asdict(complete.header)))
+        FORMATS[to](complete, made)
+        os.replace(made, out)
+    return out
+
+
+def completed(prompt: Prompt) -> Prompt:
+    """Return a prompt with the text features that scores need, where they are linear, and the backbone that it knows.
+
+    Files of format 1 have neither.
+    """
+    is_loaded = hasattr(prompt.backbone, "encode_images")
+    if not is_loaded:
+        prompt = dataclasses.replace(prompt, device="cpu")
+    header, tensors = prompt.header, dict(prompt.tensors)
+    if header.backbone is None and prompt.backbone is not None and not is_loaded:
+        header = dataclasses.replace(header, format=FORMAT, **_of_backbone(prompt))
+    try:
+        tensors |= linear_tensors(header, tensors, lambda: prompt.model)
+    except DataError:  # no linear scores, which a format that needs them will say
+        return dataclasses.replace(prompt, header=header)
+    return dataclasses.replace(prompt, header=header, tensors=tensors)
+
+
+def _of_backbone(prompt: Prompt) -> dict[str, Any]:
+    """Return what a header of format 2 says of the backbone."""
+    from hushprompt.runs.prompts import portable  # imports accountants, and few exports need it
+
+    frozen = prompt.model.backbone
+    return {
+        "backbone": portable(to_plain(prompt.backbone)),
+        "modality": frozen.capabilities.modality,
+        "template": frozen.template,
+        "logit_scale": frozen.logit_scale,
+        "preprocessing": dict(frozen.preprocessing),
+    }

@@ -1,0 +1,281 @@
+"""A trained prompt as an object: what it says of itself, and what it says of images."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
+
+from hushprompt import checks
+from hushprompt.config.values import choose
+from hushprompt.errors import ConfigError, DataError
+from hushprompt.privacy import statements
+from hushprompt.runs.prompt_file import PromptHeader
+
+if TYPE_CHECKING:
+    import numpy as np
+    from jaxtyping import Float
+    from torch import Tensor
+
+    from hushprompt.methods.base import Scorer
+    from hushprompt.models.base import FeatureKind, Model
+    from hushprompt.models.placing import Device
+    from hushprompt.prompts.prompt_model import PromptModel
+
+BATCH_SIZE = 50
+"""Images that are encoded at a time."""
+ZERO_SHOT = "zero_shot"
+NOT_TRAINED = "Nothing was trained: no private data was used."
+
+
+class Prediction(NamedTuple):
+    """What a prompt takes an image for."""
+
+    label: str
+    """The most probable class."""
+    probability: float
+    """Its softmax probability, among the prompt's classes."""
+    top: tuple[tuple[str, float], ...]
+    """The most probable classes with their probabilities, best first."""
+
+
+class LinearClassifier(NamedTuple):
+    """softmax(logit_scale x features @ weight.T + bias): what is left of a prompt whose scores are linear."""
+
+    weight: Float[np.ndarray, "c d"]
+    bias: Float[np.ndarray, " c"]
+    """In logits: of classes, and of a client's class prior."""
+    logit_scale: float
+
+
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
+class Prompt:
+    """A prompt that a run has trained: its tensors, what it says of itself, and of images.
+
+    `load_prompt` reads one. The backbone is loaded when it is first needed, and stays.
+    """
+
+    path: Path
+    tensors: Mapping[str, Tensor] = field(repr=False)
+    """By name; of most methods `context` [t, e], or [c, t, e] with one for each class, and `text_features` [c, d] with
+    `logit_scale`, and where there are some `bias` [c] and `log_prior` [c], in logits."""
+    header: PromptHeader = field(repr=False)
+    """What the file says: method, class names, fingerprint of the backbone, how a prompt is put together, privacy."""
+    backbone: Any = None
+    """What it was loaded with: a backbone, or its section of a config; None: what the file says."""
+    device: Device = "auto"
+    """Where the backbone runs: "auto" takes a GPU if there is one."""
+
+    @property
+    def method(self) -> str:
+        """Name of the method that trained it."""
+        return self.header.method
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in label order."""
+        return self.header.class_names
+
+    @property
+    def privacy(self) -> str:
+        """What it guarantees, in a sentence: epsilon with all that gives it meaning."""
+        said = self.header.privacy
+        return said if self.header.noise_source or said == NOT_TRAINED else f"{said} {statements.SOURCE_UNKNOWN}"
+
+    @overload
+    def predict(self, images: Sequence[Any], *, top: int = ..., batch_size: int = ...) -> list[Prediction]: ...
+    @overload
+    def predict(self, images: Any, *, top: int = ..., batch_size: int = ...) -> Prediction | list[Prediction]: ...
+    def predict(self, images: Any, *, top: int = 5, batch_size: int = BATCH_SIZE) -> Prediction | list[Prediction]:
+        """Say what one image is, or each of several.
+
+        Args:
+            images: one, or a list or tuple of them: a path, the bytes of a file, a PIL image, or an array (uint8
+                [h, w, 3]; for sounds float [samples], for features float [d]).
+            top: classes that are named, best first; never more than there are.
+            batch_size: images that are encoded at a time.
+
+        Raises:
+            DataError: an image cannot be read.
+            ConfigError: the backbone is not known, or another one; or `top` is not positive.
+        """
+        import torch
+
+        is_one = not isinstance(images, (list, tuple))
+        with torch.no_grad():
+            parts = [self.logits(part) for part in self._encoded([images] if is_one else images, batch_size)]
+        found = [each for part in parts for each in predictions(part, self.classes, top)]
+        return found[0] if is_one else found
+
+    def probabilities(self, images: Iterable[Any], *, batch_size: int = BATCH_SIZE) -> Float[np.ndarray, "n c"]:
+        """Return the probability of every class, float32 [n, c]; images as for `predict`."""
+        import torch
+
+        with torch.no_grad():
+            parts = [self.logits(part).float().softmax(dim=1).cpu() for part in self._encoded(images, batch_size)]
+        rows: np.ndarray = torch.cat([torch.zeros(0, len(self.classes)), *parts]).numpy()
+        return rows
+
+    def image_features(self, images: Iterable[Any], *, batch_size: int = BATCH_SIZE) -> Float[Tensor, "n *m d"]:
+        """Encode images, given as for `predict`, to unit-norm features: what `logits` takes."""
+        import torch
+
+        with torch.no_grad():
+            return torch.cat(list(self._encoded(images, batch_size)))
+
+    def logits(self, image_features: Float[Tensor, "n *m d"]) -> Float[Tensor, "n c"]:
+        """Score unit-norm image features against all classes; a softmax gives probabilities.
+
+        The file alone is enough where scores are linear; else the backbone is loaded.
+
+        Raises:
+            DataError: nothing is known of how this file scores.
+            ConfigError: the backbone is needed, and not known.
+        """
+        return self._scorer(image_features)
+
+    def classifier(self) -> LinearClassifier:
+        """Return the linear classifier that the prompt amounts to: NumPy arrays, and the image tower is all it needs.
+
+        Raises:
+            DataError: its scores are not linear in the image's features.
+        """
+        from hushprompt.serving.scoring import linear_tensors
+
+        tensors = linear_tensors(self.header, self.tensors, lambda: self.model)
+        offsets = tensors.get("bias", 0) + tensors.get("log_prior", 0)
+        weight = tensors["text_features"].float().cpu().numpy()
+        bias = (offsets + tensors["text_features"].new_zeros(len(weight))).float().cpu().numpy()
+        return LinearClassifier(weight, bias, float(tensors["logit_scale"]))
+
+    def with_classes(self, names: Sequence[str]) -> Prompt:
+        """Return the prompt for other classes: new names in the same context.
+
+        Raises:
+            DataError: it has no context, or one for each class, so it knows its own classes alone.
+            ConfigError: a name repeats or is empty.
+        """
+        contexts = {name: tensor for name, tensor in self.tensors.items() if name.endswith("context")}
+        tensors = contexts or ({} if "text_features" in self.tensors else self.tensors)
+        if not tensors or any(context.ndim != 2 for context in contexts.values()):
+            raise DataError(f"{self.path} has no context that is the same for all classes, so it knows its own alone.")
+        if len(set(names)) < len(names) or not all(name.strip() for name in names):
+            raise ConfigError("Class names must differ, and none may be empty.")
+        header = dataclasses.replace(self.header, class_names=tuple(names))
+        return dataclasses.replace(self, tensors=tensors, header=header)
+
+    def zero_shot(self) -> Prompt:
+        """Return the backbone's hand template as a prompt for the same classes: what it knew before training.
+
+        Raises:
+            ConfigError: the backbone is not known, or has no text.
+        """
+        import torch
+
+        with torch.no_grad():
+            features = self.model.template_features.float()
+        header = dataclasses.replace(
+            self.header, method=ZERO_SHOT, arm=ZERO_SHOT, privacy=NOT_TRAINED, noise_source=None, client_id=None,
+            client_name=None, prompt=self.model.template_origin, settings=None, rank=None,
+        )  # fmt: skip
+        tensors = {"text_features": features, "logit_scale": torch.tensor(self.model.logit_scale)}
+        return dataclasses.replace(self, tensors=tensors, header=header, backbone=self.model.backbone)
+
+    @functools.cached_property
+    def model(self) -> PromptModel:
+        """The frozen model with the prompt's classes, on the device; loaded once, as by `load_backbone`."""
+        from hushprompt.models.placing import place
+        from hushprompt.prompts.prompt_model import PromptModel
+
+        frozen = self.load_backbone()
+        return PromptModel(frozen, self.classes, device=place(frozen, self.device))
+
+    def load_backbone(self) -> Model:
+        """Return the frozen model that the prompt was trained with, loaded where it is given by its section.
+
+        Raises:
+            ConfigError: neither you nor the file, which names no paths, says which one it is, or it is another one: a
+                prompt fits no other.
+        """
+        chosen = self.backbone
+        if chosen is None:
+            if self.header.backbone is None:
+                raise ConfigError("The prompt was loaded without a backbone: load_prompt(path, backbone=...).")
+            chosen = choose("backbone", self.header.backbone)
+            if left_out := _left_out(chosen, self.header.backbone):
+                raise ConfigError(
+                    f"The backbone of {self.path} was a file or folder of another machine, which the prompt does not "
+                    f"name: give its section of a config, with {left_out}: load_prompt(path, backbone=...), --backbone."
+                )
+        loaded: Model = chosen.load() if hasattr(chosen, "load") else chosen
+        if loaded.fingerprint != self.header.backbone_fingerprint:
+            raise ConfigError(
+                f"{self.path} was trained with another backbone: its fingerprint is "
+                f"{self.header.backbone_fingerprint[:12]}, not {loaded.fingerprint[:12]}. A prompt fits no other."
+            )
+        return loaded
+
+    @functools.cached_property
+    def _scorer(self) -> Scorer:
+        """What scores features, with the text tower's work done."""
+        from hushprompt.serving.scoring import scorer
+
+        return scorer(self.header, self.tensors, lambda: self.model)
+
+    @property
+    def feature_kind(self) -> FeatureKind:
+        """What it needs to know of an image: "pooled" or "patches"."""
+        from hushprompt.serving.scoring import feature_kind
+
+        return feature_kind(self.header, self.tensors)
+
+    def _encoded(self, images: Iterable[Any], batch_size: int) -> Iterable[Float[Tensor, "b *m d"]]:
+        """Encode images, batch by batch."""
+        from hushprompt.serving.inputs import as_array, media_for
+
+        checks.positive(batch_size=batch_size)
+        backbone = self.model.backbone
+        media, encode = media_for(backbone.capabilities), backbone.encode_images
+        if self.feature_kind == "patches":
+            encode = backbone.encode_patches
+        for part in batched(images, batch_size):
+            yield encode([as_array(image, media, backbone.feature_dim) for image in part])
+
+    def __repr__(self) -> str:
+        """Say what it is, and what it guarantees."""
+        shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in self.tensors.items())
+        return f"Prompt({str(self.path)!r}): {self.method}, {len(self.classes)} classes, {shapes}\n{self.privacy}"
+
+
+def _left_out(backbone: Any, said: Mapping[str, Any]) -> str:
+    """Return the setting that a prompt file lacks because it was a path; "" where the others are enough."""
+    paths = ("model", "architecture", "text_features", *(() if said.get("pretrained") else ("checkpoint",)))
+    return next((name for name in paths if hasattr(backbone, name) and name not in said), "")
+
+
+def predictions(logits: Float[Tensor, "n c"], classes: Sequence[str], top: int) -> list[Prediction]:
+    """Return the best classes of each row, by logit: two probabilities may round to the same number.
+
+    Of equal ones the first in label order comes first. Raises ConfigError if `top` is not positive.
+    """
+    checks.positive(top=top)
+    rows, shares = logits.float().cpu(), logits.float().softmax(dim=1).cpu()
+    best = rows.sort(dim=1, descending=True, stable=True).indices[:, :top]
+    tops = [tuple((classes[label], float(share[label])) for label in order.tolist())
+            for share, order in zip(shares, best, strict=True)]  # fmt: skip
+    return [Prediction(*each[0], each) for each in tops]
+
+
+def batched(items: Iterable[Any], size: int) -> Iterable[list[Any]]:
+    """Return items in lists of `size`, the last one shorter."""
+    batch: list[Any] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

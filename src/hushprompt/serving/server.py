@@ -1,0 +1,238 @@
+"""A prompt behind HTTP: endpoints, and the page that asks them. Nothing that comes in is written or logged."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.resources
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from hushprompt.serving.answers import PromptAnswers, Question, Reply, identifier
+from hushprompt.serving.batching import MicroBatcher
+from hushprompt.serving.content import FORMATS, size_of
+from hushprompt.serving.guard import Door, Guard
+from hushprompt.serving.limits import RefusedError, ServingLimits
+from hushprompt.serving.promise import in_plain_words
+from hushprompt.serving.prompt import ZERO_SHOT, Prediction
+from hushprompt.serving.server_metrics import ServerMetrics
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
+logger = logging.getLogger(__name__)
+PAGE = {"/": ("index.html", "text/html"), "/script.js": ("script.js", "text/javascript"),
+        "/style.css": ("style.css", "text/css")}  # fmt: skip
+KEYS = {"image": "images", "audio": "sounds"}
+"""Of a request with several."""
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+class PromptService:
+    """The endpoints of one prompt."""
+
+    def __init__(self, answers: PromptAnswers, limits: ServingLimits) -> None:
+        """Take what answers, and how much of it one may ask."""
+        self._prompt, self._answers, self._limits = answers.prompt, answers, limits
+        self._batcher: MicroBatcher[Question, Reply] = MicroBatcher(answers, limits)
+        self._id, self._is_ready = identifier(answers.prompt), False
+        self._about = self._description()
+        self.endpoints: dict[str, tuple[Endpoint, str]] = {
+            "/v1/predict": (self.predict, "POST"), "/v1/predict-batch": (self.predict_batch, "POST"),
+            "/v1/model": (self.model, "GET"), "/healthz": (self.healthz, "GET"), "/readyz": (self.readyz, "GET"),
+            "/metrics": (self.metrics, "GET"),
+        }  # fmt: skip
+        self.counts = ServerMetrics([*self.endpoints, *PAGE])
+
+    @contextlib.asynccontextmanager
+    async def running(self, app: Starlette) -> AsyncIterator[None]:
+        """Encode what is asked while the application runs."""
+        self._batcher = MicroBatcher(self._answers, self._limits)  # its queue belongs to this event loop
+        task = asyncio.create_task(self._batcher.run())
+        self._is_ready = True
+        try:
+            yield
+        finally:
+            self._is_ready = False
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    async def predict(self, request: Request) -> Response:
+        """Say what the one image, or sound, in the body is."""
+        top, with_zero_shot = self._wanted(request)
+        data = await self._body(request)
+        start = time.perf_counter()
+        question = Question(data, size_of(data, self._answers.modality, self._limits), top, with_zero_shot)
+        (coming,) = self._batcher.submit([question])
+        return JSONResponse({**_told(await coming), **self._signed(start)})
+
+    async def predict_batch(self, request: Request) -> Response:
+        """Say what each of several images, or sounds, in base64, is; what is wrong with one is told in its place."""
+        top, with_zero_shot = self._wanted(request)
+        everything = self._several(await self._body(request))
+        start = time.perf_counter()
+        questions: list[Question | RefusedError] = []
+        for data in everything:
+            try:
+                size = size_of(data, self._answers.modality, self._limits)
+                questions.append(Question(data, size, top, with_zero_shot))
+            except RefusedError as refusal:
+                questions.append(refusal)
+        coming = self._batcher.submit([each for each in questions if isinstance(each, Question)])
+        replies = iter(await asyncio.gather(*coming, return_exceptions=True))
+        found = [_told(each if isinstance(each, RefusedError) else next(replies)) for each in questions]
+        return JSONResponse({"predictions": found, **self._signed(start)})
+
+    async def model(self, request: Request) -> Response:
+        """Say what the prompt is, and what it promises."""
+        return JSONResponse(self._about)
+
+    async def healthz(self, request: Request) -> Response:
+        """Say that the process is there."""
+        return JSONResponse({"status": "ok"})
+
+    async def readyz(self, request: Request) -> Response:
+        """Say whether requests are answered."""
+        return JSONResponse({"ready": self._is_ready}, 200 if self._is_ready else 503)
+
+    async def metrics(self, request: Request) -> Response:
+        """Return counts and times."""
+        batches, images = self._batcher.sizes
+        gauges = {"batches_total": batches, "images_total": images, "queue": self._batcher.num_waiting}
+        return PlainTextResponse(self.counts.text(gauges), media_type="text/plain; version=0.0.4")
+
+    def _wanted(self, request: Request) -> tuple[int, bool]:
+        """Return how many classes are to be named, and whether the hand template is asked too."""
+        asked = dict(request.query_params)
+        top, compare = asked.pop("top", "5"), asked.pop("compare", None)
+        if asked or len(request.query_params.multi_items()) > len(request.query_params):
+            raise RefusedError(400, "Only top=N and compare=zero_shot are taken, once. A token goes into a header.")
+        if not (top.isascii() and top.isdigit() and len(top) <= 6 and int(top) > 0):
+            raise RefusedError(400, "top must be a number from 1: how many classes are named.")
+        if compare not in (None, ZERO_SHOT):
+            raise RefusedError(400, f"compare can be {ZERO_SHOT} only.")
+        if compare and self._answers.zero_shot is None:
+            raise RefusedError(400, "There is no zero-shot prompt to compare with: the backbone has no text.")
+        return int(top), compare is not None
+
+    async def _body(self, request: Request) -> bytes:
+        """Return the body, counted while it comes in."""
+        most, declared = self._limits.body_bytes, request.headers.get("content-length", "0")
+        too_large = RefusedError(413, f"The body is larger than {most:,} bytes.")
+        if not declared.isdecimal():
+            raise RefusedError(400, "The header Content-Length is no number.")
+        if len(declared) > 15 or int(declared) > most:
+            raise too_large
+        body = bytearray()
+        try:
+            async with asyncio.timeout(self._limits.read_seconds):
+                async for chunk in request.stream():
+                    body += chunk
+                    if len(body) > most:
+                        raise too_large
+        except TimeoutError as error:
+            raise RefusedError(408, f"The body did not arrive within {self._limits.read_seconds:g} seconds.") from error
+        return bytes(body)
+
+    def _several(self, body: bytes) -> list[bytes]:
+        """Return what a body in JSON holds."""
+        key, most = KEYS[self._answers.modality], self._limits.images
+        kind = dict[str, Annotated[list[bytes], msgspec.Meta(min_length=1, max_length=most)]]
+        try:
+            found = msgspec.json.decode(body, type=kind)
+        except (msgspec.MsgspecError, RecursionError, ValueError) as error:
+            raise RefusedError(400, f"The body is not JSON with 1 to {most} {key} in base64 ({error}).") from error
+        if found.keys() != {key}:
+            raise RefusedError(400, f'The body must be {{"{key}": [...]}}, with {key} in base64.')
+        return found[key]
+
+    def _signed(self, start: float) -> dict[str, Any]:
+        """Return what stands below every prediction."""
+        return {"model": self._id, "milliseconds": round(1000 * (time.perf_counter() - start), 1)}
+
+    def _description(self) -> dict[str, Any]:
+        """Return what is said of the prompt; not whose it is."""
+        header = self._prompt.header
+        return {
+            "id": self._id,
+            "method": header.method,
+            "arm": header.arm,
+            "classes": list(header.class_names),
+            "backbone": header.backbone,
+            "fingerprint": header.backbone_fingerprint,
+            "modality": self._answers.modality,
+            "privacy": self._prompt.privacy,
+            "in_plain_words": in_plain_words(self._prompt),
+            "has_zero_shot": self._answers.zero_shot is not None,
+            "formats": FORMATS[self._answers.modality],
+            "body_bytes": self._limits.body_bytes,
+        }
+
+
+def application(service: PromptService, door: Door, limits: ServingLimits) -> ASGIApp:
+    """Return the ASGI application: endpoints, page, and the guard before them."""
+    routes = [Route(path, found, methods=[method]) for path, (found, method) in service.endpoints.items()]
+    routes += [Route(path, _page(*told), methods=["GET"]) for path, told in PAGE.items()]
+    handlers = {RefusedError: _refused, HTTPException: _wrong, ClientDisconnect: _gone, Exception: _failed}
+    app = Starlette(routes=routes, exception_handlers=handlers, lifespan=service.running)
+    app.router.redirect_slashes = False
+    return Guard(app, door, limits, service.counts.count)
+
+
+def _page(name: str, kind: str) -> Endpoint:
+    """Return the endpoint of a file of the page, which is read once."""
+    content = (importlib.resources.files("hushprompt.serving") / "page" / name).read_bytes()
+
+    async def endpoint(request: Request) -> Response:
+        return Response(content, media_type=kind)
+
+    return endpoint
+
+
+def _told(found: Reply | BaseException) -> dict[str, Any]:
+    """Return one reply as JSON says it; an error of its own is told in its place, any other one is raised."""
+    if isinstance(found, RefusedError):
+        return {"error": str(found)}
+    if isinstance(found, BaseException):
+        raise found
+    told = _prediction(found.trained)
+    return told if found.zero_shot is None else {**told, ZERO_SHOT: _prediction(found.zero_shot)}
+
+
+def _prediction(found: Prediction) -> dict[str, Any]:
+    """Return one prediction as JSON says it."""
+    top = [{"label": label, "probability": round(share, 7)} for label, share in found.top]
+    return {"label": found.label, "probability": round(found.probability, 7), "top": top}
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    """Answer what is refused."""
+    assert isinstance(error, RefusedError)
+    return JSONResponse({"error": str(error)}, error.status, error.headers)
+
+
+async def _wrong(request: Request, error: Exception) -> Response:
+    """Answer what does not exist."""
+    assert isinstance(error, HTTPException)
+    said = {404: "There is nothing at this address.", 405: "This address is not asked like that."}
+    return JSONResponse({"error": said.get(error.status_code, error.detail)}, error.status_code, error.headers)
+
+
+async def _gone(request: Request, error: Exception) -> Response:
+    """Answer nobody: the sender went away."""
+    return Response(status_code=400)
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    """Answer what should not happen; what it was is in the log of the server's owner."""
+    return JSONResponse({"error": "Something failed here that is not your fault."}, 500)

@@ -1,0 +1,109 @@
+"""Requests of the same moment are encoded together."""
+
+import asyncio
+import threading
+
+import pytest
+
+from hushprompt.serving.batching import MicroBatcher
+from hushprompt.serving.limits import RefusedError, ServingLimits
+
+
+def batched(work, use, **limits):
+    """Run `use` on a batcher of `work`."""
+
+    async def run():
+        batcher = MicroBatcher(work, ServingLimits(**limits))
+        task = asyncio.create_task(batcher.run())
+        try:
+            return await use(batcher)
+        finally:
+            task.cancel()
+
+    return asyncio.run(run())
+
+
+def test_what_waits_goes_together_at_most_so_many():
+    sizes = []
+
+    def work(items):
+        sizes.append(len(items))
+        return [item * 10 for item in items]
+
+    async def use(batcher):
+        return await asyncio.gather(*batcher.submit(range(20)))
+
+    assert batched(work, use, batch_size=16) == [item * 10 for item in range(20)]
+    assert sizes == [16, 4]
+
+
+def test_who_asks_alone_does_not_wait_and_after_many_one_waits_a_moment():
+    async def use(batcher):
+        clock, times = asyncio.get_running_loop().time, []
+        for count in (1, 1, 4, 1, 1):
+            start = clock()
+            await asyncio.gather(*batcher.submit(range(count)))
+            times.append(clock() - start)
+        return times
+
+    alone, _, together, after, again = batched(list, use, batch_seconds=0.3)
+    assert max(alone, together, again) < 0.25
+    assert after >= 0.3, "three more were there the last time"
+
+
+def test_more_than_the_queue_holds_is_refused_as_a_whole():
+    go = threading.Event()
+
+    def work(items):
+        assert go.wait(5)
+        return items
+
+    async def use(batcher):
+        first = batcher.submit([0])
+        await asyncio.sleep(0.02)  # it is being worked on, and waits no more
+        waiting = batcher.submit([1, 2, 3])
+        with pytest.raises(RefusedError, match="Too many") as refused:
+            batcher.submit([4, 5])
+        assert batcher.num_waiting == 3
+        last = batcher.submit([6])
+        go.set()
+        return refused.value.status, await asyncio.gather(*first, *waiting, *last)
+
+    assert batched(work, use, queue=4) == (503, [0, 1, 2, 3, 6])
+
+
+def test_one_bad_item_is_its_own_and_a_failure_is_that_of_its_batch_alone():
+    def work(items):
+        if 7 in items:
+            raise RuntimeError("seven")
+        return [ValueError("odd") if item % 2 else item for item in items]
+
+    async def use(batcher):
+        mixed = await asyncio.gather(*batcher.submit([2, 3]), return_exceptions=True)
+        failed = await asyncio.gather(*batcher.submit([7, 8]), return_exceptions=True)
+        return mixed, failed, await batcher.submit([4])[0]
+
+    mixed, failed, after = batched(work, use)
+    assert (mixed[0], str(mixed[1]), after) == (2, "odd", 4)
+    assert [str(each) for each in failed] == ["seven", "seven"]
+
+
+def test_what_nobody_waits_for_any_more_is_not_worked_on():
+    go, seen = threading.Event(), []
+
+    def work(items):
+        seen.extend(items)
+        assert go.wait(5)
+        return items
+
+    async def use(batcher):
+        (first,) = batcher.submit([1])
+        await asyncio.sleep(0.02)
+        (gone,) = batcher.submit([2])
+        gone.cancel()
+        (last,) = batcher.submit([3])
+        go.set()
+        return await first, await last
+
+    assert batched(work, use) == (1, 3)
+    assert seen == [1, 3]
