@@ -60,9 +60,11 @@ def figure(runs: Sequence[FinishedRun], kind: str, path: Path) -> None:
         DataError: the records of these runs hold nothing to draw.
         ConfigError: the ending of the file is another.
     """
-    drawing = KINDS[kind](runs, pool(runs))
+    groups = pool(runs)
+    drawing = KINDS[kind](runs, groups)
     if drawing is None:
-        raise DataError(f"The records of these runs hold nothing for a figure of the kind {kind!r}.")
+        others = ", ".join(name for name, draw in KINDS.items() if draw(runs, groups) is not None) or "none"
+        raise DataError(f"These runs hold nothing for a figure of the kind {kind!r}. They do for: {others}.")
     save(drawing, path)
 
 
