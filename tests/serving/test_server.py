@@ -11,12 +11,13 @@ import time
 
 import numpy as np
 import pytest
+import torch
 
 from helpers.asgi import ask, once, started
 from helpers.served import bomb, hearing, image, sound, toy_app
 from hushprompt.errors import ConfigError
 from hushprompt.models.toy import Toy
-from hushprompt.serving.answers import PromptAnswers, identifier
+from hushprompt.serving.answers import PromptAnswers, Question, identifier
 
 PREDICT = ("POST", "/v1/predict")
 
@@ -234,6 +235,21 @@ def test_a_backbone_of_features_or_another_one_is_not_served(served_prompt):
     model.capabilities = dataclasses.replace(model.capabilities, modality="features")
     with pytest.raises(ConfigError, match="takes features, and a server takes images or sounds"):
         PromptAnswers(dataclasses.replace(served_prompt, backbone=model))
+
+
+def test_each_of_a_batch_gets_as_much_as_it_asks_for(served_prompt):
+    answers = PromptAnswers(served_prompt)
+    few, more = answers([Question(image(), 1, top=1), Question(image(), 1, top=3, with_zero_shot=True)])
+    assert (len(few.trained.top), few.zero_shot) == (1, None)
+    assert (len(more.trained.top), len(more.zero_shot.top)) == (3, 3)
+    assert few.trained.label == more.trained.label == more.trained.top[0][0]
+
+
+def test_a_score_that_is_no_number_is_no_answer(served_prompt):
+    answers = PromptAnswers(hearing(served_prompt))
+    answers.prompt.model.backbone.encode_images = lambda images: torch.full((len(images), 6), torch.nan)
+    (found,) = answers([Question(sound(), 1)])
+    assert (found.status, str(found)) == (415, "The model gives no finite score for this audio.")
 
 
 class Held(PromptAnswers):

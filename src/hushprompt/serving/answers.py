@@ -19,7 +19,7 @@ from hushprompt.serving.limits import RefusedError
 from hushprompt.serving.prompt import ZERO_SHOT, Prediction, Prompt, predictions
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    pass
 
 VALUES_AT_ONCE = 40_000_000
 """Pixels, or samples, that are decoded at the same time, which take up to four bytes each."""
@@ -90,24 +90,22 @@ class PromptAnswers:
         """Return the replies to what could be decoded."""
         if not questions:
             return []
+        top = max(each.top for each in questions)
         features = self.prompt.image_features(arrays, batch_size=len(arrays))
-        scores, others = self.prompt.logits(features), None
+        trained = predictions(self.prompt.logits(features), self.prompt.classes, top)
+        others: Sequence[Prediction | None] = [None] * len(questions)
         if self.zero_shot is not None and any(each.with_zero_shot for each in questions):
             if self.zero_shot.feature_kind != self.prompt.feature_kind:
                 features = self.zero_shot.image_features(arrays, batch_size=len(arrays))
-            others = self.zero_shot.logits(features)
-        return [
-            self._reply(each, scores[at], None if others is None or not each.with_zero_shot else others[at])
-            for at, each in enumerate(questions)
-        ]
+            others = predictions(self.zero_shot.logits(features), self.prompt.classes, top)
+        return [self._reply(*each) for each in zip(questions, trained, others, strict=True)]
 
-    def _reply(self, question: Question, scores: Tensor, others: Tensor | None) -> Reply | Exception:
-        """Return the reply to one question, from its logits [c]."""
-        said = [predictions(row[None], self.prompt.classes, question.top)[0] for row in (scores, others)
-                if row is not None]  # fmt: skip
+    def _reply(self, question: Question, trained: Prediction, other: Prediction | None) -> Reply | Exception:
+        """Return the reply to one question, with as many classes as it asks for."""
+        said = [trained] if other is None or not question.with_zero_shot else [trained, other]
         if not all(math.isfinite(each.probability) for each in said):
             return RefusedError(415, f"The model gives no finite score for this {self.modality}.")
-        return Reply(*said)
+        return Reply(*(each._replace(top=each.top[: question.top]) for each in said))
 
 
 def identifier(prompt: Prompt) -> str:
