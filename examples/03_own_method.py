@@ -43,7 +43,7 @@ class Averaged(ContextConfig):
 
     def init(self, model, rng):
         """Return the start of the shared state, and nothing for the clients."""
-        context = self.start(model, rng)
+        context = self.first_context(model, rng)
         return AveragedState(context, context, context.new_zeros(())), NoState()
 
     def client_step(self, model, shared, personal, batch: Batch, mechanism, rng):

@@ -24,7 +24,15 @@ def write_text(path: Path, text: str) -> None:
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
     """Write lines, as they come, to a text file; after a crash it is the old or the new one."""
-    with _replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+    with (
+        _replacing(path) as temporary,
+        temporary.open(
+            "w",
+            encoding="utf-8",
+            newline="",
+            errors="backslashreplace",  # names of files may be no text
+        ) as file,
+    ):
         file.writelines(lines)
 
 

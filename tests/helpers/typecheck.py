@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import inspect
+import sys
 from typing import Any, ForwardRef, TypeVar, get_args, get_type_hints
 
 import jaxtyping
@@ -24,6 +25,9 @@ SEVERAL = {inspect.Parameter.VAR_POSITIONAL: REST, inspect.Parameter.VAR_KEYWORD
 KNOWN = {}
 """Annotations by code: a nested function is made anew whenever it is defined, its code is not."""
 
+CLASSES = {}
+"""Annotations of the fields of data classes."""
+
 
 def checked(one):
     """Return a function whose calls are checked, or a data class whose construction is."""
@@ -31,7 +35,7 @@ def checked(one):
         init = vars(one).get("__init__")
         is_free = getattr(one, "__no_type_check__", False) or hasattr(init, "__wrapped__")
         if dataclasses.is_dataclass(one) and init and not is_free:
-            one.__init__ = checked(init)
+            one.__init__ = fields_checked(one, init)
         return one
     if one.__code__ not in KNOWN:
         KNOWN[one.__code__] = annotations_of(one)
@@ -54,6 +58,29 @@ def checked(one):
             return result
 
     return call
+
+
+def fields_checked(cls, init):
+    """Return the `__init__` of a data class, after which its fields are checked: it may have converted what it got."""
+
+    @functools.wraps(init)
+    def call(self, *args, **kwargs):
+        init(self, *args, **kwargs)
+        if type(self) is cls:
+            if cls not in CLASSES:
+                found = {one.name: meaning(one.type, vars(sys.modules[cls.__module__])) for one in fields(cls)}
+                CLASSES[cls] = found, SAME_AXES if any(map(has_axes, found.values())) else contextlib.nullcontext()
+            annotations, scope = CLASSES[cls]
+            with scope:
+                for name, annotation in annotations.items():
+                    check(getattr(self, name), annotation, init, name)
+
+    return call
+
+
+def fields(cls):
+    """The fields of a data class that `__init__` sets."""
+    return [one for one in dataclasses.fields(cls) if one.init]
 
 
 def check(value, annotation, function, name):

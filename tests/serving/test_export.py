@@ -246,3 +246,14 @@ def test_the_card_of_a_file_alone_says_what_the_file_says(tmp_path):
     assert text.count("Not known from the prompt file alone.") == 2
     assert r"Classes: \<script\>, a|b, \*c\*, d, e, f." in text
     assert "A prompt that all clients share" in text
+
+
+def test_no_name_in_a_prompt_file_becomes_a_program():
+    evil = 'x" if __import__("os").system("true") else "x'
+    for script, settings in [
+        (scripts.transformers_script, {"model": evil}),
+        (scripts.open_clip_script, {"architecture": evil}),
+        (scripts.open_clip_script, {"architecture": "ViT-B-32", "pretrained": evil}),
+    ]:
+        with pytest.raises(ConfigError, match="no program is made from it"):
+            script(settings)

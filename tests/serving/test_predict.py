@@ -130,6 +130,34 @@ def test_a_linear_prompt_is_a_classifier_of_arrays(run, pictures):
     np.testing.assert_allclose(shares, prompt.probabilities([pictures / "1.png", pictures / "2.png"]), atol=1e-5)
 
 
+def test_a_named_file_that_is_missing_is_told_and_the_others_are_not_lost(run, pictures, hush):
+    dangling = pictures / "dangling.png"
+    dangling.symlink_to("nowhere.png")
+    rows = list(hp.predict(run.folder, [pictures / "none.png", pictures / "1.png", dangling, pictures / "2.png"]))
+    assert [row.error is None for row in rows] == [False, True, False, True]
+    assert "No such file" in rows[0].error
+    odd = os.fsencode(pictures) + b"/odd\xff.png"
+    with open(odd, "wb") as file:
+        file.write((pictures / "1.png").read_bytes())
+    hush("predict", run.folder, os.fsdecode(odd), "--format", "jsonl", "-o", "odd.jsonl")
+    assert "odd\\udcff.png" in Path("odd.jsonl").read_text()
+
+
+def test_what_pillow_stumbles_over_is_an_error_of_that_image(run, pictures):
+    image = Image.new("P", (4, 4))
+    image.putpalette([0, 0, 0])
+    image.putdata([3] * 16)
+    image.save(pictures / "palette.png", transparency=bytes(200))
+    (pictures / "folder.png").mkdir()
+    rows = list(hp.predict(run.folder, [pictures / "palette.png", pictures / "1.png", pictures / "none"]))
+    assert rows[1].error is None
+    for wrong in (pictures / "folder.png", Path("/nope.png"), Image.new("RGB", (0, 4))):
+        with pytest.raises(DataError):
+            run.prompt(1).predict(wrong)
+    with pytest.raises(ConfigError, match=r"Give a list of images"):
+        run.prompt(1).probabilities("1.png")
+
+
 def test_zero_shot_stands_beside_it(run, pictures):
     row = next(hp.predict(run.folder, pictures / "1.png", client=1, compare="zero_shot"))
     before = run.prompt(1).zero_shot()
@@ -147,8 +175,15 @@ def test_other_names_go_into_the_same_context(run, pictures):
     np.testing.assert_allclose(
         same.probabilities([pictures / "1.png"]), run.prompt().probabilities([pictures / "1.png"]), atol=1e-5
     )
-    with pytest.raises(ConfigError, match="must differ"):
-        run.prompt().with_classes(["cat", "cat"])
+    for names, message in [(["cat", "cat"], "must differ"), ([], "one at least"), ("cat", "one at least")]:
+        with pytest.raises(ConfigError, match=message):
+            run.prompt().with_classes(names)
+    with pytest.raises(ConfigError, match=r"The prompt of class 'very .* needs \d+ tokens"):
+        run.prompt().with_classes(["very " * 99 + "long"])
+    before = run.prompt().zero_shot()
+    assert (before.header.epsilon, before.header.delta) == (None, None)
+    assert before.with_classes(["zebra", "cat"]).predict(pictures / "1.png").label in ("zebra", "cat")
+    assert next(hp.predict(run.folder, pictures / "1.png", arm="zero_shot", classes=["zebra"])).label == "zebra"
 
 
 def test_a_context_for_each_class_takes_no_others(tmp_path):
@@ -162,7 +197,6 @@ def test_wrong_use_is_told_at_once(run, pictures, tmp_path):
         ({}, "Say what to predict"),
         ({"examples": pictures, "split": "test"}, "files or a split, not both"),
         ({"split": "training"}, "There is no split 'training' in toy; there are: train, validation, test"),
-        ({"examples": tmp_path / "none.png"}, "There is no file or folder"),
         ({"examples": pictures, "top": 0}, "top must be > 0"),
         ({"examples": pictures, "threshold": 2.0}, "threshold"),
         ({"examples": pictures, "compare": "random"}, 'compare is "zero_shot" or a prompt'),

@@ -10,6 +10,7 @@ from rich.console import Console
 
 import hushprompt as hp
 from hushprompt.cli.console import console
+from hushprompt.user_text import printable
 
 FORMATS = "head, onnx, open_clip, transformers, card"
 
@@ -22,7 +23,7 @@ def export(
     out: Annotated[Path, typer.Option("--out", "-o", help="A new folder.")],
     client: Annotated[str | None, typer.Option(help="Whose prompt, by name or number; none: the global one.")] = None,
     backbone: Annotated[
-        str | None, typer.Option(help="TOML file with the section [backbone], or a name; none: what the prompt says.")
+        str | None, typer.Option(help="TOML file with a backbone section, or a name; none: what the prompt says.")
     ] = None,
 ) -> None:
     """Write a trained prompt for other programs: a linear head, ONNX, a script, or a model card."""
@@ -31,6 +32,6 @@ def export(
     holder = (
         "" if prompt.header.client_id is None else "A client's personal prompt: who has this folder is its holder. "
     )
-    Console(stderr=True, highlight=False).print(f"{holder}{prompt.privacy}", markup=False, soft_wrap=True)
+    Console(stderr=True, highlight=False).print(printable(f"{holder}{prompt.privacy}"), markup=False, soft_wrap=True)
     for file in sorted(folder.iterdir()):
         console.print(f"  {file} ({file.stat().st_size / 1000:.0f} kB)", markup=False, soft_wrap=True)

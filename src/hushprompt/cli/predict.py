@@ -71,7 +71,7 @@ def predict(
     threshold: Annotated[float, typer.Option(help="A label that is less probable is left empty.")] = 0.0,
     recursive: Annotated[bool, typer.Option("--recursive", help="Take files in folders of a folder, too.")] = False,
     backbone: Annotated[
-        str | None, typer.Option(help="TOML file with the section [backbone], or a name; none: what the prompt says.")
+        str | None, typer.Option(help="TOML file with a backbone section, or a name; none: what the prompt says.")
     ] = None,
     device: Annotated[Where, typer.Option(help="Where the backbone runs.")] = Where.AUTO,
     batch_size: Annotated[int, typer.Option(min=1, help="Images that are encoded at a time.")] = 50,
@@ -87,7 +87,7 @@ def predict(
         batch_size=batch_size, backbone=backbone, device=device.value, progress=out is not None,
     )  # fmt: skip
     told = Console(stderr=True, highlight=False)
-    told.print(found.prompt.privacy, markup=False, soft_wrap=True)
+    told.print(printable(found.prompt.privacy), markup=False, soft_wrap=True)
     counts = Outcome()
     lines = WRITERS[format_](counts.of(found))
     if out is None:

@@ -94,15 +94,16 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
         DataError: the bytes are no image, cut off, or of a pixel type that has no one way to become 8 bits.
     """
     try:
-        image: Image.Image = Image.open(io.BytesIO(data))
-        image.load()
+        return rgb(Image.open(io.BytesIO(data)), name)
     except DECODER_ERRORS as error:
         raise DataError(f"The image {name} cannot be read ({_plain(error)}). Replace it or take it out.") from error
-    return rgb(image, name)
 
 
 def rgb(image: Image.Image, name: str) -> np.ndarray:
-    """Return a decoded image as uint8 RGB [h, w, 3], as `decode_image` does."""
+    """Return an image of Pillow as uint8 RGB [h, w, 3], as `decode_image` does; what Pillow raises is not caught."""
+    image.load()
+    if not image.width or not image.height:
+        raise DataError(f"The image {name} has no pixel. Replace it or take it out.")
     if image.mode in SIXTEEN_BITS:
         gray = (np.asarray(image).astype(np.uint32) // 257).astype(np.uint8)
         return np.repeat(gray[:, :, None], 3, axis=2)

@@ -89,6 +89,8 @@ class PrivacyConfig:
         checks.finite(rounding=self.rounding)
         if not 0 < self.local_share < 1:
             raise PrivacyError(f"local_share must lie in (0, 1), got {self.local_share}.")
+        checks.one_of(Audience, audience=self.audience)
+        object.__setattr__(self, "audience", Audience(self.audience))  # from Python it may be a word
         if self.audience is Audience.SERVER and self.noise_at == "server":
             raise PrivacyError(
                 'privacy.audience = "server" needs privacy.noise_at = "client": a server that adds the noise itself '

@@ -69,4 +69,19 @@ def read_prompt(path: Path) -> tuple[PromptHeader, dict[str, Tensor]]:
         raise DataError(f"{path} is no prompt file ({error}). Give a file of a run's prompts folder.") from error
     if header.format not in READ:
         raise DataError(f"{path} has the format {header.format!r}, but this version reads {' and '.join(READ)}.")
+    _check(path, header, tensors)
     return header, tensors
+
+
+def _check(path: Path, header: PromptHeader, tensors: dict[str, Tensor]) -> None:
+    """Raise DataError unless a file's tensors are finite and fit its classes, and its numbers can be what they say."""
+    num_classes = len(header.class_names)
+    wrong = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    rows = {"text_features": 2, "bias": 1, "log_prior": 1}
+    wrong += [name for name, ndim in rows.items() if name in tensors
+              and (tensors[name].ndim != ndim or len(tensors[name]) != num_classes)]  # fmt: skip
+    numbers = {"epsilon": header.epsilon, "delta": header.delta}
+    wrong += [name for name, value in numbers.items() if value is not None and not value >= 0]
+    if wrong or not num_classes or len(set(header.class_names)) < num_classes:
+        what = ", ".join(wrong) or "class names"
+        raise DataError(f"{path} contradicts itself ({what}). Get it again, from a run's prompts folder.")

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from hushprompt.data.decoding import AUDIO_SUFFIXES, IMAGE_SUFFIXES, Media, rgb, suffix
-from hushprompt.errors import ConfigError, DataError
+from hushprompt.data.decoding import AUDIO_SUFFIXES, DECODER_ERRORS, IMAGE_SUFFIXES, Media, rgb, suffix
+from hushprompt.errors import ConfigError, DataError, sentence_of
 from hushprompt.models.base import Capabilities
 
 STANDARD_INPUT = "-"
@@ -37,11 +37,18 @@ def as_array(example: Any, media: Media, feature_dim: int) -> np.ndarray:
         DataError: it cannot be read, or is not what the backbone takes.
     """
     if isinstance(example, (str, Path)):
-        return media.decode(read(example), str(example))
+        try:
+            content = read(example)
+        except OSError as error:
+            raise DataError(sentence_of(error)) from error
+        return media.decode(content, str(example))
     if isinstance(example, bytes):
         return media.decode(example, "given as bytes")
     if isinstance(example, Image.Image) and media.modality == "image":
-        return rgb(example, "given as a PIL image")
+        try:
+            return rgb(example, "given as a PIL image")
+        except DECODER_ERRORS as error:
+            raise DataError(f"The image given as a PIL image cannot be read ({error}). Take it out.") from error
     return _checked(np.asarray(example), media, feature_dim)
 
 
@@ -80,7 +87,7 @@ def find_files(paths: Sequence[str | Path], modality: str, *, recursive: bool = 
 
     Raises:
         ConfigError: nothing is named, or examples of this modality are no files.
-        DataError: there is no such path, or a folder has no such file.
+        DataError: a folder has no such file.
     """
     if modality not in SUFFIXES:
         raise ConfigError(
@@ -98,13 +105,11 @@ def _files_of(path: str | Path, suffixes: frozenset[str], recursive: bool) -> li
         return [STANDARD_INPUT]
     place = Path(path).expanduser()
     if not place.is_dir():
-        if not place.exists():
-            raise DataError(f"There is no file or folder {path}. Check the path.")
-        return [str(place)]
+        return [str(place)]  # one that is missing is told in its line
     inside = place.rglob("*") if recursive else place.iterdir()
     found = sorted(
         str(each) for each in inside
-        if suffix(each.name) in suffixes and each.is_file()
+        if suffix(each.name) in suffixes and not each.is_dir()
         and not any(part.startswith(".") for part in each.relative_to(place).parts)
     )  # fmt: skip
     if not found:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import re
 from collections.abc import Mapping
@@ -98,8 +99,10 @@ def _is_store(folder: Path) -> bool:
 
 def _client_id(folder: Path, client: int | str) -> int:
     """Return the number of a client that is given by number or name."""
-    if isinstance(client, int):
-        return client
+    if not isinstance(client, str):
+        if operator.index(client) < 0:
+            raise DataError(f"Clients are counted from 0, got {client}.")
+        return operator.index(client)
     names: dict[str, int] = {}
     if (folder.parent / "partition.json").exists():
         listed = records.read_json(folder.parent / "partition.json")["client_names"]

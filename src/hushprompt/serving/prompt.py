@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
-    from hushprompt.methods.base import Scorer
+    from hushprompt.methods.base import Method, Scorer
     from hushprompt.models.base import FeatureKind, Model
     from hushprompt.models.placing import Device
     from hushprompt.prompts.prompt_model import PromptModel
@@ -111,7 +111,7 @@ class Prompt:
         return found[0] if is_one else found
 
     def probabilities(self, images: Iterable[Any], *, batch_size: int = BATCH_SIZE) -> Float[np.ndarray, "n c"]:
-        """Return the probability of every class, float32 [n, c]; images as for `predict`."""
+        """Return the probability of every class, float32 [n, c]; a list of images as for `predict`."""
         import torch
 
         with torch.no_grad():
@@ -158,14 +158,22 @@ class Prompt:
             DataError: it has no context, or one for each class, so it knows its own classes alone.
             ConfigError: a name repeats or is empty.
         """
+        if isinstance(names, str) or not names:
+            raise ConfigError("Give a list of class names, one at least.")
+        if len(set(names)) < len(names) or not all(name.strip() for name in names):
+            raise ConfigError("Class names must differ, and none may be empty.")
+        if self.method == ZERO_SHOT:
+            header = dataclasses.replace(self.header, class_names=tuple(names))
+            return dataclasses.replace(self, header=header).zero_shot()
         contexts = {name: tensor for name, tensor in self.tensors.items() if name.endswith("context")}
         tensors = contexts or ({} if "text_features" in self.tensors else self.tensors)
         if not tensors or any(context.ndim != 2 for context in contexts.values()):
             raise DataError(f"{self.path} has no context that is the same for all classes, so it knows its own alone.")
-        if len(set(names)) < len(names) or not all(name.strip() for name in names):
-            raise ConfigError("Class names must differ, and none may be empty.")
         header = dataclasses.replace(self.header, class_names=tuple(names))
-        return dataclasses.replace(self, tensors=tensors, header=header)
+        changed = dataclasses.replace(self, tensors=tensors, header=header)
+        for context in contexts.values():
+            changed.model.check_context(context.shape[0], getattr(changed._method, "name_position", "end"))
+        return changed
 
     def zero_shot(self) -> Prompt:
         """Return the backbone's hand template as a prompt for the same classes: what it knew before training.
@@ -179,7 +187,8 @@ class Prompt:
             features = self.model.template_features.float()
         header = dataclasses.replace(
             self.header, method=ZERO_SHOT, arm=ZERO_SHOT, privacy=NOT_TRAINED, noise_source=None, client_id=None,
-            client_name=None, prompt=self.model.template_origin, settings=None, rank=None,
+            client_name=None, epsilon=None, delta=None, privacy_unit=None, settings=None, rank=None,
+            prompt=self.model.template_origin,
         )  # fmt: skip
         tensors = {"text_features": features, "logit_scale": torch.tensor(self.model.logit_scale)}
         return dataclasses.replace(self, tensors=tensors, header=header, backbone=self.model.backbone)
@@ -226,6 +235,13 @@ class Prompt:
         return scorer(self.header, self.tensors, lambda: self.model)
 
     @property
+    def _method(self) -> Method | None:
+        """The method with its settings, where the file says them and the method is known."""
+        from hushprompt.serving.scoring import method_of
+
+        return method_of(self.header)
+
+    @property
     def feature_kind(self) -> FeatureKind:
         """What it needs to know of an image: "pooled" or "patches"."""
         from hushprompt.serving.scoring import feature_kind
@@ -237,6 +253,8 @@ class Prompt:
         from hushprompt.serving.inputs import as_array, media_for
 
         checks.positive(batch_size=batch_size)
+        if isinstance(images, (str, bytes, Path)):
+            raise ConfigError("Give a list of images; of one, [image].")
         backbone = self.model.backbone
         media, encode = media_for(backbone.capabilities), backbone.encode_images
         if self.feature_kind == "patches":

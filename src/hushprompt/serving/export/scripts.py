@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from hushprompt import files
@@ -63,10 +64,10 @@ def open_clip_script(settings: dict[str, str], more: str = "") -> str:
     if not architecture:
         usage, model = "local-dir:FOLDER ", ARGUMENT
     elif ":" in architecture:
-        usage, model = "", f'"{architecture}"'
+        usage, model = "", literal(architecture)
     else:
-        weights = f'"{tag}"' if tag else ARGUMENT
-        usage, model = "" if tag else "WEIGHTS ", f'"{architecture}", pretrained={weights}{more}'
+        weights = literal(tag) if tag else ARGUMENT
+        usage, model = "" if tag else "WEIGHTS ", f"{literal(architecture)}, pretrained={weights}{more}"
     return HEAD.format(usage=usage, imports=imports) + OPEN_CLIP.format(model=model) + TAIL
 
 
@@ -78,9 +79,20 @@ def write_transformers(prompt: Prompt, folder: Path) -> None:
 def transformers_script(settings: dict[str, str]) -> str:
     """Return the program for a backbone's section."""
     model = settings.get("model", "")
-    usage, path = ("", f'"{model}"') if model else ("FOLDER ", ARGUMENT)
+    usage, path = ("", literal(model)) if model else ("FOLDER ", ARGUMENT)
     imports = "import torch\nfrom transformers import AutoImageProcessor, AutoModel"
     return HEAD.format(usage=usage, imports=imports) + TRANSFORMERS.format(model=path) + TAIL
+
+
+def literal(name: str) -> str:
+    """Return a name as a text of a program; a prompt file may hold anything, so other signs are refused.
+
+    >>> literal("openai/clip-vit-base-patch16")
+    '"openai/clip-vit-base-patch16"'
+    """
+    if not re.fullmatch(r"[\w./:@-]+", name, re.ASCII):
+        raise ConfigError(f"{name!r} is no name of a model, so no program is made from it. Name the backbone yourself.")
+    return f'"{name}"'
 
 
 def _settings(prompt: Prompt, library: str) -> dict[str, str]:
