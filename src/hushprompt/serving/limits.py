@@ -16,6 +16,10 @@ class ServingLimits:
     """Largest body, counted while it comes in."""
     values: int = 40_000_000
     """Most pixels of an image, or samples of a sound, told by its header before it is decoded."""
+    aspect_ratio: float = 50.0
+    """Most that one side of an image is longer than the other: models resize the short one, and crop afterwards."""
+    scanned_pixels: int = 200_000_000
+    """Most pixels that all scans of a JPEG pass over together."""
     sound_seconds: float = 300.0
     """Longest sound."""
     images: int = 16
