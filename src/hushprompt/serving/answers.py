@@ -84,6 +84,8 @@ class PromptAnswers:
             return as_array(question.data, self._media, self._width)
         except DataError as error:
             return RefusedError(415, str(error).replace(" given as bytes", "").partition(" Replace it ")[0])
+        except Exception:  # of one among strangers' images, which must not fail with it; the decoder's words may be its
+            return RefusedError(415, f"This {self.modality} cannot be read.")
 
     @torch.no_grad()
     def _replies(self, arrays: Sequence[Any], questions: Sequence[Question]) -> list[Reply | Exception]:
