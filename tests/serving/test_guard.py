@@ -8,7 +8,7 @@ from helpers.asgi import ask, once, started
 from helpers.served import image, toy_app
 from hushprompt.serving import guard
 from hushprompt.serving.guard import Door, RateLimit
-from hushprompt.serving.limits import RefusedError
+from hushprompt.serving.limits import RefusedError, ServingLimits
 
 TOKEN = "a-token-that-is-long-enough"
 CSP = (
@@ -70,7 +70,7 @@ def test_a_request_needs_one_host(app, locked):
     [
         ([], 200), (["http://localhost:8000"], 200), (["https://LOCALHOST:8000"], 200), (["null"], 403),
         (["http://localhost:9000"], 403), (["https://evil.example"], 403), (["http://localhost:8000"] * 2, 403),
-        ([""], 403),
+        ([""], 403), (["http://[::1"], 403), (["http://[x]:8000"], 403),
     ],
 )  # fmt: skip
 def test_a_page_of_another_site_cannot_ask(app, origins, status):
@@ -121,6 +121,23 @@ def test_tokens_are_compared_in_constant_time(locked, monkeypatch):
 def test_other_methods_are_refused(app, method, path):
     answer = once(app, method, path)
     assert (answer.status, "allow" in answer.headers) == (405, True)
+
+
+def test_whatever_fails_is_an_answer_with_the_headers_and_a_line_without_the_request(caplog):
+    async def failing(scope, receive, send):
+        raise RuntimeError(f"secret of {scope['path']}")
+
+    async def run():
+        return await ask(guard.Guard(failing, Door(), ServingLimits()), "POST", "/v1/predict", b"secret")
+
+    answer = asyncio.run(run())
+    assert (answer.status, answer.json) == (500, {"error": guard.FAILED})
+    assert answer.headers["content-security-policy"].startswith(CSP)
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith("A request failed, which is a fault of the server: RuntimeError at ")
+    assert "secret" not in line
+    assert "predict" not in line
+    assert caplog.records[0].exc_info is None
 
 
 def test_an_address_asks_so_often_and_no_more(served_prompt):

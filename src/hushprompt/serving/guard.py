@@ -8,8 +8,10 @@ import hashlib
 import hmac
 import ipaddress
 import json
+import logging
 import re
 import time
+import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -21,6 +23,8 @@ from hushprompt.serving.limits import RefusedError, ServingLimits
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+logger = logging.getLogger(__name__)
+FAILED = "Something failed here that is not your fault."
 OPEN = frozenset({"/", "/script.js", "/style.css", "/healthz", "/readyz"})
 """What needs no token, tells nothing of the prompt, and is not counted by the rate limit."""
 HEADERS = (
@@ -105,6 +109,9 @@ class Guard:
             await exchange.refuse(RefusedError(503, f"No answer within {self._limits.request_seconds:g} seconds."))
         except RefusedError as refusal:
             await exchange.refuse(refusal)
+        except Exception as error:
+            logger.error("A request failed, which is a fault of the server: %s.", _place(error))
+            await exchange.refuse(RefusedError(500, FAILED))
         finally:
             self._count(scope["path"], exchange.status, time.perf_counter() - start)
 
@@ -117,7 +124,7 @@ class Guard:
             return
         self._rates.check((scope.get("client") or ("",))[0])
         origin = headers.get("origin", [])
-        is_own = not origin or [urlsplit(each).netloc.lower() for each in origin] == [host[0].lower()]
+        is_own = not origin or [_site(each) for each in origin] == [host[0].lower()]
         if scope["method"] not in ("GET", "HEAD") and not is_own:
             raise RefusedError(403, "A page of another site may not ask.")
         if self._door.token is not None and not _is_token(headers.get("authorization", []), self._door.token):
@@ -203,6 +210,20 @@ def is_address(name: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _site(origin: str) -> str:
+    """Return host and port of an origin; empty where it has none."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return ""
+
+
+def _place(error: Exception) -> str:
+    """Return an error's type and where it was raised; not its words, which may be those of a request."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} at {last.filename}:{last.lineno}"
 
 
 def _network(address: str) -> str:

@@ -20,7 +20,7 @@ from starlette.routing import Route
 from hushprompt.serving.answers import PromptAnswers, Question, Reply, identifier
 from hushprompt.serving.batching import MicroBatcher
 from hushprompt.serving.content import FORMATS, size_of
-from hushprompt.serving.guard import Door, Guard
+from hushprompt.serving.guard import FAILED, Door, Guard
 from hushprompt.serving.limits import RefusedError, ServingLimits
 from hushprompt.serving.promise import in_plain_words
 from hushprompt.serving.prompt import ZERO_SHOT, Prediction
@@ -234,5 +234,5 @@ async def _gone(request: Request, error: Exception) -> Response:
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    """Answer what should not happen; what it was is in the log of the server's owner."""
-    return JSONResponse({"error": "Something failed here that is not your fault."}, 500)
+    """Answer what should not happen; Starlette raises it again, and the guard notes it for the server's owner."""
+    return JSONResponse({"error": FAILED}, 500)
