@@ -1,6 +1,8 @@
 """Who may ask: names, tokens, pages of other sites, how often; and what every answer says to a browser."""
 
 import asyncio
+import base64
+import json
 
 import pytest
 
@@ -153,6 +155,20 @@ def test_an_address_asks_so_often_and_no_more(served_prompt):
     same, other, page = asyncio.run(run())
     assert [each.status for each in same] == [200, 200, 429]
     assert (same[2].headers["retry-after"], other, page) == ("1", 200, 200)
+
+
+def test_a_request_with_several_images_counts_as_so_many(served_prompt):
+    app = toy_app(served_prompt, rate=2.0)
+    body = json.dumps({"images": [base64.b64encode(image()).decode()] * 9}).encode()
+
+    async def run():
+        async with started(app):
+            first = await ask(app, "POST", "/v1/predict-batch", body)
+            return first.status, await ask(app, "GET", "/v1/model")
+
+    first, second = asyncio.run(run())
+    assert (first, second.status) == (200, 429)
+    assert second.headers["retry-after"] in ("4", "5"), "9 were taken from a bucket of 2 that fills with 2 a second"
 
 
 def test_a_bucket_fills_at_the_rate_and_addresses_are_forgotten():

@@ -34,6 +34,11 @@ def size_of(data: bytes, modality: Modality, limits: ServingLimits) -> int:
     return size
 
 
+def passes(data: bytes) -> int:
+    """Return how often decoding passes over all pixels: a JPEG's scans, or 1."""
+    return max(1, data.count(SCAN)) if data.startswith(JPEG) else 1
+
+
 def _check(size: int, what: str, limits: ServingLimits) -> None:
     """Raise RefusedError, 413, for more pixels or samples than are taken."""
     if size > limits.values:
@@ -50,7 +55,7 @@ def _pixels(data: bytes, limits: ServingLimits) -> int:
         _check(width * height, "pixels", limits)
         if max(width, height) > limits.aspect_ratio * min(width, height):  # a model resizes the short side, then crops
             raise RefusedError(413, f"One of its sides is more than {limits.aspect_ratio:g} times the other.")
-        if data.startswith(JPEG) and width * height * data.count(SCAN) > limits.scanned_pixels:
+        if width * height * passes(data) > limits.scanned_pixels:
             raise RefusedError(413, f"Its passes go over more than {limits.scanned_pixels:,} pixels in all.")
         with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as image:
             if image.size != (width, height):
@@ -66,7 +71,7 @@ def _header_size(data: bytes) -> tuple[int, int]:
     """Return width and height as the image's header has them."""
     if data.startswith(b"\x89PNG\r\n\x1a\n") and data[12:16] == b"IHDR" and not _has_second_header(data):
         width, height = struct.unpack(">II", data[16:24])
-    elif data.startswith(JPEG) and data.count(SCAN) <= MOST_SCANS:
+    elif data.startswith(JPEG) and passes(data) <= MOST_SCANS:
         width, height = JpegImageFile(io.BytesIO(data)).size
     elif data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         width, height = _webp_size(data)

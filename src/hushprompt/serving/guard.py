@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import hmac
 import ipaddress
@@ -41,6 +42,8 @@ HEADERS = (
     (b"cache-control", b"no-store"),
 )
 """Of every answer. The file field that takes a photograph needs no permission for the camera."""
+CHARGE = "hushprompt.charge"
+"""Key of a request's scope: the function that counts it, for the rate limit, as so many more."""
 MOST_ADDRESSES = 10_000
 """Addresses that the rate limit remembers."""
 HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\[\]:/@]+)(?::\d{1,5})?")
@@ -63,6 +66,12 @@ class RateLimit:
         """Take requests per second; None: any number."""
         self._rate, self._clock = rate, clock
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def charge(self, address: str, count: int) -> None:
+        """Count more of a request that was let in: with its debt paid off, the next one is."""
+        found = self._buckets.get(_network(address))
+        if found is not None:
+            self._buckets[_network(address)] = (found[0] - count, found[1])
 
     def check(self, address: str) -> None:
         """Count a request; raises RefusedError 429 where there were too many."""
@@ -122,7 +131,9 @@ class Guard:
             raise RefusedError(421, "This server does not answer to that name. Its owner allows one with --name.")
         if scope["path"] in OPEN:
             return
-        self._rates.check((scope.get("client") or ("",))[0])
+        address = (scope.get("client") or ("",))[0]
+        self._rates.check(address)
+        scope[CHARGE] = functools.partial(self._rates.charge, address)
         origin = headers.get("origin", [])
         is_own = not origin or [_site(each) for each in origin] == [host[0].lower()]
         if scope["method"] not in ("GET", "HEAD") and not is_own:
