@@ -42,6 +42,8 @@ HEADERS = (
     (b"cache-control", b"no-store"),
 )
 """Of every answer. The file field that takes a photograph needs no permission for the camera."""
+DROP_SECONDS, DROP_BYTES = 1.0, 16 * 2**20
+"""Longest, and most, that the rest of a body which is not wanted is read."""
 CHARGE = "hushprompt.charge"
 """Key of a request's scope: the function that counts it, for the rate limit, as so many more."""
 MOST_ADDRESSES = 10_000
@@ -69,16 +71,16 @@ class RateLimit:
 
     def charge(self, address: str, count: int) -> None:
         """Count more of a request that was let in: with its debt paid off, the next one is."""
-        found = self._buckets.get(_network(address))
+        found = self._buckets.get(network(address))
         if found is not None:
-            self._buckets[_network(address)] = (found[0] - count, found[1])
+            self._buckets[network(address)] = (found[0] - count, found[1])
 
     def check(self, address: str) -> None:
         """Count a request; raises RefusedError 429 where there were too many."""
         if self._rate is None:
             return
         now, most = self._clock(), max(1.0, self._rate)
-        key = _network(address)
+        key = network(address)
         left, since = self._buckets.pop(key, (most, now))
         left = min(most, left + (now - since) * self._rate)
         self._buckets[key] = (max(0.0, left - 1) if left >= 1 else left, now)
@@ -146,7 +148,8 @@ class _Exchange:
     """A request as it comes and its answer as it goes.
 
     Where an answer goes out before the request's body is in, the rest is read and dropped for a while before the
-    connection closes: else the sender would be cut off, and never read the answer.
+    connection closes: else the sender would be cut off, and never read the answer. One whose body came too slowly had
+    its time already.
     """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, seconds: float) -> None:
@@ -171,7 +174,7 @@ class _Exchange:
             self.status = message["status"]
             closing = () if self._is_read else ((b"connection", b"close"),)
             message = {**message, "headers": [*message.get("headers", ()), *HEADERS, *closing]}
-        elif not message.get("more_body") and not self._is_read:
+        elif not message.get("more_body") and not self._is_read and self.status != 408:
             await self._send({**message, "more_body": True})
             await self._drop_rest()
             message = {"type": "http.response.body"}
@@ -186,10 +189,11 @@ class _Exchange:
         """Read what is left of the body; not from one who waits to be asked for it (Expect: 100-continue)."""
         if not self._is_begun and "expect" in self.headers:
             return
+        left = DROP_BYTES
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._seconds):
-                while not self._is_read:
-                    await self.receive()
+            async with asyncio.timeout(min(DROP_SECONDS, self._seconds)):
+                while not self._is_read and left >= 0:
+                    left -= len((await self.receive()).get("body", b""))
 
 
 async def send_json(send: Send, status: int, value: Any, headers: dict[str, str]) -> None:
@@ -237,7 +241,7 @@ def _place(error: Exception) -> str:
     return f"{type(error).__name__} at {last.filename}:{last.lineno}"
 
 
-def _network(address: str) -> str:
+def network(address: str) -> str:
     """Return what counts as one address: of IPv6 the network of 64 bits, of which one customer has all."""
     if ":" not in address or not is_address(address):
         return address

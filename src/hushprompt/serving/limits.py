@@ -36,6 +36,8 @@ class ServingLimits:
     """Images that may wait; with more the answer is 503 at once."""
     connections: int = 100
     """Open connections; the next one is answered 503 and closed."""
+    connections_of_one: int = 20
+    """Open connections of one address that is not this machine's."""
     rate: float | None = None
     """Requests per second of one address; None: as many as come."""
 
