@@ -9,11 +9,11 @@ from hushprompt.serving.batching import MicroBatcher
 from hushprompt.serving.limits import RefusedError, ServingLimits
 
 
-def batched(work, use, **limits):
+def batched(work, use, cost=lambda item: 0, **limits):
     """Run `use` on a batcher of `work`."""
 
     async def run():
-        batcher = MicroBatcher(work, ServingLimits(**limits))
+        batcher = MicroBatcher(work, ServingLimits(**limits), cost)
         task = asyncio.create_task(batcher.run())
         try:
             return await use(batcher)
@@ -107,3 +107,37 @@ def test_what_nobody_waits_for_any_more_is_not_worked_on():
 
     assert batched(work, use) == (1, 3)
     assert seen == [1, 3]
+
+
+def test_a_request_with_many_items_takes_turns_with_others():
+    seen = []
+
+    async def use(batcher):
+        many, one = batcher.submit(list("abcd")), batcher.submit(["z"])
+        assert batcher.submit([]) == []
+        await asyncio.gather(*many, *one)
+
+    batched(lambda items: seen.append("".join(items)) or items, use, batch_size=2)
+    assert seen == ["az", "bc", "d"]
+
+
+def test_costly_items_go_one_by_one_and_no_more_once_nobody_waits():
+    seen, go = [], threading.Event()
+
+    def work(items):
+        seen.append(list(items))
+        assert go.wait(5)
+        return items
+
+    async def use(batcher):
+        slow = batcher.submit([9, 10, 11, 12])
+        await asyncio.sleep(0.02)
+        for each in slow:
+            each.cancel()
+        others = batcher.submit([1, 2, 3])
+        go.set()
+        return await asyncio.gather(*others)
+
+    assert batched(work, use, cost=lambda item: item, values=9) == [1, 2, 3]
+    assert seen[0] == [9]
+    assert sorted(item for batch in seen for item in batch) == [1, 2, 3, 9]

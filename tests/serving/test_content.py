@@ -2,6 +2,7 @@
 
 import io
 import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -38,6 +39,50 @@ def test_bombs_are_refused_by_their_headers():
         with pytest.raises(RefusedError, match="are the most that are taken") as refused:
             size_of(data, "image", LIMITS)
         assert refused.value.status == 413
+
+
+@pytest.mark.parametrize("size", [(1, 60_000), (60_000, 1), (2, 101)])
+def test_an_image_far_longer_than_wide_is_refused(size):
+    buffer = io.BytesIO()
+    Image.new("L", size).save(buffer, "PNG")
+    with pytest.raises(RefusedError, match="more than 50 times the other") as refused:
+        size_of(buffer.getvalue(), "image", LIMITS)
+    assert refused.value.status == 413
+    assert size_of(image("PNG", (1, 50)), "image", LIMITS) == 50
+
+
+def png(*chunks):
+    """Return a PNG of chunks, each a name and its content."""
+    made = [struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+            for name, data in chunks]  # fmt: skip
+    return b"\x89PNG\r\n\x1a\n" + b"".join(made)
+
+
+@pytest.mark.parametrize("size", [(13_000, 13_000), (4, 4)])
+@pytest.mark.parametrize("at", [1, 2])
+def test_a_png_with_a_second_header_is_refused(size, at):
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", 4, 4, 8, 0, 0, 0, 0)), (b"IDAT", zlib.compress(bytes(20)))]
+    assert size_of(png(*chunks, (b"IEND", b"")), "image", LIMITS) == 16
+    chunks.insert(at, (b"IHDR", struct.pack(">IIBBBBB", *size, 8, 0, 0, 0, 0)))
+    with pytest.raises(RefusedError, match="no image") as refused:
+        size_of(png(*chunks, (b"IEND", b"")), "image", LIMITS)
+    assert refused.value.status == 415
+
+
+def test_pillow_must_see_the_size_that_the_header_says(monkeypatch):
+    monkeypatch.setattr("hushprompt.serving.content._webp_size", lambda data: (30, 8))
+    with pytest.raises(RefusedError, match="no image"):
+        size_of(image("WEBP", (30, 7)), "image", LIMITS)
+
+
+def test_all_passes_of_a_jpeg_count():
+    data = image("JPEG", (30, 7), progressive=True)
+    passes = data.count(b"\xff\xda")
+    assert passes > 3
+    assert size_of(data, "image", ServingLimits(scanned_pixels=30 * 7 * passes)) == 30 * 7
+    with pytest.raises(RefusedError, match="passes go over more than") as refused:
+        size_of(data, "image", ServingLimits(scanned_pixels=30 * 7 * passes - 1))
+    assert refused.value.status == 413
 
 
 def test_a_jpeg_of_very_many_passes_is_refused():

@@ -1,6 +1,8 @@
 """Who may ask: names, tokens, pages of other sites, how often; and what every answer says to a browser."""
 
 import asyncio
+import base64
+import json
 
 import pytest
 
@@ -8,7 +10,7 @@ from helpers.asgi import ask, once, started
 from helpers.served import image, toy_app
 from hushprompt.serving import guard
 from hushprompt.serving.guard import Door, RateLimit
-from hushprompt.serving.limits import RefusedError
+from hushprompt.serving.limits import RefusedError, ServingLimits
 
 TOKEN = "a-token-that-is-long-enough"
 CSP = (
@@ -70,7 +72,7 @@ def test_a_request_needs_one_host(app, locked):
     [
         ([], 200), (["http://localhost:8000"], 200), (["https://LOCALHOST:8000"], 200), (["null"], 403),
         (["http://localhost:9000"], 403), (["https://evil.example"], 403), (["http://localhost:8000"] * 2, 403),
-        ([""], 403),
+        ([""], 403), (["http://[::1"], 403), (["http://[x]:8000"], 403),
     ],
 )  # fmt: skip
 def test_a_page_of_another_site_cannot_ask(app, origins, status):
@@ -123,6 +125,23 @@ def test_other_methods_are_refused(app, method, path):
     assert (answer.status, "allow" in answer.headers) == (405, True)
 
 
+def test_whatever_fails_is_an_answer_with_the_headers_and_a_line_without_the_request(caplog):
+    async def failing(scope, receive, send):
+        raise RuntimeError(f"secret of {scope['path']}")
+
+    async def run():
+        return await ask(guard.Guard(failing, Door(), ServingLimits()), "POST", "/v1/predict", b"secret")
+
+    answer = asyncio.run(run())
+    assert (answer.status, answer.json) == (500, {"error": guard.FAILED})
+    assert answer.headers["content-security-policy"].startswith(CSP)
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith("A request failed, which is a fault of the server: RuntimeError at ")
+    assert "secret" not in line
+    assert "predict" not in line
+    assert caplog.records[0].exc_info is None
+
+
 def test_an_address_asks_so_often_and_no_more(served_prompt):
     app = toy_app(served_prompt, rate=2.0)
 
@@ -136,6 +155,20 @@ def test_an_address_asks_so_often_and_no_more(served_prompt):
     same, other, page = asyncio.run(run())
     assert [each.status for each in same] == [200, 200, 429]
     assert (same[2].headers["retry-after"], other, page) == ("1", 200, 200)
+
+
+def test_a_request_with_several_images_counts_as_so_many(served_prompt):
+    app = toy_app(served_prompt, rate=2.0)
+    body = json.dumps({"images": [base64.b64encode(image()).decode()] * 9}).encode()
+
+    async def run():
+        async with started(app):
+            first = await ask(app, "POST", "/v1/predict-batch", body)
+            return first.status, await ask(app, "GET", "/v1/model")
+
+    first, second = asyncio.run(run())
+    assert (first, second.status) == (200, 429)
+    assert second.headers["retry-after"] in ("4", "5"), "9 were taken from a bucket of 2 that fills with 2 a second"
 
 
 def test_a_bucket_fills_at_the_rate_and_addresses_are_forgotten():

@@ -12,13 +12,15 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 
 import pytest
 
 import hushprompt as hp
 from helpers.served import image, toy_app
 from hushprompt.errors import ConfigError, PrivacyError
-from hushprompt.serving.guard import Door
+from hushprompt.serving.answers import PromptAnswers
+from hushprompt.serving.guard import HEADERS, Door
 from hushprompt.serving.limits import ServingLimits
 from hushprompt.serving.listening import Listener, ListenerConfig, read_token
 from hushprompt.serving.server import PromptService
@@ -87,6 +89,81 @@ def test_more_connections_than_allowed_are_told_so(served_prompt):
             assert (status, said) == (503, {"error": "Too many connections open."})
         time.sleep(0.1)
         assert post(port, image())[0] == 200, "one that was refused takes nobody's place"
+
+
+def raw(port, sent):
+    """Send bytes, and return all that comes back until the connection closes."""
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as caller:
+        caller.sendall(sent)
+        got = b""
+        with contextlib.suppress(ConnectionResetError):
+            while more := caller.recv(4096):
+                got += more
+    return got.decode()
+
+
+CHUNKED = b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+SECRET_NAME = b"GET / HTTP/1.1\r\nsecret\x00: x\r\n\r\n"
+
+
+@pytest.mark.parametrize("sent", [b"no HTTP at all\r\n\r\n", SECRET_NAME, CHUNKED + b"secret\r\n"])
+def test_what_the_protocol_refuses_is_json_with_the_headers_too(served_prompt, caplog, sent):
+    with listening(toy_app(served_prompt)) as (port, _):
+        head, _, body = raw(port, sent).partition("\r\n\r\n")
+        assert head.startswith("HTTP/1.1 400 Bad Request\r\n")
+        assert json.loads(body) == {"error": "This is no HTTP request that can be read."}
+        assert all(f"{name.decode()}: {value.decode()}" in head for name, value in HEADERS)
+        assert post(port, image())[0] == 200
+    assert not any("secret" in record.getMessage() or record.exc_info for record in caplog.records)
+    with listening(toy_app(served_prompt), connections=0) as (port, _):
+        head, _, body = raw(port, b"").partition("\r\n\r\n")
+    assert head.startswith("HTTP/1.1 503 Service Unavailable\r\n")
+    assert "retry-after: 1" in head
+    assert json.loads(body) == {"error": "Too many connections open."}
+    assert all(f"{name.decode()}: {value.decode()}" in head for name, value in HEADERS)
+
+
+def test_one_address_cannot_hold_all_connections(served_prompt, monkeypatch):
+    for is_here, status in ((True, 200), (False, 503)):
+        config = ListenerConfig(port=0, insecure=True)
+        monkeypatch.setattr("hushprompt.serving.listening.is_loopback", lambda address, found=is_here: found)
+        with (
+            listening(toy_app(served_prompt), config, connections_of_one=2) as (port, _),
+            contextlib.ExitStack() as held,
+        ):
+            for _ in range(2):
+                held.enter_context(socket.create_connection(("127.0.0.1", port)))
+            time.sleep(0.05)
+            assert post(port, image())[0] == status
+
+
+def test_a_slow_body_holds_a_connection_no_longer_than_its_time(served_prompt):
+    head = b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n"
+    cases = ((b"", "408", 2.0), (b"Origin: http://evil.example\r\n", "403", 1.0))
+    with listening(toy_app(served_prompt, read_seconds=2.0), read_seconds=2.0) as (port, _):
+        for more, status, seconds in cases:
+            start = time.perf_counter()
+            assert raw(port, head + more + b"\r\nabc").startswith(f"HTTP/1.1 {status} ")
+            assert seconds - 0.1 < time.perf_counter() - start < seconds + 0.8
+
+
+def test_warnings_of_pillow_about_strangers_images_are_not_shown(served_prompt, monkeypatch):
+    original = PromptAnswers.__call__
+
+    def warned(self, questions):
+        for name in ("PIL.Image", "PIL", "elsewhere"):
+            warnings.warn_explicit(f"of {name}", UserWarning, "x.py", 1, module=name)
+        return original(self, questions)
+
+    monkeypatch.setattr(PromptAnswers, "__call__", warned)
+    app = toy_app(served_prompt)
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        with listening(app) as (port, _):
+            assert post(port, image())[0] == 200
+    assert [str(each.message) for each in shown] == ["of elsewhere"]
 
 
 def test_what_was_asked_is_answered_before_the_end(served_prompt, monkeypatch):

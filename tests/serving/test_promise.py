@@ -43,6 +43,13 @@ def test_more_than_the_owner_allows_is_not_served(served_prompt):
         check(served_prompt, max_epsilon=math.nan)
 
 
+@pytest.mark.parametrize("epsilon", [math.nan, -1.0, -math.inf])
+@pytest.mark.parametrize("max_epsilon", [None, 0.0, 8.0])
+def test_an_epsilon_that_is_none_is_not_served(served_prompt, epsilon, max_epsilon):
+    with pytest.raises(PrivacyError, match=f"says that its epsilon is {epsilon}, so it is not served"):
+        check(of(served_prompt, epsilon=epsilon), max_epsilon=max_epsilon, allow_no_guarantee=True)
+
+
 def test_without_a_guarantee_it_is_served_on_demand_alone(tmp_path):
     prompt = toy_prompt(tmp_path, privacy={"epsilon": math.inf, "delta": 1e-3})
     assert prompt.header.epsilon == math.inf, "JSON has it as a word"

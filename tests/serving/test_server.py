@@ -17,6 +17,7 @@ from helpers.asgi import ask, once, started
 from helpers.served import bomb, hearing, image, sound, toy_app
 from hushprompt.errors import ConfigError
 from hushprompt.models.toy import Toy
+from hushprompt.serving import answers as answers_module
 from hushprompt.serving.answers import PromptAnswers, Question, identifier
 
 PREDICT = ("POST", "/v1/predict")
@@ -245,6 +246,20 @@ def test_each_of_a_batch_gets_as_much_as_it_asks_for(served_prompt):
     assert few.trained.label == more.trained.label == more.trained.top[0][0]
 
 
+def test_whatever_one_image_does_to_the_decoder_is_its_own_alone(served_prompt, monkeypatch):
+    def odd(data, media, width):
+        if data == b"odd":
+            raise ValueError("unrecognized transparency")
+        return real(data, media, width)
+
+    answers = PromptAnswers(served_prompt)
+    real = answers_module.as_array
+    monkeypatch.setattr(answers_module, "as_array", odd)
+    fine, found = answers([Question(image(), 1), Question(b"odd", 1)])
+    assert (found.status, str(found)) == (415, "This image cannot be read.")
+    assert fine.trained.label == served_prompt.predict(image()).label
+
+
 def test_a_score_that_is_no_number_is_no_answer(served_prompt):
     answers = PromptAnswers(hearing(served_prompt))
     answers.prompt.model.backbone.encode_images = lambda images: torch.full((len(images), 6), torch.nan)
@@ -321,17 +336,18 @@ def test_an_answer_on_its_way_is_given_before_the_end(served_prompt):
 
 def test_a_failure_of_ours_says_nothing_of_itself(served_prompt, monkeypatch):
     app = toy_app(served_prompt)
-    monkeypatch.setattr(PromptAnswers, "_decoded", lambda self, question: 1 / 0)
-    sent = []
+    monkeypatch.setattr(PromptAnswers, "_replies", lambda self, arrays, questions: 1 / 0)
 
     async def run():
         async with started(app):
-            with pytest.raises(ZeroDivisionError):  # for the log of the server's owner
-                sent.append(await ask(app, *PREDICT, image()))
+            failed = await ask(app, *PREDICT, image())
             monkeypatch.undo()
-            return await ask(app, *PREDICT, image())
+            return failed, await ask(app, *PREDICT, image())
 
-    assert asyncio.run(run()).status == 200, "and the server goes on"
+    failed, after = asyncio.run(run())
+    assert (failed.status, list(failed.json)) == (500, ["error"])
+    assert "zero" not in failed.json["error"]
+    assert after.status == 200, "and the server goes on"
 
 
 def test_nothing_that_came_in_is_written_or_logged(app, tmp_path, monkeypatch, caplog):

@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     pass
 
 VALUES_AT_ONCE = 40_000_000
-"""Pixels, or samples, that are decoded at the same time, which take up to four bytes each."""
+"""Pixels, or samples, that are decoded at the same time: 600 MB at worst.
+
+A PNG with a palette and transparency, which is converted twice, takes 15 bytes a pixel; others take less.
+"""
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,8 @@ class PromptAnswers:
             return as_array(question.data, self._media, self._width)
         except DataError as error:
             return RefusedError(415, str(error).replace(" given as bytes", "").partition(" Replace it ")[0])
+        except Exception:  # of one among strangers' images, which must not fail with it; the decoder's words may be its
+            return RefusedError(415, f"This {self.modality} cannot be read.")
 
     @torch.no_grad()
     def _replies(self, arrays: Sequence[Any], questions: Sequence[Question]) -> list[Reply | Exception]:

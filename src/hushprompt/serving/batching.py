@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
@@ -19,13 +21,20 @@ class MicroBatcher(Generic[Item, Answer]):
     """Hands items to a function in batches, one batch at a time, in a thread of its own.
 
     A batch is what waits. As long as it is smaller than the last one was, it waits for more, `batch_seconds` at most:
-    who asks alone never waits.
+    who asks alone never waits. It ends early with items that cost much, so that whoever gave up by then costs no more,
+    and takes one item of each request in turn, so that a request with many does not go before all others.
     """
 
-    def __init__(self, work: Callable[[Sequence[Item]], Sequence[Answer | Exception]], limits: ServingLimits) -> None:
-        """Take the function, which returns an answer or an error for each item, and what may wait."""
-        self._work, self._limits = work, limits
-        self._waiting: asyncio.Queue[tuple[Item, asyncio.Future[Answer]]] = asyncio.Queue()
+    def __init__(
+        self,
+        work: Callable[[Sequence[Item]], Sequence[Answer | Exception]],
+        limits: ServingLimits,
+        cost: Callable[[Item], int] = lambda item: 0,
+    ) -> None:
+        """Take the function, which returns an answer or an error for each item, what may wait, and an item's cost."""
+        self._work, self._limits, self._cost = work, limits, cost
+        self._requests: deque[deque[tuple[Item, asyncio.Future[Answer]]]] = deque()
+        self._has_come = asyncio.Event()
         self._last = 1
         self.sizes: list[int] = [0, 0]
         """Batches, and items in all of them."""
@@ -33,7 +42,7 @@ class MicroBatcher(Generic[Item, Answer]):
     @property
     def num_waiting(self) -> int:
         """Items in the queue; not those that are being worked on."""
-        return self._waiting.qsize()
+        return sum(len(each) for each in self._requests)
 
     def submit(self, items: Sequence[Item]) -> list[asyncio.Future[Answer]]:
         """Queue items, all or none, and return their answers to come.
@@ -44,8 +53,9 @@ class MicroBatcher(Generic[Item, Answer]):
         if self.num_waiting + len(items) > self._limits.queue:
             raise RefusedError(503, "Too many are asking. Try again in a second.", retry_after=RETRY_AFTER)
         coming = [asyncio.get_running_loop().create_future() for _ in items]
-        for pair in zip(items, coming, strict=True):
-            self._waiting.put_nowait(pair)
+        if coming:
+            self._requests.append(deque(zip(items, coming, strict=True)))
+            self._has_come.set()
         return coming
 
     async def run(self) -> None:
@@ -66,15 +76,30 @@ class MicroBatcher(Generic[Item, Answer]):
 
     async def _batch(self) -> list[tuple[Item, asyncio.Future[Answer]]]:
         """Return what is encoded next."""
-        batch, deadline = [await self._waiting.get()], asyncio.get_running_loop().time() + self._limits.batch_seconds
-        try:
-            async with asyncio.timeout_at(deadline):
-                while len(batch) < self._limits.batch_size and (self.num_waiting or len(batch) < self._last):
-                    batch.append(await self._waiting.get())
-        except TimeoutError:
-            pass
+        batch, limits = [await self._next()], self._limits
+        cost = self._cost(batch[0][0])
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limits.batch_seconds):
+                while len(batch) < limits.batch_size and cost < limits.values and self._is_expected(len(batch)):
+                    batch.append(await self._next())
+                    cost += self._cost(batch[-1][0])
         self._last = len(batch)
         return batch
+
+    def _is_expected(self, number: int) -> bool:
+        """Whether more than this number of items are there, or were the last time."""
+        return bool(self._requests) or number < self._last
+
+    async def _next(self) -> tuple[Item, asyncio.Future[Answer]]:
+        """Return one item of the request whose turn it is, and the answer to come."""
+        while not self._requests:
+            self._has_come.clear()
+            await self._has_come.wait()
+        request = self._requests.popleft()
+        pair = request.popleft()
+        if request:
+            self._requests.append(request)
+        return pair
 
 
 def _settle(future: asyncio.Future[Answer], answer: Answer | Exception) -> None:

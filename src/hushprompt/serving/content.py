@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 
+from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
 from hushprompt.data.base import Modality
@@ -12,6 +13,8 @@ from hushprompt.data.decoding import DECODER_ERRORS
 from hushprompt.serving.limits import RefusedError, ServingLimits
 
 FORMATS = {"image": "PNG, JPEG or WebP", "audio": "WAV or FLAC"}
+JPEG, SCAN = b"\xff\xd8\xff", b"\xff\xda"
+"""What a JPEG begins with, and each of its scans."""
 MOST_SCANS = 100
 """Of a JPEG: each scan of a progressive one passes over all of its pixels."""
 SAMPLING_RATES = (4_000, 384_000)
@@ -22,29 +25,71 @@ def size_of(data: bytes, modality: Modality, limits: ServingLimits) -> int:
     """Return the pixels of an image, or the samples of a sound; the bytes are not decoded.
 
     Raises:
-        RefusedError: 415, it is of no format that is taken, or cut off; 413, it is too large.
+        RefusedError: 415, it is of no format that is taken, or cut off; 413, it is too large or too long.
     """
-    size = _pixels(data) if modality == "image" else _samples(data, limits)
-    if size > limits.values:
-        what = "pixels" if modality == "image" else "samples"
-        raise RefusedError(413, f"It has {size:,} {what}, and {limits.values:,} are the most that are taken.")
+    if modality == "image":
+        return _pixels(data, limits)
+    size = _samples(data, limits)
+    _check(size, "samples", limits)
     return size
 
 
-def _pixels(data: bytes) -> int:
-    """Return width times height as the image's header has it; Pillow would first make room for a WebP of that size."""
+def passes(data: bytes) -> int:
+    """Return how often decoding passes over all pixels: a JPEG's scans, or 1."""
+    return max(1, data.count(SCAN)) if data.startswith(JPEG) else 1
+
+
+def _check(size: int, what: str, limits: ServingLimits) -> None:
+    """Raise RefusedError, 413, for more pixels or samples than are taken."""
+    if size > limits.values:
+        raise RefusedError(413, f"It has {size:,} {what}, and {limits.values:,} are the most that are taken.")
+
+
+def _pixels(data: bytes, limits: ServingLimits) -> int:
+    """Return width times height as the image's header has them, and as Pillow will take them.
+
+    Pillow is asked last: it would first make room for a WebP of that size.
+    """
     try:
-        if data.startswith(b"\x89PNG\r\n\x1a\n") and data[12:16] == b"IHDR":
-            width, height = struct.unpack(">II", data[16:24])
-        elif data.startswith(b"\xff\xd8\xff") and data.count(b"\xff\xda") <= MOST_SCANS:
-            width, height = JpegImageFile(io.BytesIO(data)).size
-        elif data.startswith(b"RIFF") and data[8:12] == b"WEBP":
-            width, height = _webp_size(data)
-        else:
-            raise _unknown("image")
-    except DECODER_ERRORS as error:
+        width, height = _header_size(data)
+        _check(width * height, "pixels", limits)
+        if max(width, height) > limits.aspect_ratio * min(width, height):  # a model resizes the short side, then crops
+            raise RefusedError(413, f"One of its sides is more than {limits.aspect_ratio:g} times the other.")
+        if width * height * passes(data) > limits.scanned_pixels:
+            raise RefusedError(413, f"Its passes go over more than {limits.scanned_pixels:,} pixels in all.")
+        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as image:
+            if image.size != (width, height):
+                raise _unknown("image")
+    except RefusedError:
+        raise
+    except Exception as error:  # whatever Pillow says of what is damaged
         raise _unknown("image") from error
-    return int(width * height)
+    return width * height
+
+
+def _header_size(data: bytes) -> tuple[int, int]:
+    """Return width and height as the image's header has them."""
+    if data.startswith(b"\x89PNG\r\n\x1a\n") and data[12:16] == b"IHDR" and not _has_second_header(data):
+        width, height = struct.unpack(">II", data[16:24])
+    elif data.startswith(JPEG) and passes(data) <= MOST_SCANS:
+        width, height = JpegImageFile(io.BytesIO(data)).size
+    elif data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        width, height = _webp_size(data)
+    else:
+        raise _unknown("image")
+    if not width or not height:
+        raise _unknown("image")
+    return width, height
+
+
+def _has_second_header(data: bytes) -> bool:
+    """Whether a PNG has another IHDR, which Pillow would take instead of the first."""
+    at = 8 + 12 + 13
+    while at + 8 <= len(data):
+        if data[at + 4 : at + 8] == b"IHDR":
+            return True
+        at += 12 + int.from_bytes(data[at : at + 4], "big")
+    return False
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:

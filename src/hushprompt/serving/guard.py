@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import hmac
 import ipaddress
 import json
+import logging
 import re
 import time
+import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -21,6 +24,8 @@ from hushprompt.serving.limits import RefusedError, ServingLimits
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+logger = logging.getLogger(__name__)
+FAILED = "Something failed here that is not your fault."
 OPEN = frozenset({"/", "/script.js", "/style.css", "/healthz", "/readyz"})
 """What needs no token, tells nothing of the prompt, and is not counted by the rate limit."""
 HEADERS = (
@@ -37,6 +42,10 @@ HEADERS = (
     (b"cache-control", b"no-store"),
 )
 """Of every answer. The file field that takes a photograph needs no permission for the camera."""
+DROP_SECONDS, DROP_BYTES = 1.0, 16 * 2**20
+"""Longest, and most, that the rest of a body which is not wanted is read."""
+CHARGE = "hushprompt.charge"
+"""Key of a request's scope: the function that counts it, for the rate limit, as so many more."""
 MOST_ADDRESSES = 10_000
 """Addresses that the rate limit remembers."""
 HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\[\]:/@]+)(?::\d{1,5})?")
@@ -60,12 +69,18 @@ class RateLimit:
         self._rate, self._clock = rate, clock
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
+    def charge(self, address: str, count: int) -> None:
+        """Count more of a request that was let in: with its debt paid off, the next one is."""
+        found = self._buckets.get(network(address))
+        if found is not None:
+            self._buckets[network(address)] = (found[0] - count, found[1])
+
     def check(self, address: str) -> None:
         """Count a request; raises RefusedError 429 where there were too many."""
         if self._rate is None:
             return
         now, most = self._clock(), max(1.0, self._rate)
-        key = _network(address)
+        key = network(address)
         left, since = self._buckets.pop(key, (most, now))
         left = min(most, left + (now - since) * self._rate)
         self._buckets[key] = (max(0.0, left - 1) if left >= 1 else left, now)
@@ -105,6 +120,9 @@ class Guard:
             await exchange.refuse(RefusedError(503, f"No answer within {self._limits.request_seconds:g} seconds."))
         except RefusedError as refusal:
             await exchange.refuse(refusal)
+        except Exception as error:
+            logger.error("A request failed, which is a fault of the server: %s.", _place(error))
+            await exchange.refuse(RefusedError(500, FAILED))
         finally:
             self._count(scope["path"], exchange.status, time.perf_counter() - start)
 
@@ -115,9 +133,11 @@ class Guard:
             raise RefusedError(421, "This server does not answer to that name. Its owner allows one with --name.")
         if scope["path"] in OPEN:
             return
-        self._rates.check((scope.get("client") or ("",))[0])
+        address = (scope.get("client") or ("",))[0]
+        self._rates.check(address)
+        scope[CHARGE] = functools.partial(self._rates.charge, address)
         origin = headers.get("origin", [])
-        is_own = not origin or [urlsplit(each).netloc.lower() for each in origin] == [host[0].lower()]
+        is_own = not origin or [_site(each) for each in origin] == [host[0].lower()]
         if scope["method"] not in ("GET", "HEAD") and not is_own:
             raise RefusedError(403, "A page of another site may not ask.")
         if self._door.token is not None and not _is_token(headers.get("authorization", []), self._door.token):
@@ -128,7 +148,8 @@ class _Exchange:
     """A request as it comes and its answer as it goes.
 
     Where an answer goes out before the request's body is in, the rest is read and dropped for a while before the
-    connection closes: else the sender would be cut off, and never read the answer.
+    connection closes: else the sender would be cut off, and never read the answer. One whose body came too slowly had
+    its time already.
     """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, seconds: float) -> None:
@@ -153,7 +174,7 @@ class _Exchange:
             self.status = message["status"]
             closing = () if self._is_read else ((b"connection", b"close"),)
             message = {**message, "headers": [*message.get("headers", ()), *HEADERS, *closing]}
-        elif not message.get("more_body") and not self._is_read:
+        elif not message.get("more_body") and not self._is_read and self.status != 408:
             await self._send({**message, "more_body": True})
             await self._drop_rest()
             message = {"type": "http.response.body"}
@@ -168,10 +189,11 @@ class _Exchange:
         """Read what is left of the body; not from one who waits to be asked for it (Expect: 100-continue)."""
         if not self._is_begun and "expect" in self.headers:
             return
+        left = DROP_BYTES
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._seconds):
-                while not self._is_read:
-                    await self.receive()
+            async with asyncio.timeout(min(DROP_SECONDS, self._seconds)):
+                while not self._is_read and left >= 0:
+                    left -= len((await self.receive()).get("body", b""))
 
 
 async def send_json(send: Send, status: int, value: Any, headers: dict[str, str]) -> None:
@@ -205,7 +227,21 @@ def is_address(name: str) -> bool:
     return True
 
 
-def _network(address: str) -> str:
+def _site(origin: str) -> str:
+    """Return host and port of an origin; empty where it has none."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return ""
+
+
+def _place(error: Exception) -> str:
+    """Return an error's type and where it was raised; not its words, which may be those of a request."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} at {last.filename}:{last.lineno}"
+
+
+def network(address: str) -> str:
     """Return what counts as one address: of IPv6 the network of 64 bits, of which one customer has all."""
     if ":" not in address or not is_address(address):
         return address

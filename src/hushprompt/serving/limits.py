@@ -16,6 +16,10 @@ class ServingLimits:
     """Largest body, counted while it comes in."""
     values: int = 40_000_000
     """Most pixels of an image, or samples of a sound, told by its header before it is decoded."""
+    aspect_ratio: float = 50.0
+    """Most that one side of an image is longer than the other: models resize the short one, and crop afterwards."""
+    scanned_pixels: int = 200_000_000
+    """Most pixels that all scans of a JPEG pass over together."""
     sound_seconds: float = 300.0
     """Longest sound."""
     images: int = 16
@@ -32,6 +36,8 @@ class ServingLimits:
     """Images that may wait; with more the answer is 503 at once."""
     connections: int = 100
     """Open connections; the next one is answered 503 and closed."""
+    connections_of_one: int = 20
+    """Open connections of one address that is not this machine's."""
     rate: float | None = None
     """Requests per second of one address; None: as many as come."""
 

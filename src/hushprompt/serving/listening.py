@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import functools
 import ipaddress
+import json
 import socket
 import ssl
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,16 +20,11 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from hushprompt.deployment.operate import secrets
 from hushprompt.errors import ConfigError
-from hushprompt.serving.guard import Door, is_address
+from hushprompt.serving.guard import HEADERS, Door, is_address, network
 from hushprompt.serving.limits import ServingLimits
 
 SHORTEST_TOKEN = 20
 """Characters; `openssl rand -hex 32` gives 64."""
-BUSY = (
-    b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 1\r\nconnection: close\r\n"
-    b'content-length: 39\r\n\r\n{"error": "Too many connections open."}'
-)
-
 LINGER = 0.5
 """Seconds for which what a refused connection sends is dropped: cut off at once, its sender might miss the answer."""
 
@@ -68,9 +65,7 @@ class ListenerConfig:
     @property
     def is_local(self) -> bool:
         """Whether only this machine reaches it."""
-        if is_address(self.host):
-            return ipaddress.ip_address(self.host).is_loopback
-        return self.host.lower() == "localhost"
+        return is_loopback(self.host) or self.host.lower() == "localhost"
 
     def door(self) -> Door:
         """Return who may come in.
@@ -119,6 +114,11 @@ class ListenerConfig:
         return f"http{'s' if self.tls_cert else ''}://{name}:{listening.getsockname()[1]}"
 
 
+def is_loopback(address: str) -> bool:
+    """Tell whether an address is this machine's alone."""
+    return is_address(address) and ipaddress.ip_address(address).is_loopback
+
+
 def _listening(family: int, address: tuple[Any, ...]) -> socket.socket:
     """Return a socket that listens.
 
@@ -157,17 +157,20 @@ class GuardedProtocol(H11Protocol):
     """Uvicorn's protocol, with an end to connections that are too many, or on which no request arrives."""
 
     limits: ClassVar[ServingLimits] = ServingLimits()
+    network = ""
+    """Where it comes from; empty for this machine."""
     _deadline: asyncio.TimerHandle | None = None
     _is_refused = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take a connection, or say that there are too many."""
         super().connection_made(transport)
-        if len(self.connections) > self.limits.connections:
+        address = self.client[0] if self.client else ""
+        self.network = "" if not address or is_loopback(address) else network(address)
+        same = sum(each.network == self.network for each in self.connections if isinstance(each, GuardedProtocol))
+        if len(self.connections) > self.limits.connections or (self.network and same > self.limits.connections_of_one):
             self.connections.discard(self)  # it takes nobody's place
-            self._is_refused = True
-            transport.write(BUSY)
-            self._deadline = self.loop.call_later(LINGER, transport.abort)
+            self._refuse("503 Service Unavailable", "Too many connections open.", ("retry-after", "1"))
         else:
             self._await_head()
 
@@ -183,8 +186,29 @@ class GuardedProtocol(H11Protocol):
         if self._deadline is None and not self._is_busy():
             self._await_head()
         super().data_received(data)
-        if self._is_busy():
+        if self._is_busy() and not self._is_refused:
             self._stop_waiting()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP; whatever was being answered on this connection ends."""
+        if self._is_busy():
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        if self._is_busy() and self.cycle.response_started:
+            self.transport.abort()
+        else:
+            self._refuse("400 Bad Request", "This is no HTTP request that can be read.")
+
+    def _refuse(self, status: str, text: str, *more: tuple[str, str]) -> None:
+        """Answer in JSON, as the application does, and close the connection soon."""
+        body = json.dumps({"error": text})
+        headers = [("content-type", "application/json"), ("content-length", str(len(body))), ("connection", "close")]
+        headers += [*more, *((name.decode(), value.decode()) for name, value in HEADERS)]
+        lines = [f"HTTP/1.1 {status}", *(f"{name}: {value}" for name, value in headers), "", body]
+        self._stop_waiting()
+        self._is_refused = True
+        self.transport.write("\r\n".join(lines).encode())
+        self._deadline = self.loop.call_later(LINGER, self.transport.abort)
 
     def _is_busy(self) -> bool:
         """Whether a request is being answered."""
@@ -225,7 +249,8 @@ class Listener:
 
     def run(self, on_ready: Callable[[], None] = lambda: None) -> None:
         """Answer until `stop`, Ctrl-C or SIGTERM; what has been asked by then is still answered."""
-        with contextlib.closing(self._socket):
+        with contextlib.closing(self._socket), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"PIL\b")  # they are of strangers' images
             self._server.on_ready = on_ready
             self._server.run([self._socket])
 

@@ -29,6 +29,8 @@ def check_promise(prompt: Prompt, *, max_epsilon: float | None, allow_no_guarant
         PrivacyError: it promises less, or does not say how much.
     """
     epsilon, said = _epsilon(prompt.header), prompt.privacy
+    if epsilon is not None and not epsilon >= 0:
+        raise PrivacyError(f"{prompt.path} says that its epsilon is {epsilon}, so it is not served. Write it anew.")
     if max_epsilon is not None:
         if math.isnan(max_epsilon) or max_epsilon < 0:
             raise PrivacyError(f"--max-epsilon must be a number >= 0, got {max_epsilon}.")
@@ -37,7 +39,7 @@ def check_promise(prompt: Prompt, *, max_epsilon: float | None, allow_no_guarant
                 f"{prompt.path} is from a version that wrote its epsilon in a sentence only, so --max-epsilon says "
                 f"nothing of it. Read the sentence, and serve it without --max-epsilon if that is enough: {said}"
             )
-        if epsilon > max_epsilon:
+        if not 0 <= epsilon <= max_epsilon:
             raise PrivacyError(f"This prompt is not served: --max-epsilon is {max_epsilon:g}, and of it holds: {said}")
     if epsilon is not None and math.isinf(epsilon) and not allow_no_guarantee:
         raise PrivacyError(

@@ -19,8 +19,8 @@ from starlette.routing import Route
 
 from hushprompt.serving.answers import PromptAnswers, Question, Reply, identifier
 from hushprompt.serving.batching import MicroBatcher
-from hushprompt.serving.content import FORMATS, size_of
-from hushprompt.serving.guard import Door, Guard
+from hushprompt.serving.content import FORMATS, passes, size_of
+from hushprompt.serving.guard import CHARGE, FAILED, Door, Guard
 from hushprompt.serving.limits import RefusedError, ServingLimits
 from hushprompt.serving.promise import in_plain_words
 from hushprompt.serving.prompt import ZERO_SHOT, Prediction
@@ -43,7 +43,7 @@ class PromptService:
     def __init__(self, answers: PromptAnswers, limits: ServingLimits) -> None:
         """Take what answers, and how much of it one may ask."""
         self._prompt, self._answers, self._limits = answers.prompt, answers, limits
-        self._batcher: MicroBatcher[Question, Reply] = MicroBatcher(answers, limits)
+        self._batcher: MicroBatcher[Question, Reply] = MicroBatcher(answers, limits, _cost)
         self._id, self._is_ready = identifier(answers.prompt), False
         self._about = self._description()
         self.endpoints: dict[str, tuple[Endpoint, str]] = {
@@ -56,7 +56,7 @@ class PromptService:
     @contextlib.asynccontextmanager
     async def running(self, app: Starlette) -> AsyncIterator[None]:
         """Encode what is asked while the application runs."""
-        self._batcher = MicroBatcher(self._answers, self._limits)  # its queue belongs to this event loop
+        self._batcher = MicroBatcher(self._answers, self._limits, _cost)  # its queue belongs to this event loop
         task = asyncio.create_task(self._batcher.run())
         self._is_ready = True
         try:
@@ -72,7 +72,7 @@ class PromptService:
         top, with_zero_shot = self._wanted(request)
         data = await self._body(request)
         start = time.perf_counter()
-        question = Question(data, size_of(data, self._answers.modality, self._limits), top, with_zero_shot)
+        question = Question(data, await self._size(data), top, with_zero_shot)
         (coming,) = self._batcher.submit([question])
         return JSONResponse({**_told(await coming), **self._signed(start)})
 
@@ -80,12 +80,12 @@ class PromptService:
         """Say what each of several images, or sounds, in base64, is; what is wrong with one is told in its place."""
         top, with_zero_shot = self._wanted(request)
         everything = self._several(await self._body(request))
+        request.scope[CHARGE](len(everything) - 1)
         start = time.perf_counter()
         questions: list[Question | RefusedError] = []
         for data in everything:
             try:
-                size = size_of(data, self._answers.modality, self._limits)
-                questions.append(Question(data, size, top, with_zero_shot))
+                questions.append(Question(data, await self._size(data), top, with_zero_shot))
             except RefusedError as refusal:
                 questions.append(refusal)
         coming = self._batcher.submit([each for each in questions if isinstance(each, Question)])
@@ -144,6 +144,10 @@ class PromptService:
             raise RefusedError(408, f"The body did not arrive within {self._limits.read_seconds:g} seconds.") from error
         return bytes(body)
 
+    async def _size(self, data: bytes) -> int:
+        """Return pixels or samples; a header can be long, and others are answered meanwhile."""
+        return await asyncio.to_thread(size_of, data, self._answers.modality, self._limits)
+
     def _several(self, body: bytes) -> list[bytes]:
         """Return what a body in JSON holds."""
         key, most = KEYS[self._answers.modality], self._limits.images
@@ -187,6 +191,11 @@ def application(service: PromptService, door: Door, limits: ServingLimits) -> AS
     app = Starlette(routes=routes, exception_handlers=handlers, lifespan=service.running)
     app.router.redirect_slashes = False
     return Guard(app, door, limits, service.counts.count)
+
+
+def _cost(question: Question) -> int:
+    """Return the pixels that decoding passes over, or the samples."""
+    return question.size * passes(question.data)
 
 
 def _page(name: str, kind: str) -> Endpoint:
@@ -234,5 +243,5 @@ async def _gone(request: Request, error: Exception) -> Response:
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    """Answer what should not happen; what it was is in the log of the server's owner."""
-    return JSONResponse({"error": "Something failed here that is not your fault."}, 500)
+    """Answer what should not happen; Starlette raises it again, and the guard notes it for the server's owner."""
+    return JSONResponse({"error": FAILED}, 500)
