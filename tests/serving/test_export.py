@@ -105,7 +105,7 @@ def test_no_folder_is_overwritten(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").touch()
     for taken in ("out", "out/mine"):
-        with pytest.raises(ConfigError, match="is not empty, and nothing in it is overwritten"):
+        with pytest.raises(ConfigError, match="nothing is overwritten"):
             hp.export(tmp_path / "prompts", to="head", out=tmp_path / taken)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
     (tmp_path / "empty").mkdir()
@@ -257,3 +257,17 @@ def test_no_name_in_a_prompt_file_becomes_a_program():
     ]:
         with pytest.raises(ConfigError, match="no program is made from it"):
             script(settings)
+
+
+def test_a_personal_prompts_folder_is_for_its_owner_and_may_be_named_by_a_link(tmp_path):
+    written(TOY["method"], tmp_path / "prompts")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to("empty")
+    (tmp_path / "file").touch()
+    hp.export(tmp_path / "prompts", to="head", out=tmp_path / "link", client=1)
+    assert (tmp_path / "empty").stat().st_mode & 0o077 == 0
+    assert hp.load_prompt(tmp_path / "link").header.client_id == 1
+    hp.export(tmp_path / "prompts", to="head", out=tmp_path / "public")
+    assert (tmp_path / "public").stat().st_mode & 0o077
+    with pytest.raises(ConfigError, match="is a file, and nothing is overwritten"):
+        hp.export(tmp_path / "prompts", to="head", out=tmp_path / "file")

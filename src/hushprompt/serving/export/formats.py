@@ -43,15 +43,17 @@ def export_prompt(prompt: Prompt, to: str, out: Path) -> Path:
     """
     checks.one_of(FORMATS, to=to)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"{out} is not empty, and nothing in it is overwritten. Use another folder.")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".") as temporary:
-        made = Path(temporary) / out.name
-        made.mkdir()
+        what = "not empty" if out.is_dir() else "a file"
+        raise ConfigError(f"{out} is {what}, and nothing is overwritten. Use another folder.")
+    place = out.resolve()  # an empty folder may be named by a link
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=place.parent, prefix=".") as temporary:
+        made = Path(temporary) / place.name
+        made.mkdir(mode=0o777 if prompt.header.client_id is None else 0o700)  # of a personal prompt, for its owner
         complete = completed(prompt)
         files.write_tensors(made / EXPORTED, complete.tensors, json.dumps(dataclasses.asdict(complete.header)))
         FORMATS[to](complete, made)
-        os.replace(made, out)
+        os.replace(made, place)
     return out
 
 
