@@ -10,7 +10,7 @@ import torch
 from dp_accounting import pld
 from scipy.stats import norm
 
-from helpers.runs import TOY, files, run_with
+from helpers.runs import TOY, files, kill_at, killed_and_resumed, run_with
 from helpers.toy_metric import toy_metric
 from hushprompt.api.training import plan
 from hushprompt.audits.audit import audit
@@ -290,18 +290,6 @@ def test_verify_notices_a_start_that_was_not_charged_or_is_not_told(tmp_path):
     assert any("epsilon" in text for text in verified(values, folder).differences)
 
 
-def kill_at(monkeypatch, owner, name, calls):
-    """End the process before a call of a function, counted from 0 over all processes."""
-    original, count = getattr(owner, name), iter(range(100))
-
-    def killed(self, *given, **named):
-        if next(count) in calls:
-            raise KeyboardInterrupt
-        return original(self, *given, **named)
-
-    monkeypatch.setattr(owner, name, killed)
-
-
 TWO_ARMS = {**values_of(privacy={"noise_at": "client"}), "references": [{"epsilon": 4.0}]}
 PLACES = [
     (Server, "aggregate", {0, 2, 4}),  # before a message of the start is used, then in the first round
@@ -322,13 +310,7 @@ def whole(tmp_path_factory):
 
 @pytest.mark.parametrize(("owner", "name", "calls"), PLACES)
 def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path, monkeypatch, whole, owner, name, calls):
-    values = TWO_ARMS
-    with monkeypatch.context() as patch:
-        kill_at(patch, owner, name, calls)
-        for _ in calls:
-            with pytest.raises(KeyboardInterrupt):
-                run_with(values, tmp_path, "stopped")
-    stopped = run_with(values, tmp_path, "stopped")[0]
+    stopped = killed_and_resumed(TWO_ARMS, tmp_path, monkeypatch, owner, name, calls)
     assert files(stopped) == files(whole)
 
 

@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from hushprompt.config import parse as configs
 from hushprompt.federation.simulate import run
 
@@ -70,3 +72,25 @@ def run_with(values, tmp_path, name="run", stop_after=None):
     folder.mkdir(exist_ok=True)
     watcher = Silent(stop_after)
     return folder, run(config, folder, watcher), watcher.rounds
+
+
+def kill_at(monkeypatch, owner, name, calls):
+    """End the process before a call of a function, counted from 0 over all processes."""
+    original, count = getattr(owner, name), iter(range(100))
+
+    def killed(self, *given, **named):
+        if next(count) in calls:
+            raise KeyboardInterrupt
+        return original(self, *given, **named)
+
+    monkeypatch.setattr(owner, name, killed)
+
+
+def killed_and_resumed(values, tmp_path, monkeypatch, owner, name, calls):
+    """Run plain values, killed before each of these calls of a function and begun again; give the folder."""
+    with monkeypatch.context() as patch:
+        kill_at(patch, owner, name, calls)
+        for _ in calls:
+            with pytest.raises(KeyboardInterrupt):
+                run_with(values, tmp_path, "stopped")
+    return run_with(values, tmp_path, "stopped")[0]

@@ -56,15 +56,23 @@ def image(kind="PNG", size=(20, 16), seed=0, **how):
     return buffer.getvalue()
 
 
+def chunk(name, data):
+    """Return one part of a PNG."""
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
 def bomb(side):
     """Return a PNG of one color: few bytes, and many pixels."""
-
-    def chunk(name, data):
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0))
     rows = chunk(b"IDAT", zlib.compress(bytes(min(side, 100) * (side + 1))))
     return b"\x89PNG\r\n\x1a\n" + header + rows + chunk(b"IEND", b"")
+
+
+def long_transparency():
+    """Return a PNG with a palette of one color and transparencies of 400: Pillow fails when it converts the pixels."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 4, 8, 3, 0, 0, 0))
+    colors = chunk(b"PLTE", b"abc") + chunk(b"tRNS", bytes(400))
+    return b"\x89PNG\r\n\x1a\n" + header + colors + chunk(b"IDAT", zlib.compress(bytes(20))) + chunk(b"IEND", b"")
 
 
 def sound(seconds=0.1, rate=16_000):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from helpers.runs import TOY, files, run_with
+from helpers.runs import TOY, files, killed_and_resumed, run_with
 from helpers.toy_metric import statistics_of, toy_metric
 from hushprompt.audits.audit import audit
 from hushprompt.audits.verify import verify
@@ -507,18 +507,6 @@ def test_of_several_views_of_an_image_one_enters(tmp_path, monkeypatch):
     assert entered == [24] * 6
 
 
-def kill_at(monkeypatch, owner, name, calls):
-    """End the process before a call of a function, counted from 0 over all processes."""
-    original, count = getattr(owner, name), iter(range(100))
-
-    def killed(self, *given):
-        if next(count) in calls:
-            raise KeyboardInterrupt
-        return original(self, *given)
-
-    monkeypatch.setattr(owner, name, killed)
-
-
 @pytest.mark.parametrize("noise_at", ["server", "client"])
 @pytest.mark.parametrize(
     ("owner", "name", "calls"), [(Server, "aggregate", {0, 2}), (Trainer, "score", {0}), (Trainer, "record", {0})]
@@ -528,12 +516,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes_and_is_charged_once(
 ):
     values = values_of(privacy={"noise_at": noise_at})
     whole = run_with(values, tmp_path, "whole")[0]
-    with monkeypatch.context() as patch:
-        kill_at(patch, owner, name, calls)
-        for _ in calls:
-            with pytest.raises(KeyboardInterrupt):
-                run_with(values, tmp_path, "stopped")
-    stopped = run_with(values, tmp_path, "stopped")[0]
+    stopped = killed_and_resumed(values, tmp_path, monkeypatch, owner, name, calls)
     assert files(stopped) == files(whole)
 
 

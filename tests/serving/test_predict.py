@@ -14,6 +14,7 @@ from PIL import Image
 
 import hushprompt as hp
 from helpers.runs import TOY, Silent
+from helpers.served import long_transparency
 from helpers.toy_metric import toy_metric
 from hushprompt.data.sets.toy import ToyData
 from hushprompt.errors import ConfigError, DataError
@@ -144,12 +145,10 @@ def test_a_named_file_that_is_missing_is_told_and_the_others_are_not_lost(run, p
 
 
 def test_what_pillow_stumbles_over_is_an_error_of_that_image(run, pictures):
-    image = Image.new("P", (4, 4))
-    image.putpalette([0, 0, 0])
-    image.putdata([3] * 16)
-    image.save(pictures / "palette.png", transparency=bytes(200))
+    (pictures / "palette.png").write_bytes(long_transparency())
     (pictures / "folder.png").mkdir()
     rows = list(hp.predict(run.folder, [pictures / "palette.png", pictures / "1.png", pictures / "none"]))
+    assert "palette.png cannot be read" in rows[0].error
     assert rows[1].error is None
     for wrong in (pictures / "folder.png", Path("/nope.png"), Image.new("RGB", (0, 4))):
         with pytest.raises(DataError):
