@@ -7,7 +7,7 @@ from typing import Any
 from benchmarks.measure import in_process, measured
 from benchmarks.rows import Row
 from hushprompt.config import parse as configs
-from hushprompt.federation.setup import plan_arms
+from hushprompt.federation.planning import plan_arms
 from hushprompt.privacy.accounting import calibrate
 from hushprompt.privacy.guarantee import guarantee
 from hushprompt.privacy.releases import GaussianReleases

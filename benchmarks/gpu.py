@@ -25,7 +25,8 @@ from benchmarks.federations import Silent, fresh_start, random_federation
 from benchmarks.measure import count_gflop, in_process
 from benchmarks.rows import Row
 from hushprompt.config import parse as configs
-from hushprompt.federation.setup import client_sizes, plan_arms
+from hushprompt.federation.planning import plan_arms
+from hushprompt.federation.setup import client_sizes
 from hushprompt.federation.simulate import Trainer
 from hushprompt.models.placing import Device, Precision, place, step_memory_mb
 from hushprompt.prompts.gradients import per_example_gradients

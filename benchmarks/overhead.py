@@ -25,7 +25,8 @@ from benchmarks.measure import in_process, peak_mb
 from benchmarks.rows import Row
 from hushprompt.config import parse as configs
 from hushprompt.config.schema import RunConfig
-from hushprompt.federation.setup import Federation, client_sizes, plan_arms
+from hushprompt.federation.planning import plan_arms
+from hushprompt.federation.setup import Federation, client_sizes
 from hushprompt.federation.simulate import Trainer
 from hushprompt.methods.dp_fpl import DPFPL
 from hushprompt.prompts.prompt_model import PromptModel

@@ -24,7 +24,8 @@ from benchmarks.measure import in_process, measured
 from benchmarks.rows import Row
 from hushprompt.config import parse as configs
 from hushprompt.data.sets.toy import NAMES
-from hushprompt.federation.setup import Federation, client_sizes, plan_arms
+from hushprompt.federation.planning import plan_arms
+from hushprompt.federation.setup import Federation, client_sizes
 from hushprompt.federation.simulate import Trainer
 from hushprompt.models.toy import Toy
 from hushprompt.prompts.prompt_model import PromptModel

@@ -28,7 +28,8 @@ import hushprompt as hp
 from benchmarks.measure import in_process
 from benchmarks.rows import Row
 from hushprompt.config import parse as configs
-from hushprompt.federation.setup import client_sizes, load_model, make_partition, plan_arms
+from hushprompt.federation.planning import plan_arms
+from hushprompt.federation.setup import client_sizes, load_model, make_partition
 from hushprompt.runs.prompts import write_prompts
 
 TITLE = "hushprompt serve, the embedded model"

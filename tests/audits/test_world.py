@@ -13,7 +13,8 @@ from hushprompt.audits.watch import ABSENT, Transcript, Watch, watched
 from hushprompt.audits.world import World, audiences, candidates_of, context_method, start
 from hushprompt.config import parse as configs
 from hushprompt.errors import ConfigError
-from hushprompt.federation.setup import assemble, client_sizes, load_model, make_partition, plan_arms
+from hushprompt.federation.planning import plan_arms
+from hushprompt.federation.setup import assemble, client_sizes, load_model, make_partition
 from hushprompt.federation.simulate import run
 from hushprompt.methods.base import Batch
 from hushprompt.privacy.config import Audience, Channel

@@ -15,7 +15,7 @@ from helpers.commands import command
 from helpers.runs import files
 from hushprompt.api import progress
 from hushprompt.config import parse as configs
-from hushprompt.federation.setup import plan_arms
+from hushprompt.federation.planning import plan_arms
 from hushprompt.runs import records
 
 REFERENCES = "references=[{method={name='zero_shot'}}, {method={name='promptfl', num_ctx=4}}, {epsilon=inf}]"

@@ -22,7 +22,7 @@ from hushprompt.deployment.envelope import Envelope, refusal
 from hushprompt.deployment.flower import client_app as client_side
 from hushprompt.deployment.transport import Failure, answer_bytes
 from hushprompt.errors import ConfigError
-from hushprompt.federation.setup import plan_arms
+from hushprompt.federation.planning import plan_arms
 from hushprompt.models.open_clip import OpenClip
 from hushprompt.models.transformers import Transformers
 

@@ -8,7 +8,7 @@ import pytest
 from helpers.runs import run_with
 from hushprompt.api.progress import LastScores
 from hushprompt.errors import DataError
-from hushprompt.federation.setup import plan_arms
+from hushprompt.federation.planning import plan_arms
 from hushprompt.models import toy
 from hushprompt.privacy.config import Audience
 

@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 from helpers.runs import Silent, fresh
 from hushprompt.config import parse as configs
 from hushprompt.errors import ResumeError
-from hushprompt.federation.setup import client_sizes, make_partition, plan_arms
+from hushprompt.federation.planning import plan_arms
+from hushprompt.federation.setup import client_sizes, make_partition
 from hushprompt.federation.simulate import Trainer, run
 from hushprompt.privacy.config import Audience
 from hushprompt.privacy.mechanisms.gaussian import GaussianMechanism

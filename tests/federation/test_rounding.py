@@ -12,7 +12,8 @@ from hushprompt.config import parse as configs
 from hushprompt.errors import PrivacyError
 from hushprompt.evaluation.private import BATCH_SIZE, in_equal_batches
 from hushprompt.federation import rounding
-from hushprompt.federation.setup import load_model, plan_arms
+from hushprompt.federation.planning import plan_arms
+from hushprompt.federation.setup import load_model
 from hushprompt.federation.simulate import run
 from hushprompt.methods.promptfl import PromptFL
 from hushprompt.privacy.adaptive import COUNT_SENSITIVITY, count_std

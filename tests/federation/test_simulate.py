@@ -11,7 +11,8 @@ from helpers.runs import Silent, files, fresh
 from hushprompt.config import parse as configs
 from hushprompt.errors import ConfigError, PrivacyError, ResumeError
 from hushprompt.federation import client, server
-from hushprompt.federation.setup import assemble, client_sizes, load_model, make_partition, plan_arms
+from hushprompt.federation.planning import plan_arms
+from hushprompt.federation.setup import assemble, client_sizes, load_model, make_partition
 from hushprompt.federation.simulate import run
 from hushprompt.methods.base import Batch
 from hushprompt.runs import records

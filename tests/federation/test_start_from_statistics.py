@@ -19,8 +19,9 @@ from hushprompt.config import parse as configs
 from hushprompt.data.sets.toy import NAMES
 from hushprompt.deployment.agreement import Agreement, make_offer
 from hushprompt.errors import ConfigError, PrivacyError, ResumeError
+from hushprompt.federation.planning import plan_arms
 from hushprompt.federation.server import Server
-from hushprompt.federation.setup import declared_classes, plan_arms
+from hushprompt.federation.setup import declared_classes
 from hushprompt.federation.simulate import Trainer
 from hushprompt.methods.class_statistics import ClassStatistics
 from hushprompt.privacy.accounting import FINE

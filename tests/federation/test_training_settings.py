@@ -18,7 +18,8 @@ from hushprompt.federation import client as turn
 from hushprompt.federation import payload
 from hushprompt.federation import server as meeting
 from hushprompt.federation import training as rounds
-from hushprompt.federation.setup import assemble, client_sizes, load_model, make_partition, plan_arms
+from hushprompt.federation.planning import plan_arms
+from hushprompt.federation.setup import assemble, client_sizes, load_model, make_partition
 from hushprompt.federation.simulate import Trainer
 from hushprompt.methods.base import Batch, OneRelease
 from hushprompt.privacy.config import Audience, Channel

@@ -9,7 +9,8 @@ import torch
 from helpers.runs import Silent
 from hushprompt.audits.world import World, candidates_of
 from hushprompt.config import parse as configs
-from hushprompt.federation.setup import assemble, client_sizes, load_model, make_partition, plan_arms
+from hushprompt.federation.planning import plan_arms
+from hushprompt.federation.setup import assemble, client_sizes, load_model, make_partition
 from hushprompt.federation.simulate import run
 from hushprompt.privacy.mechanisms.gaussian import GaussianMechanism
 from hushprompt.privacy.sampling import PoissonSampler

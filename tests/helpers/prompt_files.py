@@ -5,7 +5,8 @@ import torch
 
 from helpers.runs import TOY
 from hushprompt.config import parse as configs
-from hushprompt.federation.setup import client_sizes, declared_classes, load_model, make_partition, plan_arms
+from hushprompt.federation.planning import plan_arms
+from hushprompt.federation.setup import client_sizes, declared_classes, load_model, make_partition
 from hushprompt.methods.class_statistics import OwnClasses
 from hushprompt.runs.prompts import write_prompts
 

@@ -17,8 +17,9 @@ from hushprompt.config import parse as configs
 from hushprompt.data.sets.toy import NAMES
 from hushprompt.errors import ConfigError, PrivacyError, ResumeError
 from hushprompt.features.cache import image_features
+from hushprompt.federation.planning import plan_arms
 from hushprompt.federation.server import Server
-from hushprompt.federation.setup import declared_classes, plan_arms
+from hushprompt.federation.setup import declared_classes
 from hushprompt.federation.simulate import Trainer
 from hushprompt.methods import class_statistics
 from hushprompt.methods.base import Batch

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from hushprompt.config import parse as configs
 from hushprompt.errors import ConfigError
-from hushprompt.federation.setup import plan_arms
+from hushprompt.federation.planning import plan_arms
 from hushprompt.methods.base import Batch
 from hushprompt.methods.dp_fpl_released import DPFPLReleased
 from hushprompt.privacy.config import Audience, Channel

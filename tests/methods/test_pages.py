@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hushprompt.config import parse as configs
-from hushprompt.federation.setup import plan_arms
+from hushprompt.federation.planning import plan_arms
 from hushprompt.registry import METHODS
 
 ROOT = Path(__file__).parent.parent.parent

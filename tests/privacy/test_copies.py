@@ -8,7 +8,7 @@ from scipy.stats import binom, norm
 import hushprompt as hp
 from helpers.layouts import image
 from hushprompt.config import parse as configs
-from hushprompt.federation.setup import plan_arms
+from hushprompt.federation.planning import plan_arms
 from hushprompt.privacy.config import Audience
 from hushprompt.privacy.copies import epsilon_of_copies
 

@@ -17,6 +17,7 @@ from hushprompt.config import parse as configs
 from hushprompt.config.schema import RunConfig, RuntimeConfig
 from hushprompt.errors import ConfigError, ResumeError, files_told
 from hushprompt.federation import simulate
+from hushprompt.federation.planning import plan_arms, plan_metrics, with_fitting_references
 from hushprompt.federation.setup import (
     Load,
     client_sizes,
@@ -25,10 +26,7 @@ from hushprompt.federation.setup import (
     loads_once,
     make_partition,
     num_trained_classes,
-    plan_arms,
-    plan_metrics,
     tell_findings,
-    with_fitting_references,
 )
 from hushprompt.privacy import statements
 from hushprompt.privacy.guarantee import Guarantee

@@ -24,14 +24,8 @@ from hushprompt.checks import one_of, positive
 from hushprompt.config import parse as configs
 from hushprompt.config.schema import RunConfig
 from hushprompt.errors import ConfigError, ResumeError
-from hushprompt.federation.setup import (
-    Classes,
-    client_sizes,
-    declared_classes,
-    make_partition,
-    num_trained_classes,
-    plan_arms,
-)
+from hushprompt.federation.planning import plan_arms
+from hushprompt.federation.setup import Classes, client_sizes, declared_classes, make_partition, num_trained_classes
 from hushprompt.methods.base import OneRelease
 from hushprompt.methods.linear_head import LinearHead
 from hushprompt.privacy.config import Audience

@@ -28,7 +28,8 @@ from hushprompt.config.schema import RunConfig
 from hushprompt.config.values import to_plain
 from hushprompt.data.partitions.base import ClientShard, Partition
 from hushprompt.errors import DataError, HushpromptError
-from hushprompt.federation.setup import Classes, declared_classes, plan_arms, plan_metrics
+from hushprompt.federation.planning import plan_arms, plan_metrics
+from hushprompt.federation.setup import Classes, declared_classes
 from hushprompt.privacy import statements
 from hushprompt.privacy.config import Audience
 from hushprompt.privacy.ledger import Ledger, accounts

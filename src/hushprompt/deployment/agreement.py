@@ -17,7 +17,7 @@ from hushprompt.config import parse as configs
 from hushprompt.config.schema import RunConfig, RuntimeConfig
 from hushprompt.deployment.envelope import PROTOCOL, canonical
 from hushprompt.errors import ConfigError, ProtocolError
-from hushprompt.federation.setup import plan_arms
+from hushprompt.federation.planning import plan_arms
 from hushprompt.methods.base import StartsFromRelease, check_needs
 from hushprompt.models.placing import place, step_memory_mb
 from hushprompt.prompts.prompt_model import PromptModel

@@ -27,6 +27,7 @@ from hushprompt.evaluation.confusion import confusion
 from hushprompt.evaluation.evaluate import NewClasses, Scores, evaluate, mean_scores
 from hushprompt.evaluation.metrics import predicted_classes
 from hushprompt.evaluation.private import count_right, in_equal_batches, scores_of
+from hushprompt.federation.planning import plan_arms, plan_metrics
 from hushprompt.federation.rounding import check_rounding
 from hushprompt.federation.setup import (
     Federation,
@@ -38,8 +39,6 @@ from hushprompt.federation.setup import (
     load_model,
     make_partition,
     num_trained_classes,
-    plan_arms,
-    plan_metrics,
     tell_findings,
 )
 from hushprompt.federation.training import Participants, RoundInfo, train
