@@ -3,12 +3,15 @@
 import dataclasses
 import functools
 import json
+import math
+import re
 from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+import hushprompt as hp
 from helpers.deployments import NAMES, Deployment, Killed, declared
 from helpers.runs import TOY
 from helpers.toy_metric import toy_metric
@@ -18,9 +21,9 @@ from hushprompt.deployment.agreement import read_agreement, version
 from hushprompt.deployment.coordinator import Coordinator
 from hushprompt.deployment.envelope import Envelope
 from hushprompt.deployment.operate import status
-from hushprompt.errors import ConfigError, ProtocolError, ResumeError
+from hushprompt.errors import ConfigError, DataError, ProtocolError, ResumeError
 from hushprompt.federation.client import Client
-from hushprompt.reporting import page
+from hushprompt.reporting import figures, page
 from hushprompt.runs import records
 
 VALUES = {
@@ -262,11 +265,11 @@ def test_what_each_client_gained_is_told_from_counts_with_noise_once(tmp_path):
     )
     late = deployed.carrier.nodes.pop("cyd")
     deployed.serve()
-    first = records.read_json(deployed.folder("server") / "summary.json")["arms"][0]["per_client"]
+    first = records.read_json(deployed.folder("server") / "summary.json")["arms"][-1]["per_client"]
     deployed.carrier.nodes["cyd"] = late
     del deployed.carrier.nodes["ann"]
     deployed.serve()
-    (arm,) = records.read_json(deployed.folder("server") / "summary.json")["arms"]
+    before, arm = records.read_json(deployed.folder("server") / "summary.json")["arms"]
     assert [one["client"] for one in arm["per_client"]] == list(NAMES)
     assert arm["per_client"][:2] == first, "a client tells once, whoever joins later, and may be gone then"
     plan = gains.plan_of(deployed.config.run)
@@ -279,6 +282,7 @@ def test_what_each_client_gained_is_told_from_counts_with_noise_once(tmp_path):
             assert one[key] == min(max(told / own["num_images"], 0), 1)
             assert 0 < abs(told - own["num_images"] * own[exact]) < 6 * plan.std_local
     assert arm["local"] == pytest.approx(sum(one["local"] for one in arm["per_client"]) / 3)
+    assert [one["local"] for one in before["per_client"]] == [one["zero_shot"] for one in arm["per_client"]]
     (said,) = status.server_status(deployed.config, "").gains
     assert f"ann: zero-shot {100 * first[0]['zero_shot']:.1f} %, now {100 * first[0]['local']:.1f} %" in said
     (own,) = status.client_status(deployed.client("ann")).runs
@@ -290,6 +294,44 @@ def test_what_each_client_gained_is_told_from_counts_with_noise_once(tmp_path):
     drawn = page.report([deployed.folder("server")], "")
     assert "What each client gained" in drawn
     assert f"<span>{100 * first[0]['local']:.1f}</span>" in drawn
+
+
+def test_a_federation_has_zero_shot_beside_its_own_row_where_clients_told_counts(tmp_path):
+    deployed = Deployment(GAINS, tmp_path, client_classes=declared(VALUES), owner={"max_metrics_epsilon": 4.0})
+    deployed.serve()
+    run = hp.load(deployed.folder("server"))
+    told = run.arms[-1].per_client
+    before, own = run.table().rows
+    assert (before["title"], before["epsilon"], own["title"]) == ("zero-shot template", None, run.arms[-1].title)
+    assert before["local"] == pytest.approx(sum(one["zero_shot"] for one in told) / 3)
+    assert before["worst_client"] == min(one["zero_shot"] for one in told)
+    assert all(math.isnan(before[score]) for score in ("neighbor", "harmonic_mean", "calibration_error"))
+    assert "evaluation images: epsilon = 4 (simulation)" in repr(run.table())
+    local, worst = (f"{100 * before[score]:.1f}" for score in ("local", "worst_client"))
+    assert re.search(rf"zero-shot template +{local} +- +- +{worst} +- +-", repr(run.table()))
+    assert re.search(rf"zero-shot template +- +{local} ", str(hp.compare(run, against="zero_shot")))
+    assert "zero-shot template" in page.report([run.folder], "").partition('id="results"')[2].partition("</section>")[0]
+    for kind in ("budget", "clients"):
+        assert "zero-shot template" in run.figure(kind)._repr_html_()
+    assert not verify(run.folder).differences
+    summary = run.folder / "summary.json"
+    summary.write_text(summary.read_text().replace('"epsilon": null', '"epsilon": 0.1', 1))
+    assert any("zero_shot, epsilon is 0.1" in text for text in verify(run.folder).differences)
+
+
+@pytest.mark.parametrize("values", [GAINS, VALUES])
+def test_each_figure_of_a_federation_is_drawn_or_says_what_is_missing(tmp_path, values):
+    deployed = Deployment(values, tmp_path, client_classes=declared(VALUES), owner={"max_metrics_epsilon": 4.0})
+    deployed.serve()
+    drawn = {"budget", "clients"} if values is GAINS else set()
+    for kind in figures.KINDS.keys() - drawn:
+        with pytest.raises(DataError) as caught:
+            hp.figure(deployed.folder("server"), kind=kind)
+        assert figures.MISSING[kind] in str(caught.value)
+        assert str(caught.value).endswith(f"There is for: {', '.join(sorted(drawn)) or 'none'}.")
+    for kind in drawn:
+        hp.figure(deployed.folder("server"), kind=kind)
+    assert (len(hp.load(deployed.folder("server")).arms) == 2) == (values is GAINS), "no row without a number"
 
 
 def test_counts_leave_only_as_far_as_the_owner_allows_over_all_runs(tmp_path):

@@ -114,8 +114,12 @@ def test_a_figure_for_a_paper_is_a_file_that_depends_on_the_records_alone(everyt
         assert any(word and "DP-FPL" in word for word in words) or kind in ("confusion", "roc")
 
 
+def test_each_kind_says_what_it_lacks_where_there_is_nothing_to_draw():
+    assert figures.MISSING.keys() == figures.KINDS.keys()
+
+
 def test_a_figure_that_cannot_be_drawn_gets_one_sentence(tmp_path):
-    with pytest.raises(DataError, match=r"hold nothing for a figure of the kind 'roc'\. They do for: budget,"):
+    with pytest.raises(DataError, match=r"no figure of the kind 'roc': no run was audited, .*\. There is for: budget,"):
         figures.figure([made.run(1)], "roc", tmp_path / "x.pdf")
     with pytest.raises(ConfigError, match=r"ends in \.pdf, \.png, \.svg"):
         figures.figure([made.run(1)], "budget", tmp_path / "x.jpeg")

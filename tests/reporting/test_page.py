@@ -113,14 +113,14 @@ def test_hostile_names_stay_text(copied):
     [
         (lambda f: (f / "partition.json").unlink(), "holdings-section", "no partition.json"),
         (lambda f: [p.unlink() for p in (f / "confusion").iterdir()], "confusion", "no confusion counts"),
-        (lambda f: (f / "records.jsonl").unlink(), "rounds", "no course to draw"),
+        (lambda f: (f / "records.jsonl").unlink(), "rounds", "No arm was scored"),
         (lambda f: (f / "records.jsonl").unlink(), "spent", "more than one round"),
         (lambda f: (f / "privacy.json").unlink(), "privacy", "nothing is claimed"),
         (lambda f: (f / "privacy.json").unlink(), "results", "read it as no guarantee"),
         (lambda f: edit_arms(f, per_client=[]), "clients", "no scores of"),
         (lambda f: edit_arms(f, local=None), "tradeoff-section", "both"),
-        (lambda f: edit_arms(f, epsilon=None), "utility", "no curve"),
-        (lambda f: edit_arms(f, epsilon="inf"), "utility", "no curve"),
+        (lambda f: edit_arms(f, epsilon=None), "utility", "No arm with a finite"),
+        (lambda f: edit_arms(f, epsilon="inf"), "utility", "No arm with a finite"),
         (lambda f: edit(f / "summary.json", lambda v: v.pop("provenance")), "provenance", "Runs"),
     ],
 )  # fmt: skip

@@ -50,6 +50,8 @@ OF_ARM = (
 )  # fmt: skip
 OF_AUDIENCE = ("epsilon", "delta", "privacy_unit", "neighboring_relation", "releases")
 """Entries of `privacy.json` that are compared; sentences are read for their numbers."""
+UNTRAINED = {"method": "zero_shot", "epsilon": None, "num_rounds": 0}
+"""What `summary.json` says of the hand template beside the method of a federation, which has no references."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -307,6 +309,9 @@ class _FolderCheck:
                     f"{arm.label}: ledger.jsonl charges {arm.num_rounds} of {counted(planned.num_rounds, 'round')}, "
                     "and summary.json does not say that training was stopped"
                 )
+        if self.agreement is not None and self.config.evaluation.metrics_epsilon is not None:
+            beside = by_label.pop("zero_shot", UNTRAINED)  # clients told what the model did before training
+            self.differences += differing("summary.json, zero_shot", part(beside, UNTRAINED), UNTRAINED)
         self.differences += [f"summary.json has an arm {label!r} that the config does not have" for label in by_label]
 
     def rounds(self) -> None:

@@ -380,8 +380,9 @@ class Coordinator:
         told = self._tell_end(made_of.first, made_of.first.clients, made_of, state)
         for name in state.late:
             told |= self._tell_end(made_of.among([name]), [name], made_of, state)
+        own = self._summary(ledger, arm, state, told)
         summary = {
-            "arms": [self._summary(ledger, arm, state, told)],
+            "arms": [*gains.reference_of(own), own],
             "provenance": records.provenance(self.config.run),
             "identity": self.recorded,
         }
@@ -430,7 +431,7 @@ class Coordinator:
             local=sum(local) / len(local) if local else math.nan,
             neighbor=math.nan,
             harmonic_mean=math.nan,
-            worst_client=math.nan,
+            worst_client=min(local, default=math.nan),
             calibration_error=math.nan,
             seconds=sum(record.seconds for record in rounds(self.folder)),
             seed=self.config.run.seed,
@@ -445,7 +446,7 @@ class Coordinator:
         """Return by client what was told of gains when the run finished before, as a client tells once."""
         path = self.folder / "summary.json"
         arms = records.read_record(path)["arms"] if path.exists() else []
-        return {one["client"]: one for arm in arms for one in arm["per_client"]}
+        return {one["client"]: one for arm in arms[-1:] for one in arm["per_client"]}
 
     def _identity(self, agreement: Agreement) -> RunIdentity:
         """Return what the run is, as far as the server knows: it has no data."""

@@ -8,6 +8,7 @@ two Gaussian releases of one image each, made once a run, with noise that the cl
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,9 +29,13 @@ from hushprompt.privacy.metrics import MetricsPlan, RightAnswers, make_metrics_p
 from hushprompt.prompts.prompt_model import PromptModel
 from hushprompt.runs.arm import Arm
 from hushprompt.runs.metrics import MetricsFile
+from hushprompt.runs.records import ArmSummary
 from hushprompt.seeding import stream
 
 LogitsFn = Callable[[Float[Tensor, "n *m d"]], Float[Tensor, "n c"]]
+
+ZERO_SHOT = "zero_shot"
+"""Name of the method, and label of its row in a result table."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +143,25 @@ def release(
     counts = MetricsFile(folder).once(arm, arm.num_rounds, make)
     right = torch.from_numpy(np.asarray(counts.local, dtype=np.float64))
     return dataclasses.asdict(NoisyCounts(right, torch.tensor(float(len(labels)), dtype=torch.float64)))
+
+
+def reference_of(own: ArmSummary) -> list[ArmSummary]:
+    """Return the row of a result table that says what the hand template did on the images that `own` is scored on.
+
+    It is made of the counts that clients told, and learned nothing. None where nobody told, or without text.
+    """
+    per_client = [
+        {"client": one["client"], "local": one["zero_shot"]}
+        for one in own.per_client
+        if one["zero_shot"] is not None and own.method != ZERO_SHOT
+    ]
+    if not per_client:
+        return []
+    accuracies = [float(one["local"]) for one in per_client]
+    scores = {"local": sum(accuracies) / len(accuracies), "worst_client": min(accuracies), "per_client": per_client}
+    nothing = {"epsilon": None, "noise_source": None, "seconds": math.nan, "num_rounds": 0, "stopped": None}
+    names = {"arm": ZERO_SHOT, "method": ZERO_SHOT, "title": ZeroShot.title}
+    return [dataclasses.replace(own, **names, **scores, **nothing)]
 
 
 def lines(clients: list[Mapping[str, Any]], config: RunConfig) -> list[str]:

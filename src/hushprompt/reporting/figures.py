@@ -64,7 +64,7 @@ def figure(runs: Sequence[FinishedRun], kind: str, path: Path) -> None:
     drawing = KINDS[kind](runs, groups)
     if drawing is None:
         others = ", ".join(name for name, draw in KINDS.items() if draw(runs, groups) is not None) or "none"
-        raise DataError(f"These runs hold nothing for a figure of the kind {kind!r}. They do for: {others}.")
+        raise DataError(f"There is no figure of the kind {kind!r}: {MISSING[kind]} There is for: {others}.")
     save(drawing, path)
 
 
@@ -583,3 +583,21 @@ KINDS: dict[str, Callable[[Sequence[FinishedRun], Sequence[Group]], Drawing | No
     "partition": maps.holdings,
 }
 """What `hushprompt figure --kind` draws."""
+
+MISSING: dict[str, str] = {
+    "curves": "no arm was scored after more than one round (in a federation, scores of rounds stay with the clients).",
+    "budget": "no arm with a finite epsilon has scores (in a federation, evaluation.metrics_epsilon tells some).",
+    "clients": "the records hold no scores of single clients (in a federation, evaluation.metrics_epsilon tells some).",
+    "confusion": (
+        "the run folders hold no confusion counts (there are no evaluation images, they are protected or stay with the "
+        "clients of a federation, or the runs are from an older version)."
+    ),
+    "roc": "no run was audited, or no attack in audit/audit.json has a curve.",
+    "tradeoff": "no arm has both local and neighbor accuracy (in a federation, nobody sees the others' images).",
+    "epsilon": "no arm with a finite epsilon has more than one round.",
+    "partition": (
+        "the run folders hold no partition.json (they are of a federation, whose clients tell no counts of classes, or "
+        "from an older version)."
+    ),
+}
+"""What the records lack where a kind has nothing to draw."""

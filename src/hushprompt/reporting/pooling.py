@@ -245,7 +245,10 @@ def _without_locations(config: Mapping[str, Any]) -> dict[str, Any]:
 def arms_of(run: FinishedRun, ignore: Sequence[str] = ()) -> list[PooledArm]:
     """Return the arms of a run, each with the settings that made it."""
     references = run.config.get("references", [])
-    changes = [*references, {}] if len(references) == len(run.arms) - 1 else [{}] * len(run.arms)
+    changes = [*references, {}]
+    if len(references) != len(run.arms) - 1:  # a federation has zero-shot beside its own method, and no references
+        own = run.config.get("method", {}).get("name")
+        changes = [{} if own in (None, arm.method) else {"method": {"name": arm.method}} for arm in run.arms]
     entries = (run.privacy or {}).get("arms", [])
     if len(entries) != len(run.arms):
         by_label = {entry.get("arm"): entry for entry in entries}

@@ -89,7 +89,7 @@ def _grid(arms: Sequence[ArmSummary], scores: Mapping[str, str], source: str, *,
     title, epsilons = tables.epsilon_column([(arm.epsilon, source) for arm in arms])
     rows = []
     for arm, epsilon in zip(arms, epsilons, strict=True):
-        seconds = [f"{arm.seconds:.0f}"] if with_seconds else []
+        seconds = ["-" if math.isnan(arm.seconds) else f"{arm.seconds:.0f}"] if with_seconds else []
         cells = [_percent(getattr(arm, score)) for score in scores]
         rows.append((tables.arm_title(arm), *cells, epsilon, *seconds))
     return Grid(

@@ -34,6 +34,12 @@ class Report:
         return next((g for g in self.groups if any(arm.summary is own for arm in g.arms)), self.groups[-1])
 
 
+def _without(kind: str) -> Block:
+    """Say why a section has no figure of a kind."""
+    text = figures.MISSING[kind]
+    return missing(text[:1].upper() + text[1:])
+
+
 def results(report: Report) -> PageSection:
     """The result table."""
     counts = sorted({arm.summary.num_last_rounds for g in report.groups if g.learns for arm in g.arms} or {1})
@@ -59,7 +65,7 @@ def utility(report: Report) -> PageSection:
     title = "Privacy and utility"
     drawing = figures.budget(report.runs, report.groups)
     if drawing is None:
-        return PageSection("utility", title, [missing("No arm has a finite epsilon, so there is no curve.")])
+        return PageSection("utility", title, [_without("budget")])
     table = page_tables.score_table(report.groups, ("harmonic_mean", "local", "neighbor"))
     blocks = [drawn(drawing, table), *map(Words, meaning.of_epsilon(report.groups))]
     return PageSection("utility", title, blocks)
@@ -70,7 +76,7 @@ def local_and_neighbor(report: Report) -> PageSection:
     slug, title = "tradeoff-section", "Local and neighbor"
     drawing = figures.tradeoff(report.runs, report.groups)
     if drawing is None:
-        return PageSection(slug, title, [missing("No arm has both local and neighbor accuracy.")])
+        return PageSection(slug, title, [_without("tradeoff")])
     return PageSection(slug, title, [drawn(drawing, page_tables.seed_table(report.groups))])
 
 
@@ -79,9 +85,7 @@ def rounds(report: Report) -> PageSection:
     slug, title = "rounds", "Over the rounds"
     drawing = figures.curves(report.runs, report.groups)
     if drawing is None:
-        return PageSection(
-            slug, title, [missing("No arm was scored after more than one round, so there is no course to draw.")]
-        )
+        return PageSection(slug, title, [_without("curves")])
     return PageSection(slug, title, [drawn(drawing, page_tables.round_table([g for g in report.groups if g.learns]))])
 
 
@@ -90,7 +94,7 @@ def clients(report: Report) -> PageSection:
     slug, title = "clients", "Client by client"
     drawing = figures.clients(report.runs, report.groups)
     if drawing is None:
-        return PageSection(slug, title, [missing("The records hold no scores of single clients.")])
+        return PageSection(slug, title, [_without("clients")])
     gains = page_tables.gain_table(report.groups)
     blocks: list[Block] = [drawn(drawing, page_tables.client_table(report.groups))]
     return PageSection(slug, title, [*([gains] if gains else []), *blocks])
@@ -102,8 +106,7 @@ def holdings(report: Report) -> PageSection:
     drawing = maps.holdings(report.runs, report.groups)
     held = next((run.holdings for run in report.runs if run.holdings is not None), None)
     if drawing is None or held is None:
-        text = "The run folders hold no partition.json (they are from an older version), so there is no map."
-        return PageSection(slug, title, [missing(text)])
+        return PageSection(slug, title, [_without("partition")])
     return PageSection(slug, title, [drawn(drawing, page_tables.holdings_table(held))])
 
 
@@ -124,11 +127,7 @@ def confusion(report: Report) -> PageSection:
         parts = [whole, Fold("The largest confusions", largest)]
         blocks += [Fold(group.name, parts)] if blocks else parts
     if not blocks:
-        text = (
-            "The run folders hold no confusion counts (there are no evaluation images, they are protected, or the runs "
-            "are from an older version), so there is no map."
-        )
-        return PageSection(slug, title, [missing(text)])
+        return PageSection(slug, title, [_without("confusion")])
     return PageSection(slug, title, blocks)
 
 
@@ -145,7 +144,7 @@ def privacy_spent(report: Report) -> PageSection:
     slug, title = "spent", "Privacy over the rounds"
     drawing = figures.spent(report.runs, report.groups)
     if drawing is None:
-        return PageSection(slug, title, [missing("No arm with a finite epsilon has more than one round.")])
+        return PageSection(slug, title, [_without("epsilon")])
     words = meaning.of_epsilon([g for g in report.groups if g.has_budget], whose="its panel's audience")
     return PageSection(slug, title, [drawn(drawing, page_tables.spent_table(report.groups)), *map(Words, words)])
 
