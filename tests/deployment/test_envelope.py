@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 from helpers.hostile import HOSTILE, packed, with_text
-from hushprompt.deployment.envelope import Envelope, canonical, refusal
+from hushprompt.deployment.envelope import Envelope, canonical, fingerprint, refusal
 from hushprompt.errors import ProtocolError
 
 MANY = 10**6
@@ -37,6 +37,21 @@ def test_the_digest_names_exactly_this_message():
     assert message().digest != message(round=4).digest
     moved = Envelope("turn", {"round": 3}, {**message().tensors, "b": torch.arange(4.0) + 1})
     assert message().digest != moved.digest
+
+
+def test_the_fingerprint_is_the_same_whoever_orders_or_stores_the_message():
+    """A stored value: another version of a library must not give another context of the masks."""
+    meta = {"step": 0, "clip_norm": 0.1, "participants": ["ann", "jos\u00e9"], "round": 3}
+    tensors = {"b": torch.tensor([[1.5, -0.0]]), "a": torch.arange(3), "c": torch.zeros((), dtype=torch.bfloat16)}
+    stored = "6e58b46cff88e69bd84bedc3052cb76d2a0d644398708dff1b42e1ef8bddfd09"
+    assert fingerprint(Envelope("turn", meta, tensors)).hex() == stored
+    turned = Envelope("turn", dict(reversed(meta.items())), dict(reversed(tensors.items())))
+    strided = {**tensors, "b": torch.tensor([[1.5, 9.0, -0.0]])[:, ::2]}
+    read = Envelope.from_bytes(turned.to_bytes(), MANY)
+    for same in (turned, read, Envelope("turn", meta, strided)):
+        assert fingerprint(same).hex() == same.digest == stored
+    for other in ({"b": torch.tensor([[1.5, 0.0]])}, {"a": torch.arange(3).int()}, {"b": torch.tensor([1.5, -0.0])}):
+        assert fingerprint(Envelope("turn", meta, {**tensors, **other})).hex() != stored
 
 
 def test_a_bit_flipped_anywhere_is_noticed():

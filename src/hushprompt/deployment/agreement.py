@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import importlib.metadata
+import re
 import tomllib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -23,8 +24,10 @@ from hushprompt.models.placing import place, step_memory_mb
 from hushprompt.prompts.prompt_model import PromptModel
 from hushprompt.runs.arm import Arm
 
+KEY_HEX, SIGNATURE_HEX = re.compile("[0-9a-f]{64}"), re.compile("(?:[0-9a-f]{2}){8,104}")
+"""32 bytes of X25519; at most 104 of ECDSA on P-384."""
 OfferT = TypeVar("OfferT", bound="Offer")
-OPTIONAL = {"client_classes", "num_late"}
+OPTIONAL = {"client_classes", "num_late", "keys", "signatures"}
 """Fields of an agreement that are left out where they say nothing."""
 
 
@@ -69,9 +72,13 @@ class Agreement(Offer):
     num_late: int = 0
     """The last so many clients joined after the one release was made, and make its last part alone. A late client
     agrees on a plan of its own: that of the others, and itself."""
+    keys: tuple[str, ...] = ()
+    """Public run key of each client in hex, where they add noise shares under masks; see `roster.py`."""
+    signatures: tuple[str, ...] = ()
+    """Of each client, by its own long-lived key, that its run key is its own."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields as JSON values, the last two only where they say something: agreements had none once."""
+        """Return the fields as JSON values, the last ones only where they say something: agreements had none once."""
         return {name: value for name, value in super().to_json().items() if value or name not in OPTIONAL}
 
     @functools.cached_property
@@ -144,7 +151,20 @@ def read_agreement(values: Any) -> Agreement:
     are_sets = all(own is None or (own and list(own) == sorted(every & set(own))) for own in sets)
     if not are_sets or len(sets) not in (0, len(agreement.clients)) or (sets and not any(sets)):
         raise ProtocolError("Declared classes must be a sorted list of labels, or null, for each client of the plan.")
+    _check_keys(agreement)
     return agreement
+
+
+def _check_keys(agreement: Agreement) -> None:
+    """Raise ProtocolError unless each client has a run key and a signature, in the one form that there is, or none."""
+    keys, signatures, num_clients = agreement.keys, agreement.signatures, len(agreement.clients)
+    if not (keys or signatures):
+        return
+    if agreement.num_late:
+        raise ProtocolError("A client that joins late would be alone under its mask: run keys are for all or nobody.")
+    is_hex = all(map(KEY_HEX.fullmatch, keys)) and all(map(SIGNATURE_HEX.fullmatch, signatures))
+    if not (len(keys) == len(signatures) == num_clients) or not is_hex:
+        raise ProtocolError("An agreement must have a run key and a signature in hex of each client, or of none.")
 
 
 def _refuse_start(config: RunConfig) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -80,12 +81,8 @@ class Envelope:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of kind, meta and tensors in hex: the name of exactly this message, whoever wrote it into bytes."""
-        digest = hashlib.sha256(canonical({"kind": self.kind, "meta": self.meta}))
-        for name, tensor in sorted(self.tensors.items()):
-            content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-            digest.update(canonical([name, str(tensor.dtype), list(tensor.shape), hashlib.sha256(content).hexdigest()]))
-        return digest.hexdigest()
+        """`fingerprint` in hex."""
+        return fingerprint(self).hex()
 
     @classmethod
     def from_bytes(cls, data: bytes, max_bytes: int) -> Envelope:
@@ -112,6 +109,25 @@ class Envelope:
             raise
         except Exception as error:  # whatever a reader raises for bytes that a stranger chose
             raise ProtocolError(f"A message cannot be read ({type(error).__name__}).") from error
+
+
+def fingerprint(message: Envelope) -> bytes:
+    """Return the SHA-256 of kind, meta and tensors: the name of exactly this message, whoever wrote it into bytes.
+
+    It depends on no library's layout: not on the order of keys and tensors, nor on how safetensors writes a file. The
+    masks of secure aggregation are bound to it.
+    """
+    digest = hashlib.sha256(b"hushprompt message 1\0" + canonical({"kind": message.kind, "meta": message.meta}))
+    for name, tensor in sorted(message.tensors.items()):
+        content = hashlib.sha256(_little_endian(tensor)).hexdigest()
+        digest.update(canonical([name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape), content]))
+    return digest.digest()
+
+
+def _little_endian(tensor: Tensor) -> bytes:
+    """Return a tensor's numbers as bytes, lowest first, whatever the machine."""
+    raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return (raw if sys.byteorder == "little" else raw.reshape(-1, tensor.element_size())[:, ::-1]).tobytes()
 
 
 def canonical(value: Any) -> bytes:

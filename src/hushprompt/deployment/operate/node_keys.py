@@ -37,16 +37,26 @@ def check_private(path: Path) -> None:
     Raises:
         ConfigError: it is missing, damaged, of another kind, or others can read it.
     """
+    load_private(path)
+
+
+def load_private(path: Path) -> ec.EllipticCurvePrivateKey:
+    """Load a client's private key.
+
+    Raises:
+        ConfigError: it is missing, damaged, of another kind, or others can read it.
+    """
     try:
         key = serialization.load_ssh_private_key(secrets.read(path), None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise ConfigError(f"{path} is no private key in OpenSSH form without a password: {error}.") from error
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise ConfigError(f"{path} is not an ECDSA key. Make one with `hushprompt federation key`.")
+    return key
 
 
-def read_public(path: Path) -> bytes:
-    """Read a public key, as the bytes by which the server knows a client (PEM).
+def load_public(path: Path) -> ec.EllipticCurvePublicKey:
+    """Load a client's public key.
 
     Raises:
         ConfigError: it is missing, damaged or of another kind.
@@ -59,7 +69,17 @@ def read_public(path: Path) -> bytes:
         raise ConfigError(f"{path} is no public key in OpenSSH form: {error}.") from error
     if not isinstance(key, ec.EllipticCurvePublicKey):
         raise ConfigError(f"{path} is not an ECDSA key. Make one with `hushprompt federation key`.")
-    return key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return key
+
+
+def read_public(path: Path) -> bytes:
+    """Read a public key, as the bytes by which the server knows a client (PEM).
+
+    Raises:
+        ConfigError: it is missing, damaged or of another kind.
+    """
+    encoding, form = serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    return load_public(path).public_bytes(encoding, form)
 
 
 def _line(key: ec.EllipticCurvePublicKey) -> str:
