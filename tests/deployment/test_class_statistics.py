@@ -312,7 +312,7 @@ def test_a_federation_has_zero_shot_beside_its_own_row_where_clients_told_counts
     assert re.search(rf"zero-shot template +- +{local} ", str(hp.compare(run, against="zero_shot")))
     assert "zero-shot template" in page.report([run.folder], "").partition('id="results"')[2].partition("</section>")[0]
     for kind in ("budget", "clients"):
-        assert "zero-shot template" in run.figure(kind)._repr_html_()
+        assert "zero-shot template" in run.figure(kind).svg
     assert not verify(run.folder).differences
     summary = run.folder / "summary.json"
     summary.write_text(summary.read_text().replace('"epsilon": null', '"epsilon": 0.1', 1))
