@@ -1,10 +1,6 @@
 """An exported ONNX file gives our probabilities, and its program needs onnxruntime, numpy and Pillow alone."""
 
-import importlib.util
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +9,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import hushprompt as hp
-from helpers import tiny_models
+from helpers import bare_environment, tiny_models
 from helpers.pictures import pictures
 from helpers.prompt_files import written
 from helpers.runs import TOY
@@ -25,6 +21,7 @@ from hushprompt.serving.export import onnx_file
 
 FEDCLIP = {"name": "fedclip"}
 TOLERANCE = 1e-5
+NEEDED = ("onnxruntime", "numpy", "pillow")
 
 
 def backbone_of(kind, folder):
@@ -83,7 +80,7 @@ def test_the_file_gives_our_probabilities_in_batches_of_any_size(kind, method, t
         "labels.json", "model.onnx", "predict.py", "preprocess.json", "prompt.safetensors",
     ]  # fmt: skip
     if kind == "clip":
-        printed = alone(folder, tmp_path / "packages", images)
+        printed = alone(folder, tmp_path / "environment", images)
         for line, path in zip(printed, images, strict=True):
             file, *top = line.split("\t")
             assert file == str(path)
@@ -92,21 +89,11 @@ def test_the_file_gives_our_probabilities_in_batches_of_any_size(kind, method, t
                 assert (name, float(value)) == (label, pytest.approx(probability, abs=TOLERANCE))
 
 
-def alone(folder, packages, images):
-    """Run an export's program in an interpreter that has onnxruntime, numpy and Pillow alone; return its lines."""
-    packages.mkdir()
-    for name in ("onnxruntime", "numpy", "PIL"):
-        home = Path(importlib.util.find_spec(name).origin).parent
-        libraries = home.with_name({"PIL": "pillow"}.get(name, name) + ".libs")
-        for source in (home, libraries):
-            if source.exists():
-                (packages / source.name).symlink_to(source)
-    start = "import runpy, sys; sys.path.insert(0, sys.argv.pop(1)); runpy.run_path(sys.argv[1], run_name='__main__')"
-    start = start.replace("runpy.run_path(sys.argv[1]", "sys.argv.pop(0); runpy.run_path(sys.argv[0]")
-    command = [sys.executable, "-I", "-S", "-c", start, packages, folder / "predict.py", *images]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
-    assert not done.returncode, done.stderr
-    return done.stdout.splitlines()
+def alone(folder, home, images):
+    """Run an export's program in an environment that has onnxruntime, NumPy and Pillow alone; return its lines."""
+    python = bare_environment.linked(home, *NEEDED)
+    assert bare_environment.contents(python) == bare_environment.needed(NEEDED).keys()
+    return bare_environment.lines(python, folder / "predict.py", *images)
 
 
 @pytest.mark.parametrize("kind", ["emoji_clip", "vit", "mobile", "clip", "siglip"])
