@@ -96,7 +96,8 @@ def test_an_offer_that_does_not_fit_is_refused_before_anything(asking, said, off
 
 def test_joining_tells_name_size_versions_and_backbone_and_nothing_else(asking):
     answer = asking.join()
-    assert answer.meta == {"client": "ann", "num_examples": 24, "backbone": asking.backbone, **version()}
+    keys = {"key": "", "signature": ""}  # without noise shares there are none
+    assert answer.meta == {"client": "ann", "num_examples": 24, "backbone": asking.backbone, **version(), **keys}
     assert not answer.tensors
 
 
@@ -116,6 +117,7 @@ def test_a_share_that_does_not_exist_and_an_unknown_message_are_refused(values, 
         ({"max_clip_norm_local": 0.5}, "local clip norm 1 is above 0.5"),
         ({"max_clip_norm_global": 0.5}, "global clip norm 1 is above 0.5"),
         ({"require_noise_at": "client"}, "reach the server without noise"),
+        ({"require_noise_at": "shares"}, "reach the server without noise"),
         ({"require_noise_source": "secure"}, "a seed that the server knows"),
     ],
 )

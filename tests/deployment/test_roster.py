@@ -30,7 +30,7 @@ def plan(offer=OFFER, **changes):
 def test_a_plan_whose_clients_all_signed_is_taken_and_pairs_have_one_secret():
     agreement = read_agreement(plan().to_json())
     roster.check_members(agreement, PINNED)
-    pairs = {name: roster.pair_secrets(agreement, RUN_KEYS[name]) for name in NAMES}
+    pairs = {name: roster.pair_secrets(agreement, RUN_KEYS[name], NAMES) for name in NAMES}
     assert pairs["ann"]["bob"] == pairs["bob"]["ann"]
     assert len({secret for one in pairs.values() for secret in one.values()}) == 6, "three pairs, and each with itself"
     assert agreement.digest != dataclasses.replace(agreement, keys=agreement.keys[::-1]).digest
@@ -85,7 +85,7 @@ def test_a_key_of_low_order_is_refused_though_its_client_signed_it():
     )
     roster.check_members(bad, PINNED)
     with pytest.raises(ProtocolError, match="run key of cyd is none"):
-        roster.pair_secrets(bad, RUN_KEYS["ann"])
+        roster.pair_secrets(bad, RUN_KEYS["ann"], NAMES)
 
 
 @pytest.mark.parametrize(

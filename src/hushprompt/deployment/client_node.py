@@ -123,7 +123,7 @@ class ClientNode:
         self._open_model(offer)
         examples = open_examples(self.config, offer)
         answer = {"client": self.config.client.name, "num_examples": examples.size, "backbone": offer.backbone}
-        return Envelope("join", {**version(), **answer})
+        return Envelope("join", {**version(), **answer, "key": "", "signature": ""})
 
     def _check(self, request: Envelope) -> Envelope:
         """Check a plan as `_plan` does, and store nothing: for a look at what would be agreed on."""

@@ -216,8 +216,8 @@ class OwnerConfig:
 
     max_epsilon: float
     """Largest epsilon that all runs in this store may spend together, added up: towards everyone who sees the shared
-    prompt, towards the server where clients add the noise, and towards whoever gets this client's prompt, where the
-    run protects examples. inf sets no limit."""
+    prompt, towards the server where clients add the noise or shares of it, and towards whoever gets this client's
+    prompt, where the run protects examples. inf sets no limit."""
     max_delta: float = 1e-4
     """Largest delta of all these runs, added up."""
     max_metrics_epsilon: float = 0.0
@@ -232,8 +232,15 @@ class OwnerConfig:
     """Largest clip norm of what trains the personal prompt."""
     max_clip_norm_global: float = float("inf")
     """Largest clip norm of what trains the shared prompt."""
-    require_noise_at: Literal["any", "client"] = "any"
-    """"client" refuses runs in which clipped sums would reach the server without noise."""
+    require_noise_at: Literal["any", "shares", "client"] = "any"
+    """"shares" refuses runs in which clipped sums would reach the server without noise: it may see this client's with
+    the client's own full noise, or under masks with a share of the noise. "client" takes the full noise alone."""
+    min_clients: int = 0
+    """Fewest clients in any sum that the server can open, where clients add shares of the noise: it is among them that
+    this client's sum is hidden. 0: as few as the run allows."""
+    min_colluding: int = 1
+    """Fewest clients that may work with the server and still not take the noise away, where clients add shares of it
+    (`privacy.max_colluding` of the run must be at least this)."""
     require_noise_source: Literal["any", "secure"] = "any"
     """"secure" refuses noise from a seed that the server knows: it could take that noise away."""
 
@@ -245,7 +252,9 @@ class OwnerConfig:
             max_metrics_epsilon=self.max_metrics_epsilon,
             min_noise_multiplier_local=self.min_noise_multiplier_local,
             min_noise_multiplier_global=self.min_noise_multiplier_global,
+            min_clients=self.min_clients,
         )
+        checks.positive(min_colluding=self.min_colluding)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,6 +267,9 @@ class ClientLinkConfig:
     """Certificate of the authority that signed the server's."""
     key: str = ""
     """Private key of this client, whose public half the server knows."""
+    peers: str = ""
+    """Folder with the public keys of all other clients, NAME.pub, as their owners gave them, not the server: whose
+    noise shares this client's may be added to. Owners compare `hushprompt federation fingerprint`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -345,7 +357,7 @@ def load_client(path: Path) -> ClientConfig:
         data=data,
         backbone=backbone,
         share=configs.build(ShareConfig, values["share"], "share") if "share" in values else None,
-        link=_placed(configs.build(ClientLinkConfig, values.get("link", {}), "link"), path, "ca", "key"),
+        link=_placed(configs.build(ClientLinkConfig, values.get("link", {}), "link"), path, "ca", "key", "peers"),
         runtime=configs.build(RuntimeConfig, values.get("runtime", {}), "runtime"),
     )
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from hushprompt.errors import ProtocolError
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Version of the messages; both ends must have the same."""
 MAGIC = b"hushmsg1"
 ENTRY = "hushprompt"
@@ -56,7 +56,7 @@ class Envelope:
     """One message: JSON values and tensors, nothing else ever."""
 
     kind: str
-    """"join", "plan", "turn", "alone", "finish", or "refusal" with meta["reason"]."""
+    """"join", "check", "plan", "turn", "unmask", "alone", "finish", or "refusal" with meta["reason"]."""
     meta: Mapping[str, Any] = field(default_factory=dict)
     """JSON values."""
     tensors: Mapping[str, Tensor] = field(default_factory=dict)

@@ -23,6 +23,8 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from jaxtyping import Int64, UInt64
 
+from hushprompt.privacy.system_random import ByteSource
+
 SEED = 16
 """Bytes of a seed: a key of AES-128."""
 LABEL = b"hushprompt 1 "
@@ -56,6 +58,16 @@ def expand(seed: bytes, size: int) -> UInt64[np.ndarray, " l"]:
     """Return the mask of a seed: so many uniform numbers. The counter begins at 0, as a seed is used once."""
     stream = Cipher(algorithms.AES(seed), modes.CTR(bytes(16))).encryptor().update(bytes(8 * size))
     return np.frombuffer(stream, dtype="<u8").astype(np.uint64)
+
+
+def keyed_bytes(secret: bytes, context: bytes, use: str) -> ByteSource:
+    """Return a source of bytes that nobody without the secret can tell from random ones, and that can be had again.
+
+    It is AES-256 in counter mode under a key of its own for this context and use.
+    """
+    key = derive(secret, context, use, 32)
+    stream = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
+    return lambda size: stream.update(bytes(size))
 
 
 def mask(vector: Int64[np.ndarray, " l"], own: int, seeds: Mapping[int, bytes]) -> Int64[np.ndarray, " l"]:

@@ -16,6 +16,10 @@ from hushprompt.privacy.plan import PrivacyPlan
 from hushprompt.runs import ledger as ledger_file
 from hushprompt.runs import metrics, records
 from hushprompt.runs.arm import Arm
+from hushprompt.words import counted
+
+STRENGTH = ("any", "auto", "server", "shares", "client")
+"""Where the noise is added, the more protected from the server the later."""
 
 
 def check_plan(
@@ -35,9 +39,8 @@ def check_plan(
             wrong.append(f"{channel} noise multiplier {z:.4g} is below {least[channel]:g}")
         if plan.release_plan.clip_norms[channel] > most[channel]:
             wrong.append(f"{channel} clip norm {plan.release_plan.clip_norms[channel]:g} is above {most[channel]:g}")
-    shares = Channel.GLOBAL in plan.channels
-    if owner.require_noise_at == "client" and shares and plan.config.noise_at != "client":
-        wrong.append("clipped sums would reach the server without noise")
+    if Channel.GLOBAL in plan.channels:
+        wrong += _of_noise_at(owner, plan)
     if owner.require_noise_source == "secure" and plan.channels and plan.release_plan.noise_source != "secure":
         wrong.append("noise would come from a seed that the server knows")
     rounds = int(arm.cohorts.rounds_of_clients()[client_id]) if arm.num_rounds else 0
@@ -47,6 +50,25 @@ def check_plan(
         wrong.append(f"the whole run would bring {reason}")
     if wrong:
         raise PrivacyError(f"The owner of these data does not allow this plan: {'; '.join(wrong)}.")
+
+
+def _of_noise_at(owner: OwnerConfig, plan: PrivacyPlan) -> list[str]:
+    """Say what is wrong with who adds the noise of what is shared, and with whom this client's sum is hidden among."""
+    wrong, noise_at = [], plan.config.noise_at
+    if STRENGTH.index(noise_at) < STRENGTH.index(owner.require_noise_at):
+        reach = "with a share of the noise alone, under masks" if noise_at == "shares" else "without noise"
+        wrong.append(f"clipped sums would reach the server {reach}")
+    if noise_at != "shares":
+        return wrong
+    terms = plan.terms()
+    if terms.least < owner.min_clients:
+        wrong.append(f"a sum may be over {terms.least} clients, fewer than min_clients = {owner.min_clients}")
+    if terms.max_colluding < owner.min_colluding:
+        wrong.append(
+            f"noise is for {counted(terms.max_colluding, 'client')} that work with the server, fewer than "
+            f"min_colluding = {owner.min_colluding}"
+        )
+    return wrong
 
 
 def _of_evaluation_images(owner: OwnerConfig, evaluation: EvaluationConfig, store: Path, folder: Path) -> list[str]:

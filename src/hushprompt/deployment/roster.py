@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature
@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from hushprompt.deployment.agreement import Agreement, Offer
+from hushprompt.deployment.config import ClientConfig, ClientLinkConfig
 from hushprompt.deployment.envelope import canonical
 from hushprompt.deployment.masks import pair_secret
 from hushprompt.deployment.operate import node_keys
@@ -86,20 +87,21 @@ def check_members(agreement: Agreement, pinned: Mapping[str, ec.EllipticCurvePub
         check_claim(pinned[name], claimed, bytes.fromhex(signature), name)
 
 
-def pair_secrets(agreement: Agreement, run_key: bytes) -> dict[str, bytes]:
-    """Return what this client has in common with each client of the plan, itself included, by name.
+def pair_secrets(agreement: Agreement, run_key: bytes, names: Sequence[str]) -> dict[str, bytes]:
+    """Return what this client has in common with others of the plan, by name, in the order asked for.
 
     Args:
         agreement: with the keys of its clients.
         run_key: the own private one.
+        names: of clients; the own one gives a secret of this client alone.
 
     Raises:
         ProtocolError: a run key is of low order, so that anybody would know the secret.
     """
-    pairs = {}
-    for name, key in zip(agreement.clients, agreement.keys, strict=True):
+    keys, pairs = dict(zip(agreement.clients, agreement.keys, strict=True)), {}
+    for name in names:
         try:
-            pairs[name] = pair_secret(run_key, bytes.fromhex(key))
+            pairs[name] = pair_secret(run_key, bytes.fromhex(keys[name]))
         except ValueError:
             raise ProtocolError(f"The run key of {name} is none: everybody would know what it hides.") from None
     return pairs
@@ -133,6 +135,31 @@ def read_peers(folder: Path) -> dict[str, ec.EllipticCurvePublicKey]:
     if not found:
         raise ConfigError(f"{folder} has no public keys, NAME{node_keys.SUFFIX} each. Check the path.")
     return found
+
+
+def check_link(link: ClientLinkConfig) -> None:
+    """Raise ConfigError where a client's settings name no keys."""
+    if not link.key or not link.peers:
+        raise ConfigError(
+            "Noise shares need link.key and link.peers in client.toml: this client's key, and the public keys of the "
+            "other clients, which its owner got from their owners."
+        )
+
+
+def pinned_keys(config: ClientConfig) -> dict[str, ec.EllipticCurvePublicKey]:
+    """Return the public keys that a client's owner pinned, and the client's own, by name.
+
+    Raises:
+        ConfigError: none are pinned; a key is missing or damaged; or the folder has another key under the own name.
+    """
+    name, link = config.client.name, config.link
+    check_link(link)
+    own, found = read_identity(Path(link.key)).public_key(), read_peers(Path(link.peers))
+    if found.get(name, own) != own:
+        raise ConfigError(f"{link.peers}/{name}{node_keys.SUFFIX} is not the public half of this client's {link.key}.")
+    if own in [key for other, key in found.items() if other != name]:
+        raise ConfigError(f"{link.peers} has this client's own key under another name.")
+    return {**found, name: own}
 
 
 def fingerprint(keys: Mapping[str, ec.EllipticCurvePublicKey]) -> str:

@@ -3,13 +3,16 @@
 `STORE/<federation>/<run>/` holds `agreement.json` (pinned before the first update), `state.safetensors` (personal
 state, batches of the round, last answer: one file, so one rename commits an update), `ledger.jsonl` (rounds charged,
 each before it is trained, with the epsilon and delta of all of them, for the owner's limits over all runs),
-`records.jsonl` (its own scores), and at the end `prompts/` and `privacy.json`.
+`records.jsonl` (its own scores), and at the end `prompts/` and `privacy.json`. Where clients add noise shares,
+`run.key` is there from the first message to the last: without it nothing that was masked can be opened later.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,13 +24,14 @@ from hushprompt import files
 from hushprompt.deployment.agreement import Agreement, read_agreement
 from hushprompt.deployment.config import check_name
 from hushprompt.deployment.envelope import Envelope
+from hushprompt.deployment.operate import secrets
 from hushprompt.deployment.server_record import AGREEMENT
 from hushprompt.errors import ConfigError, ProtocolError, ResumeError
 from hushprompt.methods.base import Personal
 from hushprompt.runs import ledger, records
 from hushprompt.runs.state import flatten, restore
 
-STATE = "state.safetensors"
+STATE, RUN_KEY = "state.safetensors", "run.key"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +52,10 @@ class ClientProgress:
     """Rounds after which it was last scored."""
     records_size: int = 0
     """Bytes of `records.jsonl` that belong to this state."""
+    participants: tuple[str, ...] = ()
+    """Where clients add noise shares, who took part in the step of the last update."""
+    unmask_request: str = ""
+    """Digest of the message that was told shares of this step's seeds; empty: none was."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +67,8 @@ class ClientState(ClientProgress):
     """Of its last round, all its steps: secure ones cannot be drawn again."""
     answer: Envelope = field(default_factory=lambda: Envelope("turn"))
     """What it answered."""
+    unmask_answer: Envelope = field(default_factory=lambda: Envelope("unmask"))
+    """What it answered to `unmask_request`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +77,8 @@ class _StateHeader(ClientProgress):
 
     answer: tuple[str, dict[str, Any]]
     """Kind and plain values of the last answer."""
+    unmask_answer: tuple[str, dict[str, Any]] = ("unmask", {})
+    """The same of the answer that told shares of seeds."""
 
 
 def run_folders(store: Path) -> list[Path]:
@@ -115,6 +127,30 @@ class RunStore:
         path = self.folder / ledger.FILE
         return path.exists() and path.stat().st_size > 0
 
+    def run_key(self) -> bytes | None:
+        """Return the private run key; None where there is none.
+
+        Raises:
+            ConfigError: others can read it.
+        """
+        path = self.folder / RUN_KEY
+        return secrets.read(path, "run key") if path.exists() else None
+
+    def make_run_key(self, key: bytes) -> None:
+        """Store a private run key for this client alone; after a crash it is there whole or not at all."""
+        temporary = self.folder / f".{RUN_KEY}.part"
+        temporary.unlink(missing_ok=True)  # of a process that was killed here
+        secrets.write_new(temporary, key)
+        os.replace(temporary, self.folder / RUN_KEY)
+
+    def remove_run_key(self) -> None:
+        """Remove the run key: what was masked with it stays closed for good."""
+        (self.folder / RUN_KEY).unlink(missing_ok=True)
+
+    def state_digest(self) -> bytes:
+        """Return the SHA-256 of the state as it lies on the disk."""
+        return hashlib.sha256((self.folder / STATE).read_bytes()).digest()
+
     def pinned(self) -> Agreement | None:
         """Return what was agreed on; None before."""
         path = self.folder / AGREEMENT
@@ -130,9 +166,11 @@ class RunStore:
         tensors = {
             **flatten(state.personal, "personal."),
             **{f"answer.{name}": tensor for name, tensor in state.answer.tensors.items()},
+            **{f"unmask.{name}": tensor for name, tensor in state.unmask_answer.tensors.items()},
             **{f"batch.{step}": torch.from_numpy(batch) for step, batch in enumerate(state.batches)},
         }
-        header = _StateHeader(**_progress(state), answer=(state.answer.kind, dict(state.answer.meta)))
+        answers = {name: (each.kind, dict(each.meta)) for name, each in _answers(state).items()}
+        header = _StateHeader(**_progress(state), **answers)
         files.write_tensors(self.folder / STATE, tensors, json.dumps(dataclasses.asdict(header)))
 
     def load(self, template: Personal) -> ClientState:
@@ -144,16 +182,24 @@ class RunStore:
         path = self.folder / STATE
         try:
             header, tensors = records.read_tensors(path, _StateHeader)
-            parts: dict[str, dict[str, torch.Tensor]] = {"personal": {}, "answer": {}, "batch": {}}
+            parts: dict[str, dict[str, torch.Tensor]] = {"personal": {}, "answer": {}, "unmask": {}, "batch": {}}
             for key, tensor in tensors.items():
                 part, _, name = key.partition(".")
                 parts[part][name] = tensor
             batches = tuple(parts["batch"][str(step)].numpy() for step in range(len(parts["batch"])))
             personal = restore(template, parts["personal"])
-            answer = Envelope(*header.answer, parts["answer"])
-            return ClientState(personal=personal, batches=batches, answer=answer, **_progress(header))
+            answers = {
+                "answer": Envelope(*header.answer, parts["answer"]),
+                "unmask_answer": Envelope(*header.unmask_answer, parts["unmask"]),
+            }
+            return ClientState(personal=personal, batches=batches, **answers, **_progress(header))
         except (ValueError, KeyError) as error:
             raise ResumeError(f"The state {path} is missing or damaged ({error}): what left is not known.") from error
+
+
+def _answers(state: ClientState) -> dict[str, Envelope]:
+    """Return the answers of a state."""
+    return {"answer": state.answer, "unmask_answer": state.unmask_answer}
 
 
 def _progress(state: ClientProgress) -> dict[str, Any]:

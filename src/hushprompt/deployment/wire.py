@@ -26,16 +26,19 @@ from hushprompt.runs.state import flatten, restore
 HEADER_BYTES = 2**16
 """Upper bound of all bytes around the tensors of an answer."""
 DECLARED = {
-    "join": {"protocol", "package", "client", "num_examples", "backbone"},
+    "join": {"protocol", "package", "client", "num_examples", "backbone", "key", "signature"},
     "check": {"agreement"},
     "plan": {"agreement"},
     "turn": {"client", "agreement", "round", "step"},
+    "unmask": {"client", "agreement", "round", "step", "context"},
     "alone": {"client", "agreement", "until"},
     "finish": {"client", "agreement", "rounds"},
     "refusal": {"reason"},
 }
 """Fields of each answer: all of them public, so that neither their text nor its length tells of the data. Whatever
 depends on the data is a tensor of a size that the agreement fixes."""
+MASKED = "masked"
+"""Name of the tensor of a turn's answer that is hidden under masks; such an answer has the field `context` too."""
 
 
 def payload_kind_of(arm: Arm, local_steps: int) -> PayloadKind:
@@ -103,7 +106,10 @@ def read_late(own: Agreement, late: Any) -> Agreement:
 
 def check_declared(answer: Envelope) -> Envelope:
     """Return an answer that has exactly the fields of its kind; ProtocolError for one that has others."""
-    if set(answer.meta) != DECLARED.get(answer.kind):
+    declared = DECLARED.get(answer.kind)
+    if declared and MASKED in answer.tensors:
+        declared = declared | {"context"}
+    if set(answer.meta) != declared:
         raise ProtocolError(f"An answer has the fields {sorted(answer.meta)}, which are not those of {answer.kind!r}.")
     return answer
 
@@ -111,7 +117,7 @@ def check_declared(answer: Envelope) -> Envelope:
 def update_tensors(message: Any, *, counts: bool) -> dict[str, Tensor]:
     """Return a client's message as tensors; with `counts` also the count that adaptive clip norms need.
 
-    Masks of secure aggregation belong in `federation.payload.pack`.
+    Noise shares are no such message: they leave under masks alone (`secure_turn.py`).
     """
     if message is None:
         return {}

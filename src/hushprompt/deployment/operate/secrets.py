@@ -14,7 +14,7 @@ OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
 def write_new(path: Path, data: bytes) -> None:
-    """Write a file that only its owner can read (mode 0600); it never had another mode.
+    """Write a file that only its owner can read (mode 0600), to the disk; it never had another mode.
 
     Raises:
         ConfigError: the file exists.
@@ -27,6 +27,8 @@ def write_new(path: Path, data: bytes) -> None:
     with os.fdopen(handle, "wb") as file:
         os.fchmod(handle, 0o600)
         file.write(data)
+        file.flush()
+        os.fsync(handle)
 
 
 def read(path: Path, what: str = "private key") -> bytes:
