@@ -33,7 +33,7 @@ def test_every_field_of_every_section_has_a_default():
 def test_an_object_takes_the_place_of_a_section():
     config = RunConfig(method=DPFPL(rank=4), privacy=PrivacyConfig(epsilon=4), training=TrainingConfig(num_rounds=3))
     assert config.method == DPFPL(rank=4)
-    assert config.privacy == PrivacyConfig(epsilon=4, noise_source="seeded")
+    assert config.privacy == PrivacyConfig(epsilon=4, noise_source="seeded", noise_at="server")
     assert config.training == TrainingConfig(num_rounds=3)
     assert config.data == RunConfig().data
 

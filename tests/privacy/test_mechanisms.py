@@ -25,7 +25,7 @@ SIZE = 20_000
 every_mechanism = pytest.mark.parametrize("name", MECHANISMS.own_names())
 
 
-def plan_of(name="gaussian", channels=frozenset(Channel), **privacy):
+def plan_of(name="gaussian", channels=frozenset(Channel), num_clients=1, **privacy):
     clips = {"batch_clipping": BatchClipping(num_local_blocks=1, calibration="accountant")}
     given = {"epsilon": None, "noise_multiplier_local": 2.0, "noise_multiplier_global": 5.0, "clip_norm_local": 0.5}
     return make_plan(
@@ -33,7 +33,7 @@ def plan_of(name="gaussian", channels=frozenset(Channel), **privacy):
         DisjointSampler(steps_per_round=2),
         channels=channels,
         num_rounds=3,
-        client_sizes=[100],
+        client_sizes=[100] * num_clients,
         mechanism=name,
         **(clips if name == "batch_clipping" else {}),
     )
@@ -154,6 +154,9 @@ def test_an_observer_hears_of_every_release_and_changes_none():
         def on_release(self, mechanism, channel, summed, released):
             heard.append((mechanism, channel, summed, released))
 
+        def on_share(self, mechanism, summed, shared, num_participants):
+            heard.append((mechanism, summed, shared, num_participants))
+
     plan = plan_of()
     observed, plain = tool(dataclasses.replace(plan, observer=Ear())), tool(plan)
     assert isinstance(observed, ObservedMechanism)
@@ -164,6 +167,12 @@ def test_an_observer_hears_of_every_release_and_changes_none():
     assert type(heard[0][0]) is GaussianMechanism
     assert (observed.event(), observed.plan, observed.allowed) == (plain.event(), plan.release_plan, Channel.LOCAL)
     assert dataclasses.replace(plan, observer=Ear()) == plan, "an observer is no part of what is planned"
+    heard.clear()
+    plan = dataclasses.replace(plan_of(noise_at="shares", num_clients=3), observer=Ear())
+    summed = tool(plan, Channel.GLOBAL).clip(Channel.GLOBAL, torch.ones(2, 3))
+    shared = tool(plan, Channel.GLOBAL).share(Channel.GLOBAL, summed, 3)
+    released = tool(plan, Channel.GLOBAL).open_shares(Channel.GLOBAL, shared, 3)
+    assert [each[1:] for each in heard] == [(summed, shared, 3), (Channel.GLOBAL, None, released.value)]
 
 
 def registered(monkeypatch):

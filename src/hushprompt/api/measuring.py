@@ -43,8 +43,8 @@ def calibrate(budget: float, *, rounds: int, method: str = "dp_fpl", **training:
         budget: target epsilon of `audience`; inf needs no noise.
         rounds: communication rounds.
         method: name of the method, which decides what is released.
-        training: delta, sampling_prob, steps_per_round, audience, noise_at, local_share, relation, unit, clients: as
-            `hushprompt.privacy.calibration.plan_training` takes them.
+        training: delta, sampling_prob, steps_per_round, audience, noise_at, local_share, relation, unit, clients,
+            max_colluding, max_dropouts, rescue: as `hushprompt.privacy.calibration.plan_training` takes them.
 
     Raises:
         PrivacyError: no theorem covers such a training.

@@ -36,8 +36,8 @@ MOST_IMAGES = 64
 def has_client_canaries(config: RunConfig, arm: Arm) -> bool:
     """Whether clients can be canaries: they are the unit, and the public sees one noisy sum of theirs in every step."""
     travels = payload_kind(config.training.local_steps, config.privacy.noise_at)
-    is_unit = config.privacy.privacy_unit == "client"
-    return is_unit and travels is PayloadKind.SUMS and Channel.GLOBAL in arm.plan.channels
+    is_unit, is_one_sum = config.privacy.privacy_unit == "client", travels in (PayloadKind.SUMS, PayloadKind.SHARES)
+    return is_unit and is_one_sum and Channel.GLOBAL in arm.plan.channels
 
 
 def train_clients(config: RunConfig, federation: Federation, arm: Arm, index: int) -> dict[str, Tensor]:
@@ -91,7 +91,7 @@ class ClientWatch(TrainingObserver):
         noise = self._arm.plan.release_plan.sum_multiplier(Channel.GLOBAL)
         return log_likelihood_ratios(torch.cat(self.sums), torch.cat(self.added, dim=1), half, noise).numpy()
 
-    def on_release(self, mechanism: Mechanism, channel: Channel, summed: ClippedSum, released: Tensor) -> None:
+    def on_release(self, mechanism: Mechanism, channel: Channel, summed: ClippedSum | None, released: Tensor) -> None:
         """Note by which mechanism the server releases."""
         if channel is Channel.GLOBAL:
             self._mechanism = mechanism

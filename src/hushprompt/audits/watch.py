@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from hushprompt.audits.likelihood import drifts, log_likelihood_ratios, over_steps, without
@@ -103,8 +103,13 @@ class TrainingObserver:
     def end_step(self, upload: Upload, personal: Personal) -> None:
         """A watched client has uploaded and has its next state."""
 
-    def on_release(self, mechanism: Mechanism, channel: Channel, summed: ClippedSum, released: Tensor) -> None:
-        """A client or the server has released."""
+    def on_release(self, mechanism: Mechanism, channel: Channel, summed: ClippedSum | None, released: Tensor) -> None:
+        """A client or the server has released, or the server has opened a sum of shares, which it does not know."""
+
+    def on_share(
+        self, mechanism: Mechanism, summed: ClippedSum, shared: Int64[np.ndarray, " l"], num_participants: int
+    ) -> None:
+        """A client has put its sum on the grid, with its share of the noise."""
 
     def on_server_step(self, method: Any, shared: Shared, released: Tensor) -> None:
         """The shared state, or a client's copy of it, is about to be stepped."""
@@ -170,7 +175,7 @@ class Watch(TrainingObserver):
         """Record the client's upload and its next state."""
         self._is_turn, self._upload, self._personal = False, upload.shared_grad, personal
 
-    def on_release(self, mechanism: Mechanism, channel: Channel, summed: ClippedSum, released: Tensor) -> None:
+    def on_release(self, mechanism: Mechanism, channel: Channel, summed: ClippedSum | None, released: Tensor) -> None:
         """Record a release of any client, or of the server."""
         norm = mechanism.clip_norms[channel]
         in_norms = released.flatten().double() * mechanism.expected_count / norm
@@ -178,6 +183,8 @@ class Watch(TrainingObserver):
             self._step.local = in_norms
         if channel is Channel.GLOBAL:
             self._count, self._norm = self._count + mechanism.expected_count, norm
+            if summed is None:
+                return
             self._summed = self._summed + summed.value.flatten().double() / norm
             if summed is self._upload:
                 if self._context is not None:
@@ -185,6 +192,12 @@ class Watch(TrainingObserver):
                     self.uploads.releases.append(released)
                 if self._step is not None:
                     self._step.own = in_norms
+
+    def on_share(
+        self, mechanism: Mechanism, summed: ClippedSum, shared: Int64[np.ndarray, " l"], num_participants: int
+    ) -> None:
+        """Record what a client adds to the sum over all."""
+        self._summed = self._summed + summed.value.flatten().double() / mechanism.clip_norms[Channel.GLOBAL]
 
     def on_server_step(self, method: Any, shared: Shared, released: Tensor) -> None:
         """Record what moves the shared state."""

@@ -22,13 +22,18 @@ def calibrate(
     ] = None,
     steps_per_round: Annotated[int, typer.Option(help="Steps (batches) a round.")] = 1,
     audience: Annotated[Audience, typer.Option(help="Whom the target is for.")] = Audience.PERSONAL,
-    noise_at: Annotated[str, typer.Option(help="Where the global noise is added: server or client.")] = "server",
+    noise_at: Annotated[
+        str, typer.Option(help="Where the global noise is added: server, client or shares.")
+    ] = "server",
     local_share: Annotated[float, typer.Option(help="Share of the budget for the local release.")] = 0.5,
     relation: Annotated[str, typer.Option(help="add_remove or replace_one.")] = "add_remove",
     unit: Annotated[str, typer.Option(help="Who is protected: example or client.")] = "example",
     clients: Annotated[
         int, typer.Option(help="Number of clients; delta must lie below 1 / this with --unit client.")
     ] = 1,
+    max_colluding: Annotated[int, typer.Option(help="With shares: clients that may be with the server.")] = 1,
+    max_dropouts: Annotated[int, typer.Option(help="With shares: clients that may be gone from a step.")] = 0,
+    rescue: Annotated[bool, typer.Option(help="With shares: clients may also be lost in a step.")] = False,
     method: Annotated[str, typer.Option(help="Method, which decides what is released.")] = "dp_fpl",
 ) -> None:
     """Return the noise multipliers that a budget needs, and who then has which epsilon."""
@@ -45,6 +50,9 @@ def calibrate(
         relation=relation,
         unit=unit,
         clients=clients,
+        max_colluding=max_colluding,
+        max_dropouts=max_dropouts,
+        rescue=rescue,
     )
     for channel, value in noise.multipliers.items():
         console.print(f"noise_multiplier_{channel} = {value:.6g}   (noise std over clip norm)")

@@ -23,6 +23,7 @@ from hushprompt.config import presets
 from hushprompt.config.overrides import with_sections
 from hushprompt.config.values import CHOICES, choose, convert, refuse_unknown, section, to_plain
 from hushprompt.errors import ConfigError, PrivacyError
+from hushprompt.privacy.config import SHARES_ONLY
 from hushprompt.registry import METHODS, SECTIONS
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class TrainingConfig:
     one common step after each batch. More need noise_at = "client". Must divide sampling.steps_per_round."""
     weighting: Literal["size", "equal"] = "size"
     """Weight of a client where the server averages what clients made private themselves: its public number of training
-    examples, or the same for all. Sums, which have noise_at = "server", weigh every example alike."""
+    examples, or the same for all. Sums, which have noise_at = "server" or "shares", weigh every example alike."""
 
     def __post_init__(self) -> None:
         """Check the fields."""
@@ -251,6 +252,8 @@ class RunConfig:
         if self.privacy.noise_source == "auto":
             resolved = dataclasses.replace(self.privacy, noise_source=self._usual_noise_source)
             object.__setattr__(self, "privacy", resolved)
+        if self.privacy.noise_at == "auto":  # a federation says what it takes before
+            object.__setattr__(self, "privacy", dataclasses.replace(self.privacy, noise_at="server"))
         object.__setattr__(self, "references", tuple(map(self._reference, range(len(self.references)))))
 
     @property
@@ -292,8 +295,19 @@ class RunConfig:
                 del arm["method"]
         return values
 
+    def meant(self) -> dict[str, Any]:
+        """Return the config as plain values, without settings that mean nothing here and that older versions had not.
+
+        So a run is the same run under every version.
+        """
+        plain: dict[str, Any] = to_plain(self)
+        if self.privacy.noise_at != "shares":
+            for name in SHARES_ONLY:
+                del plain["privacy"][name]
+        return plain
+
     def identity(self) -> str:
         """SHA-256 of everything but the runtime: equal configs give equal results."""
-        plain = to_plain(self)
+        plain = self.meant()
         del plain["runtime"]
         return hashlib.sha256(tomli_w.dumps(plain).encode()).hexdigest()

@@ -170,7 +170,11 @@ class ClientRun:
         )  # fmt: skip
         arms, accounts = ledger.outcome([self.arm])
         own = {label: [a for a in of if self.client_id in a.clients] for label, of in accounts.items()}
-        statement = {**privacy_record(arms, own), "not_private": STAYS_AT_HOME, **gains.statement(self.config)}
+        statement = {
+            **privacy_record(arms, own, in_one_process=False),
+            "not_private": STAYS_AT_HOME,
+            **gains.statement(self.config),
+        }
         records.write_json(self.store.folder / "privacy.json", statement)
         counts = self._counts(state, shared, made_of.arm.method)
         manifest.write(self.store.folder)

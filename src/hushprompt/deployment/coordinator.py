@@ -375,7 +375,7 @@ class Coordinator:
         spent = dataclasses.replace(ledger.spent(arm), method=made_of.arm.method)
         write_prompts(self.folder / "prompts", self.model, spent, state.shared, {}, backbone=backbone)
         more = {"not_private": STAYS_AT_HOME, **gains.statement(self.config.run)}
-        statement = {**privacy_record(*ledger.outcome([arm])), **more}
+        statement = {**privacy_record(*ledger.outcome([arm]), in_one_process=False), **more}
         records.write_json(self.folder / "privacy.json", statement)
         told = self._tell_end(made_of.first, made_of.first.clients, made_of, state)
         for name in state.late:

@@ -42,7 +42,8 @@ class ClientUpdate:
     """What a client's local steps between two aggregations leave."""
 
     message: Any
-    """The payload: a clipped sum, a private gradient, a copy of what is shared, or nothing."""
+    """The payload: a clipped sum, whole numbers with a share of the noise, a private gradient, a copy of what is
+    shared, or nothing."""
     personal: Personal
     losses: tuple[float, ...]
     """One a step. Not private."""
@@ -79,6 +80,7 @@ class Client:
         personal: Personal,
         batches: Sequence[np.ndarray],
         first: Step,
+        num_participants: int = 0,
     ) -> ClientUpdate:
         """Take the local steps until the next aggregation, on a copy of what is shared.
 
@@ -89,6 +91,7 @@ class Client:
             personal: what the client holds.
             batches: of these steps.
             first: the first of these steps.
+            num_participants: clients that were asked to take part; looked at where they add shares of the noise.
         """
         kind = payload.payload_kind(self.training.local_steps, arm.plan.config.noise_at)
         message: Any = None
@@ -103,7 +106,11 @@ class Client:
             if kind is PayloadKind.SUMS:
                 message = payload.pack(upload)
                 continue
-            message = payload.pack_private(upload, self._mechanism(arm, norms, Channel.GLOBAL, here))
+            mechanism = self._mechanism(arm, norms, Channel.GLOBAL, here)
+            if kind is PayloadKind.SHARES:
+                message = payload.pack_share(upload, mechanism, num_participants)
+                continue
+            message = payload.pack_private(upload, mechanism)
             if kind is PayloadKind.COPIES and message is not None:
                 message = shared = arm.method.server_step(shared, message)
         return ClientUpdate(message, personal, tuple(losses), norm)

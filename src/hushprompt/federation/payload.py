@@ -1,8 +1,8 @@
 """From what clients send to what the shared prompt is moved by.
 
 All that lies between a client's clipped sum and the server is here. `pack` and `pack_private` decide what travels,
-`unpack_sum` and `average` make one thing of what arrived. Masking and noise shares for a server that need not be
-trusted belong there.
+`unpack_sum` and `average` make one thing of what arrived. `pack_share` is for a server that need not be trusted: a
+deployed client masks it before it leaves, and a simulation adds up the same whole numbers without masks.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any, Literal
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from hushprompt.methods.base import Method, Shared, Upload
@@ -25,6 +26,8 @@ from hushprompt.runs.state import flatten, restore
 class PayloadKind(StrEnum):
     """What a client hands to the server."""
 
+    SHARES = "shares"
+    """Its clipped sum on a grid with its share of the noise; the server learns the sum over clients alone."""
     SUMS = "sums"
     """Its clipped sum as it is; the server adds up, adds noise and steps."""
     GRADIENTS = "gradients"
@@ -33,7 +36,7 @@ class PayloadKind(StrEnum):
     """Its copy of what is shared, stepped with such gradients; the server averages the copies (FedAvg)."""
 
 
-def payload_kind(local_steps: int, noise_at: Literal["server", "client"]) -> PayloadKind:
+def payload_kind(local_steps: int, noise_at: Literal["auto", "server", "client", "shares"]) -> PayloadKind:
     """Return what the settings make clients send.
 
     >>> str(payload_kind(1, "server"))
@@ -41,7 +44,7 @@ def payload_kind(local_steps: int, noise_at: Literal["server", "client"]) -> Pay
     """
     if local_steps > 1:
         return PayloadKind.COPIES
-    return PayloadKind.GRADIENTS if noise_at == "client" else PayloadKind.SUMS
+    return {"client": PayloadKind.GRADIENTS, "shares": PayloadKind.SHARES}.get(noise_at, PayloadKind.SUMS)
 
 
 def pack(upload: Upload) -> ClippedSum | None:
@@ -57,6 +60,37 @@ def pack_private(upload: Upload, mechanism: Mechanism) -> Float[Tensor, "*p"] | 
         mechanism: of this client and step, allowed to release on GLOBAL.
     """
     return None if upload.shared_grad is None else mechanism.release(Channel.GLOBAL, upload.shared_grad).value
+
+
+def pack_share(upload: Upload, mechanism: Mechanism, num_participants: int) -> Int64[np.ndarray, " l"] | None:
+    """Turn a client's upload into whole numbers with its share of the noise; None where nothing is shared.
+
+    Args:
+        upload: of one step.
+        mechanism: of this client and step, allowed to release on GLOBAL.
+        num_participants: who was asked to take part in the step.
+    """
+    if upload.shared_grad is None:
+        return None
+    return mechanism.share(Channel.GLOBAL, upload.shared_grad, num_participants)
+
+
+def add_shares(arrived: Sequence[Int64[np.ndarray, " l"]]) -> Int64[np.ndarray, " l"]:
+    """Add vectors of whole numbers modulo 2^64: exact, in any order, with masks that cancel or without.
+
+    >>> add_shares([np.array([2**63 - 1, 5]), np.array([1, -7])]).tolist()
+    [-9223372036854775808, -2]
+    """
+    total = np.zeros_like(arrived[0], dtype=np.uint64)
+    for vector in arrived:
+        total += vector.view(np.uint64)
+    return total.view(np.int64)
+
+
+def shared_like(method: Method, shared: Shared) -> Tensor:
+    """Return the tensor of the shared state that a sum is like: the first that clients need for a step."""
+    tensors = flatten(getattr(shared, method.payload[0]))
+    return next(iter(tensors.values()))
 
 
 def unpack_sum(arrived: Sequence[ClippedSum | None]) -> ClippedSum | None:
@@ -100,6 +134,8 @@ def num_bytes(sent: Any) -> int:
     """Count the bytes of a message's tensors."""
     if sent is None:
         return 0
+    if isinstance(sent, np.ndarray):
+        return sent.nbytes
     tensors = flatten(sent.value if isinstance(sent, ClippedSum) else sent)
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 

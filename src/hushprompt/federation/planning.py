@@ -143,7 +143,9 @@ class _Everyone:
             beside=() if start is None else start.plan.composed(Audience.PUBLIC),
             mechanism=method.mechanism if isinstance(method, NamesMechanism) else None,
             parts=method.parts if isinstance(method, OneRelease) else (),
+            cohort_size=cohorts.cohort_size,
         )
+        _check_late(plan, self.num_late)
         _check_local_steps(config, plan)
         name = METHODS.name_of(method)
         method = with_schedule_steps(method, config.training.num_rounds * config.sampling.steps_per_round)
@@ -199,8 +201,9 @@ def _task(plan: PrivacyPlan, sizes: tuple[int, ...], classes: Classes | None, nu
         client_classes=(None,) * len(sizes) if classes is None else classes,
         noise_multiplier=plan.release_plan.noise_multipliers[Channel.GLOBAL],
         clip_norm=plan.release_plan.clip_norms[Channel.GLOBAL],
-        noise_at=plan.config.noise_at,
+        noise_at="client" if plan.config.noise_at == "client" else "server",
         num_late=num_late,
+        num_draws=len(sizes) / plan.terms().honest_among(len(sizes)) if plan.release_plan.has_shares else 1.0,
     )
 
 
@@ -222,10 +225,25 @@ def plan_metrics(config: RunConfig, arms: Sequence[Arm], partition: Partition) -
     )
 
 
+def _check_late(plan: PrivacyPlan, num_late: int) -> None:
+    """Raise PrivacyError for a client that joins after the one release, where sums are made of noise shares."""
+    if num_late and plan.release_plan.has_shares:
+        raise PrivacyError(
+            'With privacy.noise_at = "shares" no client can join after the release: its sum would stand alone, with no '
+            'other to hide it. Make a new run with all clients, or use privacy.noise_at = "client".'
+        )
+
+
 def _check_local_steps(config: RunConfig, plan: PrivacyPlan) -> None:
     """Raise PrivacyError where a client would step its copy with a sum that the server was to make private."""
     is_noisy = plan.release_plan.noise_multipliers.get(Channel.GLOBAL, 0.0) > 0
-    if config.training.local_steps > 1 and config.privacy.noise_at == "server" and is_noisy:
+    if config.training.local_steps > 1 and plan.release_plan.has_shares:
+        raise PrivacyError(
+            f"training.local_steps = {config.training.local_steps} needs the full noise of each client in every step, "
+            'and privacy.noise_at = "shares" gives it to their sum alone. Use training.local_steps = 1, or '
+            'privacy.noise_at = "client".'
+        )
+    if config.training.local_steps > 1 and plan.config.noise_at == "server" and is_noisy:
         raise PrivacyError(
             f"training.local_steps = {config.training.local_steps} lets clients step the shared prompt on their own, "
             'before the server could add its noise. Set privacy.noise_at = "client", so that every client makes each '

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
+from jaxtyping import Int64
 
 from hushprompt.config.schema import TrainingConfig
 from hushprompt.federation import payload
@@ -13,6 +17,7 @@ from hushprompt.federation.payload import PayloadKind
 from hushprompt.methods.base import Shared
 from hushprompt.privacy.adaptive import ClipNorms
 from hushprompt.privacy.config import Channel
+from hushprompt.privacy.mechanisms.base import Mechanism, Release
 from hushprompt.runs.arm import Arm
 from hushprompt.seeding import stream
 
@@ -46,25 +51,58 @@ class Server:
         """
         kind = payload.payload_kind(self.training.local_steps, arm.plan.config.noise_at)
         arrived = list(messages.values())
+        if kind is PayloadKind.SHARES:
+            return self.open_shares(arm, shared, norms, payload.add_shares(arrived), len(arrived), cohort, step)
         if kind is PayloadKind.SUMS:
             summed = payload.unpack_sum(arrived)
             assert summed is not None, "there is a message"
-            mechanism = arm.plan.mechanism(
-                allowed=Channel.GLOBAL,
-                expected_count=sum(arm.plan.sampler.expected_batch_size(self.sizes[client_id]) for client_id in cohort),
-                rng=stream(self.seed, "noise", "global", arm.label, *step),
-                num_clients=len(cohort),
-                clip_norms=None if norms is None else norms.of(cohort[0]),
-                step=step.step_index,
-            )
-            released = mechanism.release(Channel.GLOBAL, summed)
-            shared = arm.method.server_step(shared, released.value)
-            return shared, norms if norms is None else norms.with_shared(released.next_norms[Channel.GLOBAL])
+            released = self._mechanism(arm, norms, cohort, step).release(Channel.GLOBAL, summed)
+            return _moved(arm, shared, norms, released)
         total = sum(map(self._weight, cohort))
         weights = [self._weight(client_id) / total for client_id in messages]
         if kind is PayloadKind.GRADIENTS:
             return arm.method.server_step(shared, payload.average_gradients(arrived, weights)), norms
         return payload.average(arrived, weights, shared), norms
+
+    def open_shares(
+        self,
+        arm: Arm,
+        shared: Shared,
+        norms: ClipNorms | None,
+        total: Int64[np.ndarray, " l"],
+        num_participants: int,
+        cohort: Sequence[int],
+        step: Step,
+    ) -> tuple[Shared, ClipNorms | None]:
+        """Return what is shared, moved by the sum of all clients' shares; the noise is in it.
+
+        Args:
+            arm: method and privacy plan.
+            shared: what the clients began with.
+            norms: clip norms of this step, where they are adaptive.
+            total: [L] the sum, modulo 2^64, without masks.
+            num_participants: clients that were asked to take part; as many as the sum is over, without rescue.
+            cohort: of the round, whose size is the divisor.
+            step: of the sum.
+
+        Raises:
+            ProtocolError: the sum is out of range: masks did not cancel.
+        """
+        released = self._mechanism(arm, norms, cohort, step).open_shares(Channel.GLOBAL, total, num_participants)
+        like = payload.shared_like(arm.method, shared)
+        value = released.value.reshape(like.shape).to(like.device)
+        return _moved(arm, shared, norms, dataclasses.replace(released, value=value))
+
+    def _mechanism(self, arm: Arm, norms: ClipNorms | None, cohort: Sequence[int], step: Step) -> Mechanism:
+        """Return the server's tool for one release."""
+        return arm.plan.mechanism(
+            allowed=Channel.GLOBAL,
+            expected_count=sum(arm.plan.sampler.expected_batch_size(self.sizes[client_id]) for client_id in cohort),
+            rng=stream(self.seed, "noise", "global", arm.label, *step),
+            num_clients=len(cohort),
+            clip_norms=None if norms is None else norms.of(cohort[0]),
+            step=step.step_index,
+        )
 
     def add_late(
         self, arm: Arm, shared: Shared, message: Any, client_id: int, classes: tuple[int, ...] | None
@@ -88,3 +126,9 @@ class Server:
     def _weight(self, client_id: int) -> float:
         """Return a client's public weight, before all are made to sum to 1."""
         return 1.0 if self.training.weighting == "equal" else float(self.sizes[client_id])
+
+
+def _moved(arm: Arm, shared: Shared, norms: ClipNorms | None, released: Release) -> tuple[Shared, ClipNorms | None]:
+    """Return what is shared, stepped with a release, and the clip norms of the next step."""
+    stepped = arm.method.server_step(shared, released.value)
+    return stepped, norms if norms is None else norms.with_shared(released.next_norms[Channel.GLOBAL])

@@ -152,10 +152,14 @@ class Participants:
         ]
 
     def present(self, arm: Arm, round_index: int) -> list[int]:
-        """Return who of a round's cohort does not fail."""
+        """Return who of a round's cohort does not fail; nobody where those left are too few for noise shares.
+
+        Such a round moves nothing: the server asks nobody, as a sum of so few would hide nobody.
+        """
         rng = stream(self.seed, "dropout", round_index)
         ids: list[int] = survivors(arm.cohorts[round_index], self.training.dropout_rate, rng).tolist()
-        return ids
+        plan = arm.plan.release_plan
+        return ids if not plan.has_shares or len(ids) >= plan.terms().least else []
 
     def update(
         self,
@@ -170,7 +174,8 @@ class Participants:
 
         def one(client_id: int) -> Any:
             own = None if norms is None else norms.of(client_id)
-            return self.clients[client_id].update(arm, shared, own, personal[client_id], batches[client_id], step)
+            mine = personal[client_id], batches[client_id]
+            return self.clients[client_id].update(arm, shared, own, *mine, step, num_participants=len(batches))
 
         # The clients with the largest batches begin, which evens out the end of the round.
         by_size = sorted(batches, key=lambda client_id: -sum(map(len, batches[client_id])))

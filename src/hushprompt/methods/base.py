@@ -187,6 +187,9 @@ class PublicTask:
     noise_at: Literal["server", "client"]
     num_late: int = 0
     """The last so many clients joined after the release and made its last part alone, each with noise of its own."""
+    num_draws: float = 1.0
+    """Variance of the noise on a sum over all clients, over the planned one, where `noise_at` is not "client": above 1
+    with noise shares, which those on the server's side add too."""
 
     @property
     def first(self) -> PublicTask:

@@ -298,7 +298,7 @@ class ClassStatistics(OneReleaseHead):
         """Compute it."""
         ground, mean = self._ground(model), self._mean(self._ground(model), shared)
         counts, holders = ground.expected
-        draws = holders if self._of.noise_at == "client" else 1 + holders - ground.first.holders
+        draws = holders if self._of.noise_at == "client" else self._of.num_draws + holders - ground.first.holders
         std = self._noise_std(ground, 1) * draws.sqrt()
         sums = shared.sums[self.rows_of(1, shared.sums.shape)].cpu().double() * ground.metric.clip_residual
         if int(shared.stage) < 2:  # nothing is known of a class yet
@@ -319,9 +319,9 @@ class ClassStatistics(OneReleaseHead):
         return own_precision(gram, sum(task.first.client_sizes), std, float(ground.metric.within.mean()))
 
     @property
-    def _num_draws(self) -> int:
-        """Noises that are in a sum over all clients."""
-        return len(self._of.first.client_sizes) if self._of.noise_at == "client" else 1
+    def _num_draws(self) -> float:
+        """Noises that are in a sum over all clients, each of the planned variance."""
+        return len(self._of.first.client_sizes) if self._of.noise_at == "client" else self._of.num_draws
 
     def _mean(self, ground: _Ground, shared: ReleasedSums) -> SharedMean:
         """Return the shared mean that the first message gives."""
@@ -346,7 +346,7 @@ class ClassStatistics(OneReleaseHead):
         task, public = self._of, _expected(self._of, model.num_classes)
         first = _expected(task.first, model.num_classes)  # sums have their width for good
         held = first.counts > 0
-        num_draws = float(first.holders[held].mean()) if task.noise_at == "client" else 1.0
+        num_draws = float(first.holders[held].mean()) if task.noise_at == "client" else task.num_draws
         rank = choose_rank(float(first.counts[held].mean()), task.noise_multiplier, num_draws)
         metric = metrics_of(model.backbone, self.metric).at(rank)
         texts = None

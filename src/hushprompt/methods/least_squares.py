@@ -85,7 +85,7 @@ class LeastSquares(OneReleaseHead):
     def _penalty(self, width: int) -> float:
         """Return lambda: the ridge and, where there is noise, the spectral norm s sqrt(2 d) of the symmetric noise."""
         task = self._of
-        num_draws = len(task.client_sizes) if task.noise_at == "client" else 1
+        num_draws = len(task.client_sizes) if task.noise_at == "client" else task.num_draws
         std = task.noise_multiplier * math.sqrt(num_draws / self.gram_share)
         return self.ridge + self.noise_ridge * std * math.sqrt(2 * width)
 

@@ -28,11 +28,14 @@ def plan_training(
     steps_per_round: int = 1,
     channels: frozenset[Channel] = BOTH,
     audience: str = Audience.PERSONAL,
-    noise_at: Literal["server", "client"] = "server",
+    noise_at: Literal["server", "client", "shares"] = "server",
     local_share: float = 0.5,
     relation: Relation = "add_remove",
     unit: Literal["example", "client"] = "example",
     clients: int = 1,
+    max_colluding: int = 1,
+    max_dropouts: int = 0,
+    rescue: bool = False,
 ) -> PrivacyPlan:
     """Return the plan of a training: its `release_plan.noise_multipliers`, and `guarantees()` for every audience.
 
@@ -46,11 +49,14 @@ def plan_training(
         steps_per_round: steps, of one batch each, in a round.
         channels: the releases that the method makes; `METHODS.get(name).channels`.
         audience: whom the target is for: "personal", "public" or "server".
-        noise_at: where the global noise is added.
+        noise_at: where the global noise is added: "server", "client" or "shares".
         local_share: share of the budget (of 1/z^2) for the local release.
         relation: what neighboring data sets differ by.
         unit: who is protected.
-        clients: number of clients; where the unit is a client, delta must lie below 1 / this.
+        clients: number of clients; where the unit is a client, delta must lie below 1 / this. Shares need three.
+        max_colluding: with shares, clients that may be with the server.
+        max_dropouts: with shares, clients that may be gone from a step.
+        rescue: with shares, whether clients may be gone in a step.
 
     Raises:
         PrivacyError: both or neither of epsilon and noise are given, a channel has no noise, or no theorem covers it.
@@ -66,7 +72,7 @@ def plan_training(
         raise PrivacyError("Give either epsilon, and get the noise, or the noise multipliers, and get epsilon.")
     checks.positive(clients=clients)
     checks.one_of([str(who) for who in Audience], audience=audience)
-    checks.one_of(("server", "client"), noise_at=noise_at)
+    checks.one_of(("server", "client", "shares"), noise_at=noise_at)
     checks.one_of(("add_remove", "replace_one"), relation=relation)
     checks.one_of(("example", "client"), unit=unit)
     noise = _by_channel(noise_multipliers, channels)
@@ -80,6 +86,9 @@ def plan_training(
         noise_multiplier_global=noise.get(Channel.GLOBAL),
         neighboring_relation=relation,
         privacy_unit=unit,
+        max_colluding=max_colluding,
+        max_dropouts=max_dropouts,
+        rescue=rescue,
     )
     sampler: Sampler = (
         DisjointSampler(steps_per_round=steps_per_round)

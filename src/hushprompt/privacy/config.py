@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal
+from typing import Any, Literal
 
 from hushprompt import checks
 from hushprompt.errors import PrivacyError
@@ -29,7 +30,11 @@ class Audience(StrEnum):
     PERSONAL = "personal"
     """Holds one client's personal prompt, and sees what the public sees."""
     SERVER = "server"
-    """Receives every client's upload; has a guarantee only where clients add the noise themselves."""
+    """Receives what clients send; has a guarantee only where clients add the noise themselves, or shares of it."""
+
+
+SHARES_ONLY: Mapping[str, Any] = {"max_colluding": 1, "max_dropouts": 0, "rescue": False}
+"""Settings of noise shares, with their defaults; nothing else looks at them."""
 
 
 @SECTIONS.register("privacy")
@@ -43,10 +48,21 @@ class PrivacyConfig:
     """Target delta; must be below 0.1 and below 1 / (examples of the largest client)."""
     audience: Audience = Audience.PERSONAL
     """Whom the target epsilon is for: "personal" (holder of a personal prompt), "public" (global prompt only), or
-    "server" (every client's uploads; needs noise_at = "client")."""
-    noise_at: Literal["server", "client"] = "server"
-    """Where the global noise is added: "server", once to the sum over clients, which trusts the server; or "client", by
-    every client in full to its own sum before it leaves, which protects from the server too and costs accuracy."""
+    "server" (what clients send; needs noise_at = "shares" or "client")."""
+    noise_at: Literal["auto", "server", "client", "shares"] = "auto"
+    """Where the global noise is added: "server", once to the sum over clients, which trusts the server; "shares", a
+    share by every client to its own sum, of which a server learns the sum over clients alone, by secure aggregation,
+    and which costs little accuracy; "client", by every client in full to its own sum, which protects from the server
+    too and costs much; or "auto": "server" in a simulation, in a federation "shares" where the run allows it."""
+    max_colluding: int = 1
+    """With noise_at = "shares": clients that may tell the server all they know; at least 1. Their own noise does not
+    count for the others."""
+    max_dropouts: int = 0
+    """With noise_at = "shares": clients of a cohort that may be gone from a step. A step with fewer left moves nothing,
+    and is charged."""
+    rescue: bool = False
+    """With noise_at = "shares": whether a step survives the loss of up to max_dropouts clients in it, which takes a
+    second message from all others, and more noise."""
     local_share: float = 0.5
     """Share of the budget (of 1/z^2) that the local release gets where a method makes both; in (0, 1)."""
     clip_norm_local: float = 1.0
@@ -91,11 +107,12 @@ class PrivacyConfig:
             raise PrivacyError(f"local_share must lie in (0, 1), got {self.local_share}.")
         checks.one_of(Audience, audience=self.audience)
         object.__setattr__(self, "audience", Audience(self.audience))  # from Python it may be a word
-        if self.audience is Audience.SERVER and self.noise_at == "server":
+        if self.audience is Audience.SERVER and self.noise_at in ("auto", "server"):
             raise PrivacyError(
-                'privacy.audience = "server" needs privacy.noise_at = "client": a server that adds the noise itself '
-                "sees every client's sum without it."
+                'privacy.audience = "server" needs privacy.noise_at = "shares" or "client": a server that adds the '
+                "noise itself sees every client's sum without it."
             )
+        self._check_shares()
         explicit = [self.noise_multiplier_local, self.noise_multiplier_global]
         if self.epsilon is None:
             if any(z is None for z in explicit):
@@ -117,8 +134,8 @@ class PrivacyConfig:
                 raise PrivacyError(f"adaptive_{name} must lie in (0, 1), got {share}.")
         if self.adaptive_quantile is not None and self.noise_at == "client":
             raise PrivacyError(
-                'privacy.adaptive_quantile needs privacy.noise_at = "server": clients that add the noise themselves do '
-                "not count together. Leave adaptive_quantile out."
+                'privacy.adaptive_quantile needs privacy.noise_at = "server" or "shares": clients that add all of the '
+                "noise themselves do not count together. Leave adaptive_quantile out."
             )
         if self.max_epsilon is not None:
             checks.positive(max_epsilon=self.max_epsilon)
@@ -127,4 +144,19 @@ class PrivacyConfig:
                 raise PrivacyError(
                     f"privacy.max_epsilon = {self.max_epsilon:g} cannot be kept without noise (privacy.epsilon = inf). "
                     "Set a finite privacy.epsilon, or leave max_epsilon out."
+                )
+
+    def _check_shares(self) -> None:
+        """Refuse settings of noise shares that are out of range, or that nothing would look at."""
+        if self.max_colluding < 1 or self.max_dropouts < 0:
+            raise PrivacyError(
+                f"privacy.max_colluding must be at least 1, got {self.max_colluding}: a client knows its own share of "
+                f"the noise. privacy.max_dropouts must be at least 0, got {self.max_dropouts}."
+            )
+        if self.noise_at in ("auto", "shares"):
+            return
+        for name, default in SHARES_ONLY.items():
+            if getattr(self, name) != default:
+                raise PrivacyError(
+                    f'privacy.{name} needs privacy.noise_at = "shares", and it is "{self.noise_at}". Leave {name} out.'
                 )

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from hushprompt.privacy import accounting, statements
 from hushprompt.privacy.losses import FINE
 from hushprompt.privacy.releases import GaussianReleases
+from hushprompt.privacy.shares import ShareTerms
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +49,8 @@ class Guarantee:
     """Releases of other mechanisms on the same data, which epsilon counts too."""
     noise_source: Literal["seeded", "secure"] | None = None
     """Where the noise comes from: "seeded" makes all of it a simulation. None: not known, or none is drawn yet."""
+    terms: ShareTerms | None = None
+    """Of a server that sees sums with noise shares: who may be with it, and who is behind each sum."""
 
     def statement(self) -> str:
         """Say the guarantee in one sentence; epsilon never stands alone."""
@@ -63,8 +66,10 @@ class Guarantee:
         return f"Guarantee for {self.audience}: {self.statement()}"
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values."""
-        return asdict(self)
+        """Return plain values; `terms` only where there are some."""
+        values = asdict(self)
+        terms = values.pop("terms")
+        return values if self.terms is None else {**values, "terms": {**terms, "honest": self.terms.honest}}
 
 
 def guarantee(

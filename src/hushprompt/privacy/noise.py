@@ -86,6 +86,21 @@ def add_secure_gaussian(value: Tensor, std: float, sensitivity: float, read: Byt
     return ((on_grid + noise).double() * step).to(dtype=value.dtype, device=value.device)
 
 
+def share_of_noise(
+    size: int, rng: np.random.Generator | None, read: ByteSource = os.urandom
+) -> Int64[np.ndarray, " l"]:
+    """Return one client's share of the noise on a sum, in steps of the sum's grid: whole numbers of deviation 2^30.
+
+    Args:
+        size: entries of the sum.
+        rng: stream of a simulation, which gets rounded Gaussians; None: exact discrete Gaussians, for a release.
+        read: source of bytes of the latter.
+    """
+    if rng is None:
+        return discrete_gaussian(size, GRID_BITS, read)
+    return np.rint(rng.normal(0.0, 2.0**GRID_BITS, size=size)).astype(np.int64)
+
+
 def discrete_gaussian(size: int, bits: int, read: ByteSource) -> Int64[np.ndarray, " n"]:
     """Draw whole numbers v with probability proportional to exp(-v^2 / (2 s^2)), s = 2^bits, exactly.
 

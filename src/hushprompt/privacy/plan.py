@@ -48,6 +48,7 @@ from hushprompt.privacy.mechanisms.observed import ObservedMechanism, ReleaseObs
 from hushprompt.privacy.release_plan import BatchClipping, ReleasePlan
 from hushprompt.privacy.releases import GaussianReleases
 from hushprompt.privacy.sampling import Sampler
+from hushprompt.privacy.shares import ShareTerms
 from hushprompt.registry import MECHANISMS
 from hushprompt.words import counted
 
@@ -105,16 +106,22 @@ class PrivacyPlan:
 
     @property
     def audiences(self) -> tuple[Audience, ...]:
-        """Those who have a guarantee; the server only where no upload reaches it without noise."""
-        return tuple(who for who in Audience if who is not Audience.SERVER or self.config.noise_at == "client")
+        """Those who have a guarantee; the server only where no sum reaches it without noise."""
+        is_kept_out = self.config.noise_at in ("client", "shares")
+        return tuple(who for who in Audience if who is not Audience.SERVER or is_kept_out)
+
+    def terms(self, cohort_size: int | None = None) -> ShareTerms:
+        """Return who may be gone from a cohort, and who may be with the server; see `ReleasePlan.terms`."""
+        return self.release_plan.terms(cohort_size)
 
     def releases(
         self, audience: Audience, num_rounds: int | None = None, client_id: int | None = None
     ) -> GaussianReleases:
         """Return what `audience` sees of one unit of a client that takes part in `num_rounds` rounds.
 
-        Where clients add the noise, the public sees a mean of uploads and the server each one; both are accounted for
-        as if only the client's own noise were there.
+        Where clients add all of the noise, the public sees a mean of uploads and the server each one; both are
+        accounted for as if only the client's own noise were there. Where they add shares, both see noisy sums alone,
+        and as many shares as stay secret from the server and those who are with it are the planned noise.
 
         Args:
             audience: who looks.
@@ -193,6 +200,7 @@ class PrivacyPlan:
                 ),
                 neighboring_relation=self.config.neighboring_relation,
                 noise_source=self.release_plan.noise_source,
+                terms=self.terms() if audience is Audience.SERVER and self.release_plan.has_shares else None,
             )
             for audience in self.audiences
         }
@@ -283,6 +291,7 @@ def make_plan(
     beside: tuple[GaussianReleases, ...] = (),
     mechanism: str | None = None,
     parts: tuple[float, ...] = (),
+    cohort_size: int | None = None,
 ) -> PrivacyPlan:
     """Calibrate the noise of a run, or take it from the config, and refuse what the theorem does not cover.
 
@@ -297,15 +306,19 @@ def make_plan(
         mechanism: name in MECHANISMS of what clips and releases; None: "gaussian", or "batch_clipping" where a method
             clips batches.
         parts: shares of the one release that the steps of a round make; see `ReleasePlan`.
+        cohort_size: clients of a round; None: all.
 
     Raises:
-        PrivacyError: delta is not below 1/n, or the method makes no release that the budget's audience could see.
+        PrivacyError: delta is not below 1/n, the method makes no release that the budget's audience could see, or a
+            cohort is too small for noise shares.
         UnfitError: a release in parts, with settings that it cannot have.
     """
     checks.non_negative(num_rounds=num_rounds)
     _check_delta(config, client_sizes)
     if config.noise_source == "auto":  # nobody said what the data are
         config = dataclasses.replace(config, noise_source="secure")
+    if config.noise_at == "auto":  # nobody said that clients will add it
+        config = dataclasses.replace(config, noise_at="server")
     norms = {Channel.LOCAL: config.clip_norm_local, Channel.GLOBAL: config.clip_norm_global}
     if batch_clipping is not None and (config.privacy_unit != "example" or beside):
         raise PrivacyError(
@@ -316,6 +329,11 @@ def make_plan(
         raise PrivacyError(
             "Clipped batches are for comparison only, in simulations: they have neither secure noise nor adaptive clip "
             'norms. Set privacy.noise_source = "seeded" and leave privacy.adaptive_quantile out, or use another method.'
+        )
+    if batch_clipping is not None and config.noise_at == "shares":
+        raise PrivacyError(
+            'Clipped batches are for comparison only, and have no noise shares. Set privacy.noise_at = "server", or '
+            "use another method."
         )
     if parts:
         check_parts(config, parts)
@@ -335,8 +353,11 @@ def make_plan(
         batch_clipping=batch_clipping,
         parts=parts,
         num_rounded=max(client_sizes) if is_rounded else 0,
+        cohort_size=len(client_sizes) if cohort_size is None else cohort_size,
     )
     _check_rounding(release_plan)
+    if release_plan.has_shares:
+        release_plan.terms()
     plan = PrivacyPlan(
         release_plan=release_plan,
         sampler=sampler,

@@ -12,8 +12,17 @@ from typing import Literal
 
 import numpy as np
 
-from hushprompt.privacy.adaptive import ClipNorms, first_norms, sum_multiplier
+from hushprompt.errors import PrivacyError
+from hushprompt.privacy.adaptive import (
+    COUNT_SENSITIVITY,
+    COUNT_SLOPE,
+    ClipNorms,
+    count_std,
+    first_norms,
+    sum_multiplier,
+)
 from hushprompt.privacy.config import Channel, PrivacyConfig
+from hushprompt.privacy.shares import ShareGrid, ShareTerms
 from hushprompt.privacy.system_random import SystemDraws
 
 
@@ -54,6 +63,55 @@ class ReleasePlan:
     num_rounded: int = 0
     """Rows of a sum that rounding may move when one example joins or leaves: examples of the largest client. 0 where
     each contribution is computed apart from all others."""
+    cohort_size: int = 0
+    """Clients of a round; looked at where clients add shares of the noise."""
+
+    @property
+    def has_shares(self) -> bool:
+        """Whether clients add shares of the noise on the global sum, of which the server learns nothing else."""
+        return self.config.noise_at == "shares" and Channel.GLOBAL in self.channels
+
+    def terms(self, cohort_size: int | None = None) -> ShareTerms:
+        """Return who may be gone from a cohort, and who may be with the server, where clients add shares of the noise.
+
+        Args:
+            cohort_size: None: that of the plan.
+
+        Raises:
+            PrivacyError: they do not, or the cohort is too small.
+        """
+        if not self.has_shares:
+            raise PrivacyError(f'No noise is shared: privacy.noise_at is "{self.config.noise_at}".')
+        return ShareTerms(
+            num_clients=self.cohort_size if cohort_size is None else cohort_size,
+            max_dropouts=self.config.max_dropouts,
+            max_colluding=self.config.max_colluding,
+            rescue=self.config.rescue,
+        )
+
+    def share_grid(self, clip_norm: float, step: int, size: int, num_participants: int) -> ShareGrid:
+        """Return the grid of a step's sum over clients that add shares of the noise.
+
+        Args:
+            clip_norm: of the step.
+            step: of the round.
+            size: entries of the sum.
+            num_participants: who was asked to take part in the step.
+        """
+        std = self.sum_multiplier(Channel.GLOBAL) * self.sensitivity(Channel.GLOBAL, clip_norm)
+        sensitivity = self.exact_sensitivity(Channel.GLOBAL, clip_norm, step) * (1 + self.rounding_margin)
+        return ShareGrid.of(std, sensitivity, size, self.terms().honest_among(num_participants))
+
+    def count_grid(self, num_participants: int) -> ShareGrid:
+        """Return the grid of the count that adaptive clip norms follow, where clients add shares of the noise."""
+        larger = 1 + COUNT_SLOPE * self.rounding_margin
+        honest = self.terms().honest_among(num_participants)
+        return ShareGrid.of(self.count_std(Channel.GLOBAL), COUNT_SENSITIVITY * larger, 1, honest)
+
+    def count_std(self, channel: Channel) -> float:
+        """Return the noise std of the count that adaptive clip norms follow."""
+        larger = 1 + COUNT_SLOPE * self.rounding_margin
+        return count_std(self.noise_multipliers[channel], self.config.adaptive_share) * larger
 
     @property
     def noise_source(self) -> Literal["seeded", "secure"]:

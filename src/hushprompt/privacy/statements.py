@@ -15,11 +15,12 @@ from hushprompt.words import counted
 
 if TYPE_CHECKING:
     from hushprompt.privacy.guarantee import Guarantee
+    from hushprompt.privacy.shares import ShareTerms
 
 AUDIENCES = {
     "public": "the public (sees the global prompt after every round; other clients see the same)",
     "personal": "the holder of a client's personal prompt (who also sees all the public sees)",
-    "server": "the server (receives every client's upload, with the client's own noise)",
+    "server": "the server (receives all that clients send)",
 }
 """Who sees what."""
 UNITS = {
@@ -41,8 +42,23 @@ SERVER = {
         "leaves it. The server has the guarantee of the audience named server, from what it receives of each client "
         "alone."
     ),
+    "shares": (
+        "Holds against whoever runs the server, or breaks into it, whatever it sends to whom, together with up to "
+        "{colluding}: it learns one noisy sum a step, over at least {honest} clients that are not with it. Clients add "
+        "the noise. Computational: it rests on AES-128, X25519 and on the public keys that owners compared. Not "
+        "hidden: names and numbers of images, who takes part and when. Clients are not kept from sending wrong sums."
+    ),
 }
 """What the server sees, by who adds the noise."""
+NOTHING_SHARED = "Nothing that derives from private data reaches the server."
+"""Where clients would add shares of the noise, and a method shares nothing."""
+SHARES_SEEDED = "A simulation: who knows the seed takes the noise away."
+SHARES_IN_ONE_PROCESS = (
+    "This is said of a federation with these settings; here one process simulated it, which adds up the same numbers "
+    "without masks. Whoever runs that process holds all data."
+)
+WITH_SERVER = ", with up to {colluding} on the server's side and at least {honest} others in every sum"
+"""What a guarantee against the server rests on, where clients add shares of the noise."""
 LOSSES_NOT_PRIVATE = (
     "Not private, simulation only: training losses in records.jsonl, and the checkpoint, which belongs to the "
     "simulation. Not private either: fingerprints of the data in identity.json, summary.json and ledger.jsonl, by "
@@ -190,6 +206,24 @@ def copies_statement(guarantee: Guarantee, epsilon: float, num_copies: int, nois
     )
 
 
+def server_statement(noise_at: str, terms: ShareTerms | None, noise_source: str, *, in_one_process: bool) -> str:
+    """Say what the server sees.
+
+    Args:
+        noise_at: who adds the noise.
+        terms: with noise shares, who may be with the server; None where nothing is shared.
+        noise_source: "seeded" or "secure".
+        in_one_process: whether clients and server are simulated.
+    """
+    if noise_at != "shares":
+        return SERVER[noise_at]
+    if terms is None:
+        return NOTHING_SHARED
+    told = SERVER["shares"].format(colluding=counted(terms.max_colluding, "client"), honest=terms.honest)
+    more = [SHARES_SEEDED] * (noise_source == "seeded") + [SHARES_IN_ONE_PROCESS] * in_one_process
+    return " ".join([told, *more])
+
+
 def guarantee_statement(guarantee: Guarantee) -> str:
     """Return a guarantee in one sentence."""
     one, unit = UNITS[guarantee.privacy_unit]
@@ -204,7 +238,7 @@ def guarantee_statement(guarantee: Guarantee) -> str:
     releases = counted(guarantee.releases.num_steps, "release")
     context = (
         f"at delta = {guarantee.delta:g} for {unit}, neighbors differing by {differ} "
-        f"({guarantee.neighboring_relation}), {guarantee.sampling}, {releases}{beside}"
+        f"({guarantee.neighboring_relation}), {guarantee.sampling}, {releases}{beside}{_with_server(guarantee.terms)}"
     )
     if math.isinf(guarantee.epsilon):
         return f"No guarantee (epsilon = inf, {guarantee.why_unbounded}) {context}."
@@ -213,6 +247,13 @@ def guarantee_statement(guarantee: Guarantee) -> str:
     warned = "".join(f" WARNING: {text}" for text in guarantee.warnings)
     simulated = beside_epsilon(guarantee.noise_source)
     return f"epsilon = {guarantee.epsilon:.4g}{simulated} {context}; accountant: {guarantee.accountant}.{warned}"
+
+
+def _with_server(terms: ShareTerms | None) -> str:
+    """Say what noise shares take for granted; "" where there are none."""
+    if terms is None:
+        return ""
+    return WITH_SERVER.format(colluding=counted(terms.max_colluding, "client"), honest=terms.honest)
 
 
 def in_plain_words(guarantee: Mapping[str, Any]) -> str:
@@ -333,6 +374,7 @@ def clauses(audience: str, guarantee: Mapping[str, Any]) -> list[str]:
         guarantee: as `privacy.json` has it.
     """
     num_steps = (guarantee.get("releases") or {}).get("num_steps")
+    terms = guarantee.get("terms")
     return [
         f"for {audience}",
         f"delta = {number(guarantee.get('delta')):g} for one {guarantee.get('privacy_unit')} of one client",
@@ -340,8 +382,15 @@ def clauses(audience: str, guarantee: Mapping[str, Any]) -> list[str]:
         *str(guarantee.get("sampling")).split(", "),
         *([] if num_steps is None else [counted(num_steps, "release")]),
         f"accountant: {guarantee.get('accountant')}",
+        *([] if not terms else [_told_terms(terms)]),
         *([f"{SIMULATION} with seeded noise"] if guarantee.get("noise_source") == "seeded" else []),
     ]
+
+
+def _told_terms(terms: Mapping[str, Any]) -> str:
+    """Return what a recorded guarantee against the server rests on."""
+    colluding = counted(int(terms["max_colluding"]), "client")
+    return WITH_SERVER.format(colluding=colluding, honest=terms["honest"]).removeprefix(", ")
 
 
 def number(value: Any) -> float:

@@ -148,7 +148,7 @@ def identity_of(
 
 def settings_of(config: RunConfig) -> dict[str, Any]:
     """Return the resolved config by dotted key, without the runtime and without paths."""
-    plain: dict[str, Any] = records.to_json(flat(to_plain(config)))
+    plain: dict[str, Any] = records.to_json(flat(config.meant()))
     return {key: value for key, value in plain.items() if not is_location(key, value)}
 
 

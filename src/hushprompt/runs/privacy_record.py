@@ -10,7 +10,6 @@ import numpy as np
 
 from hushprompt.methods.base import StartsFromRelease
 from hushprompt.privacy import statements
-from hushprompt.privacy.adaptive import COUNT_SLOPE, count_std
 from hushprompt.privacy.config import Channel
 from hushprompt.privacy.ledger import Account
 from hushprompt.privacy.metrics import LOCAL_SENSITIVITY, MetricsPlan, neighbor_sensitivity
@@ -24,6 +23,8 @@ def privacy_record(
     accounts: Mapping[str, list[Account]] | None = None,
     metrics: MetricsPlan | None = None,
     num_released: int | None = None,
+    *,
+    in_one_process: bool = True,
 ) -> dict[str, Any]:
     """Return `privacy.json`: per arm the mechanisms, their composed event, and the guarantee of every audience.
 
@@ -32,15 +33,18 @@ def privacy_record(
         accounts: by arm, each distinct guarantee and its clients, from the ledger; None before training.
         metrics: how evaluation counts get noise; None: accuracies are exact.
         num_released: evaluations that were released; None: all that are planned.
+        in_one_process: whether clients and server are simulated; false in a federation of separate machines.
     """
-    config = arms[-1].plan.config
+    plan = arms[-1].plan
+    terms = plan.terms() if plan.release_plan.has_shares else None
+    source = plan.release_plan.noise_source
     return {
         "arms": [_arm(arm, accounts or {}) for arm in arms],
         "other_client": statements.OTHER_CLIENT,
-        "server": statements.SERVER[config.noise_at],
+        "server": statements.server_statement(plan.config.noise_at, terms, source, in_one_process=in_one_process),
         "not_private": statements.NOT_PRIVATE if metrics is None else statements.LOSSES_NOT_PRIVATE,
         **({} if metrics is None else _evaluation_images(metrics, num_released)),
-        "noise_source": statements.NOISE_SOURCE[arms[-1].plan.release_plan.noise_source],
+        "noise_source": statements.NOISE_SOURCE[source],
         "several_arms": statements.SEVERAL_ARMS,
     }
 
@@ -137,10 +141,7 @@ def _adaptive_clipping(arm: Arm) -> dict[str, Any] | None:
         "quantile": config.adaptive_quantile,
         "rate": config.adaptive_rate,
         "sum_noise_multipliers": {str(c): releases.sum_multiplier(c) for c in sorted(arm.plan.channels)},
-        "count_noise_std": {
-            str(c): count_std(z, config.adaptive_share) * (1 + COUNT_SLOPE * releases.rounding_margin)
-            for c, z in sorted(releases.noise_multipliers.items())
-        },
+        "count_noise_std": {str(c): releases.count_std(c) for c in sorted(releases.noise_multipliers)},
         "note": statements.ADAPTIVE_CLIPPING,
     }
 

@@ -3,7 +3,7 @@
 A mechanism is the tool with which one party makes its release of one step. It clips contributions to a bound, adds
 noise of the planned size, and names the event that accounting composes. Methods and aggregation clip and release
 through it and nowhere else: nothing that derives from training data leaves a client or enters a prompt except through
-`release`.
+three doors: `release`, or, where clients add shares of the noise, `share` at each client and `open_shares` on the sum.
 
 Another mechanism is one file: a frozen dataclass that extends `StepMechanism`, registered in MECHANISMS.
 tests/privacy/test_mechanisms.py holds every registered one to its word.
@@ -18,13 +18,16 @@ from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor
 
 from hushprompt.errors import PrivacyError
+from hushprompt.privacy.adaptive import next_norm
 from hushprompt.privacy.clipping import ClippedSum, add_up
 from hushprompt.privacy.config import Channel
+from hushprompt.privacy.noise import share_of_noise
 from hushprompt.privacy.release_plan import ReleasePlan
+from hushprompt.privacy.shares import ShareGrid
 
 if TYPE_CHECKING:  # who uses a prompt needs no accountant
     import dp_accounting
@@ -97,10 +100,16 @@ class Mechanism(Protocol):
     def release(self, channel: Channel, summed: ClippedSum) -> Release:
         """Add the planned noise to a clipped sum and divide by the public expected count."""
 
+    def share(self, channel: Channel, summed: ClippedSum, num_participants: int) -> Int64[np.ndarray, " l"]:
+        """Round a client's clipped sum to a grid and add its share of the noise; it must be masked before it leaves."""
+
+    def open_shares(self, channel: Channel, total: Int64[np.ndarray, " l"], num_participants: int) -> Release:
+        """Turn the sum of all clients' shares into a release; the noise is in it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class StepMechanism:
-    """Fields and checks that mechanisms share. A mechanism adds `event`, its clipping and `release`."""
+    """Fields, checks and noise shares that mechanisms have alike. A mechanism adds `event`, clipping and `release`."""
 
     makes: ClassVar[str] = "clipped examples"
     """What its sums are made of, in a message."""
@@ -176,8 +185,101 @@ class StepMechanism:
 
         Raises:
             PrivacyError: this party may not release on `channel`, the sum is not as sensitive as planned, or the
-                release of this step was made before.
+                release of this step was made before, or it is planned as shares.
         """
+        if channel is Channel.GLOBAL and self.plan.has_shares:
+            raise PrivacyError(
+                'With privacy.noise_at = "shares" no party adds the global noise alone: use `share` at each client.'
+            )
+        self._check_sum(channel, summed)
+        self._begin(channel)
+
+    def share(self, channel: Channel, summed: ClippedSum, num_participants: int) -> Int64[np.ndarray, " l"]:
+        """Round this client's clipped sum to the step's grid and add its share of the noise.
+
+        Guarantee: the sum of such vectors, with those of `honest_among(num_participants)` clients that keep their own
+        noise to themselves, is one Gaussian mechanism with the plan's noise multiplier. One vector alone is not: it
+        must be masked before it leaves, so that nothing but that sum can be learned.
+
+        Args:
+            channel: GLOBAL.
+            summed: of this client and step.
+            num_participants: who was asked to take part in the step, this client included.
+
+        Returns:
+            [L] the entries of the sum, in order, and with adaptive clip norms the count of what was not clipped.
+
+        Raises:
+            PrivacyError: no shares are planned, so few or many take part, the sum is not as sensitive as planned, or
+                this is the second release of the step.
+        """
+        self._check_shares(channel)
+        self._check_sum(channel, summed)
+        grids = self._share_grids(summed.value.numel(), num_participants)
+        self._begin(channel)
+        values = [summed.value.detach().double().cpu().numpy().ravel(), np.array([summed.centered_count])]
+        whole = np.concatenate([grid.encode(value) for grid, value in zip(grids, values, strict=False)])
+        if self.plan.noise_multipliers[channel] == 0:
+            return whole
+        return whole + share_of_noise(len(whole), self.rng if self.plan.noise_source == "seeded" else None)
+
+    def open_shares(self, channel: Channel, total: Int64[np.ndarray, " l"], num_participants: int) -> Release:
+        """Divide what the sum of all clients' shares stands for by the public expected count; no noise is added.
+
+        Args:
+            channel: GLOBAL.
+            total: [L] the sum of their vectors, modulo 2^64.
+            num_participants: who was asked to take part in the step.
+
+        Returns:
+            The release, flat, and the next clip norm where norms are adaptive.
+
+        Raises:
+            PrivacyError: no shares are planned, or this is the second release of the step.
+            ProtocolError: the sum is out of range.
+        """
+        self._check_shares(channel)
+        size = len(total) - self._is_adaptive
+        grids = self._share_grids(size, num_participants)
+        parts = [
+            grid.decode(part, num_participants) for grid, part in zip(grids, (total[:size], total[size:]), strict=False)
+        ]
+        self._begin(channel)
+        norms = {channel: self.next_norm(channel, float(parts[1][0]))} if self._is_adaptive else {}
+        return Release(torch.from_numpy(parts[0] / self.expected_count).float(), norms)
+
+    def next_norm(self, channel: Channel, noisy_count: float) -> float:
+        """Return the clip norm that follows from a released count of what was not clipped."""
+        config = self.plan.config
+        assert config.adaptive_quantile is not None, "asked for only where clip norms are adaptive"
+        return next_norm(
+            self.clip_norms[channel],
+            noisy_count,
+            self.expected_count,
+            quantile=config.adaptive_quantile,
+            rate=config.adaptive_rate,
+        )
+
+    @property
+    def _is_adaptive(self) -> bool:
+        """Whether clip norms follow a count."""
+        return self.plan.config.adaptive_quantile is not None
+
+    def _share_grids(self, size: int, num_participants: int) -> list[ShareGrid]:
+        """Return the grid of a sum's entries and, where clip norms are adaptive, of the count behind them."""
+        grid = self.plan.share_grid(self.clip_norms[Channel.GLOBAL], self.step, size, num_participants)
+        return [grid, self.plan.count_grid(num_participants)] if self._is_adaptive else [grid]
+
+    def _check_shares(self, channel: Channel) -> None:
+        """Refuse a share where the plan has other noise: it is less than all of it."""
+        if channel is not Channel.GLOBAL or not self.plan.has_shares:
+            raise PrivacyError(
+                f'Noise on the {channel} release is not shared: privacy.noise_at is "{self.plan.config.noise_at}". Use '
+                "`release`."
+            )
+
+    def _check_sum(self, channel: Channel, summed: ClippedSum) -> None:
+        """Check that this party may release a sum, and that it is as sensitive as planned."""
         if channel is not self.allowed:
             raise PrivacyError(f"This party releases on the {self.allowed} channel only, not on {channel}.")
         planned = self.plan.exact_sensitivity(channel, self.clip_norms[channel], self.step)
@@ -186,6 +288,9 @@ class StepMechanism:
                 f"A sum of sensitivity {summed.sensitivity} came for the {channel} release, "
                 f"which is planned for {planned}."
             )
+
+    def _begin(self, channel: Channel) -> None:
+        """Note the one release of this step."""
         if self._released:
             raise PrivacyError(
                 f"A second {channel} release came in one step, which is charged for one. Put what is released together "

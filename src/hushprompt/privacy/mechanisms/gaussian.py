@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hushprompt.privacy.adaptive import COUNT_SENSITIVITY, COUNT_SLOPE, count_std, next_norm
+from hushprompt.privacy.adaptive import COUNT_SENSITIVITY, COUNT_SLOPE
 from hushprompt.privacy.clipping import ClippedSum, as_one_contribution, clipped_sum
 from hushprompt.privacy.config import Channel
 from hushprompt.privacy.mechanisms.base import Release, StepMechanism
@@ -63,24 +63,15 @@ class GaussianMechanism(StepMechanism):
         sensitivity = self.plan.sensitivity(channel, self.clip_norms[channel])
         noisy = self._noisy(summed.value, self.plan.sum_multiplier(channel) * sensitivity, sensitivity)
         is_adaptive = self.plan.config.adaptive_quantile is not None
-        next_norms = {channel: self._next_norm(channel, summed)} if is_adaptive else {}
+        next_norms = {channel: self.next_norm(channel, self._noisy_count(channel, summed))} if is_adaptive else {}
         value = noisy / self.expected_count
         return Release(value.float() if self.plan.noise_source == "secure" else value, next_norms)
 
-    def _next_norm(self, channel: Channel, summed: ClippedSum) -> float:
-        """Release how many contributions were not clipped, and return the clip norm that follows from it."""
-        config = self.plan.config
+    def _noisy_count(self, channel: Channel, summed: ClippedSum) -> float:
+        """Release how many contributions were not clipped."""
         larger = 1 + COUNT_SLOPE * self.plan.rounding_margin
-        std = count_std(self.plan.noise_multipliers[channel], config.adaptive_share) * larger
         count = torch.tensor([summed.centered_count], dtype=torch.float64)
-        assert config.adaptive_quantile is not None, "asked for only where clip norms are adaptive"
-        return next_norm(
-            self.clip_norms[channel],
-            float(self._noisy(count, std, COUNT_SENSITIVITY * larger)),
-            self.expected_count,
-            quantile=config.adaptive_quantile,
-            rate=config.adaptive_rate,
-        )
+        return float(self._noisy(count, self.plan.count_std(channel), COUNT_SENSITIVITY * larger))
 
     def _noisy(self, value: Tensor, std: float, sensitivity: float) -> Tensor:
         """Add noise from the source that the config names."""

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import dp_accounting
-from jaxtyping import Float
+import numpy as np
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from hushprompt.privacy.clipping import ClippedSum
@@ -20,8 +21,13 @@ from hushprompt.privacy.release_plan import ReleasePlan
 class ReleaseObserver(Protocol):
     """Whoever is told of releases."""
 
-    def on_release(self, mechanism: Mechanism, channel: Channel, summed: ClippedSum, released: Tensor) -> None:
-        """Hear of a release of any client, or of the server."""
+    def on_release(self, mechanism: Mechanism, channel: Channel, summed: ClippedSum | None, released: Tensor) -> None:
+        """Hear of a release of any client, or of the server; `summed` is None where it opened a sum of shares."""
+
+    def on_share(
+        self, mechanism: Mechanism, summed: ClippedSum, shared: Int64[np.ndarray, " l"], num_participants: int
+    ) -> None:
+        """Hear of a client's sum on the grid, with its share of the noise, before masks."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,14 @@ class WrappedMechanism:
         """Release by the inner mechanism."""
         return self.inner.release(channel, summed)
 
+    def share(self, channel: Channel, summed: ClippedSum, num_participants: int) -> Int64[np.ndarray, " l"]:
+        """Share by the inner mechanism."""
+        return self.inner.share(channel, summed, num_participants)
+
+    def open_shares(self, channel: Channel, total: Int64[np.ndarray, " l"], num_participants: int) -> Release:
+        """Open by the inner mechanism."""
+        return self.inner.open_shares(channel, total, num_participants)
+
 
 @dataclass(frozen=True)
 class ObservedMechanism(WrappedMechanism):
@@ -85,4 +99,16 @@ class ObservedMechanism(WrappedMechanism):
         """Release by the inner mechanism, and tell."""
         released = self.inner.release(channel, summed)
         self.observer.on_release(self.inner, channel, summed, released.value)
+        return released
+
+    def share(self, channel: Channel, summed: ClippedSum, num_participants: int) -> Int64[np.ndarray, " l"]:
+        """Share by the inner mechanism, and tell."""
+        shared = self.inner.share(channel, summed, num_participants)
+        self.observer.on_share(self.inner, summed, shared, num_participants)
+        return shared
+
+    def open_shares(self, channel: Channel, total: Int64[np.ndarray, " l"], num_participants: int) -> Release:
+        """Open by the inner mechanism, and tell."""
+        released = self.inner.open_shares(channel, total, num_participants)
+        self.observer.on_release(self.inner, channel, None, released.value)
         return released
