@@ -23,7 +23,6 @@ from hushprompt.config import presets
 from hushprompt.config.overrides import with_sections
 from hushprompt.config.values import CHOICES, choose, convert, refuse_unknown, section, to_plain
 from hushprompt.errors import ConfigError, PrivacyError
-from hushprompt.privacy.config import SHARES_ONLY
 from hushprompt.registry import METHODS, SECTIONS
 
 if TYPE_CHECKING:
@@ -301,9 +300,8 @@ class RunConfig:
         So a run is the same run under every version.
         """
         plain: dict[str, Any] = to_plain(self)
-        if self.privacy.noise_at != "shares":
-            for name in SHARES_ONLY:
-                del plain["privacy"][name]
+        for name in self.privacy.unused:
+            del plain["privacy"][name]
         return plain
 
     def identity(self) -> str:

@@ -146,6 +146,11 @@ class PrivacyConfig:
                     "Set a finite privacy.epsilon, or leave max_epsilon out."
                 )
 
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """Settings that nothing looks at; older versions did not have them."""
+        return () if self.noise_at == "shares" else tuple(SHARES_ONLY)
+
     def _check_shares(self) -> None:
         """Refuse settings of noise shares that are out of range, or that nothing would look at."""
         if self.max_colluding < 1 or self.max_dropouts < 0:
