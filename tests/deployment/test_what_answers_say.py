@@ -115,9 +115,9 @@ def test_a_local_clip_norm_stops_at_the_owners_limit_and_the_server_hears_nothin
     owner = OwnerConfig(max_epsilon=float("inf"), max_delta=1.0, max_clip_norm_local=1.05)
     seen, true = [], Client.update
 
-    def update(self, arm, shared, norms, personal, batches, first):
+    def update(self, arm, shared, norms, personal, batches, *rest):
         seen.append(norms["local"])
-        return dataclasses.replace(true(self, arm, shared, norms, personal, batches, first), norm=2.0)
+        return dataclasses.replace(true(self, arm, shared, norms, personal, batches, *rest), norm=2.0)
 
     monkeypatch.setattr(Client, "update", update)
     answers = Conversation({**toy_values, **ADAPTIVE}, tmp_path, owner=owner).answers()
@@ -139,10 +139,10 @@ def test_batches_of_a_round_are_drawn_once_whatever_the_number_of_turns_and_proc
         drawn.append(true_batches(self, arm, round_index))
         return drawn[-1]
 
-    def update(self, arm, shared, norms, personal, batches, first):
+    def update(self, arm, shared, norms, personal, batches, *rest):
         used.extend(batches)
         talk.site._current = None  # the next message meets a new process
-        return true_update(self, arm, shared, norms, personal, batches, first)
+        return true_update(self, arm, shared, norms, personal, batches, *rest)
 
     monkeypatch.setattr(Client, "batches", batches)
     monkeypatch.setattr(Client, "update", update)

@@ -11,6 +11,7 @@ from hushprompt.config.schema import RuntimeConfig
 from hushprompt.deployment.client_node import open_client_node
 from hushprompt.deployment.config import (
     ClientConfig,
+    ClientLinkConfig,
     ClientSection,
     FederationConfig,
     OwnerConfig,
@@ -18,6 +19,7 @@ from hushprompt.deployment.config import (
     ShareConfig,
 )
 from hushprompt.deployment.coordinator import serve
+from hushprompt.deployment.operate import node_keys
 from hushprompt.deployment.transport import InProcess
 from hushprompt.federation.setup import declared_classes
 
@@ -34,6 +36,17 @@ def declared(values):
 
 class Killed(BaseException):
     """The end of a process, which nobody catches."""
+
+
+def pinned(folder, names=NAMES):
+    """By client, its link with a key of its own and the public keys of all; they are made once in a folder."""
+    for name in names:
+        key, public = folder / "keys" / name, folder / "peers" / f"{name}.pub"
+        if not key.exists():
+            made = node_keys.make(key, name)
+            public.parent.mkdir(exist_ok=True)
+            public.write_bytes(made.read_bytes())
+    return {name: ClientLinkConfig(key=str(folder / "keys" / name), peers=str(folder / "peers")) for name in names}
 
 
 class Deployment:

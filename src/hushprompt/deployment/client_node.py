@@ -11,11 +11,12 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from hushprompt import files
 from hushprompt.config.schema import RunConfig
-from hushprompt.deployment import policy, wire
+from hushprompt.deployment import policy, roster, wire
 from hushprompt.deployment.agreement import (
     Agreement,
     Offer,
@@ -31,8 +32,8 @@ from hushprompt.deployment.envelope import Envelope, refusal
 from hushprompt.deployment.examples import open_examples
 from hushprompt.deployment.server_record import AGREEMENT
 from hushprompt.deployment.store import ClientState, RunStore
-from hushprompt.deployment.transport import plain
-from hushprompt.errors import ConfigError, HushpromptError, ProtocolError
+from hushprompt.deployment.transport import T, plain
+from hushprompt.errors import ConfigError, DataError, HushpromptError, ProtocolError
 from hushprompt.prompts.prompt_model import PromptModel
 from hushprompt.runs import records
 from hushprompt.words import counted
@@ -56,6 +57,7 @@ class ClientNode:
             "check": self._check,
             "plan": self._plan,
             "turn": lambda request: self._run(request).update(request),
+            "unmask": lambda request: self._run(request).unmask(request),
             "alone": lambda request: self._run(request).alone(request),
             "finish": lambda request: self._run(request).finish(request),
         }
@@ -119,15 +121,18 @@ class ClientNode:
         """Return the client's name and size, if the offer fits its data and model."""
         check_version(request.meta, "This client", "the server")
         offer = read_offer(request.meta.get("offer"))
-        RunStore(self.store, offer.federation, offer.run)  # refuses names that are paths
+        store = RunStore(self.store, offer.federation, offer.run)  # refuses names that are paths
         self._open_model(offer)
-        examples = open_examples(self.config, offer)
-        answer = {"client": self.config.client.name, "num_examples": examples.size, "backbone": offer.backbone}
-        return Envelope("join", {**version(), **answer, "key": "", "signature": ""})
+        size = open_examples(self.config, offer).size
+        answer = {"client": self.config.client.name, "num_examples": size, "backbone": offer.backbone}
+        key, signature = self._signed_key(offer, store, size)
+        return Envelope("join", {**version(), **answer, "key": key, "signature": signature})
 
     def _check(self, request: Envelope) -> Envelope:
         """Check a plan as `_plan` does, and store nothing: for a look at what would be agreed on."""
-        agreement, _, _ = self._allowed(request)
+        agreement, _, store = self._allowed(request)
+        if store.pinned() is None:
+            store.remove_run_key()
         return Envelope("check", {"agreement": agreement.digest})
 
     def _plan(self, request: Envelope) -> Envelope:
@@ -148,9 +153,52 @@ class ClientNode:
         if store.has_charges and store.pinned() != agreement:
             raise ProtocolError("Training began under another plan, or what was agreed on is lost: it cannot change.")
         run = self._open(agreement, store)
+        if run.arm.plan.release_plan.has_shares:
+            self._check_roster(agreement, run)
         evaluation = run.config.evaluation
         policy.check_plan(self.config.owner, run.arm, evaluation, run.client_id, self.store, store.folder)
         return agreement, run, store
+
+    def _signed_key(self, offer: Offer, store: RunStore, size: int) -> tuple[str, str]:
+        """Return the public run key and this client's signature of it, in hex; "" where the run needs none.
+
+        The key is made at the first invitation and stays until the run is finished; of a run that was, what was said
+        then is said again.
+        """
+        if offer.run_config.privacy.noise_at != "shares":
+            return "", ""
+        name, key, pinned = self.config.client.name, store.run_key(), store.pinned()
+        if key is None and pinned is not None and pinned.keys:
+            place = pinned.clients.index(name)
+            return pinned.keys[place], pinned.signatures[place]
+        roster.check_link(self.config.link)
+        identity = self._own_files(lambda: roster.read_identity(Path(self.config.link.key)))
+        self._own_files(lambda: roster.pinned_keys(self.config))  # now, so that no plan fails for it
+        if key is None:
+            key = roster.new_run_key()
+            store.make_run_key(key)
+        public = roster.public_half(key)
+        return public.hex(), roster.sign(identity, roster.claim(offer, name, size, public)).hex()
+
+    def _check_roster(self, agreement: Agreement, run: ClientRun) -> None:
+        """Refuse a plan with a client that the owner did not pin, or whose run key is not its own, this one's included.
+
+        Raises:
+            ProtocolError: with what is wrong.
+        """
+        roster.check_members(agreement, self._own_files(lambda: roster.pinned_keys(self.config)))
+        roster.pair_secrets(agreement, run.secure_turn().run_key, agreement.clients)
+
+    def _own_files(self, read: Callable[[], T]) -> T:
+        """Read files of the owner's; what is wrong with them, and where they are, is not for the server.
+
+        Raises:
+            DataError: with what is wrong.
+        """
+        try:
+            return read()
+        except ConfigError as error:
+            raise DataError(str(error)) from error
 
     def _run(self, request: Envelope) -> ClientRun:
         """Return the run that a message is about, if it is the one that was agreed on."""

@@ -18,6 +18,7 @@ from hushprompt.deployment.agreement import Agreement
 from hushprompt.deployment.config import ClientConfig
 from hushprompt.deployment.envelope import Envelope
 from hushprompt.deployment.examples import Examples
+from hushprompt.deployment.secure_turn import SecureTurn
 from hushprompt.deployment.store import ClientState, RunStore
 from hushprompt.errors import PrivacyError, ProtocolError, ResumeError
 from hushprompt.evaluation.metrics import accuracy
@@ -28,14 +29,19 @@ from hushprompt.methods.base import Method, Shared
 from hushprompt.privacy.config import Channel
 from hushprompt.privacy.ledger import why_not
 from hushprompt.privacy.statements import STAYS_AT_HOME
+from hushprompt.privacy.system_random import ByteSource
 from hushprompt.prompts.prompt_model import PromptModel
 from hushprompt.runs import identity as identities
 from hushprompt.runs import manifest, records
+from hushprompt.runs.arm import Arm
 from hushprompt.runs.identity import RunIdentity
 from hushprompt.runs.ledger import LedgerFile
 from hushprompt.runs.privacy_record import privacy_record
 from hushprompt.runs.prompts import write_prompts
 from hushprompt.seeding import stream
+
+NONE_TOLD = Envelope("unmask")
+"""Of the seeds of a step no share was told."""
 
 
 class ClientRun:
@@ -113,19 +119,40 @@ class ClientRun:
         is_planned = not at.step_index % training.local_steps and self.client_id in self.arm.cohorts[at.round_index]
         if not (is_planned and is_charged_for):
             raise ProtocolError(f"By the plan this client has no update at {where}.")
+        secure = self.secure_turn() if self.arm.plan.release_plan.has_shares else None
+        participants = () if secure is None else secure.participants(request, self._cohort(at.round_index))
         shared = wire.read_shared(self.arm.method, self.shared, request.tensors, self.payload_kind)
         norms = self._norms(request, state)
+        arm = self.arm if secure is None else self._drawing(secure.draws(request, self.store.state_digest()))
         if at.round_index != state.round_index:
             if at.round_index and self.config.evaluation.is_due(at.round_index, self.arm.num_rounds):
                 state = self._score(state, shared, at.round_index)
-            state = self._begin_round(state, at.round_index)
+            state = self._begin_round(state, at.round_index, arm)
         batches = state.batches[at.step_index : at.step_index + training.local_steps]
-        update = self.trainer.update(self.arm, shared, norms, state.personal, batches, at)
-        tensors = wire.update_tensors(update.message, counts=norms is not None)
-        answer = wire.check_declared(Envelope("turn", self._header(request, "round", "step"), tensors))
+        update = self.trainer.update(arm, shared, norms, state.personal, batches, at, len(participants))
+        header = self._header(request, "round", "step")
+        if secure is None:
+            tensors = wire.update_tensors(update.message, counts=norms is not None)
+        else:
+            header, tensors = header | {"context": request.digest}, secure.hide(update.message, request, participants)
+        answer = wire.check_declared(Envelope("turn", header, tensors))
         norm = state.norm if update.norm is None else update.norm
         state = dataclasses.replace(state, personal=update.personal, norm=norm, step=at.step_index)
+        state = dataclasses.replace(state, participants=participants, unmask_request="", unmask_answer=NONE_TOLD)
         self.store.save(dataclasses.replace(state, request=request.digest, answer=answer))
+        return answer
+
+    def unmask(self, request: Envelope) -> Envelope:
+        """Tell shares of the seeds that a step's sum is masked with, once, after the step's update."""
+        state = self.store.load(self.first_personal)
+        if request.digest == state.unmask_request:
+            return state.unmask_answer
+        if not self.arm.plan.release_plan.has_shares:
+            raise ProtocolError("By the plan nothing is masked.")
+        tensors = self.secure_turn().unmask(request, state)
+        answer = Envelope("unmask", self._header(request, "round", "step", "context"), tensors)
+        answer = wire.check_declared(answer)
+        self.store.save(dataclasses.replace(state, unmask_request=request.digest, unmask_answer=answer))
         return answer
 
     def alone(self, request: Envelope) -> Envelope:
@@ -136,7 +163,7 @@ class ClientRun:
         state = self.store.load(self.first_personal)
         for round_index in range(state.round_index + 1, until):
             if self.client_id in self.arm.cohorts[round_index]:
-                state = self._begin_round(state, round_index)
+                state = self._begin_round(state, round_index, self.arm)
                 norms = self._norms(request, state)
                 for step, batch in enumerate(state.batches):
                     at = Step(round_index, step)
@@ -155,6 +182,7 @@ class ClientRun:
         """Score and write the personal prompt that goes with the last shared one, and what was spent for it."""
         state = self.store.load(self.first_personal)
         if request.digest == state.request:
+            self.store.remove_run_key()
             return state.answer
         num_done = _whole_number(request, "rounds", self.arm.num_rounds + 1)
         shared = wire.read_shared(self.arm.method, self.shared, request.tensors, self.payload_kind)
@@ -180,6 +208,7 @@ class ClientRun:
         manifest.write(self.store.folder)
         answer = Envelope("finish", self._header(request, "rounds"), counts)
         self.store.save(dataclasses.replace(state, request=request.digest, answer=answer))
+        self.store.remove_run_key()
         return answer
 
     def _counts(self, state: ClientState, shared: Shared, method: Method) -> dict[str, Tensor]:
@@ -198,8 +227,21 @@ class ClientRun:
         assert self.trainer
         self._scored_images()
 
-    def _begin_round(self, state: ClientState, round_index: int) -> ClientState:
-        """Charge a round, on disk, then draw its batches.
+    def secure_turn(self) -> SecureTurn:
+        """Return what masks and unmasks; the run key is read each time, so that it is gone when its file is."""
+        return SecureTurn.of(self.agreement, self.client.client.name, self.store, self.arm.plan.terms())
+
+    def _cohort(self, round_index: int) -> list[str]:
+        """Return the names of a round's clients, in the order of the plan."""
+        return [self.agreement.clients[client_id] for client_id in sorted(self.arm.cohorts[round_index].tolist())]
+
+    def _drawing(self, read: ByteSource) -> Arm:
+        """Return the arm with another source of secure bytes, for one turn."""
+        release_plan = dataclasses.replace(self.arm.plan.release_plan, read=read)
+        return dataclasses.replace(self.arm, plan=dataclasses.replace(self.arm.plan, release_plan=release_plan))
+
+    def _begin_round(self, state: ClientState, round_index: int, arm: Arm) -> ClientState:
+        """Charge a round, on disk, then draw its batches from the arm's source.
 
         Raises:
             PrivacyError: the run's budget or the owner's forbids it; nothing is charged.
@@ -218,7 +260,7 @@ class ClientRun:
                 raise PrivacyError(reason)
             spent = policy.total(owner, plan, num_charged + 1, self.client_id, self.client.store, self.store.folder)
             ledger.charge(self.arm, round_index, charge.clients, spent)
-        batches = tuple(self.trainer.batches(self.arm, round_index))
+        batches = tuple(self.trainer.batches(arm, round_index))
         return dataclasses.replace(state, round_index=round_index, num_rounds=state.num_rounds + 1, batches=batches)
 
     def _norms(self, request: Envelope, state: ClientState) -> dict[str, float] | None:

@@ -16,7 +16,6 @@ from hushprompt.privacy.plan import PrivacyPlan
 from hushprompt.runs import ledger as ledger_file
 from hushprompt.runs import metrics, records
 from hushprompt.runs.arm import Arm
-from hushprompt.words import counted
 
 STRENGTH = ("any", "auto", "server", "shares", "client")
 """Where the noise is added, the more protected from the server the later."""
@@ -64,10 +63,7 @@ def _of_noise_at(owner: OwnerConfig, plan: PrivacyPlan) -> list[str]:
     if terms.least < owner.min_clients:
         wrong.append(f"a sum may be over {terms.least} clients, fewer than min_clients = {owner.min_clients}")
     if terms.max_colluding < owner.min_colluding:
-        wrong.append(
-            f"noise is for {counted(terms.max_colluding, 'client')} that work with the server, fewer than "
-            f"min_colluding = {owner.min_colluding}"
-        )
+        wrong.append(f"max_colluding = {terms.max_colluding} is below min_colluding = {owner.min_colluding}")
     return wrong
 
 

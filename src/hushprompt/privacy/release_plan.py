@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -23,7 +24,7 @@ from hushprompt.privacy.adaptive import (
 )
 from hushprompt.privacy.config import Channel, PrivacyConfig
 from hushprompt.privacy.shares import ShareGrid, ShareTerms
-from hushprompt.privacy.system_random import SystemDraws
+from hushprompt.privacy.system_random import ByteSource, SystemDraws
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +66,8 @@ class ReleasePlan:
     each contribution is computed apart from all others."""
     cohort_size: int = 0
     """Clients of a round; looked at where clients add shares of the noise."""
+    read: ByteSource = field(default=os.urandom, repr=False, compare=False)
+    """Source of the bytes that secure noise and private batches are made of; see `system_random.py`."""
 
     @property
     def has_shares(self) -> bool:
@@ -180,6 +183,6 @@ class ReleasePlan:
     def private_stream(self, seeded: np.random.Generator) -> np.random.Generator:
         """Return the stream for draws that must stay secret, such as who is in a batch: amplification rests on that.
 
-        With secure noise they come from the operating system, whatever the seed, and are never shown.
+        With secure noise they come from the plan's source of bytes, whatever the seed, and are never shown.
         """
-        return seeded if self.noise_source == "seeded" else SystemDraws()
+        return seeded if self.noise_source == "seeded" else SystemDraws(self.read)

@@ -87,9 +87,9 @@ NOISE_SOURCE = {
     "seeded": "Noise comes from the run's seed: a repeatable simulation. Whoever knows the seed can remove the noise.",
     "secure": (
         "Noise comes from the operating system's cryptographic generator, as exact discrete Gaussians on a grid, and "
-        "so do batches, with no pseudo-random stream in between. The run's seed says nothing about either, so the "
-        "run cannot be repeated. "
-        "It can be resumed; a round that runs again is charged again."
+        "so do batches: with no pseudo-random stream in between, but in a federation with noise shares through AES-256 "
+        "under a key from that generator that stays with each client. The run's seed says nothing about either, so the "
+        "run cannot be repeated. It can be resumed; a round that draws anew is charged again."
     ),
 }
 SIMULATION = "simulation"

@@ -2,6 +2,12 @@
 
 It is seeded by the operating system, kept out of this process, safe across threads and forks, and needs no package. No
 draw comes from a pseudo-random stream in between, so there is no seed to guess.
+
+There is one exception. A client of a federation with secure aggregation (`deployment/secure_turn.py`) takes its bytes
+from AES-256 in counter mode, under a key that HKDF-SHA256 makes of the run's secret key (which the operating system's
+generator made), the whole message that asked, and the client's state before it. So a turn that is taken again, after a
+crash or on a store that was brought back, is the same turn, and the difference of two answers shows nothing. What is
+claimed then rests on AES and HKDF too, as its masks do anyway.
 """
 
 from __future__ import annotations
@@ -16,7 +22,8 @@ from jaxtyping import UInt64
 from hushprompt.errors import PrivacyError
 
 ByteSource = Callable[[int], bytes]
-"""Gives so many independent, uniform bytes; `os.urandom` wherever something is released, tests give another one."""
+"""Gives so many independent, uniform bytes: `os.urandom` wherever something is released, but for the one exception
+above. Tests give others."""
 
 
 def uniform(size: int, bits: int, read: ByteSource) -> UInt64[np.ndarray, " n"]:

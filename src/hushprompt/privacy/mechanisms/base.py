@@ -221,7 +221,9 @@ class StepMechanism:
         whole = np.concatenate([grid.encode(value) for grid, value in zip(grids, values, strict=False)])
         if self.plan.noise_multipliers[channel] == 0:
             return whole
-        return whole + share_of_noise(len(whole), self.rng if self.plan.noise_source == "seeded" else None)
+        return whole + share_of_noise(
+            len(whole), self.rng if self.plan.noise_source == "seeded" else None, self.plan.read
+        )
 
     def open_shares(self, channel: Channel, total: Int64[np.ndarray, " l"], num_participants: int) -> Release:
         """Divide what the sum of all clients' shares stands for by the public expected count; no noise is added.

@@ -73,7 +73,10 @@ class ClassSumsMechanism(StepMechanism):
         std = self.plan.noise_multipliers[channel] * self.plan.sensitivity(channel, self.clip_norms[channel])
         is_secure = self.plan.noise_source == "secure"
         value = summed.value.double()
-        noisy = add_secure_gaussian(value, std, summed.sensitivity) if is_secure else add_gaussian(value, std, self.rng)
+        if is_secure:
+            noisy = add_secure_gaussian(value, std, summed.sensitivity, self.plan.read)
+        else:
+            noisy = add_gaussian(value, std, self.rng)
         if summed.rows_released is not None:
             noisy = torch.where(summed.rows_released[:, None], noisy, torch.zeros_like(noisy))
         released: Tensor = noisy / self.expected_count

@@ -76,5 +76,5 @@ class GaussianMechanism(StepMechanism):
     def _noisy(self, value: Tensor, std: float, sensitivity: float) -> Tensor:
         """Add noise from the source that the config names."""
         if self.plan.noise_source == "secure":
-            return add_secure_gaussian(value, std, sensitivity)
+            return add_secure_gaussian(value, std, sensitivity, self.plan.read)
         return add_gaussian(value, std, self.rng)
