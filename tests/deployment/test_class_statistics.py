@@ -7,6 +7,7 @@ import math
 import re
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -23,6 +24,7 @@ from hushprompt.deployment.envelope import Envelope
 from hushprompt.deployment.operate import status
 from hushprompt.errors import ConfigError, DataError, ProtocolError, ResumeError
 from hushprompt.federation.client import Client
+from hushprompt.federation.setup import make_partition
 from hushprompt.reporting import figures, page
 from hushprompt.runs import records
 
@@ -317,6 +319,27 @@ def test_a_federation_has_zero_shot_beside_its_own_row_where_clients_told_counts
     summary = run.folder / "summary.json"
     summary.write_text(summary.read_text().replace('"epsilon": null', '"epsilon": 0.1', 1))
     assert any("zero_shot, epsilon is 0.1" in text for text in verify(run.folder).differences)
+
+
+def test_a_client_has_its_own_prompt_in_its_store_and_the_server_the_shared_one(tmp_path):
+    deployed = deployment(tmp_path)
+    deployed.serve()
+    config, server = deployed.config.run, deployed.folder("server")
+    test = config.data.load().splits["test"]
+    for client, name in zip(make_partition(config, config.data.load()).clients, NAMES, strict=True):
+        prompt = hp.load_prompt(deployed.root / name, client=name)
+        assert prompt.path == hp.load_prompt(deployed.root / name).path
+        assert prompt.header.client_name == name
+        own = client.indices["test"]
+        right = [prompt.predict(array).label for array in test.read(own)] == np.take(prompt.classes, test.labels[own])
+        assert right.mean() == pytest.approx(deployed.lines(name, "records.jsonl")[-1]["accuracy"])
+        for source in (server, server / "prompts"):
+            with pytest.raises(DataError, match="In a federation each client's own prompt is in its own store alone"):
+                hp.load_prompt(source, client=name)
+    assert hp.load_prompt(server).header.client_id is None
+    card = (hp.export(server, to="card", out=tmp_path / "card") / "README.md").read_text()
+    assert "3 clients with data and a machine of their own: a federation." in card
+    assert "1 round; every example, once, no sampling." in card
 
 
 @pytest.mark.parametrize("values", [GAINS, VALUES])

@@ -207,6 +207,7 @@ def test_the_card_says_what_is_guaranteed_to_whom(trained, tmp_path):
     for words in (
         "A client's personal prompt",
         "`toy`, divided among 3 clients",
+        f"{run.arms[-1].num_rounds} rounds; Poisson sampling with probability",
         "Not audited",
         "a repeatable simulation",
     ):

@@ -63,5 +63,5 @@ def served(command, picture):
             with urllib.request.urlopen(f"{url.rstrip('/')}/v1/predict", picture.read_bytes(), timeout=60) as answer:
                 return json.loads(answer.read())
         finally:
-            server.send_signal(signal.SIGTERM)
+            server.send_signal(signal.SIGINT)
             assert server.wait(30) == 0

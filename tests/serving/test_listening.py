@@ -1,6 +1,7 @@
 """Where a server listens and how it ends: settings that are refused, and a few requests through real sockets."""
 
 import contextlib
+import dataclasses
 import datetime
 import http.client
 import json
@@ -190,14 +191,17 @@ def test_what_was_asked_is_answered_before_the_end(served_prompt, monkeypatch):
         post(port, image())
 
 
-def test_tls_is_spoken_where_there_is_a_certificate(served_prompt, tmp_path):
+def test_tls_is_spoken_where_there_is_a_certificate(served_prompt, tmp_path, monkeypatch):
     certificates = pytest.importorskip("hushprompt.deployment.operate.certificates")
     now = datetime.datetime.now(datetime.UTC)
     ca, cert, key = tmp_path / "ca.pem", tmp_path / "cert.pem", tmp_path / "key.pem"
     certificates.make_authority(ca, tmp_path / "ca.key", "test", now)
     certificates.make_server(cert, key, (ca, tmp_path / "ca.key"), ["localhost"], now)
     config = ListenerConfig(port=0, tls_cert=cert, tls_key=key)
-    with listening(toy_app(served_prompt), config) as (port, _):
+    monkeypatch.setattr(ServingLimits, "read_seconds", 0.2)
+    with listening(toy_app(served_prompt), config, read_seconds=10.0) as (port, _):
+        with socket.create_connection(("127.0.0.1", port), timeout=5) as silent, contextlib.suppress(OSError):
+            assert silent.recv(1) == b"", "a handshake that does not come ends, too"
         context = ssl.create_default_context(cafile=ca)
         with contextlib.closing(http.client.HTTPSConnection("localhost", port, timeout=5, context=context)) as caller:
             caller.request("POST", "/v1/predict", image(), {"origin": f"https://localhost:{port}"})
@@ -228,6 +232,11 @@ def test_another_machine_needs_token_and_tls(tmp_path):
         ListenerConfig(tls_cert=tmp_path)
     with pytest.raises(ConfigError, match="from 0 to 65535"):
         ListenerConfig(port=70_000)
+    everywhere = ListenerConfig(host="0.0.0.0", port=0, insecure=True)
+    named = dataclasses.replace(everywhere, names=("prompt.example.org",))
+    for config, host in ((everywhere, socket.gethostname()), (named, "prompt.example.org")):
+        with config.bind() as bound:
+            assert config.url(bound) == f"http://{host}:{bound.getsockname()[1]}"
 
 
 def test_a_token_is_in_a_file_of_its_owner_alone(tmp_path):

@@ -13,8 +13,10 @@ import pytest
 from PIL import Image
 
 import hushprompt as hp
+from helpers import tiny_models
+from helpers.asgi import once
 from helpers.runs import TOY, Silent
-from helpers.served import long_transparency
+from helpers.served import long_transparency, sound, toy_app
 from helpers.toy_metric import toy_metric
 from hushprompt.data.sets.toy import ToyData
 from hushprompt.errors import ConfigError, DataError
@@ -42,6 +44,12 @@ def cases():
 def said(method):
     """The settings that tell two cases apart, and no folder of this process."""
     return {key: value for key, value in method.items() if key not in ("metric", "num_ctx")}
+
+
+def confused(run):
+    """How often evaluation took which class for which, on the clients' own images."""
+    written = json.loads((run.folder / "confusion" / "arm-000.json").read_text())["local"]
+    return {(true, int(label)): count for true, row in enumerate(written) for label, count in row.items()}
 
 
 def made(folder, **sections):
@@ -84,8 +92,7 @@ def test_a_file_predicts_what_evaluation_predicted(tmp_path, method):
         held = [row for row in rows if str(names.index(row.truth)) in partition["test"][number]]
         taken.update((names.index(row.truth), names.index(row.label)) for row in held)
         assert np.mean([row.label == row.truth for row in held]) == pytest.approx(client["local"])
-    written = json.loads((done.folder / "confusion" / "arm-000.json").read_text())["local"]
-    assert taken == {(true, int(label)): n for true, row in enumerate(written) for label, n in row.items()}
+    assert taken == confused(done)
 
 
 def test_files_give_what_they_can(run, pictures):
@@ -105,6 +112,40 @@ def test_files_give_what_they_can(run, pictures):
     one = run.prompt(1).predict(pictures / "1.png", top=2)
     assert [name for name, _ in one.top] == [name for name, _ in rows[0].top]
     assert one.probability == pytest.approx(rows[0].probability, abs=1e-6)
+
+
+def test_files_of_a_split_are_what_the_split_is(run, pictures):
+    rows = list(hp.predict(run.folder, sorted(pictures.iterdir()), client=1))
+    for row, held in zip(rows, hp.predict(run.folder, split="test", client=1), strict=False):
+        assert (row.label, held.file) == (held.label, f"test/{Path(row.file).stem}")
+        np.testing.assert_allclose([share for _, share in row.top], [share for _, share in held.top], atol=1e-5)
+
+
+def test_a_prompt_of_clap_takes_sounds(tmp_path):
+    pytest.importorskip("transformers")
+    sounds, model = tmp_path / "sounds", tmp_path / "model"
+    model.mkdir()
+    tiny_models.clap(model)
+    for rate, name in ((4000, "gong"), (8000, "bell"), (12_000, "whistle")):
+        (sounds / name).mkdir(parents=True)
+        for tenths in range(1, 11):
+            (sounds / name / f"{tenths}.wav").write_bytes(sound(tenths / 10, rate=rate))
+    backbone = {"name": "clap", "model": str(model), "template": "a {}"}
+    data = {"name": "folder", "root": str(sounds), "sampling_rate": 8000}
+    clients = {"name": "iid", "num_clients": 2}
+    method = {"name": "promptfl", "num_ctx": 2}
+    run = made(tmp_path, backbone=backbone, data=data, partition=clients, method=method)
+    prompt, held = run.prompt(), list(hp.predict(run.folder, split="test"))
+    assert Counter((prompt.classes.index(row.truth), prompt.classes.index(row.label)) for row in held) == confused(run)
+    (sounds / "bell" / "broken.wav").write_bytes(b"RIFF")
+    rows = list(hp.predict(prompt, sounds, recursive=True))
+    assert [Path(row.file).name for row in rows if row.error] == ["broken.wav"]
+    for row in held:
+        same = [each.probability for each in rows if Path(each.file).parent.name == row.truth and not each.error]
+        assert min(abs(row.probability - share) for share in same) < 1e-6
+    one = sounds / "bell" / "3.wav"
+    asked = once(toy_app(prompt), "POST", "/v1/predict", one.read_bytes())
+    assert asked.json["label"] == prompt.predict(one).label
 
 
 def test_an_image_is_the_same_however_it_is_given(run, pictures):

@@ -221,7 +221,9 @@ def test_sounds_are_for_a_model_that_hears(served_prompt):
     assert once(app, *PREDICT, image()).status == 415
     long = once(app, *PREDICT, sound(seconds=1.1))
     assert (long.status, long.json["error"]) == (413, "It is longer than 1 seconds.")
-    assert "samples a second" in once(app, *PREDICT, sound(rate=3)).json["error"]
+    for rate in (3, 400_000):
+        odd = once(app, *PREDICT, sound(rate=rate))
+        assert (odd.status, f"{rate:,} samples a second" in odd.json["error"]) == (415, True)
     cut = once(app, *PREDICT, sound()[:-100])
     assert (cut.status, cut.json["error"]) == (415, "The recording is cut off.")
     body = json.dumps({"sounds": [base64.b64encode(sound()).decode()]}).encode()

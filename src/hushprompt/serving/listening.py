@@ -25,6 +25,8 @@ from hushprompt.serving.limits import ServingLimits
 
 SHORTEST_TOKEN = 20
 """Characters; `openssl rand -hex 32` gives 64."""
+EVERYWHERE = ("0.0.0.0", "::")
+"""Hosts that are all addresses of the machine, and the address of none."""
 LINGER = 0.5
 """Seconds for which what a refused connection sends is dropped: cut off at once, its sender might miss the answer."""
 
@@ -109,8 +111,9 @@ class ListenerConfig:
             ) from error
 
     def url(self, listening: socket.socket) -> str:
-        """Return the address to open."""
-        name = f"[{self.host}]" if ":" in self.host else self.host
+        """Return the address to open; of a server at all addresses of its machine, by a name that it answers to."""
+        host = (*self.names, socket.gethostname())[0] if self.host in EVERYWHERE else self.host
+        name = f"[{host}]" if ":" in host else host
         return f"http{'s' if self.tls_cert else ''}://{name}:{listening.getsockname()[1]}"
 
 

@@ -72,7 +72,8 @@ def find(path: Path, client: int | str | None) -> Path:
     else:
         name = "global"
     if name not in known:
-        raise DataError(f"There is no prompt {name} in {folder}; there are: {', '.join(known) or 'none'}.")
+        there = ", ".join(known) or "none"
+        raise DataError(f"There is no prompt {name} in {folder}; there are: {there}.{_at_home(folder)}")
     return known[name]
 
 
@@ -117,8 +118,15 @@ def _client_id(folder: Path, client: int | str) -> int:
         return known[nfc(client)]
     number = re.fullmatch(r"(?:client[- ])?0*(\d+)", client)
     if number is None:
-        raise DataError(f"There is no client {client!r}; known: {', '.join(names) or 'numbers from 0'}.")
+        there = ", ".join(names) or "numbers from 0"
+        raise DataError(f"There is no client {client!r}; known: {there}.{_at_home(folder)}")
     return int(number[1])
+
+
+def _at_home(folder: Path) -> str:
+    """Say where the personal prompts are whose shared one is at a federation's server."""
+    is_server = (folder.parent / "agreement.json").exists() and not _is_store(folder)
+    return " In a federation each client's own prompt is in its own store alone." if is_server else ""
 
 
 def _of_run(file: Path) -> Any:

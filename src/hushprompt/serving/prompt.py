@@ -168,7 +168,9 @@ class Prompt:
         contexts = {name: tensor for name, tensor in self.tensors.items() if name.endswith("context")}
         tensors = contexts or ({} if "text_features" in self.tensors else self.tensors)
         if not tensors or any(context.ndim != 2 for context in contexts.values()):
-            raise DataError(f"{self.path} has no context that is the same for all classes, so it knows its own alone.")
+            raise DataError(
+                f"{self.path} has no context that is the same for all classes, so it takes no other names of classes."
+            )
         header = dataclasses.replace(self.header, class_names=tuple(names))
         changed = dataclasses.replace(self, tensors=tensors, header=header)
         for context in contexts.values():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +50,11 @@ def card(prompt: Prompt) -> str:
     """Return the card of a prompt, and of its run where it lies in one."""
     run = run_of(prompt)
     known = None if run is None else reader.read(run)
+    record = None if run is None else _recorded(run, prompt.header.arm)
     sections = {
-        "Data": _data(prompt.header, known.config if known else {}),
-        "Method": _method(prompt.header, known.config if known else {}),
-        "Privacy": [*_held(prompt), *([] if run is None else _of_run(run, prompt.header.arm))],
+        "Data": _data(run, known),
+        "Method": _method(prompt.header, record),
+        "Privacy": [*_held(prompt), *([] if record is None else _of_run(record))],
         "Audit": _audit(known),
         "Intended use": _use(prompt.header),
         "Limits": _limits(),
@@ -104,18 +106,21 @@ def _summary(prompt: Prompt) -> Iterator[str]:
     yield f"Classes: {names}{more}."
 
 
-def _data(header: PromptHeader, config: Mapping[str, Any]) -> list[str]:
+def _data(run: Path | None, known: reader.FinishedRun | None) -> list[str]:
     """Say what is known of the training data: public settings, no count and no place."""
-    if not config:
+    if run is None or known is None:
         return ["Not known from the prompt file alone."]
-    data, partition = config["data"], config["partition"]
+    data, partition, split = known.config["data"], known.config["partition"], known.config["evaluation"]["split"]
+    if (run / "agreement.json").exists():
+        each = counted(len(known.identity.clients), "client") if known.identity else "Several clients"
+        return [f"{each} with data and a machine of their own: a federation. Evaluation used their split `{split}`."]
     return [
         f"`{data['name']}`, divided among {counted(partition.get('num_clients', 'several'), 'client')} by "
-        f"`{partition['name']}`. Evaluation used the split `{config['evaluation']['split']}`."
+        f"`{partition['name']}`. Evaluation used the split `{split}`."
     ]
 
 
-def _method(header: PromptHeader, config: Mapping[str, Any]) -> list[str]:
+def _method(header: PromptHeader, record: _Record | None) -> list[str]:
     """Say how it was trained."""
     settings = [
         f"{name} = {value}"
@@ -123,10 +128,8 @@ def _method(header: PromptHeader, config: Mapping[str, Any]) -> list[str]:
         if value != "" and not isinstance(value, dict)
     ]
     found = [f"`{header.method}`: {_plain(', '.join(settings[1:])) or 'settings not known'}."]
-    if config:
-        training, sampling = config["training"], config["sampling"]
-        steps = ", ".join(f"{name} = {value}" for name, value in sampling.items())
-        found.append(f"{counted(training['num_rounds'], 'round')} were planned; sampling: {_plain(steps)}.")
+    if record is not None:
+        found.append(f"{counted(record.arm['num_rounds'], 'round')}; {_plain(record.arm['sampling'])}.")
     return [*found, f"How a prompt is put together: `{header.prompt}`."]
 
 
@@ -137,24 +140,43 @@ def _held(prompt: Prompt) -> list[str]:
     return [f"For whoever holds {who}: {prompt.privacy}", *([source] if source else [])]
 
 
-def _of_run(run: Path, label: str | None) -> list[str]:
-    """Return each audience's guarantee, computed again, with all that gives it meaning."""
+@dataclass(frozen=True)
+class _Record:
+    """The privacy record of a run, and what of it is about one arm."""
+
+    whole: Mapping[str, Any]
+    arm: Mapping[str, Any]
+    origin: str
+    """Where it comes from, in words."""
+    differences: Sequence[str]
+    """Where the run's files say something else."""
+
+
+def _recorded(run: Path, label: str | None) -> _Record:
+    """Compute a run's privacy record again, or read it where that is impossible."""
     from hushprompt.audits.verify import recomputed  # imports the accountant
 
     computed, differences = recomputed(run)
-    record = computed or statements.with_noise_source(records.read_record(run / "privacy.json"))
-    arm = next((arm for arm in record["arms"] if arm["arm"] == label), record["arms"][-1])
+    whole = computed or statements.with_noise_source(records.read_record(run / "privacy.json"))
+    arm = next((arm for arm in whole["arms"] if arm["arm"] == label), whole["arms"][-1])
+    origin = (
+        "computed again from the run's config and ledger" if computed else "as the run wrote it: not computed again"
+    )
+    return _Record(whole, arm, origin, differences)
+
+
+def _of_run(record: _Record) -> list[str]:
+    """Return each audience's guarantee, with all that gives it meaning."""
     rows = []
-    for audience, held in arm["audiences"].items():
+    for audience, held in record.arm["audiences"].items():
         epsilon = f"{statements.number(held['epsilon']):.4g}{statements.beside_epsilon(held.get('noise_source'))}"
         rows.append([statements.AUDIENCES[audience], epsilon, *(str(held[name]) for name in COLUMNS)])
-    how = "computed again from the run's config and ledger" if computed else "as the run wrote it: not computed again"
     return [
-        f"By audience, {how}:",
+        f"By audience, {record.origin}:",
         _table(["audience", "epsilon", *COLUMNS.values()], rows),
-        *(line for line in statements.statement_lines(arm)),
-        *(str(record[name]) for name in ("server", "several_arms") if name in record),
-        *(f"**DIFFERENCE: {text}.**" for text in differences),
+        *statements.statement_lines(record.arm),
+        *(str(record.whole[name]) for name in ("server", "several_arms") if name in record.whole),
+        *(f"**DIFFERENCE: {text}.**" for text in record.differences),
     ]
 
 
