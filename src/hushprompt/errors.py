@@ -8,21 +8,22 @@ import os
 from collections.abc import Iterator
 
 REMEDIES = {
-    errno.ENOSPC: "The disk is full: free some space, or write elsewhere. A run that had begun goes on with --resume.",
-    errno.EDQUOT: "Your disk quota is used up: free some space, or write elsewhere. A run that had begun goes on with "
-    "--resume.",
+    errno.ENOSPC: "The disk is full: free some space, or write elsewhere.",
+    errno.EDQUOT: "Your disk quota is used up: free some space, or write elsewhere.",
     errno.EACCES: "You may not read or write there: choose another path, or change its permissions.",
     errno.EPERM: "You may not read or write there: choose another path, or change its permissions.",
     errno.EROFS: "Nothing can be written there: choose another path.",
     errno.ENOENT: "Check the path.",
     errno.EEXIST: "A file stands where a folder is wanted: choose another path.",
     errno.ENOTDIR: "A file stands where a folder is wanted: choose another path.",
-    errno.EISDIR: "A folder stands where a file is wanted: choose another path.",
+    errno.EISDIR: "A folder stands where a file is wanted: name a file in it, or choose another path.",
     errno.ENAMETOOLONG: "Choose a shorter path.",
     errno.EMFILE: "Too many files are open: raise the limit (ulimit -n).",
     errno.EIO: "The disk or its connection failed: look at it, and try again.",
 }
 """What to do about an error of the system."""
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""Errors of a full disk."""
 DEBUG = "hushprompt --debug COMMAND ... shows where it comes from."
 LONGEST = 300
 """Characters of a library's message that are shown."""

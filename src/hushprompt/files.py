@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 from collections.abc import Iterable, Iterator, Mapping
@@ -107,9 +108,15 @@ def _replacing(path: Path) -> Iterator[Path]:
     """Return a temporary path beside `path`, and move it there if the block succeeds, with the mode of the umask.
 
     A device or pipe, such as /dev/stdout, is written as it is: it must not be replaced by a file.
+
+    Raises:
+        OSError: a folder stands there, or the system refuses; it names `path`.
     """
-    if path.exists() and not path.is_file() and not path.is_dir():
-        yield path
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if path.exists() and not path.is_file():
+        with _named(path, path):
+            yield path
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{secrets.token_hex(8)}.part")
@@ -117,10 +124,22 @@ def _replacing(path: Path) -> Iterator[Path]:
     mode = os.fstat(handle).st_mode
     os.close(handle)
     try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(mode)  # safetensors makes the file anew, with a mode of its own
-        os.replace(temporary, path)
+        with _named(path, temporary):
+            yield temporary
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.chmod(mode)  # safetensors makes the file anew, with a mode of its own
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _named(path: Path, written: Path) -> Iterator[None]:
+    """Have errors of writing a file name `path`: those of a full disk name none."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, str(written), written):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error

@@ -9,11 +9,11 @@ from hushprompt.serving.batching import MicroBatcher
 from hushprompt.serving.limits import RefusedError, ServingLimits
 
 
-def batched(work, use, cost=lambda item: 0, **limits):
+def batched(work, use, cost=lambda item: 0, num_workers=1, prepare=lambda: None, **limits):
     """Run `use` on a batcher of `work`."""
 
     async def run():
-        batcher = MicroBatcher(work, ServingLimits(**limits), cost)
+        batcher = MicroBatcher(work, ServingLimits(**limits), cost=cost, num_workers=num_workers, prepare=prepare)
         task = asyncio.create_task(batcher.run())
         try:
             return await use(batcher)
@@ -141,3 +141,43 @@ def test_costly_items_go_one_by_one_and_no_more_once_nobody_waits():
     assert batched(work, use, cost=lambda item: item, values=9) == [1, 2, 3]
     assert seen[0] == [9]
     assert sorted(item for batch in seen for item in batch) == [1, 2, 3, 9]
+
+
+def test_several_workers_have_a_batch_each_at_the_same_time():
+    both, prepared = threading.Barrier(2), []
+
+    def work(items):
+        both.wait(5)
+        return items
+
+    async def use(batcher):
+        first = batcher.submit([1])
+        await asyncio.sleep(0.02)
+        return await asyncio.gather(*first, *batcher.submit([2, 3]))
+
+    found = batched(work, use, num_workers=2, prepare=lambda: prepared.append(threading.get_ident()))
+    assert found == [1, 2, 3]
+    assert len(set(prepared)) == 2
+
+
+def test_those_who_gave_up_hold_no_place_in_the_queue():
+    go, seen = threading.Event(), []
+
+    def work(items):
+        seen.append(list(items))
+        assert go.wait(5)
+        return items
+
+    async def use(batcher):
+        first = batcher.submit([0])
+        await asyncio.sleep(0.02)
+        gone = [each for item in (1, 2) for each in batcher.submit([item, item])]
+        for each in gone:
+            each.cancel()
+        assert batcher.num_waiting == 0
+        last = batcher.submit([3, 4, 5])
+        go.set()
+        return await asyncio.gather(*first, *last)
+
+    assert batched(work, use, queue=4) == [0, 3, 4, 5]
+    assert seen == [[0], [3, 4, 5]]

@@ -167,6 +167,49 @@ def test_warnings_of_pillow_about_strangers_images_are_not_shown(served_prompt, 
     assert [str(each.message) for each in shown] == ["of elsewhere"]
 
 
+def test_what_one_who_went_away_asked_is_not_worked_on(served_prompt, monkeypatch):
+    go, sizes = threading.Event(), []
+    original = PromptAnswers.__call__
+
+    def held(self, questions):
+        sizes.append(len(questions))
+        assert go.wait(5)
+        return original(self, questions)
+
+    def queue():
+        return raw(port, b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+
+    def becomes(size):
+        end = time.perf_counter() + 5
+        while f"hushprompt_queue {size}\n" not in queue():
+            assert time.perf_counter() < end
+            time.sleep(0.01)
+
+    monkeypatch.setattr(PromptAnswers, "__call__", held)
+    with listening(toy_app(served_prompt)) as (port, _), contextlib.ExitStack() as asking:
+        head = f"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(image())}\r\n\r\n".encode()
+        callers = [asking.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(4)]
+        for number, caller in enumerate(callers):
+            caller.sendall(head + image())
+            becomes(number)
+        for gone in callers[1:]:
+            gone.close()
+        becomes(0)
+        go.set()
+        assert callers[0].recv(4096).startswith(b"HTTP/1.1 200 ")
+        assert 'path="/v1/predict",status="0"} 3' in queue()
+        assert post(port, image())[0] == 200
+    assert sizes == [1, 1]
+
+
+def test_an_answer_is_one_packet(served_prompt):
+    with listening(toy_app(served_prompt)) as (port, _), socket.create_connection(("127.0.0.1", port)) as caller:
+        caller.settimeout(5)
+        for _ in range(20):
+            caller.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert caller.recv(65_536).endswith(b'\r\n\r\n{"status":"ok"}')
+
+
 def test_what_was_asked_is_answered_before_the_end(served_prompt, monkeypatch):
     held = threading.Event()
     original = PromptService.predict

@@ -102,6 +102,16 @@ def test_picture_in_bars_out(tab, url, photo, served_prompt, view):
     }, "nothing from elsewhere"
 
 
+def test_the_page_brings_its_own_icon_under_its_own_policy(tab, url):
+    tab.show(url, 800)
+    tab.wait_for(READY)
+    tab.ask("{const probe = new Image(); probe.id = 'probe'; document.body.append(probe);"
+            " probe.src = document.querySelector('link[rel=icon]').href;}")  # fmt: skip
+    tab.wait_for("document.getElementById('probe').naturalWidth === 16")
+    assert tab.complaints == []
+    assert not any("favicon" in each for each in tab.requests)
+
+
 def test_the_promise_stands_on_the_page_with_the_whole_statement(tab, url, served_prompt):
     tab.show(url, 800)
     tab.wait_for(READY)

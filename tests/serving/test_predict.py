@@ -278,6 +278,18 @@ def test_the_command_writes_lines_tables_and_text(run, pictures, hush, monkeypat
     assert hush("predict", run.folder, ok=False).code == 2
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_an_output_that_cannot_be_written_is_named_with_what_to_do(run, pictures, hush):
+    Path("folder").mkdir()
+    for out, said in (
+        ("folder", "Is a directory: folder. A folder stands where a file is wanted: name a file in it"),
+        ("/dev/full", "No space left on device: /dev/full. The disk is full: free some space, or write elsewhere.\n"),
+    ):
+        done = hush("predict", run.folder, pictures / "1.png", "-o", out, ok=False)
+        assert f"hushprompt: {said}" in done.err, "and nothing is said of runs, or of a temporary file"
+    assert not list(Path("folder").iterdir())
+
+
 def test_no_name_of_a_file_commands_the_terminal(run, pictures, hush):
     evil = pictures / "a\x1b[2Jb\n.png"
     evil.write_bytes((pictures / "1.png").read_bytes())

@@ -18,7 +18,8 @@ from helpers.served import bomb, hearing, image, sound, toy_app
 from hushprompt.errors import ConfigError
 from hushprompt.models.toy import Toy
 from hushprompt.serving import answers as answers_module
-from hushprompt.serving.answers import PromptAnswers, Question, identifier
+from hushprompt.serving.answers import PromptAnswers, Question, Room, identifier
+from hushprompt.serving.server_metrics import ServerMetrics
 
 PREDICT = ("POST", "/v1/predict")
 
@@ -321,6 +322,57 @@ def test_a_request_that_takes_too_long_is_ended(served_prompt):
     late, next_one = asyncio.run(run())
     assert (late.status, late.json["error"]) == (503, "No answer within 0.1 seconds.")
     assert next_one.status == 200
+
+
+def test_an_address_is_asked_in_its_own_way(app):
+    for path, method, allowed in (("/v1/model", "POST", "GET, HEAD"), ("/v1/predict", "GET", "POST")):
+        answer = once(app, method, path)
+        assert (answer.status, answer.headers["allow"]) == (405, allowed)
+        assert answer.json["error"] == "This address is not asked like that."
+    assert once(app, "HEAD", "/v1/model").status == 200
+
+
+def test_counts_of_times_grow_with_the_bound():
+    metrics = ServerMetrics(["/"])
+    for seconds in (0.001, 0.005, 0.3, 99):
+        metrics.count("/", 200, seconds)
+    text = metrics.text({})
+    for bound, count in (("0.005", 2), ("0.25", 2), ("0.5", 3), ("30", 3), ("+Inf", 4)):
+        assert f'hushprompt_request_seconds_bucket{{path="/",le="{bound}"}} {count}\n' in text
+    assert 'hushprompt_request_seconds_count{path="/"} 4\n' in text
+
+
+def test_every_core_has_a_batch_of_its_own_unless_one_is_faster_on_all(served_prompt, monkeypatch):
+    before = torch.get_num_threads()
+    for seconds, wanted in (((1.0, 1.2), (3, 1)), ((1.0, 1.9), (1, 3))):
+        times = iter(seconds)
+        monkeypatch.setattr(PromptAnswers, "_seconds_alone", lambda self, times=times: next(times))
+        torch.set_num_threads(3)
+        try:
+            answers = PromptAnswers(served_prompt)
+            assert (answers.num_workers, torch.get_num_threads()) == (wanted[0], 3)
+            answers.prepare_thread()
+            assert torch.get_num_threads() == wanted[1]
+        finally:
+            torch.set_num_threads(before)
+
+
+def test_what_is_decoded_at_the_same_time_fits_into_memory_and_comes_in_turn():
+    room, order = Room(10), []
+
+    def take(name, values):
+        with room.taken(values):
+            order.append(name)
+
+    with room.taken(8):
+        threads = [threading.Thread(target=take, args=each) for each in (("large", 99), ("small", 1))]
+        for each in threads:
+            each.start()
+            time.sleep(0.05)
+        assert not order, "the small one waits for its turn, or the large one might wait for ever"
+    for each in threads:
+        each.join(5)
+    assert order == ["large", "small"]
 
 
 def test_an_answer_on_its_way_is_given_before_the_end(served_prompt):

@@ -16,13 +16,15 @@ from rich.console import Console
 from hushprompt.cli import failures
 from hushprompt.cli.commands import EXAMPLES, HELP
 from hushprompt.cli.lazy import LazyGroup, epilog
-from hushprompt.errors import sentence_of
+from hushprompt.errors import FULL, sentence_of
 from hushprompt.process import tune
 
 logger = logging.getLogger("hushprompt")
 app = typer.Typer(
     cls=LazyGroup, help=HELP, epilog=epilog(EXAMPLES), no_args_is_help=True, pretty_exceptions_enable=False
 )
+RUNS = (["run"], ["sweep"])
+"""Commands that take up again what a full disk ended."""
 
 
 def show_version(is_wanted: bool) -> bool:
@@ -64,5 +66,7 @@ def main() -> None:
     except Exception as error:  # one place for all: errors of the system and of libraries too
         if logger.isEnabledFor(logging.DEBUG):
             traceback.print_exc()
-        Console(stderr=True, highlight=False).print(f"hushprompt: {sentence_of(error)}", markup=False, soft_wrap=True)
+        is_run = sys.argv[1:2] in RUNS and getattr(error, "errno", None) in FULL
+        said = f"hushprompt: {sentence_of(error)}" + (" A run that had begun goes on with --resume." if is_run else "")
+        Console(stderr=True, highlight=False).print(said, markup=False, soft_wrap=True)
         sys.exit(2)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,14 +21,15 @@ from hushprompt.serving.inputs import as_array, media_for
 from hushprompt.serving.limits import RefusedError
 from hushprompt.serving.prompt import ZERO_SHOT, Prediction, Prompt, predictions
 
-if TYPE_CHECKING:
-    pass
-
 VALUES_AT_ONCE = 40_000_000
 """Pixels, or samples, that are decoded at the same time: 600 MB at worst.
 
 A PNG with a palette and transparency, which is converted twice, takes 15 bytes a pixel; others take less.
 """
+MOST_WORKERS = 4
+"""More threads would wait for each other's Python."""
+WORTHWHILE = 1.3
+"""An image alone has to be encoded so many times as fast on all cores as on one, or a batch stays on one."""
 
 
 @dataclass(frozen=True)
@@ -68,18 +72,54 @@ class PromptAnswers:
             require("audio", "A server of sounds", "soundfile")
         self._media, self._width = media_for(backbone.capabilities), backbone.feature_dim
         self.zero_shot = _zero_shot(prompt)
-        blank = np.zeros(backbone.capabilities.sampling_rate or 48_000, np.float32)
-        self._replies([np.zeros((32, 32, 3), np.uint8) if self.modality == "image" else blank], [Question(b"", 0)])
+        self._room = Room(VALUES_AT_ONCE)
+        self.num_workers, self._num_threads = self._shared_out()
 
     def __call__(self, questions: Sequence[Question]) -> list[Reply | Exception]:
-        """Return a reply, or what is wrong, for each question."""
+        """Return a reply, or what is wrong, for each question; of several threads at the same time."""
         found: list[Reply | Exception] = []
         for part in _parts(questions):
-            arrays = [self._decoded(each) for each in part]
-            readable = [at for at, array in enumerate(arrays) if not isinstance(array, Exception)]
-            replies = iter(self._replies([arrays[at] for at in readable], [part[at] for at in readable]))
+            with self._room.taken(sum(each.size for each in part)):
+                arrays = [self._decoded(each) for each in part]
+                readable = [at for at, array in enumerate(arrays) if not isinstance(array, Exception)]
+                replies = iter(self._replies([arrays[at] for at in readable], [part[at] for at in readable]))
             found += [array if isinstance(array, Exception) else next(replies) for array in arrays]
         return found
+
+    def prepare_thread(self) -> None:
+        """Have batches of this thread encoded on as many cores as one of them is given."""
+        torch.set_num_threads(self._num_threads)
+
+    def give_back_threads(self) -> None:
+        """Let what the caller's thread does next run on as many cores as before: other threads changed that for all."""
+        torch.set_num_threads(torch.get_num_threads())
+
+    def _shared_out(self) -> tuple[int, int]:
+        """Return how many batches are encoded at the same time, and on how many threads each.
+
+        A large model is faster on all cores. A small one is not, as its threads wait for each other; then every core
+        has a batch of its own.
+        """
+        num_threads = torch.get_num_threads()
+        if self.prompt.model.device != "cpu" or num_threads == 1:
+            self._seconds_alone()
+            return 1, num_threads
+        together = self._seconds_alone()
+        torch.set_num_threads(1)
+        alone = self._seconds_alone()
+        torch.set_num_threads(num_threads)
+        return (1, num_threads) if alone > WORTHWHILE * together else (min(num_threads, MOST_WORKERS), 1)
+
+    def _seconds_alone(self) -> float:
+        """Return how long a blank takes, the fastest of three once the model is warm."""
+        rate = self.prompt.model.backbone.capabilities.sampling_rate or 48_000
+        blank = np.zeros((32, 32, 3), np.uint8) if self.modality == "image" else np.zeros(rate, np.float32)
+        times = []
+        for _ in range(4):
+            start = time.perf_counter()
+            self._replies([blank], [Question(b"", 0)])
+            times.append(time.perf_counter() - start)
+        return min(times[1:])
 
     def _decoded(self, question: Question) -> np.ndarray | Exception:
         """Return the pixels or samples, or the refusal of what is damaged."""
@@ -130,6 +170,28 @@ def _zero_shot(prompt: Prompt) -> Prompt | None:
         return prompt.zero_shot()
     except ConfigError:
         return None
+
+
+class Room:
+    """Room in memory, for which threads wait in turn."""
+
+    def __init__(self, values: int) -> None:
+        self._values = self._left = values
+        self._turn, self._change = threading.Lock(), threading.Condition()
+
+    @contextlib.contextmanager
+    def taken(self, values: int) -> Iterator[None]:
+        """Take room for so many values while the block runs; for more than there is, all of it."""
+        values = min(values, self._values)
+        with self._turn, self._change:
+            self._change.wait_for(lambda: self._left >= values)
+            self._left -= values
+        try:
+            yield
+        finally:
+            with self._change:
+                self._left += values
+                self._change.notify()
 
 
 def _parts(questions: Sequence[Question]) -> Iterator[list[Question]]:

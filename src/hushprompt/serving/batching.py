@@ -7,6 +7,7 @@ import contextlib
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from hushprompt.serving.limits import RefusedError, ServingLimits
@@ -17,32 +18,53 @@ RETRY_AFTER = 1.0
 """Seconds after which one who found the queue full may come again."""
 
 
-class MicroBatcher(Generic[Item, Answer]):
-    """Hands items to a function in batches, one batch at a time, in a thread of its own.
+@dataclass(frozen=True)
+class _Waiting(Generic[Item, Answer]):
+    """An item, what it costs, and the answer to come."""
 
-    A batch is what waits. As long as it is smaller than the last one was, it waits for more, `batch_seconds` at most:
-    who asks alone never waits. It ends early with items that cost much, so that whoever gave up by then costs no more,
-    and takes one item of each request in turn, so that a request with many does not go before all others.
+    item: Item
+    cost: int
+    coming: asyncio.Future[Answer]
+
+
+class MicroBatcher(Generic[Item, Answer]):
+    """Hands items to a function in batches, each in a thread, as many at the same time as there are workers.
+
+    A batch is what has come while the last one was worked on. With one worker, a batch that is smaller than the last
+    one waits for more, `batch_seconds` at most: who asks alone never waits, and those whose answers came together ask
+    together again. A batch ends early with items that cost much, so that whoever gave up by then costs no more, and
+    takes one item of each request in turn, so that a request with many does not go before all others.
     """
 
     def __init__(
         self,
         work: Callable[[Sequence[Item]], Sequence[Answer | Exception]],
         limits: ServingLimits,
+        *,
         cost: Callable[[Item], int] = lambda item: 0,
+        num_workers: int = 1,
+        prepare: Callable[[], None] = lambda: None,
     ) -> None:
-        """Take the function, which returns an answer or an error for each item, what may wait, and an item's cost."""
+        """Take the function, which returns an answer or an error for each item.
+
+        Args:
+            work: called in several threads at the same time.
+            limits: what may wait, and for how long.
+            cost: of an item.
+            num_workers: batches at the same time.
+            prepare: called in each thread first.
+        """
         self._work, self._limits, self._cost = work, limits, cost
-        self._requests: deque[deque[tuple[Item, asyncio.Future[Answer]]]] = deque()
+        self._num_workers, self._prepare = num_workers, prepare
+        self._requests: deque[deque[_Waiting[Item, Answer]]] = deque()
         self._has_come = asyncio.Event()
-        self._last = 1
         self.sizes: list[int] = [0, 0]
         """Batches, and items in all of them."""
 
     @property
     def num_waiting(self) -> int:
-        """Items in the queue; not those that are being worked on."""
-        return sum(len(each) for each in self._requests)
+        """Items in the queue for which somebody waits; not those that are being worked on."""
+        return sum(not each.coming.done() for request in self._requests for each in request)
 
     def submit(self, items: Sequence[Item]) -> list[asyncio.Future[Answer]]:
         """Queue items, all or none, and return their answers to come.
@@ -50,56 +72,84 @@ class MicroBatcher(Generic[Item, Answer]):
         Raises:
             RefusedError: 503, there is no room for them.
         """
-        if self.num_waiting + len(items) > self._limits.queue:
+        if sum(map(len, self._requests)) + len(items) > self._limits.queue:
+            self._forget_gone()
+        if sum(map(len, self._requests)) + len(items) > self._limits.queue:
             raise RefusedError(503, "Too many are asking. Try again in a second.", retry_after=RETRY_AFTER)
         coming = [asyncio.get_running_loop().create_future() for _ in items]
         if coming:
-            self._requests.append(deque(zip(items, coming, strict=True)))
+            self._requests.append(
+                deque(_Waiting(item, self._cost(item), each) for item, each in zip(items, coming, strict=True))
+            )
             self._has_come.set()
         return coming
 
     async def run(self) -> None:
         """Work on what comes, until this is cancelled."""
-        loop = asyncio.get_running_loop()
-        with ThreadPoolExecutor(1, thread_name_prefix="encode") as pool:
-            while True:
-                batch = [pair for pair in await self._batch() if not pair[1].done()]  # done: nobody waits for it
-                if batch:
-                    self.sizes[0] += 1
-                    self.sizes[1] += len(batch)
-                    try:
-                        answers = await loop.run_in_executor(pool, self._work, [item for item, _ in batch])
-                    except Exception as error:
-                        answers = [error] * len(batch)
-                    for (_, future), answer in zip(batch, answers, strict=True):
-                        _settle(future, answer)
+        with ThreadPoolExecutor(self._num_workers, thread_name_prefix="encode", initializer=self._prepare) as pool:
+            async with asyncio.TaskGroup() as workers:
+                for _ in range(self._num_workers):
+                    workers.create_task(self._work_in(pool))
 
-    async def _batch(self) -> list[tuple[Item, asyncio.Future[Answer]]]:
-        """Return what is encoded next."""
-        batch, limits = [await self._next()], self._limits
-        cost = self._cost(batch[0][0])
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(limits.batch_seconds):
-                while len(batch) < limits.batch_size and cost < limits.values and self._is_expected(len(batch)):
-                    batch.append(await self._next())
-                    cost += self._cost(batch[-1][0])
-        self._last = len(batch)
+    async def _work_in(self, pool: ThreadPoolExecutor) -> None:
+        """Work on one batch after the other."""
+        last = 1
+        while True:
+            found = await self._batch(last)
+            last = len(found)
+            if batch := [each for each in found if not each.coming.done()]:  # some gave up while it was filled
+                await self._answer(batch, pool)
+
+    async def _answer(self, batch: list[_Waiting[Item, Answer]], pool: ThreadPoolExecutor) -> None:
+        """Have a batch worked on, and tell those who wait."""
+        self.sizes[0] += 1
+        self.sizes[1] += len(batch)
+        answers: Sequence[Answer | Exception]
+        try:
+            answers = await asyncio.get_running_loop().run_in_executor(pool, self._work, [each.item for each in batch])
+        except Exception as error:
+            answers = [error] * len(batch)
+        for each, answer in zip(batch, answers, strict=True):
+            _settle(each.coming, answer)
+
+    async def _batch(self, last: int) -> list[_Waiting[Item, Answer]]:
+        """Return what is encoded next, `last` items if they come soon."""
+        batch: list[_Waiting[Item, Answer]] = []
+        while not batch:
+            await self._coming()
+            self._fill(batch)
+        if len(batch) < last and self._num_workers == 1:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._limits.batch_seconds):
+                    while len(batch) < last and self._has_room(batch):
+                        await self._coming()
+                        self._fill(batch)
         return batch
 
-    def _is_expected(self, number: int) -> bool:
-        """Whether more than this number of items are there, or were the last time."""
-        return bool(self._requests) or number < self._last
-
-    async def _next(self) -> tuple[Item, asyncio.Future[Answer]]:
-        """Return one item of the request whose turn it is, and the answer to come."""
+    async def _coming(self) -> None:
+        """Wait until there is something."""
         while not self._requests:
             self._has_come.clear()
             await self._has_come.wait()
-        request = self._requests.popleft()
-        pair = request.popleft()
-        if request:
-            self._requests.append(request)
-        return pair
+
+    def _fill(self, batch: list[_Waiting[Item, Answer]]) -> None:
+        """Add what is there, one item of each request in turn."""
+        while self._requests and self._has_room(batch):
+            request = self._requests.popleft()
+            each = request.popleft()
+            if request:
+                self._requests.append(request)
+            if not each.coming.done():
+                batch.append(each)
+
+    def _forget_gone(self) -> None:
+        """Make room: nobody waits for these any more."""
+        left = (deque(each for each in request if not each.coming.done()) for request in self._requests)
+        self._requests = deque(request for request in left if request)
+
+    def _has_room(self, batch: list[_Waiting[Item, Answer]]) -> bool:
+        """Whether one more goes with them."""
+        return len(batch) < self._limits.batch_size and sum(each.cost for each in batch) < self._limits.values
 
 
 def _settle(future: asyncio.Future[Answer], answer: Answer | Exception) -> None:

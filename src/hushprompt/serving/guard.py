@@ -8,7 +8,6 @@ import functools
 import hashlib
 import hmac
 import ipaddress
-import json
 import logging
 import re
 import time
@@ -16,13 +15,10 @@ import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from hushprompt.serving.asgi import ASGIApp, Message, Receive, Scope, Send, in_json
 from hushprompt.serving.limits import RefusedError, ServingLimits
-
-if TYPE_CHECKING:
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 logger = logging.getLogger(__name__)
 FAILED = "Something failed here that is not your fault."
@@ -46,6 +42,8 @@ DROP_SECONDS, DROP_BYTES = 1.0, 16 * 2**20
 """Longest, and most, that the rest of a body which is not wanted is read."""
 CHARGE = "hushprompt.charge"
 """Key of a request's scope: the function that counts it, for the rate limit, as so many more."""
+GONE = "hushprompt.gone"
+"""Key of a request's scope, while it is answered: the function that ends it, as its sender went away."""
 MOST_ADDRESSES = 10_000
 """Addresses that the rate limit remembers."""
 HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\[\]:/@]+)(?::\d{1,5})?")
@@ -113,7 +111,8 @@ class Guard:
         start = time.perf_counter()
         exchange = _Exchange(scope, receive, send, self._limits.read_seconds)
         try:
-            async with asyncio.timeout(self._limits.request_seconds):
+            async with asyncio.timeout(self._limits.request_seconds) as patience:
+                scope[GONE] = functools.partial(exchange.give_up, patience)
                 self._check(scope, exchange.headers)
                 await self._app(scope, exchange.receive, exchange.send)
         except TimeoutError:
@@ -124,6 +123,7 @@ class Guard:
             logger.error("A request failed, which is a fault of the server: %s.", _place(error))
             await exchange.refuse(RefusedError(500, FAILED))
         finally:
+            scope.pop(GONE, None)
             self._count(scope["path"], exchange.status, time.perf_counter() - start)
 
     def _check(self, scope: Scope, headers: dict[str, list[str]]) -> None:
@@ -156,7 +156,7 @@ class _Exchange:
         self.headers: dict[str, list[str]] = {}
         for name, value in scope["headers"]:
             self.headers.setdefault(name.decode("latin-1").lower(), []).append(value.decode("latin-1"))
-        self.status = 0
+        self.status, self._is_gone = 0, False
         self._receive, self._send, self._seconds = receive, send, seconds
         self._is_read = not ({"content-length", "transfer-encoding"} & self.headers.keys())
         self._is_begun = self._is_read
@@ -181,9 +181,15 @@ class _Exchange:
         await self._send(message)
 
     async def refuse(self, refusal: RefusedError) -> None:
-        """Answer with a refusal, if no answer has begun."""
-        if not self.status:
-            await send_json(self.send, refusal.status, {"error": str(refusal)}, refusal.headers)
+        """Answer with a refusal, if no answer has begun and somebody waits for it."""
+        if not self.status and not self._is_gone:
+            await in_json({"error": str(refusal)}, refusal.status, refusal.headers).send(self.send)
+
+    def give_up(self, patience: asyncio.Timeout) -> None:
+        """End it, with what it waits for: its sender went away."""
+        self._is_gone = True
+        if not patience.expired():
+            patience.reschedule(0.0)
 
     async def _drop_rest(self) -> None:
         """Read what is left of the body; not from one who waits to be asked for it (Expect: 100-continue)."""
@@ -194,15 +200,6 @@ class _Exchange:
             async with asyncio.timeout(min(DROP_SECONDS, self._seconds)):
                 while not self._is_read and left >= 0:
                     left -= len((await self.receive()).get("body", b""))
-
-
-async def send_json(send: Send, status: int, value: Any, headers: dict[str, str]) -> None:
-    """Send an answer in JSON."""
-    body = json.dumps(value).encode()
-    more = {"content-type": "application/json", "content-length": str(len(body)), **headers}
-    encoded = [(name.encode(), each.encode()) for name, each in more.items()]
-    await send({"type": "http.response.start", "status": status, "headers": encoded})
-    await send({"type": "http.response.body", "body": body})
 
 
 def is_known(host: str, names: Collection[str]) -> bool:

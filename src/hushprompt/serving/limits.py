@@ -45,10 +45,13 @@ class ServingLimits:
 class RefusedError(HushpromptError):
     """A request is not answered; its sender is told why."""
 
-    def __init__(self, status: int, text: str, *, retry_after: float | None = None) -> None:
-        """Take the HTTP status, the sentence, and the seconds after which it may be tried again."""
+    def __init__(
+        self, status: int, text: str, *, retry_after: float | None = None, headers: dict[str, str] | None = None
+    ) -> None:
+        """Take the HTTP status, the sentence, the seconds after which it may be tried again, and further headers."""
         super().__init__(text)
-        self.status = status
-        self.headers = {} if retry_after is None else {"retry-after": str(max(1, math.ceil(retry_after)))}
+        self.status, self.headers = status, dict(headers or {})
+        if retry_after is not None:
+            self.headers["retry-after"] = str(max(1, math.ceil(retry_after)))
         if status == 401:
             self.headers["www-authenticate"] = "Bearer"

@@ -13,14 +13,14 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from hushprompt.deployment.operate import secrets
 from hushprompt.errors import ConfigError
-from hushprompt.serving.guard import HEADERS, Door, is_address, network
+from hushprompt.serving.guard import GONE, HEADERS, Door, is_address, network
 from hushprompt.serving.limits import ServingLimits
 
 SHORTEST_TOKEN = 20
@@ -156,6 +156,37 @@ def read_token(path: Path) -> str:
     return token
 
 
+class _OneWrite:
+    """A connection on which an answer's head is sent with its body: two packets cost its caller and us twice."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport, self._loop = transport, loop
+        self._held = b""
+
+    def write(self, data: bytes) -> None:
+        """Send at the next call, or as soon as nothing else is to be done."""
+        if self._held:
+            self._held += data
+            self._send()
+        elif data:
+            self._held = data
+            self._loop.call_soon(self._send)
+
+    def close(self) -> None:
+        """Send all, and close."""
+        self._send()
+        self._transport.close()
+
+    def _send(self) -> None:
+        held, self._held = self._held, b""
+        if held and not self._transport.is_closing():
+            self._transport.write(held)
+
+    def __getattr__(self, name: str) -> Any:
+        """Be the connection in all else."""
+        return getattr(self._transport, name)
+
+
 class GuardedProtocol(H11Protocol):
     """Uvicorn's protocol, with an end to connections that are too many, or on which no request arrives."""
 
@@ -167,7 +198,7 @@ class GuardedProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take a connection, or say that there are too many."""
-        super().connection_made(transport)
+        super().connection_made(cast(asyncio.Transport, _OneWrite(transport, self.loop)))
         address = self.client[0] if self.client else ""
         self.network = "" if not address or is_loopback(address) else network(address)
         same = sum(each.network == self.network for each in self.connections if isinstance(each, GuardedProtocol))
@@ -178,8 +209,10 @@ class GuardedProtocol(H11Protocol):
             self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget it."""
+        """Forget it, and what was asked on it."""
         self._stop_waiting()
+        if self._is_busy():
+            self.cycle.scope.get(GONE, lambda: None)()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:

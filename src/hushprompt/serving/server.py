@@ -5,36 +5,31 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.resources
-import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
 
 import msgspec
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
-from starlette.routing import Route
 
 from hushprompt.serving.answers import PromptAnswers, Question, Reply, identifier
+from hushprompt.serving.asgi import Application, ASGIApp, Endpoint, Request, Response, in_json
 from hushprompt.serving.batching import MicroBatcher
 from hushprompt.serving.content import FORMATS, passes, size_of
-from hushprompt.serving.guard import CHARGE, FAILED, Door, Guard
+from hushprompt.serving.guard import CHARGE, Door, Guard
 from hushprompt.serving.limits import RefusedError, ServingLimits
 from hushprompt.serving.promise import in_plain_words
 from hushprompt.serving.prompt import ZERO_SHOT, Prediction
 from hushprompt.serving.server_metrics import ServerMetrics
 
-if TYPE_CHECKING:
-    from starlette.types import ASGIApp
-
-logger = logging.getLogger(__name__)
-PAGE = {"/": ("index.html", "text/html"), "/script.js": ("script.js", "text/javascript"),
-        "/style.css": ("style.css", "text/css")}  # fmt: skip
+PAGE = {
+    "/": ("index.html", "text/html; charset=utf-8"),
+    "/script.js": ("script.js", "text/javascript; charset=utf-8"),
+    "/style.css": ("style.css", "text/css; charset=utf-8"),
+}
 KEYS = {"image": "images", "audio": "sounds"}
 """Of a request with several."""
-Endpoint = Callable[[Request], Awaitable[Response]]
+SMALL = 8 * 2**10
+"""Bytes of a body whose header is read at once; in a larger one it can be long."""
 
 
 class PromptService:
@@ -43,7 +38,7 @@ class PromptService:
     def __init__(self, answers: PromptAnswers, limits: ServingLimits) -> None:
         """Take what answers, and how much of it one may ask."""
         self._prompt, self._answers, self._limits = answers.prompt, answers, limits
-        self._batcher: MicroBatcher[Question, Reply] = MicroBatcher(answers, limits, _cost)
+        self._batcher = self._new_batcher()
         self._id, self._is_ready = identifier(answers.prompt), False
         self._about = self._description()
         self.endpoints: dict[str, tuple[Endpoint, str]] = {
@@ -54,9 +49,9 @@ class PromptService:
         self.counts = ServerMetrics([*self.endpoints, *PAGE])
 
     @contextlib.asynccontextmanager
-    async def running(self, app: Starlette) -> AsyncIterator[None]:
+    async def running(self) -> AsyncIterator[None]:
         """Encode what is asked while the application runs."""
-        self._batcher = MicroBatcher(self._answers, self._limits, _cost)  # its queue belongs to this event loop
+        self._batcher = self._new_batcher()  # its queue belongs to this event loop
         task = asyncio.create_task(self._batcher.run())
         self._is_ready = True
         try:
@@ -66,6 +61,7 @@ class PromptService:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
+            self._answers.give_back_threads()
 
     async def predict(self, request: Request) -> Response:
         """Say what the one image, or sound, in the body is."""
@@ -74,7 +70,7 @@ class PromptService:
         start = time.perf_counter()
         question = Question(data, await self._size(data), top, with_zero_shot)
         (coming,) = self._batcher.submit([question])
-        return JSONResponse({**_told(await coming), **self._signed(start)})
+        return in_json({**_told(await coming), **self._signed(start)})
 
     async def predict_batch(self, request: Request) -> Response:
         """Say what each of several images, or sounds, in base64, is; what is wrong with one is told in its place."""
@@ -91,31 +87,40 @@ class PromptService:
         coming = self._batcher.submit([each for each in questions if isinstance(each, Question)])
         replies = iter(await asyncio.gather(*coming, return_exceptions=True))
         found = [_told(each if isinstance(each, RefusedError) else next(replies)) for each in questions]
-        return JSONResponse({"predictions": found, **self._signed(start)})
+        return in_json({"predictions": found, **self._signed(start)})
 
     async def model(self, request: Request) -> Response:
         """Say what the prompt is, and what it promises."""
-        return JSONResponse(self._about)
+        return in_json(self._about)
 
     async def healthz(self, request: Request) -> Response:
         """Say that the process is there."""
-        return JSONResponse({"status": "ok"})
+        return in_json({"status": "ok"})
 
     async def readyz(self, request: Request) -> Response:
         """Say whether requests are answered."""
-        return JSONResponse({"ready": self._is_ready}, 200 if self._is_ready else 503)
+        return in_json({"ready": self._is_ready}, 200 if self._is_ready else 503)
 
     async def metrics(self, request: Request) -> Response:
         """Return counts and times."""
         batches, images = self._batcher.sizes
         gauges = {"batches_total": batches, "images_total": images, "queue": self._batcher.num_waiting}
-        return PlainTextResponse(self.counts.text(gauges), media_type="text/plain; version=0.0.4")
+        return Response(self.counts.text(gauges).encode(), "text/plain; version=0.0.4; charset=utf-8")
+
+    def _new_batcher(self) -> MicroBatcher[Question, Reply]:
+        """Return a queue, and what works on it."""
+        answers = self._answers
+        return MicroBatcher(
+            answers, self._limits, cost=_cost, num_workers=answers.num_workers, prepare=answers.prepare_thread
+        )
 
     def _wanted(self, request: Request) -> tuple[int, bool]:
         """Return how many classes are to be named, and whether the hand template is asked too."""
-        asked = dict(request.query_params)
+        given = request.query()
+        asked = dict(given)
+        is_once = len(asked) == len(given)
         top, compare = asked.pop("top", "5"), asked.pop("compare", None)
-        if asked or len(request.query_params.multi_items()) > len(request.query_params):
+        if asked or not is_once:
             raise RefusedError(400, "Only top=N and compare=zero_shot are taken, once. A token goes into a header.")
         if not (top.isascii() and top.isdigit() and len(top) <= 6 and int(top) > 0):
             raise RefusedError(400, "top must be a number from 1: how many classes are named.")
@@ -127,7 +132,7 @@ class PromptService:
 
     async def _body(self, request: Request) -> bytes:
         """Return the body, counted while it comes in."""
-        most, declared = self._limits.body_bytes, request.headers.get("content-length", "0")
+        most, declared = self._limits.body_bytes, request.header(b"content-length", "0")
         too_large = RefusedError(413, f"The body is larger than {most:,} bytes.")
         if not declared.isdecimal():
             raise RefusedError(400, "The header Content-Length is no number.")
@@ -136,7 +141,7 @@ class PromptService:
         body = bytearray()
         try:
             async with asyncio.timeout(self._limits.read_seconds):
-                async for chunk in request.stream():
+                async for chunk in request.parts():
                     body += chunk
                     if len(body) > most:
                         raise too_large
@@ -145,7 +150,9 @@ class PromptService:
         return bytes(body)
 
     async def _size(self, data: bytes) -> int:
-        """Return pixels or samples; a header can be long, and others are answered meanwhile."""
+        """Return pixels or samples; others are answered while a long header is read."""
+        if len(data) <= SMALL:
+            return size_of(data, self._answers.modality, self._limits)
         return await asyncio.to_thread(size_of, data, self._answers.modality, self._limits)
 
     def _several(self, body: bytes) -> list[bytes]:
@@ -185,11 +192,8 @@ class PromptService:
 
 def application(service: PromptService, door: Door, limits: ServingLimits) -> ASGIApp:
     """Return the ASGI application: endpoints, page, and the guard before them."""
-    routes = [Route(path, found, methods=[method]) for path, (found, method) in service.endpoints.items()]
-    routes += [Route(path, _page(*told), methods=["GET"]) for path, told in PAGE.items()]
-    handlers = {RefusedError: _refused, HTTPException: _wrong, ClientDisconnect: _gone, Exception: _failed}
-    app = Starlette(routes=routes, exception_handlers=handlers, lifespan=service.running)
-    app.router.redirect_slashes = False
+    pages = {path: (_page(*told), "GET") for path, told in PAGE.items()}
+    app = Application({**service.endpoints, **pages}, service.running)
     return Guard(app, door, limits, service.counts.count)
 
 
@@ -203,7 +207,7 @@ def _page(name: str, kind: str) -> Endpoint:
     content = (importlib.resources.files("hushprompt.serving") / "page" / name).read_bytes()
 
     async def endpoint(request: Request) -> Response:
-        return Response(content, media_type=kind)
+        return Response(content, kind)
 
     return endpoint
 
@@ -222,26 +226,3 @@ def _prediction(found: Prediction) -> dict[str, Any]:
     """Return one prediction as JSON says it."""
     top = [{"label": label, "probability": round(share, 7)} for label, share in found.top]
     return {"label": found.label, "probability": round(found.probability, 7), "top": top}
-
-
-async def _refused(request: Request, error: Exception) -> Response:
-    """Answer what is refused."""
-    assert isinstance(error, RefusedError)
-    return JSONResponse({"error": str(error)}, error.status, error.headers)
-
-
-async def _wrong(request: Request, error: Exception) -> Response:
-    """Answer what does not exist."""
-    assert isinstance(error, HTTPException)
-    said = {404: "There is nothing at this address.", 405: "This address is not asked like that."}
-    return JSONResponse({"error": said.get(error.status_code, error.detail)}, error.status_code, error.headers)
-
-
-async def _gone(request: Request, error: Exception) -> Response:
-    """Answer nobody: the sender went away."""
-    return Response(status_code=400)
-
-
-async def _failed(request: Request, error: Exception) -> Response:
-    """Answer what should not happen; Starlette raises it again, and the guard notes it for the server's owner."""
-    return JSONResponse({"error": FAILED}, 500)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 from collections import Counter
 from collections.abc import Collection, Mapping
 
@@ -22,10 +24,8 @@ class ServerMetrics:
         """Note an answer; a status of 0 is none, as when the sender went away."""
         known = path if path in self._paths else "other"
         self._answers[known, status] += 1
-        times = self._times.setdefault(known, [0.0] * (len(BOUNDS) + 2))
-        for at, bound in enumerate(BOUNDS):
-            times[at] += seconds <= bound
-        times[-2] += 1
+        times = self._times.setdefault(known, [0.0] * (len(BOUNDS) + 2))  # by bound, beyond all, and their sum
+        times[bisect.bisect_left(BOUNDS, seconds)] += 1
         times[-1] += seconds
 
     def text(self, gauges: Mapping[str, float]) -> str:
@@ -38,10 +38,11 @@ class ServerMetrics:
         lines.append("# TYPE hushprompt_request_seconds histogram")
         for path, times in sorted(self._times.items()):
             name = f'hushprompt_request_seconds_bucket{{path="{path}",le='
-            lines += [f'{name}"{bound:g}"}} {times[at]:g}' for at, bound in enumerate(BOUNDS)]
+            counts = list(itertools.accumulate(times[:-1]))
+            lines += [f'{name}"{bound:g}"}} {count:g}' for bound, count in zip(BOUNDS, counts, strict=False)]
             lines += [
-                f'{name}"+Inf"}} {times[-2]:g}',
-                f'hushprompt_request_seconds_count{{path="{path}"}} {times[-2]:g}',
+                f'{name}"+Inf"}} {counts[-1]:g}',
+                f'hushprompt_request_seconds_count{{path="{path}"}} {counts[-1]:g}',
                 f'hushprompt_request_seconds_sum{{path="{path}"}} {times[-1]:.6f}',
             ]
         for name, value in gauges.items():

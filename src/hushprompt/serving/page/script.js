@@ -117,6 +117,16 @@ function preview(file) {
   picture.src = address;
 }
 
+// Without an icon of the page's own a browser asks for one that the security policy forbids.
+function bring_icon() {
+  const bars = '<path d="M2 3h12v3H2zm0 5h8v3H2zm0 5h4v2H2z" fill="#1f5fbf"/>';
+  const drawn = `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16" width="16" height="16">${bars}</svg>`;
+  const link = document.createElement("link");
+  link.rel = "icon";
+  link.href = URL.createObjectURL(new Blob([drawn], { type: "image/svg+xml" }));
+  document.head.append(link);
+}
+
 function percent(share) {
   return `${(100 * share).toFixed(1)} %`;
 }
@@ -164,4 +174,5 @@ for (const kind of ["dragleave", "drop"]) {
   });
 }
 document.addEventListener("drop", (event) => predict(event.dataTransfer.files[0]));
+bring_icon();
 start();
