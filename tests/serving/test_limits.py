@@ -92,7 +92,8 @@ def test_a_prompt_is_safetensors_and_nothing_else_is_opened(tmp_path, monkeypatc
     assert not Path("ran").exists()
 
 
-def test_the_command_does_not_serve_against_its_owners_word(served_prompt, tmp_path, hush):
+def test_the_command_does_not_serve_against_its_owners_word(served_prompt, tmp_path, hush, monkeypatch):
+    monkeypatch.setattr("hushprompt.serving.listening.Listener", None)  # nothing listens, whatever is forgotten
     path = served_prompt.path
     free = toy_prompt(tmp_path, privacy={"epsilon": float("inf"), "delta": 1e-3}).path
     for arguments, says in (
