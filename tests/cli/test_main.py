@@ -158,7 +158,7 @@ def test_calibrate_prints_noise_and_who_has_which_epsilon(hush):
 
 def test_calibrate_knows_who_adds_the_noise(hush):
     out = hush("calibrate", "--epsilon", 2, "--rounds", 10, "--noise-at", "client", "--audience", "server").out
-    assert "the server (receives every client's upload, with the client's own noise):\n  epsilon = 2 at" in out
+    assert "the server (receives all that clients send):\n  epsilon = 2 at" in out
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_with_rare_evaluation_the_bar_keeps_the_last_scores_and_the_run_shows_wh
     assert "nan" not in done.out
     assert "base" in done.out
     assert "2 of 3 clients take part in a round" in done.out
-    assert "for the server (receives every client's upload" in done.out
+    assert "for the server (receives all that clients send" in done.out
     bars = progress.TrainingBars(Console())
     bars._words = progress.LastScores(plan_arms(configs.load(tmp_path / "r" / "config.toml"), [4, 4, 4])[-1])
     record = records.RoundRecord(

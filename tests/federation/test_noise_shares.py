@@ -21,6 +21,7 @@ from hushprompt.privacy.mechanisms.base import StepMechanism
 from hushprompt.registry import METHODS
 from hushprompt.runs import records
 from hushprompt.runs.identity import settings_of
+from hushprompt.runs.prompt_file import read_prompt
 
 
 def sharing(toy_values, method="promptfl", training=None, num_clients=4, **privacy):
@@ -118,18 +119,30 @@ def test_rounds_with_too_few_clients_move_nothing_and_are_charged(toy_values, tm
         assert torch.equal(global_of(folder)["context"], start)
 
 
-def test_a_run_says_what_the_server_may_learn_and_verifies(toy_values, tmp_path):
+def test_a_run_says_what_the_server_may_learn_and_verifies(toy_values, tmp_path, hush):
     values = sharing(toy_values, "class_statistics", num_clients=5, max_dropouts=1, audience="server", rounding=0.0)
     run = hp.run({**values, "runtime": {"cache_dir": str(tmp_path / "c")}}, out=tmp_path / "run", progress=Silent())
     told = records.read_json(tmp_path / "run" / "privacy.json")
-    assert "together with up to 1 client: it learns one noisy sum a step, over at least 3 clients" in told["server"]
+    assert "together with up to 1 client: in a step it learns of a client one noisy sum at most" in told["server"]
+    assert "over at least 3 clients that are not with it" in told["server"]
     assert "A simulation: who knows the seed takes the noise away." in told["server"]
     assert "one process simulated it" in told["server"]
     server, public = run.guarantees["server"], run.guarantees["public"]
     assert server.epsilon == public.epsilon
     assert "with up to 1 client on the server's side and at least 3 others in every sum" in server.statement()
+    header, _ = read_prompt(tmp_path / "run" / "prompts" / "global.safetensors")
+    assert header.server == server.statement()
     checked = hp.verify(run)
     assert not checked.differences, str(checked)
+    for command in ("privacy", "show"):
+        shown = " ".join(hush(command, tmp_path / "run").out.split())
+        assert "on the server's side and at least 3 others in every sum" in shown
+        assert told["server"] in shown
+    page = hp.report([run], tmp_path / "report.html")
+    assert "at least 3 others in every sum" in page.read_text(encoding="utf-8")
+    told["arms"][0]["audiences"]["server"]["terms"]["honest"] = 4
+    records.write_json(tmp_path / "run" / "privacy.json", told)
+    assert any("honest is 4, computed: 3" in each for each in hp.verify(run).differences)
 
 
 def test_a_run_that_shares_nothing_says_so(toy_values, tmp_path):

@@ -26,6 +26,7 @@ KINDS = {
         "training": {"num_rounds": 1, "local_steps": 2},
         "sampling": {"name": "disjoint", "steps_per_round": 2},
     },
+    "shares": {"privacy": {**PRIVACY, "noise_at": "shares", "adaptive_quantile": 0.5}},
     "counts": {"evaluation": {"metrics_epsilon": 2.0, "metrics_delta": 1e-3}},
 }
 

@@ -24,7 +24,7 @@ from hushprompt.deployment import policy
 from hushprompt.deployment.client_run import ClientRun
 from hushprompt.deployment.responses import Responses
 from hushprompt.deployment.store import RunStore, rounds_of_state
-from hushprompt.federation import client, payload, rounding
+from hushprompt.federation import client, payload, planning, rounding
 from hushprompt.federation.server import Server
 from hushprompt.federation.simulate import StartBooks
 from hushprompt.methods.base import Batch
@@ -36,6 +36,7 @@ from hushprompt.privacy import accounting, budget, clipping, ledger, metrics, no
 from hushprompt.privacy import plan as plans
 from hushprompt.privacy.clipping import ClippedSum
 from hushprompt.privacy.config import Audience, Channel
+from hushprompt.privacy.mechanisms import base
 from hushprompt.privacy.mechanisms.base import Release, StepMechanism
 from hushprompt.privacy.mechanisms.class_sums import ClassSumsMechanism
 from hushprompt.privacy.mechanisms.gaussian import GaussianMechanism
@@ -44,6 +45,7 @@ from hushprompt.privacy.plan import PrivacyPlan
 from hushprompt.privacy.release_plan import ReleasePlan
 from hushprompt.privacy.releases import GaussianReleases
 from hushprompt.privacy.sampling import DisjointSampler, EveryExample, PoissonSampler
+from hushprompt.privacy.shares import ShareGrid, ShareTerms
 from hushprompt.prompts.gradients import per_example_gradients
 from hushprompt.runs.identity import RunIdentity
 from hushprompt.runs.ledger import LedgerFile
@@ -1286,6 +1288,102 @@ def late_client_makes_all(patch):
         return init
 
     around(patch, ClientRun, "__init__", make)
+
+
+# ------------------------------------------------------------------------------------------ noise shares
+
+SHARING = "privacy/test_shares.py"
+SHARED_RUNS = "federation/test_noise_shares.py"
+FEWEST = "test_shares_of_the_fewest_honest_clients_are_together_the_planned_noise"
+
+
+@mutant("noise is shared among all clients, also among those who tell the server their part", SHARED_RUNS,
+        "test_the_sum_of_a_step_has_the_planned_noise_of_all_but_those_on_the_servers_side")  # fmt: skip
+def own_share_not_counted(patch):
+    patch.setattr(ShareTerms, "honest_among", lambda self, count: count)
+
+
+@mutant("noise is shared among all clients of the cohort, though fewer take part", SHARING, FEWEST,
+        source="seeded", n=8, d=2, c=2, rescue=False, honest={6: 4})  # fmt: skip
+def share_of_all_clients(patch):
+    patch.setattr(ShareTerms, "honest_among", lambda self, count: self.num_clients - self.max_colluding)
+
+
+@mutant("a server that shows every client another list is taken for one that does not", SHARING,
+        "test_no_strategy_of_a_server_opens_a_smaller_sum", n=4, d=1, c=1, versions=2)  # fmt: skip
+def lists_believed(patch):
+    patch.setattr(ShareTerms, "honest_among", lambda self, count: count - self.max_colluding)
+
+
+@mutant("clients add no noise under their masks", SHARING, FEWEST,
+        source="secure", n=3, d=0, c=1, rescue=False, honest={3: 2})  # fmt: skip
+def no_noise_under_masks(patch):
+    everywhere(patch, noise.share_of_noise, lambda size, *_: np.zeros(size, dtype=np.int64))
+
+
+@mutant("what rounding to the grid of shares moves is not paid by more noise", SHARING,
+        "test_the_noise_pays_for_what_rounding_adds_to_the_sensitivity")  # fmt: skip
+def share_rounding_not_paid(patch):
+    true = ShareGrid.of.__func__
+    patch.setattr(ShareGrid, "of", classmethod(lambda cls, std, wide, size, h: true(cls, std, 1e9 * wide, size, h)))
+
+
+@mutant("the count of adaptive clip norms has no share of the noise", SHARING,
+        "test_the_count_of_adaptive_norms_has_its_own_share")  # fmt: skip
+def count_without_share(patch):
+    true = noise.share_of_noise
+
+    def share_of_noise(size, *given):
+        drawn = true(size, *given)
+        drawn[-1] = 0
+        return drawn
+
+    everywhere(patch, true, share_of_noise)
+
+
+@mutant("all clients draw their shares of the noise from one stream", SHARED_RUNS,
+        "test_the_sum_of_a_step_has_the_planned_noise_of_all_but_those_on_the_servers_side")  # fmt: skip
+def one_stream_for_all_shares(patch):
+    patch.setattr(client, "stream", stream_without(-1)(("noise", "global")))
+
+
+@mutant("with secure noise, shares follow from the seed", "federation/test_secure_runs.py",
+        "test_nothing_that_protects_data_is_drawn_from_a_seeded_generator", kind="shares")  # fmt: skip
+def seeded_shares(patch):
+    true = noise.share_of_noise
+
+    def make(share):
+        def seeded(self, channel, summed, count):
+            everywhere(patch, base.share_of_noise, lambda size, rng: true(size, self.rng))
+            return share(self, channel, summed, count)
+
+        return seeded
+
+    around(patch, StepMechanism, "share", make)
+
+
+@mutant("a share, which is less than all of the noise, is given where all of it is planned", SHARING,
+        "test_only_the_planned_doors_are_open")  # fmt: skip
+def share_for_a_release(patch):
+    patch.setattr(StepMechanism, "_check_shares", lambda self, channel: None)
+
+
+@mutant("a sum in which masks did not cancel is used", SHARING, "test_an_uncancelled_mask_is_refused")
+def uncancelled_sum_used(patch):
+    patch.setattr(ShareGrid, "decode", lambda self, total, count: total * self.step)
+
+
+@mutant("a step goes on with fewer clients than are planned", SHARED_RUNS,
+        "test_rounds_with_too_few_clients_move_nothing_and_are_charged")  # fmt: skip
+def too_few_add_up(patch):
+    patch.setattr(ShareTerms, "least", property(lambda self: 1))
+    patch.setattr(ShareTerms, "honest_among", lambda self, count: max(count - self.max_colluding, 1))
+
+
+@mutant("a client may join after the release, and its sum stands alone", SHARED_RUNS,
+        "test_nobody_joins_after_a_release_of_shares")  # fmt: skip
+def late_sum_alone(patch):
+    patch.setattr(planning, "_check_late", lambda plan, num_late: None)
 
 
 # ------------------------------------------------------------------------------------------ start from statistics

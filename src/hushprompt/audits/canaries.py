@@ -30,7 +30,7 @@ from hushprompt.words import counted
 
 BELIEF = {Audience.PUBLIC: "global prompt", Audience.PERSONAL: "personal prompt"}
 """Prompts that an audience is asked about the wrong label, in words."""
-RELEASES = {Audience.PUBLIC: "all releases", Audience.PERSONAL: "all releases", Audience.SERVER: "every upload"}
+RELEASES = {Audience.PUBLIC: "all releases", Audience.PERSONAL: "all releases", Audience.SERVER: "all that it received"}
 """What an audience saw on the way."""
 
 

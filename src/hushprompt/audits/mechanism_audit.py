@@ -9,8 +9,9 @@ along its direction, which no test can beat (Neyman & Pearson 1933).
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,7 +27,8 @@ from hushprompt.audits.lower_bounds import (
     gdp_lower_bound,
 )
 from hushprompt.errors import ConfigError
-from hushprompt.privacy.clipping import add_up
+from hushprompt.federation.payload import add_shares
+from hushprompt.privacy.clipping import ClippedSum, add_up
 from hushprompt.privacy.config import Audience, Channel
 from hushprompt.privacy.mechanisms.base import ClassRows, Mechanism
 from hushprompt.privacy.plan import PrivacyPlan
@@ -227,9 +229,12 @@ def _release(
 ) -> Float[np.ndarray, " m"]:
     """Clip, add noise and divide as the plan does, and return the sum along each canary in clip norms."""
     is_client = plan.config.privacy_unit == "client"
-    mechanism = plan.mechanism(allowed=channel, expected_count=count, rng=rng, num_clients=num_units, step=step)
+    tool = functools.partial(
+        plan.mechanism, allowed=channel, expected_count=count, rng=rng, num_clients=num_units, step=step
+    )
+    mechanism = tool()
     if plan.release_plan.parts:
-        return _release_in_classes(mechanism, channel, canaries, who)
+        return _release_in_classes(plan, tool, channel, canaries, who)
     clip_norm = plan.release_plan.clip_norms[channel]
     # A client's examples are all alike: clipped one by one instead of as one, they would move the sum by their number.
     contributions = (
@@ -237,18 +242,35 @@ def _release(
     )
     empty = canaries.new_zeros(0, canaries.shape[1])
     summed = add_up([mechanism.clip(channel, rows) for rows in contributions or [empty]])
-    released = mechanism.release(channel, summed).value
+    released = _released(plan, channel, summed, tool)
     return released.double().numpy() * mechanism.expected_count / clip_norm
 
 
+def _released(
+    plan: PrivacyPlan, channel: Channel, summed: ClippedSum, tool: Callable[[], Mechanism]
+) -> Float[Tensor, "*p"]:
+    """Return the release of a sum; with noise shares, what a server has left without those of clients on its side."""
+    if channel is Channel.LOCAL or not plan.release_plan.has_shares:
+        return tool().release(channel, summed).value
+    everyone = plan.release_plan.cohort_size
+    others = dataclasses.replace(summed, value=torch.zeros_like(summed.value), centered_count=0.0)
+    secret = [summed, *[others] * (plan.terms().honest_among(everyone) - 1)]
+    total = add_shares([tool().share(channel, own, everyone) for own in secret])
+    return tool().open_shares(channel, total, everyone).value.reshape(summed.value.shape)
+
+
 def _release_in_classes(
-    mechanism: Mechanism, channel: Channel, canaries: Float[Tensor, "b m"], who: Int[np.ndarray, " b"]
+    plan: PrivacyPlan,
+    tool: Callable[[], Mechanism],
+    channel: Channel,
+    canaries: Float[Tensor, "b m"],
+    who: Int[np.ndarray, " b"],
 ) -> Float[np.ndarray, " m"]:
     """Sum canaries in classes, a few in each, and return the noisy sums along each canary in its own class."""
     classes = np.arange(canaries.shape[1]) % NUM_CLASSES
-    is_public = torch.ones(NUM_CLASSES, dtype=torch.bool)
+    is_public, mechanism = torch.ones(NUM_CLASSES, dtype=torch.bool), tool()
     summed = mechanism.clip_in_classes(channel, ClassRows(canaries, torch.from_numpy(classes[who]), is_public))
-    released = mechanism.release(channel, summed).value[classes, np.arange(len(classes))]
+    released = _released(plan, channel, summed, tool)[classes, np.arange(len(classes))]
     return released.double().numpy() * mechanism.expected_count / mechanism.clip_norms[channel]
 
 

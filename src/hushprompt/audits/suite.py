@@ -29,7 +29,7 @@ ATTACKS: tuple[Attack, ...] = get_args(Attack)
 MIN_SHADOWS = 4
 """One federation is attacked with three others, the fewest that give means and spreads."""
 PROMPT = {Audience.PUBLIC: "global prompt", Audience.PERSONAL: "personal prompt"}
-RELEASES, UPLOADS = "all releases", "every upload"
+RELEASES, UPLOADS = "all releases", "all that it received"
 MOST_COINS = 20_000
 """Coins that a bound is drawn from, of the last federations: more cost much and show little."""
 Score = Callable[[Float[np.ndarray, " m"], Float[np.ndarray, "s m"], Bool[np.ndarray, "s m"]], Float[np.ndarray, " m"]]

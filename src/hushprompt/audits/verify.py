@@ -32,6 +32,7 @@ from hushprompt.federation.planning import plan_arms, plan_metrics
 from hushprompt.federation.setup import Classes, declared_classes
 from hushprompt.privacy import statements
 from hushprompt.privacy.config import Audience
+from hushprompt.privacy.guarantee import Guarantee
 from hushprompt.privacy.ledger import Ledger, accounts
 from hushprompt.runs import identity as identities
 from hushprompt.runs import ledger as ledgers
@@ -48,7 +49,7 @@ OF_ARM = (
     "method", "channels", "clip_norms", "clipped", "sensitivities", "noise_multipliers", "num_rounds", "limit",
     "participation", "share",
 )  # fmt: skip
-OF_AUDIENCE = ("epsilon", "delta", "privacy_unit", "neighboring_relation", "releases")
+OF_AUDIENCE = ("epsilon", "delta", "privacy_unit", "neighboring_relation", "releases", "terms")
 """Entries of `privacy.json` that are compared; sentences are read for their numbers."""
 UNTRAINED = {"method": "zero_shot", "epsilon": None, "num_rounds": 0}
 """What `summary.json` says of the hand template beside the method of a federation, which has no references."""
@@ -257,7 +258,8 @@ class _FolderCheck:
         if self.spent:
             stages = [each for arm in self.spent for each in arm.stages]
             of = {each.label: accounts(each.plan, self.charged.get(each.label, Ledger())) for each in stages}
-            self.computed = records.to_json(privacy_record(self.spent, of, *self._metrics()))
+            alone = not (self.folder / AGREEMENT).exists()
+            self.computed = records.to_json(privacy_record(self.spent, of, *self._metrics(), in_one_process=alone))
 
     def confirm(self) -> None:
         """Hold every epsilon against dp_accounting."""
@@ -350,6 +352,7 @@ class _FolderCheck:
             where = f"prompts/{path.name}"
             held = guarantees[Audience.PUBLIC if header.client_id is None else Audience.PERSONAL]
             self.differences += against_sentence(where, header.privacy, records.to_json(held.to_json()))
+            self.differences += _against_server(f"{where}, server", header.server, guarantees.get(Audience.SERVER))
             self.differences += self._against_source(where, header.noise_source)
             if header.method != self.spent[-1].method_name:
                 self.differences.append(f"{where} is of the method {header.method}, not {self.spent[-1].method_name}")
@@ -451,6 +454,14 @@ def _before(ledger: Ledger, round_index: int) -> Ledger:
     for charge in ledger.charges:
         kept = kept.with_charge(charge) if charge.round_index < round_index else kept
     return kept
+
+
+def _against_server(where: str, said: str | None, held: Guarantee | None) -> Iterator[str]:
+    """Say where a prompt file claims what is not proven against the server; older versions claimed nothing there."""
+    if said is not None and held is None:
+        yield f"{where} claims a guarantee, and there is none"
+    elif said is not None and held is not None:
+        yield from against_sentence(where, said, records.to_json(held.to_json()))
 
 
 def _against_schedule(arm: Arm, ledger: Ledger, own: str | None) -> Iterator[str]:

@@ -72,6 +72,8 @@ class WatchedStep:
     """[p] its global release, where clients add the noise."""
     total: Tensor | None = None
     """[p] the sum over all clients."""
+    at_server: Tensor | None = None
+    """[p] the same without what clients on the server's side added, where clients add shares of the noise."""
 
     def ratios(self, channel: Channel, released: Tensor, contributions: Tensor) -> Tensor:
         """Return the log-likelihood ratios [n] of a release, by the entries that an example of the client can move."""
@@ -118,6 +120,19 @@ class TrainingObserver:
         """A round is over, with this shared state."""
 
 
+@dataclass(frozen=True)
+class _Colluding:
+    """What clients on the server's side know of one sum, in clip norms."""
+
+    number: int = 0
+    sums: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+    noise: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+
+    def with_one(self, own: Tensor, noise: Tensor) -> _Colluding:
+        """Return what they know with one more of them."""
+        return _Colluding(self.number + 1, self.sums + own, self.noise + noise)
+
+
 class Watch(TrainingObserver):
     """Records what happens to one client of one training."""
 
@@ -138,7 +153,8 @@ class Watch(TrainingObserver):
         self._upload: ClippedSum | None = None
         self._context: Tensor | None = None
         self._count, self._norm = 0.0, 1.0
-        self._earlier: dict[Audience, list[Tensor]] = {Audience.PUBLIC: [], Audience.PERSONAL: []}
+        self._colluding = _Colluding()
+        self._earlier: dict[Audience, list[Tensor]] = {audience: [] for audience in Audience}
 
     def scores(self, audience: Audience) -> Float[np.ndarray, " m"] | None:
         """Return each candidate's log-likelihood ratio over all that an audience saw; None where it saw no release."""
@@ -196,8 +212,14 @@ class Watch(TrainingObserver):
     def on_share(
         self, mechanism: Mechanism, summed: ClippedSum, shared: Int64[np.ndarray, " l"], num_participants: int
     ) -> None:
-        """Record what a client adds to the sum over all."""
-        self._summed = self._summed + summed.value.flatten().double() / mechanism.clip_norms[Channel.GLOBAL]
+        """Record what a client adds to the sum over all; the first others of a step are on the server's side."""
+        norm, size = mechanism.clip_norms[Channel.GLOBAL], summed.value.numel()
+        own = summed.value.flatten().double() / norm
+        self._summed = self._summed + own
+        if summed is not self._upload and self._colluding.number < mechanism.plan.terms().max_colluding:
+            grid = mechanism.plan.share_grid(norm, mechanism.step, size, num_participants)
+            noisy = torch.from_numpy(grid.decode(shared[:size], num_participants)) / norm
+            self._colluding = self._colluding.with_one(own, noisy - own)
 
     def on_server_step(self, method: Any, shared: Shared, released: Tensor) -> None:
         """Record what moves the shared state."""
@@ -209,8 +231,11 @@ class Watch(TrainingObserver):
             self._step.total = released.flatten().double() * self._count / self._norm
             if self._knows_others and self._upload is not None:
                 self._step.total += self._upload.value.flatten().double() / self._norm - self._summed
+            if self._colluding.number:
+                known = self._colluding.noise if self._knows_others else self._colluding.noise + self._colluding.sums
+                self._step.at_server = self._step.total - known
             self._close()
-        self._count, self._summed = 0.0, torch.zeros((), dtype=torch.float64)
+        self._count, self._summed, self._colluding = 0.0, torch.zeros((), dtype=torch.float64), _Colluding()
 
     def on_round(self, method: Any, before: Shared, after: Shared) -> None:
         """Note what the round moved, which is all that is seen of clients that step copies of their own."""
@@ -227,6 +252,8 @@ class Watch(TrainingObserver):
         seen = dict[Audience, Tensor]()
         if step.own is not None and step.guessed is not None:
             seen[Audience.SERVER] = step.ratios(Channel.GLOBAL, step.own, step.guessed)
+        if step.at_server is not None and step.guessed is not None:
+            seen[Audience.SERVER] = self._in_total(Audience.SERVER, step, step.at_server, step.guessed)
         if step.total is not None and step.guessed is not None:
             seen[Audience.PUBLIC] = self._in_total(Audience.PUBLIC, step, step.total, step.guessed)
         if step.local is not None:

@@ -43,10 +43,11 @@ SERVER = {
         "alone."
     ),
     "shares": (
-        "Holds against whoever runs the server, or breaks into it, whatever it sends to whom, together with up to "
-        "{colluding}: it learns one noisy sum a step, over at least {honest} clients that are not with it. Clients add "
-        "the noise. Computational: it rests on AES-128, X25519 and on the public keys that owners compared. Not "
-        "hidden: names and numbers of images, who takes part and when. Clients are not kept from sending wrong sums."
+        "The server need not be trusted with the data. Its guarantee holds against whoever runs it, or breaks into it, "
+        "whatever it sends to whom, together with up to {colluding}: in a step it learns of a client one noisy sum at "
+        "most, over at least {honest} clients that are not with it. Clients add the noise. Computational: it rests on "
+        "AES-128, X25519 and on the public keys that owners compared. Not hidden: names and numbers of images, who "
+        "takes part and when. Clients are not kept from sending wrong sums."
     ),
 }
 """What the server sees, by who adds the noise."""

@@ -55,6 +55,8 @@ class PromptHeader:
     delta: float | None = None
     privacy_unit: str | None = None
     """"example" or "client"."""
+    server: str | None = None
+    """The guarantee against the server that the prompt was trained at; None where it had none."""
 
 
 def read_prompt(path: Path) -> tuple[PromptHeader, dict[str, Tensor]]:

@@ -54,6 +54,8 @@ def write_prompts(
         held = guarantees[audience]
         privacy = " ".join(filter(None, [held.statement(), published.declared]))
         said = {"privacy": privacy, **{name: getattr(held, name) for name in GUARANTEED}}
+        if Audience.SERVER in guarantees:
+            said["server"] = guarantees[Audience.SERVER].statement()
         metadata = to_json({**common, "prompt": published.prompt, **more, **said})
         tensors = {**published.tensors, **_linear(model, arm, published)}
         files.write_tensors(folder / f"{name}.safetensors", tensors, json.dumps(metadata))

@@ -82,6 +82,10 @@ class Mechanism(Protocol):
     def clip_norms(self) -> Mapping[Channel, float]:
         """Clip norms of this step."""
 
+    @property
+    def step(self) -> int:
+        """Which step of its round it is for."""
+
     def event(self) -> dp_accounting.DpEvent:
         """Return the event of one release, without sampling: what dp_accounting composes."""
 

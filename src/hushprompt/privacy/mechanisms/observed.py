@@ -56,6 +56,11 @@ class WrappedMechanism:
         """The inner mechanism's."""
         return self.inner.clip_norms
 
+    @property
+    def step(self) -> int:
+        """The inner mechanism's."""
+        return self.inner.step
+
     def event(self) -> dp_accounting.DpEvent:
         """Return the inner mechanism's event."""
         return self.inner.event()
