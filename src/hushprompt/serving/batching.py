@@ -86,27 +86,34 @@ class MicroBatcher(Generic[Item, Answer]):
 
     async def run(self) -> None:
         """Work on what comes, until this is cancelled."""
-        with ThreadPoolExecutor(self._num_workers, thread_name_prefix="encode", initializer=self._prepare) as pool:
-            async with asyncio.TaskGroup() as workers:
-                for _ in range(self._num_workers):
-                    workers.create_task(self._work_in(pool))
-
-    async def _work_in(self, pool: ThreadPoolExecutor) -> None:
-        """Work on one batch after the other."""
+        free: asyncio.LifoQueue[ThreadPoolExecutor] = asyncio.LifoQueue()  # the last one has the model in its cache
         last = 1
-        while True:
-            found = await self._batch(last)
-            last = len(found)
-            if batch := [each for each in found if not each.coming.done()]:  # some gave up while it was filled
-                await self._answer(batch, pool)
+        with contextlib.ExitStack() as threads:
+            for number in range(self._num_workers):
+                pool = ThreadPoolExecutor(1, thread_name_prefix=f"encode-{number}", initializer=self._prepare)
+                free.put_nowait(threads.enter_context(pool))
+            async with asyncio.TaskGroup() as batches:
+                while True:
+                    await self._coming()
+                    worker = await free.get()
+                    batch = await self._batch(last)
+                    last = len(batch)
+                    batches.create_task(self._answer(batch, worker)).add_done_callback(
+                        lambda _, worker=worker: free.put_nowait(worker)
+                    )
 
-    async def _answer(self, batch: list[_Waiting[Item, Answer]], pool: ThreadPoolExecutor) -> None:
+    async def _answer(self, waited: list[_Waiting[Item, Answer]], worker: ThreadPoolExecutor) -> None:
         """Have a batch worked on, and tell those who wait."""
+        batch = [each for each in waited if not each.coming.done()]  # some gave up while it was filled
+        if not batch:
+            return
         self.sizes[0] += 1
         self.sizes[1] += len(batch)
         answers: Sequence[Answer | Exception]
         try:
-            answers = await asyncio.get_running_loop().run_in_executor(pool, self._work, [each.item for each in batch])
+            answers = await asyncio.get_running_loop().run_in_executor(
+                worker, self._work, [each.item for each in batch]
+            )
         except Exception as error:
             answers = [error] * len(batch)
         for each, answer in zip(batch, answers, strict=True):

@@ -212,7 +212,7 @@ class GuardedProtocol(H11Protocol):
         """Forget it, and what was asked on it."""
         self._stop_waiting()
         if self._is_busy():
-            self.cycle.scope.get(GONE, lambda: None)()
+            cast(dict[str, Any], self.cycle.scope).get(GONE, lambda: None)()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
