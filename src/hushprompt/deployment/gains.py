@@ -158,10 +158,10 @@ def reference_of(own: ArmSummary) -> list[ArmSummary]:
     if not per_client:
         return []
     accuracies = [float(one["local"]) for one in per_client]
-    scores = {"local": sum(accuracies) / len(accuracies), "worst_client": min(accuracies), "per_client": per_client}
-    nothing = {"epsilon": None, "noise_source": None, "seconds": math.nan, "num_rounds": 0, "stopped": None}
-    names = {"arm": ZERO_SHOT, "method": ZERO_SHOT, "title": ZeroShot.title}
-    return [dataclasses.replace(own, **names, **scores, **nothing)]
+    untrained = dataclasses.replace(own, epsilon=None, noise_source=None, seconds=math.nan, num_rounds=0, stopped=None)
+    mean = sum(accuracies) / len(accuracies)
+    named = dataclasses.replace(untrained, arm=ZERO_SHOT, method=ZERO_SHOT, title=ZeroShot.title)
+    return [dataclasses.replace(named, local=mean, worst_client=min(accuracies), per_client=per_client)]
 
 
 def lines(clients: list[Mapping[str, Any]], config: RunConfig) -> list[str]:
