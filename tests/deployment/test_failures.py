@@ -9,9 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from helpers.deployments import NAMES, Deployment, Killed
+from helpers.deployments import NAMES, Deployment, Killed, break_nth_write
 from helpers.runs import run_with
-from hushprompt import files
 from hushprompt.deployment.config import ShareConfig
 from hushprompt.deployment.envelope import Envelope
 from hushprompt.deployment.transport import InProcess
@@ -62,25 +61,12 @@ def values(toy_values):
 
 @pytest.fixture
 def break_write(monkeypatch):
-    """Give a function that makes the n-th write below a folder fail, before it has any effect."""
+    """Give a function that makes the n-th write below a folder fail, and the list of what was broken."""
+    broken = []
 
     def break_nth(folder, number, error):
-        count = iter(range(1, 10**6))
-        folder = str(folder)
+        break_nth_write(monkeypatch, folder, number, error, broken)
 
-        def around(true):
-            def write(path, *args):
-                if str(path).startswith(folder) and "cache" not in str(path) and next(count) == number:
-                    broken.append(str(path))
-                    raise error
-                return true(path, *args)
-
-            return write
-
-        for name in ("append_line", "write_text", "write_tensors"):
-            monkeypatch.setattr(files, name, around(getattr(files, name)))
-
-    broken = []
     yield break_nth, broken
     monkeypatch.undo()
 

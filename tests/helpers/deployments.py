@@ -1,11 +1,13 @@
 """What tests of a federation of separate machines share: a server and clients in one process, and faulty carriers."""
 
 import dataclasses
+import itertools
 import json
 
 from safetensors.torch import load_file
 
 from helpers.runs import Silent
+from hushprompt import files
 from hushprompt.config import parse as configs
 from hushprompt.config.schema import RuntimeConfig
 from hushprompt.deployment.client_node import open_client_node
@@ -19,7 +21,7 @@ from hushprompt.deployment.config import (
     ShareConfig,
 )
 from hushprompt.deployment.coordinator import serve
-from hushprompt.deployment.operate import node_keys
+from hushprompt.deployment.operate import node_keys, secrets
 from hushprompt.deployment.transport import InProcess
 from hushprompt.federation.setup import declared_classes
 
@@ -36,6 +38,24 @@ def declared(values):
 
 class Killed(BaseException):
     """The end of a process, which nobody catches."""
+
+
+def break_nth_write(patch, folder, number, error, broken):
+    """Make the n-th write below a folder fail, before it has any effect; `broken` gets its path."""
+    count, folder = itertools.count(1), str(folder)
+
+    def around(true):
+        def write(path, *args):
+            if str(path).startswith(folder) and "cache" not in str(path) and next(count) == number:
+                broken.append(str(path))
+                raise error
+            return true(path, *args)
+
+        return write
+
+    for name in ("append_line", "write_text", "write_tensors"):
+        patch.setattr(files, name, around(getattr(files, name)))
+    patch.setattr(secrets, "write_new", around(secrets.write_new))
 
 
 def pinned(folder, names=NAMES):

@@ -18,7 +18,7 @@ from hushprompt.deployment.agreement import Agreement
 from hushprompt.deployment.config import ClientConfig
 from hushprompt.deployment.envelope import Envelope
 from hushprompt.deployment.examples import Examples
-from hushprompt.deployment.secure_turn import SecureTurn
+from hushprompt.deployment.secure_turn import SecureTurn, turn_id
 from hushprompt.deployment.store import ClientState, RunStore
 from hushprompt.errors import PrivacyError, ProtocolError, ResumeError
 from hushprompt.evaluation.metrics import accuracy
@@ -123,11 +123,12 @@ class ClientRun:
         participants = () if secure is None else secure.participants(request, self._cohort(at.round_index))
         shared = wire.read_shared(self.arm.method, self.shared, request.tensors, self.payload_kind)
         norms = self._norms(request, state)
-        arm = self.arm if secure is None else self._drawing(secure.draws(request, self.store.state_digest()))
+        turn = "" if secure is None else turn_id(request, self.store.state_digest())
+        arm = self.arm if secure is None else self._drawing(secure.draws(turn))
         if at.round_index != state.round_index:
             if at.round_index and self.config.evaluation.is_due(at.round_index, self.arm.num_rounds):
                 state = self._score(state, shared, at.round_index)
-            state = self._begin_round(state, at.round_index, arm)
+            state = self._begin_round(state, at.round_index, arm, turn)
         batches = state.batches[at.step_index : at.step_index + training.local_steps]
         update = self.trainer.update(arm, shared, norms, state.personal, batches, at, len(participants))
         header = self._header(request, "round", "step")
@@ -240,8 +241,14 @@ class ClientRun:
         release_plan = dataclasses.replace(self.arm.plan.release_plan, read=read)
         return dataclasses.replace(self.arm, plan=dataclasses.replace(self.arm.plan, release_plan=release_plan))
 
-    def _begin_round(self, state: ClientState, round_index: int, arm: Arm) -> ClientState:
+    def _begin_round(self, state: ClientState, round_index: int, arm: Arm, turn: str = "") -> ClientState:
         """Charge a round, on disk, then draw its batches from the arm's source.
+
+        Args:
+            state: before the round.
+            round_index: of the round.
+            arm: with the source of this turn's draws.
+            turn: what its draws follow from, if they can be had again: charged for it before, it is the same turn.
 
         Raises:
             PrivacyError: the run's budget or the owner's forbids it; nothing is charged.
@@ -253,13 +260,14 @@ class ClientRun:
         num_charged = charged.rounds(self.client_id)
         if num_charged < state.num_rounds:
             raise ResumeError(f"The ledger in {self.store.folder} lacks rounds: what was spent is not known.")
-        charge = charged.due(round_index, [self.client_id], is_replay_exact=plan.release_plan.is_replay_exact)
+        is_same = plan.release_plan.is_replay_exact or (turn != "" and turn == ledger.last_turn)
+        charge = charged.due(round_index, [self.client_id], is_replay_exact=is_same)
         if charge is not None:
             reason = why_not(plan, charged, charge)
             if reason is not None:
                 raise PrivacyError(reason)
             spent = policy.total(owner, plan, num_charged + 1, self.client_id, self.client.store, self.store.folder)
-            ledger.charge(self.arm, round_index, charge.clients, spent)
+            ledger.charge(self.arm, round_index, charge.clients, spent, turn)
         batches = tuple(self.trainer.batches(arm, round_index))
         return dataclasses.replace(state, round_index=round_index, num_rounds=state.num_rounds + 1, batches=batches)
 

@@ -11,6 +11,7 @@ The server may send anything to anybody. What a client checks of itself is all t
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +29,11 @@ from hushprompt.errors import ProtocolError
 from hushprompt.privacy.shares import ShareTerms
 from hushprompt.privacy.system_random import ByteSource
 from hushprompt.words import counted
+
+
+def turn_id(request: Envelope, state: bytes) -> str:
+    """Return what a turn is made from, as one digest: the whole request, and the digest of the state before it."""
+    return hashlib.sha256(fingerprint(request) + state).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,17 +86,16 @@ class SecureTurn:
         """
         return self._named(request, "answered", participants, "participants of this step")
 
-    def draws(self, request: Envelope, state: bytes) -> ByteSource:
+    def draws(self, turn: str) -> ByteSource:
         """Return the source of a turn's batch and noise: the same for the same request on the same state.
 
         It is keyed by the run key, the whole request and the state, so that a turn that is computed again, after a
         crash or on a store that was brought back, is the same turn, and any other turn has draws of its own.
 
         Args:
-            request: the turn.
-            state: digest of this client's state before it.
+            turn: as `turn_id` gives it.
         """
-        return masks.keyed_bytes(self.run_key, fingerprint(request), f"draws {state.hex()}")
+        return masks.keyed_bytes(self.run_key, bytes.fromhex(turn), "draws")
 
     def hide(
         self, vector: Int64[np.ndarray, " l"], request: Envelope, participants: Sequence[str]

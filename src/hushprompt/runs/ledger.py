@@ -38,6 +38,8 @@ class _ChargeLine:
     """Epsilon and delta of all charges so far, where somebody's budget goes beyond this run."""
     noise_source: str | None = None
     """Where noise comes from, beside `spent`; None in older lines."""
+    turn: str | None = None
+    """What the first turn of the round was made from, where the same again gives the same draws; see `secure_turn`."""
 
 
 class LedgerFile:
@@ -55,7 +57,10 @@ class LedgerFile:
             ResumeError: the file is damaged, or charges other clients or data, so nobody knows what was spent.
         """
         self._path, self._names, self._identity = folder / FILE, client_names, identity[:LETTERS]
-        self._ledgers = read_ledgers(self._path, files.whole_lines(self._path), client_names, self._identity)
+        lines = files.whole_lines(self._path)
+        self._ledgers = read_ledgers(self._path, lines, client_names, self._identity)
+        self.last_turn: str = (json.loads(lines[-1]).get("turn") if lines else None) or ""
+        """What the last line says that it was charged for; "" where that cannot be had again."""
 
     def of(self, arm_label: str) -> Ledger:
         """Return the ledger of an arm."""
@@ -88,7 +93,12 @@ class LedgerFile:
             )
 
     def charge(
-        self, arm: Arm, round_index: int, clients: Iterable[int], spent: Mapping[str, float] | None = None
+        self,
+        arm: Arm,
+        round_index: int,
+        clients: Iterable[int],
+        spent: Mapping[str, float] | None = None,
+        turn: str = "",
     ) -> str | None:
         """Charge a round, on disk before this returns; or say why the budget forbids it, and charge nothing.
 
@@ -97,6 +107,7 @@ class LedgerFile:
             round_index: from 0.
             clients: who is charged.
             spent: what the line says of all charges so far, this one included; see `deployment.policy`.
+            turn: what is charged for, where the same again gives the same draws.
         """
         ledger = self.of(arm.label)
         charge = ledger.due(round_index, clients, is_replay_exact=arm.plan.release_plan.is_replay_exact)
@@ -112,6 +123,7 @@ class LedgerFile:
             "clients": names,
             "identity": self._identity or None,
             **({"spent": spent, "noise_source": arm.plan.release_plan.noise_source} if spent else {}),
+            **({"turn": turn} if turn else {}),
         }
         files.append_line(self._path, json.dumps(to_json(line)))
         self._ledgers[arm.label] = ledger.with_charge(charge)
