@@ -122,6 +122,6 @@ def test_copies_in_a_hugging_face_folder_are_found(tmp_path):
 
 def test_data_in_memory_is_compared_by_its_pixels():
     dataset = ToyData(num_classes=2, num_train=4).load()
-    assert find_copies(dataset) == ()
+    assert find_copies(dataset.splits) == ()
     twice = dataclasses.replace(dataset, splits={**dataset.splits, "test": dataset.splits["train"]})
-    assert len(find_copies(twice)) == 8
+    assert len(find_copies(twice.splits)) == 8

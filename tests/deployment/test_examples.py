@@ -3,6 +3,7 @@ import logging
 from helpers.deployments import NAMES, Deployment
 from helpers.layouts import image
 from hushprompt.data.readers.folder import Folder
+from hushprompt.runs import records
 
 
 def test_a_client_is_told_once_of_copies_in_its_own_data(toy_values, tmp_path, caplog):
@@ -25,3 +26,36 @@ def test_a_client_is_told_once_of_copies_in_its_own_data(toy_values, tmp_path, c
     assert "again.png" in line
     assert "stands 2 times in one client's training set" in line
     assert "not 2, at delta = 0.001" in line
+
+
+def test_a_client_counts_its_groups_and_one_without_any_stays_out(toy_values, tmp_path, caplog):
+    """Ann names whose images are whose in their paths, bob declares copies a group, cyd's data say nothing."""
+    for name in NAMES:
+        for split in ("train", "test"):
+            for number, place in enumerate(("ant", "bee")):
+                for index in range(6):
+                    path = tmp_path / name / split / place / f"{split}-{index // 3}_{index}.png"
+                    image(path, 40 * (split == "test") + 10 * number + index)
+        image(tmp_path / name / "train" / "bee" / "train-9_9.png", 10)
+    values = {
+        **toy_values,
+        "references": [],
+        "method": {"name": "promptfl", "num_ctx": 4},
+        "data": {"name": "folder", "root": str(tmp_path / "ann")},
+        "sampling": {"name": "disjoint", "steps_per_round": 1},
+        "privacy": {"epsilon": 2.0, "delta": 1e-3, "privacy_unit": "group", "group_word": "patient"},
+    }
+    deployment = Deployment(values, tmp_path, min_clients=2)
+    ways = {"ann": {"group_pattern": r"(\w+-\d)_"}, "bob": {"duplicates": "group"}, "cyd": {}}
+    for name, way in ways.items():
+        deployment.restart(name, share=None, data=Folder(root=str(tmp_path / name), **way))
+    with caplog.at_level(logging.WARNING):
+        deployment.serve()
+    agreement = records.read_json(deployment.folder("server") / "agreement.json")
+    assert dict(zip(agreement["clients"], agreement["sizes"], strict=True)) == {"ann": 3, "bob": 12}
+    (reason,) = deployment.reasons()
+    assert reason == "The plan protects groups, and this client's data do not say which examples belong together."
+    assert "data.group_pattern" in caplog.text, "what to do is told to its owner"
+    held = records.read_json(deployment.folder("ann") / "privacy.json")["arms"][0]["audiences"]["public"]
+    assert "one patient's examples more or less" in held["statement"]
+    assert "at one client (a patient at two clients counts twice)" in held["statement"]

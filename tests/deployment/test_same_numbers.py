@@ -40,6 +40,30 @@ CASES = {
         "method": {"name": "class_statistics", "class_prior": 4.0},
         "privacy": {"epsilon": 8.0, "delta": 1e-3, "noise_at": "client", "audience": "server"},
     },
+    "groups, adaptive norms": {
+        "data": {"name": "toy", "group_size": 4},
+        "partition": {"name": "iid", "num_clients": 3},
+        "privacy": {
+            "epsilon": 8.0,
+            "delta": 1e-3,
+            "privacy_unit": "group",
+            "group_word": "patient's images",
+            "max_group_examples": 3,
+            "adaptive_quantile": 0.5,
+        },
+    },
+    "class_statistics of groups, noise at the client": {
+        "method": {"name": "class_statistics"},
+        "data": {"name": "toy", "group_size": 4},
+        "partition": {"name": "iid", "num_clients": 3},
+        "privacy": {
+            "epsilon": 8.0,
+            "delta": 1e-3,
+            "noise_at": "client",
+            "audience": "server",
+            "privacy_unit": "group",
+        },
+    },
     "adaptive norms, cohorts": {
         "privacy": {"epsilon": 8.0, "delta": 1e-3, "adaptive_quantile": 0.5},
         "training": {"num_rounds": 4, "cohort_size": 2},

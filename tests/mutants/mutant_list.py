@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from hushprompt import files
+from hushprompt.data.partitions.base import ClientShard
 from hushprompt.deployment import policy
 from hushprompt.deployment.client_run import ClientRun
 from hushprompt.deployment.responses import Responses
@@ -35,7 +36,7 @@ from hushprompt.methods.promptfl import PromptFL
 from hushprompt.privacy import accounting, budget, clipping, ledger, metrics, noise
 from hushprompt.privacy import plan as plans
 from hushprompt.privacy.clipping import ClippedSum
-from hushprompt.privacy.config import Audience, Channel
+from hushprompt.privacy.config import Audience, Channel, PrivacyConfig
 from hushprompt.privacy.mechanisms import base
 from hushprompt.privacy.mechanisms.base import Release, StepMechanism
 from hushprompt.privacy.mechanisms.class_sums import ClassSumsMechanism
@@ -515,6 +516,60 @@ def absent_client_counted(patch):
 )
 def clients_examples_clipped_alone(patch):
     everywhere(patch, clipping.as_one_contribution, lambda grads: grads)
+
+
+GROUP_AUDIT = "test_groups_are_canaries_of_several_rows_and_the_bound_stays_below_the_claim"
+
+
+@mutant(
+    "a group's examples are clipped one by one where the whole group is protected",
+    "audits/test_groups.py",
+    GROUP_AUDIT,
+    release="gradients",
+)
+def groups_examples_clipped_alone(patch):
+    everywhere(patch, clipping.group_contributions, lambda grads, groups, clip_norm: grads)
+
+
+@mutant(
+    "each example of a group adds a whole row to class sums", "audits/test_groups.py", GROUP_AUDIT, release="class sums"
+)
+def groups_rows_added_up(patch):
+    everywhere(patch, clipping.group_shares, lambda groups: torch.ones(len(groups), dtype=torch.float64))
+
+
+@mutant(
+    "sizes count examples where groups are the unit",
+    "privacy/test_groups.py",
+    "test_sizes_count_groups_and_a_group_at_two_clients_is_told",
+)
+def sizes_count_examples(patch):
+    patch.setattr(ClientShard, "size", property(lambda shard: len(shard.indices["train"])))
+
+
+@mutant(
+    "one stream draws the parts of all large groups, one after the other",
+    "privacy/test_groups.py",
+    "test_a_large_group_gives_another_part_each_step_and_no_other_group_notices",
+)
+def one_stream_for_all_groups(patch):
+    kept = {}
+
+    def in_a_row(seed, purpose, *place):
+        if purpose != "group":
+            return stream(seed, purpose, *place)
+        return kept.setdefault(place[:-1], stream(seed, purpose, *place[:-1]))
+
+    patch.setattr(client, "stream", in_a_row)
+
+
+@mutant(
+    "rounding of one example of each group is accounted for, not of all",
+    "privacy/test_groups.py",
+    "test_noise_is_larger_by_what_all_examples_of_all_groups_may_round",
+)
+def rounding_of_one_example_a_group(patch):
+    patch.setattr(PrivacyConfig, "examples_per_unit", 1)
 
 
 @mutant("noise is uniform, with the right deviation", "privacy/test_noise.py", "test_noise_is_gaussian_in_the_tails")

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from hushprompt.config import parse as configs
 from hushprompt.config.schema import RunConfig, RuntimeConfig
 from hushprompt.config.values import choose
@@ -89,6 +91,9 @@ class DataInfo:
             "domain_names": list(dataset.domain_names),
             "client_names": list(dataset.client_names),
             "num_examples": {name: len(split) for name, split in dataset.splits.items()},
+            "num_groups": {
+                name: len(np.unique(split.groups)) for name, split in dataset.splits.items() if split.groups is not None
+            },
             "license": dataset.license,
             "citation": dataset.citation,
             "split_source": dataset.split_source,

@@ -44,9 +44,10 @@ def export_features(
     """Write the features of a config's images with all that a run needs of them, as an .npz file.
 
     It holds `features` [n, d] (unit norm) and `labels` [n] of all splits, `split`, `client` (by the config's partition)
-    and, where there are several, `domain` [n]; `class_names` [c], and of the backbone `text_features` [c, d] (those of
-    its hand template), `logit_scale`, `template` and `fingerprint`. `data.name = "features"` reads it, and
-    `backbone.name = "features"` takes its text features. It is as private as the images are.
+    and, where there are several, `domain` [n], or `group` [n] where the data name them; `class_names` [c], and of the
+    backbone `text_features` [c, d] (those of its hand template), `logit_scale`, `template` and `fingerprint`.
+    `data.name = "features"` reads it, and `backbone.name = "features"` takes its text features. It is as private as the
+    images are.
 
     Args:
         config: as for `run`; data, backbone, partition, features and seed count.
@@ -190,7 +191,7 @@ def whole(config: RunConfig) -> RunConfig:
 def examples_of(
     config: RunConfig, model: PromptModel, dataset: Dataset, partition: Partition, on_progress: Progress
 ) -> Columns:
-    """Return features, labels, splits, clients and domains of the examples that clients hold, in the data's order."""
+    """Return features, labels, splits, clients, domains and groups of the examples that clients hold, in order."""
     found: dict[str, list[np.ndarray]] = {}
     for name, split in dataset.splits.items():
         where = config.runtime.cache_path
@@ -206,6 +207,9 @@ def examples_of(
             "client": np.array(partition.client_names)[holder[own]],
             "domain": np.array(dataset.domain_names)[split.domains[own]],
         }
+        if split.groups is not None:
+            groups = split.groups[own]
+            columns["group"] = np.array(dataset.group_names)[groups] if dataset.group_names else groups
         for column, values in columns.items():
             found.setdefault(column, []).append(values)
     arrays = {column: np.concatenate(parts) for column, parts in found.items()}

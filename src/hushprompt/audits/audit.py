@@ -149,7 +149,8 @@ def measure(
     """Audit a config: mechanism, one run with canaries, shadow federations and the attacks on them.
 
     Goes on where it was stopped: a federation whose file is in `folder` is not trained again. Where the unit is a
-    client, clients are the canaries of the mechanism and of federations, and nothing is asked about examples.
+    client, clients are the canaries of the mechanism and of federations, and nothing is asked about examples. Where it
+    is a group, groups are the canaries, and no shadow federation asks about single examples.
 
     Args:
         config: what is attacked; its references are left out.
@@ -185,12 +186,15 @@ def measure(
             num_shadows = math.ceil(settings.num_canaries / num_candidates)
         found = _with_clients(work, num_shadows)
     else:
-        indices = clients[settings.client_id].indices["train"]
-        unseen = clients[settings.client_id].indices[config.evaluation.split]
-        num_candidates, num_shadows = len(indices), settings.num_shadows if settings.attacks else 0
+        client = clients[settings.client_id]
+        indices, unseen = client.indices["train"], client.indices[config.evaluation.split]
+        num_candidates, num_shadows = client.size, settings.num_shadows if settings.attacks else 0
+        if config.privacy.privacy_unit == "group":
+            num_shadows = 0
         found = _with_examples(
             work,
             num_shadows,
+            num_candidates,
             dataset.splits["train"].labels[indices],
             dataset.splits[config.evaluation.split].labels[unseen],
         )
@@ -257,19 +261,23 @@ class TrainedArm:
     attacks: Mapping[Audience, list[AttackResult]]
 
 
-def _with_examples(work: AuditWork, num_shadows: int, labels: np.ndarray, population: np.ndarray) -> list[TrainedArm]:
-    """Attack one client's examples in shadow federations, and guess about mislabelled ones.
+def _with_examples(
+    work: AuditWork, num_shadows: int, num_candidates: int, labels: np.ndarray, population: np.ndarray
+) -> list[TrainedArm]:
+    """Attack one client's examples in shadow federations, and guess about mislabelled ones, or groups of such.
 
     Args:
         work: what is trained.
         num_shadows: federations of each arm.
+        num_candidates: the client's examples, or groups where these are the unit.
         labels: of the client's examples.
         population: labels of its evaluation images.
     """
     settings, seed = work.settings, work.config.seed
-    if settings.num_canaries > len(labels):
+    if settings.num_canaries > num_candidates:
+        unit = "group" if work.config.privacy.privacy_unit == "group" else "example"
         raise ConfigError(
-            f"--canaries must be at most the {counted(len(labels), 'example')} of client {settings.client_id}, got "
+            f"--canaries must be at most the {counted(num_candidates, unit)} of client {settings.client_id}, got "
             f"{settings.num_canaries}."
         )
     work.train(num_shadows, settings.num_canaries)

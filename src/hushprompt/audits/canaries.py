@@ -1,9 +1,10 @@
 """One run with mislabelled images of one client: a lower bound on epsilon of the whole system, end to end.
 
-Some of the client's examples get a wrong label and are in or out by a fair coin each; everything else is trained as
-always. The auditor sees what an audience sees and guesses the coins (Steinke, Nasr, Jagielski 2023, arXiv:2305.08846).
-A wrong label is a strong canary: its gradient is large and points where no other example's does. Every canary has two
-scores: what the last prompt says of it, and the likelihood ratio of all releases on the way (`likelihood.py`).
+Some of the client's examples, or of its groups where these are the unit, get a wrong label and are in or out by a fair
+coin each; everything else is trained as always. The auditor sees what an audience sees and guesses the coins (Steinke,
+Nasr, Jagielski 2023, arXiv:2305.08846). A wrong label is a strong canary: its gradient is large and points where no
+other example's does. Every canary has two scores: what the last prompt says of it, and the likelihood ratio of all
+releases on the way (`likelihood.py`).
 """
 
 from __future__ import annotations
@@ -45,11 +46,11 @@ class CanaryAudit:
 
 
 def with_canaries(world: World, num_canaries: int, *, of_declared: bool = False) -> World:
-    """Return the same federation with some of the client's examples mislabelled; they are the candidates.
+    """Return the same federation with some of the client's examples, or groups, mislabelled; they are the candidates.
 
     Args:
         world: to be changed.
-        num_canaries: how many examples.
+        num_canaries: how many examples, or groups where these are the unit.
         of_declared: whether wrong labels are classes that the client is declared to have: releases class by class have
             no other rows.
 
@@ -58,17 +59,21 @@ def with_canaries(world: World, num_canaries: int, *, of_declared: bool = False)
     """
     checks.positive(num_canaries=num_canaries)
     own = world.candidates
-    if num_canaries > len(own.indices):
+    if num_canaries > own.num_coins:
+        unit = "example" if own.groups is None else "group"
         raise ConfigError(
-            f"--canaries must be at most the {counted(len(own.indices), 'example')} of client {own.client_id}, got "
+            f"--canaries must be at most the {counted(own.num_coins, unit)} of client {own.client_id}, got "
             f"{num_canaries}."
         )
     rng = stream(world.config.seed, "canaries")
-    chosen = np.sort(rng.permutation(len(own.indices))[:num_canaries])
+    coins = np.sort(rng.permutation(own.num_coins)[:num_canaries])
+    chosen = coins if own.groups is None else np.flatnonzero(np.isin(own.groups, coins))
+    groups = None if own.groups is None else np.searchsorted(coins, own.groups[chosen])
     classes = _classes(world) if of_declared else np.arange(world.federation.model.num_classes)
     shift = rng.integers(1, len(classes), size=num_canaries)
+    shift = shift if groups is None else shift[groups]
     wrong = classes[(np.searchsorted(classes, own.labels[chosen]) + shift) % len(classes)]
-    return dataclasses.replace(world, candidates=Candidates(own.client_id, own.indices[chosen], wrong))
+    return dataclasses.replace(world, candidates=Candidates(own.client_id, own.indices[chosen], wrong, groups))
 
 
 def _classes(world: World) -> Int[np.ndarray, " c"]:
@@ -93,7 +98,8 @@ def train_canaries(world: World, arm: Arm, num_canaries: int) -> dict[str, Tenso
         if audience in BELIEF:
             before, after = (audited.log_probs(arm, which, audience, audited.features) for which in (first, state))
             # How much more the trained prompt believes the wrong label than the public start does.
-            kept[str(audience)] = (after.gather(1, labels) - before.gather(1, labels))[:, 0]
+            moved = (after.gather(1, labels) - before.gather(1, labels))[:, 0]
+            kept[str(audience)] = audited.candidates.by_coin(moved)
         judged = watch.scores(audience)
         if judged is not None:
             kept[f"{audience}.releases"] = torch.from_numpy(judged)

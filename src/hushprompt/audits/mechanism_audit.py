@@ -38,7 +38,7 @@ Bound = Literal["one_run", "f_dp_gaussian", "f_dp_approximate"]
 SHARES = (0.02, 0.05, 0.1, 0.3, 1.0)
 """Shares of the canaries that are guessed about; the best is reported, at a fifth of the risk each."""
 NUM_EXAMPLES = 3
-"""Examples of a canary that is a client."""
+"""Examples of a canary that is a client or a group."""
 NUM_CLASSES = 5
 """Classes of canaries whose sums are made class by class."""
 BLOCK = 500
@@ -129,10 +129,10 @@ def canary_scores(
 ) -> tuple[Float[np.ndarray, " m"], Bool[np.ndarray, " m"]]:
     """Train on canaries alone, as the plan says, and score each by the likelihood ratio of "in" against "out".
 
-    A canary is an example, or a client with several examples where that is the unit. One that is out is not there;
-    under replace-one neighbors it is exchanged for its opposite. Where amplification is claimed,
-    nobody sees which step a canary took part in, and the ratio is of the mixture; where none is claimed, the auditor
-    knows the step.
+    A canary is an example, or a client or group with several examples where that is the unit. One that is out is not
+    there; under replace-one neighbors it is exchanged for its opposite. Where amplification is claimed, nobody sees
+    which step a canary took part in, and the ratio is of the mixture; where none is claimed, the auditor knows the
+    step.
 
     Returns:
         [m] scores and [m] coins.
@@ -228,15 +228,19 @@ def _release(
     rng: np.random.Generator,
 ) -> Float[np.ndarray, " m"]:
     """Clip, add noise and divide as the plan does, and return the sum along each canary in clip norms."""
-    is_client = plan.config.privacy_unit == "client"
+    is_client, groups = plan.config.privacy_unit == "client", None
+    if plan.config.privacy_unit == "group":
+        groups = torch.arange(len(canaries)).repeat_interleave(NUM_EXAMPLES)
+        canaries, who = canaries[groups], who[groups.numpy()]
     tool = functools.partial(
-        plan.mechanism, allowed=channel, expected_count=count, rng=rng, num_clients=num_units, step=step
+        plan.mechanism, allowed=channel, expected_count=count, rng=rng, num_clients=num_units, step=step, groups=groups
     )
     mechanism = tool()
     if plan.release_plan.parts:
         return _release_in_classes(plan, tool, channel, canaries, who)
     clip_norm = plan.release_plan.clip_norms[channel]
-    # A client's examples are all alike: clipped one by one instead of as one, they would move the sum by their number.
+    # Examples of a client, or a group, are all alike: clipped one by one instead of as one, they would move the sum by
+    # their number.
     contributions = (
         [row.expand(NUM_EXAMPLES, -1) for row in clip_norm * canaries] if is_client else [clip_norm * canaries]
     )

@@ -79,7 +79,7 @@ def coins(config: RunConfig, index: int, num_candidates: int) -> Bool[np.ndarray
 
 def train_shadow(world: World, arm: Arm, index: int) -> dict[str, Tensor]:
     """Train federation `index` and give what is kept of it."""
-    is_in = coins(world.config, index, len(world.candidates.indices))
+    is_in = coins(world.config, index, world.candidates.num_coins)
     seed = int(seeding.stream(world.config.seed, "shadow seed", index).integers(2**62))
     method = arm.method
     state, watch = world.train(arm, is_in, seed, judges=isinstance(method, LinearHead))

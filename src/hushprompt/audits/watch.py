@@ -21,6 +21,7 @@ from hushprompt.methods.base import Batch, Method, Personal, Shared, StepInfo, U
 from hushprompt.privacy.clipping import ClippedSum, clip_factors
 from hushprompt.privacy.config import Audience, Channel
 from hushprompt.privacy.mechanisms.base import ClassRows, Mechanism, Release
+from hushprompt.privacy.mechanisms.grouped import GroupedMechanism
 from hushprompt.privacy.mechanisms.observed import WrappedMechanism
 from hushprompt.privacy.release_plan import ReleasePlan
 from hushprompt.runs.arm import Arm
@@ -53,6 +54,9 @@ class Probe:
     """Probability that an example that is there is in a batch."""
     is_candidate: Bool[np.ndarray, " n"]
     """[n] whose coin the auditor guesses."""
+    groups: Int64[Tensor, " m"] | None = None
+    """Number of the group of each of the batch's m examples, where groups are the unit; n is then the number of groups,
+    and what is said above of an example is said of a group."""
 
 
 @dataclass
@@ -175,12 +179,14 @@ class Watch(TrainingObserver):
         self._is_turn, self._context = True, shared_context(method, shared)
         if self._probe is None or mechanism.plan.batch_clipping is not None:
             return
-        batch = self._probe.batch
+        batch, groups = self._probe.batch, self._probe.groups
 
         def clipped(personal: Personal) -> dict[Channel, Tensor]:
-            asking = ClippedRows(mechanism)
-            method.client_step(model, shared, personal, batch, asking, copy.deepcopy(rng))
-            return asking.rows
+            inner = mechanism.inner if isinstance(mechanism, GroupedMechanism) else mechanism
+            asking = ClippedRows(inner)
+            whole = asking if groups is None else GroupedMechanism(asking, groups)
+            method.client_step(model, shared, personal, batch, whole, copy.deepcopy(rng))
+            return {channel: in_groups(rows, groups) for channel, rows in asking.rows.items()}
 
         known = clipped(self._personal)
         is_same = self._personal is self._start or Channel.LOCAL not in known
@@ -308,6 +314,13 @@ class ClippedRows(WrappedMechanism):
         return Release(torch.zeros_like(summed.value))
 
 
+def in_groups(rows: Float[Tensor, "b p"], groups: Int64[Tensor, " b2"] | None) -> Float[Tensor, "n p"]:
+    """Add up rows of examples that belong together; rows that are of groups already, or of no groups, stay."""
+    if groups is None or len(rows) != len(groups):
+        return rows
+    return rows.new_zeros(int(groups.max()) + 1, rows.shape[1]).index_add_(0, groups.to(rows.device), rows)
+
+
 def watched(arm: Arm, watch: TrainingObserver) -> Arm:
     """Return the same arm, which leaves absent examples out of its batches and tells a watch what happens."""
     plan = dataclasses.replace(arm.plan, observer=watch)
@@ -343,7 +356,7 @@ class WatchedMethod:
         is_own = self._watch.owns(personal)
         if is_own:
             self._watch.begin_step(self.method, model, shared, mechanism, rng)
-        outcome = self.method.client_step(model, shared, personal, rest, mechanism, rng)
+        outcome = self.method.client_step(model, shared, personal, rest, mechanism.among(there), rng)
         if is_own:
             self._watch.end_step(outcome[0], outcome[1])
         return outcome

@@ -49,6 +49,24 @@ class Candidates:
     """Into the training split."""
     labels: Int[np.ndarray, " m"]
     """What they are trained with: their own labels, or wrong ones for canaries."""
+    groups: Int[np.ndarray, " m"] | None = None
+    """Number of each one's group, from 0, where groups are in question as a whole; None: each example is on its own."""
+
+    @property
+    def num_coins(self) -> int:
+        """What is in or out: examples, or groups."""
+        return len(self.indices) if self.groups is None else int(self.groups.max()) + 1
+
+    def by_coin(self, values: Float[Tensor, " m"]) -> Float[Tensor, " k"]:
+        """Return what is said of each coin: of its example, or on average of its group's."""
+        if self.groups is None:
+            return values
+        groups = torch.from_numpy(self.groups)
+        return values.new_zeros(self.num_coins).index_add_(0, groups, values) / groups.bincount()
+
+    def rows(self, is_in: Bool[np.ndarray, " k"]) -> Bool[np.ndarray, " m"]:
+        """Return which examples take part where these coins are in."""
+        return is_in if self.groups is None else is_in[self.groups]
 
 
 @dataclass(frozen=True)
@@ -77,12 +95,12 @@ class World:
         sets = self.federation.declared
         return None if sets is None else sets[self.candidates.client_id]
 
-    def train(self, arm: Arm, is_in: Bool[np.ndarray, " m"], seed: int, *, judges: bool = False) -> tuple[State, Watch]:
+    def train(self, arm: Arm, is_in: Bool[np.ndarray, " k"], seed: int, *, judges: bool = False) -> tuple[State, Watch]:
         """Train an arm from its start without the candidates that are out.
 
         Args:
             arm: method and privacy plan.
-            is_in: [m] which candidates take part.
+            is_in: [k] which candidates take part, or which groups of them.
             seed: of batches and noise; the start of the prompts is public, and the config's.
             judges: whether the watch also weighs every release by what each example would have added to it.
 
@@ -92,7 +110,7 @@ class World:
         labels = self.federation.train_labels.clone()
         labels[self.candidates.indices] = torch.from_numpy(self.candidates.labels)
         probe = self._probe(arm, labels) if judges else None
-        labels[self.candidates.indices[~is_in]] = ABSENT
+        labels[self.candidates.indices[~self.candidates.rows(is_in)]] = ABSENT
         federation = dataclasses.replace(self.federation, train_labels=labels)
         state = start(self.config, federation, arm)
         # Clients that step copies of their own call server_step too, and nobody else sees that.
@@ -104,14 +122,18 @@ class World:
 
     def _probe(self, arm: Arm, labels: Int[Tensor, " n"]) -> Probe:
         """Describe the client's examples to a watch."""
-        indices = np.asarray(self.federation.partition.clients[self.candidates.client_id].indices["train"])
+        client = self.federation.partition.clients[self.candidates.client_id]
+        indices = np.asarray(client.indices["train"])
         stored = self.federation.train_features[arm.method.feature_kind]
         features = stored.rows(indices, np.zeros_like(indices)).to(self.federation.model.device)
         is_candidate = np.isin(indices, self.candidates.indices)
-        prob = arm.plan.sampler.expected_batch_size(len(indices)) / len(indices)
+        groups = None if client.groups is None else torch.from_numpy(client.groups)
+        if client.groups is not None:
+            is_candidate = np.isin(np.arange(client.size), client.groups[is_candidate])
+        prob = arm.plan.sampler.expected_batch_size(client.size) / client.size
         drawn = torch.from_numpy(np.where(is_candidate, prob / 2, prob))
         batch = Batch(features, labels[indices].to(self.federation.model.device), self.declared)
-        return Probe(batch, drawn, prob, is_candidate)
+        return Probe(batch, drawn, prob, is_candidate, groups)
 
     def log_probs(
         self, arm: Arm, state: State, audience: Audience, features: Float[Tensor, "n d"]
@@ -240,7 +262,7 @@ def audiences(arm: Arm) -> list[Audience]:
 
 
 def candidates_of(federation: Federation, client_id: int) -> Candidates:
-    """Return all training examples of a client, with their own labels.
+    """Return all training examples of a client, with their own labels, in groups where these are the unit.
 
     Raises:
         ConfigError: there is no such client.
@@ -249,4 +271,4 @@ def candidates_of(federation: Federation, client_id: int) -> Candidates:
     if not 0 <= client_id < len(clients):
         raise ConfigError(f"--client must lie in 0 to {len(clients) - 1}, got {client_id}.")
     indices = np.asarray(clients[client_id].indices["train"], dtype=np.int64)
-    return Candidates(client_id, indices, federation.train_labels[indices].numpy())
+    return Candidates(client_id, indices, federation.train_labels[indices].numpy(), clients[client_id].groups)

@@ -31,6 +31,8 @@ BOUNDS = {
     "f_dp_approximate": "one run, f-DP of any mechanism",
     "gdp_independent_trials": "error rates of independent canaries, Gaussian mechanisms",
 }
+CANARIES = {"client": "clients, there or not", "group": "groups of mislabelled images"}
+"""What is in or out in one training, by privacy unit."""
 KINDS = {"mechanism": "gradient canaries", "end_to_end": "canaries in one training", "attack": "attacks"}
 """Kinds of measurements whose power is told apart."""
 
@@ -90,7 +92,8 @@ def audit(
 
 def show(record: AuditRecord) -> None:
     """Print an audit."""
-    of = "clients" if record.privacy_unit == "client" else f"candidates of client {record.client_id}"
+    units = {"client": "clients", "group": f"groups of client {record.client_id}"}
+    of = units.get(record.privacy_unit, f"candidates of client {record.client_id}")
     sentence(
         f"Audit of {record.method}: {record.num_candidates} {of}, "
         f"{counted(record.num_shadows, 'shadow federation')} a budget, seed {record.seed}.",
@@ -112,7 +115,7 @@ def _show_audience(budget: BudgetAudit, one: AudienceAudit) -> None:
         )
     for canary in one.canaries:
         result = canary.result
-        canaries = "clients, there or not" if one.claimed["privacy_unit"] == "client" else "mislabelled images"
+        canaries = CANARIES.get(one.claimed["privacy_unit"], "mislabelled images")
         sentence(
             f"measured, end to end: epsilon >= {result.epsilon_lower_bound:.3g} (95 %, {result.num_canaries} "
             f"{canaries}, {result.num_correct} of {result.num_guesses} guesses right; {canary.sees}, "

@@ -27,7 +27,7 @@ def calibrate(
     ] = "server",
     local_share: Annotated[float, typer.Option(help="Share of the budget for the local release.")] = 0.5,
     relation: Annotated[str, typer.Option(help="add_remove or replace_one.")] = "add_remove",
-    unit: Annotated[str, typer.Option(help="Who is protected: example or client.")] = "example",
+    unit: Annotated[str, typer.Option(help="Who is protected: example, group or client.")] = "example",
     clients: Annotated[
         int, typer.Option(help="Number of clients; delta must lie below 1 / this with --unit client.")
     ] = 1,

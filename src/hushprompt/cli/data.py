@@ -132,6 +132,10 @@ def show_dataset(dataset: Dataset, *, has_about: bool) -> None:
         lines[f"{len(dataset.domain_names)} domains"] = ", ".join(dataset.domain_names)
     if dataset.client_names:
         lines[counted(len(dataset.client_names), "client")] = ", ".join(dataset.client_names)
+    groups = [split.groups for split in dataset.splits.values() if split.groups is not None]
+    if groups:
+        sizes = np.unique(np.concatenate(groups), return_counts=True)[1]
+        lines[counted(len(sizes), "group")] = f"{_range(sizes)} examples each"
     lines["split by"] = dataset.split_source or "the data's own"
     lines["split checksum"] = dataset.split_checksum or "none"
     lines["left out as unreadable"] = str(dataset.num_skipped)

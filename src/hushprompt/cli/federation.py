@@ -114,7 +114,7 @@ def check(file: ServerFile, insecure: Insecure = False) -> None:
     found = hp.federation.check(file, insecure=insecure, say=_say)
     for name, size in found.sizes.items():
         answer = f"no. {found.refusals[name]}" if name in found.refusals else "yes"
-        sentence(f"{name}, {counted(size, 'training example')}: {answer}")
+        sentence(f"{name}, {counted(size, _unit(found.guarantees))}: {answer}")
     for name in sorted(found.refusals.keys() - found.sizes):
         sentence(f"{name}: not there. {found.refusals[name]}")
     _show_meaning(found.guarantees)
@@ -163,6 +163,12 @@ def status(
         _show_server(found)
 
 
+def _unit(arms: list[dict[str, Any]]) -> str:
+    """Return what the size of a client counts, by the arms of a privacy record."""
+    noun = statements.unit_noun(next((one for arm in arms for one in arm["audiences"].values()), {}))
+    return f"training {'example' if noun == 'client' else noun}"
+
+
 def _show_server(found: ServerStatus) -> None:
     """Print the server's records, and what its process says if it runs."""
     from hushprompt.deployment.operate.status import round_line
@@ -171,7 +177,8 @@ def _show_server(found: ServerStatus) -> None:
     if found.clients is None:
         console.print("No run has begun: no client has joined yet.")
     else:
-        who = ", ".join(f"{name} ({counted(size, 'training example')})" for name, size in found.clients.items())
+        unit = _unit(found.guarantees)
+        who = ", ".join(f"{name} ({counted(size, unit)})" for name, size in found.clients.items())
         sentence(f"Agreed on the run: {who}")
     for record in found.rounds:
         sentence(round_line(record, found.num_rounds, found.noise_source))

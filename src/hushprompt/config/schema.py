@@ -161,6 +161,10 @@ class Reference:
             checks.positive(epsilon=self.epsilon)
 
 
+GROUP_SETTINGS = {"group_pattern", "group_column", "group_key", "group_size"}
+"""Settings of data that older versions had not; as they stand by default they mean the same as without them."""
+
+
 @functools.cache
 def preset() -> dict[str, Any]:
     """Return the plain values of the embedded preset, from which `RunConfig` has its defaults."""
@@ -302,6 +306,9 @@ class RunConfig:
         plain: dict[str, Any] = to_plain(self)
         for name in self.privacy.unused:
             del plain["privacy"][name]
+        for each in dataclasses.fields(self.data):
+            if each.name in GROUP_SETTINGS and getattr(self.data, each.name) == each.default:
+                del plain["data"][each.name]
         return plain
 
     def identity(self) -> str:

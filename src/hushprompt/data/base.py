@@ -15,7 +15,7 @@ from hushprompt.data.findings import Finding
 from hushprompt.errors import ConfigError, DataError
 from hushprompt.user_text import nfc
 
-Duplicates = Literal["refuse", "allow"]
+Duplicates = Literal["refuse", "allow", "group"]
 """What happens where files with equal bytes are in training and in test, or at two clients."""
 Copies = tuple[tuple[str, int], ...]
 """Examples of equal bytes: split and index within it."""
@@ -48,6 +48,8 @@ class Split:
     """[n] int64 domain of each example (vendor, site, style); zeros where there is one."""
     clients: np.ndarray | None = None
     """[n] int64 client of each example, where the data says who holds it."""
+    groups: np.ndarray | None = None
+    """[n] int64 group of each example (a patient, a customer, a document), where the data says whose it is."""
     read: Reader
     """Returns examples by index."""
     fingerprint: str
@@ -63,7 +65,7 @@ class Dataset:
     """Examples of named classes, cut into train, validation and test.
 
     Raises:
-        DataError: names repeat, or a label, domain or client has no name.
+        DataError: names repeat, or a label, domain, client or group has no name.
     """
 
     name: str
@@ -85,6 +87,9 @@ class Dataset:
     """Fingerprint of the backbone that made the features, where their file says so."""
     client_names: tuple[str, ...] = ()
     """Names in client order, where the data says who holds each example."""
+    group_names: tuple[str, ...] = ()
+    """Names in group order, where the data names groups and not only copies belong together. They are told to nobody
+    but the owner of the data."""
     split_source: str = ""
     """Who says which example is in which split: a file, or a rule."""
     split_checksum: str = ""
@@ -100,7 +105,11 @@ class Dataset:
 
     def __post_init__(self) -> None:
         """Check labels and domains against their names."""
-        for what, names in (("class", self.class_names), ("domain", self.domain_names), ("client", self.client_names)):
+        every = {
+            "class": self.class_names, "domain": self.domain_names, "client": self.client_names,
+            "group": self.group_names,
+        }  # fmt: skip
+        for what, names in every.items():
             if len(set(names)) < len(names):
                 repeated = sorted({name for name in names if names.count(name) > 1})
                 raise DataError(f"Data set {self.name}: these {what} names occur twice: {repeated}. Give each its own.")
@@ -111,6 +120,7 @@ class Dataset:
                 ("label", split.labels, self.class_names),
                 ("domain", split.domains, self.domain_names),
                 ("client", split.clients, self.client_names),
+                ("group", split.groups if self.group_names else None, self.group_names),
             ):
                 if values is None:
                     continue

@@ -26,29 +26,29 @@ PIECE = 4096
 """Bytes that are compared before whole files are."""
 
 
-def find_copies(dataset: Dataset) -> tuple[Copies, ...]:
-    """Return the groups of examples with equal bytes, in the order of the splits.
+def find_copies(splits: Mapping[str, Split]) -> tuple[Copies, ...]:
+    """Return the sets of examples with equal bytes, in the order of the splits.
 
     Only files of equal size are looked into, and only those that are equal in the middle are read.
 
     Raises:
         DataError: an example is not there.
     """
-    groups = [[(name, index) for name, split in dataset.splits.items() for index in range(len(split))]]
+    groups = [[(name, index) for name, split in splits.items() for index in range(len(split))]]
     for key in (_size, _piece, _digest):
-        groups = _parted(dataset, groups, key)
+        groups = _parted(splits, groups, key)
     return tuple(tuple(group) for group in groups)
 
 
 def _parted(
-    dataset: Dataset, groups: Sequence[list[tuple[str, int]]], key_of: Callable[[Split, int], Hashable]
+    splits: Mapping[str, Split], groups: Sequence[list[tuple[str, int]]], key_of: Callable[[Split, int], Hashable]
 ) -> list[list[tuple[str, int]]]:
     """Part groups by a key, and leave out what has no equal."""
     places = [(number, place) for number, group in enumerate(groups) for place in group]
     chunks = [places[start : start + CHUNK] for start in range(0, len(places), CHUNK)]
 
     def keys(chunk: list[tuple[int, tuple[str, int]]]) -> list[Hashable]:
-        return [(number, key_of(dataset.splits[name], index)) for number, (name, index) in chunk]
+        return [(number, key_of(splits[name], index)) for number, (name, index) in chunk]
 
     parts: dict[Hashable, list[tuple[str, int]]] = {}
     with ThreadPoolExecutor(16) as pool:
@@ -144,26 +144,42 @@ def _both(dataset: Dataset, group: Sequence[tuple[str, int]], part_of: Callable[
 def in_training(dataset: Dataset, copies: Sequence[Copies], partition: Partition | None) -> dict[int, Counter[int]]:
     """Return, for each client, how often the images stand in its training set that stand there more than once.
 
+    Where groups are the unit, copies within one count once: they are protected together.
+
     Returns:
         By client, the number of images by their number of copies k > 1. A partition says who holds what, or the data.
     """
-    holders, found = _holders(dataset, copies, partition), dict[int, Counter[int]]()
+    holders, found = _units(dataset, copies, partition), dict[int, Counter[int]]()
     for group in copies:
         for client_id, count in _counts(group, holders).items():
             found.setdefault(client_id, Counter())[count] += 1
     return found
 
 
-def _counts(group: Copies, holders: Mapping[int, int]) -> dict[int, int]:
+def _units(dataset: Dataset, copies: Sequence[Copies], partition: Partition | None) -> dict[int, tuple[int, int]]:
+    """Return client and unit of each training example, by index: the example itself, or its group."""
+    groups = dataset.splits["train"].groups
+    are_units = groups is not None and (dataset.duplicates == "group" or _are_units(partition))
+    holders = _holders(dataset, copies, partition)
+    return {index: (holder, int(groups[index]) if are_units else index) for index, holder in holders.items()}
+
+
+def _are_units(partition: Partition | None) -> bool:
+    """Tell whether groups are the privacy unit, so that clients of a partition know theirs."""
+    return partition is not None and any(client.groups is not None for client in partition.clients)
+
+
+def _counts(group: Copies, units: Mapping[int, tuple[int, int]]) -> dict[int, int]:
     """Return how often an image stands in the training set of each client that has it more than once."""
-    counts = Counter(holders[index] for name, index in group if name == "train" and index in holders)
+    distinct = {units[index] for name, index in group if name == "train" and index in units}
+    counts = Counter(holder for holder, _ in distinct)
     return {client_id: count for client_id, count in counts.items() if count > 1}
 
 
 def within_training(dataset: Dataset, copies: Sequence[Copies], partition: Partition | None) -> list[Finding]:
     """Return a finding about images that stand more than once in one client's training set."""
-    holders = _holders(dataset, copies, partition)
-    counts = {group: _counts(group, holders) for group in copies}
+    units = _units(dataset, copies, partition)
+    counts = {group: _counts(group, units) for group in copies}
     repeated = sum(len(by_client) for by_client in counts.values())
     if not repeated:
         return []
@@ -173,7 +189,8 @@ def within_training(dataset: Dataset, copies: Sequence[Copies], partition: Parti
         for group, by_client in counts.items()
         if by_client
     ]
-    message = f"The same example stands up to {most} times in one training set, and is protected less for that"
+    where = f"in up to {most} groups of" if _are_units(partition) else f"up to {most} times in"
+    message = f"The same example stands {where} one training set, and is protected less for that"
     return [Finding(kind="copies_in_training", message=message, count=repeated, paths=tuple(sorted(shown)[:SHOWN]))]
 
 

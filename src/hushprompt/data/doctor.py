@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from hushprompt.data import groups
 from hushprompt.data.base import Dataset, Split
 from hushprompt.data.copies import CHUNK, across_clients, across_splits, find_copies, name_of, within_training
 from hushprompt.data.decoding import SIXTEEN_BITS
@@ -84,10 +85,10 @@ def classes_without(subject: Subject) -> list[Finding]:
 def names_alike(subject: Subject) -> list[Finding]:
     """Find names that differ by case, spaces or underscores alone."""
     findings = []
-    for what in ("class", "client", "domain"):
-        groups = alike(getattr(subject.dataset, f"{what}_names"))
+    for what in ("class", "client", "domain", "group"):
+        named = alike(getattr(subject.dataset, f"{what}_names"))
         message = f"Names differ by case, spaces or the writing of a number alone, and each is a {what} of its own"
-        findings += finding(f"{what}_names_alike", message, [" = ".join(map(repr, group)) for group in groups])
+        findings += finding(f"{what}_names_alike", message, [" = ".join(map(repr, group)) for group in named])
     return findings
 
 
@@ -96,6 +97,11 @@ def copies(subject: Subject) -> list[Finding]:
     dataset, partition = subject.dataset, subject.partition
     across = [*across_splits(dataset, dataset.copies), *across_clients(dataset, dataset.copies, partition)]
     return [*across, *within_training(dataset, dataset.copies, partition)]
+
+
+def groups_apart(subject: Subject) -> list[Finding]:
+    """Find groups, such as patients, that are in training and in another split, or at two clients."""
+    return [*groups.across_splits(subject.dataset), *groups.across_clients(subject.dataset, subject.partition)]
 
 
 def few_shots(subject: Subject) -> list[Finding]:
@@ -127,7 +133,7 @@ def outside_declared(subject: Subject) -> list[Finding]:
 
 
 LISTED: Sequence[Callable[[Subject], list[Finding]]] = (
-    one_class, classes_without, names_alike, copies, few_shots, outside_declared,
+    one_class, classes_without, names_alike, copies, groups_apart, few_shots, outside_declared,
 )  # fmt: skip
 """Checks that read no example."""
 READ: Mapping[str, tuple[str, Callable[[Examined], bool]]] = {
@@ -153,7 +159,7 @@ def examine(subject: Subject) -> list[Finding]:
         shown = [one.problem or one.name for one in examined if holds(one)]
         findings += finding(kind, message, shown, is_refused=kind == "unreadable")
     if not any(one.problem for one in examined):
-        dataset = dataclasses.replace(dataset, copies=dataset.copies or find_copies(dataset))
+        dataset = dataclasses.replace(dataset, copies=dataset.copies or find_copies(dataset.splits))
     findings += quick(dataclasses.replace(subject, dataset=dataset))
     return sorted(findings, key=lambda one: not one.is_refused)
 

@@ -38,6 +38,7 @@ class Example(NamedTuple):
     split: str = ""
     domain: int = 0
     client: int | None = None
+    group: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +51,7 @@ class Listing:
     """Who says which example is in which split."""
     domain_names: tuple[str, ...] = ("all",)
     client_names: tuple[str, ...] = ()
+    group_names: tuple[str, ...] = ()
 
 
 @runtime_checkable
@@ -255,7 +257,7 @@ def build(about: About, listing: Listing, source: Source, media: Media, on_unrea
         chosen = [row for row in rows if examples[row].split == split_name]
         if not chosen:
             continue
-        clients = [examples[row].client for row in chosen]
+        clients, groups = ([getattr(examples[row], of) for row in chosen] for of in ("client", "group"))
         digest = hashlib.sha256(repr(media).encode())
         for row in chosen:
             digest.update(f"{examples[row].name}\n{source.stamp(row)}\n".encode(errors="surrogateescape"))
@@ -263,6 +265,7 @@ def build(about: About, listing: Listing, source: Source, media: Media, on_unrea
             labels=np.array([examples[row].label for row in chosen], dtype=np.int64),
             domains=np.array([examples[row].domain for row in chosen], dtype=np.int64),
             clients=None if None in clients else np.array(clients, dtype=np.int64),
+            groups=None if None in groups else np.array(groups, dtype=np.int64),
             read=Decoded(source, np.array(chosen, dtype=np.int64), media),
             fingerprint=digest.hexdigest(),
         )
@@ -271,6 +274,7 @@ def build(about: About, listing: Listing, source: Source, media: Media, on_unrea
         class_names=listing.class_names,
         domain_names=listing.domain_names,
         client_names=listing.client_names,
+        group_names=listing.group_names,
         splits=splits,
         citation=about.citation,
         license=about.license,
@@ -280,6 +284,12 @@ def build(about: About, listing: Listing, source: Source, media: Media, on_unrea
         split_checksum=split_checksum(examples),
         num_skipped=len(examples) - len(rows),
     )
+
+
+def whole_split(count: int, source: Source, media: Media) -> Split:
+    """Return all examples of a source as one split, of which nothing is known yet but their bytes."""
+    none = np.zeros(count, dtype=np.int64)
+    return Split(labels=none, domains=none, read=Decoded(source, np.arange(count), media), fingerprint="")
 
 
 def split_checksum(examples: Sequence[Example]) -> str:

@@ -1,12 +1,14 @@
 """Which example is in which split: by a file that says so, or by a rule that anyone can repeat.
 
 The rule shuffles the examples of one class with a random stream named after data set and class, so that it depends on
-neither the order of the folder nor the other classes, and cuts. CoOp's sizes are 50/20/30 per class.
+neither the order of the folder nor the other classes, and cuts. CoOp's sizes are 50/20/30 per class. Examples of one
+group, such as a patient's, go to one split together.
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -45,6 +47,8 @@ def split_per_class(
 ) -> list[Example]:
     """Deal the examples of each class (and client, where known) to train, validation and test.
 
+    Groups are dealt as a whole, each among those of the class (and client) of most of its examples.
+
     Args:
         examples: in any order; it does not matter.
         class_names: of the labels; part of the streams' names.
@@ -54,20 +58,31 @@ def split_per_class(
         test: fraction for test; 0 for none.
 
     Returns:
-        All examples, class by class. Where there is one example, it is for training.
+        All examples, class by class. Where there is one example, or one group, it is for training.
     """
-    groups: dict[tuple[int, int], list[Example]] = {}
-    for example in examples:
-        groups.setdefault((example.label, -1 if example.client is None else example.client), []).append(example)
+    strata: dict[tuple[int, int], list[list[Example]]] = {}
+    for members in _together(examples):
+        kinds = Counter((one.label, -1 if one.client is None else one.client) for one in members)
+        strata.setdefault(min(kinds, key=lambda kind: (-kinds[kind], kind)), []).append(members)
     dealt = []
-    for (label, client), members in sorted(groups.items()):
-        members = sorted(members)
+    for (label, client), groups in sorted(strata.items()):
+        groups = sorted(groups)
         rng = seeding.stream(seed, "split", stream, class_names[label], client)
-        order = rng.permutation(len(members))
-        sizes = split_sizes(len(members), validation, test)
+        order = rng.permutation(len(groups))
+        sizes = split_sizes(len(groups), validation, test)
         words = [word for word, size in zip(("train", "validation", "test"), sizes, strict=True) for _ in range(size)]
-        dealt += [members[index]._replace(split=word) for index, word in zip(order, words, strict=True)]
+        dealt += [
+            example._replace(split=word) for index, word in zip(order, words, strict=True) for example in groups[index]
+        ]
     return dealt
+
+
+def _together(examples: Sequence[Example]) -> list[list[Example]]:
+    """Return examples that go to one split: each group's, sorted, and each example alone that has no group."""
+    groups: dict[int | str, list[Example]] = {}
+    for example in examples:
+        groups.setdefault(example.name if example.group is None else example.group, []).append(example)
+    return [sorted(members) for members in groups.values()]
 
 
 def split_sizes(count: int, validation: float, test: float) -> tuple[int, int, int]:

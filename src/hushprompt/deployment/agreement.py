@@ -66,7 +66,7 @@ class Agreement(Offer):
     clients: tuple[str, ...]
     """Names; a client's place is its id."""
     sizes: tuple[int, ...]
-    """Public number of training examples of each."""
+    """Public number of training examples of each, or of groups where these are the unit."""
     client_classes: tuple[tuple[int, ...] | None, ...] = ()
     """Labels of which alone each may have training examples, sorted; None: not declared. Empty: nobody declared any."""
     num_late: int = 0

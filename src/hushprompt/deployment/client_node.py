@@ -223,9 +223,9 @@ class ClientNode:
             examples = open_examples(self.config, agreement)
             client_id = agreement.clients.index(name)
             if agreement.sizes[client_id] != examples.size:
+                unit = f"training {agreement.run_config.privacy.unit_word}"
                 raise ProtocolError(
-                    f"The plan counts {counted(agreement.sizes[client_id], 'training example')} of {name}, which has "
-                    f"{examples.size}."
+                    f"The plan counts {counted(agreement.sizes[client_id], unit)} of {name}, which has {examples.size}."
                 )
             config = self._own_runtime(agreement)
             run = ClientRun(self.config, store, agreement, config, model, examples, client_id)

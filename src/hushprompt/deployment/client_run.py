@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hushprompt import files
 from hushprompt.config.schema import RunConfig
-from hushprompt.data.partitions.base import ClientShard, Partition
+from hushprompt.data.partitions.base import Partition
 from hushprompt.deployment import gains, policy, wire
 from hushprompt.deployment.agreement import Agreement
 from hushprompt.deployment.config import ClientConfig
@@ -82,7 +82,8 @@ class ClientRun:
 
     def tell_findings(self) -> None:
         """Say in one line what the owner should know of the data, and what the guarantee is worth to copies."""
-        own = Partition((ClientShard(self.client_id, (), self.examples.index, self.client.client.name),))
+        shard = dataclasses.replace(self.examples.shard, client_id=self.client_id, name=self.client.client.name)
+        own = Partition((shard,))
         tell_findings(self.config, self.examples.dataset, own, [self.arm], (self.classes,))
 
     def check_identity(self) -> None:
@@ -101,7 +102,7 @@ class ClientRun:
         features, labels, index = self.examples.features(self.model, self.config, "train", kind)
         config = self.config
         own = (self.client_id, config.seed, config.training, self.model, {kind: features}, labels, index)
-        return Client(*own, classes=self.classes)
+        return Client(*own, classes=self.classes, groups=self.examples.groups)
 
     def update(self, request: Envelope) -> Envelope:
         """Compute one update: the steps between two exchanges with the server, once."""

@@ -26,7 +26,7 @@ class EnrolledClient:
 
     node: str
     size: int
-    """Its public number of training examples."""
+    """Its public number of training examples, or of groups where these are the unit."""
 
 
 class Enrollment:
@@ -192,5 +192,6 @@ class Enrollment:
         if name in self.members and self.members[name].node in online:
             raise ProtocolError(f"{name} joined already, from another node.")
         if sizes is not None and sizes.get(name, size) != size:
-            raise ProtocolError(f"{name} agreed with {counted(sizes[name], 'training example')}, now it has {size}.")
+            unit = f"training {self.offer.run_config.privacy.unit_word}"
+            raise ProtocolError(f"{name} agreed with {counted(sizes[name], unit)}, now it has {size}.")
         return name, EnrolledClient(node, size)

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Int, Int64
 from torch import Tensor
 
 from hushprompt.config.schema import RunConfig
 from hushprompt.data.base import Dataset
+from hushprompt.data.groups import NO_GROUPS, with_groups
+from hushprompt.data.partitions.base import ClientShard, Partition
 from hushprompt.deployment.agreement import Offer
 from hushprompt.deployment.config import ClientConfig
 from hushprompt.errors import ProtocolError
@@ -33,11 +35,18 @@ class Examples:
     dataset: Dataset
     index: dict[str, np.ndarray]
     """Sorted rows of each split."""
+    groups: Int64[np.ndarray, " n"] | None = None
+    """Number of each training example's group, where groups are the privacy unit."""
+
+    @property
+    def shard(self) -> ClientShard:
+        """The examples as the only client of a partition."""
+        return ClientShard(0, (), self.index, groups=self.groups)
 
     @property
     def size(self) -> int:
-        """Training examples: the one number about the data that is made public."""
-        return len(self.index["train"])
+        """Training examples, or groups of them where these are the unit: the one number that is made public."""
+        return self.shard.size
 
     def features(
         self, model: PromptModel, config: RunConfig, split: str, kind: FeatureKind
@@ -52,25 +61,31 @@ def open_examples(client: ClientConfig, offer: Offer) -> Examples:
     """Load a client's data, and see that their classes are the federation's.
 
     Raises:
-        ProtocolError: other classes, no training example, or a share that does not exist.
+        ProtocolError: other classes, no training example, no groups where these are the unit, or a share that does not
+            exist.
         DataError: the data cannot be read.
     """
+    groups: Int64[np.ndarray, " n"] | None = None
+    is_unit = offer.run_config.privacy.privacy_unit == "group"
     if client.share is not None:
         section = client.data or offer.run_config.data
         if client.data is None and not getattr(section, "is_embedded", False):
             raise ProtocolError("The run's data are files. Whoever takes a share of them names them as [data], too.")
         dataset = section.load()
+        _check_groups(dataset, is_unit=is_unit)
         clients = make_partition(offer.run_config, dataset).clients
         if client.share.client >= len(clients):
             raise ProtocolError(
                 f"share.client must be below {len(clients)}, the run's clients, got {client.share.client}."
             )
-        index = dict(clients[client.share.client].indices)
+        shard = clients[client.share.client]
+        index, groups = dict(shard.indices), shard.groups
     else:
         section = client.data
         if getattr(section, "classes", None) == () and not section.classes_file:
             section = dataclasses.replace(section, classes=offer.class_names)
         dataset = section.load()
+        _check_groups(dataset, is_unit=is_unit)
         index = {name: np.arange(len(split)) for name, split in dataset.splits.items()}
     if [*map(nfc, dataset.class_names)] != [*map(nfc, offer.class_names)]:
         LOG.warning("the data have %d classes: %s", len(dataset.class_names), ", ".join(dataset.class_names))
@@ -80,7 +95,24 @@ def open_examples(client: ClientConfig, offer: Offer) -> Examples:
         )
     if len(index["train"]) == 0:
         raise ProtocolError("This client has no training example.")
-    return Examples(dataset, index)
+    if is_unit and groups is None:
+        (shard,) = with_groups(Partition((ClientShard(0, (), index),)), dataset).clients
+        groups = shard.groups
+    return Examples(dataset, index, groups)
+
+
+def _check_groups(dataset: Dataset, *, is_unit: bool) -> None:
+    """Raise ProtocolError where groups are the privacy unit and the data name none, or copies are one and they are not.
+
+    What is wrong with the data is told to their owner alone.
+    """
+    if is_unit and dataset.splits["train"].groups is None:
+        LOG.warning("%s", NO_GROUPS.format(dataset=dataset.name))
+        raise ProtocolError(
+            "The plan protects groups, and this client's data do not say which examples belong together."
+        )
+    if not is_unit and dataset.duplicates == "group":
+        raise ProtocolError('data.duplicates = "group" is for a plan that protects groups, and this one does not.')
 
 
 def _some(names: tuple[str, ...]) -> str:

@@ -71,6 +71,7 @@ def base_images(dataset: Dataset, num_base: int) -> BaseImages:
             labels=split.labels[kept],
             domains=split.domains[kept],
             clients=None if split.clients is None else split.clients[kept],
+            groups=None if split.groups is None else split.groups[kept],
             read=functools.partial(_read, split.read, kept),
             fingerprint=f"{split.fingerprint} of the first {num_base} classes",
         )

@@ -73,7 +73,7 @@ def plan_arms(config: RunConfig, sizes: list[int], classes: Classes | None = Non
 
     Args:
         config: what to run.
-        sizes: public number of training examples of every client.
+        sizes: public size of every client, see `client_sizes`.
         classes: of every client, see `declared_classes`; None: of nobody.
         num_late: the last so many clients joined after the one release and make its last part alone.
 
@@ -90,6 +90,11 @@ def plan_arms(config: RunConfig, sizes: list[int], classes: Classes | None = Non
         raise ConfigError(
             f"data.client_classes has {counted(len(classes), 'list')} for {counted(len(sizes), 'client')}. Give each "
             "client one; [] keeps its classes private."
+        )
+    if config.privacy.privacy_unit == "group" and config.evaluation.metrics_epsilon is not None:
+        raise PrivacyError(
+            "evaluation.metrics_epsilon protects single evaluation images, and not all of a group. Leave it out, or "
+            'set privacy.privacy_unit = "example".'
         )
     # One schedule for all arms: they are compared on the same cohorts.
     cohorts = draw_cohorts(

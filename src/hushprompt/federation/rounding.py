@@ -70,10 +70,16 @@ def measure(arm: Arm, model: PromptModel, on_progress: Progress | None = None) -
     shared, personal = arm.method.init(model, np.random.default_rng(0))
     shared = arm.method.begin_round(shared)
 
-    count = arm.plan.sampler.expected_batch_size(arm.plan.release_plan.num_rounded)
+    release = arm.plan.release_plan
+    count = arm.plan.sampler.expected_batch_size(release.num_rounded // release.config.examples_per_unit)
 
     def rows_of(chosen: Tensor) -> dict[Channel, Rows]:
-        inner = arm.plan.mechanism(allowed=Channel.LOCAL, expected_count=count, rng=np.random.default_rng(0))
+        inner = arm.plan.mechanism(
+            allowed=Channel.LOCAL,
+            expected_count=count,
+            rng=np.random.default_rng(0),
+            groups=torch.arange(len(chosen)),  # each row is held against itself
+        )
         recorder = _Recorder(inner)
         some = Batch(batch.image_features[chosen], batch.labels[chosen])
         arm.method.client_step(model, shared, personal, some, recorder, np.random.default_rng(0))
@@ -156,9 +162,9 @@ def _sizes(largest: int) -> list[int]:
 
 def _largest_batch(arm: Arm) -> int:
     """Return the size of the largest batch that is likely."""
-    num = arm.plan.release_plan.num_rounded
-    expected = arm.plan.sampler.expected_batch_size(num)
-    return max(2, min(num, LARGEST_BATCH, math.ceil(expected + 6 * math.sqrt(expected))))
+    num, most = arm.plan.release_plan.num_rounded, arm.plan.config.examples_per_unit
+    expected = most * arm.plan.sampler.expected_batch_size(num // most)
+    return max(2, min(num, LARGEST_BATCH, math.ceil(expected + 6 * math.sqrt(most * expected))))
 
 
 def _measured(arm: Arm, model: PromptModel, cache_dir: Path, on_progress: Progress | None) -> float:

@@ -17,6 +17,7 @@ from hushprompt.config.schema import RunConfig
 from hushprompt.data import doctor
 from hushprompt.data.base import Dataset, HeldByClients
 from hushprompt.data.copies import in_training, refuse_across_clients
+from hushprompt.data.groups import with_groups
 from hushprompt.data.partitions.base import DeclaresClasses, Partition
 from hushprompt.errors import ConfigError
 from hushprompt.evaluation.base_to_new import base_images, num_base_classes
@@ -75,7 +76,8 @@ def make_partition(config: RunConfig, dataset: Dataset) -> Partition:
     """Partition a data set, or what it has of base classes, among the clients of a config.
 
     Raises:
-        ConfigError: the partition is impossible, or the data set lacks the split that is to be scored.
+        ConfigError: the partition is impossible; the data set lacks the split that is to be scored, or names no groups
+            where these are the unit.
         DataError: two clients would hold the same example, and `data.duplicates` does not allow it.
     """
     if config.evaluation.split not in dataset.splits:
@@ -85,7 +87,18 @@ def make_partition(config: RunConfig, dataset: Dataset) -> Partition:
         )
     partition = _partition(config, dataset)
     refuse_across_clients(dataset, partition)
-    return partition
+    check_duplicates(config, dataset)
+    return with_groups(partition, dataset) if config.privacy.privacy_unit == "group" else partition
+
+
+def check_duplicates(config: RunConfig, dataset: Dataset) -> None:
+    """Raise ConfigError where copies are declared to be a group, and groups are not what is protected."""
+    if dataset.duplicates == "group" and config.privacy.privacy_unit != "group":
+        raise ConfigError(
+            'data.duplicates = "group" puts copies into one group, and groups are not what privacy.privacy_unit = '
+            f'"{config.privacy.privacy_unit}" protects. Set privacy.privacy_unit = "group", or data.duplicates = '
+            '"allow".'
+        )
 
 
 def _partition(config: RunConfig, dataset: Dataset) -> Partition:
@@ -100,8 +113,8 @@ def _partition(config: RunConfig, dataset: Dataset) -> Partition:
 
 
 def client_sizes(partition: Partition) -> list[int]:
-    """Return the public number of training examples of every client."""
-    return [len(client.indices["train"]) for client in partition.clients]
+    """Return the public size of every client: its training examples, or groups of them where these are the unit."""
+    return [client.size for client in partition.clients]
 
 
 def load_fresh(section: Any) -> Any:

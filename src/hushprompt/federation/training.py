@@ -147,6 +147,7 @@ class Participants:
                 federation.train_labels,
                 torch.from_numpy(client.indices["train"]),
                 None if classes is None else classes[client.client_id],
+                client.groups,
             )
             for client in federation.partition.clients
         ]

@@ -110,9 +110,9 @@ def published_noise_multiplier(*, nominal_epsilon: float, delta: float, num_roun
 
 def num_releases(config: PrivacyConfig, sampler: Sampler, num_rounds: int) -> int:
     """Return how many releases one unit can take part in; a client takes part in every step."""
-    if config.privacy_unit == "example":
-        return sampler.num_releases(num_rounds)
-    return num_rounds * sampler.steps_per_round
+    if config.privacy_unit == "client":
+        return num_rounds * sampler.steps_per_round
+    return sampler.num_releases(num_rounds)
 
 
 def amplification_prob(config: PrivacyConfig, sampler: Sampler, client_sizes: Iterable[int]) -> float:

@@ -31,7 +31,7 @@ def plan_training(
     noise_at: Literal["server", "client", "shares"] = "server",
     local_share: float = 0.5,
     relation: Relation = "add_remove",
-    unit: Literal["example", "client"] = "example",
+    unit: Literal["example", "group", "client"] = "example",
     clients: int = 1,
     max_colluding: int = 1,
     max_dropouts: int = 0,
@@ -74,7 +74,7 @@ def plan_training(
     checks.one_of([str(who) for who in Audience], audience=audience)
     checks.one_of(("server", "client", "shares"), noise_at=noise_at)
     checks.one_of(("add_remove", "replace_one"), relation=relation)
-    checks.one_of(("example", "client"), unit=unit)
+    checks.one_of(("example", "group", "client"), unit=unit)
     noise = _by_channel(noise_multipliers, channels)
     config = PrivacyConfig(
         epsilon=epsilon,

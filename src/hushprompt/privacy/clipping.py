@@ -142,6 +142,45 @@ def as_one_contribution(grads: Float[Tensor, "b *p"]) -> Float[Tensor, "r *p"]:
     return grads.mean(dim=0, keepdim=True) if len(grads) else grads
 
 
+def group_contributions(
+    grads: Float[Tensor, "b *p"], groups: Int64[Tensor, " b"], clip_norm: float
+) -> Float[Tensor, "g *p"]:
+    """Make the gradients of each group one contribution, to be clipped as one: the sum of its clipped gradients.
+
+    Nothing but that last clip bounds what a group adds. The first one, of each example, keeps an example from deciding
+    the direction alone, and holds the last bits of gradients, which depend on the batch, to a share of the clip norm.
+    Of a group of one it is the gradient as it is. A gradient that is not finite counts as zero among others.
+
+    Args:
+        grads: [b, *p] one gradient per example; b may be 0.
+        groups: [b] number of each one's group.
+        clip_norm: radius of the ball, in gradient units; greater than 0.
+
+    Returns:
+        [g, *p] in the order of the groups' numbers.
+
+    >>> group_contributions(torch.tensor([[3.0], [0.5], [9.0]]), torch.tensor([0, 0, 1]), clip_norm=1.0)
+    tensor([[1.5000],
+            [9.0000]])
+    """
+    numbers, place, counts = groups.unique(return_inverse=True, return_counts=True)
+    factors = clip_factors(grads, clip_norm).reshape(-1, *[1] * (grads.ndim - 1))
+    clipped = factors * grads.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+    is_alone = (counts[place] == 1).reshape(factors.shape)
+    rows = torch.where(is_alone, grads, clipped)
+    return grads.new_zeros(len(numbers), *grads.shape[1:]).index_add_(0, place, rows)
+
+
+def group_shares(groups: Int64[Tensor, " b"]) -> Float64[Tensor, " b"]:
+    """Return [b] one over the number of rows of each row's group: with them, a group's rows weigh as one.
+
+    >>> group_shares(torch.tensor([0, 0, 1])).tolist()
+    [0.5, 0.5, 1.0]
+    """
+    _, place, counts = groups.unique(return_inverse=True, return_counts=True)
+    return 1 / counts[place].double()
+
+
 def clip_factors(grads: Float[Tensor, "b *p"], clip_norm: float) -> Float[Tensor, " b"]:
     """Return [b] the factor in [0, 1] that puts each gradient into the ball; 0 for a gradient that is not finite.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -11,6 +12,9 @@ from typing import Any, Literal
 from hushprompt import checks
 from hushprompt.errors import PrivacyError
 from hushprompt.registry import SECTIONS
+
+GROUP_WORD = re.compile(r"[^\W\d_][\w '-]{0,39}")
+"""A noun, or two of which the second belongs to the first."""
 
 
 class Channel(StrEnum):
@@ -35,6 +39,8 @@ class Audience(StrEnum):
 
 SHARES_ONLY: Mapping[str, Any] = {"max_colluding": 1, "max_dropouts": 0, "rescue": False}
 """Settings of noise shares, with their defaults; nothing else looks at them."""
+GROUPS_ONLY = ("group_word", "max_group_examples")
+"""Settings of groups; where they are not the unit nothing looks at them."""
 
 
 @SECTIONS.register("privacy")
@@ -93,8 +99,14 @@ class PrivacyConfig:
     accounted for."""
     neighboring_relation: Literal["add_remove", "replace_one"] = "add_remove"
     """What neighboring data sets differ by: one example more or less, or one example exchanged."""
-    privacy_unit: Literal["example", "client"] = "example"
-    """Who is protected: one (image, label) pair of one client, or all data of one client (the global prompt only)."""
+    privacy_unit: Literal["example", "group", "client"] = "example"
+    """Who is protected: one (image, label) pair of one client; all that one client has of one group, such as a patient,
+    which the data name; or all data of one client (the global prompt only)."""
+    group_word: str = "group"
+    """What a group is, in statements: "patient", or with what it has, "patient's images"."""
+    max_group_examples: int = 16
+    """Most examples of a group that a step takes gradients of: of a larger group a random part, another one each step.
+    It bounds memory and time, and the margin for rounding grows with it."""
 
     def __post_init__(self) -> None:
         """Check the fields."""
@@ -128,7 +140,11 @@ class PrivacyConfig:
                     'Keep one; to give the noise yourself, set privacy.epsilon="none".'
                 )
             checks.positive(epsilon=self.epsilon)
-        checks.positive(adaptive_rate=self.adaptive_rate)
+        checks.positive(adaptive_rate=self.adaptive_rate, max_group_examples=self.max_group_examples)
+        if not GROUP_WORD.fullmatch(self.group_word):
+            raise PrivacyError(
+                f'privacy.group_word must be a word or a few, such as "patient", got {self.group_word!r}.'
+            )
         for name, share in (("quantile", self.adaptive_quantile), ("share", self.adaptive_share)):
             if share is not None and not 0 < share < 1:
                 raise PrivacyError(f"adaptive_{name} must lie in (0, 1), got {share}.")
@@ -149,7 +165,8 @@ class PrivacyConfig:
     @property
     def unused(self) -> tuple[str, ...]:
         """Settings that nothing looks at; older versions did not have them."""
-        return () if self.noise_at == "shares" else tuple(SHARES_ONLY)
+        of_shares = () if self.noise_at == "shares" else tuple(SHARES_ONLY)
+        return of_shares + (() if self.privacy_unit == "group" else GROUPS_ONLY)
 
     def _check_shares(self) -> None:
         """Refuse settings of noise shares that are out of range, or that nothing would look at."""
@@ -165,3 +182,13 @@ class PrivacyConfig:
                 raise PrivacyError(
                     f'privacy.{name} needs privacy.noise_at = "shares", and it is "{self.noise_at}". Leave {name} out.'
                 )
+
+    @property
+    def unit_word(self) -> str:
+        """What a client's size counts and its batches are made of: "example", or the word for a group."""
+        return self.group_word.partition("'s ")[0] if self.privacy_unit == "group" else "example"
+
+    @property
+    def examples_per_unit(self) -> int:
+        """Most examples that a step takes gradients of, of one of what a client's size counts."""
+        return self.max_group_examples if self.privacy_unit == "group" else 1

@@ -47,6 +47,8 @@ class Guarantee:
     """Where epsilon is infinite: the reason, in the words of a statement."""
     beside: tuple[GaussianReleases, ...] = ()
     """Releases of other mechanisms on the same data, which epsilon counts too."""
+    group_word: str = ""
+    """Where the unit is a group: the config's word for one."""
     noise_source: Literal["seeded", "secure"] | None = None
     """Where the noise comes from: "seeded" makes all of it a simulation. None: not known, or none is drawn yet."""
     terms: ShareTerms | None = None

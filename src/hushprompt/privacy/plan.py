@@ -22,6 +22,9 @@ client contributes in every step of every round, whatever its sampler draws, so 
 keeps between steps is its own, so the public is charged for the global release alone; a personal prompt is made from
 one client's data, so it has no guarantee, and none is claimed.
 
+**Unit "group".** The groups of a client (its patients) take the place of its examples: batches draw them, sizes count
+them, and what a group adds to a sum is clipped as one (`mechanisms/grouped.py`). All else is as above.
+
 A method for comparison may clip the mean gradient of a batch instead. Its sums state their worst-case sensitivity,
 which `mechanisms/batch_clipping.py` derives, and its epsilon is the one that follows from that, whatever its noise is
 called by.
@@ -36,14 +39,17 @@ from dataclasses import dataclass, field
 
 import dp_accounting
 import numpy as np
+from jaxtyping import Int64
+from torch import Tensor
 
 from hushprompt import checks
 from hushprompt.errors import PrivacyError, UnfitError
-from hushprompt.privacy import accounting
+from hushprompt.privacy import accounting, statements
 from hushprompt.privacy.budget import amplification_prob, noise_multipliers, num_releases, published_noise
 from hushprompt.privacy.config import Audience, Channel, PrivacyConfig
 from hushprompt.privacy.guarantee import Guarantee, guarantee
 from hushprompt.privacy.mechanisms.base import Mechanism
+from hushprompt.privacy.mechanisms.grouped import GroupedMechanism
 from hushprompt.privacy.mechanisms.observed import ObservedMechanism, ReleaseObserver
 from hushprompt.privacy.release_plan import BatchClipping, ReleasePlan
 from hushprompt.privacy.releases import GaussianReleases
@@ -72,7 +78,7 @@ class PrivacyPlan:
     num_rounds: int
     """Rounds of the client that takes part in the most."""
     client_sizes: tuple[int, ...]
-    """Public number of training examples of every client."""
+    """Public number of training examples of every client, or of groups where these are the unit."""
     beside: tuple[GaussianReleases, ...] = ()
     """Releases of other mechanisms on the same units, such as one release of statistics before the rounds. Every
     audience is charged for them, from the start."""
@@ -162,7 +168,7 @@ class PrivacyPlan:
             return self.channels
         if Channel.GLOBAL not in self.channels:
             return frozenset()
-        return self.channels if self.config.privacy_unit == "example" else frozenset({Channel.GLOBAL})
+        return frozenset({Channel.GLOBAL}) if self.config.privacy_unit == "client" else self.channels
 
     def is_outside(self, audience: Audience) -> bool:
         """True where no theorem protects the unit from `audience`, however much noise there is."""
@@ -199,6 +205,7 @@ class PrivacyPlan:
                     beside=self.beside,
                 ),
                 neighboring_relation=self.config.neighboring_relation,
+                group_word=self.config.group_word if self.config.privacy_unit == "group" else "",
                 noise_source=self.release_plan.noise_source,
                 terms=self.terms() if audience is Audience.SERVER and self.release_plan.has_shares else None,
             )
@@ -233,22 +240,27 @@ class PrivacyPlan:
         num_clients: int = 1,
         clip_norms: Mapping[str, float] | None = None,
         step: int = 0,
+        groups: Int64[Tensor, " b"] | None = None,
     ) -> Mechanism:
         """Return the one-step tool with which a client (LOCAL) or the server (GLOBAL) makes its release.
 
         Args:
             allowed: the channel on which this party may release.
-            expected_count: public expected number of examples behind the sum.
+            expected_count: public expected number of examples behind the sum, or of groups where these are the unit.
             rng: noise stream of this step and party.
             num_clients: public number of clients behind the sum, the divisor where a client is clipped as one.
             clip_norms: of this step; None for those of the first.
             step: in its round, from 0.
+            groups: number of the group of each row of the batch, where these are the unit; without it such a party can
+                release what others clipped, and clips nothing.
         """
         plan = self.release_plan
         norms = plan.clip_norms if clip_norms is None else {c: clip_norms[c] for c in plan.channels}
         count = float(num_clients) if allowed in plan.clipped_as_one else expected_count
         mechanism = self._tool(allowed, count, rng, norms, step)
-        return mechanism if self.observer is None else ObservedMechanism(mechanism, self.observer)
+        if self.observer is not None:
+            mechanism = ObservedMechanism(mechanism, self.observer)
+        return GroupedMechanism(mechanism, groups) if self.config.privacy_unit == "group" else mechanism
 
     def _tool(
         self,
@@ -267,13 +279,15 @@ class PrivacyPlan:
 
     def _sampling(self) -> str:
         """Say how units take part, in the words of a statement."""
-        if self.config.privacy_unit == "example":
+        if self.config.privacy_unit != "client":
+            word = self.config.unit_word
+            described = statements.in_units(self.sampler.description, word)
             probs = {self.sampler.amplification_for(size) for size in self.client_sizes}
             if len(probs) == 1:
-                return self.sampler.description
+                return described
             worst, size = max(probs), min(self.client_sizes)
-            least = counted(size, "example")
-            return f"{self.sampler.description}, probability {worst:.4g} at the worst client, of {least}"
+            least = counted(size, word)
+            return f"{described}, probability {worst:.4g} at the worst client, of {least}"
         return (
             f"every client contributes to each of the {self.sampler.steps_per_round} steps of a round, "
             f"no amplification claimed (inside a client: {self.sampler.description})"
@@ -300,7 +314,7 @@ def make_plan(
         sampler: how batches are drawn; it names its own amplification.
         channels: the releases that the method makes.
         num_rounds: rounds of the client that takes part in the most.
-        client_sizes: public number of training examples of every client.
+        client_sizes: public number of training examples of every client, or of groups where these are the unit.
         batch_clipping: how a method clips that clips batches; None: it clips examples.
         beside: releases of other mechanisms on the same units, of fixed noise; the budget is for all of them together.
         mechanism: name in MECHANISMS of what clips and releases; None: "gaussian", or "batch_clipping" where a method
@@ -343,7 +357,7 @@ def make_plan(
     else:
         multipliers = noise_multipliers(config, sampler, channels, num_rounds, client_sizes, beside)
     # Rows of sums of classes are made in float64, each apart from all others.
-    is_rounded = config.privacy_unit == "example" and batch_clipping is None and not parts
+    is_rounded = config.privacy_unit != "client" and batch_clipping is None and not parts
     release_plan = ReleasePlan(
         channels=channels,
         clip_norms={c: norms[c] for c in sorted(channels)},
@@ -352,8 +366,8 @@ def make_plan(
         mechanism=mechanism or ("gaussian" if batch_clipping is None else "batch_clipping"),
         batch_clipping=batch_clipping,
         parts=parts,
-        num_rounded=max(client_sizes) if is_rounded else 0,
         cohort_size=len(client_sizes) if cohort_size is None else cohort_size,
+        num_rounded=max(client_sizes) * config.examples_per_unit if is_rounded else 0,
     )
     _check_rounding(release_plan)
     if release_plan.has_shares:
@@ -389,10 +403,10 @@ def check_parts(config: PrivacyConfig, parts: tuple[float, ...]) -> None:
     """
     if min(parts) <= 0 or sum(parts) > 1 + 1e-12:
         raise PrivacyError(f"The parts of a release must be above 0 and sum to at most 1, got {parts}.")
-    if config.privacy_unit != "example" or config.adaptive_quantile is not None:
+    if config.privacy_unit == "client" or config.adaptive_quantile is not None:
         raise UnfitError(
-            "A release of class statistics protects examples and has fixed clip norms. Set privacy.privacy_unit = "
-            '"example" and leave privacy.adaptive_quantile out.'
+            "A release of class statistics protects examples or groups and has fixed clip norms. Set "
+            'privacy.privacy_unit = "example" and leave privacy.adaptive_quantile out.'
         )
 
 
@@ -400,20 +414,30 @@ def _check_rounding(plan: ReleasePlan) -> None:
     """Refuse so many examples that rounding alone would matter."""
     if plan.channels and plan.rounding_margin > LARGEST_MARGIN:
         raise PrivacyError(
-            f"The largest client has {plan.num_rounded} examples, and privacy.rounding = {plan.config.rounding:g} for "
+            f"The largest client has {_most_rows(plan)}, and privacy.rounding = {plan.config.rounding:g} for "
             f"each would make noise larger by {plan.rounding_margin:.0%}; {LARGEST_MARGIN:.0%} is the most. Set "
             f"privacy.rounding to at most {LARGEST_MARGIN / plan.num_rounded:.1g} (training is refused if the model "
-            "rounds by more), or divide the client."
+            f"rounds by more), {'a smaller privacy.max_group_examples, ' * (plan.config.privacy_unit == 'group')}or "
+            "divide the client."
         )
+
+
+def _most_rows(plan: ReleasePlan) -> str:
+    """Say how many rows of the largest client rounding may move."""
+    if plan.config.privacy_unit != "group":
+        return f"{plan.num_rounded} examples"
+    groups = plan.num_rounded // plan.config.max_group_examples
+    return f"{groups} groups with {plan.config.max_group_examples} examples in a step at most"
 
 
 def _check_delta(config: PrivacyConfig, client_sizes: list[int]) -> None:
     """Refuse a delta that allows publishing one unit outright."""
-    is_example = config.privacy_unit == "example"
-    num_units = max(client_sizes) if is_example else len(client_sizes)
+    is_client = config.privacy_unit == "client"
+    num_units = len(client_sizes) if is_client else max(client_sizes)
     if config.delta * num_units >= 1:
-        units = "examples of the largest client" if is_example else "number of clients"
-        what = "an example" if is_example else "a client's data"
+        unit = "group" if config.privacy_unit == "group" else "example"
+        units = "number of clients" if is_client else f"{unit}s of the largest client"
+        what = "a client's data" if is_client else "all of a group" if unit == "group" else "an example"
         raise PrivacyError(
             f"delta must be below 1 / ({units}) = 1 / {num_units} = {1 / num_units:.3g}, got "
             f"{config.delta:g}: a larger delta allows publishing {what} outright. Take 1e-5, or 1 / (10 n) or less."

@@ -62,8 +62,8 @@ class ReleasePlan:
     release of its own. A step of share b clips to C sqrt(b) and gets the whole noise z C: multipliers z / sqrt(b),
     which together are one Gaussian mechanism of multiplier z, also where later parts depend on earlier ones."""
     num_rounded: int = 0
-    """Rows of a sum that rounding may move when one example joins or leaves: examples of the largest client. 0 where
-    each contribution is computed apart from all others."""
+    """Rows of a sum that rounding may move when one unit joins or leaves: examples of the largest client, or its groups
+    times the most examples that a step takes of one. 0 where each contribution is computed apart from all others."""
     cohort_size: int = 0
     """Clients of a round; looked at where clients add shares of the noise."""
     read: ByteSource = field(default=os.urandom, repr=False, compare=False)
@@ -165,7 +165,7 @@ class ReleasePlan:
         """Channels on which a client's whole contribution to a step is clipped as one."""
         if self.batch_clipping is not None:
             return self.channels
-        return frozenset() if self.config.privacy_unit == "example" else frozenset({Channel.GLOBAL})
+        return frozenset({Channel.GLOBAL}) if self.config.privacy_unit == "client" else frozenset()
 
     def first_norms(self, num_clients: int) -> ClipNorms | None:
         """Return the clip norms of the first step, 1 for a channel that is not used; None where norms are fixed."""

@@ -28,7 +28,13 @@ UNITS = {
     "client": ("one client's whole data", "one client with all of its examples"),
     "evaluation image": ("one evaluation image", "one evaluation image of one client"),
 }
-"""Privacy units: what neighbors differ by, and who is protected."""
+"""Privacy units but groups: what neighbors differ by, and who is protected."""
+GROUPS = (
+    "Groups are each client's own. Who has examples at two clients is a group at each: for both together group privacy "
+    "holds, at 2 epsilon and (1 + e^epsilon) delta, and nothing smaller is claimed. Of a group with more than "
+    "{most} examples a step takes {most}, drawn anew."
+)
+"""Where groups are the unit."""
 CLASSES_DECLARED = "Which classes the client has was declared public and is not protected."
 """Of a client's own prompt that is made for its classes."""
 OTHER_CLIENT = "Sees what the public sees, and has the same guarantee as the public."
@@ -82,7 +88,8 @@ GAINS = (
 """What leaves a client of evaluation images, where the run asks for it."""
 STAYS_AT_HOME = (
     "A federation of separate machines: losses, scores, personal prompts, features and fingerprints of the data "
-    "stay with each client. The server knows who takes part, when, and each client's number of training examples."
+    "stay with each client. The server knows who takes part, when, and each client's number of training examples, or "
+    "of groups where these are the privacy unit."
 )
 NOISE_SOURCE = {
     "seeded": "Noise comes from the run's seed: a repeatable simulation. Whoever knows the seed can remove the noise.",
@@ -103,7 +110,7 @@ COUNTS_NOT_PRIVATE = (
     "Not private, simulation only: counts of a client's examples by class are not covered by any guarantee."
 )
 COPIES = (
-    "for an image that stands {num_copies} times in one client's training set, all its copies together, "
+    "for an image that stands {times} one client's training set, all its copies together, "
     "epsilon = {epsilon:.4g}{simulated}, not {once:.4g}, at delta = {delta:g} towards {audience}, {relation}, "
     "{sampling}; accountant: {accountant}"
 )
@@ -124,14 +131,14 @@ ONE_RELEASE = (
 )
 LATE = (
     "{clients} joined after that and released the last part alone, with noise multiplier {multiplier:.4g} where the "
-    "others have {whole:.4g}: epsilon = {epsilon:.4g}{simulated} at delta = {delta:g} for one example of such a "
+    "others have {whole:.4g}: epsilon = {epsilon:.4g}{simulated} at delta = {delta:g} for one {unit} of such a "
     "client, {sampling}, 1 release, {relation}, towards {audience}; accountant: {accountant}."
 )
 """Of clients that make the last part of the one release alone."""
 ADAPTIVE_CLIPPING = "clip_norms are those of the first step; noise_multipliers are those of sum and count together."
 ROUNDING = (
     "The model computes examples of a batch together, so last bits of one gradient depend on the others. Noise is made "
-    "larger by {margin:.2g} of itself for that: {num_rounded} examples of the largest client, each moved by at most "
+    "larger by {margin:.2g} of itself for that: {rows} examples of the largest client, each moved by at most "
     "{rounding:g} of the clip norm, which was checked on the model before training."
 )
 ROUNDING_LEFT_OUT = (
@@ -195,7 +202,7 @@ def copies_statement(guarantee: Guarantee, epsilon: float, num_copies: int, nois
         noise_source: "seeded" or "secure".
     """
     return COPIES.format(
-        num_copies=num_copies,
+        times=f"in {num_copies} groups of" if guarantee.privacy_unit == "group" else f"{num_copies} times in",
         epsilon=epsilon,
         simulated=beside_epsilon(noise_source),
         once=guarantee.epsilon,
@@ -225,12 +232,43 @@ def server_statement(noise_at: str, terms: ShareTerms | None, noise_source: str,
     return " ".join([told, *more])
 
 
+def units(privacy_unit: str, group_word: str = "") -> tuple[str, str]:
+    """Return what neighbors differ by, and who is protected.
+
+    >>> units("group", "patient's images")
+    ("one patient's images", "all of one patient's images at one client (a patient at two clients counts twice)")
+    """
+    if privacy_unit != "group":
+        return UNITS[privacy_unit]
+    whose = group_word if "'s " in group_word else f"{group_word or 'group'}'s examples"
+    noun = whose.partition("'s ")[0]
+    return f"one {whose}", f"all of one {whose} at one client (a {noun} at two clients counts twice)"
+
+
+def unit_noun(guarantee: Mapping[str, Any]) -> str:
+    """Return the noun of who is protected by a recorded guarantee: "example", "client", or the word for a group."""
+    unit = str(guarantee.get("privacy_unit", "example"))
+    return str(guarantee.get("group_word") or unit).partition("'s ")[0] if unit == "group" else unit
+
+
+def in_units(description: str, word: str) -> str:
+    """Return the description of a sampling in the word for what is drawn.
+
+    >>> in_units("Poisson sampling of 8 examples of each client", "family")
+    'Poisson sampling of 8 families of each client'
+    """
+    plural = counted(2, word).removeprefix("2 ")
+    return description.replace("examples", plural).replace("example", word)
+
+
 def guarantee_statement(guarantee: Guarantee) -> str:
     """Return a guarantee in one sentence."""
-    one, unit = UNITS[guarantee.privacy_unit]
+    one, unit = units(guarantee.privacy_unit, guarantee.group_word)
+    noun = unit_noun({"privacy_unit": guarantee.privacy_unit, "group_word": guarantee.group_word})
+    noun = "example" if noun == "client" else noun
     beside = "".join(
         f" and {part.num_steps} more "
-        + ("of every example, without sampling," if part.sampling_prob == 1 else f"sampled with {part.sampling_prob:g}")
+        + (f"of every {noun}, without sampling," if part.sampling_prob == 1 else f"sampled with {part.sampling_prob:g}")
         + f" with noise multiplier {part.noise_multiplier:.4g}"
         for part in guarantee.beside
         if not part.is_empty
@@ -266,7 +304,7 @@ def in_plain_words(guarantee: Mapping[str, Any]) -> str:
     Source: Kairouz, Oh, Viswanath 2015 (arXiv:1311.0776), Theorem 2.1.
     """
     epsilon, delta = number(guarantee.get("epsilon")), number(guarantee.get("delta"))
-    unit = str(guarantee.get("privacy_unit", "example"))
+    unit = unit_noun(guarantee)
     if math.isnan(epsilon) or math.isnan(delta):
         return ""
     if math.isinf(epsilon):
@@ -329,18 +367,20 @@ def account_lines(arm: dict[str, Any]) -> list[str]:
     return lines
 
 
-def rounding_statement(num_rounded: int, rounding: float) -> str:
+def rounding_statement(num_rounded: int, rounding: float, *, is_most: bool = False) -> str:
     """Say how rounding is accounted for; "" where no contribution is computed together with others.
 
     Args:
         num_rounded: rows that rounding may move; see `ReleasePlan`.
         rounding: largest move of a row, over the clip norm.
+        is_most: whether there may be fewer rows.
     """
     if not num_rounded:
         return ""
     if not rounding:
         return ROUNDING_LEFT_OUT
-    return ROUNDING.format(margin=num_rounded * rounding, num_rounded=num_rounded, rounding=rounding)
+    rows = f"at most {num_rounded}" if is_most else num_rounded
+    return ROUNDING.format(margin=num_rounded * rounding, rows=rows, rounding=rounding)
 
 
 def start_statement(start: Mapping[str, Any]) -> str:
@@ -363,6 +403,7 @@ def statement_lines(arm: dict[str, Any]) -> list[str]:
         arm.get("participation", {}).get("statement"),
         arm.get("rounding"),
         arm.get("one_release"),
+        arm.get("groups"),
     ]
     return lines + [f"{arm['arm']}: {statement}" for statement in more if statement]
 
@@ -378,7 +419,7 @@ def clauses(audience: str, guarantee: Mapping[str, Any]) -> list[str]:
     terms = guarantee.get("terms")
     return [
         f"for {audience}",
-        f"delta = {number(guarantee.get('delta')):g} for one {guarantee.get('privacy_unit')} of one client",
+        f"delta = {number(guarantee.get('delta')):g} for one {unit_noun(guarantee)} of one client",
         f"neighboring relation {guarantee.get('neighboring_relation')}",
         *str(guarantee.get("sampling")).split(", "),
         *([] if num_steps is None else [counted(num_steps, "release")]),

@@ -23,8 +23,9 @@ import numpy as np
 from hushprompt.config.overrides import flat
 from hushprompt.config.schema import RunConfig
 from hushprompt.config.values import CHOICES, to_plain
-from hushprompt.data.base import Dataset
+from hushprompt.data.base import Dataset, Split
 from hushprompt.data.content import content_of
+from hushprompt.data.groups import in_order
 from hushprompt.errors import DataError, ResumeError
 from hushprompt.registry import PACKAGE
 from hushprompt.runs import records
@@ -52,7 +53,7 @@ class RunIdentity:
     class_names: tuple[str, ...]
     """In label order."""
     clients: tuple[tuple[str, int], ...]
-    """Name and training examples of each client, in the order of the run."""
+    """Name and training examples of each client, or groups where these are the unit, in the order of the run."""
     split: str = ""
     """Checksum of which example is in which split; empty at a federation's server, as `data` is."""
     data: dict[str, str] = field(default_factory=dict)
@@ -90,7 +91,7 @@ class RunIdentity:
             if key in now.settings and self.settings[key] != now.settings[key]
         ]
         found += _class_differences(self.class_names, now.class_names)
-        found += _client_differences(self.clients, now.clients)
+        found += _client_differences(self.clients, now.clients, self._counted)
         if self.split != now.split:
             found.append("other examples are in the splits, or examples have other names or labels")
         found += [
@@ -112,6 +113,12 @@ class RunIdentity:
             ]
         return found
 
+    @property
+    def _counted(self) -> str:
+        """What clients' sizes count."""
+        is_group = self.settings.get("privacy.privacy_unit") == "group"
+        return "training group" if is_group else "training example"
+
     def other_versions(self, now: RunIdentity) -> list[str]:
         """Say which packages have another version than at the start."""
         names = dict.fromkeys([*self.versions, *now.versions])
@@ -130,20 +137,31 @@ def identity_of(
     Args:
         config: of the run.
         dataset: whose splits it uses.
-        clients: name and training examples of each, in order.
+        clients: name and public size of each, in order.
         index: examples of each split that count; None: all.
     """
     used = [name for name in dict.fromkeys(["train", config.evaluation.split]) if name in dataset.splits]
     contents = {name: content_of(dataset.splits[name], index[name] if index else None) for name in used}
+    data = {name: content.digest for name, content in contents.items()}
+    if config.privacy.privacy_unit == "group":
+        data["group"] = _group_digest(dataset.splits["train"], index["train"] if index else None)
     return RunIdentity(
         settings=settings_of(config),
         class_names=dataset.class_names,
         clients=tuple(clients),
         split=dataset.split_checksum,
-        data={name: content.digest for name, content in contents.items()},
+        data=data,
         is_whole=all(content.is_whole for content in contents.values()),
         versions=versions_of(config),
     )
+
+
+def _group_digest(train: Split, index: np.ndarray | None) -> str:
+    """Return a digest of which training examples belong together; of their names nothing."""
+    if train.groups is None:
+        return ""
+    groups = in_order(train.groups if index is None else train.groups[index])
+    return hashlib.sha256(groups.astype("<i8").tobytes()).hexdigest()
 
 
 def settings_of(config: RunConfig) -> dict[str, Any]:
@@ -269,17 +287,13 @@ def _class_differences(was: Sequence[str], now: Sequence[str]) -> list[str]:
     return [f"classes: {_changes(was, now)}"]
 
 
-def _client_differences(was: Sequence[tuple[str, int]], now: Sequence[tuple[str, int]]) -> list[str]:
+def _client_differences(was: Sequence[tuple[str, int]], now: Sequence[tuple[str, int]], unit: str) -> list[str]:
     """Say how clients differ, in names, order and sizes."""
     names, here = [name for name, _ in was], [name for name, _ in now]
     if set(names) != set(here):
         return [f"clients: {_changes(names, here)}"]
     sizes = dict(now)
-    found = [
-        f"{name} had {counted(size, 'training example')} and has {sizes[name]}"
-        for name, size in was
-        if sizes[name] != size
-    ]
+    found = [f"{name} had {counted(size, unit)} and has {sizes[name]}" for name, size in was if sizes[name] != size]
     return found if found or names == here else ["the clients stand in another order"]
 
 

@@ -60,12 +60,15 @@ def _arm(arm: Arm, accounts: Mapping[str, list[Account]]) -> dict[str, Any]:
         "clipped": "examples" if releases.batch_clipping is None else "batches",
         "sensitivities": {str(c): releases.sensitivity(c) for c in releases.clip_norms},
         "rounding": statements.rounding_statement(
-            releases.num_rounded if arm.plan.channels else 0, releases.config.rounding
+            releases.num_rounded if arm.plan.channels else 0,
+            releases.config.rounding,
+            is_most=releases.config.privacy_unit == "group",
         ),
+        **_groups(arm.plan),
         "one_release": _one_release(arm.plan),
         "noise_multipliers": {str(c): value for c, value in releases.noise_multipliers.items()},
         "adaptive_clipping": _adaptive_clipping(arm),
-        "sampling": arm.plan.sampler.description,
+        "sampling": statements.in_units(arm.plan.sampler.description, arm.plan.config.unit_word),
         "num_rounds": arm.num_rounds,
         "limit": arm.plan.limit,
         "delta": arm.plan.config.delta,
@@ -78,6 +81,13 @@ def _arm(arm: Arm, accounts: Mapping[str, list[Account]]) -> dict[str, Any]:
         },
         **_start(arm, accounts),
     }
+
+
+def _groups(plan: PrivacyPlan) -> dict[str, str]:
+    """Say what holds for groups, where these are the unit."""
+    if plan.config.privacy_unit != "group":
+        return {}
+    return {"groups": statements.GROUPS.format(most=plan.config.max_group_examples)}
 
 
 def _one_release(plan: PrivacyPlan) -> str:
@@ -95,6 +105,7 @@ def _one_release(plan: PrivacyPlan) -> str:
         whole=plan.release_plan.noise_multipliers[Channel.GLOBAL],
         epsilon=held.epsilon,
         simulated=statements.beside_epsilon(held.noise_source),
+        unit=plan.config.unit_word,
         delta=held.delta,
         sampling=held.sampling,
         relation=held.neighboring_relation,

@@ -54,9 +54,11 @@ class PromptHeader:
     """Of `privacy`, for programs: never to be shown without that sentence; None in files that did not have it."""
     delta: float | None = None
     privacy_unit: str | None = None
-    """"example" or "client"."""
+    """"example", "group" or "client"."""
     server: str | None = None
     """The guarantee against the server that the prompt was trained at; None where it had none."""
+    group_word: str | None = None
+    """Where the unit is a group: what one is."""
 
 
 def read_prompt(path: Path) -> tuple[PromptHeader, dict[str, Tensor]]:

@@ -21,7 +21,7 @@ from hushprompt.runs.identity import is_location
 from hushprompt.runs.prompt_file import FORMAT
 from hushprompt.runs.records import to_json
 
-GUARANTEED = ("epsilon", "delta", "privacy_unit", "noise_source")
+GUARANTEED = ("epsilon", "delta", "privacy_unit", "group_word", "noise_source")
 """What the file says of a guarantee beside its sentence."""
 
 

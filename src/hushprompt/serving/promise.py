@@ -57,6 +57,8 @@ def in_plain_words(prompt: Prompt) -> str:
         return "What this prompt promises the people whose data trained it is in its statement."
     example = "sound" if header.modality == "audio" else "image"
     one = "client's data" if header.privacy_unit == "client" else example
+    if header.privacy_unit == "group":
+        one = statements.units("group", header.group_word or "")[0].removeprefix("one ")
     if math.isinf(epsilon):
         return f"Nothing limits what this prompt may tell about a single {one} that trained it."
     rate = statements.detection_rate(epsilon, header.delta, statements.FALSE_ALARMS)

@@ -35,6 +35,13 @@ class ClientShard:
     """Sorted example indices [n_i] of each split."""
     name: str = ""
     """Of the domain or the real client, where it is one."""
+    groups: np.ndarray | None = None
+    """[n_i] group of each training example, numbered from 0 in their order; None where the unit is not a group."""
+
+    @property
+    def size(self) -> int:
+        """The public size of its training set: the number of examples, or of groups where these are the unit."""
+        return len(self.indices["train"]) if self.groups is None else int(self.groups.max()) + 1
 
 
 @dataclass(frozen=True)

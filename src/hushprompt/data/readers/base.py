@@ -18,7 +18,8 @@ from hushprompt.data.base import Dataset, Duplicates, HeldByClients
 from hushprompt.data.copies import find_copies, refuse_across_splits
 from hushprompt.data.decoding import Media
 from hushprompt.data.findings import Finding, finding
-from hushprompt.data.listing import About, Example, Listing, OnUnreadable, Source, build
+from hushprompt.data.groups import check_pattern, name_in_path, with_copies
+from hushprompt.data.listing import About, Example, Listing, OnUnreadable, Source, build, whole_split
 from hushprompt.data.splitting import SPLIT_WORDS, TEST, VALIDATION, check_fractions, split_per_class
 from hushprompt.errors import ConfigError, DataError
 from hushprompt.user_text import nfc, read_lines
@@ -39,11 +40,13 @@ class Found(NamedTuple):
     split: str | None = None
     domain: str | None = None
     client: str | None = None
+    group: str | None = None
 
     def composed(self) -> Found:
         """Return it with its names in NFC; the path stays as it is."""
-        label, domain, client = (value and nfc(value) for value in (self.label, self.domain, self.client))
-        return self._replace(label=label or "", domain=domain, client=client)
+        named = (self.label, self.domain, self.client, self.group)
+        label, domain, client, group = (value and nfc(value) for value in named)
+        return self._replace(label=label or "", domain=domain, client=client, group=group)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,13 +71,18 @@ class OwnData(HeldByClients):
     left out, named and counted."""
     duplicates: Duplicates = "refuse"
     """"refuse": files with equal bytes in training and in test, or at two clients, stop the run and are named. "allow":
-    they are told only."""
+    they are told only. "group": they belong together, for privacy.privacy_unit = "group"; where the data name no
+    splits, they go to one split."""
+    group_pattern: str = ""
+    """Regular expression that finds the group of an example (patient, customer, document) in its path, by its first
+    pair of parentheses or as a whole, such as 'patient(\\d+)'. Left out: the data's own column of groups, if any."""
 
     def __post_init__(self) -> None:
         """Check the fields."""
         checks.several(of=checks.CLASSES_IN_FILE, classes=self.classes)
         check_fractions(self.validation_fraction, self.test_fraction)
         checks.positive(sampling_rate=self.sampling_rate)
+        check_pattern(self.group_pattern)
 
     def dataset(
         self,
@@ -102,8 +110,8 @@ class OwnData(HeldByClients):
                 copies in training and in test.
         """
         findings = [*findings, *spelled_twice(found)]
-        found = [one.composed() for one in found]
-        check_found(found, where)
+        found = [one.composed() for one in self._grouped(found, where)]
+        check_found(found, where, are_copies_one=self.duplicates == "group")
         class_names, labels = name_classes([one.label for one in found], self.wanted(), where, map(nfc, order))
         if len(class_names) == 1:
             raise DataError(
@@ -112,12 +120,23 @@ class OwnData(HeldByClients):
             )
         domain_names, domains = number([one.domain or "all" for one in found])
         client_names, clients = number([one.client or "" for one in found])
+        group_names, groups = number([one.group or "" for one in found])
         examples = [
             Example(
-                one.name, label, SPLIT_WORDS[(one.split or "train").lower()], domain, client if one.client else None
+                one.name,
+                label,
+                SPLIT_WORDS[(one.split or "train").lower()],
+                domain,
+                client if one.client else None,
+                group if one.group else None,
             )
-            for one, label, domain, client in zip(found, labels, domains, clients, strict=True)
+            for one, label, domain, client, group in zip(found, labels, domains, clients, groups, strict=True)
         ]
+        group_names = group_names if found[0].group else ()
+        if self.duplicates == "group":
+            copies = find_copies({"": whole_split(len(found), source, media)})
+            rows = [[row for _, row in same] for same in copies]
+            examples, group_names = with_copies(examples, group_names, rows)
         split_source = "the data's own"
         if not any(one.split for one in found):
             examples = self._split(examples, class_names, kind)
@@ -135,6 +154,7 @@ class OwnData(HeldByClients):
             split_source=split_source,
             domain_names=domain_names,
             client_names=client_names if found[0].client else (),
+            group_names=group_names,
         )
         about = About(
             name=(where.stem if where.is_file() else where.resolve().name) or kind,
@@ -143,10 +163,25 @@ class OwnData(HeldByClients):
             license="your own data",
         )
         dataset = build(about, listing, source, media, self.on_unreadable)
-        copies = find_copies(dataset)
+        copies = find_copies(dataset.splits)
         dataset = dataclasses.replace(dataset, copies=copies, duplicates=self.duplicates, findings=tuple(findings))
         refuse_across_splits(dataset)
         return dataset
+
+    def _grouped(self, found: Sequence[Found], where: Path) -> Sequence[Found]:
+        """Return what was found with the groups that paths name, where `group_pattern` says how.
+
+        Raises:
+            DataError: the data name groups already, or a path names none.
+        """
+        if not self.group_pattern:
+            return found
+        if any(one.group for one in found):
+            raise DataError(
+                f"{where} names groups, and data.group_pattern finds them in paths. Leave one out; the column is not "
+                'read with data.group_column = "".'
+            )
+        return [one._replace(group=name_in_path(self.group_pattern, one.name)) for one in found]
 
     def _split(self, examples: list[Example], class_names: tuple[str, ...], kind: str) -> list[Example]:
         """Split by the fractions, and keep the order."""
@@ -172,26 +207,27 @@ class OwnData(HeldByClients):
             raise DataError(f"classes_file {path} cannot be read ({error}). Check data.classes_file.") from error
 
 
-def check_found(found: Sequence[Found], where: Path) -> None:
-    """Raise DataError unless each example occurs once and has a class, and all or none have client and split."""
+def check_found(found: Sequence[Found], where: Path, *, are_copies_one: bool = False) -> None:
+    """Raise DataError unless each example occurs once and has a class, and all or none have client, group and split."""
     if not found:
         raise DataError(f"{where} has no example.")
-    for what, field in (("class", "label"), ("domain", "domain"), ("client", "client")):
+    for what, field in (("class", "label"), ("domain", "domain"), ("client", "client"), ("group", "group")):
         for name in natural({getattr(one, field) or "" for one in found}):
             check_name(name, what, where)
     seen: dict[str, str] = {}
     for one in found:
         if not one.label:
             raise DataError(f"{where}: {one.name} has no class. Give it one, or take it out.")
-        path = posixpath.normpath(one.name)
+        path = one.name if are_copies_one else posixpath.normpath(one.name)
         if path in seen:
             also = "" if seen[path] == one.name else f", the other time as {seen[path]}"
             raise DataError(
                 f"{where} lists {one.name} twice{also}. Take one out, or it could be in training and in test."
             )
         seen[path] = one.name
-        for what, value, first in (("client", one.client, found[0].client), ("split", one.split, found[0].split)):
-            if bool(value) != bool(first):
+        for what in ("client", "group", "split"):
+            first = getattr(found[0], what)
+            if bool(getattr(one, what)) != bool(first):
                 nameless = one.name if first else found[0].name
                 raise DataError(f"{where}: {nameless} has no {what}, others do. Give every example one.")
         if one.split and one.split.lower() not in SPLIT_WORDS:
@@ -270,7 +306,7 @@ def plain(entry: str) -> str:
 
 def spelled_twice(found: Iterable[Found]) -> list[Finding]:
     """Return a finding about names that are written in two Unicode forms, each pair of which is one name."""
-    names = {name for one in found for name in (one.label, one.domain, one.client) if name}
+    names = {name for one in found for name in (one.label, one.domain, one.client, one.group) if name}
     both = {nfc(name) for name in names if name != nfc(name)} & names
     return finding("unicode_forms", "Names are written in two Unicode forms; each is one name", both)
 

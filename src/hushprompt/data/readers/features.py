@@ -1,8 +1,9 @@
 """Embeddings that somebody made already, with labels: the examples are vectors, and no image is read.
 
-A file holds arrays of one length: `features` [n, d], `labels` [n], and, where there are, `client`, `split` and `domain`
-[n], `class_names` [c] in label order, and `fingerprint`, that of the backbone. Or it holds one pair of arrays for each
-split, such as `train_features` and `train_labels`. `hushprompt features export` writes such a file from images.
+A file holds arrays of one length: `features` [n, d], `labels` [n], and, where there are, `client`, `group`, `split` and
+`domain` [n], `class_names` [c] in label order, and `fingerprint`, that of the backbone. Or it holds one pair of arrays
+for each split, such as `train_features` and `train_labels`. `hushprompt features export` writes such a file from
+images.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from hushprompt.data.readers.base import Found, OwnData, required, text_of
 from hushprompt.errors import ConfigError, DataError
 from hushprompt.registry import DATASETS
 
-OPTIONAL = {"client_column": "client", "split_column": "split", "domain_column": "domain"}
+OPTIONAL = {
+    "client_column": "client", "split_column": "split", "domain_column": "domain", "group_column": "group",
+}  # fmt: skip
 """Arrays that are used where the file has them; another name than this default must be there."""
 PREFIXES = {"train": ("train",), "validation": ("val", "validation"), "test": ("test",)}
 """How the arrays of each split begin, where they are apart."""
@@ -100,7 +103,9 @@ class FeatureFile(OwnData):
     split_column: str = "split"
     """Array of train, validation or test [n]; a file without it is split by the fractions."""
     domain_column: str = "domain"
-    """Array of the domain (group, site, vendor) of each example [n], for the partition by_domain."""
+    """Array of the domain (site, vendor, style) of each example [n], for the partition by_domain."""
+    group_column: str = "group"
+    """Array of whose example it is [n] (patient, customer, document), for privacy.privacy_unit = "group"."""
     train: tuple[str, ...] = PREFIXES["train"]
     """Where the splits are arrays of their own: how the names of the training arrays begin, as in train_features and
     train_labels; several are put together."""
@@ -179,11 +184,11 @@ class FeatureFile(OwnData):
     def _found(self, part: Part, count: int) -> list[Found]:
         """Return what a part says of its rows."""
         labels = self._labels(part)
-        clients, splits, domains = (
+        clients, splits, domains, groups = (
             names_of(self._column(part, setting), f"{part.arrays.path}", self._named(part, setting))
             for setting in OPTIONAL
         )
-        for column in (labels, clients, splits, domains):
+        for column in (labels, clients, splits, domains, groups):
             if column and len(column) != count:
                 raise DataError(
                     f"{part.arrays.path}: {count} embeddings in {self._named(part, 'features_column')}, but an array "
@@ -196,6 +201,7 @@ class FeatureFile(OwnData):
                 part.split or (splits[row] if splits else None),
                 domains[row] if domains else None,
                 clients[row] if clients else None,
+                groups[row] if groups else None,
             )
             for row, label in enumerate(labels)
         ]

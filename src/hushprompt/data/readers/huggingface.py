@@ -123,6 +123,8 @@ class HuggingFace(OwnData):
     """Column of the client that holds the example, for the partition by_client; empty: none."""
     domain_column: str = ""
     """Column of the domain, for the partition by_domain; empty: none."""
+    group_column: str = ""
+    """Column of whose example it is, such as a patient, for privacy.privacy_unit = "group"; empty: none."""
 
     def load(self) -> Dataset:
         """Open the folder; nothing is decoded yet."""
@@ -168,7 +170,8 @@ class HuggingFace(OwnData):
     def _found(self, split: str | None, part: Any, root: Path) -> list[Found]:
         """Name the examples of one split."""
         columns: dict[str, list[str | None]] = {}
-        for field in ("label_column", "client_column", "domain_column"):
+        fields = ("label_column", "domain_column", "client_column", "group_column")
+        for field in fields:
             name = getattr(self, field)
             if name and name not in part.column_names:
                 raise DataError(
@@ -180,10 +183,8 @@ class HuggingFace(OwnData):
                 columns[field] = _texts(part, name, f"{root} {split or 'train'}", is_class=is_class)
         where = split or "train"
         return [
-            Found(f"{where}[{row}]", label or "", split, domain, client)
-            for row, (label, domain, client) in enumerate(
-                zip(columns["label_column"], columns["domain_column"], columns["client_column"], strict=True)
-            )
+            Found(f"{where}[{row}]", label or "", split, domain, client, group)
+            for row, (label, domain, client, group) in enumerate(zip(*map(columns.get, fields), strict=True))
         ]
 
 

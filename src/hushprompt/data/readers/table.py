@@ -1,4 +1,4 @@
-r"""A CSV or JSONL file with one line for each example: path, label, and, if you like, client, split and domain.
+r"""A CSV or JSONL file with one line for each example: path, label, and, if you like, client, split, domain and group.
 
 Nothing is guessed: a row with another number of fields than the header, a name that stands twice, and a label that is
 neither text nor a whole number are errors with their line. Spreadsheets write semicolons or tabs for commas, a mark in
@@ -23,7 +23,9 @@ from hushprompt.errors import DataError
 from hushprompt.registry import DATASETS
 from hushprompt.user_text import nfc, read_text
 
-OPTIONAL = {"client_column": "client", "split_column": "split", "domain_column": "domain"}
+OPTIONAL = {
+    "client_column": "client", "split_column": "split", "domain_column": "domain", "group_column": "group",
+}  # fmt: skip
 """Columns that are used where the file has them; another name than this default must be there."""
 
 
@@ -46,6 +48,9 @@ class Table(OwnData):
     """Column of train, validation or test; a table without it is split by the fractions."""
     domain_column: str = "domain"
     """Column of the domain (site, vendor, style), for the partition by_domain."""
+    group_column: str = "group"
+    """Column of whose example it is (patient, customer, document), for privacy.privacy_unit = "group"; a split by the
+    fractions keeps each group together."""
 
     def load(self) -> Dataset:
         """Read the table; no example is decoded yet."""
@@ -81,6 +86,7 @@ class Table(OwnData):
             values["split_column"] or None,
             values["domain_column"] or None,
             values["client_column"] or None,
+            values["group_column"] or None,
         )
 
 

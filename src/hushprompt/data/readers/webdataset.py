@@ -76,6 +76,7 @@ class Sample:
     """By ending of the file that says so."""
     client: str | None = None
     domain: str | None = None
+    group: str | None = None
 
     label: str = ""
     """The class, when all files of the key are read; empty if none names one."""
@@ -100,6 +101,8 @@ class WebDataset(OwnData):
     """Entry of key.json that is the client, where it is there."""
     domain_key: str = "domain"
     """Entry of key.json that is the domain, where it is there."""
+    group_key: str = "group"
+    """Entry of key.json that is whose example it is, such as a patient, where it is there."""
 
     def load(self) -> Dataset:
         """Index the tars; no example is decoded yet."""
@@ -130,7 +133,7 @@ class WebDataset(OwnData):
             for sample in self._samples(root / shard):
                 names.append(f"{shard}/{sample.media}")
                 places.append((number, *sample.place))
-                found.append(Found(names[-1], sample.label, split or None, sample.domain, sample.client))
+                found.append(Found(names[-1], sample.label, split or None, sample.domain, sample.client, sample.group))
         source = Members(root, names, [shard for _, shard in every], np.array(places, dtype=np.int64).reshape(-1, 3))
         return self.dataset("webdataset", root, found, source, media_of(names, self.sampling_rate, str(root)))
 
@@ -170,11 +173,11 @@ class WebDataset(OwnData):
             text = data.decode("utf-8-sig")
             if ending == "json":
                 content = json.loads(text, object_pairs_hook=once)
-                keys = (self.label_key, self.client_key, self.domain_key)
-                label, client, domain = (
+                keys = (self.label_key, self.client_key, self.domain_key, self.group_key)
+                sample.labels[ending], *named = (
                     text_of(content.get(key), where, key, is_class=key == self.label_key) for key in keys
                 )
-                sample.labels[ending], sample.client, sample.domain = label, client or None, domain or None
+                sample.client, sample.domain, sample.group = (name or None for name in named)
             else:
                 sample.labels[ending] = text
         except (ValueError, AttributeError, RecursionError) as error:

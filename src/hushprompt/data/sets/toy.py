@@ -32,10 +32,13 @@ class ToyData(HeldByClients):
     """Number of classes, at most 16."""
     num_train: int = 12
     """Training images a class; a quarter as many, at least 2, for validation and test."""
+    group_size: int = 0
+    """Images of a group, as if they were one person's; 0: nobody's."""
 
     def __post_init__(self) -> None:
         """Check the fields."""
         checks.positive(num_classes=self.num_classes, num_train=self.num_train)
+        checks.non_negative(group_size=self.group_size)
         if self.num_classes > len(NAMES):
             raise ConfigError(f"data.num_classes must be at most {len(NAMES)}, got {self.num_classes}.")
 
@@ -43,7 +46,7 @@ class ToyData(HeldByClients):
         """Make the images; they depend on the fields alone."""
         patterns = seeding.stream(0, "toy patterns").integers(0, 256, size=(len(NAMES), SIDE, SIDE, 3))
         few = max(2, self.num_train // 4)
-        splits = {}
+        splits, people = {}, 0
         for split, count in (("train", self.num_train), ("validation", few), ("test", few)):
             rng = seeding.stream(0, "toy images", split, self.num_classes, count)
             labels = np.repeat(np.arange(self.num_classes), count)
@@ -52,13 +55,16 @@ class ToyData(HeldByClients):
             splits[split] = Split(
                 labels=labels,
                 domains=labels * 0,
+                groups=people + np.arange(len(labels)) // self.group_size if self.group_size else None,
                 read=functools.partial(_pick, images),
                 fingerprint=hashlib.sha256(images.tobytes()).hexdigest(),
             )
+            people += -(-len(labels) // self.group_size) if self.group_size else 0
         return Dataset(
             name="toy",
             class_names=NAMES[: self.num_classes],
             domain_names=("noise",),
+            group_names=tuple(f"person {number}" for number in range(people)),
             splits=splits,
             citation="Made up by hushprompt for its tests.",
             license="Apache-2.0",

@@ -12,6 +12,7 @@ tests/privacy/test_mechanisms.py holds every registered one to its word.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
@@ -86,6 +87,13 @@ class Mechanism(Protocol):
     def step(self) -> int:
         """Which step of its round it is for."""
 
+    @property
+    def groups(self) -> Int64[Tensor, " b"] | None:
+        """Number of the group of each row of the batch, where the unit is a group; None: rows are the unit."""
+
+    def among(self, rows: Tensor) -> Mechanism:
+        """Return the mechanism for a part of the batch's rows, named by index or by a mask."""
+
     def event(self) -> dp_accounting.DpEvent:
         """Return the event of one release, without sampling: what dp_accounting composes."""
 
@@ -129,8 +137,13 @@ class StepMechanism:
     """Clip norms of this step."""
     step: int = 0
     """In its round: which part of a release it makes, where a release has parts."""
+    groups: ClassVar[None] = None
     _released: list[Channel] = field(default_factory=list, init=False, repr=False, compare=False)
     """Empty until the release of this step is made: the plan counts one."""
+
+    def among(self, rows: Tensor) -> StepMechanism:
+        """Return itself: each row counts on its own."""
+        return self
 
     def clip(self, channel: Channel, grads: Float[Tensor, "b *p"]) -> ClippedSum:
         """Refuse to clip examples, unless a mechanism does.
@@ -167,9 +180,9 @@ class StepMechanism:
         guarantee of the run counts. The contract suite checks that of every method.
 
         Raises:
-            PrivacyError: the unit is larger than an example: a client's prompts are its own data then.
+            PrivacyError: the unit is a client: its prompts are its own data then.
         """
-        if self.plan.config.privacy_unit != "example":
+        if self.plan.config.privacy_unit == "client":
             raise PrivacyError(
                 f'privacy.privacy_unit = "{self.plan.config.privacy_unit}" does not cover a penalty on personal '
                 'prompts in what is shared: it would leave clients unclipped. Use privacy.privacy_unit = "example".'
@@ -310,11 +323,30 @@ def clip_outer(
 ) -> ClippedSum:
     """Clip gradients that are outer products of two rows, one an example, and add them up, chunk by chunk.
 
-    Where a client is clipped as one, its mean gradient is the one contribution, made by one product.
+    Where a client is clipped as one, its mean gradient is the one contribution, made by one product. Rows of one group
+    stay in one chunk.
     """
     if channel in mechanism.plan.clipped_as_one:
         mean = left.T @ right / max(len(left), 1)
         return mechanism.clip(channel, mean[None][: len(left)])
     size = max(1, NUMBERS_AT_ONCE // (left.shape[1] * right.shape[1]))
-    chunks = zip(left.split(size), right.split(size), strict=True)
-    return add_up([mechanism.clip(channel, torch.einsum("bc,bd->bcd", *chunk)) for chunk in chunks])
+    return add_up(
+        [
+            mechanism.among(rows).clip(channel, torch.einsum("bc,bd->bcd", left[rows], right[rows]))
+            for rows in _chunks(len(left), size, mechanism.groups)
+        ]
+    )
+
+
+def _chunks(num_rows: int, size: int, groups: Int64[Tensor, " b"] | None) -> list[Int64[Tensor, " m"]]:
+    """Return the rows of each chunk: about `size` of them, and all or none of a group's."""
+    if groups is None:
+        return list(torch.arange(num_rows).split(size))
+    order = groups.cpu().argsort(stable=True)
+    ends = torch.cat([groups.cpu()[order].diff().nonzero()[:, 0] + 1, torch.tensor([num_rows])]).tolist()
+    parts, start = [], 0
+    for end, following in zip(ends, [*ends[1:], math.inf], strict=True):
+        if following - start > size:
+            parts.append(order[start:end])
+            start = end
+    return parts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -60,6 +61,15 @@ class WrappedMechanism:
     def step(self) -> int:
         """The inner mechanism's."""
         return self.inner.step
+
+    @property
+    def groups(self) -> Int64[Tensor, " b"] | None:
+        """The inner mechanism's."""
+        return self.inner.groups
+
+    def among(self, rows: Tensor) -> WrappedMechanism:
+        """Return the same around the inner mechanism for a part of the batch's rows."""
+        return dataclasses.replace(self, inner=self.inner.among(rows))
 
     def event(self) -> dp_accounting.DpEvent:
         """Return the inner mechanism's event."""
