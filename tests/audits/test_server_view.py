@@ -55,7 +55,9 @@ def test_missing_shares_are_caught(monkeypatch):
 
 def test_a_client_that_adds_no_share_is_caught(monkeypatch):
     share, calls = base.share_of_noise, iter(range(10**6))
-    monkeypatch.setattr(base, "share_of_noise", lambda n, rng: missing(n, rng) if next(calls) % 2 else share(n, rng))
+    monkeypatch.setattr(
+        base, "share_of_noise", lambda n, *given: missing(n, *given) if next(calls) % 2 else share(n, *given)
+    )
     assert bound(plan_of()) > 2.0
 
 

@@ -22,6 +22,7 @@ from hushprompt.registry import METHODS
 from hushprompt.runs import records
 from hushprompt.runs.identity import settings_of
 from hushprompt.runs.prompt_file import read_prompt
+from hushprompt.statistics import contexts
 
 
 def sharing(toy_values, method="promptfl", training=None, num_clients=4, **privacy):
@@ -30,6 +31,7 @@ def sharing(toy_values, method="promptfl", training=None, num_clients=4, **priva
     known = {"num_ctx": 4, "rank": 2, "metric": toy_metric() if method == "class_statistics" else None}
     return {
         **toy_values,
+        "sampling": {"name": "disjoint", "steps_per_round": 1},
         "method": {"name": method, **{key: value for key, value in known.items() if key in fields and value}},
         "partition": {"name": "disjoint_classes", "num_clients": num_clients},
         "references": [],
@@ -143,6 +145,18 @@ def test_a_run_says_what_the_server_may_learn_and_verifies(toy_values, tmp_path,
     told["arms"][0]["audiences"]["server"]["terms"]["honest"] = 4
     records.write_json(tmp_path / "run" / "privacy.json", told)
     assert any("honest is 4, computed: 3" in each for each in hp.verify(run).differences)
+
+
+def test_a_start_and_its_rounds_are_each_hidden_among_their_own_clients(toy_values, tmp_path, monkeypatch):
+    """The release that a prompt starts from is of all clients, a round of its cohort."""
+    monkeypatch.setattr(contexts, "CLASS_STEPS", 2)
+    monkeypatch.setattr(contexts, "SHARED_STEPS", 2)
+    values = sharing(toy_values, "promptfl", {"cohort_size": 4, "num_rounds": 1}, 6, audience="server")
+    values["method"] |= {"start": "class_statistics", "start_metric": toy_metric()}
+    arm = records.read_json(run_with(values, tmp_path)[0] / "privacy.json")["arms"][0]
+    assert arm["audiences"]["server"]["terms"]["honest"] == 3
+    assert arm["start"]["audiences"]["server"]["terms"]["honest"] == 5
+    assert 7.9 < arm["audiences"]["server"]["epsilon"] <= 8
 
 
 def test_a_run_that_shares_nothing_says_so(toy_values, tmp_path):

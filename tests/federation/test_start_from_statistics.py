@@ -70,7 +70,7 @@ def lines_of(folder, name="ledger.jsonl"):
 # ------------------------------------------------------------------------------------------------------ accounting
 
 
-@pytest.mark.parametrize("noise_at", ["server", "client"])
+@pytest.mark.parametrize("noise_at", ["server", "client", "shares"])
 @pytest.mark.parametrize("share", [0.2, 0.8])
 @pytest.mark.parametrize("name", ["dp_fpl", "promptfl"])
 def test_a_budget_pays_for_the_start_and_the_rounds_as_dp_accounting_composes_them(name, share, noise_at):

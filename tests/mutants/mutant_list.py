@@ -1409,7 +1409,7 @@ def seeded_shares(patch):
 
     def make(share):
         def seeded(self, channel, summed, count):
-            everywhere(patch, base.share_of_noise, lambda size, rng: true(size, self.rng))
+            everywhere(patch, base.share_of_noise, lambda size, *_: true(size, self.rng))
             return share(self, channel, summed, count)
 
         return seeded

@@ -5,6 +5,7 @@ import itertools
 import math
 import random
 
+import dp_accounting
 import numpy as np
 import pytest
 import torch
@@ -15,6 +16,7 @@ from hushprompt.errors import PrivacyError, ProtocolError
 from hushprompt.federation.payload import add_shares
 from hushprompt.privacy.clipping import ClippedSum
 from hushprompt.privacy.config import SHARES_ONLY, Audience, Channel, PrivacyConfig
+from hushprompt.privacy.mechanisms.gaussian import GaussianMechanism
 from hushprompt.privacy.noise import discrete_gaussian, share_of_noise
 from hushprompt.privacy.plan import make_plan
 from hushprompt.privacy.release_plan import BatchClipping
@@ -304,6 +306,13 @@ def test_clipped_batches_have_no_shares():
             client_sizes=[5] * 4,
             batch_clipping=BatchClipping(num_local_blocks=1, calibration="accountant"),
         )
+
+
+def test_a_mechanism_that_says_more_noise_than_its_shares_have_is_refused(monkeypatch):
+    monkeypatch.setattr(GaussianMechanism, "event", lambda self: dp_accounting.GaussianDpEvent(6.0))
+    plan_of(noise_at="server")
+    with pytest.raises(PrivacyError, match="noise shares are the planned noise"):
+        plan_of()
 
 
 def test_a_method_that_shares_nothing_needs_no_others():

@@ -384,13 +384,18 @@ def make_plan(
 
 
 def _check_events(plan: PrivacyPlan) -> None:
-    """Refuse a mechanism that adds less noise than is planned: the budget would not be kept."""
+    """Refuse a mechanism that adds less noise than is planned, or whose shares would be less than it says."""
     for channel, planned in plan.release_plan.noise_multipliers.items():
         made = accounting.noise_multiplier(plan.event(channel))
         if made < planned:
             raise PrivacyError(
                 f"The mechanism {plan.release_plan.mechanism!r} has a noise multiplier of {made:g} on the {channel} "
                 f"channel, and {planned:g} is planned. Its event must add at least the planned noise."
+            )
+        if made > planned and channel is Channel.GLOBAL and plan.release_plan.has_shares:
+            raise PrivacyError(
+                f"The mechanism {plan.release_plan.mechanism!r} says more noise than is planned ({made:g} instead of "
+                f'{planned:g}), and noise shares are the planned noise. Use privacy.noise_at = "server" or "client".'
             )
 
 
