@@ -90,7 +90,7 @@ def toy_config(toy_values: dict, tmp_path) -> RunConfig:
 def make_mechanism():
     """Give a function that makes a one-step mechanism for channels, noise and seed; `how` goes to the plan."""
 
-    def make(channels, allowed, *, noise=1.0, clip_norm=1.0, count=7.0, seed=0, step=0, **how):
+    def make(channels, allowed, *, noise=1.0, clip_norm=1.0, count=7.0, seed=0, step=0, noise_at="server", **how):
         config = PrivacyConfig(
             epsilon=None,
             delta=1e-3,
@@ -99,6 +99,7 @@ def make_mechanism():
             clip_norm_local=clip_norm,
             clip_norm_global=clip_norm,
             noise_source="seeded",
+            noise_at=noise_at,
         )
         sampler = PoissonSampler(sampling_prob=0.5)
         plan = make_plan(
@@ -106,7 +107,7 @@ def make_mechanism():
             sampler,
             channels=frozenset(channels),
             num_rounds=5,
-            client_sizes=[100],
+            client_sizes=[100] * (3 if noise_at == "shares" else 1),
             **how,
         )
         return plan.mechanism(allowed=allowed, expected_count=count, rng=np.random.default_rng(seed), step=step)

@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from helpers.toy_metric import statistics_of, task_of
 from hushprompt.deployment import wire
-from hushprompt.federation.payload import PayloadKind
+from hushprompt.federation.payload import PayloadKind, add_shares, shared_like
 from hushprompt.methods.base import Batch, ClipsBatches, Method, OneRelease, Upload
 from hushprompt.methods.class_statistics import ClassStatistics
 from hushprompt.methods.context import ContextConfig
@@ -214,6 +214,32 @@ def test_one_example_more_moves_upload_and_release_by_no_more_than_the_sensitivi
             < (with_one - without).norm()
             <= mechanism.plan.sensitivity(Channel.LOCAL) / mechanism.expected_count * (1 + 1e-4)
         )
+
+
+def can_share(name):
+    return Channel.GLOBAL in small(name).channels and not isinstance(small(name), ClipsBatches)
+
+
+@pytest.mark.parametrize("name", list(filter(can_share, NAMES)))
+def test_noise_shares_open_to_what_the_server_steps_with_and_move_by_no_more_than_a_sum(
+    name, model, batch, make_mechanism
+):
+    method, settings = small(name), {"noise": 0.0, "clip_norm": 0.01, "noise_at": "shares"}
+    states, vectors = method.init(model, rng()), []
+    for data in (batch, Batch(batch.image_features[1:], batch.labels[1:])):
+        local = make_mechanism(method.channels, Channel.LOCAL, **settings)
+        upload = step(method, model, data, dataclasses.replace(local, rng=rng()), states)[1][0]
+        own = make_mechanism(method.channels, Channel.GLOBAL, **settings)
+        vectors.append((own.share(Channel.GLOBAL, upload.shared_grad, 3), upload.shared_grad.value))
+    plan, (vector, value) = own.plan, vectors[0]
+    width = plan.share_grid(0.01, 0, vector.size, 3).step
+    moved = np.linalg.norm((vector - vectors[1][0]) * width)
+    assert 0 < moved <= plan.sensitivity(Channel.GLOBAL) * (1 + 1e-4) + 1.1 * vector.size**0.5 * width
+    server = make_mechanism(method.channels, Channel.GLOBAL, **settings)
+    total = add_shares([vector, np.zeros_like(vector), np.zeros_like(vector)])
+    opened = server.open_shares(Channel.GLOBAL, total, 3).value.reshape(shared_like(method, states[0]).shape)
+    torch.testing.assert_close(opened, (value / server.expected_count).float(), atol=1e-9, rtol=1e-5)
+    assert flatten(method.server_step(states[0], opened)).keys() == flatten(states[0]).keys()
 
 
 @trained_methods
