@@ -87,6 +87,17 @@ def toy_config(toy_values: dict, tmp_path) -> RunConfig:
 
 
 @pytest.fixture
+def serve_by_hand(toy_values, tmp_path, monkeypatch):
+    """Give a function that makes clients with noise shares, which agreed, and a server that may send them anything."""
+    from helpers.secure_clients import HandServer, values_with_shares
+
+    def make(num_clients=5, owner=None, **privacy):
+        return HandServer(values_with_shares(toy_values, num_clients, **privacy), tmp_path, monkeypatch, owner).enroll()
+
+    return make
+
+
+@pytest.fixture
 def make_mechanism():
     """Give a function that makes a one-step mechanism for channels, noise and seed; `how` goes to the plan."""
 

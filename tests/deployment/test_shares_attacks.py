@@ -13,23 +13,12 @@ from hushprompt.deployment.envelope import Envelope, fingerprint
 from hushprompt.deployment.secure_turn import SecureTurn, turn_id
 from hushprompt.deployment.store import RunStore
 
-
-@pytest.fixture
-def serve(toy_values, tmp_path, monkeypatch):
-    """Give a function that makes a server by hand and clients that agreed."""
-
-    def make(num_clients=5, **privacy):
-        return HandServer(values_with_shares(toy_values, num_clients, **privacy), tmp_path, monkeypatch).enroll()
-
-    return make
-
-
 # ---- other models for others
 
 
 @pytest.mark.parametrize("victims", ["d", "cd"])
-def test_clients_that_were_shown_other_models_are_in_no_sum(serve, victims):
-    server = serve(4)
+def test_clients_that_were_shown_other_models_are_in_no_sum(serve_by_hand, victims):
+    server = serve_by_hand(4)
     requests = {name: server.request(model=float(name in victims)) for name in server.names}
     answers = {name: server.ask(name, request) for name, request in requests.items()}
     assert len({answer.meta["context"] for answer in answers.values()}) == 2
@@ -39,8 +28,16 @@ def test_clients_that_were_shown_other_models_are_in_no_sum(serve, victims):
         assert server.ask(name, request).to_bytes() == answers[name].to_bytes()
 
 
-def test_with_rescue_clients_of_two_models_give_nothing_and_one_victim_is_left_out(serve):
-    server = serve(5, max_dropouts=1, rescue=True)
+def test_what_a_client_masked_in_two_steps_has_nothing_in_common(serve_by_hand):
+    server = serve_by_hand(3)
+    first, second = (server.turns(server.request(*place)) for place in ((0, 0), (0, 1)))
+    for name in server.names:
+        second[name].tensors["masked"].neg_()
+        assert server.is_closed({"first": first[name], "second": second[name]})
+
+
+def test_with_rescue_clients_of_two_models_give_nothing_and_one_victim_is_left_out(serve_by_hand):
+    server = serve_by_hand(5, max_dropouts=1, rescue=True)
     split = {name: server.request(0, 0, model=float(name in "cde")) for name in server.names}
     answers = {name: server.ask(name, request) for name, request in split.items()}
     for name, request in split.items():
@@ -60,8 +57,8 @@ def test_with_rescue_clients_of_two_models_give_nothing_and_one_victim_is_left_o
 # ---- two lists of who answered
 
 
-def test_two_lists_of_who_answered_open_nothing(serve):
-    server = serve(5, max_dropouts=1, rescue=True)
+def test_two_lists_of_who_answered_open_nothing(serve_by_hand):
+    server = serve_by_hand(5, max_dropouts=1, rescue=True)
     request = server.request()
     answers = server.turns(request)
     lists = {name: answers if name in "ab" else {one: answers[one] for one in "abcd"} for name in "abcd"}
@@ -77,9 +74,9 @@ def test_two_lists_of_who_answered_open_nothing(serve):
 # ---- other keys for others
 
 
-def test_a_client_that_signs_two_keys_for_two_plans_learns_no_smaller_sum(serve):
+def test_a_client_that_signs_two_keys_for_two_plans_learns_no_smaller_sum(serve_by_hand):
     """d works with the server, which shows a another run key of d than it shows b and c."""
-    server = serve(4)
+    server = serve_by_hand(4)
     other_key = roster.new_run_key()
     public = roster.public_half(other_key)
     identity = roster.read_identity(Path(server.links["d"].key))
@@ -104,8 +101,8 @@ def test_a_client_that_signs_two_keys_for_two_plans_learns_no_smaller_sum(serve)
 # ---- damage
 
 
-def test_a_tampered_box_is_left_out_and_a_tampered_share_is_seen(serve):
-    server = serve(5, max_dropouts=1, rescue=True)
+def test_a_tampered_box_is_left_out_and_a_tampered_share_is_seen(serve_by_hand):
+    server = serve_by_hand(5, max_dropouts=1, rescue=True)
     request = server.request()
     answers = server.turns(request)
     sealed = answers["b"].tensors["sealed"].numpy()
@@ -127,8 +124,8 @@ def put_back(server, name, kept):
     server.vectors.clear()
 
 
-def test_a_store_that_is_brought_back_takes_the_same_turn_again_to_the_bit(serve, tmp_path):
-    server = serve(4)
+def test_a_store_that_is_brought_back_takes_the_same_turn_again_to_the_bit(serve_by_hand, tmp_path):
+    server = serve_by_hand(4)
     kept = shutil.copytree(server.root / "a", tmp_path / "kept")
     request = server.request()
     answers = server.turns(request)
@@ -142,8 +139,8 @@ def test_a_store_that_is_brought_back_takes_the_same_turn_again_to_the_bit(serve
     assert server.is_closed({**others, "again": other}, {"first": answers["a"], "again": other})
 
 
-def test_with_rescue_a_store_that_is_brought_back_masks_anew(serve, tmp_path):
-    server = serve(4, max_dropouts=1, rescue=True)
+def test_with_rescue_a_store_that_is_brought_back_masks_anew(serve_by_hand, tmp_path):
+    server = serve_by_hand(4, max_dropouts=1, rescue=True)
     kept = shutil.copytree(server.root / "a", tmp_path / "kept")
     request = server.request()
     first, vector = server.ask("a", request), server.vectors["a", request.digest][0]
@@ -154,8 +151,8 @@ def test_with_rescue_a_store_that_is_brought_back_masks_anew(serve, tmp_path):
     assert server.is_closed({"first": first, "second": second})
 
 
-def test_draws_follow_from_the_run_key_the_whole_message_and_the_state(serve):
-    server = serve(3)
+def test_draws_follow_from_the_run_key_the_whole_message_and_the_state(serve_by_hand):
+    server = serve_by_hand(3)
     store = RunStore(server.root / "a", "trial", "run-1")
 
     def drawn(request, state, name="a"):

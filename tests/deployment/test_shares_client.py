@@ -3,26 +3,14 @@
 import dataclasses
 from pathlib import Path
 
-import pytest
-
 from helpers.secure_clients import HandServer, changed, refused, values_with_shares
 from hushprompt.deployment import roster
 from hushprompt.deployment.config import OwnerConfig
 from hushprompt.deployment.envelope import Envelope
 
 
-@pytest.fixture
-def serve(toy_values, tmp_path, monkeypatch):
-    """Give a function that makes a server by hand and clients that agreed."""
-
-    def make(num_clients=5, owner=None, **privacy):
-        return HandServer(values_with_shares(toy_values, num_clients, **privacy), tmp_path, monkeypatch, owner).enroll()
-
-    return make
-
-
-def test_the_sum_over_all_participants_opens_by_itself_and_no_smaller_one(serve):
-    server = serve(4, max_dropouts=1)
+def test_the_sum_over_all_participants_opens_by_itself_and_no_smaller_one(serve_by_hand):
+    server = serve_by_hand(4, max_dropouts=1)
     for round_index, names in enumerate(("abcd", "abd")):
         request = server.request(round_index, participants=names)
         answers = server.turns(request)
@@ -32,8 +20,8 @@ def test_the_sum_over_all_participants_opens_by_itself_and_no_smaller_one(serve)
         assert server.is_closed({name: answers[name] for name in names[1:]})
 
 
-def test_with_rescue_a_sum_opens_without_those_who_were_lost(serve):
-    server = serve(5, max_dropouts=1, rescue=True)
+def test_with_rescue_a_sum_opens_without_those_who_were_lost(serve_by_hand):
+    server = serve_by_hand(5, max_dropouts=1, rescue=True)
     for round_index, (lost, silent) in enumerate((("", "b"), ("c", ""))):
         request = server.request(round_index)
         answers = server.turns(request, [name for name in server.names if name != lost])
@@ -127,8 +115,8 @@ def test_a_config_in_which_nobody_is_with_the_server_is_refused(toy_values, tmp_
     )
 
 
-def test_a_run_key_is_the_owners_alone_and_lasts_from_the_first_invitation_to_the_end(serve):
-    server = serve(3)
+def test_a_run_key_is_the_owners_alone_and_lasts_from_the_first_invitation_to_the_end(serve_by_hand):
+    server = serve_by_hand(3)
     path = server.folder("a") / "run.key"
     assert path.stat().st_mode & 0o777 == 0o600
     key = path.read_bytes()
@@ -155,8 +143,8 @@ def test_a_look_at_a_plan_leaves_no_key(toy_values, tmp_path, monkeypatch):
 # ---- 2. a turn
 
 
-def test_a_turn_is_taken_once_with_enough_clients_of_the_round_in_order(serve):
-    server = serve(5, max_dropouts=1)
+def test_a_turn_is_taken_once_with_enough_clients_of_the_round_in_order(serve_by_hand):
+    server = serve_by_hand(5, max_dropouts=1)
     wrong = "participants of a message must be clients of this round, each once, in order, with a"
     few = "are 3 clients, and the plan needs 4: a sum of fewer hides nobody"
     lists = [[*"bcde"], [*"abdce"], [*"aabcde"], [*"edcba"], ["a", "b", "c", "eve"], ["a", "b", "c", 4], [], 3, "abcde"]
@@ -190,8 +178,8 @@ def test_only_clients_of_the_rounds_cohort_take_part(toy_values, tmp_path, monke
 # ---- 3 and 4. an unmasking
 
 
-def test_only_the_last_turn_is_unmasked_for_one_list_of_enough_participants(serve):
-    server = serve(5, max_dropouts=1, rescue=True)
+def test_only_the_last_turn_is_unmasked_for_one_list_of_enough_participants(serve_by_hand):
+    server = serve_by_hand(5, max_dropouts=1, rescue=True)
     old = server.request(0, 0)
     old_answers = server.turns(old)
     request = server.request(0, 1)
@@ -226,8 +214,8 @@ def test_only_the_last_turn_is_unmasked_for_one_list_of_enough_participants(serv
     assert server.ask("a", request).to_bytes() == answers["a"].to_bytes(), "its answer is still there, too"
 
 
-def test_where_a_step_opens_by_itself_nothing_is_ever_unmasked(serve):
-    server = serve(3)
+def test_where_a_step_opens_by_itself_nothing_is_ever_unmasked(serve_by_hand):
+    server = serve_by_hand(3)
     request = server.request()
     server.turns(request)
     asked = Envelope(

@@ -21,9 +21,10 @@ import torch.nn.functional as F
 
 from hushprompt import files
 from hushprompt.data.partitions.base import ClientShard
-from hushprompt.deployment import policy
+from hushprompt.deployment import envelope, policy, rescue, roster, secure_turn, shamir
 from hushprompt.deployment.client_run import ClientRun
 from hushprompt.deployment.responses import Responses
+from hushprompt.deployment.secure_turn import SecureTurn
 from hushprompt.deployment.store import RunStore, rounds_of_state
 from hushprompt.federation import client, payload, planning, rounding
 from hushprompt.federation.server import Server
@@ -1489,6 +1490,107 @@ def start_share_ignored(patch):
         "test_a_secret_start_that_was_lost_is_made_again_charged_again_and_told")  # fmt: skip
 def start_counted_once(patch):
     patch.setattr(EveryExample, "num_releases", lambda self, num_rounds: min(num_rounds, 1))
+
+
+# ------------------------------------------------------------------------------------------ secure aggregation
+
+SHARES, LIARS, RESCUE = (f"deployment/test_{name}.py" for name in ("shares_client", "shares_attacks", "rescue"))
+
+
+def forgetting(patch, forget):
+    """Bind masks to a part of the message alone."""
+    true = envelope.fingerprint
+    patch.setattr(secure_turn, "fingerprint", lambda message: true(forget(message)))
+
+
+@mutant("masks do not know the model that a client was shown", LIARS,
+        "test_clients_that_were_shown_other_models_are_in_no_sum", victims="d")  # fmt: skip
+def masks_without_model(patch):
+    forgetting(patch, lambda message: dataclasses.replace(message, tensors={}))
+
+
+@mutant("all steps of a run have the same masks", LIARS,
+        "test_what_a_client_masked_in_two_steps_has_nothing_in_common")  # fmt: skip
+def masks_without_step(patch):
+    forgetting(patch, lambda message: dataclasses.replace(message, meta={**message.meta, "round": 0, "step": 0}))
+
+
+@mutant("a client gives shares for a second list of who answered", LIARS,
+        "test_two_lists_of_who_answered_open_nothing")  # fmt: skip
+def second_list_answered(patch):
+    def make(true):
+        return lambda self, request, state: true(self, request, dataclasses.replace(state, unmask_request=""))
+
+    around(patch, SecureTurn, "unmask", make)
+
+
+@mutant("of a client that answered, shares of its self mask and of all its seeds are given", RESCUE,
+        "test_boxes_have_the_size_that_is_told_and_nothing_readable")  # fmt: skip
+def both_kinds_of_shares(patch):
+    def give_shares(boxes, pairs, context, own, answered, least):
+        keys = [rescue._box_key(pairs[sender], context, sender, own) for sender in answered]
+        opened = [rescue._open(key, box.tobytes(), context) for key, box in zip(keys, boxes, strict=True)]
+        return np.stack([np.frombuffer(data, np.uint8).reshape(len(pairs), -1) for data in opened])
+
+    patch.setattr(rescue, "give_shares", give_shares)
+
+
+@mutant("a client takes part in a sum of fewer clients than the plan needs", SHARES,
+        "test_a_turn_is_taken_once_with_enough_clients_of_the_round_in_order")  # fmt: skip
+def small_list_accepted(patch):
+    around(patch, ShareTerms, "least", lambda true: property(lambda self: 1))
+
+
+@mutant("nobody looks at who signed a run key", SHARES,
+        "test_a_plan_is_taken_only_with_keys_that_pinned_clients_signed_for_this_run")  # fmt: skip
+def run_key_not_verified(patch):
+    patch.setattr(roster, "check_claim", lambda *given: None)
+
+
+@mutant("a plan may have clients that the owner did not pin", SHARES,
+        "test_a_plan_is_taken_only_with_keys_that_pinned_clients_signed_for_this_run")  # fmt: skip
+def stranger_in_the_plan(patch):
+    def make(true):
+        def check_members(agreement, pinned):
+            known = [at for at, name in enumerate(agreement.clients) if name in pinned]
+            fields = ("clients", "sizes", "keys", "signatures")
+            some = {field: tuple(getattr(agreement, field)[at] for at in known) for field in fields if agreement.keys}
+            true(dataclasses.replace(agreement, **some), pinned)
+
+        return check_members
+
+    around(patch, roster, "check_members", make)
+
+
+@mutant("boxes are not encrypted", RESCUE,
+        "test_boxes_have_the_size_that_is_told_and_nothing_readable")  # fmt: skip
+def boxes_in_clear(patch):
+    patch.setattr(rescue, "_seal", lambda key, data, context: bytes(rescue.NONCE) + data + bytes(rescue.TAG))
+    patch.setattr(rescue, "_open", lambda key, box, context: box[rescue.NONCE : -rescue.TAG])
+
+
+@mutant("one share fewer than the plan says opens a seed", RESCUE,
+        "test_the_sum_of_who_answered_opens_exactly_by_any_holders_that_are_enough_and_by_no_fewer")  # fmt: skip
+def threshold_one_too_low(patch):
+    around(patch, shamir, "split", lambda true: lambda secret, threshold, places: true(secret, threshold - 1, places))
+
+
+@mutant("a turn that is asked with another message draws the same noise", LIARS,
+        "test_draws_follow_from_the_run_key_the_whole_message_and_the_state")  # fmt: skip
+def draws_of_the_place_alone(patch):
+    true = secure_turn.turn_id
+
+    def turn_id(request, state):
+        place = {key: request.meta[key] for key in ("round", "step")}
+        return true(envelope.Envelope("turn", place), state)
+
+    everywhere(patch, true, turn_id)
+
+
+@mutant("the run key stays after the end", SHARES,
+        "test_a_run_key_is_the_owners_alone_and_lasts_from_the_first_invitation_to_the_end")  # fmt: skip
+def run_key_kept(patch):
+    patch.setattr(RunStore, "remove_run_key", lambda self: None)
 
 
 def table():
