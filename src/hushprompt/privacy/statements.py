@@ -389,7 +389,7 @@ def start_statement(start: Mapping[str, Any]) -> str:
     return START.format(share=start["share"], noise_multiplier=start["noise_multipliers"]["global"], **held)
 
 
-def statement_lines(arm: dict[str, Any]) -> list[str]:
+def statement_lines(arm: Mapping[str, Any]) -> list[str]:
     """Return each audience's guarantee of one arm of `privacy.json`, and who takes part where not all do.
 
     Older records lack some of it.

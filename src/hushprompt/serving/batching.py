@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -98,9 +99,8 @@ class MicroBatcher(Generic[Item, Answer]):
                     worker = await free.get()
                     batch = await self._batch(last)
                     last = len(batch)
-                    batches.create_task(self._answer(batch, worker)).add_done_callback(
-                        lambda _, worker=worker: free.put_nowait(worker)
-                    )
+                    task = batches.create_task(self._answer(batch, worker))
+                    task.add_done_callback(functools.partial(_give_back, free, worker))
 
     async def _answer(self, waited: list[_Waiting[Item, Answer]], worker: ThreadPoolExecutor) -> None:
         """Have a batch worked on, and tell those who wait."""
@@ -157,6 +157,11 @@ class MicroBatcher(Generic[Item, Answer]):
     def _has_room(self, batch: list[_Waiting[Item, Answer]]) -> bool:
         """Whether one more goes with them."""
         return len(batch) < self._limits.batch_size and sum(each.cost for each in batch) < self._limits.values
+
+
+def _give_back(free: asyncio.LifoQueue[ThreadPoolExecutor], worker: ThreadPoolExecutor, _: asyncio.Task[None]) -> None:
+    """Have the worker of a finished batch take the next one."""
+    free.put_nowait(worker)
 
 
 def _settle(future: asyncio.Future[Answer], answer: Answer | Exception) -> None:
