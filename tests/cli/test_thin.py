@@ -31,6 +31,7 @@ CALLS = {
     "features metric": ("make_metric",),
     "federation init": ("federation.init",),
     "federation key": ("federation.key",),
+    "federation fingerprint": ("federation.fingerprint",),
     "federation renew": ("federation.renew",),
     "federation server": ("federation.serve",),
     "federation client": ("federation.join",),

@@ -95,3 +95,29 @@ def test_a_wrong_server_config_says_what_is_wrong(server, changes, message):
 def test_a_wrong_client_config_says_what_is_wrong(client, changes, message):
     with pytest.raises(ConfigError, match=message):
         client(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "noise_at", "why"),
+    [
+        ({}, "shares", ""),
+        ({"min_clients": 2}, "server", "needs at least 3 clients a round"),
+        ({"clients": ["a", "b"]}, "server", "needs at least 3 clients a round"),
+        ({"changes": {"training": {"num_rounds": 1, "cohort_size": 2}}}, "server", "needs at least 3 clients a round"),
+        (
+            {"changes": {"training": {"local_steps": 2}, "sampling": {"name": "disjoint", "steps_per_round": 2}}},
+            "server", "training.local_steps = 2 would need all of the noise at each client",
+        ),
+        ({"changes": {"method": {"name": "dp_fpl_released"}}}, "server", "clipped batches"),
+        ({"changes": {"method": {"name": "local_only"}}}, "server", ""),
+        ({"changes": {"privacy": {"max_dropouts": 1}}}, "server", "needs at least 4 clients a round"),
+        ({"changes": {"privacy": {"noise_at": "server"}}}, "server", None),
+        ({"changes": {"privacy": {"noise_at": "client"}}}, "client", None),
+        ({"changes": {"privacy": {"noise_at": "shares"}}, "clients": ["a", "b"]}, "shares", None),
+    ],
+)  # fmt: skip
+def test_where_noise_is_added_follows_from_the_federation_where_the_run_leaves_it_open(server, changes, noise_at, why):
+    config = server(**changes)
+    assert config.run.privacy.noise_at == noise_at
+    assert config.why_not_shares == why or why in config.why_not_shares
+    assert config.run.privacy.max_dropouts == 0, "which means nothing there"

@@ -24,6 +24,7 @@ from hushprompt.runs import records
 @pytest.mark.slow
 def test_prompts_and_epsilon_are_those_of_our_simulation(toy_values, tmp_path):
     values = {**toy_values, "references": [], "method": {"name": "smoothed", "num_ctx": 4, "rank": 2}}
+    values["privacy"] = {**toy_values["privacy"], "noise_at": "shares"}
     with other_package(tmp_path / "site"):
         check_equal(values, tmp_path)
 

@@ -5,10 +5,12 @@ import configparser
 import contextlib
 import datetime
 import importlib
+import itertools
 import json
 import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -484,7 +486,9 @@ def test_the_functions_return_what_the_commands_print(tmp_path, toy_values, monk
     done = api.run(path, say=said.append)
     assert done.state.is_completed
     assert (done.rounds, done.num_rounds, done.guarantees) == ([], 3, [])
-    assert said == ["It begins when enough clients have joined."]
+    assert said[0] == "It begins when enough clients have joined."
+    assert said[1].startswith("Noise is added by the server, which sees each client's clipped sum without it: ")
+    assert "needs at least 3 clients a round" in said[1]
     assert api.stop(path) == 1
     assert api.status(path).connection.newest_run.run_id == 5
     assert api.status(tmp_path / "fed" / "clients" / "a" / "client.toml").spent == (0, 0)
@@ -570,24 +574,36 @@ def test_the_commands_of_the_guide_fit_together(tmp_path, monkeypatch):
     page = (Path(__file__).parents[2] / "docs" / "federation.md").read_text()
     (classes,) = re.findall(r"```text\n(cat\n.*?)```", page, re.DOTALL)
     (tmp_path / "classes.txt").write_text(classes)
-    places = {
-        "server/server.toml": "clinics",
-        "client.toml": "clinics/clients/north",
-        "node.key": "clinics/clients/north",
-    }
+    sites = {name: tmp_path / "clinics" / "clients" / name for name in ("north", "south", "west")}
+    of_sites = ("client.toml", "node.key")
     commands = [
         line.split() for block in re.findall(r"```bash\n(.*?)```", page, re.DOTALL) for line in block.splitlines()
     ]
+    said = {}
     for words in commands:
         assert words[:2] == ["hushprompt", "federation"]
         file = words[3]
-        if words[2] in ("init", "key"):
-            monkeypatch.chdir(tmp_path / places.get(file, ""))
-            done = CliRunner().invoke(cli.app, words[1:])
-            assert done.exit_code == 0, done.output
-        else:
-            assert words[2] in ("server", "client", "run", "status")
-            assert (tmp_path / places.get(file, "") / file).exists(), words
-    assert {words[2] for words in commands} == {"init", "key", "server", "client", "run", "status"}
-    assert load_client(tmp_path / "clinics/clients/north/client.toml").link.superlink == "server.example.org:8000"
-    client.check_link(load_client(tmp_path / "clinics/clients/north/client.toml"))
+        here = tmp_path / "clinics" if file == "server/server.toml" else tmp_path
+        for folder in sites.values() if file in of_sites else [here]:
+            monkeypatch.chdir(folder)
+            if words[2] in ("init", "key", "fingerprint"):
+                done = CliRunner().invoke(cli.app, words[1:])
+                assert done.exit_code == 0, done.output
+                said.setdefault(words[2], set()).add(done.output)
+            else:
+                assert words[2] in ("server", "client", "run", "status")
+                assert Path(file).exists(), words
+        if words[2] == "key":
+            for (name, own), place in itertools.product(sites.items(), (*sites.values(), tmp_path / "clinics/server")):
+                to = place / ("node_keys" if place.name == "server" else "peers")
+                shutil.copy(own / "node.key.pub", to / f"{name}.pub")
+    assert {words[2] for words in commands} == {"init", "key", "fingerprint", "server", "client", "run", "status"}
+    (printed,) = said["fingerprint"]
+    assert "3 clients: north, south, west" in printed
+    for folder in sites.values():
+        config = load_client(folder / "client.toml")
+        assert (config.link.superlink, config.owner.require_noise_at) == ("server.example.org:8000", "shares")
+        client.check_link(config)
+    ours = load_server(tmp_path / "clinics" / "server" / "server.toml")
+    assert sorted(server.public_keys(ours)) == sorted(sites)
+    assert (ours.run.privacy.noise_at, ours.why_not_shares) == ("shares", "")

@@ -39,20 +39,21 @@ DEADLINE_S = float(os.environ.get("ROUND_DEADLINE_S", "12"))
 """Of a round in which somebody is too slow; a machine with much other work needs more."""
 RUN = {**TOY, "method": {"name": "smoothed", "num_ctx": 4, "rank": 2}}
 """Three rounds of a method of another package, which all processes must find."""
+SHARES, SERVER = ({**TOY["privacy"], "noise_at": noise_at} for noise_at in ("shares", "server"))
 
 
 @pytest.fixture(scope="module")
 def story(tmp_path_factory):
-    """All that happens: a run that goes well, one that nobody may join, and one in which everything fails once."""
+    """All that happens: a run with noise shares, one that nobody may join, and one in which everything fails once."""
     with other_package(tmp_path_factory.mktemp("site")):
         federation = RealFederation(tmp_path_factory.mktemp("real"), RUN, NAMES)
         told = SimpleNamespace(federation=federation)
         try:
             federation.start("server", *NAMES)
-            plain = federation.begin(folder="plain", min_clients=3)
-            told.stranger = stranger(federation)  # while the clients join
-            shown, _ = plain.communicate()
-            told.plain = plain.returncode, shown
+            told.stranger, told.stopped, told.shares = shares(federation)
+            edit(federation.server.with_name("run.toml"), privacy={"noise_at": "server"})
+            for name in NAMES:
+                edit(federation.client(name), owner={"require_noise_at": "any"})
             told.refused = refusals(federation)
             told.killed, told.expired, told.resumed = failures(federation)
         finally:
@@ -75,6 +76,23 @@ def stranger(federation):
     federation.until(lambda: "2004" in federation.log("stranger"))
     federation.kill("stranger")
     return federation.log("stranger")
+
+
+def shares(federation):
+    """Three rounds with noise shares, which all clients' owners ask for: bob is killed in a turn, and the server."""
+    federation.set_faults(bob=[("turn", 1, "slow", 3)], ann=[("turn", 2, "slow", 5)])
+    run = federation.begin(folder="shares", round_deadline_s=300.0)
+    told = stranger(federation)  # while the clients join
+    federation.until(lambda: federation.has_begun("bob"))
+    federation.kill("bob")
+    federation.start("bob")
+    federation.until(lambda: federation.has_begun("ann"))
+    federation.kill("server")
+    shown, _ = run.communicate()
+    federation.set_faults(ann=[], bob=[])
+    federation.start("server")
+    federation.until(lambda: {*NAMES} <= federation.online())
+    return told, (run.returncode, shown), federation.train()
 
 
 def refusals(federation):
@@ -189,14 +207,20 @@ def assert_equal(found, expected):
             assert torch.allclose(found[file][key], tensor, atol=1e-6), (file, key)
 
 
-def test_separate_processes_give_the_prompts_and_epsilon_of_a_simulation(story, tmp_path):
-    assert story.plain[0] == 0, story.plain[1]
-    folder, _, simulated = run_with({**RUN, "references": []}, tmp_path)
-    assert_equal(prompts(story, "plain"), {path.name: load_file(path) for path in (folder / "prompts").glob("*")})
-    real = rounds_of(story, "plain")
+def test_separate_processes_with_noise_shares_give_what_a_simulation_does_though_a_client_and_the_server_are_killed(
+    story, tmp_path
+):
+    assert story.stopped[0] != 0
+    assert story.shares[0] == 0, story.shares[1]
+    folder, _, simulated = run_with({**RUN, "references": [], "privacy": SHARES}, tmp_path)
+    assert_equal(prompts(story, "shares"), {path.name: load_file(path) for path in (folder / "prompts").glob("*")})
+    real = rounds_of(story, "shares")
     assert [line["epsilon"] for line in real] == [record.epsilon for record in simulated]
     assert [(line["bytes_up"], line["bytes_down"]) for line in real] == [(r.bytes_up, r.bytes_down) for r in simulated]
     assert all(line["took_part"] == list(NAMES) and not line["failures"] for line in real)
+    assert all(charged(run_store(story, "shares", name)) == [1, 2, 3] for name in NAMES)
+    assert not list(story.federation.store("bob").rglob("run.key")), "whoever breaks in later opens nothing"
+    assert "server" in records.read_json(folder / "privacy.json")["arms"][0]["audiences"]
 
 
 def test_an_unknown_key_does_not_get_in(story):
@@ -225,9 +249,9 @@ def test_a_full_disk_at_a_client_is_its_refusal(story):
 def test_a_killed_server_fails_its_run_and_the_next_one_goes_on_with_the_same_budget(story):
     assert story.killed[0] != 0
     assert story.resumed[0] == 0, story.resumed[1]
-    plain, failing = rounds_of(story, "plain"), rounds_of(story, "failing")
+    whole, failing = rounds_of(story, "shares"), rounds_of(story, "failing")
     assert [line["round_index"] for line in failing] == [1, 2, 3]
-    assert failing[-1]["epsilon"] == plain[-1]["epsilon"]
+    assert failing[-1]["epsilon"]["public"] == whole[-1]["epsilon"]["public"]
     assert charged(story.federation.server.parent / "failing") == [1, 2, 3]
 
 
@@ -251,7 +275,7 @@ def test_clients_are_charged_for_the_rounds_in_which_they_really_took_a_turn(sto
 
 
 def test_after_all_failures_the_prompts_are_those_of_a_simulation_that_lost_the_same_messages(story, tmp_path):
-    expected = Deployment({**RUN, "references": []}, tmp_path, carrier=Losing, min_clients=1)
+    expected = Deployment({**RUN, "references": [], "privacy": SERVER}, tmp_path, carrier=Losing, min_clients=1)
     expected.serve()
     left = expected.prompts()
     del left["client-002.safetensors"]  # there cyd was told the end

@@ -13,6 +13,7 @@ from hushprompt.deployment.envelope import Envelope
 from hushprompt.models.toy import Toy as ToyModel
 from hushprompt.runs import records
 
+MORE = (*NAMES, "dan", "eve")
 CASES = {
     "dp_fpl": {"sampling": {"name": "disjoint", "steps_per_round": 2}},
     "promptfl": {"method": {"name": "promptfl", "num_ctx": 4, "optimizer": {"momentum": 0.9}}},
@@ -64,6 +65,21 @@ CASES = {
             "privacy_unit": "group",
         },
     },
+    "noise shares": {"privacy": {"epsilon": 8.0, "delta": 1e-3, "noise_at": "shares", "audience": "server"}},
+    "noise shares, adaptive norms, cohorts": {
+        "privacy": {"epsilon": 8.0, "delta": 1e-3, "noise_at": "shares", "adaptive_quantile": 0.5},
+        "training": {"num_rounds": 3, "cohort_size": 3},
+        "partition": {"name": "iid", "num_clients": 5},
+    },
+    "noise shares with a rescue": {
+        "privacy": {"epsilon": 8.0, "delta": 1e-3, "noise_at": "shares", "max_dropouts": 1, "rescue": True},
+        "partition": {"name": "iid", "num_clients": 5},
+        "training": {"num_rounds": 2},
+    },
+    "class_statistics, noise shares": {
+        "method": {"name": "class_statistics"},
+        "privacy": {"epsilon": 8.0, "delta": 1e-3, "noise_at": "shares", "audience": "server"},
+    },
     "adaptive norms, cohorts": {
         "privacy": {"epsilon": 8.0, "delta": 1e-3, "adaptive_quantile": 0.5},
         "training": {"num_rounds": 4, "cohort_size": 2},
@@ -79,7 +95,8 @@ def test_prompts_epsilon_bytes_and_scores_are_those_of_a_simulation(toy_values, 
         values["method"] = {"metric": toy_metric(), **values["method"]}
         federation["client_classes"] = declared(values)
     folder, (arm,), rounds = run_with(values, tmp_path, "simulated")
-    deployed = Deployment(values, tmp_path, owner={"max_epsilon": float("inf")}, **federation)
+    names = MORE[: values["partition"]["num_clients"]]
+    deployed = Deployment(values, tmp_path, owner={"max_epsilon": float("inf")}, names=names, **federation)
     seen = deployed.serve()
     simulated = {path.name: load_file(path) for path in sorted((folder / "prompts").glob("*"))}
     prompts = deployed.prompts()
@@ -100,7 +117,7 @@ def test_prompts_epsilon_bytes_and_scores_are_those_of_a_simulation(toy_values, 
     mine = records.read_json(folder / "privacy.json")["arms"][0]
     theirs = records.read_json(deployed.folder("server") / "privacy.json")["arms"][0]
     assert mine == theirs
-    for client_id, name in enumerate(NAMES):
+    for client_id, name in enumerate(names):
         last = deployed.lines(name, "records.jsonl")[-1]
         assert last["num_rounds"] == arm.num_rounds
         assert last["accuracy"] == arm.per_client[client_id]["local"]

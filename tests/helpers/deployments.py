@@ -70,23 +70,26 @@ def pinned(folder, names=NAMES):
 
 
 class Deployment:
-    """A server and three clients that share the toy data, all in one folder."""
+    """A server and clients that share the toy data, all in one folder."""
 
-    def __init__(self, values, tmp_path, carrier=InProcess, owner=None, **federation):
-        self.root = tmp_path / "deployment"
+    def __init__(self, values, tmp_path, carrier=InProcess, owner=None, names=NAMES, **federation):
+        self.root, self.names = tmp_path / "deployment", names
         run = configs.parse({**values, "references": []})
+        self.link = pinned(self.root, names) if run.privacy.noise_at == "shares" else dict.fromkeys(names)
         self.owner = OwnerConfig(**{"max_epsilon": 10.0, "max_delta": 1.0, **(owner or {})})
         section = {"join_deadline_s": 0.01, "round_deadline_s": 5.0, **federation}
-        section = {"name": "trial", "run": "run.toml", "clients": NAMES, "folder": str(self.root / "server"), **section}
+        section = {"name": "trial", "run": "run.toml", "clients": names, "folder": str(self.root / "server"), **section}
         self.config = ServerConfig(federation=FederationConfig(**section), run=run)
-        self.carrier = carrier({name: self.site(name) for name in NAMES})
+        self.carrier = carrier({name: self.site(name) for name in names})
         self.cache = tmp_path / "cache"
 
     def client(self, name, **changes):
         store = self.root / name
         runtime = RuntimeConfig(cache_dir=str(self.root.parent / "cache"))
-        share = ShareConfig(client=NAMES.index(name))
+        share = ShareConfig(client=self.names.index(name))
         base = {"client": ClientSection(name=name, store=str(store)), "owner": self.owner, "share": share}
+        if self.link[name] is not None:
+            base["link"] = self.link[name]
         return ClientConfig(**{**base, "runtime": runtime, **changes})
 
     def site(self, name, **changes):
@@ -96,11 +99,12 @@ class Deployment:
         """A client's process ends, and another one begins on its store."""
         self.carrier.nodes[name] = self.site(name, **changes)
 
-    def serve(self, **federation):
+    def serve(self, *, leave_step=False, **federation):
         """Serve, as a new server process would."""
         section = dataclasses.replace(self.config.federation, **federation)
         watcher = Silent()
-        serve(dataclasses.replace(self.config, federation=section), self.carrier, watcher)
+        config = dataclasses.replace(self.config, federation=section)
+        serve(config, self.carrier, watcher, leave_step=leave_step)
         return watcher.rounds
 
     @property
@@ -113,7 +117,7 @@ class Deployment:
     def prompts(self):
         """All prompts that the federation left, under the names that a simulation gives them."""
         found = {}
-        for name in ("server", *NAMES):
+        for name in ("server", *self.names):
             for path in sorted((self.folder(name) / "prompts").glob("*")):
                 if name == "server" or path.name != "global.safetensors":
                     found[path.name] = load_file(path)

@@ -140,6 +140,7 @@ class RealFederation:
         for name, of_client in faults.items():
             listed = [dict(zip(("kind", "round", "what", "seconds"), fault, strict=False)) for fault in of_client]
             (self.faults / f"{name}.json").write_text(json.dumps(listed))
+            (self.faults / f"{name}.begun").unlink(missing_ok=True)
 
     def has_begun(self, name):
         """Whether a slow answer of a client has begun."""

@@ -211,6 +211,12 @@ COMMANDS = {
         "Make a client's key pair: the private half stays, the public half goes to the server's operator.",
         ("hushprompt federation key node.key",),
     ),
+    "federation fingerprint": CommandEntry(
+        "federation:fingerprint",
+        FEDERATION,
+        "Print one fingerprint of all clients' public keys, which owners compare by another way than the server's.",
+        ("hushprompt federation fingerprint client.toml", "hushprompt federation fingerprint peers"),
+    ),
     "federation renew": CommandEntry(
         "federation:renew",
         FEDERATION,
@@ -233,7 +239,7 @@ COMMANDS = {
         "federation:run",
         FEDERATION,
         "Train, from the server's machine, and show it; the exit status is 0 if the run was completed.",
-        ("hushprompt federation run server/server.toml",),
+        ("hushprompt federation run server/server.toml", "hushprompt federation run server/server.toml --leave-step"),
     ),
     "federation check": CommandEntry(
         "federation:check",

@@ -62,6 +62,17 @@ def key(file: Annotated[Path, typer.Argument(metavar="FILE", help="Private key t
     console.print(f"  {public}: for the server's operator, as node_keys/NAME.pub", soft_wrap=True)
 
 
+def fingerprint(
+    place: Annotated[
+        Path, typer.Argument(metavar="DIR|CLIENT.toml", help="Public keys of all clients, or a client's config.")
+    ],
+) -> None:
+    """Print one fingerprint of all clients' public keys, which owners compare by another way than the server's."""
+    roster = hp.federation.fingerprint(place)
+    sentence(f"{counted(len(roster.clients), 'client')}: {', '.join(roster.clients)}")
+    console.print(f"  {roster.fingerprint}", soft_wrap=True)
+
+
 def renew(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that `init` made, with its authority.")],
 ) -> None:
@@ -83,13 +94,19 @@ def client(file: ClientFile, insecure: Insecure = False) -> None:
     hp.federation.join(file, insecure=insecure, say=_say)
 
 
-def run(file: ServerFile, insecure: Insecure = False) -> None:
+def run(
+    file: ServerFile,
+    leave_step: Annotated[
+        bool, typer.Option("--leave-step", help="Go on without the step that waits for a client; it stays charged.")
+    ] = False,
+    insecure: Insecure = False,
+) -> None:
     """Train, from the server's machine, and show it; the exit status is 0 if the run was completed.
 
     In the folder of a run that stopped, it goes on.
     """
     try:
-        done = hp.federation.run(file, insecure=insecure, say=_say)
+        done = hp.federation.run(file, leave_step=leave_step, insecure=insecure, say=_say)
     except KeyboardInterrupt:
         console.print("The run goes on without this command. Look at it, or end it:")
         console.print(f"  hushprompt federation status {file}", soft_wrap=True)

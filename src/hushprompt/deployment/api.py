@@ -11,6 +11,7 @@ import datetime
 import time
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from hushprompt.config.schema import RunConfig
 from hushprompt.deployment.config import REFUSALS, load_client, load_server, load_server_process
 from hushprompt.deployment.operate import status as records_of
 from hushprompt.deployment.operate.status import ClientStatus, Connection, FederationOutcome, ServerStatus
-from hushprompt.deployment.server_record import CHECKED, CheckOutcome, rounds
+from hushprompt.deployment.server_record import AGREEMENT, CHECKED, CheckOutcome, rounds
 from hushprompt.errors import ConfigError, HushpromptError, files_told
 from hushprompt.runs import records
 
@@ -35,6 +36,16 @@ POLL_S = 2.0
 DEAD_S = 8.0
 """Seconds after which a run that no process works on is taken for dead."""
 Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Roster:
+    """Who may take part in secure aggregation."""
+
+    clients: tuple[str, ...]
+    """Names, in order."""
+    fingerprint: str
+    """SHA-256 of all names and public keys, in groups of four digits."""
 
 
 def _silent(line: str) -> None:
@@ -100,6 +111,28 @@ def key(file: str | Path) -> Path:
 
 
 @files_told()
+def fingerprint(place: str | Path) -> Roster:
+    """Return who may take part in secure aggregation, by the public keys that an owner pinned, as one short text.
+
+    Owners compare it by a way that is not the server's, such as a telephone: where it is the same at all of them, no
+    server can stand for one of them.
+
+    Args:
+        place: the folder of public keys, NAME.pub for every client; or `client.toml`, with the folder that it names
+            and its own key.
+
+    Raises:
+        ConfigError: a key is missing, damaged, of another kind, or that of two clients.
+    """
+    _require()
+    from hushprompt.deployment import roster
+
+    path = Path(place)
+    keys = roster.read_peers(path) if path.is_dir() else roster.pinned_keys(load_client(path))
+    return Roster(clients=tuple(sorted(keys)), fingerprint=roster.fingerprint(keys))
+
+
+@files_told()
 def renew(folder: str | Path) -> tuple[Path, Validity]:
     """Make a new server certificate for the same names, in a folder that `init` made with its authority.
 
@@ -157,10 +190,17 @@ def join(file: str | Path, *, insecure: bool = False, say: Say = _silent) -> Non
 
 
 @files_told()
-def run(file: str | Path, *, insecure: bool = False, say: Say = _silent) -> FederationOutcome:
+def run(file: str | Path, *, leave_step: bool = False, insecure: bool = False, say: Say = _silent) -> FederationOutcome:
     """Train, from the server's machine, until the run is over; in the folder of a run that stopped, it goes on.
 
     An exception, Ctrl-C among them, ends this function and not the run: `stop` does that.
+
+    Args:
+        file: `server.toml`.
+        leave_step: go on without the step of noise shares that waits for a client; it stays charged, is not used, and
+            stands in the record.
+        insecure: no TLS, no keys: for trials over loopback only.
+        say: gets a line for each thing that happens.
 
     Raises:
         ConfigError: a run is going on already.
@@ -173,7 +213,7 @@ def run(file: str | Path, *, insecure: bool = False, say: Say = _silent) -> Fede
     control = ends.control(process, is_insecure=insecure)
     _end_dead_runs(control, process, file, say)
     num_before = len(rounds(process.folder))
-    state = _trained(control, Path(file), {}, say)
+    state = _trained(control, Path(file), {"leave-step": True} if leave_step else {}, say)
     return records_of.outcome(load_server(Path(file)), num_before, state)
 
 
@@ -301,28 +341,30 @@ def _trained(control: Control, file: Path, settings: Mapping[str, bool], say: Sa
     num_rounds, num_refused = len(rounds(folder)), records_of.num_refusals(refused)
     run_id = control.start(BUNDLE, settings)
     say("It begins when enough clients have joined.")
-    run = _run_config(control, run_id, file)
+    config = _server_config(control, run_id, file)
+    if config.why_not_shares and not (folder / AGREEMENT).exists():
+        say(config.why_not_shares)
     while True:
         state = next(state for state in control.runs() if state.run_id == run_id)
         for line in records_of.refusals(refused, num_refused):
             say(line)
             num_refused += 1
         for record in rounds(folder)[num_rounds:]:
-            say(records_of.round_line(record, records_of.num_rounds(run), run.privacy.noise_source))
+            say(records_of.round_line(record, records_of.num_rounds(config.run), config.run.privacy.noise_source))
             num_rounds += 1
         if state.is_over:
             return state
         time.sleep(POLL_S)
 
 
-def _run_config(control: Control, run_id: int, file: Path) -> RunConfig:
+def _server_config(control: Control, run_id: int, file: Path) -> ServerConfig:
     """Read the config of a run that was started: imports take seconds, and the run's own process needs them too.
 
     Raises:
         ConfigError: it cannot be read; the run is stopped.
     """
     try:
-        return load_server(file).run
+        return load_server(file)
     except HushpromptError:
         control.stop(run_id)
         raise

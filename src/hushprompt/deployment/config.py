@@ -144,6 +144,9 @@ class ServerConfig(ServerProcessConfig):
 
     run: RunConfig
     """What `federation.run` names."""
+    why_not_shares: str | None = None
+    """Where that leaves `privacy.noise_at` open: why it became "server"; empty: it is "shares", or nothing is shared.
+    None: the run config says it."""
 
     def __post_init__(self) -> None:
         """Refuse what a federation of separate machines does not do."""
@@ -333,7 +336,13 @@ def load_server(path: Path) -> ServerConfig:
         # Every client brings its own folder; nobody loads the run's.
         run |= {"data": {"name": "folder"}, "partition": {"name": "by_client"}}
     run["privacy"] = {"noise_source": "secure", **run.get("privacy", {})}  # machines of several owners simulate nothing
-    return ServerConfig(federation=federation, run=configs.parse(run), link=process.link)
+    if run["privacy"].get("noise_at", "auto") != "auto":
+        return ServerConfig(federation=federation, run=configs.parse(run), link=process.link)
+    from hushprompt.deployment.noise_at import settled  # knows methods, which need torch, as the config does by now
+
+    run["privacy"]["noise_at"] = "shares"
+    config, why = settled(configs.parse(run), federation.quorum)
+    return ServerConfig(federation=federation, run=config, link=process.link, why_not_shares=why)
 
 
 def load_client(path: Path) -> ClientConfig:

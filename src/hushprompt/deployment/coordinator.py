@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import logging
 import math
 import secrets
 import time
@@ -24,13 +25,15 @@ from hushprompt.deployment.envelope import Envelope
 from hushprompt.deployment.gains import NoisyCounts
 from hushprompt.deployment.progress import RoundTally, ServerState, load_state, save_state
 from hushprompt.deployment.responses import Responses
+from hushprompt.deployment.secure_step import SecureStep, ServerEnds, forget_pending, without_step
 from hushprompt.deployment.server_record import AGREEMENT, CHECKED, CheckOutcome, ServerRecord, rounds
 from hushprompt.deployment.transport import Failure, MessageTransport, attempt, plain
 from hushprompt.errors import ConfigError, ProtocolError, ResumeError
 from hushprompt.federation.client import Step
+from hushprompt.federation.payload import PayloadKind
 from hushprompt.federation.server import Server
 from hushprompt.methods.base import TakesLate
-from hushprompt.privacy.config import Channel
+from hushprompt.privacy.config import SHARES_ONLY, Channel
 from hushprompt.privacy.statements import STAYS_AT_HOME
 from hushprompt.runs import identity as identities
 from hushprompt.runs import manifest, records
@@ -44,24 +47,28 @@ from hushprompt.runs.records import ArmSummary
 from hushprompt.seeding import stream
 from hushprompt.words import counted
 
+LOG = logging.getLogger(__name__)
 
-def serve(config: ServerConfig, transport: MessageTransport, observer: Observer) -> None:
+
+def serve(config: ServerConfig, transport: MessageTransport, observer: Observer, *, leave_step: bool = False) -> None:
     """Enroll the clients, train, and write a run folder; go on from a checkpoint in the folder.
 
     Args:
         config: of the server; the folder is made if it is missing.
         transport: reaches the clients.
         observer: who watches; `on_round` gets a record without losses and scores, which clients never send.
+        leave_step: go on without the step of noise shares that waits for an answer; it stays charged.
 
     Raises:
-        ConfigError: the run is impossible for the clients that joined, or outside the privacy theorem.
+        ConfigError: the run is impossible for the clients that joined, or outside the privacy theorem; or there is no
+            step to leave out.
         ProtocolError: too few clients joined, or answered. Call again to go on.
         ResumeError: the folder is in use, damaged, belongs to another config, or was begun with other versions and is
             seeded.
     """
     config.folder.mkdir(parents=True, exist_ok=True)
     with records.locked(config.folder):
-        Coordinator(config, transport).run(observer)
+        Coordinator(config, transport).run(observer, leave_step=leave_step)
 
 
 def check(config: ServerConfig, transport: MessageTransport) -> CheckOutcome:
@@ -86,11 +93,12 @@ class Coordinator:
 
     def __init__(self, config: ServerConfig, transport: MessageTransport) -> None:
         """Load the model, and who agreed on what if the run has begun."""
-        self.config, self.transport, self.folder = config, transport, config.folder
-        names = config.class_names()
-        self.model = open_model(config.run, names)
+        self.transport, self.folder = transport, config.folder
         path = self.folder / AGREEMENT
         self.agreement = read_agreement(records.read_json(path)) if path.exists() else None
+        self.config = config = self._as_agreed(config)
+        names = config.class_names()
+        self.model = open_model(config.run, names)
         run = secrets.token_hex(8) if self.agreement is None else self.agreement.run
         fingerprint = self.model.backbone.fingerprint
         config.federation.class_sets(config.federation.clients, names)  # refuses classes that there are not
@@ -102,13 +110,33 @@ class Coordinator:
             begun.check(self._identity(self.agreement.first))
             begun.keep(has_begun=True)
         self.enrollment = Enrollment(config.federation, self.offer, transport, self._report)
+        self.ends = ServerEnds(
+            config=config.federation,
+            folder=self.folder,
+            enrollment=self.enrollment,
+            transport=transport,
+            report=self._report,
+        )
+
+    def _as_agreed(self, config: ServerConfig) -> ServerConfig:
+        """Return the config with the noise where it was agreed to be, if the config itself leaves that open."""
+        if config.why_not_shares is None:
+            return config
+        if self.agreement is None:
+            if config.why_not_shares:
+                LOG.warning(config.why_not_shares)
+            return config
+        agreed = self.agreement.run_config.privacy
+        kept = {name: getattr(agreed, name) for name in ("noise_at", *SHARES_ONLY)}
+        privacy = dataclasses.replace(config.run.privacy, **kept)
+        return dataclasses.replace(config, run=dataclasses.replace(config.run, privacy=privacy))
 
     def _is_of_this_config(self, agreement: Agreement) -> bool:
         """True where the server would agree on the same with the same clients."""
         sets = self.config.federation.class_sets(agreement.clients, agreement.class_names)
         return sets == agreement.client_classes and self.offer.to_json().items() <= agreement.to_json().items()
 
-    def run(self, observer: Observer) -> None:
+    def run(self, observer: Observer, *, leave_step: bool = False) -> None:
         """Enroll, train and finish."""
         begun = self.agreement and self.agreement.first
         is_over = begun is not None and self._state(begun).round_index == begun.arm.num_rounds
@@ -119,17 +147,20 @@ class Coordinator:
         ledger.check(arm, state.round_index)
         records.truncate_records(self.folder / "records.jsonl", state.records_size)
         observer.on_arm(arm, 0, 1, state.round_index)
-        shares = Channel.GLOBAL in arm.plan.channels
+        if leave_step:
+            state = without_step(self.folder, arm, state)
+        is_shared = Channel.GLOBAL in arm.plan.channels
         while state.round_index < arm.num_rounds:
-            until = state.round_index + 1 if shares else arm.num_rounds
+            until = state.round_index + 1 if is_shared else arm.num_rounds
             until = self._charged(ledger, agreement, state.round_index, until)
             if until == state.round_index:
                 break
-            state = self._round(agreement, state) if shares else self._alone(agreement, state, until)
+            state = self._round(agreement, state) if is_shared else self._alone(agreement, state, until)
             record = self._record(ledger, agreement, state)
             size = records.append_record(self.folder / "records.jsonl", record)
             state = dataclasses.replace(state, records_size=size, tally=RoundTally())
             save_state(self.folder, state)
+            forget_pending(self.folder)
             observer.on_round(record)
         if state.round_index == arm.num_rounds:
             state = self._with_late(state, observer, waits=is_over)
@@ -151,8 +182,7 @@ class Coordinator:
         """Return what each client says of the plan."""
         enrollment, clients = self.enrollment, self.config.federation.clients
         begun = self.agreement and self.agreement.first
-        sizes = None if begun is None else self._sizes(begun)
-        missing = dict.fromkeys(enrollment.missing(clients, sizes), "It did not join.") | enrollment.refusals
+        missing = dict.fromkeys(enrollment.missing(clients, begun), "It did not join.") | enrollment.refusals
         found = {name: member.size for name, member in enrollment.members.items()}
         try:
             agreement = enrollment.propose() if begun is None else begun
@@ -173,13 +203,15 @@ class Coordinator:
             return self.agreement
         if is_over and self._not_there(()):
             return self.agreement.first
-        self.enrollment.wait(self.agreement.first.clients, self._sizes(self.agreement.first))
+        self.enrollment.wait(self.agreement.first.clients, self.agreement.first)
         return self.agreement.first
 
     def _not_there(self, late: Collection[str]) -> list[str]:
         """Return who may join late: clients of the config that were not there for the release, but for those named."""
         assert self.agreement is not None, "it was made"
         first, names = self.agreement.first, self.config.federation.clients
+        if first.keys:  # one client's sum is no sum over clients
+            return []
         if not (isinstance(first.arm.method, TakesLate) and first.arm.method.takes_late):
             return []
         return [name for name in names if name not in first.clients and name not in late]
@@ -193,9 +225,9 @@ class Coordinator:
         names = self._not_there(state.late)
         self.enrollment.admit(names)
         if waits:
-            self.enrollment.missing(tuple(names), self._sizes(self.agreement))
+            self.enrollment.missing(tuple(names), self.agreement)
         elif names:
-            self.enrollment.look(self._sizes(self.agreement))
+            self.enrollment.look(self.agreement)
         for name in names:
             if name in self.enrollment.members:
                 state = self._with_one_late(state, name, observer)
@@ -212,7 +244,7 @@ class Coordinator:
             classes = own.client_classes[-1] if own.client_classes else None
             server = Server(self.config.run.seed, self.config.run.training, self.agreement.sizes)
             shared = server.add_late(arm, state.shared, message, client_id, classes)
-            tally = RoundTally().plus(responses, time.perf_counter() - start)
+            tally = RoundTally().plus(time.perf_counter() - start, responses)
             state = dataclasses.replace(state, shared=shared, late=[*state.late, name], tally=tally)
             record = dataclasses.replace(self._record(self._ledger(), own, state), is_late=True)
             size = records.append_record(self.folder / "records.jsonl", record)
@@ -280,15 +312,21 @@ class Coordinator:
             at, start = Step(state.round_index, state.step), time.perf_counter()
             norm = {} if state.norms is None else {"clip_norm": state.norms.of(0)["global"]}
             meta = {**self._names(agreement), "round": at.round_index, "step": at.step_index, **norm}
-            request = Envelope("turn", meta, wire.request_tensors(arm.method, state.shared, kind))
-            responses = self._ask(agreement, state, request, cohort, self.config.federation.round_deadline_s)
-            shared, norms = server.aggregate(arm, state.shared, state.norms, responses.messages, cohort, at)
-            tally = state.tally.plus(responses, time.perf_counter() - start)
+            if kind is PayloadKind.SHARES:
+                total, number, exchanges = SecureStep(self.ends, agreement, state, meta, cohort).open()
+                shared, norms = server.open_shares(arm, state.shared, state.norms, total, number, cohort, at)
+            else:
+                request = Envelope("turn", meta, wire.request_tensors(arm.method, state.shared, kind))
+                responses = self._ask(agreement, state, request, cohort, self.config.federation.round_deadline_s)
+                shared, norms = server.aggregate(arm, state.shared, state.norms, responses.messages, cohort, at)
+                exchanges = (responses,)
+            tally = state.tally.plus(time.perf_counter() - start, *exchanges)
             state = dataclasses.replace(
                 state, shared=shared, norms=norms, step=at.step_index + training.local_steps, tally=tally
             )
             if state.step < arm.plan.sampler.steps_per_round:
                 save_state(self.folder, state)  # the round's end is saved with its record
+                forget_pending(self.folder)
         return dataclasses.replace(state, round_index=state.round_index + 1, step=0)
 
     def _alone(self, agreement: Agreement, state: ServerState, until: int) -> ServerState:
@@ -297,7 +335,7 @@ class Coordinator:
         request = Envelope("alone", {**self._names(agreement), "until": until})
         deadline = self.config.federation.round_deadline_s * (until - state.round_index)
         responses = self._ask(agreement, state, request, list(range(len(agreement.clients))), deadline)
-        tally = state.tally.plus(responses, time.perf_counter() - start)
+        tally = state.tally.plus(time.perf_counter() - start, responses)
         return dataclasses.replace(state, round_index=until, tally=tally)
 
     def _ask(
@@ -312,7 +350,7 @@ class Coordinator:
         names = [agreement.clients[client_id] for client_id in cohort]
         online = set(self.transport.online())
         if any(name not in members or members[name].node not in online for name in names):
-            self.enrollment.look(self._sizes(agreement))
+            self.enrollment.look(agreement)
         asked = {members[name].node: name for name in names if name in members}
         place = {key: request.meta[key] for key in ("round", "step") if key in request.meta}
         responses = Responses(
@@ -365,6 +403,7 @@ class Coordinator:
             failures=tally.failures,
             header_bytes_up=tally.header_bytes_up,
             header_bytes_down=tally.header_bytes_down,
+            left_out_steps=tally.left_out_steps,
         )
 
     def _finish(self, ledger: LedgerFile, state: ServerState) -> None:
@@ -461,10 +500,6 @@ class Coordinator:
     def _names(self, agreement: Agreement) -> dict[str, Any]:
         """Return what every message of the run says."""
         return {"federation": agreement.federation, "run": agreement.run, "agreement": agreement.digest}
-
-    def _sizes(self, agreement: Agreement) -> dict[str, int]:
-        """Return the public sizes by name."""
-        return dict(zip(agreement.clients, agreement.sizes, strict=True))
 
     def _report(self, client: str, node: str, reason: str, **place: int) -> None:
         """Write down who was refused, refused, or did not answer."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from hushprompt.words import counted
 
 POLL_S = 1.0
 """Seconds from one look at who is online to the next."""
+HEX = r"(?:[0-9a-f]{2}){1,128}"
+"""Bytes of a key or a signature, as text."""
 MAX_ANSWER_BYTES = 2**16
 """Of an answer without tensors."""
 
@@ -27,6 +30,10 @@ class EnrolledClient:
     node: str
     size: int
     """Its public number of training examples, or of groups where these are the unit."""
+    key: str = ""
+    """With noise shares, its public run key in hex."""
+    signature: str = ""
+    """Of its claim to that key, by the key that its owner pinned elsewhere."""
 
 
 class Enrollment:
@@ -35,6 +42,7 @@ class Enrollment:
     def __init__(self, config: FederationConfig, offer: Offer, transport: MessageTransport, report: Report) -> None:
         """Start with nobody."""
         self.config, self.offer, self.transport, self.report = config, offer, transport, report
+        self.has_shares = offer.run_config.privacy.noise_at == "shares"
         self.members: dict[str, EnrolledClient] = {}
         self.refusals: dict[str, str] = {}
         """Reason by client that may not join, as far as its key says who it is."""
@@ -42,11 +50,11 @@ class Enrollment:
         """Clients that may join though all others agreed on the plan already."""
         self._refused: set[str] = set()
 
-    def look(self, sizes: Mapping[str, int] | None = None) -> None:
+    def look(self, begun: Agreement | None = None) -> None:
         """Ask the nodes that are new to join; one that was refused is asked again after it went and came back.
 
         Args:
-            sizes: of the clients that agreed on the plan, where there is one: nobody else joins any more.
+            begun: the plan, where there is one: nobody but its clients joins any more.
         """
         online = set(self.transport.online())
         self._refused &= online
@@ -55,7 +63,7 @@ class Enrollment:
         invitation = Envelope("join", {**version(), "offer": self.offer.to_json()})
         asked = dict.fromkeys(new, invitation)
         for node, answer in self.transport.ask(asked, self.config.join_deadline_s, MAX_ANSWER_BYTES) if new else ():
-            joined = attempt(lambda: self._joined(node, answer, asked, online, sizes))  # noqa: B023 - called now
+            joined = attempt(lambda: self._joined(node, answer, asked, online, begun))  # noqa: B023 - called now
             if isinstance(joined, Failure):
                 self._refused.add(node)
                 name = self.transport.name_of(node)
@@ -71,25 +79,28 @@ class Enrollment:
         self.late = frozenset(names)
         self._refused.clear()
 
-    def wait(self, names: tuple[str, ...], sizes: Mapping[str, int] | None = None) -> None:
+    def wait(self, names: tuple[str, ...], begun: Agreement | None = None) -> None:
         """Look until all of `names` are there, or the deadline has passed.
 
         Raises:
-            ProtocolError: fewer than `min_clients` are there then.
+            ProtocolError: fewer than `min_clients` are there then, or than a plan with noise shares needs that has
+                begun.
         """
-        missing = self.missing(names, sizes)
-        if len(names) - len(missing) < min(self.config.quorum, len(names)):
+        missing, least = self.missing(names, begun), min(self.config.quorum, len(names))
+        if begun is not None and self.has_shares:
+            least = max(self.config.min_clients, begun.arm.plan.terms().least)
+        if len(names) - len(missing) < least:
             raise ProtocolError(
                 f"{len(names) - len(missing)} of {counted(len(names), 'client')} joined within "
-                f"{self.config.join_deadline_s:g} s, min_clients asks for {self.config.quorum}. Missing: "
+                f"{self.config.join_deadline_s:g} s, and {least} are needed. Missing: "
                 f"{', '.join(missing)}; refusals.jsonl says who was refused, and why. Start again when they are there."
             )
 
-    def missing(self, names: tuple[str, ...], sizes: Mapping[str, int] | None = None) -> list[str]:
+    def missing(self, names: tuple[str, ...], begun: Agreement | None = None) -> list[str]:
         """Look until all of `names` are there or were refused, or the deadline has passed; return who is missing."""
         end = time.monotonic() + self.config.join_deadline_s
         while True:
-            self.look(sizes)
+            self.look(begun)
             missing = [name for name in names if name not in self.members]
             left = end - time.monotonic()
             if set(missing) <= self.refusals.keys() or left <= 0:
@@ -162,9 +173,16 @@ class Enrollment:
 
     def _agreement(self, names: tuple[str, ...]) -> Agreement:
         """Return the offer with these clients."""
-        sizes = tuple(self.members[name].size for name in names)
+        members = [self.members[name] for name in names]
         sets = self.config.class_sets(names, self.offer.class_names)
-        return Agreement(**self.offer.to_json(), clients=names, sizes=sizes, client_classes=sets)
+        return Agreement(
+            **self.offer.to_json(),
+            clients=names,
+            sizes=tuple(member.size for member in members),
+            client_classes=sets,
+            keys=tuple(member.key for member in members) if self.has_shares else (),
+            signatures=tuple(member.signature for member in members) if self.has_shares else (),
+        )
 
     def _joined(
         self,
@@ -172,7 +190,7 @@ class Enrollment:
         answer: Envelope | Failure,
         asked: Mapping[str, Envelope],
         online: set[str],
-        sizes: Mapping[str, int] | None,
+        begun: Agreement | None,
     ) -> tuple[str, EnrolledClient]:
         """Read who a node says it is; ProtocolError if it may not join."""
         if isinstance(answer, Failure) or answer.kind != "join":
@@ -184,14 +202,36 @@ class Enrollment:
                 f"A client must say its name and its number of training examples, 1 to {most}, got {size!r}. A larger "
                 "client needs a larger federation.max_examples."
             )
-        if node not in asked or name not in (self.config.clients if sizes is None else {*sizes, *self.late}):
+        if node not in asked or name not in (self.config.clients if begun is None else {*begun.clients, *self.late}):
             raise ProtocolError(f"{name!r} is none of the clients that may join.")
         check_version(answer.meta, "The server", name)
         if answer.meta["backbone"] != self.offer.backbone:
             raise ProtocolError(f"{name} has another backbone than the federation.")
         if name in self.members and self.members[name].node in online:
             raise ProtocolError(f"{name} joined already, from another node.")
-        if sizes is not None and sizes.get(name, size) != size:
-            unit = f"training {self.offer.run_config.privacy.unit_word}"
-            raise ProtocolError(f"{name} agreed with {counted(sizes[name], unit)}, now it has {size}.")
-        return name, EnrolledClient(node, size)
+        member = EnrolledClient(node, size, *(self._key_of(name, answer) if self.has_shares else ()))
+        if begun is not None and name in begun.clients:
+            _check_same(name, member, begun)
+        return name, member
+
+    def _key_of(self, name: str, answer: Envelope) -> tuple[str, str]:
+        """Return a client's run key and signature; ProtocolError for what no other client could read."""
+        key, signature = answer.meta["key"], answer.meta["signature"]
+        if not all(isinstance(text, str) and re.fullmatch(HEX, text) for text in (key, signature)) or len(key) != 64:
+            raise ProtocolError(f"{name} did not say its run key and a signature of it, which noise shares need.")
+        if any(other != name and member.key == key for other, member in self.members.items()):
+            raise ProtocolError(f"{name} has the run key of another client.")
+        return key, signature
+
+
+def _check_same(name: str, member: EnrolledClient, begun: Agreement) -> None:
+    """Raise ProtocolError for a client that is not as it was when it agreed on the plan."""
+    at = begun.clients.index(name)
+    if begun.sizes[at] != member.size:
+        unit = f"training {begun.run_config.privacy.unit_word}"
+        raise ProtocolError(f"{name} agreed with {counted(begun.sizes[at], unit)}, now it has {member.size}.")
+    if begun.keys and begun.keys[at] != member.key:
+        raise ProtocolError(
+            f"{name} has another run key than the one that it agreed with: its store was lost, or is another one. It "
+            "is out of this run."
+        )

@@ -32,20 +32,24 @@ class RoundTally:
     header_bytes_up: int = 0
     header_bytes_down: int = 0
     seconds: float = 0.0
+    left_out_steps: list[int] = field(default_factory=list)
+    """Steps that the run went on without, from 1."""
 
-    def plus(self, responses: Responses, seconds: float) -> RoundTally:
-        """Return the counts with one more exchange."""
-        request, number = responses.request, len(responses.asked)
-        return RoundTally(
-            asked=sorted({*self.asked, *responses.asked.values()}),
-            took_part=sorted({*self.took_part, *responses.names}),
-            failures={**self.failures, **responses.failures},
-            bytes_up=self.bytes_up + responses.bytes_up,
-            bytes_down=self.bytes_down + request.num_bytes * number,
-            header_bytes_up=self.header_bytes_up + responses.header_bytes_up,
-            header_bytes_down=self.header_bytes_down + (len(request.to_bytes()) - request.num_bytes) * number,
-            seconds=self.seconds + seconds,
-        )
+    def plus(self, seconds: float, *exchanges: Responses) -> RoundTally:
+        """Return the counts with what came of one more step: one exchange, or two where a sum is unmasked."""
+        tally = dataclasses.replace(self, seconds=self.seconds + seconds)
+        for each in exchanges:
+            tally = dataclasses.replace(
+                tally,
+                asked=sorted({*tally.asked, *each.asked.values()}),
+                took_part=sorted({*tally.took_part, *each.names}),
+                failures={**tally.failures, **each.failures},
+                bytes_up=tally.bytes_up + each.bytes_up,
+                bytes_down=tally.bytes_down + each.bytes_down,
+                header_bytes_up=tally.header_bytes_up + each.header_bytes_up,
+                header_bytes_down=tally.header_bytes_down + each.header_bytes_down,
+            )
+        return tally
 
 
 @dataclass(frozen=True, kw_only=True)

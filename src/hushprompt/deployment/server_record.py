@@ -53,6 +53,9 @@ class ServerRecord(RoundRecord):
     """Bytes around the tensors of all answers."""
     header_bytes_down: int
     """Bytes around the tensors of all requests."""
+    left_out_steps: list[int] = field(default_factory=list)
+    """Steps that were charged and that the run went on without, from 1: too few clients answered, and somebody said
+    so (`run --leave-step`)."""
     is_late: bool = False
     """Whether it is no round, but the part of a client that joined after the release."""
 

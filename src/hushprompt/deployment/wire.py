@@ -9,13 +9,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
+from jaxtyping import Int64
 from torch import Tensor
 
+from hushprompt.deployment import rescue
 from hushprompt.deployment.agreement import Agreement, read_agreement
 from hushprompt.deployment.envelope import Envelope
+from hushprompt.deployment.masks import SEED
 from hushprompt.errors import ConfigError, ProtocolError
-from hushprompt.federation.payload import PayloadKind, payload_kind
+from hushprompt.federation.payload import PayloadKind, payload_kind, shared_like
 from hushprompt.methods.base import Method, Shared
 from hushprompt.privacy.adaptive import ClipNorms
 from hushprompt.privacy.clipping import ClippedSum
@@ -167,6 +171,28 @@ def read_update(
     clip_norm = None if norms is None else norms.of(0)["global"]
     bound = arm.plan.release_plan.exact_sensitivity(Channel.GLOBAL, clip_norm, step)
     return ClippedSum(value, bound, count)
+
+
+def read_masked(
+    arm: Arm, shared: Shared, tensors: Mapping[str, Tensor], num_participants: int, *, counts: bool
+) -> Int64[np.ndarray, " l"]:
+    """Return a client's masked vector under secure aggregation: the entries of a sum, and the count of adaptive norms.
+
+    Raises:
+        ProtocolError: it is not what the plan's clients send.
+    """
+    expected = {MASKED: torch.empty(shared_like(arm.method, shared).numel() + counts, dtype=torch.int64)}
+    if arm.plan.config.rescue:
+        width = rescue.box_size(num_participants)
+        expected["sealed"] = torch.empty(num_participants, width, dtype=torch.uint8)
+    check_like(tensors, expected, "An update")
+    return tensors[MASKED].numpy()
+
+
+def expected_unmask(num_participants: int, num_answered: int) -> dict[str, Tensor]:
+    """Return a tensor of the name, shape and type with which a client unmasks a sum: shares of seeds by client."""
+    seeds = 1 + num_participants - num_answered
+    return {"shares": torch.empty(num_answered, seeds, SEED, dtype=torch.uint8)}
 
 
 def check_like(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hushprompt.deployment.api import check as check
+    from hushprompt.deployment.api import fingerprint as fingerprint
     from hushprompt.deployment.api import init as init
     from hushprompt.deployment.api import join as join
     from hushprompt.deployment.api import key as key
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
     from hushprompt.deployment.api import status as status
     from hushprompt.deployment.api import stop as stop
 
-__all__ = ["check", "init", "join", "key", "renew", "run", "serve", "simulate_deployment", "status", "stop"]
+__all__ = [
+    "check", "fingerprint", "init", "join", "key", "renew", "run", "serve", "simulate_deployment", "status", "stop"
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

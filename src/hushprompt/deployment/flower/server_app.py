@@ -23,13 +23,13 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Serve the federation of this machine's `server.toml`; all that a submitted run can ask is to check it only."""
+    """Serve the federation of this machine's `server.toml`; a run can only ask to check it, or to leave out a step."""
     config = load_server(environment.path_of(environment.SERVER_CONFIG))
     transport = GridTransport(grid, environment.node_names())
     if context.run_config.get("only-check"):
         check(config, transport)
     else:
-        serve(config, transport, LoggingObserver())
+        serve(config, transport, LoggingObserver(), leave_step=bool(context.run_config.get("leave-step")))
 
 
 class LoggingObserver:

@@ -30,14 +30,18 @@ from hushprompt.deployment.operate import certificates, node_keys
 from hushprompt.errors import ConfigError
 
 LISTEN_ALL = "0.0.0.0"
+PEERS = "peers"
+"""Folder beside a `client.toml` with the public key of every client, as its owner got them."""
 KEYS_MADE = """\
 The clients' keys were made here, for a trial: whoever made them could be any client. In production each client makes
 its own (`hushprompt federation key node.key`) and sends the public half, `node.key.pub`, to be
-`server/node_keys/NAME.pub`."""
+`server/node_keys/NAME.pub` at the server and `peers/NAME.pub` at every client. Owners then compare
+what `hushprompt federation fingerprint client.toml` prints, by a way that is not the server's."""
 KEYS_LEFT = """\
 Each client makes its key on its own machine, beside its `client.toml`: `hushprompt federation key node.key`. It sends
 the public half, `node.key.pub`, to the server's operator, who puts it at `server/node_keys/NAME.pub` and restarts the
-server."""
+server; and to the owner of every other client, who puts it at `peers/NAME.pub`. Owners then compare what `hushprompt
+federation fingerprint client.toml` prints, by a way that is not the server's."""
 OWN_DATA = """[data]
 name = "folder"
 root = "images"                       # CLASS/any.jpg, or train/CLASS/any.jpg and test/CLASS/any.jpg"""
@@ -81,7 +85,6 @@ def write(folder: Path, wanted: Wanted, now: datetime.datetime) -> None:
         made = Path(temporary) / folder.name
         made.mkdir(mode=0o700)
         _write(made, wanted, now)
-        load_server(made / "server" / "server.toml")  # refuses a run that no federation could train
         os.replace(made, folder)
 
 
@@ -94,11 +97,12 @@ def _write(folder: Path, wanted: Wanted, now: datetime.datetime) -> None:
     certificates.make_server(server / "server.crt", server / "server.key", authority, [host], now)
     words = _words(wanted) | {"ends": f"{certificates.read(server / 'server.crt').ends:%Y-%m-%d} UTC"}
     _write_server(server, wanted, words)
+    run = load_server(server / "server.toml").run  # refuses a run that no federation could train
+    words["require_noise_at"] = _toml("any" if run.privacy.noise_at == "server" else "shares")
     for index, client in enumerate(wanted.clients):
         _write_client(folder / "clients" / client, wanted, words, client, index)
         if wanted.with_keys:
-            public = node_keys.make(folder / "clients" / client / "node.key", client)
-            files.write_text(server / "node_keys" / f"{client}.pub", public.read_text(encoding="utf-8"))
+            _write_key(folder, wanted, client)
     for place in (server, *(folder / "clients" / client for client in wanted.clients)):
         files.write_text(place / "ca.crt", authority[0].read_text(encoding="utf-8"))
     services = "".join(_filled("client-service.yaml", {"client": client}) for client in wanted.clients)
@@ -196,7 +200,15 @@ def _write_client(folder: Path, wanted: Wanted, words: Mapping[str, str], client
     own["data_section"] = OWN_DATA if wanted.classes else SHARE.format(index=index)
     own["chosen_sections"] = _chosen_sections(wanted)
     files.write_text(folder / "client.toml", _filled("client.toml", {**words, **own}))
+    (folder / PEERS).mkdir(exist_ok=True)
     files.write_text(folder / "hushprompt-client.service", _filled("client.service", {**words, **own}))
+
+
+def _write_key(folder: Path, wanted: Wanted, client: str) -> None:
+    """Make a client's key, and give its public half to the server and to every client, as its owner would."""
+    public = node_keys.make(folder / "clients" / client / "node.key", client).read_text(encoding="utf-8")
+    for place in (folder / "server" / "node_keys", *(folder / "clients" / other / PEERS for other in wanted.clients)):
+        files.write_text(place / f"{client}{node_keys.SUFFIX}", public)
 
 
 def _chosen_sections(wanted: Wanted) -> str:

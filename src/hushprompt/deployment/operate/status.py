@@ -167,6 +167,8 @@ def round_line(record: ServerRecord, num_rounds: int, noise_source: str) -> str:
     place = "after the release" if record.is_late else f"round {record.round_index} of {num_rounds}"
     parts = [f"{place}: {', '.join(record.took_part) or 'nobody'} took part"]
     parts += [f"not {name} ({reason.rstrip('.')})" for name, reason in sorted(record.failures.items())]
+    if record.left_out_steps:
+        parts.append(f"without step {', '.join(map(str, record.left_out_steps))}, which stays charged")
     parts += [f"{record.bytes_up:,} bytes up, {record.bytes_down:,} down", f"{record.seconds:.1f} s"]
     epsilons = ", ".join(f"{who} {_number(epsilon)}" for who, epsilon in record.epsilon.items())
     delta = "" if record.delta is None else f" at delta {record.delta:g}"
