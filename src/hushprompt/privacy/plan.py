@@ -334,21 +334,8 @@ def make_plan(
     if config.noise_at == "auto":  # nobody said that clients will add it
         config = dataclasses.replace(config, noise_at="server")
     norms = {Channel.LOCAL: config.clip_norm_local, Channel.GLOBAL: config.clip_norm_global}
-    if batch_clipping is not None and (config.privacy_unit != "example" or beside):
-        raise PrivacyError(
-            'Clipped batches are accounted for by privacy.privacy_unit = "example" alone, and beside no other release. '
-            "Set it."
-        )
-    if batch_clipping is not None and (config.noise_source == "secure" or config.adaptive_quantile is not None):
-        raise PrivacyError(
-            "Clipped batches are for comparison only, in simulations: they have neither secure noise nor adaptive clip "
-            'norms. Set privacy.noise_source = "seeded" and leave privacy.adaptive_quantile out, or use another method.'
-        )
-    if batch_clipping is not None and config.noise_at == "shares":
-        raise PrivacyError(
-            'Clipped batches are for comparison only, and have no noise shares. Set privacy.noise_at = "server", or '
-            "use another method."
-        )
+    if batch_clipping is not None:
+        _check_clipped_batches(config, beside)
     if parts:
         check_parts(config, parts)
     if batch_clipping is not None and batch_clipping.calibration == "paper" and config.epsilon is not None:
@@ -397,6 +384,25 @@ def _check_events(plan: PrivacyPlan) -> None:
                 f"The mechanism {plan.release_plan.mechanism!r} says more noise than is planned ({made:g} instead of "
                 f'{planned:g}), and noise shares are the planned noise. Use privacy.noise_at = "server" or "client".'
             )
+
+
+def _check_clipped_batches(config: PrivacyConfig, beside: tuple[GaussianReleases, ...]) -> None:
+    """Refuse what clipped batches, which are for comparison only, are not accounted for."""
+    if config.privacy_unit != "example" or beside:
+        raise PrivacyError(
+            'Clipped batches are accounted for by privacy.privacy_unit = "example" alone, and beside no other release. '
+            "Set it."
+        )
+    if config.noise_source == "secure" or config.adaptive_quantile is not None:
+        raise PrivacyError(
+            "Clipped batches are for comparison only, in simulations: they have neither secure noise nor adaptive clip "
+            'norms. Set privacy.noise_source = "seeded" and leave privacy.adaptive_quantile out, or use another method.'
+        )
+    if config.noise_at == "shares":
+        raise PrivacyError(
+            'Clipped batches are for comparison only, and have no noise shares. Set privacy.noise_at = "server", or '
+            "use another method."
+        )
 
 
 def check_parts(config: PrivacyConfig, parts: tuple[float, ...]) -> None:
