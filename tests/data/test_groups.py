@@ -5,13 +5,16 @@ import shutil
 import numpy as np
 import pytest
 
+import hushprompt as hp
 from helpers.layouts import image, images, names
 from hushprompt.data.doctor import Subject, quick
 from hushprompt.data.groups import with_groups
 from hushprompt.data.partitions.base import ClientShard, Partition
 from hushprompt.data.partitions.by_holder import ByClient
+from hushprompt.data.readers.features import FeatureFile
 from hushprompt.data.readers.folder import Folder
 from hushprompt.data.readers.table import Table
+from hushprompt.data.sets.toy import ToyData
 from hushprompt.errors import ConfigError, DataError
 
 
@@ -159,3 +162,13 @@ def test_copies_join_the_groups_that_they_are_in(tmp_path):
     joined = Table(file=file, duplicates="group").load()
     assert joined.group_names == tuple(f"P{n}" for n in range(7))
     assert by_name(joined)["21.png"][1] == "P0"
+
+
+def test_features_that_are_exported_keep_their_groups(tmp_path):
+    values = {"backbone": "toy", "data": {"name": "toy", "group_size": 3}, "runtime": {"cache_dir": str(tmp_path)}}
+    hp.export_features(out=tmp_path / "f.npz", progress=False, partition={"num_clients": 2}, **values)
+    exported, dataset = FeatureFile(file=str(tmp_path / "f.npz")).load(), ToyData(group_size=3).load()
+    assert exported.group_names == tuple(sorted(dataset.group_names))
+    for name, split in exported.splits.items():
+        ours = [dataset.group_names[group] for group in dataset.splits[name].groups]
+        assert [exported.group_names[group] for group in split.groups] == ours

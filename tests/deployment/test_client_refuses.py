@@ -119,6 +119,7 @@ def test_a_share_that_does_not_exist_and_an_unknown_message_are_refused(values, 
         ({"require_noise_at": "client"}, "reach the server without noise"),
         ({"require_noise_at": "shares"}, "reach the server without noise"),
         ({"require_noise_source": "secure"}, "a seed that the server knows"),
+        ({"require_unit": "group"}, 'protected is one example, and the owner asks for privacy_unit = "group"'),
     ],
 )
 def test_a_plan_that_the_owner_does_not_allow_is_refused(values, tmp_path, owner, message):

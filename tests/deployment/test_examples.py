@@ -44,8 +44,9 @@ def test_a_client_counts_its_groups_and_one_without_any_stays_out(toy_values, tm
         "data": {"name": "folder", "root": str(tmp_path / "ann")},
         "sampling": {"name": "disjoint", "steps_per_round": 1},
         "privacy": {"epsilon": 2.0, "delta": 1e-3, "privacy_unit": "group", "group_word": "patient"},
+        "evaluation": {"metrics_epsilon": 100.0, "metrics_delta": 1e-3},
     }
-    deployment = Deployment(values, tmp_path, min_clients=2)
+    deployment = Deployment(values, tmp_path, min_clients=2, owner={"max_metrics_epsilon": 100.0})
     ways = {"ann": {"group_pattern": r"(\w+-\d)_"}, "bob": {"duplicates": "group"}, "cyd": {}}
     for name, way in ways.items():
         deployment.restart(name, share=None, data=Folder(root=str(tmp_path / name), **way))
@@ -58,4 +59,7 @@ def test_a_client_counts_its_groups_and_one_without_any_stays_out(toy_values, tm
     assert "data.group_pattern" in caplog.text, "what to do is told to its owner"
     held = records.read_json(deployment.folder("ann") / "privacy.json")["arms"][0]["audiences"]["public"]
     assert "one patient's examples more or less" in held["statement"]
+    told = records.read_json(deployment.folder("server") / "summary.json")["arms"][-1]["per_client"]
+    (counts,) = deployment.lines("ann", "metrics.jsonl")
+    assert told[0]["local"] == min(max(counts["local"][1] / 2, 0), 1), "of two groups, not of twelve images"
     assert "at one client (a patient at two clients counts twice)" in held["statement"]

@@ -26,6 +26,7 @@ from hushprompt.deployment.client_run import ClientRun
 from hushprompt.deployment.responses import Responses
 from hushprompt.deployment.secure_turn import SecureTurn
 from hushprompt.deployment.store import RunStore, rounds_of_state
+from hushprompt.evaluation.splits import GroupedImages
 from hushprompt.federation import client, payload, planning, rounding
 from hushprompt.federation.server import Server
 from hushprompt.federation.simulate import StartBooks
@@ -571,6 +572,20 @@ def one_stream_for_all_groups(patch):
 )
 def rounding_of_one_example_a_group(patch):
     patch.setattr(PrivacyConfig, "examples_per_unit", 1)
+
+
+@mutant(
+    "each evaluation image of a group counts, where the whole group is protected",
+    "privacy/test_groups.py",
+    "test_all_evaluation_images_of_a_group_move_each_count_by_at_most_one",
+    seed=0,
+)
+def evaluation_images_of_a_group_counted(patch):
+    def each(self, is_right):
+        held = self.numbers >= 0
+        return np.bincount(self.numbers[held], weights=is_right[held], minlength=len(self.holders))
+
+    patch.setattr(GroupedImages, "shares", each)
 
 
 @mutant("noise is uniform, with the right deviation", "privacy/test_noise.py", "test_noise_is_gaussian_in_the_tails")
@@ -1585,15 +1600,6 @@ def draws_of_the_place_alone(patch):
         return true(envelope.Envelope("turn", place), state)
 
     everywhere(patch, true, turn_id)
-
-
-@mutant("any turn of a round that was charged is free, whatever it is made from", LIARS,
-        "test_a_turn_that_was_lost_is_charged_again_only_where_another_is_taken", is_same=False)  # fmt: skip
-def another_turn_for_nothing(patch):
-    def make(true):
-        return lambda self, *given, is_replay_exact: true(self, *given, is_replay_exact=True)
-
-    around(patch, ledger.Ledger, "due", make)
 
 
 @mutant("the run key stays after the end", SHARES,

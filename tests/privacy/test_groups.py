@@ -15,8 +15,11 @@ from helpers.toy_metric import toy_metric
 from hushprompt.audits.verify import verify
 from hushprompt.config import parse as configs
 from hushprompt.config.schema import TrainingConfig
+from hushprompt.data.partitions.base import ClientShard, Partition
 from hushprompt.data.sets.toy import ToyData
 from hushprompt.errors import ConfigError, PrivacyError, ResumeError
+from hushprompt.evaluation.private import count_right
+from hushprompt.evaluation.splits import client_splits
 from hushprompt.federation.client import Client
 from hushprompt.federation.planning import plan_arms
 from hushprompt.federation.setup import client_sizes, make_partition
@@ -27,6 +30,7 @@ from hushprompt.privacy.mechanisms import base
 from hushprompt.privacy.mechanisms.base import ClassRows, clip_outer
 from hushprompt.privacy.plan import make_plan
 from hushprompt.privacy.sampling import DisjointSampler, EqualBatchesSampler, EveryExample, PoissonSampler
+from hushprompt.runs import records
 
 BOTH = frozenset(Channel)
 values = st.one_of(st.floats(-1e6, 1e6, width=32), st.sampled_from([math.nan, math.inf, 0.0]))
@@ -233,7 +237,14 @@ def test_a_method_that_clips_batches_is_refused():
     ("changes", "error", "message"),
     [
         ({"data": {"name": "toy"}}, ConfigError, "toy does not say which examples belong together"),
-        ({"evaluation": {"metrics_epsilon": 1.0}}, PrivacyError, "protects single evaluation images"),
+        (
+            {
+                "data": {"name": "toy", "group_size": 1, "num_train": 48},
+                "evaluation": {"metrics_epsilon": 1.0, "metrics_delta": 0.09},
+            },
+            PrivacyError,
+            "evaluation groups of the largest client",
+        ),
     ],
 )
 def test_settings_that_no_theorem_covers_are_refused(tmp_path, changes, error, message):
@@ -285,3 +296,44 @@ def test_a_resume_notices_that_examples_belong_together_otherwise(tmp_path, monk
     monkeypatch.setattr(ToyData, "load", moved)
     with pytest.raises(ResumeError, match="group data are not those of the start"):
         run_with(GROUPED, tmp_path)
+
+
+def counts_of(is_right, groups, holders):
+    """What is counted where each image is held by one of three clients, or by nobody."""
+    own = [np.flatnonzero(holders == client) for client in range(3)]
+    shards = tuple(ClientShard(client, (), {"test": mine}) for client, mine in enumerate(own))
+    logits = torch.nn.functional.one_hot(torch.from_numpy(is_right).long(), 2).float()
+    return count_right(
+        lambda _: logits, torch.ones(len(groups)).long(), client_splits(Partition(shards), "test", groups)
+    )
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_all_evaluation_images_of_a_group_move_each_count_by_at_most_one(seed):
+    rng = np.random.default_rng(seed)
+    groups, holders, is_right = rng.integers(0, 9, 60), rng.integers(0, 3, 60), rng.random(60) < 0.7
+    whole = counts_of(is_right, groups, holders)
+    sizes = [len(np.unique(groups[holders == client])) for client in range(3)]
+    for client in range(3):
+        for group in np.unique(groups[holders == client]):
+            without = counts_of(is_right, groups, np.where((groups == group) & (holders == client), -1, holders))
+            local, neighbor = whole.local - without.local, whole.neighbor - without.neighbor
+            assert (local >= 0).all()
+            assert (local <= (np.arange(3) == client)).all()
+            assert (neighbor >= 0).all()
+            assert (neighbor <= (np.arange(3) != client)).all()
+    perfect = counts_of(np.ones(60, dtype=bool), groups, holders)
+    assert perfect.local.tolist() == sizes
+    assert perfect.neighbor.tolist() == [sum(sizes) - own for own in sizes]
+
+
+def test_noisy_accuracies_count_groups_and_say_so(tmp_path):
+    evaluation = {"metrics_epsilon": 50.0, "metrics_delta": 1e-3, "every": 2}
+    folder, (arm,), _ = run_with({**GROUPED, "evaluation": evaluation}, tmp_path)
+    (folder / "config.toml").write_text(configs.parse({**GROUPED, "evaluation": evaluation}).to_toml())
+    told = records.read_json(folder / "privacy.json")["evaluation_images"]
+    assert "all of one patient's examples for evaluation at one client" in told
+    assert "every patient is in every release" in told
+    assert "patients on each client's local count" in told
+    assert 0 <= arm.local <= 1
+    assert verify(folder).differences == []

@@ -92,8 +92,14 @@ def with_groups(partition: Partition, dataset: Dataset) -> Partition:
     groups = dataset.splits["train"].groups
     if groups is None:
         raise ConfigError(NO_GROUPS.format(dataset=dataset.name))
+    of = {name: split.groups for name, split in dataset.splits.items() if split.groups is not None}
     clients = [
-        dataclasses.replace(client, groups=in_order(groups[client.indices["train"]])) for client in partition.clients
+        dataclasses.replace(
+            client,
+            groups=in_order(groups[client.indices["train"]]),
+            num_groups={name: len(np.unique(of[name][own])) for name, own in client.indices.items() if name in of},
+        )
+        for client in partition.clients
     ]
     return Partition(tuple(clients))
 

@@ -221,7 +221,8 @@ class ClientRun:
 
         scored = (gains.zero_shot(self.model), after)
         folder, images = self.store.folder, self._scored_images()
-        return gains.release(self.config, self.arm, folder, self.client_id, scored, *images)
+        groups = self.examples.groups_of(self.config.evaluation.split)
+        return gains.release(self.config, self.arm, folder, self.client_id, scored, *images, groups)
 
     def load_features(self) -> None:
         """Encode or find the features of all own images, and check how the model rounds."""

@@ -244,6 +244,9 @@ class OwnerConfig:
     min_colluding: int = 1
     """Fewest clients that may work with the server and still not take the noise away, where clients add shares of it
     (`privacy.max_colluding` of the run must be at least this)."""
+    require_unit: Literal["any", "group", "client"] = "any"
+    """"group" refuses plans that protect single examples, and not all of a patient, customer or document. "client"
+    refuses all that do not protect this client's data as a whole."""
     require_noise_source: Literal["any", "secure"] = "any"
     """"secure" refuses noise from a seed that the server knows: it could take that noise away."""
 

@@ -48,6 +48,11 @@ class Examples:
         """Training examples, or groups of them where these are the unit: the one number that is made public."""
         return self.shard.size
 
+    def groups_of(self, split: str) -> Int64[np.ndarray, " n"] | None:
+        """Return the group of each example of a split, where groups are the privacy unit."""
+        groups = self.dataset.splits[split].groups
+        return None if self.groups is None or groups is None else groups[self.index[split]]
+
     def features(
         self, model: PromptModel, config: RunConfig, split: str, kind: FeatureKind
     ) -> tuple[StoredFeatures, Int[Tensor, " n"], Int[Tensor, " m"]]:

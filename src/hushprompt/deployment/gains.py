@@ -16,12 +16,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Float, Float64, Int, Int64
 from torch import Tensor
 
 from hushprompt.config.schema import RunConfig
 from hushprompt.evaluation.metrics import accuracy, predicted_classes
 from hushprompt.evaluation.private import in_equal_batches
+from hushprompt.evaluation.splits import ClientSplit, grouped_images
 from hushprompt.methods.base import NoState
 from hushprompt.methods.zero_shot import ZeroShot
 from hushprompt.privacy import statements
@@ -45,7 +46,7 @@ class NoisyCounts:
     right: Float64[Tensor, " 2"]
     """Its own evaluation images that are right before and after, with noise; 0 before, where there is no text."""
     num_images: Float64[Tensor, ""]
-    """How many there are, which is public then."""
+    """How many there are, or groups of them where these are the unit, which is public then."""
 
     @property
     def accuracies(self) -> tuple[float, float]:
@@ -73,6 +74,8 @@ def plan_of(config: RunConfig, num_images: int = 1) -> MetricsPlan | None:
         num_releases=2,
         client_sizes=[num_images],
         noise_source="seeded" if config.privacy.noise_source == "seeded" else "secure",
+        privacy_unit=config.privacy.privacy_unit,
+        group_word=config.privacy.group_word,
     )
 
 
@@ -81,7 +84,7 @@ def statement(config: RunConfig) -> dict[str, str]:
     plan = plan_of(config)
     if plan is None:
         return {}
-    said = statements.GAINS.format(statement=plan.guarantee().statement(), std=plan.std_local)
+    said = statements.GAINS.format(statement=plan.guarantee().statement(), std=plan.std_local, counted=plan.counted)
     return {"evaluation_images": said}
 
 
@@ -108,6 +111,7 @@ def release(
     scored: tuple[LogitsFn | None, LogitsFn],
     images: Float[Tensor, "n *m d"],
     labels: Int[Tensor, " n"],
+    groups: Int64[np.ndarray, " n"] | None = None,
 ) -> dict[str, Tensor]:
     """Return the tensors of an answer with a client's counts, released once a run; nothing where none leave.
 
@@ -119,17 +123,22 @@ def release(
         scored: logits before (None: the model has no text) and after.
         images: the client's own evaluation images.
         labels: theirs.
+        groups: number of each one's group, where these are the unit and counts are of groups.
     """
-    plan = plan_of(config, len(labels))
+    own = {client_id: np.arange(len(labels))}
+    split = ClientSplit(
+        client_id, own[client_id], own[client_id], None if groups is None else grouped_images(own, groups)
+    )
+    plan = plan_of(config, split.num_local)
     if plan is None:
         return {}
 
-    def count(score: LogitsFn | None) -> int:
+    def count(score: LogitsFn | None) -> float:
         if score is None:
             return 0
         with torch.no_grad():
             logits = in_equal_batches(score, images).cpu()
-        return int((predicted_classes(logits) == labels.numpy()).sum())
+        return split.count(predicted_classes(logits) == labels.numpy())[0]
 
     def noisy(which: str, score: LogitsFn | None) -> float:
         right = RightAnswers(local=np.array([count(score)]), neighbor=np.array([0]))
@@ -142,7 +151,7 @@ def release(
 
     counts = MetricsFile(folder).once(arm, arm.num_rounds, make)
     right = torch.from_numpy(np.asarray(counts.local, dtype=np.float64))
-    return dataclasses.asdict(NoisyCounts(right, torch.tensor(float(len(labels)), dtype=torch.float64)))
+    return dataclasses.asdict(NoisyCounts(right, torch.tensor(float(split.num_local), dtype=torch.float64)))
 
 
 def reference_of(own: ArmSummary) -> list[ArmSummary]:

@@ -21,6 +21,10 @@ STRENGTH = ("any", "auto", "server", "shares", "client")
 """Where the noise is added, the more protected from the server the later."""
 
 
+UNITS = ("any", "example", "group", "client")
+"""Privacy units, the larger the later."""
+
+
 def check_plan(
     owner: OwnerConfig, arm: Arm, evaluation: EvaluationConfig, client_id: int, store: Path, folder: Path
 ) -> None:
@@ -40,6 +44,9 @@ def check_plan(
             wrong.append(f"{channel} clip norm {plan.release_plan.clip_norms[channel]:g} is above {most[channel]:g}")
     if Channel.GLOBAL in plan.channels:
         wrong += _of_noise_at(owner, plan)
+    unit = plan.config.privacy_unit
+    if plan.channels and UNITS.index(unit) < UNITS.index(owner.require_unit):
+        wrong.append(f'what is protected is one {unit}, and the owner asks for privacy_unit = "{owner.require_unit}"')
     if owner.require_noise_source == "secure" and plan.channels and plan.release_plan.noise_source != "secure":
         wrong.append("noise would come from a seed that the server knows")
     rounds = int(arm.cohorts.rounds_of_clients()[client_id]) if arm.num_rounds else 0

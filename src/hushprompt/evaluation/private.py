@@ -27,9 +27,11 @@ def count_right(
     labels: Int[Tensor, " n"],
     splits: tuple[ClientSplit, ...],
     *,
-    map_fn: Callable[..., Iterable[tuple[int, int]]] = map,
+    map_fn: Callable[..., Iterable[tuple[float, float]]] = map,
 ) -> RightAnswers:
     """Count the right answers of every client's prompt. Not private: for `MetricsPlan.release` alone.
+
+    Where groups are the privacy unit, their shares of right answers are added up.
 
     Args:
         logits_fn: gives a client's logits [n, c] on all images of the evaluation split; called once a client.
@@ -38,12 +40,12 @@ def count_right(
         map_fn: goes through the clients as `map` does.
     """
 
-    def count(split: ClientSplit) -> tuple[int, int]:
-        is_right = predicted_classes(logits_fn(split.client_id)) == labels.numpy()
-        own = int(is_right[split.local].sum())
-        return own, int(is_right[split.everyone].sum()) - own
+    def count(split: ClientSplit) -> tuple[float, float]:
+        own, everyone = split.count(predicted_classes(logits_fn(split.client_id)) == labels.numpy())
+        return own, everyone - own
 
-    counts = np.array(list(map_fn(count, splits)), dtype=np.int64).reshape(len(splits), 2)
+    kind = np.float64 if any(split.groups for split in splits) else np.int64
+    counts = np.array(list(map_fn(count, splits)), dtype=kind).reshape(len(splits), 2)
     return RightAnswers(local=counts[:, 0], neighbor=counts[:, 1])
 
 
@@ -68,8 +70,8 @@ def scores_of(released: RightAnswers, splits: tuple[ClientSplit, ...]) -> Scores
     moves noisy values near 0 and 1 inward, does not bias them; the worst client is the smallest of noisy values, and so
     more likely too low than too high.
     """
-    num_local = np.array([len(split.local) for split in splits])
-    num_neighbor = np.array([len(split.everyone) for split in splits]) - num_local
+    num_local = np.array([split.num_local for split in splits])
+    num_neighbor = np.array([split.num_everyone for split in splits]) - num_local
     local, neighbor = _shares(released.local, num_local), _shares(released.neighbor, num_neighbor)
     clients = tuple(
         ClientScores(client_id=split.client_id, local=_held(own), neighbor=_held(others), calibration_error=math.nan)

@@ -91,11 +91,6 @@ def plan_arms(config: RunConfig, sizes: list[int], classes: Classes | None = Non
             f"data.client_classes has {counted(len(classes), 'list')} for {counted(len(sizes), 'client')}. Give each "
             "client one; [] keeps its classes private."
         )
-    if config.privacy.privacy_unit == "group" and config.evaluation.metrics_epsilon is not None:
-        raise PrivacyError(
-            "evaluation.metrics_epsilon protects single evaluation images, and not all of a group. Leave it out, or "
-            'set privacy.privacy_unit = "example".'
-        )
     # One schedule for all arms: they are compared on the same cohorts.
     cohorts = draw_cohorts(
         len(sizes), config.training.cohort_size, config.training.num_rounds, seeding.stream(config.seed, "cohorts")
@@ -225,8 +220,10 @@ def plan_metrics(config: RunConfig, arms: Sequence[Arm], partition: Partition) -
         epsilon=evaluation.metrics_epsilon,
         delta=evaluation.metrics_delta,
         num_releases=sum(evaluation.num_due(arm.num_rounds) for arm in arms),
-        client_sizes=[len(client.indices[evaluation.split]) for client in partition.clients],
+        client_sizes=[client.size_of(evaluation.split) for client in partition.clients],
         noise_source=arms[-1].plan.release_plan.noise_source,
+        privacy_unit=config.privacy.privacy_unit,
+        group_word=config.privacy.group_word,
     )
 
 

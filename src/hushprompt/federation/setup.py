@@ -197,7 +197,11 @@ def assemble(
         eval_features=eval_features,
         eval_labels=eval_labels,
         partition=partition,
-        splits=client_splits(partition, config.evaluation.split),
+        splits=client_splits(
+            partition,
+            config.evaluation.split,
+            dataset.splits[config.evaluation.split].groups if config.privacy.privacy_unit == "group" else None,
+        ),
         checksums={
             f"{name} ({kind})": stored.checksum
             for name, kinds in (("train", train), (config.evaluation.split, scored))

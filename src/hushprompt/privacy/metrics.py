@@ -8,6 +8,9 @@ images each client has is public, so accuracies are functions of the counts.
 other clients. It moves each by 0 or 1. So it moves the local counts [k] by at most 1 and the neighbor counts [k] by at
 most sqrt(k - 1) in L2, and all of them by sqrt(k). An image that is exchanged moves them by no more.
 
+**Groups.** Where training protects groups, a group of one client's evaluation images takes the place of an image: it
+adds the share of its images that are right, in [0, 1], and client sizes count groups.
+
 **Noise.** The two vectors are two Gaussian releases of one image with multipliers z_l and z_n, which are one with
 1/z^2 = 1/z_l^2 + 1/z_n^2. The local counts get the share (k - 1) / k of 1/z^2: then clients of one size have equal
 noise on both accuracies, because k - 1 times as many images stand behind a neighbor count. Releases compose adaptively
@@ -31,10 +34,12 @@ from hushprompt.privacy import accounting
 from hushprompt.privacy.guarantee import Guarantee, guarantee
 from hushprompt.privacy.noise import add_gaussian, add_secure_gaussian
 from hushprompt.privacy.releases import GaussianReleases
+from hushprompt.privacy.statements import in_units
 
 LOCAL_SENSITIVITY = 1.0
 """How far one evaluation image moves the local counts: it is in one of them."""
-UNIT = "evaluation image"
+UNITS = {"group": "evaluation group"}
+"""What is protected where training protects groups; else one evaluation image."""
 
 
 def neighbor_sensitivity(num_clients: int) -> float:
@@ -69,10 +74,19 @@ class MetricsPlan:
     noise_multiplier_neighbor: float
     """Noise std over `neighbor_sensitivity`; inf releases none, where there is no other client."""
     noise_source: Literal["seeded", "secure"]
+    unit: str = "evaluation image"
+    """What is protected: "evaluation image" or "evaluation group"."""
+    group_word: str = ""
+    """The config's word for a group."""
+
+    @property
+    def counted(self) -> str:
+        """What counts count, in a statement."""
+        return in_units("images", self.group_word.partition("'s ")[0] or "image", "image")
 
     @property
     def std_local(self) -> float:
-        """Standard deviation of the noise on a local count, in images."""
+        """Standard deviation of the noise on a local count, in images, or groups."""
         return self.noise_multiplier_local * LOCAL_SENSITIVITY
 
     @property
@@ -117,10 +131,14 @@ class MetricsPlan:
             releases=self.releases(self.num_releases if num_releases is None else num_releases),
             delta=self.delta,
             relation="add_remove",
-            unit=UNIT,
-            sampling_description="every image is in every release, no amplification claimed",
+            unit=self.unit,
+            sampling_description=in_units(
+                "every image is in every release, no amplification claimed",
+                self.group_word.partition("'s ")[0] or "image",
+                "image",
+            ),
         )
-        return dataclasses.replace(held, noise_source=self.noise_source)
+        return dataclasses.replace(held, noise_source=self.noise_source, group_word=self.group_word)
 
     def _noisy(
         self, counts: np.ndarray, std: float, sensitivity: float, rng: np.random.Generator
@@ -139,6 +157,8 @@ def make_metrics_plan(
     num_releases: int,
     client_sizes: list[int],
     noise_source: Literal["seeded", "secure"],
+    privacy_unit: str = "example",
+    group_word: str = "",
 ) -> MetricsPlan:
     """Calibrate the noise of a run's evaluation counts.
 
@@ -146,19 +166,21 @@ def make_metrics_plan(
         epsilon: target over all releases, finite and greater than 0.
         delta: below 1 / (evaluation images of the largest client).
         num_releases: evaluations over all arms of the run, at least 1.
-        client_sizes: public number of evaluation images of every client.
+        client_sizes: public number of evaluation images of every client, or of groups of them.
         noise_source: as in the privacy section.
+        privacy_unit: as in the privacy section: where it is a group, groups of evaluation images are protected.
+        group_word: as in the privacy section.
 
     Raises:
         PrivacyError: delta allows publishing an image outright.
     """
     checks.positive(metrics_epsilon=epsilon, num_releases=num_releases)
     checks.finite(metrics_epsilon=epsilon)
-    largest = max(client_sizes)
+    largest, unit = max(client_sizes), UNITS.get(privacy_unit, "evaluation image")
     if delta * largest >= 1:
         raise PrivacyError(
-            f"evaluation.metrics_delta must be below 1 / (evaluation images of the largest client) = 1 / {largest} = "
-            f"{1 / largest:.3g}, got {delta:g}: a larger delta allows publishing an image outright."
+            f"evaluation.metrics_delta must be below 1 / ({unit}s of the largest client) = 1 / {largest} = "
+            f"{1 / largest:.3g}, got {delta:g}: a larger delta allows publishing one outright."
         )
     num_clients = len(client_sizes)
     z = accounting.calibrate(
@@ -174,4 +196,6 @@ def make_metrics_plan(
         noise_multiplier_local=z / math.sqrt(share),
         noise_multiplier_neighbor=z / math.sqrt(1 - share) if num_clients > 1 else math.inf,
         noise_source=noise_source,
+        unit=unit,
+        group_word=group_word if privacy_unit == "group" else "",
     )

@@ -74,16 +74,16 @@ LOSSES_NOT_PRIVATE = (
 NOT_PRIVATE = f"{LOSSES_NOT_PRIVATE} Accuracies are read from evaluation images, which this guarantee does not cover."
 EVALUATION_IMAGES = (
     "{statement} It covers all accuracies of all arms of this run, which come from noisy counts: at each evaluation, "
-    "noise of standard deviation {local:.4g} images on each client's local count and {neighbor:.4g} on its neighbor "
+    "noise of standard deviation {local:.4g} {counted} on each client's local count and {neighbor:.4g} on its neighbor "
     "count. "
     "Whoever evaluates is trusted: it sees the counts before noise. The budget, limit and ledger of training, and the "
     "guarantees of its examples, are apart from this."
 )
 GAINS = (
     "{statement} It covers what a client tells of its own evaluation images: how many of them were right before and "
-    "after, each with noise of standard deviation {std:.4g} images that the client adds itself, once a run; and their "
-    "number becomes public. The budget, limit and ledger of training, and the guarantees of its examples, are apart "
-    "from this."
+    "after, each with noise of standard deviation {std:.4g} {counted} that the client adds itself, once a run; and "
+    "their number becomes public. The budget, limit and ledger of training, and the guarantees of its examples, are "
+    "apart from this."
 )
 """What leaves a client of evaluation images, where the run asks for it."""
 STAYS_AT_HOME = (
@@ -238,27 +238,28 @@ def units(privacy_unit: str, group_word: str = "") -> tuple[str, str]:
     >>> units("group", "patient's images")
     ("one patient's images", "all of one patient's images at one client (a patient at two clients counts twice)")
     """
-    if privacy_unit != "group":
+    if privacy_unit in UNITS:
         return UNITS[privacy_unit]
     whose = group_word if "'s " in group_word else f"{group_word or 'group'}'s examples"
     noun = whose.partition("'s ")[0]
+    whose += " for evaluation" * (privacy_unit == "evaluation group")
     return f"one {whose}", f"all of one {whose} at one client (a {noun} at two clients counts twice)"
 
 
 def unit_noun(guarantee: Mapping[str, Any]) -> str:
     """Return the noun of who is protected by a recorded guarantee: "example", "client", or the word for a group."""
     unit = str(guarantee.get("privacy_unit", "example"))
-    return str(guarantee.get("group_word") or unit).partition("'s ")[0] if unit == "group" else unit
+    return str(guarantee.get("group_word") or unit).partition("'s ")[0] if unit not in UNITS else unit
 
 
-def in_units(description: str, word: str) -> str:
+def in_units(description: str, word: str, instead_of: str = "example") -> str:
     """Return the description of a sampling in the word for what is drawn.
 
     >>> in_units("Poisson sampling of 8 examples of each client", "family")
     'Poisson sampling of 8 families of each client'
     """
     plural = counted(2, word).removeprefix("2 ")
-    return description.replace("examples", plural).replace("example", word)
+    return description.replace(f"{instead_of}s", plural).replace(instead_of, word)
 
 
 def guarantee_statement(guarantee: Guarantee) -> str:

@@ -130,6 +130,7 @@ def _evaluation_images(metrics: MetricsPlan, num_released: int | None) -> dict[s
         statement=guarantee.statement(),
         local=metrics.std_local,
         neighbor=metrics.std_neighbor,
+        counted=metrics.counted,
     )
     return {
         "evaluation_images": words,

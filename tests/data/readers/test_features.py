@@ -58,13 +58,14 @@ def rows(split):
 def test_every_format_gives_the_same_data(tmp_path, kind):
     pytest.importorskip("pyarrow")
     sites = np.array(["north", "south"])[LABELS % 2]
-    dataset = loaded(tmp_path, columns(client=sites, domain=LABELS // 2), kind)
+    dataset = loaded(tmp_path, columns(client=sites, domain=LABELS // 2, group=np.arange(12) // 3), kind)
     assert dataset.class_names == ("cat", "dog", "red fox")
     assert (dataset.client_names, dataset.domain_names) == (("north", "south"), ("0", "1"))
     assert (dataset.modality, dataset.feature_dim) == ("features", 4)
     np.testing.assert_array_equal(rows(dataset.splits["validation"]), vectors()[4:8])
     assert dataset.splits["test"].labels.tolist() == LABELS[8:].tolist()
     assert dataset.splits["train"].clients.tolist() == [0, 1, 0, 0]
+    assert dataset.splits["train"].groups.tolist() == [0, 0, 0, 1]
     split = dataset.splits["train"]
     assert content_of(split).is_whole
     (tmp_path / "again").mkdir()

@@ -37,15 +37,21 @@ def test_splits_labels_and_pixels_of_a_saved_folder(tmp_path):
 
 
 def test_one_table_is_split_and_may_name_clients_and_domains(tmp_path):
-    data = table(range(12), site=[f"s{n % 3}" for n in range(12)], style=["photo"] * 12)
+    data = table(
+        range(12), site=[f"s{n % 3}" for n in range(12)], style=["photo"] * 12, whose=[f"P{n}" for n in range(12)]
+    )
     data.save_to_disk(str(tmp_path / "hf"))
-    dataset = HuggingFace(root=str(tmp_path / "hf"), client_column="site", domain_column="style").load()
+    dataset = HuggingFace(
+        root=str(tmp_path / "hf"), client_column="site", domain_column="style", group_column="whose"
+    ).load()
     assert dataset.client_names == ("s0", "s1", "s2")
+    assert len(dataset.group_names) == 12
     assert dataset.domain_names == ("photo",)
     train = dataset.splits["train"]
     for row, index in enumerate(train.read.rows):
         assert is_color(train.read(np.array([row]))[0], int(index), 0)
         assert (train.labels[row], train.clients[row]) == (index % 2, index % 3)
+        assert dataset.group_names[train.groups[row]] == f"P{index}"
 
 
 def test_files_that_the_table_only_names_are_read(tmp_path):

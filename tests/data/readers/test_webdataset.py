@@ -37,16 +37,18 @@ def test_what_the_webdataset_package_writes_is_read(tmp_path):
     with webdataset.TarWriter(str(tmp_path / "x-{}.tar".format("train"))) as sink:
         for number in range(8):
             label = ["cat", "red_fox"][number % 2]
-            content = {"label": label, "client": f"site {number % 2}", "domain": number // 4}
+            content = {"label": label, "client": f"site {number % 2}", "domain": number // 4, "group": number // 2}
             sink.write({"__key__": f"deep/s{number}", "png": encoded(number), "json": content, "txt": "a caption"})
     dataset = WebDataset(root=str(tmp_path)).load()
     assert dataset.class_names == ("cat", "red fox")
     assert dataset.client_names == ("site 0", "site 1")
     assert dataset.domain_names == ("0", "1")
+    assert dataset.group_names == ("0", "1", "2", "3")
     assert "shuffled by hushprompt" in dataset.split_source
     for split in dataset.splits.values():
         for row, name in enumerate(names(split)):
             number = int(name.split("/s")[1][0])
+            assert split.groups[row] == number // 2
             assert is_color(split.read(np.array([row]))[0], number, 0)
             assert split.labels[row] == split.clients[row] == number % 2
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -37,6 +37,12 @@ class ClientShard:
     """Of the domain or the real client, where it is one."""
     groups: np.ndarray | None = None
     """[n_i] group of each training example, numbered from 0 in their order; None where the unit is not a group."""
+    num_groups: Mapping[str, int] = field(default_factory=dict)
+    """Groups of each split, where the unit is a group."""
+
+    def size_of(self, split: str) -> int:
+        """Return the examples of a split, or groups of them where these are the unit."""
+        return self.num_groups.get(split, len(self.indices[split]))
 
     @property
     def size(self) -> int:

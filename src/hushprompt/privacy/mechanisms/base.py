@@ -330,20 +330,21 @@ def clip_outer(
         mean = left.T @ right / max(len(left), 1)
         return mechanism.clip(channel, mean[None][: len(left)])
     size = max(1, NUMBERS_AT_ONCE // (left.shape[1] * right.shape[1]))
+    if mechanism.groups is None:
+        chunks = zip(left.split(size), right.split(size), strict=True)
+        return add_up([mechanism.clip(channel, torch.einsum("bc,bd->bcd", *chunk)) for chunk in chunks])
     return add_up(
         [
             mechanism.among(rows).clip(channel, torch.einsum("bc,bd->bcd", left[rows], right[rows]))
-            for rows in _chunks(len(left), size, mechanism.groups)
+            for rows in _chunks(size, mechanism.groups)
         ]
     )
 
 
-def _chunks(num_rows: int, size: int, groups: Int64[Tensor, " b"] | None) -> list[Int64[Tensor, " m"]]:
+def _chunks(size: int, groups: Int64[Tensor, " b"]) -> list[Int64[Tensor, " m"]]:
     """Return the rows of each chunk: about `size` of them, and all or none of a group's."""
-    if groups is None:
-        return list(torch.arange(num_rows).split(size))
     order = groups.cpu().argsort(stable=True)
-    ends = torch.cat([groups.cpu()[order].diff().nonzero()[:, 0] + 1, torch.tensor([num_rows])]).tolist()
+    ends = torch.cat([groups.cpu()[order].diff().nonzero()[:, 0] + 1, torch.tensor([len(groups)])]).tolist()
     parts, start = [], 0
     for end, following in zip(ends, [*ends[1:], math.inf], strict=True):
         if following - start > size:
