@@ -103,7 +103,7 @@ class SecureTurn:
         """Return the tensors of an answer: the vector under its masks and, with rescue, boxes for all participants."""
         own, context, pairs = participants.index(self.name), fingerprint(request), self._pairs(participants)
         seeds = {place: masks.pair_seed(pair, context, own, place) for place, pair in enumerate(pairs) if place != own}
-        sealed = {}
+        sealed: dict[str, Tensor] = {}
         if self.terms.rescue:
             seeds[own] = os.urandom(masks.SEED)  # not of the run key: it must not come again
             boxes = rescue.make_boxes(seeds, pairs, context, own, self._points(participants), self.terms.least)
@@ -142,8 +142,12 @@ class SecureTurn:
     def _named(self, request: Envelope, key: str, allowed: Sequence[str], whose: str) -> tuple[str, ...]:
         """Return names of a message that are some of the allowed ones, in their order, this client's among them."""
         names = request.meta.get(key)
-        is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
-        if not is_list or names != [name for name in allowed if name in set(names)] or self.name not in names:
+        if (
+            not isinstance(names, list)
+            or not all(isinstance(name, str) for name in names)
+            or names != [name for name in allowed if name in set(names)]
+            or self.name not in names
+        ):
             raise ProtocolError(f"{key} of a message must be {whose}, each once, in order, with {self.name}.")
         if len(names) < self.terms.least:
             raise ProtocolError(

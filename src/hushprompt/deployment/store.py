@@ -169,7 +169,7 @@ class RunStore:
             **{f"unmask.{name}": tensor for name, tensor in state.unmask_answer.tensors.items()},
             **{f"batch.{step}": torch.from_numpy(batch) for step, batch in enumerate(state.batches)},
         }
-        answers = {name: (each.kind, dict(each.meta)) for name, each in _answers(state).items()}
+        answers: dict[str, Any] = {name: (each.kind, dict(each.meta)) for name, each in _answers(state).items()}
         header = _StateHeader(**_progress(state), **answers)
         files.write_tensors(self.folder / STATE, tensors, json.dumps(dataclasses.asdict(header)))
 
@@ -188,7 +188,7 @@ class RunStore:
                 parts[part][name] = tensor
             batches = tuple(parts["batch"][str(step)].numpy() for step in range(len(parts["batch"])))
             personal = restore(template, parts["personal"])
-            answers = {
+            answers: dict[str, Any] = {
                 "answer": Envelope(*header.answer, parts["answer"]),
                 "unmask_answer": Envelope(*header.unmask_answer, parts["unmask"]),
             }
