@@ -22,13 +22,13 @@ class RescueStep:
 
     def __init__(self, num, least, contexts=None, size=5):
         rng = np.random.default_rng(num)
-        self.num, self.least, self.points = num, least, [place + 3 for place in range(num)]
+        self.num, self.least = num, least
         self.contexts = contexts or [CONTEXT] * num
         self.vectors = rng.integers(-(2**63), 2**63, (num, size))
         seeds = [self._seeds(place, rng.bytes(SEED)) for place in range(num)]
         self.masked = [mask(vector, place, seeds[place]) for place, vector in enumerate(self.vectors)]
         self.sealed = [
-            rescue.make_boxes(seeds[place], PAIRS[place][:num], self.contexts[place], place, self.points, least)
+            rescue.make_boxes(seeds[place], PAIRS[place][:num], self.contexts[place], place, least)
             for place in range(num)
         ]
 
@@ -46,7 +46,7 @@ class RescueStep:
         given = {holder: self.give(holder, answered) for holder in holders} if shares is None else shares
         total = sum(self.masked[place] for place in answered)
         missing = [place for place in range(self.num) if place not in answered]
-        return rescue.open_sum(total, answered, missing, self.points, given, self.least)
+        return rescue.open_sum(total, answered, missing, given, self.least)
 
 
 @settings(max_examples=40, deadline=None)

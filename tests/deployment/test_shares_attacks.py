@@ -224,6 +224,18 @@ def test_a_client_killed_between_any_two_writes_gives_the_same_bytes_and_is_char
     assert [line.split('"round": ')[1][0] for line in charges] == ["1", "2"], "a turn that is the same is charged once"
 
 
+@pytest.mark.parametrize("is_same", [True, False])
+def test_a_turn_that_was_lost_is_charged_again_only_where_another_is_taken(serve_by_hand, monkeypatch, is_same):
+    server, broken = serve_by_hand(3), []
+    break_nth_write(monkeypatch, server.root / "a" / "trial", 2, Killed(), broken)
+    with pytest.raises(Killed):
+        server.ask("a", server.request())
+    assert broken[0].endswith("state.safetensors"), "after the charge, before the answer"
+    server.restart("a")
+    assert not server.ask("a", server.request(model=0.0 if is_same else 1.0)).is_refusal
+    assert len((server.folder("a") / "ledger.jsonl").read_text().splitlines()) == (1 if is_same else 2)
+
+
 @pytest.mark.parametrize("number", range(1, 5))
 def test_a_client_killed_while_it_joins_or_agrees_has_one_run_key(toy_values, tmp_path, monkeypatch, number):
     server = HandServer(values_with_shares(toy_values, 3), tmp_path, monkeypatch)

@@ -147,8 +147,7 @@ class HandServer:
         answered = sorted(everyone.index(name) for name in answers)
         missing = [place for place in range(len(everyone)) if place not in answered]
         shares = {everyone.index(name): answer.tensors["shares"].numpy() for name, answer in unmasks.items()}
-        points = [self.names.index(name) + 1 for name in everyone]
-        return rescue.open_sum(total, answered, missing, points, shares, self.terms.least)
+        return rescue.open_sum(total, answered, missing, shares, self.terms.least)
 
     def clear(self, request, names):
         """The sum of what the clients masked."""

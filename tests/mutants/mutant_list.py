@@ -1602,6 +1602,15 @@ def draws_of_the_place_alone(patch):
     everywhere(patch, true, turn_id)
 
 
+@mutant("any turn of a round that was charged is free, whatever it is made from", LIARS,
+        "test_a_turn_that_was_lost_is_charged_again_only_where_another_is_taken", is_same=False)  # fmt: skip
+def another_turn_for_nothing(patch):
+    def make(true):
+        return lambda self, *given, is_replay_exact: true(self, *given, is_replay_exact=True)
+
+    around(patch, ledger.Ledger, "due", make)
+
+
 @mutant("the run key stays after the end", SHARES,
         "test_a_run_key_is_the_owners_alone_and_lasts_from_the_first_invitation_to_the_end")  # fmt: skip
 def run_key_kept(patch):

@@ -6,8 +6,8 @@ of the self mask and of the seeds with those that did not: never both kinds for 
 alone. Every seed is shared with the threshold `least` of the plan, so that few holders, or two lists of who answered,
 open nothing. Source: Bonawitz et al. 2017.
 
-Places are those among the participants P of the step, from 0; a box is 12 bytes of nonce, one share of 16 bytes for
-each participant, and 16 bytes of ChaCha20-Poly1305's tag.
+Places are those among the participants P of a step, from 0; a holder's share is a polynomial's value at its place + 1.
+A box is 12 bytes of nonce, one share of 16 bytes for each participant, and 16 bytes of ChaCha20-Poly1305's tag.
 """
 
 from __future__ import annotations
@@ -38,7 +38,6 @@ def make_boxes(
     pairs: Sequence[bytes],
     context: bytes,
     own: int,
-    points: Sequence[int],
     least: int,
 ) -> UInt8[np.ndarray, "p w"]:
     """Share a client's seeds among all participants, a box for each.
@@ -48,11 +47,10 @@ def make_boxes(
         pairs: pair secrets with each participant, itself included.
         context: of the step.
         own: place of the client.
-        points: where each participant's shares are taken, 1 to 255; those of the agreement, so that they never change.
         least: shares that give a seed.
     """
     secrets = np.frombuffer(b"".join(seeds[place] for place in range(len(pairs))), np.uint8)
-    shares = shamir.split(secrets, least, points)
+    shares = shamir.split(secrets, least, range(1, len(pairs) + 1))
     boxes = [
         _seal(_box_key(pair, context, own, place), shares[place].tobytes(), context) for place, pair in enumerate(pairs)
     ]
@@ -108,7 +106,6 @@ def open_sum(
     total: Int64[np.ndarray, " l"],
     answered: Sequence[int],
     missing: Sequence[int],
-    points: Sequence[int],
     shares: Mapping[int, UInt8[np.ndarray, "u k 16"]],
     least: int,
 ) -> Int64[np.ndarray, " l"]:
@@ -118,7 +115,6 @@ def open_sum(
         total: sum of their masked vectors, modulo 2^64.
         answered: their places, sorted.
         missing: places of the other participants, sorted.
-        points: where each participant's shares are taken.
         shares: what holders gave, by their place.
         least: shares that give a seed.
 
@@ -133,9 +129,8 @@ def open_sum(
                 f"Not enough shares of what participant {sender + 1} masked with: {len(holders)} of {least}. Nothing "
                 "is opened."
             )
-        seeds = shamir.combine(
-            np.stack([shares[place][row] for place in holders]), [points[place] for place in holders]
-        )
+        given = np.stack([shares[place][row] for place in holders])
+        seeds = shamir.combine(given, [place + 1 for place in holders])
         left[sender] = {place: seed.tobytes() for place, seed in zip((sender, *missing), seeds, strict=True)}
     return unmask_sum(total, left)
 

@@ -318,7 +318,6 @@ class SecureStep:
             self._masked(turns),
             answered,
             sorted({*place.values()} - {*answered}),
-            [self.agreement.clients.index(name) + 1 for name in pending.participants],
             {place[name]: shares for name, shares in zip(unmasks.names, unmasks.messages.values(), strict=True)},
             self.terms.least,
         )

@@ -106,7 +106,7 @@ class SecureTurn:
         sealed: dict[str, Tensor] = {}
         if self.terms.rescue:
             seeds[own] = os.urandom(masks.SEED)  # not of the run key: it must not come again
-            boxes = rescue.make_boxes(seeds, pairs, context, own, self._points(participants), self.terms.least)
+            boxes = rescue.make_boxes(seeds, pairs, context, own, self.terms.least)
             sealed = {"sealed": torch.from_numpy(boxes)}
         return {wire.MASKED: torch.from_numpy(masks.mask(vector, own, seeds)), **sealed}
 
@@ -159,7 +159,3 @@ class SecureTurn:
     def _pairs(self, participants: Sequence[str]) -> list[bytes]:
         """Return the pair secrets with the participants, in order."""
         return list(roster.pair_secrets(self.agreement, self.run_key, participants).values())
-
-    def _points(self, participants: Sequence[str]) -> list[int]:
-        """Return where each participant's shares of secrets are taken: its place in the plan, from 1."""
-        return [self.agreement.clients.index(name) + 1 for name in participants]

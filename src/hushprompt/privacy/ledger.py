@@ -3,7 +3,8 @@
 A charge stands for all releases of one client in one round. It is made **before** the round runs: whatever happens
 after it, the releases that left are among the charged ones. A round that runs again with noise drawn anew makes new
 releases and is charged again. A round that runs again from the same seed makes the same releases bit for bit, which
-tells nothing new (a function of what was released before), so it is charged once.
+tells nothing new (a function of what was released before), so it is charged once; so is a turn under secure aggregation
+that a client takes again from the same secret (`deployment/secure_turn.py`).
 
 Clients may take part in different numbers of rounds, or join late: each has its own count and its own epsilon. That is
 sound because a round in which a client takes no part is a function of other clients' data and of earlier releases.

@@ -135,7 +135,8 @@ class ShareGrid:
 
     def encode(self, value: Float64[np.ndarray, " l"]) -> Int64[np.ndarray, " l"]:
         """Round a sum to the grid; an entry that is NaN becomes 0, one that is too large is held at 2^52 steps."""
-        steps = np.nan_to_num(np.rint(value / self.step), posinf=FARTHEST, neginf=-FARTHEST)
+        with np.errstate(over="ignore"):  # what becomes infinite is held back below
+            steps = np.nan_to_num(np.rint(value / self.step), posinf=FARTHEST, neginf=-FARTHEST)
         return np.clip(steps, -FARTHEST, FARTHEST).astype(np.int64)
 
     def decode(self, total: Int64[np.ndarray, " l"], num_participants: int) -> Float64[np.ndarray, " l"]:
