@@ -81,6 +81,14 @@ def test_running_threads_of_children_are_counted(benchmark):
     assert sweeping.running_threads(found[0]) == 0
 
 
+def test_a_step_with_noise_shares_opens_and_is_measured_at_both_ends(benchmark):
+    secagg = benchmark("secagg")
+    for case in (secagg.Case(3, 64), secagg.Case(5, 64, num_lost=1, num_colluding=1)):
+        rows = secagg.measure(case, 1)
+        assert [row.unit for row in rows] == ["ms", "ms", "KiB"]
+        assert all(row.ours > 0 and row.reference > 0 for row in rows)
+
+
 def test_a_row_is_met_or_says_by_how_much_not(benchmark):
     rows = benchmark("rows")
     fast = rows.Row(name="fast", figure="speedup", ours=2.0, reference=60.0, target=25)

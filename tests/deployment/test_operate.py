@@ -187,6 +187,11 @@ def test_a_client_is_started_with_tls_a_key_and_its_own_code(folder):
     assert "--allow-runtime-dependency-installation" not in job.command
     job.check()  # nobody listens there: the client may start before the server
     assert "cannot be reached" in said[0]
+    edit(path, "owner", require_noise_at="shares")
+    client.managed_process(path, load_client(path), said.append, is_insecure=False).check()
+    assert said[1] == f"Keys pinned of a, b; their fingerprint: {api.fingerprint(path).fingerprint}"
+    shutil.rmtree(path.parent / "peers")
+    assert "takes part in no run with noise shares" in client.pinned_line(load_client(path))
     own = job.environment["PATH"].split(os.pathsep)[0]
     assert sorted(os.listdir(own)) == sorted([clientapp.REPLACED, *clientapp.REFUSED])
     for name in clientapp.REFUSED:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from hushprompt.deployment import roster
 from hushprompt.deployment.config import FLOWER, ClientConfig
 from hushprompt.deployment.flower import clientapp, environment
 from hushprompt.deployment.operate import certificates, node_keys, probe
@@ -58,6 +59,8 @@ def managed_process(
             return
         for warning in check_link(config):
             say(warning)
+        if config.owner.require_noise_at == "shares":
+            say(pinned_line(config))
         if problem := probe.check_trust(host, port, Path(link.ca)):
             say(f"{problem} The client keeps retrying.")
 
@@ -75,6 +78,17 @@ def check_link(config: ClientConfig) -> list[str]:
             raise ConfigError(f"link.{name} is missing in client.toml. `hushprompt federation init` shows a whole one.")
     node_keys.check_private(Path(config.link.key))
     return certificates.check(Path(config.link.ca), datetime.datetime.now(datetime.UTC))
+
+
+def pinned_line(config: ClientConfig) -> str:
+    """Say whose public keys are pinned here, or why no run can have noise shares yet."""
+    try:
+        keys = roster.pinned_keys(config)
+    except ConfigError as error:
+        return (
+            f"Until other clients' public keys are pinned, this client takes part in no run with noise shares: {error}"
+        )
+    return f"Keys pinned of {', '.join(sorted(keys))}; their fingerprint: {roster.fingerprint(keys)}"
 
 
 def explain(lines: Sequence[str]) -> str:
