@@ -161,7 +161,7 @@ def measure(case: Case, passes: int) -> list[Row]:
     ours = [least(passes, work) for work in (shares.client, shares.unmask, shares.server)]
     theirs = [least(passes, work) for work in (server.client, server.server)]
     note = "" if not case.num_colluding else f"{1000 * ours[1]:.1f} ms of it in the second message"
-    plan = f"once a run, its plan takes {1000 * least(passes, shares.pairs):.1f} ms more"
+    plan = f"what it has in common with each other, once a run, takes {1000 * least(passes, shares.pairs):.1f} ms"
     return [
         Row(name=f"{case.name}: a client", figure="amount", unit="ms", ours=1000 * (ours[0] + ours[1]),
             reference=1000 * theirs[0], note="; ".join(filter(None, (note, plan)))),
