@@ -158,10 +158,10 @@ def in_training(dataset: Dataset, copies: Sequence[Copies], partition: Partition
 
 def _units(dataset: Dataset, copies: Sequence[Copies], partition: Partition | None) -> dict[int, tuple[int, int]]:
     """Return client and unit of each training example, by index: the example itself, or its group."""
-    groups = dataset.splits["train"].groups
-    are_units = groups is not None and (dataset.duplicates == "group" or _are_units(partition))
-    holders = _holders(dataset, copies, partition)
-    return {index: (holder, int(groups[index]) if are_units else index) for index, holder in holders.items()}
+    holders, groups = _holders(dataset, copies, partition), dataset.splits["train"].groups
+    if groups is None or not (dataset.duplicates == "group" or _are_units(partition)):
+        return {index: (holder, index) for index, holder in holders.items()}
+    return {index: (holder, int(groups[index])) for index, holder in holders.items()}
 
 
 def _are_units(partition: Partition | None) -> bool:

@@ -121,8 +121,8 @@ def across_splits(dataset: Dataset) -> list[Finding]:
     """Return a finding about groups that are in training and in another split."""
     train = dataset.splits["train"].groups
     others = [split.groups for name, split in dataset.splits.items() if name != "train" and split.groups is not None]
-    is_named = train is not None and dataset.group_names
-    both = np.intersect1d(train, np.concatenate(others)).tolist() if is_named and others else []
+    is_named = bool(dataset.group_names and others)
+    both = [] if train is None or not is_named else np.intersect1d(train, np.concatenate(others)).tolist()
     message = "Examples of one group are in training and in validation or test, so scores are too high"
     return finding("groups_across_splits", message, [dataset.group_names[group] for group in both])
 
