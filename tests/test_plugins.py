@@ -186,7 +186,7 @@ def test_a_method_of_another_package_trains_sweeps_compares_reports_and_is_audit
         assert [type(each.config.method).__name__ for each in runs] == ["DPFPL", "Smoothed"]
         assert "Smoothed DP-FPL" in hush("compare", tmp_path / "grid").out
         assert "Smoothed DP-FPL" in hp.report(runs, tmp_path / "page.html").read_text()
-        quick = {"num_shadows": 4, "num_canaries": 0, "num_gradient_canaries": 0, "workers": 1}
+        quick = {"num_shadows": 4, "num_canaries": 0, "num_gradient_canaries": 0, "workers": 1, "attacks": ("lira",)}
         record = hp.audit(run, **quick)  # shadow federations in a worker process
         assert record.method == "smoothed"
         assert "smoothed" in hush("list", "methods").out

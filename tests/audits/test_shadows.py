@@ -143,7 +143,12 @@ def test_an_audience_guesses_from_what_it_sees_and_pays_for_looking_twice():
 
 def test_an_audit_puts_claim_measurement_and_attacks_side_by_side(config, tmp_path):
     settings = AuditSettings(
-        client_id=1, epsilons=(2.0, float("inf")), num_shadows=4, num_canaries=12, num_gradient_canaries=1000
+        client_id=1,
+        epsilons=(2.0, float("inf")),
+        attacks=("lira", "rmia", "loss", "shadow_mlp", "gradient_cosine"),
+        num_shadows=4,
+        num_canaries=12,
+        num_gradient_canaries=1000,
     )
     record = measure(config, settings, tmp_path, lambda done, total: None, 1)
     assert [budget.epsilon for budget in record.budgets] == [2.0, float("inf")]

@@ -7,15 +7,17 @@ import pytest
 
 from helpers import commands
 from hushprompt.audits import audit as audits
+from hushprompt.audits import pipra
 from hushprompt.audits.suite import ATTACKS
 from hushprompt.cli import audit as cli_audit
 from hushprompt.cli import lazy
 
 SETTINGS = [*commands.SETTINGS, "--set=training.num_rounds=2", "--set=references=[]"]
-QUICK = ["--num-shadows=4", "--canaries=12", "--gradient-canaries=1000", "--workers=1"]
+QUICK = ["--num-shadows=4", "--canaries=12", "--gradient-canaries=1000", "--targets=1", "--workers=1"]
 
 
-def test_a_run_is_audited_at_several_budgets_and_says_what_it_means(hush, tmp_path):
+def test_a_run_is_audited_at_several_budgets_and_says_what_it_means(hush, tmp_path, monkeypatch):
+    monkeypatch.setattr(pipra, "NUM_STEPS", 20)
     hush("run", *SETTINGS, "--out", "r")
     done = hush("audit", "r", "--epsilon", "2,inf", *QUICK, "--plot")
     for part in (
@@ -26,8 +28,10 @@ def test_a_run_is_audited_at_several_budgets_and_says_what_it_means(hush, tmp_pa
         "measured, mechanism alone: epsilon >= ",
         "measured, end to end: epsilon >= ",
         "LiRA online",
+        "PIPRA, personal prompt",
         "gradient cosine",
         "not resolvable",
+        "crafted prompts against clear sums: AUC ",
         "Power, by what was found without noise:",
         "for the public audience: gradient canaries show epsilon >= ",
     ):
@@ -41,7 +45,7 @@ def test_a_run_is_audited_at_several_budgets_and_says_what_it_means(hush, tmp_pa
     svg = ElementTree.parse(tmp_path / "r" / "audit" / "roc.svg")
     paths = svg.findall(".//{http://www.w3.org/2000/svg}path")
     curves = [path for path in paths if "fill: none" in path.get("style", "") and "width: 1.6" in path.get("style", "")]
-    assert len(curves) == 4 * 6
+    assert len(curves) == 4 * 7
 
 
 def test_parts_can_be_left_out_and_the_power_is_then_unknown(hush, tmp_path):

@@ -1361,6 +1361,20 @@ def late_client_makes_all(patch):
     around(patch, ClientRun, "__init__", make)
 
 
+@mutant(
+    "where clients add the noise, what they send is their mean gradient without it",
+    "audits/test_crafted_prompts.py",
+    "test_under_noise_it_shows_less_than_is_claimed_and_more_than_nothing",
+    noise_at="client",
+    num_targets=2,
+)
+def uploads_without_noise(patch):
+    def pack_private(upload, mechanism):
+        return upload.shared_grad.value / mechanism.expected_count
+
+    everywhere(patch, payload.pack_private, pack_private)
+
+
 # ------------------------------------------------------------------------------------------ noise shares
 
 SHARING = "privacy/test_shares.py"

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from hushprompt.audits.audit_record import FORMAT, AudienceAudit, AuditRecord, BudgetAudit, power
+from hushprompt.audits.audit_record import CRAFTED_POWER, FORMAT, AudienceAudit, AuditRecord, BudgetAudit, power
 from hushprompt.audits.canaries import CanaryAudit, canary_audits
 from hushprompt.audits.client_canaries import has_client_canaries
+from hushprompt.audits.crafted_prompts import crafted_results, why_left_out
 from hushprompt.audits.mechanism_audit import Bound, audit_audience, bound_of
 from hushprompt.audits.metrics import AttackResult
-from hushprompt.audits.shadows import OnShadow, job_path, load, load_shadows, run_shadows
+from hushprompt.audits.shadows import OnShadow, job_path, load, load_shadows, run_shadows, target_path
 from hushprompt.audits.suite import ATTACKS, MIN_SHADOWS, Audited, attack_all
 from hushprompt.audits.world import audiences, check_attackable
 from hushprompt.checks import one_of, positive
@@ -36,6 +37,7 @@ from hushprompt.runs.arm import Arm
 from hushprompt.seeding import stream
 from hushprompt.words import counted
 
+CRAFTED = "crafted_prompt"
 FILE = "audit.json"
 """What an audit leaves in its folder."""
 
@@ -49,11 +51,13 @@ class AuditSettings:
     epsilons: tuple[float, ...] = ()
     """Target budgets, each trained and attacked on its own; none: the config's. inf shows the audit's power."""
     attacks: tuple[str, ...] = ATTACKS
-    """Attacks on shadow federations; none leaves the shadow federations out."""
+    """Attacks; all but `crafted_prompt` are made on shadow federations, and without any of those there are none."""
     audiences: tuple[str, ...] = tuple(Audience)
     """Who attacks; an audience without a claim is left out."""
     num_shadows: int = 64
     """Shadow federations of every budget."""
+    num_targets: int = 10
+    """Examples that `crafted_prompt` is aimed at, each in 20 runs of the client; at most all that it has."""
     num_canaries: int = 200
     """Mislabelled examples of the end-to-end audit, or clients of as many federations as it takes where the unit is a
     client; 0 leaves it out."""
@@ -68,11 +72,17 @@ class AuditSettings:
             one_of([str(one) for one in Audience], audience=audience)
         for epsilon in self.epsilons:
             positive(epsilon=epsilon)
-        if self.attacks and self.num_shadows < MIN_SHADOWS:
+        positive(num_targets=self.num_targets)
+        if self.on_shadows and self.num_shadows < MIN_SHADOWS:
             raise ConfigError(f"--num-shadows must be at least {MIN_SHADOWS}, got {self.num_shadows}. 64 are usual.")
         for name in ("num_canaries", "num_gradient_canaries"):
             if 0 < getattr(self, name) < 10 or getattr(self, name) < 0:
                 raise ConfigError(f"{name} must be 0 or at least 10, got {getattr(self, name)}.")
+
+    @property
+    def on_shadows(self) -> tuple[str, ...]:
+        """Attacks that are made on shadow federations."""
+        return tuple(attack for attack in self.attacks if attack != CRAFTED)
 
 
 def audit(
@@ -179,7 +189,9 @@ def measure(
     clients = partition.clients
     if not 0 <= settings.client_id < len(clients):
         raise ConfigError(f"--client must lie in 0 to {len(clients) - 1}, got {settings.client_id}.")
-    work = AuditWork(config, arms, settings, folder, on_shadow, num_workers)
+    left_out = _left_out(config, arms[0], settings)
+    is_crafted = CRAFTED in settings.attacks and Audience.SERVER in settings.audiences and not left_out
+    work = AuditWork(config, arms, settings, folder, on_shadow, num_workers, is_crafted)
     if config.privacy.privacy_unit == "client":
         num_candidates, num_shadows = len(clients), 0
         if has_client_canaries(config, arms[0]):
@@ -188,7 +200,7 @@ def measure(
     else:
         client = clients[settings.client_id]
         indices, unseen = client.indices["train"], client.indices[config.evaluation.split]
-        num_candidates, num_shadows = client.size, settings.num_shadows if settings.attacks else 0
+        num_candidates, num_shadows = client.size, settings.num_shadows if settings.on_shadows else 0
         if config.privacy.privacy_unit == "group":
             num_shadows = 0
         found = _with_examples(
@@ -211,7 +223,22 @@ def measure(
         confidence=0.95,
         power=power(budgets),
         budgets=budgets,
+        left_out=left_out,
     )
+
+
+def _left_out(config: RunConfig, arm: Arm, settings: AuditSettings) -> dict[str, str]:
+    """Return which attacks have no meaning for a config, and why.
+
+    Raises:
+        ConfigError: such an attack was asked for by name.
+    """
+    why = why_left_out(config, arm, settings.client_id) if CRAFTED in settings.attacks else None
+    if why is None:
+        return {}
+    if settings.attacks != ATTACKS:
+        raise ConfigError(f"{why} Leave {CRAFTED} out of --attack.")
+    return {CRAFTED: why}
 
 
 def budget_arms(
@@ -240,13 +267,14 @@ class AuditWork:
     folder: Path
     on_shadow: OnShadow
     num_workers: int
+    is_crafted: bool
+    """Whether prompts are crafted."""
 
-    def train(self, num_shadows: int, num_canaries: int) -> None:
+    def train(self, num_shadows: int, num_canaries: int, num_targets: int = 0) -> None:
         """Train what is missing."""
-        client_id = self.settings.client_id
-        run_shadows(
-            self.config, self.arms, client_id, num_shadows, num_canaries, self.folder, self.on_shadow, self.num_workers
-        )
+        client, folder, workers = self.settings.client_id, self.folder, self.num_workers
+        numbers = (num_shadows, num_canaries, folder, self.on_shadow, workers, num_targets)
+        run_shadows(self.config, self.arms, client, *numbers)
 
     def paths(self, arm: Arm, num_shadows: int) -> list[Path]:
         """Return the files of an arm's shadow federations."""
@@ -259,12 +287,13 @@ class TrainedArm:
 
     canaries: Mapping[Audience, list[CanaryAudit]]
     attacks: Mapping[Audience, list[AttackResult]]
+    clear_sums: AttackResult | None = None
 
 
 def _with_examples(
     work: AuditWork, num_shadows: int, num_candidates: int, labels: np.ndarray, population: np.ndarray
 ) -> list[TrainedArm]:
-    """Attack one client's examples in shadow federations, and guess about mislabelled ones, or groups of such.
+    """Attack one client's examples, in federations and by crafted prompts, and guess about mislabelled ones or groups.
 
     Args:
         work: what is trained.
@@ -280,19 +309,26 @@ def _with_examples(
             f"--canaries must be at most the {counted(num_candidates, unit)} of client {settings.client_id}, got "
             f"{settings.num_canaries}."
         )
-    work.train(num_shadows, settings.num_canaries)
+    num_targets = min(settings.num_targets, len(labels)) if work.is_crafted else 0
+    work.train(num_shadows, settings.num_canaries, num_targets)
     found = []
     for arm in work.arms:
-        attacks, canaries = {}, {}
+        attacks: dict[Audience, list[AttackResult]] = {}
+        canaries, clear = {}, None
         if num_shadows:
             shadows = load_shadows(work.paths(arm, num_shadows))
             claim = Audited(arm.plan.config.delta, bound_of(arm.plan)) if isinstance(arm.method, LinearHead) else None
-            attacks = attack_all(shadows, labels, population, settings.attacks, seed, claim)
+            attacks = attack_all(shadows, labels, population, settings.on_shadows, seed, claim)
         if settings.num_canaries:
             kept = load(job_path(work.folder, arm, None, settings.num_canaries))
             bound: Bound = "f_dp_gaussian" if isinstance(arm.method, OneRelease) else "one_run"
             canaries = {who: canary_audits(kept, who, arm.plan.config.delta, bound) for who in audiences(arm)}
-        found.append(TrainedArm(canaries=canaries, attacks=attacks))
+        if num_targets:
+            files = [load(target_path(work.folder, arm, target)) for target in range(num_targets)]
+            clear, seen = crafted_results(files, arm, seed)
+            if seen is not None:
+                attacks[Audience.SERVER] = [*attacks.get(Audience.SERVER, []), seen]
+        found.append(TrainedArm(canaries=canaries, attacks=attacks, clear_sums=clear))
     return found
 
 
@@ -330,4 +366,11 @@ def _budget(arm: Arm, settings: AuditSettings, trained: TrainedArm, seed: int) -
                 attacks=trained.attacks.get(audience, []),
             )
         )
-    return BudgetAudit(arm=arm.label, epsilon=arm.plan.config.epsilon, audiences=found)
+    clear = trained.clear_sums
+    return BudgetAudit(
+        arm=arm.label,
+        epsilon=arm.plan.config.epsilon,
+        audiences=found,
+        clear_sums=clear,
+        crafted_has_power=None if clear is None else (clear.auc.value or 0.0) >= CRAFTED_POWER,
+    )

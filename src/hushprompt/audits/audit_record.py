@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from hushprompt.audits.canaries import CanaryAudit
@@ -12,6 +12,8 @@ from hushprompt.audits.mechanism_audit import AuditResult
 from hushprompt.audits.metrics import AttackResult, Interval
 
 FORMAT = "hushprompt audit 2"
+CRAFTED_POWER = 0.9
+"""AUC of crafted prompts on clear sums below which they say nothing about noisy ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +55,11 @@ class BudgetAudit:
     epsilon: float | None
     """Target epsilon of the budget's audience; inf without noise, None where the noise was given."""
     audiences: list[AudienceAudit]
+    clear_sums: AttackResult | None = None
+    """How well crafted prompts tell from one clear sum of a client whether it holds their target: their power. None:
+    left out, or no sum held one."""
+    crafted_has_power: bool | None = None
+    """Whether that AUC is at least 0.9; None where there is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +106,8 @@ class AuditRecord:
     power: dict[str, Power]
     """By audience; empty where nothing was measured without noise, so that power is unknown."""
     budgets: list[BudgetAudit]
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Attacks that have no meaning here, and why."""
 
 
 def power(budgets: Sequence[BudgetAudit]) -> dict[str, Power]:

@@ -18,6 +18,8 @@ from torch import Tensor
 
 SMALLEST_STD = 1e-3
 """Deviation, in clip norms, that stands for no noise at all: rounding."""
+RANK_TOLERANCE = 1e-10
+"""Share of the largest eigenvalue below which one is rounding."""
 NUM_DRIFTS = 5
 """Directions of earlier releases that are taken out of a sum over many clients: what the others add again and again."""
 
@@ -53,6 +55,52 @@ def log_likelihood_ratios(
     solved = torch.linalg.solve(system, torch.cat([(sums @ rest)[:, None], gram], dim=1))
     fit, length = solved[:, 0], solved[:, 1:].diag()  # a C^-1 (r - mean), a C^-1 a
     return (fit + (drawn - 0.5) * length) / (1 - variances * length).clamp(min=1e-9)
+
+
+class SumTest:
+    """Was one example in a noisy sum, where what every other example adds to it is known, and who is drawn is not?
+
+    The others' sum counts as Gaussian, with covariance C = q (1 - q) A' A + s^2 I. In an orthonormal basis U of its
+    rows' span, with eigenvalues l, a' C^-1 r = (a r - sum of l / (l + s^2) (a u) (r u)) / s^2 for any noise s at once.
+    """
+
+    def __init__(self, target: Float[Tensor, " p"], others: Float[Tensor, "n p"], drawn: float) -> None:
+        """Begin.
+
+        Args:
+            target: [p] what the example would add.
+            others: [n, p] what the others would add.
+            drawn: probability with which each is in the sum.
+        """
+        self._target, others = target.double(), others.double()
+        self._mean = drawn * others.sum(dim=0)
+        values, vectors = torch.linalg.eigh(others @ others.T)
+        is_real = values > RANK_TOLERANCE * values.max().clamp(min=1e-30) if len(values) else values > 0
+        self._basis = others.T @ (vectors[:, is_real] / values[is_real].sqrt())  # [p, k]
+        self._variances = drawn * (1 - drawn) * values[is_real]
+
+    def ratio(self, summed: Float[Tensor, " p"], noise_std: float) -> float:
+        """Return ln of how much likelier a sum is with the example than without it; what is unexplained is noise too.
+
+        Args:
+            summed: [p] the sum, in the units of what examples add.
+            noise_std: deviation of the noise.
+        """
+        rest = summed.double() - self._mean
+        outside = float((rest @ rest - (rest @ self._basis).square().sum()).clamp(min=0.0))
+        unexplained = outside / max(len(rest) - self._basis.shape[1], 1)
+        variance = max(noise_std**2, SMALLEST_STD**2, unexplained)
+        return self._inner(rest, variance) - self._inner(self._target, variance) / 2
+
+    def distance(self, noise_std: float) -> float:
+        """Return a' C^-1 a: by how many deviations, squared, the example moves what tells it."""
+        return self._inner(self._target, max(noise_std, SMALLEST_STD) ** 2)
+
+    def _inner(self, other: Float[Tensor, " p"], variance: float) -> float:
+        """Return a' C^-1 b, with noise of a variance."""
+        shares = self._variances / (self._variances + variance)
+        taken_out = (shares * (self._target @ self._basis) * (other.double() @ self._basis)).sum()
+        return float(self._target @ other.double() - taken_out) / variance
 
 
 def drifts(earlier: list[Float[Tensor, " p"]]) -> Float[Tensor, "k p"]:

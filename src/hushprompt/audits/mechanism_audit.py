@@ -22,6 +22,7 @@ from torch import Tensor
 
 from hushprompt.audits.lower_bounds import (
     CONFIDENCE,
+    clopper_pearson_lower_bound,
     epsilon_lower_bound,
     f_dp_lower_bound,
     gdp_lower_bound,
@@ -115,7 +116,7 @@ def audit_audience(
     results = [found()]
     if _sampling_prob(plan) == 1:
         results.append(found(bound="f_dp_gaussian"))
-        results.append(_by_independent_trials(scores, is_in, delta, confidence))
+        results.append(by_independent_trials(scores, is_in, delta, confidence))
     return results
 
 
@@ -357,19 +358,30 @@ def _bound(
     )
 
 
-def _by_independent_trials(
-    scores: Float[np.ndarray, " m"], is_in: Bool[np.ndarray, " m"], delta: float, confidence: float
+def by_independent_trials(
+    scores: Float[np.ndarray, " m"],
+    is_in: Bool[np.ndarray, " m"],
+    delta: float,
+    confidence: float = CONFIDENCE,
+    *,
+    is_gaussian: bool = True,
 ) -> AuditResult:
-    """Bound mu by the errors of the test "likelihood ratio above 1", where neither error is preferred."""
-    guessed_in = scores >= 0
+    """Bound epsilon by the errors of the test "likelihood ratio above 1", where neither error is preferred.
+
+    Args:
+        scores: [m] log-likelihood ratios of trials that share no randomness.
+        is_in: [m] in which trials the canary was in.
+        delta: of the claim that is audited.
+        confidence: probability with which the bound holds.
+        is_gaussian: whether the mechanism is a composition of Gaussian ones, without sampling.
+    """
+    guessed_in, bound = scores >= 0, gdp_lower_bound if is_gaussian else clopper_pearson_lower_bound
     return AuditResult(
         num_canaries=len(scores),
         num_guesses=len(scores),
         num_correct=int((guessed_in == is_in).sum()),
-        epsilon_lower_bound=gdp_lower_bound(
-            scores[is_in], scores[~is_in], delta=delta, threshold=0.0, confidence=confidence
-        ),
+        epsilon_lower_bound=bound(scores[is_in], scores[~is_in], delta=delta, threshold=0.0, confidence=confidence),
         delta=delta,
         confidence=confidence,
-        bound="gdp_independent_trials",
+        bound="gdp_independent_trials" if is_gaussian else "independent_trials",
     )

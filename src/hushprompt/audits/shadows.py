@@ -20,24 +20,27 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hushprompt import files, seeding
 from hushprompt.audits.canaries import train_canaries
 from hushprompt.audits.client_canaries import has_client_canaries, train_clients
+from hushprompt.audits.crafted_prompts import attack_target
 from hushprompt.audits.world import World, audiences, candidates_of
 from hushprompt.config.schema import RunConfig
 from hushprompt.errors import HushpromptError, ResumeError
 from hushprompt.federation.setup import Federation, assemble, load_model, make_partition
 from hushprompt.jobs.pool import CoreShares, TaskEnd, Tell, WorkerPool, prepare_training
+from hushprompt.methods.base import Published
 from hushprompt.methods.linear_head import LinearHead
 from hushprompt.privacy.config import Audience
 from hushprompt.runs.arm import Arm
 
 TRANSCRIPT, UPLOADS, RATIOS, CLASS_ROWS = "transcript", "uploads", "ratios", "class_rows"
-CONTENT = 2
+TEXTS, IMAGES = "texts", "images"
+CONTENT = 3
 """Counted up where a federation's file holds something else than before."""
 OnShadow = Callable[[int, int], None]
 """Called with how many federations are done and how many are wanted."""
@@ -49,8 +52,10 @@ class ShadowTask:
 
     arm_index: int
     index: int | None
-    """Of the shadow federation, from 0; None for the run with canaries."""
+    """Of the shadow federation, from 0, or of a crafted prompt's target; None for the run with canaries."""
     path: Path
+    is_crafted: bool = False
+    """Whether a crafted prompt is sent to one client, and no federation trained."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,10 @@ class Shadows:
     """[s, m] log-likelihood ratios of all that an audience sees, of methods with a linear head."""
     class_rows: np.ndarray | None = None
     """[s, m] products with the published rows of the candidates' classes, of the same."""
+    texts: Mapping[Audience, np.ndarray] = field(default_factory=dict)
+    """[s, k, d] text features of the candidates' k classes by what each audience holds; rows of linear heads."""
+    images: np.ndarray | None = None
+    """[m, d] image features of the candidates."""
 
 
 def coins(config: RunConfig, index: int, num_candidates: int) -> Bool[np.ndarray, " m"]:
@@ -102,7 +111,20 @@ def train_shadow(world: World, arm: Arm, index: int) -> dict[str, Tensor]:
     for name, published in files_by_name.items():
         if published is not None:
             kept |= {f"prompt.{name}.{key}": tensor for key, tensor in published.tensors.items()}
+            kept |= _texts(name, published, world.candidates.labels)
+    if index == 0:  # the same for all
+        kept[IMAGES] = world.features.cpu().float()
     return kept
+
+
+def _texts(audience: str, published: Published, labels: Int[np.ndarray, " m"]) -> dict[str, Tensor]:
+    """Return the text features of the candidates' classes by a prompt file, where its scores are linear."""
+    made, kept = published.text_features_fn, published.tensors.get("text_features")
+    with torch.no_grad():
+        features = kept if made is None else made()
+    if features is None:
+        return {}
+    return {f"{audience}.{TEXTS}": features[torch.from_numpy(np.unique(labels))].cpu().float()}
 
 
 def run_shadows(
@@ -114,6 +136,7 @@ def run_shadows(
     folder: Path,
     on_shadow: OnShadow,
     num_workers: int = 0,
+    num_targets: int = 0,
 ) -> None:
     """Train what is missing of `num_shadows` federations and one run with canaries an arm, and leave one file each.
 
@@ -126,6 +149,7 @@ def run_shadows(
         folder: where the files go, one folder an arm.
         on_shadow: progress.
         num_workers: processes, each with one thread; 0 takes one a core, 1 stays in this process.
+        num_targets: examples that crafted prompts are aimed at.
 
     Raises:
         ResumeError: a file of another audit is in the way.
@@ -133,6 +157,11 @@ def run_shadows(
     wanted = [
         ShadowTask(arm_index, index, job_path(folder, arm, index, num_canaries))
         for index in ([None] if num_canaries else []) + list(range(num_shadows))  # all budgets are done alike
+        for arm_index, arm in enumerate(arms)
+    ]
+    wanted += [
+        ShadowTask(arm_index, target, target_path(folder, arm, target), is_crafted=True)
+        for target in range(num_targets)
         for arm_index, arm in enumerate(arms)
     ]
     tasks = [task for task in wanted if not is_done(task.path, identity(config, arms[task.arm_index], client_id))]
@@ -190,6 +219,8 @@ class ShadowTrainer:
         arm, world = self.arms[task.arm_index], self.world
         if task.index is None:
             kept = train_canaries(world, arm, self.num_canaries)
+        elif task.is_crafted:
+            kept = attack_target(world, arm, task.index)
         elif has_client_canaries(world.config, arm):
             kept = train_clients(world.config, world.federation, arm, task.index)
         else:
@@ -213,9 +244,18 @@ def _train(tell: Tell, task: ShadowTask) -> None:
 
 def job_path(folder: Path, arm: Arm, index: int | None, num_canaries: int) -> Path:
     """Return the file of one federation."""
-    name = "".join(letter if letter.isalnum() or letter in "._" else "-" for letter in arm.label)
     file = f"canaries-{num_canaries}" if index is None else f"shadow-{index:04d}"
-    return folder / name / f"{file}.safetensors"
+    return _folder(folder, arm) / f"{file}.safetensors"
+
+
+def target_path(folder: Path, arm: Arm, target: int) -> Path:
+    """Return the file of the crafted prompt that is aimed at a target."""
+    return _folder(folder, arm) / f"crafted-{target:04d}.safetensors"
+
+
+def _folder(folder: Path, arm: Arm) -> Path:
+    """Return the folder of an arm's files."""
+    return folder / "".join(letter if letter.isalnum() or letter in "._" else "-" for letter in arm.label)
 
 
 def identity(config: RunConfig, arm: Arm, client_id: int) -> str:
@@ -265,4 +305,6 @@ def load_shadows(paths: Sequence[Path]) -> Shadows:
         uploads=stacked(UPLOADS) if UPLOADS in kept[0] else None,
         ratios={who: stacked(f"{who}.{RATIOS}") for who in Audience if f"{who}.{RATIOS}" in kept[0]},
         class_rows=stacked(CLASS_ROWS) if CLASS_ROWS in kept[0] else None,
+        texts={who: stacked(f"{who}.{TEXTS}") for who in Audience if f"{who}.{TEXTS}" in kept[0]},
+        images=kept[0][IMAGES].numpy() if IMAGES in kept[0] else None,
     )

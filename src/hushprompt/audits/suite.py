@@ -18,13 +18,16 @@ from hushprompt.audits import metrics, scores
 from hushprompt.audits.lower_bounds import CONFIDENCE
 from hushprompt.audits.mechanism_audit import Bound, best_guesses
 from hushprompt.audits.metrics import AttackResult
+from hushprompt.audits.pipra import pipra
 from hushprompt.audits.shadow_mlp import shadow_mlp
 from hushprompt.audits.shadows import Shadows
 from hushprompt.errors import ConfigError
 from hushprompt.privacy.config import Audience
 from hushprompt.seeding import stream
 
-Attack = Literal["lira", "rmia", "loss", "shadow_mlp", "gradient_cosine", "class_row", "likelihood"]
+Attack = Literal[
+    "lira", "rmia", "loss", "shadow_mlp", "pipra", "gradient_cosine", "class_row", "likelihood", "crafted_prompt"
+]
 ATTACKS: tuple[Attack, ...] = get_args(Attack)
 MIN_SHADOWS = 4
 """One federation is attacked with three others, the fewest that give means and spreads."""
@@ -87,6 +90,13 @@ class Attacker:
         if "shadow_mlp" in self.attacks:
             rng = stream(self.seed, "shadow mlp", str(self.audience))
             yield Scored("shadow MLP", sees, shadow_mlp(log_probs, self.labels, is_in, rng), None)
+        if "pipra" in self.attacks and self.audience in self.shadows.texts and self.shadows.images is not None:
+            rng, classes = (
+                stream(self.seed, "pipra", str(self.audience)),
+                np.unique(self.labels, return_inverse=True)[1],
+            )
+            found = pipra(self.shadows.texts[self.audience], self.shadows.images, classes, is_in, rng)
+            yield Scored("PIPRA", sees, found, None)
         if "class_row" in self.attacks and self.shadows.class_rows is not None:
             yield by_shadows("class row", sees, scores.standardized, self.shadows.class_rows, is_in)
 

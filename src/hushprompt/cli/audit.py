@@ -22,14 +22,15 @@ if TYPE_CHECKING:
     from hushprompt.audits.audit_record import AudienceAudit, AuditRecord, BudgetAudit
     from hushprompt.audits.metrics import AttackResult, Interval
 
-ALL_ATTACKS = "lira,rmia,loss,shadow_mlp,gradient_cosine,class_row,likelihood"
+ALL_ATTACKS = "lira,rmia,loss,shadow_mlp,pipra,gradient_cosine,class_row,likelihood,crafted_prompt"
 CONTRADICTED = 1
 """Exit status of an audit that measured more than is claimed."""
 BOUNDS = {
     "one_run": "one run, any mechanism",
     "f_dp_gaussian": "one run, f-DP of Gaussian mechanisms",
     "f_dp_approximate": "one run, f-DP of any mechanism",
-    "gdp_independent_trials": "error rates of independent canaries, Gaussian mechanisms",
+    "independent_trials": "error rates of independent trials, any mechanism",
+    "gdp_independent_trials": "error rates of independent trials, Gaussian mechanisms",
 }
 CANARIES = {"client": "clients, there or not", "group": "groups of mislabelled images"}
 """What is in or out in one training, by privacy unit."""
@@ -44,6 +45,7 @@ def audit(
     epsilon: Annotated[str, typer.Option(help="Budgets, by commas, such as 1,2,8,inf; empty: the config's.")] = "",
     client: Annotated[int, typer.Option(help="Client whose examples are attacked.")] = 0,
     num_shadows: Annotated[int, typer.Option(help="Shadow federations of each budget.")] = 64,
+    targets: Annotated[int, typer.Option(help="Examples that crafted prompts are aimed at.")] = 10,
     canaries: Annotated[int, typer.Option(help="Canaries of the end-to-end audit; 0: none.")] = 200,
     gradient_canaries: Annotated[int, typer.Option(help="Canaries of the mechanism audit; 0: none.")] = 5000,
     out: Annotated[Path | None, typer.Option(help="Folder of the audit; none: RUN/audit, or audit/NAME.")] = None,
@@ -60,7 +62,7 @@ def audit(
     start = time.monotonic()
     try:
         with _bar() as bar:
-            task = bar.add_task("federations trained", total=None)
+            task = bar.add_task("trainings", total=None)
             record = hp.audit(
                 what,
                 out=out,
@@ -72,6 +74,7 @@ def audit(
                 attacks=tuple(_words(attack)),
                 audiences=tuple(_words(audience)),
                 num_shadows=num_shadows,
+                num_targets=targets,
                 num_canaries=canaries,
                 num_gradient_canaries=gradient_canaries,
             )
@@ -101,6 +104,10 @@ def show(record: AuditRecord) -> None:
     for budget in record.budgets:
         for one in budget.audiences:
             _show_audience(budget, one)
+        if budget.clear_sums is not None:
+            sentence(_clear_sums(budget, budget.clear_sums))
+    for why in record.left_out.values():
+        sentence(f"\n{why} Left out.")
     sentence(_power(record))
 
 
@@ -124,9 +131,10 @@ def _show_audience(budget: BudgetAudit, one: AudienceAudit) -> None:
     by_attacks = [(attack.bound, f"{attack.attack}, {attack.sees}") for attack in one.attacks if attack.bound]
     if by_attacks:
         result, best = max(by_attacks, key=lambda pair: pair[0].epsilon_lower_bound)
+        drawn = "trials" if result.bound.endswith("independent_trials") else "coins"
         sentence(
             f"measured, by the guesses of {counted(len(by_attacks), 'attack')}: epsilon >= "
-            f"{result.epsilon_lower_bound:.3g} (95 % for all of them, {result.num_canaries} coins, "
+            f"{result.epsilon_lower_bound:.3g} (95 % for all of them, {result.num_canaries} {drawn}, "
             f"{result.num_correct} of {result.num_guesses} guesses right; {best}; {BOUNDS[result.bound]})",
         )
     if one.is_contradicted:
@@ -138,6 +146,18 @@ def _show_audience(budget: BudgetAudit, one: AudienceAudit) -> None:
         )
     if one.attacks:
         console.print(attack_table(one.attacks))
+
+
+def _clear_sums(budget: BudgetAudit, found: AttackResult) -> str:
+    """Say what crafted prompts find in sums without noise, and what that means."""
+    from hushprompt.audits.audit_record import CRAFTED_POWER
+
+    text = f"\n{budget.arm}, crafted prompts against clear sums: AUC {_interval(found.auc)}"
+    if not budget.crafted_has_power:
+        return f"{text} (NO POWER: below {CRAFTED_POWER}, so what they find in noisy sums says nothing)."
+    if any(one.audience == "server" for one in budget.audiences):
+        return f"{text}. This server does not get such sums."
+    return f"{text}. This server gets such sums and is trusted with them: against it nothing is claimed."
 
 
 def attack_table(attacks: list[AttackResult]) -> WholeTable:

@@ -32,7 +32,8 @@ def audit_blocks(runs: Sequence[FinishedRun]) -> list[Block]:
         proven = "-" if math.isnan(epsilon) else f"{epsilon_text(epsilon)}{simulated}"
         rows.append([name, AUDIENCES.get(who, who), proven, *cells, _strongest(one, power["attack"])])
         statements.append(f"{name}, {who}: {claimed.get('statement', '')}")
-        if any(bound > epsilon for bound in bounds):
+        by_attacks = _largest([attack["bound"] for attack in one.get("attacks", []) if attack.get("bound")])
+        if any(bound > epsilon for bound in (*bounds, by_attacks)):
             contradicted.append(f"{name}, for {who}")
     if not rows:
         return []
@@ -43,6 +44,7 @@ def audit_blocks(runs: Sequence[FinishedRun]) -> list[Block]:
         words = "More was measured than is proven, so either the code is wrong or chance has spoken"
         blocks.append(Words(f"{words}: {'; '.join(contradicted)}. Repeat with another seed.", "warning"))
     blocks.append(Words(_of_power(runs)))
+    blocks += [Words(text) for text in _of_crafted_prompts(runs)]
     return [*blocks, *map(Words, dict.fromkeys(statements))]
 
 
@@ -76,6 +78,22 @@ def _of_power(runs: Sequence[FinishedRun]) -> str:
     if all(value is None for power in powers for value in power.values()):
         return "Power is unknown: nothing was measured without noise, so it is not known what these could have found."
     return "Every measurement found something where nothing protects, so it has the power to find something elsewhere."
+
+
+def _of_crafted_prompts(runs: Sequence[FinishedRun]) -> Iterator[str]:
+    """Say what a malicious server's prompts find in one client's clear sums: their power against noisy ones."""
+    for run in runs:
+        for budget in (run.audit or {}).get("budgets", []):
+            found = (budget.get("clear_sums") or {}).get("auc") or {}
+            auc, low, high = (number(found.get(key)) for key in ("value", "low", "high"))
+            if math.isnan(auc):
+                continue
+            text = f"{budget.get('arm')}, {run.name}: prompts that a server crafts, AUC on clear sums {auc:.3f}"
+            ends = "" if math.isnan(low) or math.isnan(high) else f" [{low:.3f}, {high:.3f}]"
+            is_seen = any(one.get("audience") == "server" for one in budget.get("audiences", []))
+            gets = "This server does not get such sums" if is_seen else "This server gets such sums and is trusted"
+            blind = "" if budget.get("crafted_has_power") else " NO POWER: what they find in noisy sums says nothing."
+            yield f"{text}{ends}. {gets}.{blind}"
 
 
 def _largest(results: Sequence[Mapping[str, Any]]) -> float:
