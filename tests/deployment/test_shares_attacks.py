@@ -195,7 +195,7 @@ def told(tmp_path_factory):
     server.enroll()
     kept = shutil.copytree(server.root / "a", server.root / "kept")
     steps = []
-    for place in ((0, 0), (0, 1), (1, 0), (1, 1)):
+    for place in ((0, 0), (1, 0)):
         request = server.request(*place)
         answers = server.turns(request)
         server.unmasks(request, answers)
@@ -204,7 +204,7 @@ def told(tmp_path_factory):
     patch.undo()
 
 
-@pytest.mark.parametrize("number", range(1, 17))
+@pytest.mark.parametrize("number", range(1, 13))
 def test_a_client_killed_between_any_two_writes_gives_the_same_bytes_and_is_charged_once(told, number, monkeypatch):
     """Twice a charge, and a state for each turn and unmasking; scores; at the end prompts, statement and state."""
     server, kept, steps = told
