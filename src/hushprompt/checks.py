@@ -33,6 +33,18 @@ def finite(**values: float) -> None:
             raise ConfigError(f"{name} must be a finite number, got {value}.")
 
 
+CLIP_NORMS = (1e-30, 1e30)
+"""Smallest and largest. Below, a bound is lost in the rounding of the smallest floating-point numbers, and the step of
+a grid, 2^-30 of the noise, rounds to 0: whoever may choose the clip norm would see sums without noise."""
+
+
+def clip_norms(**norms: float) -> None:
+    """Raise ConfigError unless all are clip norms that floating-point numbers keep to."""
+    positive(**norms)
+    finite(**norms)
+    in_range(*CLIP_NORMS, **norms)
+
+
 def in_range(low: float, high: float, **values: float) -> None:
     """Raise ConfigError unless every value lies in [low, high]."""
     for name, value in values.items():

@@ -3,7 +3,9 @@
 import dataclasses
 from pathlib import Path
 
+from helpers.layouts import image
 from helpers.secure_clients import HandServer, changed, refused, values_with_shares
+from hushprompt.data.readers.folder import Folder
 from hushprompt.deployment import roster
 from hushprompt.deployment.config import OwnerConfig
 from hushprompt.deployment.envelope import Envelope
@@ -86,6 +88,54 @@ def test_a_plan_is_taken_only_with_as_many_clients_as_the_owner_wants(toy_values
     server.owner = OwnerConfig(max_epsilon=20, max_delta=1, min_clients=3, require_noise_at="shares")
     server.restart("a")
     assert not server.propose("a", agreement).is_refusal
+
+
+def test_who_wants_shares_takes_none_from_a_seed(toy_values, tmp_path, monkeypatch):
+    """The server knows the seed of a run: it would take all of the noise out of the sum."""
+    server, agreement = joined(toy_values, tmp_path, monkeypatch, noise_source="seeded")
+    assert not server.propose("b", agreement).is_refusal
+    for where in ("shares", "client"):
+        server.owner = OwnerConfig(max_epsilon=20, max_delta=1, require_noise_at=where)
+        server.restart("a")
+        assert "noise would come from a seed that the server knows" in refused(server.propose("a", agreement))
+
+
+def test_a_clip_norm_at_which_floating_point_numbers_end_is_refused(serve_by_hand):
+    """At 1e-316 the step of the noise's grid would be 0, and a sum's signs would stand far above the noise."""
+    server = serve_by_hand(4, adaptive_quantile=0.5)
+    for norm in (1e-316, 1e-31, 1e31):
+        reason = refused(server.ask("a", server.request(clip_norm=norm)))
+        assert f"needs a clip norm from 1e-30 to 1e+30, got {norm}" in reason
+    assert not server.vectors
+    request = server.request(clip_norm=1e-30)
+    assert (server.opened(request, server.turns(request)) == server.clear(request, server.names)).all()
+    assert max(abs(server.clear(request, server.names).astype(float))) < 2.0**36, "noise, and not what is held at 2^52"
+
+
+def test_no_list_of_the_servers_classes_is_tried_on_the_data_of_who_does_not_trust_it(
+    toy_values, tmp_path, monkeypatch
+):
+    """Else an offer without one class would be refused exactly where the client has it."""
+    for place in ("train/ant", "train/bee", "test/ant", "test/bee"):
+        for index in range(4):
+            image(tmp_path / "own" / place / f"{index}.png", 10 * len(place) + ord(place[-1]) + index)
+    owner = {"require_noise_at": "shares"}
+    server = HandServer(values_with_shares(toy_values, 3), tmp_path, monkeypatch, owner)
+
+    def told(data, names):
+        server.changes = {"share": None, "data": data}
+        server.offer = dataclasses.replace(server.offer, class_names=names)
+        server.restart("a")
+        return server.join("a")
+
+    has_both, has_all = ("ant", "bee"), ("ant", "bee", "cat")
+    lists = (has_both, has_all, ("ant", "cat"))
+    unnamed = Folder(root=str(tmp_path / "own"))
+    reasons = {refused(told(unnamed, names)) for names in lists}
+    assert len(reasons) == 1
+    assert "has to name the classes of its data" in reasons.pop()
+    named = dataclasses.replace(unnamed, classes=has_all)
+    assert [told(named, names).is_refusal for names in lists] == [True, False, True]
 
 
 def test_without_pinned_keys_or_with_wrong_ones_a_client_takes_no_part(toy_values, tmp_path, monkeypatch):

@@ -219,3 +219,11 @@ def test_noise_for_whom_is_calibrated_alike(toy_values):
     assert np.isclose(
         hp.epsilon(noise["shares"], rounds=5, noise_at="shares", clients=5, audience="server").epsilon, 8.0, rtol=1e-2
     )
+
+
+def test_a_rescue_has_places_for_255_clients_in_all_whatever_the_cohort(toy_values):
+    values = sharing(toy_values, training={"cohort_size": 5}, num_clients=4, rescue=True)
+    (arm,) = plan_arms(configs.parse(values), [20] * 255)
+    assert arm.plan.terms().rescue
+    with pytest.raises(PrivacyError, match="rescue is for at most 255 clients in all, got 256"):
+        plan_arms(configs.parse(values), [20] * 256)

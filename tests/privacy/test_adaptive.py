@@ -116,6 +116,11 @@ def test_a_far_count_moves_a_norm_by_one_rate_at_most():
         assert moved == pytest.approx(math.exp(math.copysign(0.1, -count)))
 
 
+def test_norms_stay_where_floating_point_numbers_keep_to_them():
+    assert adaptive.next_norm(1e-30, 5.0, 10.0, quantile=0.5, rate=0.2) == 1e-30
+    assert adaptive.next_norm(1e30, -5.0, 10.0, quantile=0.5, rate=0.2) == 1e30
+
+
 def test_fixed_norms_leave_no_next_norm_and_the_whole_budget_to_the_sum():
     plan = plan_of(adaptive_quantile=None)
     server = plan.mechanism(allowed=Channel.GLOBAL, expected_count=1.0, rng=np.random.default_rng(0))

@@ -6,6 +6,7 @@ from hypothesis.extra import numpy as npst
 
 from hushprompt.errors import ConfigError, PrivacyError
 from hushprompt.privacy.clipping import ClippedSum, add_up, clip_factors, clipped_sum
+from hushprompt.privacy.config import PrivacyConfig
 from hushprompt.privacy.mechanisms.batch_clipping import clipped_means
 
 finite = st.floats(-1e6, 1e6, width=32)
@@ -62,6 +63,11 @@ def test_an_empty_batch_gives_a_zero_sum_of_the_same_shape():
 def test_a_useless_clip_norm_is_refused():
     with pytest.raises(ConfigError, match="clip_norm must be > 0"):
         clipped_sum(torch.ones(1, 2), 0.0)
+    for norm in (1e-316, 1e31):
+        with pytest.raises(ConfigError, match="clip_norm must lie in"):
+            clipped_sum(torch.ones(1, 2).double(), norm)
+        with pytest.raises(ConfigError, match="clip_norm_global must lie in"):
+            PrivacyConfig(clip_norm_global=norm)
     with pytest.raises(ConfigError, match="finite"):
         clipped_sum(torch.ones(1, 2), float("inf"))
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hushprompt import files
+from hushprompt import checks, files
 from hushprompt.config.schema import RunConfig
 from hushprompt.data.partitions.base import Partition
 from hushprompt.deployment import gains, policy, wire
@@ -289,8 +289,11 @@ class ClientRun:
         norms = {"local": min(state.norm, owner.max_clip_norm_local), "global": 1.0}
         if Channel.GLOBAL in self.arm.plan.channels:
             norm = request.meta.get("clip_norm")
-            if type(norm) is not float or not norm > 0:
-                raise ProtocolError(f"An update of this plan needs a clip norm > 0, got {norm!r}.")
+            smallest, largest = checks.CLIP_NORMS
+            if type(norm) is not float or not smallest <= norm <= largest:
+                raise ProtocolError(
+                    f"An update of this plan needs a clip norm from {smallest:g} to {largest:g}, got {norm!r}."
+                )
             if norm > owner.max_clip_norm_global:
                 raise PrivacyError(f"The global clip norm came to {norm:.4g}, above {owner.max_clip_norm_global:g}.")
             norms["global"] = norm

@@ -237,7 +237,9 @@ class OwnerConfig:
     """Largest clip norm of what trains the shared prompt."""
     require_noise_at: Literal["any", "shares", "client"] = "any"
     """"shares" refuses runs in which clipped sums would reach the server without noise: it may see this client's with
-    the client's own full noise, or under masks with a share of the noise. "client" takes the full noise alone."""
+    the client's own full noise, or under masks with a share of the noise. "client" takes the full noise alone. Both
+    refuse noise from a seed, which the server could take away, and want own `data` with `classes`: whether data fit a
+    list of classes that the server chose would tell it which there are."""
     min_clients: int = 0
     """Fewest clients in any sum that the server can open, where clients add shares of the noise: it is among them that
     this client's sum is hidden. 0: as few as the run allows."""

@@ -66,8 +66,8 @@ def open_examples(client: ClientConfig, offer: Offer) -> Examples:
     """Load a client's data, and see that their classes are the federation's.
 
     Raises:
-        ProtocolError: other classes, no training example, no groups where these are the unit, or a share that does not
-            exist.
+        ProtocolError: other classes, or none in the config of an owner who does not trust the server; no training
+            example, no groups where these are the unit, or a share that does not exist.
         DataError: the data cannot be read.
     """
     groups: Int64[np.ndarray, " n"] | None = None
@@ -88,6 +88,7 @@ def open_examples(client: ClientConfig, offer: Offer) -> Examples:
     else:
         section = client.data
         if getattr(section, "classes", None) == () and not section.classes_file:
+            _check_classes_may_be_asked(client)
             section = dataclasses.replace(section, classes=offer.class_names)
         dataset = section.load()
         _check_groups(dataset, is_unit=is_unit)
@@ -104,6 +105,19 @@ def open_examples(client: ClientConfig, offer: Offer) -> Examples:
         (shard,) = with_groups(Partition((ClientShard(0, (), index),)), dataset).clients
         groups = shard.groups
     return Examples(dataset, index, groups)
+
+
+def _check_classes_may_be_asked(client: ClientConfig) -> None:
+    """Raise ProtocolError where the server's list of classes would be tried on data of an owner who does not trust it.
+
+    Data that have another class are refused, so a server that offers a list without one class would learn from the
+    answer whether it is there, and no noise is on that.
+    """
+    if client.owner.require_noise_at != "any":
+        raise ProtocolError(
+            "This client's owner has to name the classes of its data: data.classes_file or data.classes in "
+            "client.toml. To try the server's list on them would tell it which classes there are."
+        )
 
 
 def _check_groups(dataset: Dataset, *, is_unit: bool) -> None:

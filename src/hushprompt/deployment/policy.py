@@ -47,7 +47,8 @@ def check_plan(
     unit = plan.config.privacy_unit
     if plan.channels and UNITS.index(unit) < UNITS.index(owner.require_unit):
         wrong.append(f'what is protected is one {unit}, and the owner asks for privacy_unit = "{owner.require_unit}"')
-    if owner.require_noise_source == "secure" and plan.channels and plan.release_plan.noise_source != "secure":
+    is_secure = plan.release_plan.noise_source == "secure" or not plan.channels
+    if not is_secure and (owner.require_noise_source == "secure" or owner.require_noise_at != "any"):
         wrong.append("noise would come from a seed that the server knows")
     rounds = int(arm.cohorts.rounds_of_clients()[client_id]) if arm.num_rounds else 0
     wrong += _of_evaluation_images(owner, evaluation, store, folder)

@@ -30,6 +30,7 @@ from hushprompt.privacy.metrics import MetricsPlan, make_metrics_plan
 from hushprompt.privacy.plan import PrivacyPlan, check_parts, make_plan
 from hushprompt.privacy.sampling import EveryExample
 from hushprompt.privacy.schedule import Cohorts, draw_cohorts
+from hushprompt.privacy.shares import MOST_CLIENTS
 from hushprompt.prompts.optimizer import with_schedule_steps
 from hushprompt.registry import METHODS
 from hushprompt.runs.arm import Arm
@@ -146,6 +147,7 @@ class _Everyone:
             cohort_size=cohorts.cohort_size,
         )
         _check_late(plan, self.num_late)
+        _check_rescue(plan, len(self.sizes))
         _check_local_steps(config, plan)
         name = METHODS.name_of(method)
         method = with_schedule_steps(method, config.training.num_rounds * config.sampling.steps_per_round)
@@ -233,6 +235,15 @@ def _check_late(plan: PrivacyPlan, num_late: int) -> None:
         raise PrivacyError(
             'With privacy.noise_at = "shares" no client can join after the release: its sum would stand alone, with no '
             'other to hide it. Make a new run with all clients, or use privacy.noise_at = "client".'
+        )
+
+
+def _check_rescue(plan: PrivacyPlan, num_clients: int) -> None:
+    """Raise PrivacyError for more clients than there are places at which secrets are shared."""
+    if num_clients > MOST_CLIENTS and plan.release_plan.has_shares and plan.config.rescue:
+        raise PrivacyError(
+            f"privacy.rescue is for at most {MOST_CLIENTS} clients in all, got {num_clients}: each has a place at "
+            "which the others' secrets are shared. Set privacy.rescue = false."
         )
 
 

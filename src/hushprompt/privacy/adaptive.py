@@ -98,4 +98,5 @@ def next_norm(norm: float, noisy_count: float, expected_count: float, *, quantil
     """
     checks.positive(norm=norm, expected_count=expected_count)
     share = min(max(noisy_count / expected_count + 0.5, 0.0), 1.0)
-    return norm * math.exp(-rate * (share - quantile))
+    smallest, largest = checks.CLIP_NORMS
+    return min(max(norm * math.exp(-rate * (share - quantile)), smallest), largest)

@@ -48,13 +48,12 @@ def clipped_sum(grads: Float[Tensor, "b *p"], clip_norm: float) -> ClippedSum:
         clip_norm: radius of the ball, in gradient units; greater than 0.
 
     Raises:
-        ConfigError: `clip_norm` is not a finite number greater than 0.
+        ConfigError: `clip_norm` is not one that `checks.clip_norms` takes.
 
     >>> clipped_sum(torch.tensor([[3.0, 4.0], [0.0, 0.0]]), clip_norm=1.0)
     ClippedSum(value=tensor([0.6000, 0.8000]), sensitivity=1.0)
     """
-    checks.positive(clip_norm=clip_norm)
-    checks.finite(clip_norm=clip_norm)
+    checks.clip_norms(clip_norm=clip_norm)
     scale = clip_factors(grads, clip_norm)
     finite = grads.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
     centered_count = float((unclipped_shares(grads, clip_norm) - 0.5).sum())
@@ -80,15 +79,14 @@ def clipped_class_sums(
         The sums [c, r] and their sensitivity.
 
     Raises:
-        ConfigError: `clip_norm` is not a finite number greater than 0.
+        ConfigError: `clip_norm` is not one that `checks.clip_norms` takes.
         DataError: there is not one label within range for each row.
 
     >>> clipped_class_sums(torch.tensor([[3.0, 4.0], [0.6, 0.0]]), torch.tensor([1, 1]), 2, clip_norm=1.0).value
     tensor([[0.0000, 0.0000],
             [1.2000, 0.8000]], dtype=torch.float64)
     """
-    checks.positive(clip_norm=clip_norm)
-    checks.finite(clip_norm=clip_norm)
+    checks.clip_norms(clip_norm=clip_norm)
     if labels.shape != rows.shape[:1] or bool(((labels < 0) | (labels >= num_classes)).any()):
         raise DataError(f"Every row needs a label from 0 to {num_classes - 1}. Check the labels of the private images.")
     wide = rows.double()
@@ -113,8 +111,7 @@ def clipped_gram(rows: Float[Tensor, "n r"], clip_norm: float) -> ClippedSum:
     tensor([[0.3600, 0.4800],
             [0.4800, 0.6400]], dtype=torch.float64)
     """
-    checks.positive(clip_norm=clip_norm)
-    checks.finite(clip_norm=clip_norm)
+    checks.clip_norms(clip_norm=clip_norm)
     wide = rows.double()
     clipped = clip_factors(wide, 1.0)[:, None] * wide.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
     return ClippedSum(clip_norm * clipped.T @ clipped, clip_norm)

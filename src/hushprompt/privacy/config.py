@@ -110,8 +110,7 @@ class PrivacyConfig:
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        checks.positive(clip_norm_local=self.clip_norm_local, clip_norm_global=self.clip_norm_global)
-        checks.finite(clip_norm_local=self.clip_norm_local, clip_norm_global=self.clip_norm_global)
+        checks.clip_norms(clip_norm_local=self.clip_norm_local, clip_norm_global=self.clip_norm_global)
         checks.delta(delta=self.delta)
         checks.non_negative(rounding=self.rounding)
         checks.finite(rounding=self.rounding)

@@ -41,7 +41,7 @@ OTHER_CLIENT = "Sees what the public sees, and has the same guarantee as the pub
 SERVER = {
     "server": (
         "The server is trusted: it sees each client's clipped sum before noise, so nothing here protects a client from "
-        "the server. Secure aggregation is not part of this version."
+        "the server."
     ),
     "client": (
         "The server need not be trusted with the data: every client adds the noise itself, in full, before anything "

@@ -44,7 +44,8 @@ server; and to the owner of every other client, who puts it at `peers/NAME.pub`.
 federation fingerprint client.toml` prints, by a way that is not the server's."""
 OWN_DATA = """[data]
 name = "folder"
-root = "images"                       # CLASS/any.jpg, or train/CLASS/any.jpg and test/CLASS/any.jpg"""
+root = "images"                       # CLASS/any.jpg, or train/CLASS/any.jpg and test/CLASS/any.jpg
+classes_file = "classes.txt"          # the federation's classes, one a line: no other list is tried on these data"""
 SHARE = """[share]                               # a trial: one part of the run's own data set
 client = {index}"""
 
@@ -200,6 +201,8 @@ def _write_client(folder: Path, wanted: Wanted, words: Mapping[str, str], client
     own["data_section"] = OWN_DATA if wanted.classes else SHARE.format(index=index)
     own["chosen_sections"] = _chosen_sections(wanted)
     files.write_text(folder / "client.toml", _filled("client.toml", {**words, **own}))
+    if wanted.classes:
+        files.write_text(folder / "classes.txt", "".join(f"{name}\n" for name in wanted.classes))
     (folder / PEERS).mkdir(exist_ok=True)
     files.write_text(folder / "hushprompt-client.service", _filled("client.service", {**words, **own}))
 

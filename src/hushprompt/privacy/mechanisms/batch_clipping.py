@@ -72,8 +72,7 @@ def clipped_means(means: Sequence[Float[Tensor, "..."]], clip_norm: float) -> Cl
     >>> clipped_means([torch.tensor([3.0, 4.0]), torch.tensor([0.3, 0.4])], clip_norm=1.0).value
     tensor([0.6000, 0.8000, 0.3000, 0.4000])
     """
-    checks.positive(clip_norm=clip_norm)
-    checks.finite(clip_norm=clip_norm)
+    checks.clip_norms(clip_norm=clip_norm)
     blocks = []
     for mean in means:
         norm = mean.norm()
