@@ -50,6 +50,7 @@ def test_a_plan_is_taken_only_with_keys_that_pinned_clients_signed_for_this_run(
         return roster.sign(identity, roster.claim(offer, name, size, key)).hex()
 
     own = bytes.fromhex(agreement.keys[0])
+    same = bytes([*own[:31], own[31] ^ 128])  # X25519 does not look at the highest bit
     later = dataclasses.replace(agreement, run="run-2")
     cases = {
         "has not pinned: eve": dataclasses.replace(agreement, clients=("a", "b", "c", "eve")),
@@ -59,6 +60,9 @@ def test_a_plan_is_taken_only_with_keys_that_pinned_clients_signed_for_this_run(
             agreement, 2, signatures=signed("c", bytes.fromhex(agreement.keys[2]), later)
         ),
         "Two clients of the plan have one run key": changed(agreement, 3, keys=own.hex(), signatures=signed("d", own)),
+        "Two clients of the plan have one run key.": changed(
+            agreement, 3, keys=same.hex(), signatures=signed("d", same)
+        ),
         "The run key of d is none": changed(agreement, 3, keys="00" * 32, signatures=signed("d", bytes(32))),
         "another run key of a than its own": changed(agreement, 0, keys=other.hex(), signatures=signed("a", other)),
         "counts 9 training examples of a": changed(agreement, 0, sizes=9, signatures=signed("a", own, size=9)),

@@ -79,7 +79,8 @@ def check_members(agreement: Agreement, pinned: Mapping[str, ec.EllipticCurvePub
         raise ProtocolError(
             f"The plan has clients whose public keys this client's owner has not pinned: {', '.join(unknown)}."
         )
-    if len(set(agreement.keys)) < len(agreement.keys):
+    points = {int.from_bytes(bytes.fromhex(key), "little") % 2**255 % (2**255 - 19) for key in agreement.keys}
+    if len(points) < len(agreement.keys):  # bytes of two keys may differ where the keys do not (RFC 7748, section 5)
         raise ProtocolError("Two clients of the plan have one run key.")
     members = zip(agreement.clients, agreement.sizes, agreement.keys, agreement.signatures, strict=True)
     for name, size, key, signature in members:
