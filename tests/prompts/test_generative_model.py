@@ -201,6 +201,27 @@ def test_memory_and_groups_of_names_change_nothing(smolvlm, monkeypatch):
     assert empty[0].shape == (0, 3, backbone.token_width)
 
 
+def test_a_prefix_that_is_kept_changes_nothing_whoever_asked_before(folder):
+    backbone = load(folder)
+    media, context = backbone.encode_tokens(examples(backbone)), context_of(backbone)
+    batch = Batch(media, LABELS)
+    expected = GenerativeModel(backbone, NAMES).gradients(context, batch, "end")[0]
+    whole, short = (GenerativeModel(backbone, NAMES, prefix_cache_mb=size) for size in (8, 8))
+    short._kept._left = 40_000  # room for little
+    first = whole.gradients(context, batch, "end")[0]
+    close(first, expected, 2e-6)
+    assert len(whole._kept._known) == 3
+    for model in (whole, short):
+        for rows in ([1], [2, 0], [0, 1, 2]):
+            few = model.gradients(context, Batch(media[rows], LABELS[rows]), "end")[0]
+        assert torch.equal(few, first)
+    assert short._kept._left >= 0
+    calls = []
+    whole._read_prefix = calls.append
+    whole.scores(context, media)
+    assert not calls
+
+
 def test_half_precision_is_near(smolvlm):
     backbone, half = load(smolvlm), load(smolvlm, precision="bfloat16")
     media, context = backbone.encode_tokens(examples(backbone)), context_of(backbone)

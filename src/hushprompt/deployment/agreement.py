@@ -184,7 +184,7 @@ def open_model(config: RunConfig, class_names: tuple[str, ...]) -> PromptedModel
     check_needs(config.method, backbone)
     device = place(backbone, config.runtime.device)
     memory_mb = step_memory_mb(config.runtime.memory_mb, device)
-    model = prompted(backbone, class_names, device=device, memory_mb=memory_mb)
+    model = prompted(backbone, class_names, device, memory_mb, config.runtime.prefix_cache_mb)
     model.check_scores()
     return model
 

@@ -186,7 +186,7 @@ def _measured(arm: Arm, model: PromptedModel, cache_dir: Path, on_progress: Prog
     told = [
         model.backbone.fingerprint, model.class_names, model.memory_mb, to_plain(arm.method), plan.clip_norms,
         _largest_batch(arm), torch.__version__, model.device, torch.backends.cpu.get_cpu_capability(),
-        torch.get_num_threads(),
+        torch.get_num_threads(), *(model.how_asked if isinstance(model, GenerativeModel) else ()),
     ]  # fmt: skip
     key = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
     path = cache_dir / "rounding" / f"{key[:24]}.json"

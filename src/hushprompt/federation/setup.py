@@ -147,7 +147,8 @@ def load_model(config: RunConfig, dataset: Dataset, arms: Sequence[Arm], load: L
     backbone = load_backbone(config, dataset, load)
     device = place(backbone, config.runtime.device)
     names = dataset.class_names[:num_trained]
-    model = prompted(backbone, names, device=device, memory_mb=step_memory_mb(config.runtime.memory_mb, device))
+    memory_mb = step_memory_mb(config.runtime.memory_mb, device)
+    model = prompted(backbone, names, device, memory_mb, config.runtime.prefix_cache_mb)
     for arm in (stage for whole in arms for stage in whole.stages):
         check_needs(arm.method, model.backbone)
         if num_trained < len(dataset.class_names) and getattr(arm.method, "is_class_specific", False):

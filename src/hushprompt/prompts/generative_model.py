@@ -24,6 +24,7 @@ from hushprompt.errors import ConfigError, DataError
 from hushprompt.models.generative import GenerativeBackbone, KeysAndValues
 from hushprompt.prompts.answers import PADDING, TRUNK, Answers, pack
 from hushprompt.prompts.layout import NamePosition
+from hushprompt.prompts.prefix_cache import PrefixCache
 from hushprompt.prompts.prompted_model import LabeledExamples
 
 TOKENS_AT_ONCE = 512
@@ -51,6 +52,7 @@ class GenerativeModel:
         class_names: tuple[str, ...],
         device: str = "cpu",
         memory_mb: int | None = None,
+        prefix_cache_mb: int = 0,
     ) -> None:
         """Tokenize question and class names once.
 
@@ -59,12 +61,16 @@ class GenerativeModel:
             class_names: names in label order.
             device: where the contexts will live.
             memory_mb: what the backward passes of one step may take; None: as much as they need.
+            prefix_cache_mb: memory in which keys and values of what comes before the prompt are kept, where it stands
+                at the tail; 0: they are read anew in every step.
 
         Raises:
             ConfigError: a name has no token, two names have the same, or there are too many for their letters.
         """
         self.backbone, self.class_names, self.device, self.memory_mb = backbone, class_names, device, memory_mb
         self._loss, self._is_tail = backbone.config.loss, backbone.config.prompt_position == "tail"
+        self.prefix_cache_mb = prefix_cache_mb
+        self._kept = PrefixCache(prefix_cache_mb) if prefix_cache_mb else None
         turn, tokenize = backbone.turn, backbone.tokenize
         question = backbone.config.question.replace("{classes}", ", ".join(class_names))
         spoken, end = list(class_names), list(backbone.end_ids)
@@ -191,6 +197,12 @@ class GenerativeModel:
         return self.scores(torch.zeros(0, self.token_width, device=self.device), image_features)
 
     @property
+    def how_asked(self) -> tuple[str, ...]:
+        """What decides gradients beside the weights: question, place of the prompt, loss, whether prefixes are kept."""
+        config = self.backbone.config
+        return self._question, config.prompt_position, config.loss, "alone" if self._kept else "together"
+
+    @property
     def template_origin(self) -> str:
         """Say where `template_scores` come from."""
         return f"the written question {self._question!r}"
@@ -220,9 +232,7 @@ class GenerativeModel:
         num, header = len(media), self._header.expand(len(media), -1, -1)
         if self._is_tail:
             prefix = self._prefix(media, 0)
-            with torch.no_grad():
-                allowed = _allowed(prefix.is_there, torch.zeros_like(prefix.positions[0]))
-                _, past = self.backbone.read(prefix.embedded, prefix.positions, allowed)
+            past = self._read_prefix(media) if self._kept is None else self._kept.read(media, self._read_prefix)
             text = torch.cat([contexts, header], dim=1)
             return (past, prefix.is_there), self._follow(text, prefix.end, len(prefix.positions))
         prefix = self._prefix(media, contexts.shape[1])
@@ -237,6 +247,13 @@ class GenerativeModel:
             last.end,
         )
         return ((), prefix.is_there.new_zeros(num, 0)), whole
+
+    @torch.no_grad()
+    def _read_prefix(self, media: Float[Tensor, "b m e"]) -> KeysAndValues:
+        """Return keys and values of start, media and question."""
+        prefix = self._prefix(media, 0)
+        allowed = _allowed(prefix.is_there, torch.zeros_like(prefix.positions[0]))
+        return self.backbone.read(prefix.embedded, prefix.positions, allowed)[1]
 
     def _prefix(self, media: Float[Tensor, "b m e"], start: int) -> Reading:
         """Lay out start, media and question from a position on; media tokens that are all zero are padding."""

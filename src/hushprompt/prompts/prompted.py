@@ -10,7 +10,11 @@ from hushprompt.prompts.prompted_model import PromptedModel
 
 
 def prompted(
-    backbone: Model, class_names: tuple[str, ...], device: str = "cpu", memory_mb: int | None = None
+    backbone: Model,
+    class_names: tuple[str, ...],
+    device: str = "cpu",
+    memory_mb: int | None = None,
+    prefix_cache_mb: int = 0,
 ) -> PromptedModel:
     """Return a backbone that knows its classes.
 
@@ -19,10 +23,11 @@ def prompted(
         class_names: names in label order.
         device: where the contexts will live.
         memory_mb: what the backward passes of one step may take; None: as much as they need.
+        prefix_cache_mb: what a generative model may keep of examples; see `runtime.prefix_cache_mb`.
 
     Raises:
         ConfigError: a name has no token.
     """
     if isinstance(backbone, GenerativeBackbone):
-        return GenerativeModel(backbone, class_names, device, memory_mb)
+        return GenerativeModel(backbone, class_names, device, memory_mb, prefix_cache_mb)
     return PromptModel(backbone, class_names, device, memory_mb)
