@@ -222,6 +222,17 @@ def test_a_prefix_that_is_kept_changes_nothing_whoever_asked_before(folder):
     assert not calls
 
 
+@pytest.mark.parametrize("kept", [0, 8])
+def test_a_row_is_a_function_of_its_own_example_alone(tmp_path, kept):
+    backbone = load(tiny_generative.write("smolvlm", tmp_path / "smolvlm"))
+    model, context = GenerativeModel(backbone, NAMES, prefix_cache_mb=kept), context_of(backbone)
+    media = backbone.encode_tokens(examples(backbone))
+    alone = [model.gradients(context, Batch(media[[at]], LABELS[[at]]), "end")[0] for at in range(3)]
+    close(model.gradients(context, Batch(media, LABELS), "end")[0], torch.cat(alone), 1e-6)
+    close(alone[0], GenerativeModel(backbone, NAMES).gradients(context, Batch(media[:1], LABELS[:1]), "end")[0], 1e-5)
+    assert (alone[0] - alone[1]).norm() > 0.1 * alone[0].norm()
+
+
 def test_half_precision_is_near(smolvlm):
     backbone, half = load(smolvlm), load(smolvlm, precision="bfloat16")
     media, context = backbone.encode_tokens(examples(backbone)), context_of(backbone)
