@@ -54,6 +54,8 @@ def linear_tensors(
     if "context" not in tensors or feature_kind(header, tensors) == "patches":
         raise DataError(f"No linear scores follow from {', '.join(sorted(tensors))}. The file says: {header.prompt}.")
     frozen = model()
+    if frozen.backbone.capabilities.num_tokens is not None:
+        raise DataError(f"A generative model's scores are likelihoods of names, not linear: {header.prompt!r}.")
     with torch.no_grad():
         features = frozen.text_features(tensors["context"].to(frozen.device), _name_position(header, tensors, frozen))
     return {"text_features": features, "logit_scale": torch.tensor(frozen.logit_scale)}
