@@ -16,7 +16,7 @@ from hushprompt.errors import ConfigError
 def values(tmp_path_factory):
     folder = tiny_generative.write("smolvlm", tmp_path_factory.mktemp("hub") / "smolvlm")
     backbone = {"name": "smolvlm", "model": str(folder)}
-    return {**TOY, "backbone": backbone, "training": {"num_rounds": 2}, "references": []}
+    return {**TOY, "backbone": backbone, "training": {"num_rounds": 1}, "references": []}
 
 
 def test_it_gives_the_numbers_of_a_simulation(tmp_path, values):
