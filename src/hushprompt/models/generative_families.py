@@ -124,7 +124,7 @@ SMOLVLM = Family(
 )  # fmt: skip
 IDEFICS3 = Family(
     model_type="idefics3", network="Idefics3ForConditionalGeneration", encode=_idefics, token_side=_shuffled_side,
-    around=IDEFICS, chat=SMOLVLM.chat,
+    around=IDEFICS, chat=SMOLVLM.chat.removeprefix("<|im_start|>"),
 )  # fmt: skip
 LLAVA = Family(
     model_type="llava", network="LlavaForConditionalGeneration", encode=_pooled, is_resizable=False,

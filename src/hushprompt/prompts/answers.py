@@ -39,12 +39,10 @@ class Answers:
         Args:
             log_probs: [b, 1 + w, v] of the next token, behind the last token before the answers and those of `ids`.
         """
-        shape = (len(log_probs), -1)
-        rows = self.sources.flatten(1).expand(shape)
-        found = log_probs[
-            torch.arange(len(log_probs), device=rows.device)[:, None], rows, self.targets.flatten(1).expand(shape)
-        ]
-        each = found.unflatten(1, self.targets.shape[1:]) * self.is_target
+        num = len(log_probs)
+        rows, ids = (each.flatten(1).expand(num, -1) for each in (self.sources, self.targets))
+        found = log_probs[torch.arange(num, device=rows.device)[:, None], rows, ids]
+        each = found.unflatten(1, self.targets.shape[1:]).where(self.is_target, 0.0)
         return each.sum(dim=2) / self.is_target.sum(dim=2)
 
     @property
