@@ -47,8 +47,8 @@ class GenerativeConfig:
     """Of weights and arithmetic; "bfloat16" and "float16" change results. Prompts, losses, clipping and noise stay
     float32."""
     device_map: str = ""
-    """How the layers lie on several devices, such as "auto" or "balanced"; needs the package accelerate. Empty: on the
-    one that runtime.device says."""
+    """How the layers lie on several devices, such as "auto" or "balanced"; needs the package accelerate, and
+    runtime.device = "cuda". Empty: all on the one device that runtime.device says."""
     question: str = "What is this?"
     """What the model is asked about an image or sound; {classes} in it stands for the names of all classes."""
     prompt_position: PromptPosition = "tail"
