@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import importlib.util
 
 import numpy as np
 import pytest
@@ -19,13 +20,14 @@ from hushprompt.privacy.config import Channel
 from hushprompt.privacy.mechanisms.base import Release
 from hushprompt.privacy.mechanisms.observed import WrappedMechanism
 from hushprompt.prompts.optimizer import Optimizer
+from hushprompt.prompts.prompted import prompted
 from hushprompt.registry import METHODS
 from hushprompt.runs.state import flatten, restore
 
 
 def small(name, clip_norm=1.0, sizes=(7,)):
     """The method with settings that fit the toy model; "(middle)" has the name there and a context for each class."""
-    cls = METHODS.get(name.removesuffix(" (middle)"))
+    cls = METHODS.get(name.partition(" (")[0])
     wanted = {"num_ctx": 4, "rank": 2}
     wanted |= dict.fromkeys(("optimizer", "global_optimizer", "local_optimizer"), Optimizer())
     if name.endswith(" (middle)"):
@@ -37,6 +39,8 @@ def small(name, clip_norm=1.0, sizes=(7,)):
 
 
 NAMES = METHODS.names() + [f"{n} (middle)" for n in METHODS.names() if issubclass(METHODS.get(n), ContextConfig)]
+if importlib.util.find_spec("transformers"):
+    NAMES += [f"{n} (generative)" for n in METHODS.names() if not getattr(METHODS.get(n), "needs_two_towers", True)]
 every_method = pytest.mark.parametrize("name", NAMES)
 trained_methods = pytest.mark.parametrize("name", [name for name in NAMES if small(name).channels])
 
@@ -52,6 +56,23 @@ def rng(seed=0):
     return np.random.default_rng(seed)
 
 
+@pytest.fixture(scope="module")
+def generative(tmp_path_factory):
+    """A tiny SmolVLM with the classes of the toy model."""
+    from helpers import tiny_generative
+    from hushprompt.models.generative import SmolVLM
+
+    folder = tiny_generative.write("smolvlm", tmp_path_factory.mktemp("hub"))
+    backbone = SmolVLM(model=str(folder), loss="classes").load()
+    return prompted(backbone, ("ant", "bee", "kiwi", "ox", "lynx"))
+
+
+@pytest.fixture
+def model(name, model, request):
+    """The toy model, or the generative one."""
+    return request.getfixturevalue("generative") if name.endswith("(generative)") else model
+
+
 @pytest.fixture
 def make_mechanism(make_mechanism, name):
     """The suite's mechanisms, for the way in which a method clips."""
@@ -62,7 +83,7 @@ def make_mechanism(make_mechanism, name):
 @pytest.fixture
 def batch(name, model):
     """Seven examples of the kind that the method needs."""
-    patches = (4,) if small(name).feature_kind == "patches" else ()
+    patches = (4,) if small(name).feature_kind == "patches" or name.endswith("(generative)") else ()
     features = torch.from_numpy(rng(5).normal(size=(7, *patches, model.backbone.feature_dim))).float()
     return Batch(torch.nn.functional.normalize(features, dim=-1), torch.tensor([0, 1, 2, 3, 4, 0, 2]))
 
@@ -288,7 +309,7 @@ def test_without_noise_it_learns(name, model, batch, make_mechanism):
         if upload.shared_grad is not None:
             shared = method.server_step(shared, server.release(Channel.GLOBAL, upload.shared_grad).value)
     losses.append(cross_entropy(method.logits(model, shared, personal, batch.image_features), batch.labels))
-    assert losses[-1] < 0.8 * losses[0]
+    assert losses[-1] < (0.9 if name.endswith("(generative)") else 0.8) * losses[0]  # whose weights are random
 
 
 @trained_methods

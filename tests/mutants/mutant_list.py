@@ -49,7 +49,9 @@ from hushprompt.privacy.release_plan import ReleasePlan
 from hushprompt.privacy.releases import GaussianReleases
 from hushprompt.privacy.sampling import DisjointSampler, EveryExample, PoissonSampler
 from hushprompt.privacy.shares import ShareGrid, ShareTerms
+from hushprompt.prompts.generative_model import GenerativeModel
 from hushprompt.prompts.gradients import per_example_gradients
+from hushprompt.prompts.prefix_cache import PrefixCache
 from hushprompt.runs.identity import RunIdentity
 from hushprompt.runs.ledger import LedgerFile
 from hushprompt.seeding import stream
@@ -1629,6 +1631,30 @@ def another_turn_for_nothing(patch):
         "test_a_run_key_is_the_owners_alone_and_lasts_from_the_first_invitation_to_the_end")  # fmt: skip
 def run_key_kept(patch):
     patch.setattr(RunStore, "remove_run_key", lambda self: None)
+
+
+# ------------------------------------------------------------------------------------------- generative models
+
+GENERATIVE, OWN_ROW = "prompts/test_generative_model.py", "test_a_row_is_a_function_of_its_own_example_alone"
+
+
+@mutant("examples of a generative model share one copy of the prompt: each row has the gradients of all", GENERATIVE,
+        OWN_ROW, kept=0)  # fmt: skip
+def one_copy_of_the_prompt(patch):
+    def make(true):
+        def gradients(self, context, batch, name_position):
+            grads, losses = true(self, context, batch, name_position)
+            return grads.sum(dim=0).expand_as(grads), losses
+
+        return gradients
+
+    around(patch, GenerativeModel, "gradients", make)
+
+
+@mutant("a generative model reads an example behind another one's image", GENERATIVE, OWN_ROW, kept=8)
+def another_examples_prefix(patch):
+    true = PrefixCache._one
+    patch.setattr(PrefixCache, "_one", lambda self, row, read_one: true(self, row * 0 + 1, read_one))
 
 
 def table():

@@ -22,7 +22,7 @@ from hushprompt.data.readers.features import FeatureFile
 from hushprompt.errors import ConfigError
 from hushprompt.features.cache import Progress, check_fit, image_features
 from hushprompt.federation.setup import make_partition
-from hushprompt.models.base import Model
+from hushprompt.models.base import Model, no_towers
 from hushprompt.models.placing import place
 from hushprompt.prompts.prompt_model import PromptModel
 from hushprompt.registry import DATASETS
@@ -69,6 +69,7 @@ def export_features(
     dataset = resolved.data.load()
     partition = make_partition(resolved, dataset)
     backbone = resolved.backbone.load()
+    _check_towers(backbone, "A file of features")
     check_fit(backbone, dataset, resolved.features)
     model = PromptModel(backbone, dataset.class_names, device=place(backbone, resolved.runtime.device))
     model.check_scores()
@@ -115,6 +116,7 @@ def make_metric(
     labels = np.concatenate([split.labels for split in dataset.splits.values()])
     check_classes(torch.from_numpy(labels))
     backbone = resolved.backbone.load()
+    _check_towers(backbone, "A metric")
     check_fit(backbone, dataset, resolved.features)
     fingerprint, path = _metric_of(backbone, dataset, out)
     model = PromptModel(backbone, dataset.class_names, device=place(backbone, resolved.runtime.device))
@@ -130,6 +132,12 @@ def make_metric(
         fingerprint, dict(enumerate(texts)),
     ).write(path)  # fmt: skip
     return path
+
+
+def _check_towers(backbone: Model, what: str) -> None:
+    """Raise UnfitError of a generative model, which has no features of unit norm."""
+    if backbone.capabilities.num_tokens is not None:
+        raise no_towers(what)
 
 
 def _of_public(

@@ -148,8 +148,7 @@ class World:
                 return method.head(model, state.shared).logits(features.cpu()).log_softmax(dim=1).float()
             context = shared_context(method, state.shared)
             assert context is not None, "the public is attacked only where it sees a prompt"
-            text_features = context_method(method).text_features(model, context)
-            return model.logits(features, text_features).log_softmax(dim=1)
+            return model.scores(context, features, context_method(method).name_position).log_softmax(dim=1)
 
     def class_rows(self, method: LinearHead, shared: Shared) -> Float[np.ndarray, " m"]:
         """Return the product of each candidate's residual with the published row of its class.
@@ -177,7 +176,7 @@ class World:
         labels, method = torch.from_numpy(self.candidates.labels), context_method(arm.method)
 
         def losses(context: Tensor) -> Tensor:
-            logits = model.logits(features, method.text_features(model, context))
+            logits = model.scores(context, features, method.name_position)
             return torch.nn.functional.cross_entropy(logits, labels, reduction="none").double()
 
         slopes = []

@@ -124,6 +124,9 @@ class RuntimeConfig:
     """Memory in MB that the backward passes of one client's step may take, beside its one forward pass; 0 is 160 on a
     CPU, where num_threads clients take it at once and small parts stay in the cache, and 4096 on a GPU. Larger batches
     go in parts, which changes results by rounding alone."""
+    prefix_cache_mb: int = 0
+    """Memory in MB for what a generative model made of image and question, where the prompt stands behind them; 0 reads
+    them anew in every step. Results change by rounding alone."""
     device: Literal["auto", "cpu", "cuda"] = "cpu"
     """Where the towers and prompts are: "cuda" for a GPU, "auto" for a GPU if there is one and the backbone can use it.
     Noise is drawn on the CPU in any case, so devices differ by rounding alone."""
@@ -136,7 +139,9 @@ class RuntimeConfig:
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        checks.non_negative(num_threads=self.num_threads, memory_mb=self.memory_mb)
+        checks.non_negative(
+            num_threads=self.num_threads, memory_mb=self.memory_mb, prefix_cache_mb=self.prefix_cache_mb
+        )
 
     @property
     def cache_path(self) -> Path:

@@ -21,7 +21,8 @@ from hushprompt.errors import ConfigError, ProtocolError
 from hushprompt.federation.planning import plan_arms
 from hushprompt.methods.base import StartsFromRelease, check_needs
 from hushprompt.models.placing import place, step_memory_mb
-from hushprompt.prompts.prompt_model import PromptModel
+from hushprompt.prompts.prompted import prompted
+from hushprompt.prompts.prompted_model import PromptedModel
 from hushprompt.runs.arm import Arm
 
 KEY_HEX, SIGNATURE_HEX = re.compile("[0-9a-f]{64}"), re.compile("(?:[0-9a-f]{2}){8,104}")
@@ -177,13 +178,13 @@ def _refuse_start(config: RunConfig) -> None:
         )
 
 
-def open_model(config: RunConfig, class_names: tuple[str, ...]) -> PromptModel:
+def open_model(config: RunConfig, class_names: tuple[str, ...]) -> PromptedModel:
     """Load the backbone of a config for these classes; ConfigError if the method needs one that can do more."""
     backbone = config.backbone.load()
     check_needs(config.method, backbone)
     device = place(backbone, config.runtime.device)
     memory_mb = step_memory_mb(config.runtime.memory_mb, device)
-    model = PromptModel(backbone, class_names, device=device, memory_mb=memory_mb)
+    model = prompted(backbone, class_names, device, memory_mb, config.runtime.prefix_cache_mb)
     model.check_scores()
     return model
 

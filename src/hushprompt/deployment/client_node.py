@@ -34,7 +34,7 @@ from hushprompt.deployment.server_record import AGREEMENT
 from hushprompt.deployment.store import ClientState, RunStore
 from hushprompt.deployment.transport import T, plain
 from hushprompt.errors import ConfigError, DataError, HushpromptError, ProtocolError
-from hushprompt.prompts.prompt_model import PromptModel
+from hushprompt.prompts.prompted_model import PromptedModel
 from hushprompt.runs import records
 from hushprompt.words import counted
 
@@ -50,7 +50,7 @@ class ClientNode:
         """Hold the config; data and model are loaded once, when a message first needs them."""
         self.config = config
         self.store = config.store
-        self._model: tuple[Any, PromptModel] | None = None
+        self._model: tuple[Any, PromptedModel] | None = None
         self._current: ClientRun | None = None
         self._handlers: dict[str, Callable[[Envelope], Envelope]] = {
             "join": self._join,
@@ -234,7 +234,7 @@ class ClientNode:
             self._current = run
         return self._current
 
-    def _open_model(self, offer: Offer) -> PromptModel:
+    def _open_model(self, offer: Offer) -> PromptedModel:
         """Load the backbone once; ProtocolError unless it is the federation's."""
         key = (offer.backbone, offer.class_names)
         if self._model is None or self._model[0] != key:

@@ -30,7 +30,7 @@ from hushprompt.privacy.config import Channel
 from hushprompt.privacy.ledger import why_not
 from hushprompt.privacy.statements import STAYS_AT_HOME
 from hushprompt.privacy.system_random import ByteSource
-from hushprompt.prompts.prompt_model import PromptModel
+from hushprompt.prompts.prompted_model import PromptedModel
 from hushprompt.runs import identity as identities
 from hushprompt.runs import manifest, records
 from hushprompt.runs.arm import Arm
@@ -53,7 +53,7 @@ class ClientRun:
         store: RunStore,
         agreement: Agreement,
         config: RunConfig,
-        model: PromptModel,
+        model: PromptedModel,
         examples: Examples,
         client_id: int,
     ) -> None:

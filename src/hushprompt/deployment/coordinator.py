@@ -454,7 +454,7 @@ class Coordinator:
     def _summary(self, ledger: LedgerFile, arm: Arm, state: ServerState, told: Mapping[str, NoisyCounts]) -> ArmSummary:
         """Return the run's line of a result table; scores stay with the clients, but for what they told with noise."""
         plan, audience = ledger.spent(arm).plan, arm.plan.config.audience
-        has_text = self.model.backbone.capabilities.text != "none"
+        has_text = self.model.backbone.capabilities.scores_untrained
         gained = self._told_before()  # by clients that may be gone now
         for name, counts in told.items():
             before, now = counts.accuracies

@@ -22,7 +22,7 @@ from hushprompt.features.cache import image_features
 from hushprompt.features.store import StoredFeatures
 from hushprompt.federation.setup import make_partition
 from hushprompt.models.base import FeatureKind
-from hushprompt.prompts.prompt_model import PromptModel
+from hushprompt.prompts.prompted_model import PromptedModel
 from hushprompt.user_text import nfc
 
 LOG = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class Examples:
         return None if self.groups is None or groups is None else groups[self.index[split]]
 
     def features(
-        self, model: PromptModel, config: RunConfig, split: str, kind: FeatureKind
+        self, model: PromptedModel, config: RunConfig, split: str, kind: FeatureKind
     ) -> tuple[StoredFeatures, Int[Tensor, " n"], Int[Tensor, " m"]]:
         """Return features of a split, cached or encoded now, labels [n] of all its rows, and the own rows."""
         where = config.runtime.cache_path

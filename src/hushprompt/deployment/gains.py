@@ -27,7 +27,7 @@ from hushprompt.methods.base import NoState
 from hushprompt.methods.zero_shot import ZeroShot
 from hushprompt.privacy import statements
 from hushprompt.privacy.metrics import MetricsPlan, RightAnswers, make_metrics_plan
-from hushprompt.prompts.prompt_model import PromptModel
+from hushprompt.prompts.prompted_model import PromptedModel
 from hushprompt.runs.arm import Arm
 from hushprompt.runs.metrics import MetricsFile
 from hushprompt.runs.records import ArmSummary
@@ -88,9 +88,9 @@ def statement(config: RunConfig) -> dict[str, str]:
     return {"evaluation_images": said}
 
 
-def zero_shot(model: PromptModel) -> LogitsFn | None:
+def zero_shot(model: PromptedModel) -> LogitsFn | None:
     """Return what scores images with the hand template; None where the model has no text."""
-    if model.backbone.capabilities.text == "none":
+    if not model.backbone.capabilities.scores_untrained:
         return None
     return lambda images: ZeroShot().logits(model, NoState(), NoState(), images)
 

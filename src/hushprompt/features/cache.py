@@ -28,7 +28,7 @@ from hushprompt.data.base import Dataset, Split
 from hushprompt.errors import ConfigError, DataError, UnfitError
 from hushprompt.features.store import ARRAY, FeatureFolder, FeatureKey, Precision, StoredFeatures, key_of
 from hushprompt.features.views import random_view
-from hushprompt.models.base import FeatureKind, Model
+from hushprompt.models.base import FeatureKind, Model, encoder
 from hushprompt.registry import SECTIONS
 
 logger = logging.getLogger(__name__)
@@ -108,7 +108,8 @@ def image_features(
         config: views and precision.
         on_progress: called after every batch of images; not at all if nothing needs to be encoded. Of patches it also
             says how much disk they take.
-        kind: one feature an image, or one a patch.
+        kind: one feature an image, or one a patch; of a generative model, what it reads stands for the first, and is
+            not of unit norm.
 
     Raises:
         ConfigError: the backbone takes something else than the data set holds, sounds were to have views, or the
@@ -120,6 +121,8 @@ def image_features(
     what = f"encoding {dataset.name} {split}"
     if key.num_patches is not None:
         what += f", {key.num_patches} patches an image, {key.num_bytes / 1e6:.0f} MB"
+    if key.num_tokens is not None:
+        what += f", {key.num_tokens} tokens an example, {key.num_bytes / 1e6:.0f} MB"
     shipped, folder = (FeatureFolder(folder_of(cache, key), key) for cache in (SHIPPED, cache_dir))
     if shipped.is_ready():
         return shipped.read()
@@ -187,6 +190,7 @@ def feature_key(
         ConfigError: the backbone has no features of that kind.
     """
     check_kind(backbone, kind)
+    num_tokens = backbone.capabilities.num_tokens
     num_views = config.num_views if split == "train" else 1
     is_augmented = num_views > 1
     return FeatureKey(
@@ -197,12 +201,13 @@ def feature_key(
         num_examples=len(dataset.splits[split]),
         num_views=num_views,
         feature_dim=backbone.feature_dim,
-        dtype=config.dtype,
+        dtype=config.dtype if num_tokens is None else "float16",  # they are many, and most models have no more bits
         chunk_size=max(1, config.batch_size // num_views),
         min_scale=config.min_scale if is_augmented else None,
         view_seed=config.view_seed if is_augmented else None,
         view_size=backbone.capabilities.view_size if is_augmented else None,
         num_patches=backbone.capabilities.num_patches if kind == "patches" else None,
+        num_tokens=num_tokens,
     )
 
 
@@ -210,7 +215,7 @@ def folder_of(cache_dir: Path, key: FeatureKey) -> Path:
     """Return where the features of a key are kept: names for a reader, and a hash of the whole key."""
     dataset = re.sub(r"[^\w.-]|^\.|^$", "_", key.dataset)[:100]
     whole = hashlib.sha256(json.dumps(key.to_json(), sort_keys=True).encode()).hexdigest()
-    kind = "" if key.num_patches is None else "-patches"
+    kind = "-patches" if key.num_patches is not None else "" if key.num_tokens is None else "-tokens"
     return cache_dir / "features" / dataset / f"{key.backbone[:12]}-{key.split}{kind}-{key.data[:12]}-{whole[:12]}"
 
 
@@ -309,11 +314,12 @@ def _encoded(
     """
     missing = key.chunk_size * key.num_views - len(images)
     with torch.no_grad():
-        encode = backbone.encode_images if key.num_patches is None else backbone.encode_patches
+        encode = encoder(backbone, "pooled" if key.num_patches is None else "patches")
         features = encode([*images, *images[:1] * missing])[: len(images)]
     by_example = features.float().cpu().numpy().reshape(len(rows), key.num_views, *key.row_shape)
     axes = tuple(range(1, by_example.ndim))
-    is_usable = np.isfinite(by_example).all(axis=axes) & by_example.any(axis=axes)
+    with np.errstate(over="ignore"):
+        is_usable = np.isfinite(by_example.astype(key.dtype)).all(axis=axes) & by_example.any(axis=axes)
     if not is_usable.all():
         raise DataError(
             f"Example {rows[~is_usable][0]} of {key.dataset} {key.split} has features that are NaN or infinite, or all "

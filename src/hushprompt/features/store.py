@@ -74,6 +74,8 @@ class FeatureKey:
     """Side of a view in pixels; None too where a view is as large as the short side of its image."""
     num_patches: int | None = None
     """Patches m of each image; None for the pooled feature."""
+    num_tokens: int | None = None
+    """Tokens m of each image or sound that a generative model reads; `feature_dim` is their width."""
     format: int = 1
     """Version of the files' layout."""
 
@@ -83,16 +85,18 @@ class FeatureKey:
         return -(-self.num_examples // self.chunk_size)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the key as plain values; that of pooled features is as it was before there were others."""
+        """Return the key as plain values; what there was not always is there only where it says something."""
         values = dataclasses.asdict(self)
         if self.num_examples % self.chunk_size:
             values["last_chunk"] = "filled up"  # it was not in version 0.1
-        return {name: value for name, value in values.items() if name != "num_patches" or value is not None}
+        later = ("num_patches", "num_tokens")
+        return {name: value for name, value in values.items() if name not in later or value is not None}
 
     @property
     def row_shape(self) -> tuple[int, ...]:
         """Shape of the features of one view of an example: [d], or [m, d]."""
-        return (self.feature_dim,) if self.num_patches is None else (self.num_patches, self.feature_dim)
+        num_rows = self.num_patches or self.num_tokens
+        return (self.feature_dim,) if num_rows is None else (num_rows, self.feature_dim)
 
     @property
     def num_bytes(self) -> int:
@@ -102,7 +106,7 @@ class FeatureKey:
 
 @dataclass(frozen=True)
 class StoredFeatures:
-    """Unit-norm features of one split, left on the disk: only rows that are asked for come into memory."""
+    """Features of one split, left on the disk: only rows that are asked for come into memory."""
 
     array: Float[np.ndarray, "n k *m d"]
     """[n, k, d] k views of each example, or [n, k, m, d] with m patches each; memory-mapped, float32 or float16."""

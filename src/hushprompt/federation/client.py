@@ -24,7 +24,7 @@ from hushprompt.methods.base import Batch, Personal, Shared, StepInfo, Upload
 from hushprompt.models.base import FeatureKind
 from hushprompt.privacy.config import Channel
 from hushprompt.privacy.mechanisms.base import Mechanism
-from hushprompt.prompts.prompt_model import PromptModel
+from hushprompt.prompts.prompted_model import PromptedModel
 from hushprompt.runs.arm import Arm
 from hushprompt.seeding import stream
 
@@ -72,7 +72,7 @@ class Client:
     client_id: int
     seed: int
     training: TrainingConfig
-    model: PromptModel
+    model: PromptedModel
     features: Mapping[FeatureKind, StoredFeatures]
     """Of the kinds that the methods need; perhaps more than this client's, of which `index` are its own."""
     labels: Int[Tensor, " m"]

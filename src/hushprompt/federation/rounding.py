@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +31,9 @@ from hushprompt.privacy.clipping import ClippedSum, clip_factors
 from hushprompt.privacy.config import Channel
 from hushprompt.privacy.mechanisms.base import Release
 from hushprompt.privacy.mechanisms.observed import WrappedMechanism
+from hushprompt.prompts.generative_model import GenerativeModel
 from hushprompt.prompts.prompt_model import PromptModel
+from hushprompt.prompts.prompted_model import PromptedModel
 from hushprompt.runs import records
 from hushprompt.runs.arm import Arm
 
@@ -42,7 +45,7 @@ Rows = Float[Tensor, "..."]
 Progress = Callable[[str, int, int], None]
 
 
-def check_rounding(arm: Arm, model: PromptModel, cache_dir: Path, on_progress: Progress | None = None) -> None:
+def check_rounding(arm: Arm, model: PromptedModel, cache_dir: Path, on_progress: Progress | None = None) -> None:
     """Refuse a model that rounds more than `privacy.rounding`; measured once, and kept beside the cached features.
 
     Raises:
@@ -60,7 +63,7 @@ def check_rounding(arm: Arm, model: PromptModel, cache_dir: Path, on_progress: P
         )
 
 
-def measure(arm: Arm, model: PromptModel, on_progress: Progress | None = None) -> float:
+def measure(arm: Arm, model: PromptedModel, on_progress: Progress | None = None) -> float:
     """Return how far a clipped gradient moves at most, over its clip norm, when others join or leave its batch.
 
     The method's own step is asked for gradients in batches of many sizes and in another order, at its first prompts.
@@ -128,9 +131,11 @@ def _clipped(rows: Rows, norm: float) -> Float[Tensor, "b p"]:
     return flat * clip_factors(flat, norm)[:, None]
 
 
-def _made_up(arm: Arm, model: PromptModel, size: int) -> Batch:
+def _made_up(arm: Arm, model: Any, size: int) -> Batch:
     """Return examples of nobody, from far off every class to right on one."""
     rng = torch.Generator().manual_seed(0)
+    if model.backbone.capabilities.num_tokens is not None:
+        return _made_up_tokens(model, size, rng)
     texts = _texts(model, rng).cpu().float()
     labels = torch.randint(len(texts), (size,), generator=rng)
     shape: tuple[int, ...] = (size, texts.shape[1])
@@ -141,6 +146,14 @@ def _made_up(arm: Arm, model: PromptModel, size: int) -> Batch:
     centers = texts[labels].reshape(size, *[1] * (len(shape) - 2), -1)
     noise = F.normalize(torch.randn(shape, generator=rng), dim=-1)
     return Batch(F.normalize(nearness * centers + noise, dim=-1).to(model.device), labels.to(model.device))
+
+
+def _made_up_tokens(model: GenerativeModel, size: int, rng: torch.Generator) -> Batch:
+    """Return examples of nobody for a generative model: words in no order in the place of an image's tokens."""
+    can = model.backbone.capabilities
+    words = torch.randint(model.backbone.vocabulary_size, (size, can.num_tokens or 1), generator=rng)
+    labels = torch.randint(model.num_classes, (size,), generator=rng)
+    return Batch(model.backbone.embed(words.to(model.device)), labels.to(model.device))
 
 
 @torch.no_grad()
@@ -167,13 +180,13 @@ def _largest_batch(arm: Arm) -> int:
     return max(2, min(num, LARGEST_BATCH, math.ceil(expected + 6 * math.sqrt(most * expected))))
 
 
-def _measured(arm: Arm, model: PromptModel, cache_dir: Path, on_progress: Progress | None) -> float:
+def _measured(arm: Arm, model: PromptedModel, cache_dir: Path, on_progress: Progress | None) -> float:
     """Read what was measured before of this model and method on such a machine, or measure it."""
     plan = arm.plan.release_plan
     told = [
         model.backbone.fingerprint, model.class_names, model.memory_mb, to_plain(arm.method), plan.clip_norms,
         _largest_batch(arm), torch.__version__, model.device, torch.backends.cpu.get_cpu_capability(),
-        torch.get_num_threads(),
+        torch.get_num_threads(), *(model.how_asked if isinstance(model, GenerativeModel) else ()),
     ]  # fmt: skip
     key = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
     path = cache_dir / "rounding" / f"{key[:24]}.json"

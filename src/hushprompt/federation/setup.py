@@ -30,7 +30,8 @@ from hushprompt.models.placing import place, step_memory_mb
 from hushprompt.privacy import statements
 from hushprompt.privacy.copies import epsilon_of_copies
 from hushprompt.privacy.plan import PrivacyPlan
-from hushprompt.prompts.prompt_model import PromptModel
+from hushprompt.prompts.prompted import prompted
+from hushprompt.prompts.prompted_model import PromptedModel
 from hushprompt.runs.arm import Arm
 
 Classes = tuple[tuple[int, ...] | None, ...]
@@ -43,7 +44,7 @@ Load = Callable[[Any], Any]
 class NewImages:
     """Classes that nobody trains on, and their images in the evaluation split."""
 
-    model: PromptModel
+    model: PromptedModel
     """Knows the new class names alone."""
     features: dict[FeatureKind, Tensor]
     """[m, d] or [m, patches, d] of each kind that the arms need."""
@@ -55,7 +56,7 @@ class NewImages:
 class Federation:
     """Model, data and clients, ready to train."""
 
-    model: PromptModel
+    model: PromptedModel
     train_features: dict[FeatureKind, StoredFeatures]
     """Of the kinds that the arms need. They stay on the disk; a step reads the rows of its batch."""
     train_labels: Int[Tensor, " n"]
@@ -134,7 +135,7 @@ def loads_once() -> Load:
     return load
 
 
-def load_model(config: RunConfig, dataset: Dataset, arms: Sequence[Arm], load: Load = load_fresh) -> PromptModel:
+def load_model(config: RunConfig, dataset: Dataset, arms: Sequence[Arm], load: Load = load_fresh) -> PromptedModel:
     """Load the backbone, and see that every arm's method fits it before anything is encoded or trained.
 
     Raises:
@@ -146,7 +147,8 @@ def load_model(config: RunConfig, dataset: Dataset, arms: Sequence[Arm], load: L
     backbone = load_backbone(config, dataset, load)
     device = place(backbone, config.runtime.device)
     names = dataset.class_names[:num_trained]
-    model = PromptModel(backbone, names, device=device, memory_mb=step_memory_mb(config.runtime.memory_mb, device))
+    memory_mb = step_memory_mb(config.runtime.memory_mb, device)
+    model = prompted(backbone, names, device, memory_mb, config.runtime.prefix_cache_mb)
     for arm in (stage for whole in arms for stage in whole.stages):
         check_needs(arm.method, model.backbone)
         if num_trained < len(dataset.class_names) and getattr(arm.method, "is_class_specific", False):
@@ -171,7 +173,7 @@ def load_backbone(config: RunConfig, dataset: Dataset, load: Load = load_fresh) 
 
 def assemble(
     config: RunConfig,
-    model: PromptModel,
+    model: PromptedModel,
     dataset: Dataset,
     partition: Partition,
     on_progress: Progress,
@@ -220,7 +222,7 @@ def num_trained_classes(config: RunConfig, dataset: Dataset) -> int:
 
 
 def _new_images(
-    model: PromptModel, dataset: Dataset, features: Mapping[FeatureKind, Tensor], labels: Int[Tensor, " n"]
+    model: PromptedModel, dataset: Dataset, features: Mapping[FeatureKind, Tensor], labels: Int[Tensor, " n"]
 ) -> NewImages | None:
     """Return the images of the classes that the model does not know; None if it knows all.
 
@@ -235,7 +237,7 @@ def _new_images(
         raise ConfigError(
             "evaluation.base_classes is set, but no evaluation image shows a new class. Use another split."
         )
-    new_model = PromptModel(model.backbone, new_names, device=model.device, memory_mb=model.memory_mb)
+    new_model = prompted(model.backbone, new_names, device=model.device, memory_mb=model.memory_mb)
     own = {kind: values[is_new.to(values.device)] for kind, values in features.items()}
     return NewImages(new_model, own, labels[is_new] - model.num_classes)
 

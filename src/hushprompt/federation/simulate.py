@@ -44,7 +44,7 @@ from hushprompt.federation.setup import (
 from hushprompt.federation.training import Participants, RoundInfo, train
 from hushprompt.methods.base import NoState, Personal, StartsFromRelease
 from hushprompt.privacy.metrics import MetricsPlan, RightAnswers
-from hushprompt.prompts.prompt_model import PromptModel
+from hushprompt.prompts.prompted_model import PromptedModel
 from hushprompt.runs import checkpoint, ledger, manifest, records
 from hushprompt.runs import identity as identities
 from hushprompt.runs.arm import Arm
@@ -359,7 +359,7 @@ class Trainer:
         return self._logits_fn(arm, state, self.federation.model, features)
 
     def _logits_fn(
-        self, arm: Arm, state: State, model: PromptModel, features: Float[Tensor, "n *m d"]
+        self, arm: Arm, state: State, model: PromptedModel, features: Float[Tensor, "n *m d"]
     ) -> Callable[[int], Float[Tensor, "n c"]]:
         """Return what computes a client's logits; those of clients with one and the same state are computed once."""
 

@@ -16,13 +16,14 @@ from torch import Tensor
 
 from hushprompt.errors import UnfitError
 from hushprompt.features.cache import check_kind
-from hushprompt.models.base import FeatureKind, Model, TextKind, no_tower
+from hushprompt.models.base import FeatureKind, Model, TextKind, no_tower, no_towers
 from hushprompt.privacy.clipping import ClippedSum
 from hushprompt.privacy.config import Channel
 from hushprompt.privacy.mechanisms.base import Mechanism
 from hushprompt.privacy.release_plan import BatchClipping
-from hushprompt.prompts.prompt_model import PromptModel
 
+AnyModel = Any
+"""A `PromptedModel`; for a method that does not say `needs_two_towers = False`, a `PromptModel`."""
 Shared = Any
 """Frozen dataclass of tensors that the server holds and every client receives."""
 Personal = Any
@@ -93,7 +94,7 @@ class Method(Protocol):
     fields as `init` made them. The first is what the clients' gradient is of. Where clients step copies of the shared
     state (training.local_steps > 1), all fields are sent."""
 
-    def init(self, model: PromptModel, rng: np.random.Generator) -> tuple[Shared, Personal]:
+    def init(self, model: AnyModel, rng: np.random.Generator) -> tuple[Shared, Personal]:
         """Return the state of the server and the state that every client starts with; data-independent."""
 
     def begin_round(self, shared: Shared) -> Shared:
@@ -104,7 +105,7 @@ class Method(Protocol):
 
     def client_step(
         self,
-        model: PromptModel,
+        model: AnyModel,
         shared: Shared,
         personal: Personal,
         batch: Batch,
@@ -125,21 +126,21 @@ class Method(Protocol):
     def server_step(self, shared: Shared, released: Tensor) -> Shared:
         """Move the shared state by the released (noisy) mean gradient."""
 
-    def public_file(self, model: PromptModel, shared: Shared) -> Published | None:
+    def public_file(self, model: AnyModel, shared: Shared) -> Published | None:
         """Return what everybody sees, other clients among them; None where nothing is trained that is shared.
 
         A function of the shared state, which moves by GLOBAL releases alone. Whatever more a method would show, such as
         clients' prompts to each other, has to be accounted for first: `privacy/plan.py` says who is charged for what.
         """
 
-    def personal_file(self, model: PromptModel, shared: Shared, personal: Personal) -> Published | None:
+    def personal_file(self, model: AnyModel, shared: Shared, personal: Personal) -> Published | None:
         """Return what the holder of one client's prompt sees, and may use; None where nothing is personal.
 
         A function of both states. The holder is charged for GLOBAL and LOCAL releases.
         """
 
     def logits(
-        self, model: PromptModel, shared: Shared, personal: Personal, image_features: Float[Tensor, "n *m d"]
+        self, model: AnyModel, shared: Shared, personal: Personal, image_features: Float[Tensor, "n *m d"]
     ) -> Float[Tensor, "n c"]:
         """Score images against all classes."""
 
@@ -169,7 +170,7 @@ Scorer = Callable[[Float[Tensor, "n *m d"]], Float[Tensor, "n c"]]
 class ScoresFromFile(Protocol):
     """A method whose scores are not linear in the image features, so that its file needs more than a product."""
 
-    def file_scorer(self, model: PromptModel, tensors: Mapping[str, Tensor]) -> Scorer:
+    def file_scorer(self, model: AnyModel, tensors: Mapping[str, Tensor]) -> Scorer:
         """Return what scores images as `logits` does, from the tensors of either file and the frozen model."""
 
 
@@ -221,7 +222,7 @@ class StartsFromRelease(Protocol):
     def first_release(self) -> OneRelease | None:
         """Return the method of that release; None where the start knows no data."""
 
-    def started(self, model: PromptModel, shared: Shared, release: Any, released: Shared) -> Shared:
+    def started(self, model: AnyModel, shared: Shared, release: Any, released: Shared) -> Shared:
         """Return the shared state moved to where a release points: post-processing.
 
         Args:
@@ -262,6 +263,14 @@ class NeedsLessText(Protocol):
 
 
 @runtime_checkable
+class SaysTowers(Protocol):
+    """A method that says whether it needs two towers, whose features are compared. One that does not say so does."""
+
+    needs_two_towers: ClassVar[bool]
+    """False: all that it uses of a model is in `PromptedModel`, so it also runs on a generative one."""
+
+
+@runtime_checkable
 class NeedsMore(Protocol):
     """A method that needs more of a backbone than features and text."""
 
@@ -270,7 +279,11 @@ class NeedsMore(Protocol):
 
 
 def check_needs(method: Method, backbone: Model) -> None:
-    """Raise UnfitError if a backbone lacks what a method needs, such as features of patches or a text tower."""
+    """Raise UnfitError if a backbone lacks what a method needs, such as features of patches or two towers."""
+    if backbone.capabilities.num_tokens is not None:
+        if not isinstance(method, SaysTowers) or method.needs_two_towers:
+            raise no_towers(method.title)
+        return
     check_kind(backbone, method.feature_kind)
     if isinstance(method, NeedsMore):
         method.check_backbone(backbone)
@@ -299,7 +312,7 @@ class Untrained:
 
     def client_step(
         self,
-        model: PromptModel,
+        model: AnyModel,
         shared: Shared,
         personal: Personal,
         batch: Batch,
@@ -313,8 +326,8 @@ class Untrained:
         """Learn nothing."""
         return shared
 
-    def public_file(self, model: PromptModel, shared: Shared) -> None:
+    def public_file(self, model: AnyModel, shared: Shared) -> None:
         """Nothing is trained, so nothing is published."""
 
-    def personal_file(self, model: PromptModel, shared: Shared, personal: Personal) -> None:
+    def personal_file(self, model: AnyModel, shared: Shared, personal: Personal) -> None:
         """Nothing is trained, so nothing is published."""

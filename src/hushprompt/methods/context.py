@@ -16,14 +16,14 @@ from torch import Tensor
 
 from hushprompt import checks
 from hushprompt.errors import ConfigError
-from hushprompt.methods.base import Batch, Personal, Published, Shared
+from hushprompt.methods.base import AnyModel, Batch, Personal, Published, Shared
 from hushprompt.methods.class_statistics import ClassStatistics
 from hushprompt.methods.linear_head import ReleasedSums
 from hushprompt.models.base import FeatureKind
-from hushprompt.prompts.gradients import per_example_gradients
 from hushprompt.prompts.layout import NamePosition
 from hushprompt.prompts.optimizer import Optimizer, OptimizerState
 from hushprompt.prompts.prompt_model import PromptModel
+from hushprompt.prompts.prompted_model import PromptedModel
 
 
 @dataclass(frozen=True)
@@ -82,26 +82,26 @@ class ContextConfig:
         """Return the state as it is: no step needs the start of its round."""
         return shared
 
-    def public_file(self: SharesContext, model: PromptModel, shared: Shared) -> Published | None:
+    def public_file(self: SharesContext, model: AnyModel, shared: Shared) -> Published | None:
         """Return the shared context."""
         context = self.shared_context(shared)
         return None if context is None else published(model, context, self.name_position)
 
-    def personal_file(self: HasContext, model: PromptModel, shared: Shared, personal: Personal) -> Published | None:
+    def personal_file(self: HasContext, model: AnyModel, shared: Shared, personal: Personal) -> Published | None:
         """Return the client's context."""
         return published(model, self.context(shared, personal), self.name_position)
 
     def logits(
         self: HasContext,
-        model: PromptModel,
+        model: AnyModel,
         shared: Shared,
         personal: Personal,
         image_features: Float[Tensor, "n *m d"],
     ) -> Float[Tensor, "n c"]:
         """Score images with the client's context."""
-        return model.logits(image_features, model.text_features(self.context(shared, personal), self.name_position))
+        return model.scores(self.context(shared, personal), image_features, self.name_position)
 
-    def first_context(self, model: PromptModel, rng: np.random.Generator) -> Float[Tensor, "*c t e"]:
+    def first_context(self, model: PromptedModel, rng: np.random.Generator) -> Float[Tensor, "*c t e"]:
         """Return the context before training: the words, or a Gaussian draw; data-independent.
 
         Raises:
@@ -109,9 +109,9 @@ class ContextConfig:
         """
         return self._words(model) if self.init_words else self.draw(model, rng)
 
-    def draw(self, model: PromptModel, rng: np.random.Generator) -> Float[Tensor, "*c t e"]:
+    def draw(self, model: PromptedModel, rng: np.random.Generator) -> Float[Tensor, "*c t e"]:
         """Draw a context ~ N(0, init_std^2); ConfigError if a prompt would not fit the window."""
-        model.check_context(self.num_ctx, self.name_position)
+        model.check_context(self.num_ctx, self.name_position, is_class_specific=self.is_class_specific)
         return gaussian(self._shape(model), self.init_std, rng).to(model.device)
 
     def text_features(self, model: PromptModel, context: Float[Tensor, "*c t e"]) -> Float[Tensor, "c d"]:
@@ -119,12 +119,12 @@ class ContextConfig:
         return model.text_features(context, self.name_position)
 
     def gradients(
-        self, model: PromptModel, context: Float[Tensor, "*c t e"], batch: Batch
+        self, model: PromptedModel, context: Float[Tensor, "*c t e"], batch: Batch
     ) -> tuple[Float[Tensor, "b *c t e"], Float[Tensor, " b"]]:
-        """Return each example's gradient in a context, and its loss; see `per_example_gradients`."""
-        return per_example_gradients(model, context, batch.image_features, batch.labels, self.name_position)
+        """Return each example's gradient in a context, and its loss."""
+        return model.gradients(context, batch, self.name_position)
 
-    def _words(self, model: PromptModel) -> Float[Tensor, "*c t e"]:
+    def _words(self, model: PromptedModel) -> Float[Tensor, "*c t e"]:
         """Embed the initial words, once for each context."""
         words = model.words(self.init_words, self.name_position)
         if len(words) != self.num_ctx:
@@ -132,19 +132,19 @@ class ContextConfig:
                 f"method.init_words = {self.init_words!r} has {len(words)} token(s) under this tokenizer, but "
                 f"method.num_ctx is {self.num_ctx}. Set num_ctx = {len(words)}, or use other words."
             )
-        model.check_context(self.num_ctx, self.name_position)
+        model.check_context(self.num_ctx, self.name_position, is_class_specific=self.is_class_specific)
         return words.expand(self._shape(model)).clone()
 
-    def _shape(self, model: PromptModel) -> tuple[int, ...]:
+    def _shape(self, model: PromptedModel) -> tuple[int, ...]:
         """Return [t, e] or [c, t, e]."""
         each = (self.num_ctx, model.token_width)
         return (model.num_classes, *each) if self.is_class_specific else each
 
 
-def published(model: PromptModel, context: Float[Tensor, "*c t e"], name_position: NamePosition) -> Published:
+def published(model: PromptedModel, context: Float[Tensor, "*c t e"], name_position: NamePosition) -> Published:
     """Pair a context with the layout of its prompt, and its text features."""
     layout = model.layout(context, name_position)
-    return Published({"context": context}, layout, lambda: model.text_features(context, name_position))
+    return Published({"context": context}, layout, model.text_features_fn(context, name_position))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,7 +203,7 @@ class GlobalAndPersonalConfig(SharedContextConfig):
 class PromptSumConfig(GlobalAndPersonalConfig):
     """Base of methods whose clients use the sum of a global and a personal prompt."""
 
-    def init(self, model: PromptModel, rng: np.random.Generator) -> tuple[ContextState, Any]:
+    def init(self, model: AnyModel, rng: np.random.Generator) -> tuple[ContextState, Any]:
         """Return the start of the global prompt, and draw the one start of all personal prompts.
 
         Initial words are the global prompt's alone: the two are added up.
@@ -216,7 +216,7 @@ class PromptSumConfig(GlobalAndPersonalConfig):
         total: Tensor = shared.context + personal.context
         return total
 
-    def check_rank(self, model: PromptModel, rank: int) -> None:
+    def check_rank(self, model: PromptedModel, rank: int) -> None:
         """Raise ConfigError if factors of this rank would be wider than a personal prompt."""
         num_rows = self.num_ctx * (model.num_classes if self.is_class_specific else 1)
         widest = min(num_rows, model.token_width)

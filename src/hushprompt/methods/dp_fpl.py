@@ -21,7 +21,7 @@ from hushprompt.methods.context import ContextState, PromptSumConfig, mean_loss
 from hushprompt.privacy.config import Channel
 from hushprompt.privacy.mechanisms.base import Mechanism
 from hushprompt.prompts.factorization import Factors, factor_gradients, factorize, unstack
-from hushprompt.prompts.prompt_model import PromptModel
+from hushprompt.prompts.prompted_model import PromptedModel
 from hushprompt.registry import METHODS
 
 
@@ -31,6 +31,7 @@ class DPFPL(PromptSumConfig):
     """The `method` section of DP-FPL."""
 
     title: ClassVar[str] = "DP-FPL"
+    needs_two_towers: ClassVar[bool] = False
     channels: ClassVar[frozenset[Channel]] = frozenset({Channel.LOCAL, Channel.GLOBAL})
 
     rank: int = 8
@@ -61,7 +62,7 @@ class DPFPL(PromptSumConfig):
                 f'"{self.factorization}". Use factorization = "orthonormal", or update = "factors".'
             )
 
-    def init(self, model: PromptModel, rng: np.random.Generator) -> tuple[ContextState, ContextState]:
+    def init(self, model: PromptedModel, rng: np.random.Generator) -> tuple[ContextState, ContextState]:
         """Return the starts of both prompts; the personal one is drawn, for factors of zero would not move."""
         if self.factorization != "none":
             self.check_rank(model, self.rank)
@@ -69,7 +70,7 @@ class DPFPL(PromptSumConfig):
 
     def client_step(
         self,
-        model: PromptModel,
+        model: PromptedModel,
         shared: ContextState,
         personal: ContextState,
         batch: Batch,

@@ -32,7 +32,7 @@ from hushprompt.privacy.mechanisms.base import Mechanism
 from hushprompt.privacy.release_plan import BatchClipping
 from hushprompt.prompts.factorization import Factors, factorize, unstack
 from hushprompt.prompts.optimizer import Optimizer
-from hushprompt.prompts.prompt_model import PromptModel
+from hushprompt.prompts.prompted_model import PromptedModel
 from hushprompt.registry import METHODS
 
 _released_optimizer = partial(Optimizer, learning_rate=1e-3, momentum=0.9, weight_decay=5e-4)
@@ -44,6 +44,7 @@ class DPFPLReleased(PromptSumConfig):
     """The `method` section of DP-FPL as released."""
 
     title: ClassVar[str] = "DP-FPL as released"
+    needs_two_towers: ClassVar[bool] = False
     channels: ClassVar[frozenset[Channel]] = frozenset({Channel.LOCAL, Channel.GLOBAL})
 
     rank: int = 8
@@ -66,14 +67,14 @@ class DPFPLReleased(PromptSumConfig):
         """Two blocks, u and v, on a client."""
         return BatchClipping(num_local_blocks=2, calibration=self.calibration)
 
-    def init(self, model: PromptModel, rng: np.random.Generator) -> tuple[ContextState, ContextState]:
+    def init(self, model: PromptedModel, rng: np.random.Generator) -> tuple[ContextState, ContextState]:
         """Return the starts of both prompts."""
         self.check_rank(model, self.rank)
         return super().init(model, rng)
 
     def client_step(
         self,
-        model: PromptModel,
+        model: PromptedModel,
         shared: ContextState,
         personal: ContextState,
         batch: Batch,

@@ -18,7 +18,7 @@ from hushprompt.methods.context import ContextConfig, ContextState, fresh, mean_
 from hushprompt.privacy.config import Channel
 from hushprompt.privacy.mechanisms.base import Mechanism
 from hushprompt.prompts.optimizer import Optimizer
-from hushprompt.prompts.prompt_model import PromptModel
+from hushprompt.prompts.prompted_model import PromptedModel
 from hushprompt.registry import METHODS
 
 
@@ -28,19 +28,20 @@ class LocalOnly(ContextConfig):
     """The `method` section of local-only CoOp."""
 
     title: ClassVar[str] = "local-only"
+    needs_two_towers: ClassVar[bool] = False
     channels: ClassVar[frozenset[Channel]] = frozenset({Channel.LOCAL})
     payload: ClassVar[tuple[str, ...]] = ()
 
     optimizer: Optimizer = field(default_factory=Optimizer)
     """Optimizer of each client's prompt."""
 
-    def init(self, model: PromptModel, rng: np.random.Generator) -> tuple[NoState, ContextState]:
+    def init(self, model: PromptedModel, rng: np.random.Generator) -> tuple[NoState, ContextState]:
         """Return the one start of all clients' prompts."""
         return NoState(), fresh(self.first_context(model, rng), self.optimizer)
 
     def client_step(
         self,
-        model: PromptModel,
+        model: PromptedModel,
         shared: NoState,
         personal: ContextState,
         batch: Batch,

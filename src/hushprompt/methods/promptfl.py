@@ -21,7 +21,7 @@ from hushprompt.methods.context import ContextState, SharedContextConfig, fresh,
 from hushprompt.privacy.config import Channel
 from hushprompt.privacy.mechanisms.base import Mechanism
 from hushprompt.prompts.optimizer import Optimizer
-from hushprompt.prompts.prompt_model import PromptModel
+from hushprompt.prompts.prompted_model import PromptedModel
 from hushprompt.registry import METHODS
 
 
@@ -38,6 +38,7 @@ class PromptFL(SharedContextConfig):
     """The `method` section of PromptFL."""
 
     title: ClassVar[str] = "PromptFL"
+    needs_two_towers: ClassVar[bool] = False
     channels: ClassVar[frozenset[Channel]] = frozenset({Channel.GLOBAL})
 
     optimizer: Optimizer = field(default_factory=Optimizer)
@@ -51,7 +52,7 @@ class PromptFL(SharedContextConfig):
         super().__post_init__()
         checks.non_negative(proximal_weight=self.proximal_weight)
 
-    def init(self, model: PromptModel, rng: np.random.Generator) -> tuple[AnchoredState, NoState]:
+    def init(self, model: PromptedModel, rng: np.random.Generator) -> tuple[AnchoredState, NoState]:
         """Return the start of the shared prompt."""
         start = fresh(self.first_context(model, rng), self.optimizer)
         return AnchoredState(start.context, start.optimizer, anchor=start.context), NoState()
@@ -62,7 +63,7 @@ class PromptFL(SharedContextConfig):
 
     def client_step(
         self,
-        model: PromptModel,
+        model: PromptedModel,
         shared: AnchoredState,
         personal: NoState,
         batch: Batch,

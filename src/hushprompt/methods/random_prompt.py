@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hushprompt.methods.base import NoState, Untrained
 from hushprompt.methods.context import ContextConfig
-from hushprompt.prompts.prompt_model import PromptModel
+from hushprompt.prompts.prompted_model import PromptedModel
 from hushprompt.registry import METHODS
 
 
@@ -28,8 +28,9 @@ class RandomPrompt(Untrained, ContextConfig):
     """A random context, or the initial words, never trained: where every learned prompt starts."""
 
     title: ClassVar[str] = "untrained random context"
+    needs_two_towers: ClassVar[bool] = False
 
-    def init(self, model: PromptModel, rng: np.random.Generator) -> tuple[RandomContext, NoState]:
+    def init(self, model: PromptedModel, rng: np.random.Generator) -> tuple[RandomContext, NoState]:
         """Return the context."""
         return RandomContext(self.first_context(model, rng)), NoState()
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hushprompt.methods.base import NoState, Untrained
 from hushprompt.models.base import TextKind
-from hushprompt.prompts.prompt_model import PromptModel
+from hushprompt.prompts.prompted_model import PromptedModel
 from hushprompt.registry import METHODS
 
 
@@ -21,14 +21,15 @@ class ZeroShot(Untrained):
     """The backbone's hand template, untouched by any client's data. Source: CLIP (arXiv:2103.00020), section 3.1."""
 
     title: ClassVar[str] = "zero-shot template"
+    needs_two_towers: ClassVar[bool] = False
     needs_text: ClassVar[TextKind] = "features"
 
-    def init(self, model: PromptModel, rng: np.random.Generator) -> tuple[NoState, NoState]:
+    def init(self, model: PromptedModel, rng: np.random.Generator) -> tuple[NoState, NoState]:
         """Nothing to learn."""
         return NoState(), NoState()
 
     def logits(
-        self, model: PromptModel, shared: NoState, personal: NoState, image_features: Float[Tensor, "n d"]
+        self, model: PromptedModel, shared: NoState, personal: NoState, image_features: Float[Tensor, "n *m d"]
     ) -> Float[Tensor, "n c"]:
         """Score images against the hand template."""
-        return model.logits(image_features, model.template_features)
+        return model.template_scores(image_features)

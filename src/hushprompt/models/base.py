@@ -6,7 +6,7 @@ import hashlib
 import importlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
@@ -46,6 +46,9 @@ class Capabilities:
     """Side in pixels of a random crop for this model; None: the image's own short side."""
     num_patches: int | None = None
     """m, patches of an image; None: the model has no `encode_patches`."""
+    num_tokens: int | None = None
+    """m, tokens that a generative model reads of an image or sound, by `encode_tokens`. It is one language model, not
+    two towers: it has neither features nor text features, and `text` is "none". None: a dual encoder."""
     shares_prefix: bool = False
     """True if the text tower is causal, and the model has a `causal_tower`."""
     sees_padding: bool = False
@@ -54,9 +57,14 @@ class Capabilities:
     runs_on_gpu: bool = False
     """True if the model has `to`."""
 
+    @property
+    def scores_untrained(self) -> bool:
+        """Whether the model scores classes before anything is learned: by text features, or by an answer."""
+        return self.text != "none" or self.num_tokens is not None
+
 
 class Model(ABC):
-    """A frozen dual encoder. Its weights never receive gradients.
+    """A frozen model: a dual encoder, or a generative one. Its weights never receive gradients.
 
     A registered config dataclass has `load() -> Model`. Axis letters: n images, c classes, l text tokens, e token
     width, d feature width.
@@ -107,6 +115,14 @@ class Model(ABC):
         """
         raise no_graph("it has none that works without this package")
 
+    def encode_tokens(self, images: Sequence[np.ndarray]) -> Float[Tensor, "n m e"]:
+        """Preprocess as `encode_images` does, and return what a language model reads, where it is one.
+
+        The m tokens of each image lie in the space of token embeddings; those of a shorter sound are filled up with
+        zeros.
+        """
+        raise NotImplementedError
+
     @abstractmethod
     def tokenize(self, text: str) -> list[int]:
         """Return token ids without start and end. A text that begins with a space follows another word."""
@@ -151,11 +167,26 @@ class Model(ABC):
         raise NotImplementedError
 
 
+def encoder(model: Model, kind: FeatureKind) -> Callable[[Sequence[np.ndarray]], Float[Tensor, "n *m d"]]:
+    """Return what encodes images as a kind of features; a generative model's tokens stand for "pooled"."""
+    if kind == "patches":
+        return model.encode_patches
+    return model.encode_images if model.capabilities.num_tokens is None else model.encode_tokens
+
+
 def no_tower(what: str = "A prompt is to be encoded, and this") -> UnfitError:
     """Return the error for what needs a text tower where there is none."""
     return UnfitError(
         f"{what} backbone has no text tower. Set backbone.text_tower to the backbone that made the features, or choose "
         "a method that trains no prompt."
+    )
+
+
+def no_towers(what: str) -> UnfitError:
+    """Return the error for what needs two towers where there is one generative model."""
+    return UnfitError(
+        f"{what} needs two towers whose features are compared, and this backbone is one generative model. Use a "
+        "method that trains a context alone, such as dp_fpl, promptfl or local_only, or a dual encoder."
     )
 
 

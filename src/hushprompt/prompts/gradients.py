@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hushprompt.prompts.layout import NamePosition
-from hushprompt.prompts.prompt_model import PromptModel
+
+if TYPE_CHECKING:
+    from hushprompt.prompts.prompt_model import PromptModel
 
 FLOATS_PER_TOKEN = 32
 """Numbers, in token widths, that a backward pass holds at once for each token and example: the hidden layer of an MLP

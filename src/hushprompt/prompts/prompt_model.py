@@ -8,6 +8,7 @@ one sequence a class.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float, Int
@@ -16,7 +17,9 @@ from torch import Tensor
 from hushprompt.errors import DataError
 from hushprompt.models.base import Model, no_tower
 from hushprompt.prompts.cuda_graphs import RecordedPass, Recorder
+from hushprompt.prompts.gradients import per_example_gradients
 from hushprompt.prompts.layout import NamePosition, PromptLayout
+from hushprompt.prompts.prompted_model import LabeledExamples
 from hushprompt.prompts.text_pass import AutogradPass, Encode, TextPass
 
 LARGEST_LOGIT_SCALE = 1000.0
@@ -26,7 +29,7 @@ SEQUENCES_AT_ONCE = 32
 
 
 class PromptModel:
-    """A frozen model that knows its classes: the only thing a method sees of the model.
+    """A frozen dual encoder that knows its classes: a `PromptedModel` whose scores are cosines with text features.
 
     All methods are pure: the same context gives the same features.
     """
@@ -84,7 +87,9 @@ class PromptModel:
             raise no_tower()
         return self._prompts
 
-    def check_context(self, num_ctx: int, name_position: NamePosition = "end") -> None:
+    def check_context(
+        self, num_ctx: int, name_position: NamePosition = "end", *, is_class_specific: bool = False
+    ) -> None:
         """Raise ConfigError, naming the class, if a prompt with `num_ctx` context tokens does not fit the window."""
         self._layout.check_context(num_ctx, name_position)
 
@@ -167,6 +172,31 @@ class PromptModel:
     ) -> tuple[Float[Tensor, "c l e"], Int[Tensor, " c"]]:
         """Return one embedded sequence a class, padded, and where each one ends."""
         return self._layout.fill(context, name_position)
+
+    def gradients(
+        self, context: Float[Tensor, "*c t e"], batch: LabeledExamples, name_position: NamePosition = "end"
+    ) -> tuple[Float[Tensor, "b *c t e"], Float[Tensor, " b"]]:
+        """Return each example's cross-entropy gradient in a context, and its loss; see `per_example_gradients`."""
+        return per_example_gradients(self, context, batch.image_features, batch.labels, name_position)
+
+    def scores(
+        self,
+        context: Float[Tensor, "*c t e"],
+        image_features: Float[Tensor, "n d"],
+        name_position: NamePosition = "end",
+    ) -> Float[Tensor, "n c"]:
+        """Score images with a context in its place."""
+        return self.logits(image_features, self.text_features(context, name_position))
+
+    def template_scores(self, image_features: Float[Tensor, "n d"]) -> Float[Tensor, "n c"]:
+        """Score images with the hand template."""
+        return self.logits(image_features, self.template_features)
+
+    def text_features_fn(
+        self, context: Float[Tensor, "*c t e"], name_position: NamePosition = "end"
+    ) -> Callable[[], Float[Tensor, "c d"]]:
+        """Return what encodes the prompts of all classes."""
+        return lambda: self.text_features(context, name_position)
 
     def layout(self, context: Float[Tensor, "*c t e"], name_position: NamePosition = "end") -> str:
         """Say how a prompt is put together, for someone who wants to use a context without this package."""

@@ -15,7 +15,7 @@ from hushprompt import files
 from hushprompt.config.values import to_plain
 from hushprompt.methods.base import Personal, Published, Shared
 from hushprompt.privacy.config import Audience, Channel
-from hushprompt.prompts.prompt_model import PromptModel
+from hushprompt.prompts.prompted_model import PromptedModel
 from hushprompt.runs.arm import Arm
 from hushprompt.runs.identity import is_location
 from hushprompt.runs.prompt_file import FORMAT
@@ -27,7 +27,7 @@ GUARANTEED = ("epsilon", "delta", "privacy_unit", "group_word", "noise_source")
 
 def write_prompts(
     folder: Path,
-    model: PromptModel,
+    model: PromptedModel,
     arm: Arm,
     shared: Shared,
     personal: Mapping[int, Personal],
@@ -70,7 +70,7 @@ def write_prompts(
             write(f"client-{client_id:03d}", mine, Audience.PERSONAL, **whose)
 
 
-def _common(model: PromptModel, arm: Arm, backbone: Any) -> dict[str, Any]:
+def _common(model: PromptedModel, arm: Arm, backbone: Any) -> dict[str, Any]:
     """Return what all files of a run say."""
     frozen = model.backbone
     return {
@@ -90,7 +90,7 @@ def _common(model: PromptModel, arm: Arm, backbone: Any) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def _linear(model: PromptModel, arm: Arm, published: Published) -> dict[str, Tensor]:
+def _linear(model: PromptedModel, arm: Arm, published: Published) -> dict[str, Tensor]:
     """Return text features and logit scale, with which scores need no text tower; nothing where they are not linear."""
     if published.text_features_fn is None or arm.method.feature_kind != "pooled":
         return {}

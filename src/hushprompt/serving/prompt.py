@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from hushprompt.methods.base import Method, Scorer
     from hushprompt.models.base import FeatureKind, Model
     from hushprompt.models.placing import Device
-    from hushprompt.prompts.prompt_model import PromptModel
+    from hushprompt.prompts.prompted_model import PromptedModel
 
 BATCH_SIZE = 50
 """Images that are encoded at a time."""
@@ -185,24 +185,28 @@ class Prompt:
         """
         import torch
 
-        with torch.no_grad():
-            features = self.model.template_features.float()
+        model: Any = self.model
+        if model.backbone.capabilities.num_tokens is None:
+            with torch.no_grad():
+                features = model.template_features.float()
+            tensors = {"text_features": features, "logit_scale": torch.tensor(model.logit_scale)}
+        else:  # the written question alone
+            tensors = {"context": torch.zeros(0, model.token_width)}
         header = dataclasses.replace(
             self.header, method=ZERO_SHOT, arm=ZERO_SHOT, privacy=NOT_TRAINED, noise_source=None, client_id=None,
             client_name=None, epsilon=None, delta=None, privacy_unit=None, settings=None, rank=None,
-            prompt=self.model.template_origin,
+            prompt=model.template_origin,
         )  # fmt: skip
-        tensors = {"text_features": features, "logit_scale": torch.tensor(self.model.logit_scale)}
-        return dataclasses.replace(self, tensors=tensors, header=header, backbone=self.model.backbone)
+        return dataclasses.replace(self, tensors=tensors, header=header, backbone=model.backbone)
 
     @functools.cached_property
-    def model(self) -> PromptModel:
+    def model(self) -> PromptedModel:
         """The frozen model with the prompt's classes, on the device; loaded once, as by `load_backbone`."""
         from hushprompt.models.placing import place
-        from hushprompt.prompts.prompt_model import PromptModel
+        from hushprompt.prompts.prompted import prompted
 
         frozen = self.load_backbone()
-        return PromptModel(frozen, self.classes, device=place(frozen, self.device))
+        return prompted(frozen, self.classes, device=place(frozen, self.device))
 
     def load_backbone(self) -> Model:
         """Return the frozen model that the prompt was trained with, loaded where it is given by its section.
@@ -252,15 +256,14 @@ class Prompt:
 
     def _encoded(self, images: Iterable[Any], batch_size: int) -> Iterable[Float[Tensor, "b *m d"]]:
         """Encode images, batch by batch."""
+        from hushprompt.models.base import encoder
         from hushprompt.serving.inputs import as_array, media_for
 
         checks.positive(batch_size=batch_size)
         if isinstance(images, (str, bytes, Path)):
             raise ConfigError("Give a list of images; of one, [image].")
         backbone = self.model.backbone
-        media, encode = media_for(backbone.capabilities), backbone.encode_images
-        if self.feature_kind == "patches":
-            encode = backbone.encode_patches
+        media, encode = media_for(backbone.capabilities), encoder(backbone, self.feature_kind)
         for part in batched(images, batch_size):
             yield encode([as_array(image, media, backbone.feature_dim) for image in part])
 

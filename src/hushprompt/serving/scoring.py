@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -18,8 +18,8 @@ from hushprompt.registry import METHODS
 from hushprompt.runs.prompt_file import PromptHeader
 
 
-def scorer(header: PromptHeader, tensors: Mapping[str, Tensor], model: Callable[[], PromptModel]) -> Scorer:
-    """Return what scores unit-norm image features [n, d], or [n, m, d] of patches, as the method does.
+def scorer(header: PromptHeader, tensors: Mapping[str, Tensor], model: Callable[[], Any]) -> Scorer:
+    """Return what scores unit-norm image features [n, d], or [n, m, d] of patches or tokens, as the method does.
 
     Args:
         header: what the file says of itself.
@@ -33,11 +33,16 @@ def scorer(header: PromptHeader, tensors: Mapping[str, Tensor], model: Callable[
     if isinstance(method, ScoresFromFile):
         frozen = model()
         return method.file_scorer(frozen, {name: tensor.to(frozen.device) for name, tensor in tensors.items()})
+    if "context" in tensors and "text_features" not in tensors:
+        frozen = model()
+        if frozen.backbone.capabilities.num_tokens is not None:
+            context = tensors["context"].to(frozen.device)
+            return lambda features: frozen.scores(context, features, "end")
     return linear(linear_tensors(header, tensors, model))
 
 
 def linear_tensors(
-    header: PromptHeader, tensors: Mapping[str, Tensor], model: Callable[[], PromptModel]
+    header: PromptHeader, tensors: Mapping[str, Tensor], model: Callable[[], Any]
 ) -> Mapping[str, Tensor]:
     """Return `text_features`, `logit_scale` and, where there are some, `bias` and `log_prior`; as for `scorer`.
 
@@ -49,6 +54,8 @@ def linear_tensors(
     if "context" not in tensors or feature_kind(header, tensors) == "patches":
         raise DataError(f"No linear scores follow from {', '.join(sorted(tensors))}. The file says: {header.prompt}.")
     frozen = model()
+    if frozen.backbone.capabilities.num_tokens is not None:
+        raise DataError(f"A generative model's scores are likelihoods of names, not linear: {header.prompt!r}.")
     with torch.no_grad():
         features = frozen.text_features(tensors["context"].to(frozen.device), _name_position(header, tensors, frozen))
     return {"text_features": features, "logit_scale": torch.tensor(frozen.logit_scale)}

@@ -1,0 +1,87 @@
+"""Possible answers behind one text, packed side by side: each sees the text and itself, and no other answer.
+
+The last token of an answer predicts nothing, so it is not read: an answer of k tokens needs k - 1 of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+TRUNK, PADDING = 0, -1
+"""Branches of what all answers see, and of what nobody does."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Answers of r examples, or of all alike (r = 1), c each, filled up with padding."""
+
+    ids: Int[Tensor, "r w"]
+    """Tokens that are read."""
+    branch: Int[Tensor, "r w"]
+    """Which answer each belongs to, from 1."""
+    depth: Int[Tensor, "r w"]
+    """Place of each in its answer, from 0."""
+    targets: Int[Tensor, "r c k"]
+    """All tokens of each answer."""
+    sources: Int[Tensor, "r c k"]
+    """Where each is predicted: 0 for the last token before the answers, else 1 + its place in `ids`."""
+    is_target: Bool[Tensor, "r c k"]
+    """False for padding."""
+
+    def mean_log_probs(self, log_probs: Float[Tensor, "b p v"]) -> Float[Tensor, "b c"]:
+        """Return the mean log-likelihood of each answer's tokens.
+
+        Args:
+            log_probs: [b, 1 + w, v] of the next token, behind the last token before the answers and those of `ids`.
+        """
+        num = len(log_probs)
+        rows, ids = (each.flatten(1).expand(num, -1) for each in (self.sources, self.targets))
+        found = log_probs[torch.arange(num, device=rows.device)[:, None], rows, ids]
+        each = found.unflatten(1, self.targets.shape[1:]).where(self.is_target, 0.0)
+        return each.sum(dim=2) / self.is_target.sum(dim=2)
+
+    @property
+    def num_read(self) -> int:
+        """Tokens w that are read for an example."""
+        return self.ids.shape[1]
+
+    def of(self, rows: Int[Tensor, " b"]) -> Answers:
+        """Return the answers of some of the examples."""
+        names = ("ids", "branch", "depth", "targets", "sources", "is_target")
+        return Answers(*(getattr(self, name)[rows] for name in names))
+
+
+def pack(answers: Sequence[Sequence[Sequence[int]]], device: str) -> Answers:
+    """Pack the answers of examples, each example with the same number of answers of at least one token.
+
+    >>> pack([[[5, 6, 7], [8, 7]]], "cpu").sources.tolist()
+    [[[0, 1, 2], [0, 3, 0]]]
+    """
+    read = [[token for answer in each for token in answer[:-1]] for each in answers]
+    branch = [[at for at, answer in enumerate(each, start=1) for _ in answer[:-1]] for each in answers]
+    depth = [[place for answer in each for place in range(len(answer) - 1)] for each in answers]
+    sources = []
+    for each in answers:
+        starts = [sum(len(answer) - 1 for answer in each[:at]) for at in range(len(each))]
+        sources.append(
+            [[0, *range(start + 1, start + len(answer))] for start, answer in zip(starts, each, strict=True)]
+        )
+    longest = max(len(answer) for each in answers for answer in each)
+
+    def flat(rows: Sequence[Sequence[int]], fill: int = 0) -> Int[Tensor, "r w"]:
+        width = max(map(len, rows))
+        return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows], dtype=torch.long, device=device)
+
+    def deep(rows: Sequence[Sequence[Sequence[int]]]) -> Int[Tensor, "r c k"]:
+        filled = [[[*one, *[0] * (longest - len(one))] for one in each] for each in rows]
+        return torch.tensor(filled, dtype=torch.long, device=device)
+
+    return Answers(
+        ids=flat(read), branch=flat(branch, PADDING), depth=flat(depth), targets=deep(answers), sources=deep(sources),
+        is_target=deep([[[1] * len(answer) for answer in each] for each in answers]).bool(),
+    )  # fmt: skip

@@ -1,0 +1,60 @@
+"""Keys and values of what comes before a prompt, kept in memory: at the tail they are constants of the example.
+
+Each example is read alone when it is first asked for, so that its numbers depend neither on who was in the batch nor on
+what was kept: a resumed run, which begins with nothing, has the same bits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hushprompt.models.generative import KeysAndValues
+
+
+class PrefixCache:
+    """The latest examples, as many as fit."""
+
+    def __init__(self, max_mb: int) -> None:
+        """Keep at most so many MB."""
+        self._left = max_mb * 2**20
+        self._known: dict[bytes, KeysAndValues] = {}
+        self._lock = threading.Lock()
+
+    def read(
+        self, media: Float[Tensor, "b m e"], read_one: Callable[[Float[Tensor, "1 m e"]], KeysAndValues]
+    ) -> KeysAndValues:
+        """Return keys and values of all layers for a batch, from memory or read now."""
+        each = [self._one(row, read_one) for row in media.split(1)]
+        return tuple(
+            (torch.cat([keys for keys, _ in layer]), torch.cat([values for _, values in layer]))
+            for layer in zip(*each, strict=True)
+        )
+
+    def _one(
+        self, row: Float[Tensor, "1 m e"], read_one: Callable[[Float[Tensor, "1 m e"]], KeysAndValues]
+    ) -> KeysAndValues:
+        """Return an example's own; what was asked for longest ago makes room."""
+        key = hashlib.sha256(row.detach().cpu().contiguous().view(torch.uint8).numpy()).digest()
+        with self._lock:
+            if (found := self._known.pop(key, None)) is not None:
+                self._known[key] = found  # the latest stands last
+                return found
+        found = read_one(row)
+        with self._lock:
+            if key not in self._known:  # another thread may have read it meanwhile
+                self._known[key] = found
+                self._left -= _num_bytes(found)
+            while self._left < 0:
+                self._left += _num_bytes(self._known.pop(next(iter(self._known))))
+        return found
+
+
+def _num_bytes(of: KeysAndValues) -> int:
+    """Return how much memory keys and values take."""
+    return sum(tensor.nbytes for layer in of for tensor in layer)

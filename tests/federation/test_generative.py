@@ -1,0 +1,124 @@
+"""Runs on a generative model: every method that trains a context alone, from images to scores, on a tiny SmolVLM."""
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+
+import hushprompt as hp
+from helpers import tiny_generative
+from helpers.runs import TOY, files, killed_and_resumed, run_with
+from hushprompt.config import parse as configs
+from hushprompt.errors import DataError, UnfitError
+from hushprompt.features.cache import cached
+from hushprompt.methods.base import check_needs
+from hushprompt.models.generative import GenerativeBackbone
+from hushprompt.registry import METHODS
+from hushprompt.runs.checkpoint import Checkpoints
+
+FIT = {"dp_fpl", "dp_fpl_released", "local_only", "promptfl", "random_prompt", "zero_shot"}
+"""Methods that need no two towers."""
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory):
+    return tiny_generative.write("smolvlm", tmp_path_factory.mktemp("hub") / "smolvlm")
+
+
+def values(repository, method, **more):
+    wanted = {"num_ctx": 4, "rank": 2}
+    fields = METHODS.get(method).__dataclass_fields__
+    return {
+        **TOY,
+        "backbone": {"name": "smolvlm", "model": str(repository), **more.pop("backbone", {})},
+        "method": {"name": method, **{key: value for key, value in wanted.items() if key in fields}},
+        "training": {"num_rounds": 2},
+        "references": [],
+        **more,
+    }
+
+
+@pytest.mark.parametrize("method", METHODS.names())
+def test_each_method_runs_or_is_refused_before_anything_is_encoded(repository, method, tmp_path, monkeypatch):
+    backbone = configs.parse(values(repository, method)).backbone.load()
+    if method not in FIT:
+        monkeypatch.setattr(GenerativeBackbone, "encode_tokens", None)
+        with pytest.raises(UnfitError, match=r"two towers.*this backbone is one generative model"):
+            run_with(values(repository, method), tmp_path)
+        return
+    check_needs(configs.parse(values(repository, method)).method, backbone)
+    folder, arms, records = run_with(values(repository, method), tmp_path)
+    assert len(records) == (2 if METHODS.get(method).channels else 0)
+    assert 0 <= arms[-1].local <= 1
+    if METHODS.get(method).channels:
+        assert arms[-1].epsilon > 0
+        prompts = sorted((folder / "prompts").glob("*.safetensors"))
+        assert prompts
+        assert "[4 tokens of the image or sound]" in hp.load_prompt(prompts[0]).header.prompt
+
+
+def test_fedprox_pulls_and_dp_fpl_steps_change_the_scores(repository, tmp_path):
+    config = values(
+        repository, "promptfl", training={"num_rounds": 1, "local_steps": 2},
+        sampling={"name": "poisson", "sampling_prob": 0.5, "steps_per_round": 2},
+        privacy={"epsilon": 8.0, "delta": 1e-3, "noise_at": "client"},
+    )  # fmt: skip
+    contexts = []
+    for weight in (0.0, 5.0):
+        folder, _, _ = run_with(
+            {**config, "method": {**config["method"], "proximal_weight": weight}}, tmp_path, f"{weight}"
+        )
+        contexts.append(hp.load_prompt(folder / "prompts" / "global.safetensors").tensors["context"])
+    assert not torch.equal(*contexts)
+
+
+def test_a_killed_run_resumes_to_the_same_bits_and_tokens_are_cached_once(repository, tmp_path, monkeypatch):
+    wanted = values(repository, "dp_fpl", runtime={"num_threads": 1})
+    whole, _, _ = run_with(wanted, tmp_path, "whole")
+    train, _ = sorted(cached(tmp_path / "cache"), key=lambda each: -each.num_examples)
+    assert (train.dtype, train.path.name.count("-tokens-"), train.num_examples) == ("float16", 1, 72)
+    monkeypatch.setattr(GenerativeBackbone, "encode_tokens", None)
+    again = killed_and_resumed(wanted, tmp_path, monkeypatch, Checkpoints, "save", {1})
+    assert files(again) == files(whole)
+
+
+def test_a_prompt_file_answers_as_the_run_did(repository, tmp_path):
+    config = values(repository, "promptfl", backbone={"prompt_position": "front", "loss": "classes"})
+    folder, _, _ = run_with(config, tmp_path)
+    backbone = configs.parse(config).backbone
+    prompt = hp.load_prompt(folder / "prompts" / "global.safetensors", backbone=backbone)
+    images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
+    scores = prompt.logits(prompt.image_features(list(images)))
+    frozen = prompt.model
+    with torch.no_grad():
+        expected = frozen.scores(prompt.tensors["context"], frozen.backbone.encode_tokens(list(images)), "end")
+    torch.testing.assert_close(scores, expected)
+    assert len(prompt.predict(list(images), top=2)[0].top) == 2
+    written = prompt.zero_shot()
+    torch.testing.assert_close(
+        written.logits(written.image_features(list(images))),
+        frozen.template_scores(frozen.backbone.encode_tokens(list(images))),
+    )
+    assert "What is shown in this picture?" in written.header.prompt
+
+
+def test_a_start_from_class_statistics_is_refused(repository, tmp_path):
+    config = values(repository, "promptfl")
+    config["method"]["start"] = "class_statistics"
+    with pytest.raises(UnfitError, match="Class statistics needs two towers"):
+        run_with(config, tmp_path)
+
+
+def test_scores_are_not_exported_as_linear_ones(repository, tmp_path):
+    config = values(repository, "promptfl", training={"num_rounds": 1})
+    folder, _, _ = run_with(config, tmp_path)
+    prompt = hp.load_prompt(folder / "prompts" / "global.safetensors", backbone=configs.parse(config).backbone)
+    with pytest.raises(DataError, match="likelihoods of names, not linear"):
+        hp.export(prompt, to="head", out=tmp_path / "head")
+
+
+def test_a_file_of_features_or_a_metric_is_refused(repository, tmp_path):
+    given = {**TOY, "backbone": {"name": "smolvlm", "model": str(repository)}}
+    with pytest.raises(UnfitError, match="A file of features needs two towers"):
+        hp.export_features(given, out=tmp_path / "x.npz", progress=False)
