@@ -246,7 +246,8 @@ class _Attacked:
         self, client_id: int, personal: Personal, norms: ClipNorms | None, batch: np.ndarray, step: Step
     ) -> tuple[ClientUpdate, Float[Tensor, " p"]]:
         """Let a client answer to the crafted prompt; give its answer and its clipped sum."""
-        shared, own = self._arm.method.begin_round(self._crafted.state.shared), norms and norms.of(client_id)
+        shared = self._arm.method.begin_round(self._crafted.state.shared)
+        own = None if norms is None else norms.of(client_id)
         asked = len(self._arm.cohorts[step.round_index])
         done = self._clients[client_id].update(
             self._watched, shared, own, personal, [batch], step, num_participants=asked
@@ -265,7 +266,7 @@ class _Attacked:
             done, clear = self._update(client_id, self._crafted.state.personal[client_id], norms, nobody, step)
             messages.append(done.message)
             known = known + clear
-        own = norms and norms.of(self._client_id)
+        own = None if norms is None else norms.of(self._client_id)
         rng = np.random.default_rng(0)  # nothing is drawn: the noise is in the sum
         tool = plan.mechanism(
             allowed=Channel.GLOBAL, expected_count=1.0, rng=rng, num_clients=1, clip_norms=own, step=step.step_index

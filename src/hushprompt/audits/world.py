@@ -31,6 +31,7 @@ from hushprompt.methods.context import ContextConfig
 from hushprompt.methods.linear_head import LinearHead
 from hushprompt.models.base import FeatureKind
 from hushprompt.privacy.config import Audience, Channel
+from hushprompt.prompts.prompt_model import PromptModel
 from hushprompt.runs.arm import Arm
 from hushprompt.runs.state import State
 
@@ -145,6 +146,7 @@ class World:
                 personal = state.personal[self.candidates.client_id]
                 return method.logits(model, state.shared, personal, features).log_softmax(dim=1)
             if isinstance(method, LinearHead):
+                assert isinstance(model, PromptModel), "a head is of a model with two towers"
                 return method.head(model, state.shared).logits(features.cpu()).log_softmax(dim=1).float()
             context = shared_context(method, state.shared)
             assert context is not None, "the public is attacked only where it sees a prompt"
@@ -157,7 +159,9 @@ class World:
         taken from images that nobody trains on.
         """
         others, classes = self.population
-        head = method.head(self.federation.model, shared)
+        model = self.federation.model
+        assert isinstance(model, PromptModel), "a head is of a model with two towers"
+        head = method.head(model, shared)
         means = torch.zeros_like(head.text_features).index_add_(0, torch.from_numpy(classes), others.cpu().double())
         counts = torch.from_numpy(np.bincount(classes, minlength=len(means)).clip(min=1))
         labels = torch.from_numpy(self.candidates.labels)

@@ -40,7 +40,7 @@ class PrefixCache:
         self, row: Float[Tensor, "1 m e"], read_one: Callable[[Float[Tensor, "1 m e"]], KeysAndValues]
     ) -> KeysAndValues:
         """Return an example's own; what was asked for longest ago makes room."""
-        key = hashlib.sha256(row.detach().cpu().contiguous().view(torch.uint8).numpy()).digest()
+        key = hashlib.sha256(row.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()).digest()
         with self._lock:
             if (found := self._known.pop(key, None)) is not None:
                 self._known[key] = found  # the latest stands last
