@@ -36,7 +36,7 @@ def check_equal(values, tmp_path):
     layout.write(tmp_path / "fed", wanted, datetime.datetime.now(datetime.UTC))
     server, clients = tmp_path / "fed" / "server", tmp_path / "fed" / "clients"
     for name in NAMES:
-        owner = {"max_epsilon": 10.0, "max_delta": 1.0, "require_noise_source": "any"}
+        owner = {"max_epsilon": 10.0, "max_delta": 1.0, "require_noise_source": "any", "require_noise_at": "any"}
         edit(clients / name / "client.toml", owner=owner, runtime={"cache_dir": str(tmp_path / "cache")})
     done = subprocess.run(
         command("federation", "simulate", tmp_path / "fed"),

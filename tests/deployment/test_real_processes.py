@@ -52,8 +52,6 @@ def story(tmp_path_factory):
             federation.start("server", *NAMES)
             told.stranger, told.stopped, told.shares = shares(federation)
             edit(federation.server.with_name("run.toml"), privacy={"noise_at": "server"})
-            for name in NAMES:
-                edit(federation.client(name), owner={"require_noise_at": "any"})
             told.refused = refusals(federation)
             told.killed, told.expired, told.resumed = failures(federation)
         finally:

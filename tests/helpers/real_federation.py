@@ -59,7 +59,7 @@ class RealFederation:
         self.server = root / "fed" / "server" / "server.toml"
         edit(self.server.with_name("run.toml"), privacy={"noise_source": "seeded"})
         for name in names:
-            owner = {"max_epsilon": 1000.0, "max_delta": 1.0, "require_noise_source": "any"}
+            owner = {"max_epsilon": 1000.0, "max_delta": 1.0, "require_noise_source": "any", "require_noise_at": "any"}
             edit(self.client(name), owner=owner)
 
     def client(self, name):
