@@ -217,7 +217,7 @@ class Shares:
         self.keys = [roster.new_run_key() for _ in range(num)]
         self.public = [roster.public_half(key) for key in self.keys]
         self.all_pairs = [self.pairs(place) for place in range(num)]
-        self.points, self.least = list(range(1, num + 1)), num - case.num_lost
+        self.least = num - case.num_lost
         self.answered = list(range(self.least)) if case.num_colluding else list(range(num))
         zeros = np.zeros(case.size, np.int64)
         self.answers = [self.answer(place, zeros) for place in self.answered]
@@ -244,7 +244,7 @@ class Shares:
         tensors = {}
         if self.case.num_colluding:
             seeds[own] = os.urandom(masks.SEED)
-            boxes = rescue.make_boxes(seeds, pairs, self.context, own, self.points, self.least)
+            boxes = rescue.make_boxes(seeds, pairs, self.context, own, self.least)
             tensors = {"sealed": torch.from_numpy(boxes)}
         tensors["masked"] = torch.from_numpy(masks.mask(shared, own, seeds))
         return Envelope("turn", {**META, "context": self.context.hex()}, tensors).to_bytes()
@@ -270,7 +270,7 @@ class Shares:
             missing = list(range(self.least, self.case.num_clients))
             read = [Envelope.from_bytes(data, LIMIT).tensors["shares"].numpy() for data in self.shares]
             given = dict(zip(self.answered, read, strict=True))
-            total = rescue.open_sum(total, self.answered, missing, self.points, given, self.least)
+            total = rescue.open_sum(total, self.answered, missing, given, self.least)
         assert not total.any(), "what all sent were zeros under masks"
         tool(self.case, "shares").open_shares(Channel.GLOBAL, total, self.case.num_clients)
 

@@ -1155,7 +1155,7 @@ def added_up_twice(patch):
 )
 def one_noise_for_all_local_steps(patch):
     def make(true):
-        return lambda self, arm, norms, channel, place: true(self, arm, norms, channel, (*place[:2], 0))
+        return lambda self, arm, norms, channel, place, *more: true(self, arm, norms, channel, (*place[:2], 0), *more)
 
     around(patch, client.Client, "_mechanism", make)
 
@@ -1290,9 +1290,10 @@ def class_sets_from_the_data(patch):
 @mutant("all views of an image enter the sums", STATISTICS, "test_of_several_views_of_an_image_one_enters")
 def views_counted_as_rows(patch):
     def make(true):
-        def step(self, arm, shared, personal, batch_index, here, mechanism):
+        def step(self, arm, shared, personal, drawn, here, mechanism):
             num_views = self.features[arm.method.feature_kind].num_views
-            return true(self, arm, shared, personal, np.repeat(batch_index, num_views), here, mechanism)
+            repeated = type(drawn)(*(part if part is None else np.repeat(part, num_views) for part in drawn))
+            return true(self, arm, shared, personal, repeated, here, mechanism)
 
         return step
 

@@ -34,7 +34,8 @@ def test_the_page_says_the_limits_that_hold():
         f"{limits.read_seconds:g} s for a request's head, and {limits.read_seconds:g} s for its body",
         f"{limits.request_seconds:g} s a request",
         f"{limits.queue} images in the queue",
-        f"{limits.batch_size} at most, and wait no longer than {1000 * limits.batch_seconds:g} ms",
+        f"go together next, {limits.batch_size} at most",
+        f"waits {1000 * limits.batch_seconds:g} ms at most for more",
         f"{limits.connections} connections, and {limits.connections_of_one} of one address",
     ]
     page = " ".join(PAGE.read_text(encoding="utf-8").split())
