@@ -26,7 +26,7 @@ ELSEWHERE = "server.example.org:8000"
 """Where the guide has its server."""
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc"),
 ]
 
