@@ -116,9 +116,9 @@ class PrivacyPlan:
         is_kept_out = self.config.noise_at in ("client", "shares")
         return tuple(who for who in Audience if who is not Audience.SERVER or is_kept_out)
 
-    def terms(self, cohort_size: int | None = None) -> ShareTerms:
+    def terms(self) -> ShareTerms:
         """Return who may be gone from a cohort, and who may be with the server; see `ReleasePlan.terms`."""
-        return self.release_plan.terms(cohort_size)
+        return self.release_plan.terms()
 
     def releases(
         self, audience: Audience, num_rounds: int | None = None, client_id: int | None = None

@@ -74,11 +74,8 @@ class ReleasePlan:
         """Whether clients add shares of the noise on the global sum, of which the server learns nothing else."""
         return self.config.noise_at == "shares" and Channel.GLOBAL in self.channels
 
-    def terms(self, cohort_size: int | None = None) -> ShareTerms:
+    def terms(self) -> ShareTerms:
         """Return who may be gone from a cohort, and who may be with the server, where clients add shares of the noise.
-
-        Args:
-            cohort_size: None: that of the plan.
 
         Raises:
             PrivacyError: they do not, or the cohort is too small.
@@ -86,7 +83,7 @@ class ReleasePlan:
         if not self.has_shares:
             raise PrivacyError(f'No noise is shared: privacy.noise_at is "{self.config.noise_at}".')
         return ShareTerms(
-            num_clients=self.cohort_size if cohort_size is None else cohort_size,
+            num_clients=self.cohort_size,
             max_dropouts=self.config.max_dropouts,
             max_colluding=self.config.max_colluding,
             rescue=self.config.rescue,
