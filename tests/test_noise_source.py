@@ -18,7 +18,7 @@ from hushprompt.deployment.config import load_server
 from hushprompt.errors import PrivacyError
 from hushprompt.privacy import statements
 from hushprompt.registry import DATASETS
-from hushprompt.reporting import figures
+from hushprompt.reporting import roc
 from hushprompt.runs import reader, records
 from hushprompt.runs.tracking import scalars
 
@@ -82,7 +82,7 @@ def test_curves_of_attacks_say_it_too(tmp_path):
     attacks = [{"attack": "LiRA", "auc": {"value": 0.6}, "roc": rates}]
     for source in ("seeded", "secure"):
         audience = {"audience": "public", "attacks": attacks, "claimed": {"epsilon": 2.0, "noise_source": source}}
-        figures.write_roc({"budgets": [{"arm": "dp_fpl, epsilon 2", "audiences": [audience]}]}, tmp_path / "roc.svg")
+        roc.write_roc({"budgets": [{"arm": "dp_fpl, epsilon 2", "audiences": [audience]}]}, tmp_path / "roc.svg")
         said = words_of((tmp_path / "roc.svg").read_text())
         assert ("that of a simulation" in said) == (source == "seeded")
 

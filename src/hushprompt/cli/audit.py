@@ -83,10 +83,10 @@ def audit(
         raise typer.Exit(INTERRUPTED) from None
     folder = out or audits.locate(what, set_ or [])[1]
     if plot:
-        from hushprompt.reporting import figures
+        from hushprompt.reporting import roc
         from hushprompt.runs import records
 
-        figures.write_roc(records.to_json(record), folder / "roc.svg")
+        roc.write_roc(records.to_json(record), folder / "roc.svg")
     show(record)
     console.print(f"{time.monotonic() - start:.0f} s; {folder / audits.FILE}", soft_wrap=True)
     if any(one.is_contradicted for budget in record.budgets for one in budget.audiences):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from hushprompt.reporting import figures, maps, meaning, page_tables, privacy_text, tables
+from hushprompt.reporting import figures, maps, meaning, page_tables, privacy_text, roc, tables
 from hushprompt.reporting.audits import audit_blocks
 from hushprompt.reporting.blocks import Block, Code, Fold, PageSection, Words, missing
 from hushprompt.reporting.blocks import figures as drawn
@@ -163,7 +163,7 @@ def audit(report: Report) -> PageSection | None:
         "What an attacker measured, beside what is proven: a lower bound must not exceed the proven epsilon, and a "
         "small one does not prove that little can be learned. An AUC of 0.5 is guessing."
     )
-    drawing = figures.roc(report.runs, report.groups)
+    drawing = roc.roc(report.runs, report.groups)
     curves = [Fold("ROC curves", [drawn(drawing)])] if drawing else []
     return PageSection("audit", "What attacks found", [Words(words, ""), *blocks, *curves])
 
