@@ -107,8 +107,7 @@ def test_three_sites_get_personal_prompts_under_shares(machines):
     machines.start(server, at="operator/clinics")
     for name in SITES:
         machines.start(client, at=name)
-    shown = machines.call(run, at="operator/clinics")
-    assert "3 of 3" in shown or "north" in shown
+    machines.call(run, at="operator/clinics")
     statement = json.loads((clinics / "server" / "run" / "privacy.json").read_text())
     audiences = statement["arms"][-1]["audiences"]
     assert audiences["server"]["epsilon"] == audiences["public"]["epsilon"] < float("inf")
@@ -116,4 +115,7 @@ def test_three_sites_get_personal_prompts_under_shares(machines):
     for name in SITES:
         (prompts,) = (root / name / "store" / "clinics").glob("*/prompts")
         assert sorted(prompts.glob("*.safetensors")), prompts
-        assert hp.load_prompt(root / name / "store").predict(root / name / "images" / "cat" / "0.png").label in classes
+        assert (
+            hp.load_prompt(root / name / "store").predict(root / name / "images" / "cat" / "0.png").label
+            in classes.split()
+        )
