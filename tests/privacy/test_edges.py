@@ -34,6 +34,8 @@ NASTY = [
     (10.0, 1e-9, 1_000_000, 1e-10),
     (0.05, 1.0, 1_000_000, 1e-30),  # epsilon 2e8
     (1e4, 1.0, 1, 1e-30),
+    (100.0, 1e-4, 1000, 1e-5),  # losses spread over less than a step of the grid
+    (10**-1.25, 0.1, 1000, 1e-15),  # scipy finds no quantile of the count
 ]
 
 

@@ -9,6 +9,7 @@ below the true epsilon, more where sampling leaves a release to chance, and it i
 from __future__ import annotations
 
 import numpy as np
+from jaxtyping import Float, Int64
 from scipy.stats import binom, norm
 
 THRESHOLDS = np.array([-1.0, 0.0, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0])
@@ -30,8 +31,24 @@ def least_epsilon(*, noise_multiplier: float, sampling_prob: float, num_steps: i
         with_it = (1 - q) * without + q * beyond(edges - 1 / z if beyond is norm.sf else -edges)
         top, bottom = (with_it, without) if beyond is norm.sf else (without, with_it)
         levels = np.minimum(LEVELS * delta, 0.999)[:, None]
-        counts = binom.isf(levels, num_steps, top) - 1  # P(count > counts) is at least the level
+        counts = _counts(levels, num_steps, top)
         gain, cost = binom.sf(counts, num_steps, top) - delta, binom.logsf(counts, num_steps, bottom)
         is_usable = (gain > 1e-3 * delta) & np.isfinite(cost)
         bounds.extend(np.log(gain[is_usable]) - cost[is_usable])
     return float(max(bounds))
+
+
+def _counts(
+    levels: Float[np.ndarray, "l 1"], num_steps: int, probabilities: Float[np.ndarray, " t"]
+) -> Int64[np.ndarray, "l t"]:
+    """Return the largest number that a binomial count exceeds with more than the level's probability, from -1 up.
+
+    By bisection: `binom.isf` finds no such number for some levels near 1e-15, and warns.
+    """
+    low = np.full((len(levels), len(probabilities)), -1)
+    high = np.full_like(low, num_steps)
+    while (high - low > 1).any():
+        middle = (low + high) // 2
+        is_exceeded = binom.sf(middle, num_steps, probabilities) > levels
+        low, high = np.where(is_exceeded, middle, low), np.where(is_exceeded, high, middle)
+    return low

@@ -53,8 +53,8 @@ def is_proven(parts: Sequence[GaussianReleases], delta: float) -> bool:
 
 
 def is_coarse(parts: Sequence[GaussianReleases]) -> bool:
-    """True where one release's losses spread over few steps of the reported grid, so that rounding them up costs."""
-    return FINE / 8 <= _narrowest(parts) < 2 * FINE
+    """True where one release's losses spread over few steps of the grid, so that rounding them up costs."""
+    return grid(parts) > _narrowest(parts) / 2
 
 
 def is_narrow(parts: Sequence[GaussianReleases]) -> bool:
