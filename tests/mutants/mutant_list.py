@@ -1655,7 +1655,7 @@ def one_copy_of_the_prompt(patch):
 @mutant("a generative model reads an example behind another one's image", GENERATIVE, OWN_ROW, kept=8)
 def another_examples_prefix(patch):
     true = PrefixCache._one
-    patch.setattr(PrefixCache, "_one", lambda self, row, read_one: true(self, row * 0 + 1, read_one))
+    patch.setattr(PrefixCache, "_one", lambda self, row, *rest: true(self, row * 0 + 1, *rest))
 
 
 def table():

@@ -58,11 +58,16 @@ class Library:
         self.network, self.family = self.backbone._network, self.backbone.config.family
         self.media_id = tiny_generative.ID[self.family.placeholder]
 
-    def log_prob(self, context, media, answer):
+    def log_prob(self, context, media, answer, question=""):
         """Mean log-likelihood of an answer's tokens; differentiable in the context."""
+        log_probs = self.log_probs(context, media, answer, question)[-len(answer) - 1 : -1]
+        return log_probs[torch.arange(len(answer)), torch.tensor(answer)].mean()
+
+    def log_probs(self, context, media, answer, question=""):
+        """Log-probabilities of the next token at every place."""
         backbone, media = self.backbone, media[media.ne(0).any(-1)]
         turn, tokenize = backbone.turn, backbone.tokenize
-        question = tokenize(turn.between + self.model._question)
+        question = tokenize(turn.between + (question or self.model._question))
         first = [*backbone.start_ids, *tokenize(turn.before), *[self.media_id] * len(media), *question]
         is_tail, hole = backbone.config.prompt_position == "tail", [ord("x")] * len(context)
         ids = [*first, *hole] if is_tail else [*hole, *first]
@@ -78,9 +83,16 @@ class Library:
             grid = torch.tensor([[1, side, side]])
             kinds = (ids == self.media_id).int()
             positions["position_ids"] = self.network.model.get_rope_index(ids, kinds, image_grid_thw=grid)[0]
-        logits = self.network(inputs_embeds=embedded[None], use_cache=False, **positions).logits[0]
-        log_probs = logits[-len(answer) - 1 : -1].log_softmax(-1)
-        return log_probs[torch.arange(len(answer)), torch.tensor(answer)].mean()
+        return self.network(inputs_embeds=embedded[None], use_cache=False, **positions).logits[0].log_softmax(-1)
+
+    def decoded(self, context, media, question, max_tokens):
+        """The most likely tokens, each from the whole sequence."""
+        answer = []
+        while len(answer) < max_tokens:
+            answer.append(int(self.log_probs(context, media, answer, question)[-1].argmax()))
+            if answer[-1] in self.backbone.stop_ids:
+                return answer[:-1]
+        return answer
 
     def answers(self):
         space, end = (" " if self.backbone.turn.has_space else ""), self.backbone.end_ids
@@ -201,6 +213,60 @@ def test_memory_and_groups_of_names_change_nothing(smolvlm, monkeypatch):
     assert empty[0].shape == (0, 3, backbone.token_width)
 
 
+QUESTIONS = ("what is the picture", "ox", "is the dog the cat or the ox")
+ANSWERS = ("dog", "the ox is the cat", "ox")
+
+
+@pytest.mark.parametrize("position", ["tail", "front"])
+def test_each_example_has_a_question_and_an_answer_of_its_own(folder, position):
+    backbone = load(folder, prompt_position=position)
+    model, context = GenerativeModel(backbone, ()), context_of(backbone)
+    model.check_scores()
+    media, library = backbone.encode_tokens(examples(backbone)), Library(model)
+    texts = model.texts(QUESTIONS, ANSWERS)
+    batch = Batch(media, LABELS, texts=texts)
+    grads, losses = model.gradients(context, batch, "end")
+    for at, question in enumerate(QUESTIONS):
+        leaf, answer = context.clone().requires_grad_(), texts.answers[at][texts.answers[at] >= 0].tolist()
+        loss = -library.log_prob(leaf, media[at], answer, question)
+        torch.testing.assert_close(losses[at], loss.detach(), **EXACT)
+        close(grads[at][None], torch.autograd.grad(loss, leaf)[0][None])
+    for rows in ([0], [2, 0], [2, 1, 0, 0, 2]):
+        close(model.gradients(context, batch.of(torch.tensor(rows)), "end")[0], grads[rows], 1e-6)
+    alone = Batch(media[1:2], LABELS[1:2], texts=model.texts(QUESTIONS[1:2], ANSWERS[1:2]))  # no padding
+    close(model.gradients(context, alone, "end")[0], grads[1:2], 2e-6)
+    if position == "tail":  # kept: the same bits, whoever asked before and however long others' questions are
+        kept = GenerativeModel(backbone, (), prefix_cache_mb=8)
+        first = kept.gradients(context, batch, "end")[0]
+        close(first, grads, 2e-6)
+        assert len(kept._kept._known) == 3
+        close(kept.gradients(context, alone, "end")[0], grads[1:2], 2e-6)
+        assert len(kept._kept._known) == 3
+        other = Batch(media[:1], LABELS[:1], texts=model.texts(QUESTIONS[1:2], ANSWERS[:1]))
+        kept.gradients(context, other, "end")
+        assert len(kept._kept._known) == 4  # another question on one image
+        assert torch.equal(kept.gradients(context, batch, "end")[0], first)
+
+
+@pytest.mark.parametrize("position", ["tail", "front"])
+def test_answers_are_those_of_decoding_one_by_one_with_nothing_kept(folder, position, monkeypatch):
+    backbone = load(folder, prompt_position=position)
+    model, context = GenerativeModel(backbone, NAMES), context_of(backbone)
+    media, library = backbone.encode_tokens(examples(backbone)), Library(model)
+    pairs = list(zip(media, QUESTIONS, strict=True))
+    longest = library.decoded(context, *pairs[0], 4)
+    stops = backbone.stop_ids | {longest[2]}  # one stops before the others
+    monkeypatch.setattr(type(backbone), "stop_ids", stops)
+    expected = [backbone.spell(library.decoded(context, *pair, 4)) for pair in pairs]
+    assert model.answer(context, media, QUESTIONS, 4) == expected
+    monkeypatch.setattr(model, "examples_at_once", lambda *_, **__: 2)
+    assert model.answer(context, media, QUESTIONS, 4) == expected
+    assert model.answer(context, media[:0], ()) == []
+    assert model.answer(context, media, max_tokens=2) == [
+        backbone.spell(library.decoded(context, one, "", 2)) for one in media
+    ]
+
+
 def test_a_prefix_that_is_kept_changes_nothing_whoever_asked_before(folder):
     backbone = load(folder)
     media, context = backbone.encode_tokens(examples(backbone)), context_of(backbone)
@@ -244,6 +310,8 @@ def test_half_precision_is_near(smolvlm):
 
 def test_what_does_not_fit_is_refused(smolvlm):
     model = GenerativeModel(load(smolvlm), NAMES)
+    with pytest.raises(ConfigError, match="a choice between the names of classes"):
+        GenerativeModel(load(smolvlm, loss="classes"), ())
     with pytest.raises(ConfigError, match=r"needs 5\d\d tokens with num_ctx = 500, 4 of an image"):
         model.check_context(500)
     for wrong in ({"name_position": "middle"}, {"is_class_specific": True}):

@@ -166,7 +166,7 @@ class _Known:
             assert upload.shared_grad is not None, "the method has a global channel"
             return asking.rows[Channel.GLOBAL].double(), upload.shared_grad.value.flatten().double()
 
-        nobody = Batch(self.batch.image_features[:0], self.batch.labels[:0], self.batch.classes)
+        nobody = self.batch.of(self.batch.labels[:0])
         (rows, _), (_, nothing) = clipped(self.batch), clipped(nobody)
         others = torch.cat([rows[:place], rows[place + 1 :]])
         norm = plan.release_plan.clip_norms[Channel.GLOBAL] if norms is None else norms[str(Channel.GLOBAL)]

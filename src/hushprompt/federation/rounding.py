@@ -84,7 +84,7 @@ def measure(arm: Arm, model: PromptedModel, on_progress: Progress | None = None)
             groups=torch.arange(len(chosen)),  # each row is held against itself
         )
         recorder = _Recorder(inner)
-        some = Batch(batch.image_features[chosen], batch.labels[chosen])
+        some = batch.of(chosen)
         arm.method.client_step(model, shared, personal, some, recorder, np.random.default_rng(0))
         return recorder.rows
 

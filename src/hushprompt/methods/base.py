@@ -21,6 +21,7 @@ from hushprompt.privacy.clipping import ClippedSum
 from hushprompt.privacy.config import Channel
 from hushprompt.privacy.mechanisms.base import Mechanism
 from hushprompt.privacy.release_plan import BatchClipping
+from hushprompt.prompts.texts import TextTokens
 
 AnyModel = Any
 """A `PromptedModel`; for a method that does not say `needs_two_towers = False`, a `PromptModel`."""
@@ -40,6 +41,13 @@ class Batch:
     classes: tuple[int, ...] | None = None
     """Classes that the client is publicly declared to have; None: nobody declared any, so which ones it has is
     private."""
+    texts: TextTokens | None = None
+    """Question and answer of each example, as tokens; None in classification."""
+
+    def of(self, rows: Int[Tensor, " m"]) -> Batch:
+        """Return some of the examples."""
+        texts = None if self.texts is None else self.texts.of(rows)
+        return Batch(self.image_features[rows], self.labels[rows], self.classes, texts)
 
 
 @dataclass(frozen=True)

@@ -236,6 +236,16 @@ class GenerativeBackbone(Model):
         """Return token ids without start and end; special tokens may be spelled in the text."""
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
 
+    def spell(self, token_ids: Sequence[int]) -> str:
+        """Return the text of tokens without special ones, and without space around it."""
+        return str(self._tokenizer.decode(token_ids, skip_special_tokens=True)).strip()
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Tokens that end an answer: the turn's, and the tokenizer's."""
+        eos = self._tokenizer.eos_token_id
+        return frozenset((*self.end_ids, *([] if eos is None else [eos])))
+
     def embed(self, token_ids: Int[Tensor, "*l"]) -> Float[Tensor, "*l e"]:
         """Look up token embeddings."""
         return self._embedding(token_ids).float()

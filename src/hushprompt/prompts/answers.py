@@ -56,6 +56,19 @@ class Answers:
         return Answers(*(getattr(self, name)[rows] for name in names))
 
 
+def one_each(ids: Int[Tensor, "b k"]) -> Answers:
+    """Return one answer an example from its tokens, with -1 behind them.
+
+    >>> one_each(torch.tensor([[5, 6, 7], [8, -1, -1]])).branch.tolist()
+    [[1, 1], [-1, -1]]
+    """
+    is_target = ids >= 0
+    places = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+    known = ids.clamp(min=0)
+    branch = torch.where(is_target[:, 1:], 1, PADDING)
+    return Answers(known[:, :-1], branch, places[:, :-1], known[:, None], places[:, None], is_target[:, None])
+
+
 def pack(answers: Sequence[Sequence[Sequence[int]]], device: str) -> Answers:
     """Pack the answers of examples, each example with the same number of answers of at least one token.
 

@@ -1,5 +1,7 @@
 """A frozen generative model that knows its classes: a `PromptedModel` whose scores are likelihoods of their names.
 
+In an open task there are no classes: each example has a question and an answer of its own (`TextTokens`).
+
 One example is the sequence `[start][media][question][PROMPT][answer header][answer][end]` ("tail"), or has the prompt
 before everything ("front"). Media are the tokens of an image or sound. At the tail, media and question never see the
 prompt: their keys and values are read once, without a record for autograd.
@@ -11,40 +13,32 @@ gradient in each row.
 
 from __future__ import annotations
 
+import functools
 import string
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from hushprompt.errors import ConfigError, DataError
 from hushprompt.models.generative import GenerativeBackbone, KeysAndValues
-from hushprompt.prompts.answers import PADDING, TRUNK, Answers, pack
+from hushprompt.prompts.answers import PADDING, TRUNK, Answers, one_each, pack
+from hushprompt.prompts.decoding import greedy
 from hushprompt.prompts.layout import NamePosition
 from hushprompt.prompts.prefix_cache import PrefixCache
 from hushprompt.prompts.prompted_model import LabeledExamples
+from hushprompt.prompts.reading import Past, Reading, behind, follow, joined, visible
+from hushprompt.prompts.texts import NO_TOKEN, TextTokens, padded
 
 TOKENS_AT_ONCE = 512
 """Tokens of class names that are read together when examples are scored."""
 
 
-@dataclass(frozen=True)
-class Reading:
-    """A part of the sequences of b examples, ready to be read."""
-
-    embedded: Float[Tensor, "b l e"]
-    positions: Int[Tensor, "d b l"]
-    is_there: Bool[Tensor, "b l"]
-    """False for padding."""
-    end: Int[Tensor, " b"]
-    """Position of what follows."""
-
-
 class GenerativeModel:
-    """A frozen generative model with the names of some classes. All functions are pure."""
+    """A frozen generative model with the names of some classes, or of none. All functions are pure."""
 
     def __init__(
         self,
@@ -58,14 +52,15 @@ class GenerativeModel:
 
         Args:
             backbone: the model.
-            class_names: names in label order.
+            class_names: names in label order; none where each example has a question and an answer of its own.
             device: where the contexts will live.
             memory_mb: what the backward passes of one step may take; None: as much as they need.
             prefix_cache_mb: memory in which keys and values of what comes before the prompt are kept, where it stands
                 at the tail; 0: they are read anew in every step.
 
         Raises:
-            ConfigError: a name has no token, two names have the same, or there are too many for their letters.
+            ConfigError: a name has no token, two names have the same, or there are too many for their letters; a loss
+                over names without names.
         """
         self.backbone, self.class_names, self.device, self.memory_mb = backbone, class_names, device, memory_mb
         self._loss, self._is_tail = backbone.config.loss, backbone.config.prompt_position == "tail"
@@ -74,18 +69,48 @@ class GenerativeModel:
         turn, tokenize = backbone.turn, backbone.tokenize
         question = backbone.config.question.replace("{classes}", ", ".join(class_names))
         spoken, end = list(class_names), list(backbone.end_ids)
+        if not class_names and self._loss != "answer":
+            raise ConfigError(
+                f'backbone.loss = "{self._loss}" is a choice between the names of classes, and questions with answers '
+                'of their own have none. Use backbone.loss = "answer".'
+            )
         if self._loss == "letters":
             question, spoken, end = *_with_letters(question, class_names), []
         self._question = question
         self._before = self._embedded([*backbone.start_ids, *tokenize(turn.before)])
-        self._between = self._embedded(tokenize(turn.between + question))
+        self._asked = self.question_ids([question])
         self._header = self._embedded(tokenize(turn.header))
-        answers = [[*tokenize(" " + name if turn.has_space else name), *end] for name in spoken]
-        self._check_answers(answers, has_end=bool(end))
-        self._longest = max(map(len, answers))
-        self._groups = [pack([group], device) for group in _groups(answers)]
-        self._all = pack([answers], device)
-        self._each = pack([[answer] for answer in answers], device)
+        self._answers = [self._spelled(name, end) for name in spoken]
+        self._check_answers(self._answers, has_end=bool(end))
+
+    @functools.cached_property
+    def _groups(self) -> list[Answers]:
+        """All names, packed in groups."""
+        return [pack([group], self.device) for group in _groups(self._answers)]
+
+    @functools.cached_property
+    def _all(self) -> Answers:
+        """All names side by side."""
+        return pack([self._answers], self.device)
+
+    @functools.cached_property
+    def _each(self) -> Answers:
+        """Of each class, its name alone."""
+        return pack([[answer] for answer in self._answers], self.device)
+
+    def question_ids(self, questions: Sequence[str]) -> Int[Tensor, "b q"]:
+        """Return the tokens of questions with what their turn has before them; -1 behind the shorter ones.
+
+        Args:
+            questions: an empty one stands for the question of the config.
+        """
+        between, tokenize = self.backbone.turn.between, self.backbone.tokenize
+        return padded([tokenize(between + (one or self._question)) for one in questions], self.device)
+
+    def texts(self, questions: Sequence[str], answers: Sequence[str]) -> TextTokens:
+        """Return questions and their true answers as tokens."""
+        spelled = [self._spelled(answer, self.backbone.end_ids) for answer in answers]
+        return TextTokens(self.question_ids(questions), padded(spelled, self.device))
 
     @property
     def num_classes(self) -> int:
@@ -112,22 +137,37 @@ class GenerativeModel:
                 'method.name_position = "end" and method.is_class_specific = false; backbone.prompt_position says '
                 "where the context stands."
             )
+        longest = max(map(len, self._answers), default=0)
+        self._check_window(num_ctx, self._asked.shape[1], longest)
+
+    def check_texts(self, num_ctx: int, texts: TextTokens) -> None:
+        """Raise ConfigError unless every question with its answer fits the window, behind or before a context."""
+        self._check_window(num_ctx, texts.questions.shape[1], texts.answers.shape[1])
+
+    def _check_window(self, num_ctx: int, num_question: int, num_answer: int) -> None:
+        """Raise ConfigError if an example is longer than what the model takes."""
         num_media, window = self.backbone.capabilities.num_tokens or 0, self.backbone.capabilities.context_window
-        fixed = sum(map(len, (self._before, self._between, self._header)))
-        needed = fixed + num_media + num_ctx + self._longest
+        fixed = len(self._before) + num_question + len(self._header)
+        needed = fixed + num_media + num_ctx + num_answer
         if needed > window:
             raise ConfigError(
-                f"An example needs {needed} tokens with num_ctx = {num_ctx}, {num_media} of an image or sound and "
-                f"{fixed} of the question, but the model takes {window}. Use a smaller num_ctx or a shorter question."
+                f"An example needs {needed} tokens with num_ctx = {num_ctx}, {num_media} of an image or sound, "
+                f"{fixed} of the question and {num_answer} of the answer, but the model takes {window}. Use a smaller "
+                "num_ctx, or a shorter question."
             )
 
     def check_scores(self) -> None:
-        """Raise DataError unless the weights score every class."""
+        """Raise DataError unless the weights score every class, or, without classes, the end of an answer."""
         num_tokens = self.backbone.capabilities.num_tokens or 0
-        scores = self.template_scores(torch.full((1, num_tokens, self.token_width), 0.01, device=self.device))
+        media = torch.full((1, num_tokens, self.token_width), 0.01, device=self.device)
+        if self.class_names:
+            scores = self.template_scores(media)
+        else:
+            with torch.no_grad():
+                scores = self.losses(media[:, :0], media, self._asked[:, 0], self.texts([""], [""]))
         if not bool(scores.isfinite().all()):
             raise DataError(
-                "The backbone gives no finite score for the class names. The checkpoint is damaged or needs a higher "
+                "The backbone gives no finite score for an answer. The checkpoint is damaged or needs a higher "
                 "backbone.precision; get it again, or choose another backbone."
             )
 
@@ -139,10 +179,12 @@ class GenerativeModel:
         """Say how a prompt is put together, for someone who wants to use a context without this package."""
         turn, start = self.backbone.turn, "[start]" if self.backbone.start_ids else ""
         media = f"[{self.backbone.capabilities.num_tokens} tokens of the image or sound]"
-        first = f"{start}{turn.before}{media}{turn.between}{self._question}"
+        question, answer = (self._question, "[name]") if self.class_names else ("[question]", "[answer]")
+        how = "scored by mean log-likelihood" if self.class_names else "the most likely token each time"
+        first = f"{start}{turn.before}{media}{turn.between}{question}"
         space = " " if turn.has_space else ""
         prompt = f"{first}[context]" if self._is_tail else f"[context]{first}"
-        return f"{prompt}{turn.header}{space}[name]{turn.end or '[end]'}, scored by mean log-likelihood"
+        return f"{prompt}{turn.header}{space}{answer}{turn.end or '[end]'}, {how}"
 
     def text_features_fn(self, context: Float[Tensor, "t e"], name_position: NamePosition = "end") -> None:
         """There are no text features."""
@@ -156,25 +198,74 @@ class GenerativeModel:
         """
         if len(batch.labels) == 0:
             return context.new_zeros(0, *context.shape), context.new_zeros(0)
-        num_read = self._each.num_read if self._loss == "answer" else self._all.num_read
-        chunk = self.examples_at_once(len(context) + num_read, 1 + num_read, is_recorded=True)
+        texts = batch.texts
+        if texts is not None:
+            num_read = texts.answers.shape[1] - 1
+        else:
+            num_read = self._each.num_read if self._loss == "answer" else self._all.num_read
+        num_question = None if texts is None else texts.questions.shape[1]
+        chunk = self.examples_at_once(len(context) + num_read, 1 + num_read, num_question, is_recorded=True)
         grads, losses = [], []
-        for media, labels in zip(batch.image_features.split(chunk), batch.labels.split(chunk), strict=True):
-            copies = context.detach().expand(len(media), -1, -1).clone().requires_grad_()
+        for start in range(0, len(batch.labels), min(chunk, len(batch.labels))):
+            rows = slice(start, start + chunk)
+            copies = context.detach().expand(len(batch.labels[rows]), -1, -1).clone().requires_grad_()
             with torch.enable_grad():
-                each = self.losses(copies, media, labels)
+                own = None if texts is None else texts.of(rows)
+                each = self.losses(copies, batch.image_features[rows], batch.labels[rows], own)
                 grads.append(torch.autograd.grad(each.sum(), copies)[0])
             losses.append(each.detach())
         return torch.cat(grads), torch.cat(losses)
 
     def losses(
-        self, contexts: Float[Tensor, "b t e"], media: Float[Tensor, "b m e"], labels: Int[Tensor, " b"]
+        self,
+        contexts: Float[Tensor, "b t e"],
+        media: Float[Tensor, "b m e"],
+        labels: Int[Tensor, " b"],
+        texts: TextTokens | None = None,
     ) -> Float[Tensor, " b"]:
-        """Return the loss of each example with a context of its own; differentiable in the contexts."""
-        past, trunk = self._start(contexts, media)
+        """Return the loss of each example with a context of its own; differentiable in the contexts.
+
+        Args:
+            contexts: one an example.
+            media: tokens of its image or sound.
+            labels: its class; not looked at where there are texts.
+            texts: its question and answer: the loss is the mean negative log-likelihood of the answer's tokens.
+        """
+        past, trunk = self._start(contexts, media, None if texts is None else texts.questions)
+        if texts is not None:
+            return -self._scores(past, trunk, one_each(texts.answers))[:, 0]
         if self._loss == "answer":
             return -self._scores(past, trunk, self._each.of(labels))[:, 0]
         return F.cross_entropy(self._scores(past, trunk, self._all), labels, reduction="none")
+
+    @torch.no_grad()
+    def answer(
+        self,
+        context: Float[Tensor, "t e"],
+        media: Float[Tensor, "n m e"],
+        questions: Sequence[str] | None = None,
+        max_tokens: int = 32,
+    ) -> list[str]:
+        """Answer questions with the most likely token each time.
+
+        Args:
+            context: a learned prompt; of length 0: none.
+            media: tokens of one image or sound a question.
+            questions: what is asked about each; None, or an empty one: the question of the config.
+            max_tokens: after which an answer is cut off.
+
+        Returns:
+            Each answer without space around it.
+        """
+        if len(media) == 0:
+            return []
+        asked = self.question_ids([""] * len(media) if questions is None else questions)
+        chunk = self.examples_at_once(len(context) + max_tokens, 1, asked.shape[1], is_recorded=False)
+        answers: list[str] = []
+        for some, ids in zip(media.split(min(chunk, len(media))), asked.split(min(chunk, len(media))), strict=True):
+            past, text = self._start(context.expand(len(some), -1, -1), some, ids)
+            answers += [self.backbone.spell(tokens) for tokens in greedy(self.backbone, past, text, max_tokens)]
+        return answers
 
     @torch.no_grad()
     def scores(
@@ -184,6 +275,8 @@ class GenerativeModel:
         name_position: NamePosition = "end",
     ) -> Float[Tensor, "n c"]:
         """Return the mean log-likelihood of the tokens of every class's name, or of its letter."""
+        if not self.class_names:
+            return context.new_zeros(len(image_features), 0)
         widest = max(group.num_read for group in self._groups)
         chunk = self.examples_at_once(len(context) + widest, 1 + widest, is_recorded=False)
         rows = []
@@ -207,18 +300,21 @@ class GenerativeModel:
         """Say where `template_scores` come from."""
         return f"the written question {self._question!r}"
 
-    def examples_at_once(self, num_tokens: int, num_predictions: int, *, is_recorded: bool) -> int:
+    def examples_at_once(
+        self, num_tokens: int, num_predictions: int, num_question: int | None = None, *, is_recorded: bool
+    ) -> int:
         """Return how many examples one pass may take at most within `memory_mb`; at least 1.
 
         Args:
             num_tokens: that an example adds behind what is read without a record.
             num_predictions: places where the next token's probabilities are computed.
+            num_question: tokens of the longest question; None: of the config's.
             is_recorded: whether autograd keeps what the layers make.
         """
         if self.memory_mb is None:
             return sys.maxsize
         backbone, media = self.backbone, self.backbone.capabilities.num_tokens or 0
-        fixed = len(self._before) + media + len(self._between)
+        fixed = len(self._before) + media + (self._asked.shape[1] if num_question is None else num_question)
         num_tokens += len(self._header) + (0 if self._is_tail else fixed)
         of_layers = num_tokens * backbone.floats_per_token * (backbone.num_layers if is_recorded else 1)
         of_prefix = fixed * (backbone.floats_per_token + 2 * backbone.num_layers * self.token_width)
@@ -226,60 +322,47 @@ class GenerativeModel:
         return max(1, self.memory_mb * 2**20 // (4 * floats))
 
     def _start(
-        self, contexts: Float[Tensor, "b t e"], media: Float[Tensor, "b m e"]
-    ) -> tuple[tuple[KeysAndValues, Bool[Tensor, "b p"]], Reading]:
+        self,
+        contexts: Float[Tensor, "b t e"],
+        media: Float[Tensor, "b m e"],
+        questions: Int[Tensor, "b q"] | None = None,
+    ) -> tuple[Past, Reading]:
         """Return keys and values of what never sees the context, and what is read next, up to the answer."""
         num, header = len(media), self._header.expand(len(media), -1, -1)
+        asked = self._asked.expand(num, -1) if questions is None else questions
         if self._is_tail:
-            prefix = self._prefix(media, 0)
-            past = self._read_prefix(media) if self._kept is None else self._kept.read(media, self._read_prefix)
+            prefix = self._prefix(media, asked, 0)
+            read = self._read_prefix if self._kept is None else self._read_kept
             text = torch.cat([contexts, header], dim=1)
-            return (past, prefix.is_there), self._follow(text, prefix.end, len(prefix.positions))
-        prefix = self._prefix(media, contexts.shape[1])
+            return (read(media, asked), prefix.is_there), follow(text, prefix.end, len(prefix.positions))
+        prefix = self._prefix(media, asked, contexts.shape[1])
         dims = len(prefix.positions)
-        first = self._follow(contexts, torch.zeros_like(prefix.end), dims)
-        last = self._follow(header, prefix.end, dims)
-        parts = (first, prefix, last)
-        whole = Reading(
-            torch.cat([part.embedded for part in parts], dim=1),
-            torch.cat([part.positions for part in parts], dim=2),
-            torch.cat([part.is_there for part in parts], dim=1),
-            last.end,
-        )
-        return ((), prefix.is_there.new_zeros(num, 0)), whole
+        first = follow(contexts, torch.zeros_like(prefix.end), dims)
+        return ((), prefix.is_there.new_zeros(num, 0)), joined((first, prefix, follow(header, prefix.end, dims)))
+
+    def _read_kept(self, media: Float[Tensor, "b m e"], questions: Int[Tensor, "b q"]) -> KeysAndValues:
+        """Return keys and values of start, media and question, from memory where they are kept."""
+        assert self._kept is not None, "kept"
+        return self._kept.read(media, questions, self._read_prefix)
 
     @torch.no_grad()
-    def _read_prefix(self, media: Float[Tensor, "b m e"]) -> KeysAndValues:
+    def _read_prefix(self, media: Float[Tensor, "b m e"], questions: Int[Tensor, "b q"]) -> KeysAndValues:
         """Return keys and values of start, media and question."""
-        prefix = self._prefix(media, 0)
-        allowed = _allowed(prefix.is_there, torch.zeros_like(prefix.positions[0]))
+        prefix = self._prefix(media, questions, 0)
+        allowed = visible(prefix.is_there, torch.zeros_like(prefix.positions[0]))
         return self.backbone.read(prefix.embedded, prefix.positions, allowed)[1]
 
-    def _prefix(self, media: Float[Tensor, "b m e"], start: int) -> Reading:
+    def _prefix(self, media: Float[Tensor, "b m e"], questions: Int[Tensor, "b q"], start: int) -> Reading:
         """Lay out start, media and question from a position on; media tokens that are all zero are padding."""
-        num, is_media = len(media), media.ne(0).any(dim=-1)
+        is_media, is_asked = media.ne(0).any(dim=-1), questions != NO_TOKEN
         own, span = self.backbone.media_positions(is_media)
         dims = len(own)
-        before = self._follow(self._before.expand(num, -1, -1), torch.full_like(span, start), dims)
-        middle = before.end[None, :, None] + own[:, None]
-        after = self._follow(self._between.expand(num, -1, -1), before.end + span, dims)
-        return Reading(
-            torch.cat([before.embedded, media, after.embedded], dim=1),
-            torch.cat([before.positions, middle, after.positions], dim=2),
-            torch.cat([before.is_there, is_media, after.is_there], dim=1),
-            after.end,
-        )
+        before = follow(self._before.expand(len(media), -1, -1), torch.full_like(span, start), dims)
+        middle = Reading(media, before.end[None, :, None] + own[:, None], is_media, before.end + span)
+        asked = follow(self.backbone.embed(questions.clamp(min=0)), middle.end, dims, is_asked)
+        return joined((before, middle, asked))
 
-    def _follow(self, embedded: Float[Tensor, "b l e"], start: Int[Tensor, " b"], dims: int) -> Reading:
-        """Lay out text from each example's own position on."""
-        num, length = embedded.shape[:2]
-        steps = torch.arange(length, device=start.device)
-        positions = (start[:, None] + steps).expand(dims, -1, -1)
-        return Reading(embedded, positions, start.new_ones(num, length, dtype=torch.bool), start + length)
-
-    def _scores(
-        self, past: tuple[KeysAndValues, Bool[Tensor, "b p"]], trunk: Reading, answers: Answers
-    ) -> Float[Tensor, "b c"]:
+    def _scores(self, past: Past, trunk: Reading, answers: Answers) -> Float[Tensor, "b c"]:
         """Return the mean log-likelihood of the tokens of each answer."""
         num, length = trunk.is_there.shape
         ids, branch, depth = (each.expand(num, -1) for each in (answers.ids, answers.branch, answers.depth))
@@ -289,11 +372,13 @@ class GenerativeModel:
         )
         is_there = torch.cat([trunk.is_there, branch != PADDING], dim=1)
         branches = torch.cat([torch.full_like(trunk.positions[0], TRUNK), branch], dim=1)
-        known, is_known = past
-        earlier = is_known[:, None].expand(-1, embedded.shape[1], -1)
-        allowed = torch.cat([earlier, _allowed(is_there, branches)], dim=2)
-        hidden, _ = self.backbone.read(embedded, positions, allowed, known)
+        allowed = behind(past, visible(is_there, branches))
+        hidden, _ = self.backbone.read(embedded, positions, allowed, past[0])
         return answers.mean_log_probs(self.backbone.log_probs(hidden[:, length - 1 :]))
+
+    def _spelled(self, answer: str, end: Sequence[int]) -> list[int]:
+        """Return the tokens of an answer behind its header."""
+        return [*self.backbone.tokenize(" " + answer if self.backbone.turn.has_space else answer), *end]
 
     def _embedded(self, ids: list[int]) -> Float[Tensor, "l e"]:
         """Embed tokens."""
@@ -311,15 +396,6 @@ class GenerativeModel:
                 same = known[tuple(answer)]
                 raise ConfigError(f"The classes {same!r} and {name!r} have the same tokens. Give one another name.")
             known[tuple(answer)] = name
-
-
-def _allowed(is_there: Bool[Tensor, "b l"], branch: Int[Tensor, "b l"]) -> Bool[Tensor, "b l l"]:
-    """Return what each token sees: itself, and of what stands before it the trunk and its own branch."""
-    length = branch.shape[1]
-    is_before = torch.ones(length, length, dtype=torch.bool, device=branch.device).tril()
-    is_own = (branch[:, None] == TRUNK) | (branch[:, None] == branch[:, :, None])
-    itself = torch.eye(length, dtype=torch.bool, device=branch.device)
-    return (is_before & is_own & is_there[:, None]) | itself
 
 
 def _groups(answers: list[list[int]]) -> list[list[list[int]]]:

@@ -11,10 +11,15 @@ import threading
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float
+import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from hushprompt.models.generative import KeysAndValues
+from hushprompt.prompts.texts import NO_TOKEN
+
+ReadOne = Callable[[Float[Tensor, "1 m e"], Int[Tensor, "1 q"]], KeysAndValues]
+"""Reads what comes before one example's prompt, from its image or sound and its question."""
 
 
 class PrefixCache:
@@ -26,26 +31,30 @@ class PrefixCache:
         self._known: dict[bytes, KeysAndValues] = {}
         self._lock = threading.Lock()
 
-    def read(
-        self, media: Float[Tensor, "b m e"], read_one: Callable[[Float[Tensor, "1 m e"]], KeysAndValues]
-    ) -> KeysAndValues:
-        """Return keys and values of all layers for a batch, from memory or read now."""
-        each = [self._one(row, read_one) for row in media.split(1)]
+    def read(self, media: Float[Tensor, "b m e"], questions: Int[Tensor, "b q"], read_one: ReadOne) -> KeysAndValues:
+        """Return keys and values of all layers for a batch, from memory or read now; zeros behind shorter questions."""
+        each = []
+        for row, ids in zip(media.split(1), questions, strict=True):
+            asked = ids[ids != NO_TOKEN][None]
+            missing = (0, 0, 0, len(ids) - asked.shape[1])
+            found = self._one(row, asked, read_one)
+            each.append([(F.pad(keys, missing), F.pad(values, missing)) for keys, values in found])
         return tuple(
             (torch.cat([keys for keys, _ in layer]), torch.cat([values for _, values in layer]))
             for layer in zip(*each, strict=True)
         )
 
-    def _one(
-        self, row: Float[Tensor, "1 m e"], read_one: Callable[[Float[Tensor, "1 m e"]], KeysAndValues]
-    ) -> KeysAndValues:
+    def _one(self, row: Float[Tensor, "1 m e"], question: Int[Tensor, "1 q"], read_one: ReadOne) -> KeysAndValues:
         """Return an example's own; what was asked for longest ago makes room."""
-        key = hashlib.sha256(row.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()).digest()
+        digest = hashlib.sha256()
+        for part in (row, question):
+            digest.update(part.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        key = digest.digest()
         with self._lock:
             if (found := self._known.pop(key, None)) is not None:
                 self._known[key] = found  # the latest stands last
                 return found
-        found = read_one(row)
+        found = read_one(row, question)
         with self._lock:
             if key not in self._known:  # another thread may have read it meanwhile
                 self._known[key] = found

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hushprompt.prompts.layout import NamePosition
+from hushprompt.prompts.texts import TextTokens
 
 
 @runtime_checkable
@@ -26,6 +27,10 @@ class LabeledExamples(Protocol):
     @property
     def labels(self) -> Int[Tensor, " b"]:
         """Classes."""
+
+    @property
+    def texts(self) -> TextTokens | None:
+        """Question and answer of each, as tokens; None in classification."""
 
 
 @runtime_checkable
