@@ -10,7 +10,7 @@ import hushprompt as hp
 from helpers import tiny_generative
 from helpers.runs import TOY, files, killed_and_resumed, run_with
 from hushprompt.config import parse as configs
-from hushprompt.errors import DataError, UnfitError
+from hushprompt.errors import UnfitError
 from hushprompt.features.cache import cached
 from hushprompt.methods.base import check_needs
 from hushprompt.models.generative import GenerativeBackbone
@@ -108,14 +108,6 @@ def test_a_start_from_class_statistics_is_refused(repository, tmp_path):
     config["method"]["start"] = "class_statistics"
     with pytest.raises(UnfitError, match="Class statistics needs two towers"):
         run_with(config, tmp_path)
-
-
-def test_scores_are_not_exported_as_linear_ones(repository, tmp_path):
-    config = values(repository, "promptfl", training={"num_rounds": 1})
-    folder, _, _ = run_with(config, tmp_path)
-    prompt = hp.load_prompt(folder / "prompts" / "global.safetensors", backbone=configs.parse(config).backbone)
-    with pytest.raises(DataError, match="likelihoods of names, not linear"):
-        hp.export(prompt, to="head", out=tmp_path / "head")
 
 
 def test_a_file_of_features_or_a_metric_is_refused(repository, tmp_path):

@@ -84,7 +84,7 @@ def test_what_cannot_be_written_is_refused_and_leaves_nothing(tmp_path, monkeypa
     written({"name": "fedotp", "num_ctx": 4}, tmp_path / "fedotp")
     out = tmp_path / "out"
     for source, to, error, words in [
-        ("fedclip", "peft", ConfigError, "to must be one of head, onnx, open_clip, transformers, card, got 'peft'"),
+        ("fedclip", "peft", ConfigError, "this one belongs to a model that compares features. Use another format"),
         ("fedclip", "head", DataError, "No linear scores follow from attention_bias"),
         ("fedclip", "open_clip", ConfigError, "belongs to the backbone toy, which open_clip does not run"),
         ("fedclip", "onnx", ConfigError, "image tower cannot be exported: it has none that works without this package"),
@@ -120,7 +120,7 @@ def test_the_command_tells_what_the_holder_may_know(hush, tmp_path):
     assert done.out.split()[::3] == ["head/head.safetensors", "head/prompt.safetensors"]
     assert hush("export", "prompts", "--to", "head", "-o", "all").err.startswith("epsilon = ")
     done = hush("export", "prompts", "--to", "tensorrt", "-o", "other", ok=False)
-    assert "to must be one of head, onnx, open_clip, transformers, card, got 'tensorrt'" in done.err
+    assert "to must be one of head, onnx, open_clip, transformers, peft, card, got 'tensorrt'" in done.err
     assert f"The format: {', '.join(FORMATS)}." in " ".join(hush("export", "--help").out.replace("│", " ").split())
 
 

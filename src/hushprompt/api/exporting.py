@@ -29,7 +29,8 @@ def export(
         source: a prompt, or what `load_prompt` takes: a run, a prompt file, a client's store, an export.
         to: "head" (a linear classifier of the backbone's image features), "onnx" (image tower and prompt in one file,
             with a program that needs onnxruntime, numpy and Pillow), "open_clip" or "transformers" (the prompt with a
-            program for that library), or "card" (README.md, the model card of a hub).
+            program for that library), "peft" (an adapter of that package, of a generative model's prompt that stands
+            in front, with a program that asks), or "card" (README.md, the model card of a hub).
         out: the folder, which must not exist yet or be empty.
         client: as for `load_prompt`.
         backbone: as for `load_prompt`.

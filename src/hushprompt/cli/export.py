@@ -12,7 +12,7 @@ import hushprompt as hp
 from hushprompt.cli.console import console
 from hushprompt.user_text import printable
 
-FORMATS = "head, onnx, open_clip, transformers, card"
+FORMATS = "head, onnx, open_clip, transformers, peft, card"
 
 
 def export(
@@ -26,7 +26,7 @@ def export(
         str | None, typer.Option(help="TOML file with a backbone section, or a name; none: what the prompt says.")
     ] = None,
 ) -> None:
-    """Write a trained prompt for other programs: a linear head, ONNX, a script, or a model card."""
+    """Write a trained prompt for other programs: a linear head, ONNX, a script, peft's form, or a model card."""
     folder = hp.export(source, to=to, out=out, client=client, backbone=backbone)
     prompt = hp.load_prompt(folder)
     holder = (

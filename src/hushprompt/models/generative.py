@@ -185,6 +185,7 @@ class GenerativeBackbone(Model):
         self.pad_id, self.template, self.logit_scale = 0, config.question, 1.0
         self.token_width = self.feature_dim = self._embedding.weight.shape[1]
         self.num_layers: int = text.num_hidden_layers
+        self.num_heads: int = text.num_attention_heads
         self.floats_per_token: int = 12 * text.hidden_size + 4 * text.intermediate_size
         """Numbers that a layer makes of a token, about; a pass with gradients keeps those of all layers."""
         self.vocabulary_size: int = self._head.weight.shape[0]

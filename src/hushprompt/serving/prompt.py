@@ -80,6 +80,17 @@ class Prompt:
         return self.header.class_names
 
     @property
+    def is_generative(self) -> bool:
+        """Whether it belongs to a generative model, which answers in words; nothing is loaded to tell."""
+        from hushprompt.models.generative import GenerativeBackbone, GenerativeConfig
+        from hushprompt.registry import BACKBONES
+
+        if self.backbone is not None:
+            return isinstance(self.backbone, (GenerativeBackbone, GenerativeConfig))
+        name = (self.header.backbone or {}).get("name")
+        return name in BACKBONES.names() and issubclass(BACKBONES.get(name), GenerativeConfig)
+
+    @property
     def privacy(self) -> str:
         """What it guarantees, in a sentence: epsilon with all that gives it meaning."""
         said = self.header.privacy

@@ -28,6 +28,8 @@ NAME = "README.md"
 MOST_CLASSES = 100
 """Class names that are spelled out."""
 TASKS = {"image": "image-classification", "audio": "audio-classification"}
+ASKED = {"image": "image-text-to-text", "audio": "audio-text-to-text"}
+"""The same of a generative model."""
 COLUMNS = {
     "delta": "delta", "privacy_unit": "unit", "neighboring_relation": "relation", "sampling": "sampling",
     "accountant": "accountant",
@@ -46,20 +48,27 @@ def write(prompt: Prompt, folder: Path) -> None:
     files.write_text(folder / NAME, card(prompt))
 
 
-def card(prompt: Prompt) -> str:
-    """Return the card of a prompt, and of its run where it lies in one."""
+def card(prompt: Prompt, more: Mapping[str, Sequence[str]] | None = None, library: str = "hushprompt") -> str:
+    """Return the card of a prompt, and of its run where it lies in one.
+
+    Args:
+        prompt: whose card it is.
+        more: sections with their paragraphs, before those that every card has.
+        library: what the folder is loaded with.
+    """
     run = run_of(prompt)
     known = None if run is None else reader.read(run)
     record = None if run is None else _recorded(run, prompt.header.arm)
     sections = {
+        **(more or {}),
         "Data": _data(run, known),
         "Method": _method(prompt.header, record),
         "Privacy": [*_held(prompt), *([] if record is None else _of_run(record))],
         "Audit": _audit(known),
-        "Intended use": _use(prompt.header),
-        "Limits": _limits(),
+        "Intended use": _use(prompt),
+        "Limits": _limits(prompt),
     }
-    text = [_metadata(prompt.header), f"# {_title(prompt.header)}", *_summary(prompt)]
+    text = [_metadata(prompt, library), f"# {_title(prompt.header)}", *_summary(prompt)]
     for heading, paragraphs in sections.items():
         text += [f"## {heading}", *paragraphs]
     return "\n\n".join(text) + "\n"
@@ -74,9 +83,10 @@ def run_of(prompt: Prompt) -> Path | None:
     return run if is_in_run and prompt.header.privacy != NOT_TRAINED else None
 
 
-def _metadata(header: PromptHeader) -> str:
+def _metadata(prompt: Prompt, library: str) -> str:
     """Return the block that hubs read, as YAML; JSON's texts are YAML's too."""
-    values: dict[str, Any] = {"library_name": "hushprompt", "pipeline_tag": TASKS.get(header.modality or "image")}
+    header, tasks = prompt.header, ASKED if prompt.is_generative else TASKS
+    values: dict[str, Any] = {"library_name": library, "pipeline_tag": tasks.get(header.modality or "image")}
     base = str((header.backbone or {}).get("model") or (header.backbone or {}).get("architecture") or "")
     base = base.removeprefix("hf-hub:")
     values["base_model"] = base if re.fullmatch(r"[\w.-]+/[\w.-]+", base) else None
@@ -198,16 +208,19 @@ def _audit(known: reader.FinishedRun | None) -> list[str]:
     return found or ["Not audited." if known else "Not known from the prompt file alone."]
 
 
-def _use(header: PromptHeader) -> list[str]:
+def _use(prompt: Prompt) -> list[str]:
     """Say what it is for."""
-    what = "a sound is of" if header.modality == "audio" else "an image shows"
-    return [f"To say which of its classes {what}, by the backbone above:", USE]
+    what = "a sound is of" if prompt.header.modality == "audio" else "an image shows"
+    words = ", or to answer a question about it in words" if prompt.is_generative else ""
+    return [f"To say which of its classes {what}{words}, by the backbone above:", USE]
 
 
-def _limits() -> list[str]:
+def _limits(prompt: Prompt) -> list[str]:
     """Say what it is not."""
+    words = "- Answers in words are the frozen model's, may be wrong, and may be about anything.\n"
     return [
-        "- Probabilities are among its classes alone: whatever an example shows, one of them is named.\n"
+        (words if prompt.is_generative else "")
+        + "- Probabilities are among its classes alone: whatever an example shows, one of them is named.\n"
         "- The guarantee is one for training examples. It covers neither evaluation images, nor names of classes, nor "
         "what the backbone was pretrained on; every further prompt of the same data adds to what is learned of it.\n"
         "- Errors and prejudices of the backbone remain, and its license and that of the data apply.\n"

@@ -14,7 +14,7 @@ from hushprompt import checks, files
 from hushprompt.config.values import to_plain
 from hushprompt.errors import ConfigError, DataError
 from hushprompt.runs.prompt_file import FORMAT
-from hushprompt.serving.export import card, head, onnx_file, scripts
+from hushprompt.serving.export import card, head, onnx_file, peft_adapter, scripts
 from hushprompt.serving.loading import EXPORTED
 from hushprompt.serving.prompt import Prompt
 from hushprompt.serving.scoring import linear_tensors
@@ -24,9 +24,12 @@ FORMATS: Mapping[str, Callable[[Prompt, Path], None]] = {
     "onnx": onnx_file.write,
     "open_clip": scripts.write_open_clip,
     "transformers": scripts.write_transformers,
+    "peft": peft_adapter.write,
     "card": card.write,
 }
 """What writes a format's files into a folder, beside the prompt itself."""
+GENERATIVE = ("peft", "card")
+"""Formats that can hold the prompt of a generative model."""
 
 
 def export_prompt(prompt: Prompt, to: str, out: Path) -> Path:
@@ -42,6 +45,7 @@ def export_prompt(prompt: Prompt, to: str, out: Path) -> Path:
         DataError: the prompt's scores are none that the format can hold.
     """
     checks.one_of(FORMATS, to=to)
+    _check_kind(prompt, to)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         what = "not empty" if out.is_dir() else "a file"
         raise ConfigError(f"{out} is {what}, and nothing is overwritten. Use another folder.")
@@ -57,11 +61,27 @@ def export_prompt(prompt: Prompt, to: str, out: Path) -> Path:
     return out
 
 
+def _check_kind(prompt: Prompt, to: str) -> None:
+    """Raise ConfigError where a format is not one for this kind of model."""
+    if prompt.is_generative and to not in GENERATIVE:
+        raise ConfigError(
+            f"This prompt is read by a generative model, which answers in words, and {to} holds image towers whose "
+            "features are compared. Use --to peft for a prompt that stands in front, --to card, or hushprompt predict."
+        )
+    if to == "peft" and not prompt.is_generative:
+        raise ConfigError(
+            "peft holds prompts of generative models, and this one belongs to a model that compares features. Use "
+            "another format, such as head or onnx."
+        )
+
+
 def completed(prompt: Prompt) -> Prompt:
     """Return a prompt with the text features that scores need, where they are linear, and the backbone that it knows.
 
     Files of format 1 have neither.
     """
+    if prompt.is_generative:
+        return prompt
     is_loaded = hasattr(prompt.backbone, "encode_images")
     if not is_loaded:
         prompt = dataclasses.replace(prompt, device="cpu")
