@@ -160,6 +160,28 @@ def test_several_workers_have_a_batch_each_at_the_same_time():
     assert len(set(prepared)) == 2
 
 
+def test_workers_share_what_waits_and_those_who_were_answered_together_are_waited_for():
+    sizes = []
+
+    async def use(batcher):
+        clock, times = asyncio.get_running_loop().time, []
+        await asyncio.gather(*batcher.submit(range(6)))
+        for parts in ((1, 1, 1, 1, 1, 1), (1,), (1,)):
+            start, coming = clock(), []
+            for count in parts:
+                coming += batcher.submit(range(count))
+                await asyncio.sleep(0.002)
+            await asyncio.gather(*coming)
+            times.append(clock() - start)
+        return times
+
+    six, one, again = batched(lambda items: sizes.append(len(items)) or items, use, num_workers=2, batch_seconds=0.3)
+    assert sizes == [3, 3, 3, 3, 1, 1]
+    assert six < 0.25, "all are there"
+    assert one >= 0.2, "five more were there the last time"
+    assert again < 0.25, "who asks alone does not wait"
+
+
 def test_those_who_gave_up_hold_no_place_in_the_queue():
     go, seen = threading.Event(), []
 

@@ -130,7 +130,7 @@ class PromptAnswers:
         except Exception:  # of one among strangers' images, which must not fail with it; the decoder's words may be its
             return RefusedError(415, f"This {self.modality} cannot be read.")
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def _replies(self, arrays: Sequence[Any], questions: Sequence[Question]) -> list[Reply | Exception]:
         """Return the replies to what could be decoded."""
         if not questions:

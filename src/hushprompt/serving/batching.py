@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import functools
 from collections import deque
@@ -31,10 +32,11 @@ class _Waiting(Generic[Item, Answer]):
 class MicroBatcher(Generic[Item, Answer]):
     """Hands items to a function in batches, each in a thread, as many at the same time as there are workers.
 
-    A batch is what has come while the last one was worked on. With one worker, a batch that is smaller than the last
-    one waits for more, `batch_seconds` at most: who asks alone never waits, and those whose answers came together ask
-    together again. A batch ends early with items that cost much, so that whoever gave up by then costs no more, and
-    takes one item of each request in turn, so that a request with many does not go before all others.
+    A batch is what has come while all workers were busy; those that are free share it. It waits for whoever was
+    answered just now and may ask again, `batch_seconds` after the answer at most: who asks alone never waits, and those
+    whose answers came together ask together again. A batch ends early with items that cost much, so that whoever gave
+    up by then costs no more, and takes one item of each request in turn, so that a request with many does not go
+    before all others.
     """
 
     def __init__(
@@ -58,7 +60,9 @@ class MicroBatcher(Generic[Item, Answer]):
         self._work, self._limits, self._cost = work, limits, cost
         self._num_workers, self._prepare = num_workers, prepare
         self._requests: deque[deque[_Waiting[Item, Answer]]] = deque()
-        self._has_come = asyncio.Event()
+        self._free: list[ThreadPoolExecutor] = []
+        self._look: asyncio.Handle | None = None
+        self._num_answered, self._patience = 0, 0.0
         self.sizes: list[int] = [0, 0]
         """Batches, and items in all of them."""
 
@@ -82,72 +86,68 @@ class MicroBatcher(Generic[Item, Answer]):
             self._requests.append(
                 deque(_Waiting(item, self._cost(item), each) for item, each in zip(items, coming, strict=True))
             )
-            self._has_come.set()
+            self._num_answered = max(0, self._num_answered - len(items))
+            self._look_soon()
         return coming
 
     async def run(self) -> None:
         """Work on what comes, until this is cancelled."""
-        free: asyncio.LifoQueue[ThreadPoolExecutor] = asyncio.LifoQueue()  # the last one has the model in its cache
-        last = 1
         with contextlib.ExitStack() as threads:
             for number in range(self._num_workers):
                 pool = ThreadPoolExecutor(1, thread_name_prefix=f"encode-{number}", initializer=self._prepare)
-                free.put_nowait(threads.enter_context(pool))
-            async with asyncio.TaskGroup() as batches:
-                while True:
-                    await self._coming()
-                    worker = await free.get()
-                    batch = await self._batch(last)
-                    last = len(batch)
-                    task = batches.create_task(self._answer(batch, worker))
-                    task.add_done_callback(functools.partial(_give_back, free, worker))
+                self._free.append(threads.enter_context(pool))
+            threads.callback(lambda: self._requests.clear())  # what waits then is not begun
+            self._look_soon()
+            await asyncio.get_running_loop().create_future()  # which nobody sets
 
-    async def _answer(self, waited: list[_Waiting[Item, Answer]], worker: ThreadPoolExecutor) -> None:
-        """Have a batch worked on, and tell those who wait."""
-        batch = [each for each in waited if not each.coming.done()]  # some gave up while it was filled
-        if not batch:
-            return
-        self.sizes[0] += 1
-        self.sizes[1] += len(batch)
-        answers: Sequence[Answer | Exception]
-        try:
-            answers = await asyncio.get_running_loop().run_in_executor(
-                worker, self._work, [each.item for each in batch]
-            )
-        except Exception as error:
-            answers = [error] * len(batch)
+    def _look_soon(self, when: float = 0.0) -> None:
+        """See what there is to do once all that has come by then is in the queue."""
+        if self._look is not None:
+            self._look.cancel()
+        loop = asyncio.get_running_loop()
+        self._look = loop.call_at(when, self._start) if when else loop.call_soon(self._start)
+
+    def _start(self) -> None:
+        """Have free workers begin, unless more is likely to come soon."""
+        loop = asyncio.get_running_loop()
+        if loop.time() >= self._patience:
+            self._num_answered = 0
+        while self._free and (num_waiting := self.num_waiting):
+            if self._num_answered and num_waiting < self._limits.batch_size:
+                self._look_soon(self._patience)
+                return
+            batch = self._batch(-(-num_waiting // len(self._free)))
+            worker = self._free.pop()  # the last one has the model in its cache
+            self.sizes[0] += 1
+            self.sizes[1] += len(batch)
+            told = functools.partial(loop.call_soon_threadsafe, self._end, worker, batch)
+            worker.submit(self._work, [each.item for each in batch]).add_done_callback(told)
+
+    def _end(
+        self, worker: ThreadPoolExecutor, batch: list[_Waiting[Item, Answer]],
+        done: concurrent.futures.Future[Sequence[Answer | Exception]],
+    ) -> None:  # fmt: skip
+        """Have the worker take the next batch, and tell those who wait for this one."""
+        self._free.append(worker)
+        self._num_answered += sum(not each.coming.done() for each in batch)
+        self._patience = asyncio.get_running_loop().time() + self._limits.batch_seconds
+        self._start()
+        error = done.exception()
+        answers: Sequence[Answer | BaseException] = done.result() if error is None else [error] * len(batch)
         for each, answer in zip(batch, answers, strict=True):
             _settle(each.coming, answer)
 
-    async def _batch(self, last: int) -> list[_Waiting[Item, Answer]]:
-        """Return what is encoded next, `last` items if they come soon."""
+    def _batch(self, size: int) -> list[_Waiting[Item, Answer]]:
+        """Take so many, or as many as go together, one item of each request in turn."""
         batch: list[_Waiting[Item, Answer]] = []
-        while not batch:
-            await self._coming()
-            self._fill(batch)
-        if len(batch) < last and self._num_workers == 1:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._limits.batch_seconds):
-                    while len(batch) < last and self._has_room(batch):
-                        await self._coming()
-                        self._fill(batch)
-        return batch
-
-    async def _coming(self) -> None:
-        """Wait until there is something."""
-        while not self._requests:
-            self._has_come.clear()
-            await self._has_come.wait()
-
-    def _fill(self, batch: list[_Waiting[Item, Answer]]) -> None:
-        """Add what is there, one item of each request in turn."""
-        while self._requests and self._has_room(batch):
+        while self._requests and len(batch) < size and self._has_room(batch):
             request = self._requests.popleft()
             each = request.popleft()
             if request:
                 self._requests.append(request)
             if not each.coming.done():
                 batch.append(each)
+        return batch
 
     def _forget_gone(self) -> None:
         """Make room: nobody waits for these any more."""
@@ -159,16 +159,11 @@ class MicroBatcher(Generic[Item, Answer]):
         return len(batch) < self._limits.batch_size and sum(each.cost for each in batch) < self._limits.values
 
 
-def _give_back(free: asyncio.LifoQueue[ThreadPoolExecutor], worker: ThreadPoolExecutor, _: asyncio.Task[None]) -> None:
-    """Have the worker of a finished batch take the next one."""
-    free.put_nowait(worker)
-
-
-def _settle(future: asyncio.Future[Answer], answer: Answer | Exception) -> None:
+def _settle(future: asyncio.Future[Answer], answer: Answer | BaseException) -> None:
     """Tell whoever still waits."""
     if future.done():
         return
-    if isinstance(answer, Exception):
+    if isinstance(answer, BaseException):
         future.set_exception(answer)
     else:
         future.set_result(answer)

@@ -31,7 +31,7 @@ class ServingLimits:
     batch_size: int = 16
     """Most images that are encoded together."""
     batch_seconds: float = 0.010
-    """Longest that an image waits for others to be encoded with."""
+    """Longest that an image waits, after an answer, for others to be encoded with."""
     queue: int = 32
     """Images that may wait; with more the answer is 503 at once."""
     connections: int = 100
