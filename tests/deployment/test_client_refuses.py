@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from helpers.deployments import Deployment
+from hushprompt.data.sets.toy import ToyData
 from hushprompt.deployment import policy
 from hushprompt.deployment.agreement import Agreement, make_offer, version
 from hushprompt.deployment.client_node import open_client_node
 from hushprompt.deployment.config import OwnerConfig, ShareConfig
 from hushprompt.deployment.envelope import Envelope
+from hushprompt.deployment.store import MOST_IDLE
 from hushprompt.errors import ConfigError, ProtocolError
 from hushprompt.federation import rounding
 from hushprompt.privacy.config import Audience
@@ -131,6 +133,34 @@ def test_a_plan_that_the_owner_does_not_allow_is_refused(values, tmp_path, owner
     assert "owner" in told
     assert "no such run" in reason(asking.turn())
     assert not asking.folder.exists()
+
+
+def test_plans_of_ever_new_runs_fill_no_disk(asking):
+    for number in range(MOST_IDLE + 2):
+        assert not asking.plan(run=f"new-{number}").is_refusal
+    kept = {path.name for path in asking.folder.parent.iterdir()}
+    assert kept == {f"new-{number}" for number in range(2, MOST_IDLE + 2)}
+
+
+def test_noise_that_leaves_out_rounding_is_refused_unless_the_owner_allows_it(values, tmp_path):
+    values["privacy"] = {"epsilon": 8.0, "delta": 1e-3, "rounding": 0.0}
+    assert "does not account for rounding of the model" in reason(Asking(values, tmp_path).plan())
+    owner = OwnerConfig(max_epsilon=8.0, max_delta=1e-3, require_rounding=False)
+    assert not Asking(values, tmp_path, owner=owner).plan().is_refusal
+
+
+def test_which_splits_a_client_has_is_told_to_its_owner_alone(values, tmp_path, monkeypatch):
+    asking, load = Asking({**values, "evaluation": {"split": "validation"}}, tmp_path), ToyData.load
+
+    def without_validation(section):
+        dataset = load(section)
+        splits = {name: split for name, split in dataset.splits.items() if name != "validation"}
+        return dataclasses.replace(dataset, splits=splits)
+
+    monkeypatch.setattr(ToyData, "load", without_validation)
+    for answer in (asking.join(), asking.plan()):
+        assert reason(answer) == "This client cannot do that now; its owner can see why."
+    assert "evaluation.split" in asking.log
 
 
 def test_noise_that_is_missing_is_an_infinite_epsilon(values, tmp_path):

@@ -28,9 +28,12 @@ def test_a_client_is_told_once_of_copies_in_its_own_data(toy_values, tmp_path, c
     assert "not 2, at delta = 0.001" in line
 
 
-def test_a_client_counts_its_groups_and_one_without_any_stays_out(toy_values, tmp_path, caplog):
-    """Ann names whose images are whose in their paths, bob declares copies a group, cyd's data say nothing."""
-    for name in NAMES:
+def test_patients_are_protected_from_a_server_that_nobody_trusts_and_a_client_without_names_stays_out(
+    toy_values, tmp_path, caplog
+):
+    """Ann and dan name whose images are whose in their paths, bob declares copies a group, cyd's data say nothing."""
+    names = (*NAMES, "dan")
+    for name in names:
         for split in ("train", "test"):
             for number, place in enumerate(("ant", "bee")):
                 for index in range(6):
@@ -43,23 +46,32 @@ def test_a_client_counts_its_groups_and_one_without_any_stays_out(toy_values, tm
         "method": {"name": "promptfl", "num_ctx": 4},
         "data": {"name": "folder", "root": str(tmp_path / "ann")},
         "sampling": {"name": "disjoint", "steps_per_round": 1},
-        "privacy": {"epsilon": 2.0, "delta": 1e-3, "privacy_unit": "group", "group_word": "patient"},
+        "privacy": {
+            "epsilon": 2.0, "delta": 1e-3, "privacy_unit": "group", "group_word": "patient", "noise_at": "shares",
+            "noise_source": "secure",
+        },
         "evaluation": {"metrics_epsilon": 100.0, "metrics_delta": 1e-3},
-    }
-    deployment = Deployment(values, tmp_path, min_clients=2, owner={"max_metrics_epsilon": 100.0})
-    ways = {"ann": {"group_pattern": r"(\w+-\d)_"}, "bob": {"duplicates": "group"}, "cyd": {}}
-    for name, way in ways.items():
-        deployment.restart(name, share=None, data=Folder(root=str(tmp_path / name), **way))
+    }  # fmt: skip
+    owner = {"max_metrics_epsilon": 100.0, "require_noise_at": "shares", "require_unit": "group"}
+    deployment = Deployment(values, tmp_path, names=names, min_clients=3, owner=owner)
+    in_paths = {"group_pattern": r"(\w+-\d)_"}
+    for name, way in {"ann": in_paths, "bob": {"duplicates": "group"}, "cyd": {}, "dan": in_paths}.items():
+        own = Folder(root=str(tmp_path / name), classes=("ant", "bee"), **way)
+        deployment.restart(name, share=None, data=own)
     with caplog.at_level(logging.WARNING):
         deployment.serve()
     agreement = records.read_json(deployment.folder("server") / "agreement.json")
-    assert dict(zip(agreement["clients"], agreement["sizes"], strict=True)) == {"ann": 3, "bob": 12}
+    assert dict(zip(agreement["clients"], agreement["sizes"], strict=True)) == {"ann": 3, "bob": 12, "dan": 3}
     (reason,) = deployment.reasons()
     assert reason == "The plan protects groups, and this client's data do not say which examples belong together."
     assert "data.group_pattern" in caplog.text, "what to do is told to its owner"
-    held = records.read_json(deployment.folder("ann") / "privacy.json")["arms"][0]["audiences"]["public"]
-    assert "one patient's examples more or less" in held["statement"]
+    for name in ("server", "ann", "bob", "dan"):
+        held = records.read_json(deployment.folder(name) / "privacy.json")["arms"][0]["audiences"]
+        assert held["server"]["epsilon"] == held["public"]["epsilon"] <= 2.0
+        assert held["server"]["noise_source"] == "secure"
+        assert "one patient's examples more or less" in held["server"]["statement"]
+        assert "at one client (a patient at two clients counts twice)" in held["server"]["statement"]
+        assert (deployment.folder(name) / "prompts").exists()
     told = records.read_json(deployment.folder("server") / "summary.json")["arms"][-1]["per_client"]
     (counts,) = deployment.lines("ann", "metrics.jsonl")
     assert told[0]["local"] == min(max(counts["local"][1] / 2, 0), 1), "of two groups, not of twelve images"
-    assert "at one client (a patient at two clients counts twice)" in held["statement"]

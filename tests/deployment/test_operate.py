@@ -70,6 +70,20 @@ def test_init_writes_two_ends_that_fit_together(folder):
         assert client.check_link(theirs) == []
 
 
+def test_init_says_in_one_line_where_clients_will_trust_the_server(tmp_path, toy_values):
+    said = {}
+    for clients, privacy in (("ab", {}), ("abc", {}), ("abc", {"noise_at": "server"}), ("abc", {"noise_at": "client"})):
+        run = {**toy_values, "partition": {"name": "iid", "num_clients": 3}, "privacy": {"epsilon": 8.0, **privacy}}
+        case = f"{len(clients)} {privacy.get('noise_at', '')}"
+        api.init(tmp_path / case, [*clients], run=run, say=said.setdefault(case, []).append)
+    trusting = said.pop("2 "), said.pop("3 server")
+    for lines in trusting:
+        (line,) = lines
+        assert "sees each client's clipped sum without it" in line
+        assert line.endswith('by require_noise_at = "any": "shares" or "client" there would refuse it.')
+    assert [*said.values()] == [[], []]
+
+
 def config_of(command, mounts):
     """What a service's command reads, found where its folders are here; the command line must be a real one."""
     program, group, name, *arguments = command.split()

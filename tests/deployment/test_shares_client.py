@@ -1,6 +1,7 @@
 """Secure aggregation at the client: what it refuses, whatever a server sends to whom, and that nothing else opens."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 from helpers.layouts import image
@@ -9,6 +10,7 @@ from hushprompt.data.readers.folder import Folder
 from hushprompt.deployment import roster
 from hushprompt.deployment.config import OwnerConfig
 from hushprompt.deployment.envelope import Envelope
+from hushprompt.deployment.store import MOST_IDLE
 
 
 def test_the_sum_over_all_participants_opens_by_itself_and_no_smaller_one(serve_by_hand):
@@ -186,6 +188,19 @@ def test_a_run_key_is_the_owners_alone_and_lasts_from_the_first_invitation_to_th
     assert (again["key"], again["signature"]) == (server.agreement.keys[0], server.agreement.signatures[0])
     assert not path.exists(), "a run that was finished gets no new key"
     assert server.ask("a", finish).to_bytes() == told.to_bytes()
+
+
+def test_invitations_to_ever_new_runs_fill_no_disk(serve_by_hand):
+    server = serve_by_hand(3)
+    server.turns(server.request(), ["a"])
+    trained, store = server.folder("a"), server.root / "a"
+    shutil.copytree(trained, trained.with_name("damaged"))
+    (trained.with_name("damaged") / "ledger.jsonl").unlink()  # what was spent there nobody knows
+    for number in range(20):
+        server.offer = dataclasses.replace(server.offer, federation=f"fed-{number % 3}", run=f"new-{number}")
+        assert not server.join("a").is_refusal
+    newest = {f"new-{number}" for number in range(20 - MOST_IDLE, 20)}
+    assert {path.parent.name for path in store.glob("*/*/run.key")} == {trained.name, "damaged", *newest}
 
 
 def test_a_look_at_a_plan_leaves_no_key(toy_values, tmp_path, monkeypatch):

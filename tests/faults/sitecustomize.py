@@ -1,6 +1,7 @@
 """What goes wrong in the processes of a real federation: every Python with this folder on its path loads it.
 
-`$FAULTS` is a folder; a client's file there, NAME.json, says what its answers to which messages are like.
+`$FAULTS` is a folder; a client's file there, NAME.json, says what its answers to which messages are like. A slow one
+comes at once when the file does not say so any more.
 A SuperNode looks for messages three times a second.
 """
 
@@ -45,7 +46,9 @@ def spoil():
         match fault.get("what"):
             case "slow":
                 (Path(os.environ["FAULTS"]) / f"{name}.begun").touch()
-                time.sleep(fault["seconds"])
+                end = time.monotonic() + fault["seconds"]
+                while time.monotonic() < end and fault_of(name, request) == fault:
+                    time.sleep(0.1)
             case "full disk":
                 os.fsync = full_disk
             case "other version":

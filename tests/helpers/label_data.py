@@ -5,15 +5,16 @@ import numpy as np
 from hushprompt.data.base import Dataset, Split
 
 
-def dataset_of(num_classes, train=12, test=5, num_domains=1, num_clients=0):
-    """Labels alone: `train` and `test` examples of each class in each domain."""
+def dataset_of(num_classes, train=12, test=5, num_domains=1, num_clients=0, groups=lambda count: None):
+    """Labels alone: `train` and `test` examples of each class in each domain; `groups` of so many examples."""
 
     def split(count):
         cells = np.repeat(np.arange(num_domains * num_classes), count)
         clients = np.arange(len(cells)) % num_clients if num_clients else None
         return Split(
-            labels=cells % num_classes, domains=cells // num_classes, clients=clients, read=lambda _: [], fingerprint=""
-        )
+            labels=cells % num_classes, domains=cells // num_classes, clients=clients, groups=groups(len(cells)),
+            read=lambda _: [], fingerprint="",
+        )  # fmt: skip
 
     return Dataset(
         name="numbers",
@@ -26,8 +27,8 @@ def dataset_of(num_classes, train=12, test=5, num_domains=1, num_clients=0):
     )
 
 
-def cut(rule, dataset, seed=0):
-    return rule.partition(dataset, np.random.default_rng(seed))
+def cut(rule, dataset, seed=0, **how):
+    return rule.partition(dataset, np.random.default_rng(seed), **how)
 
 
 def counts(partition, dataset, split="train"):

@@ -12,6 +12,7 @@ from pathlib import Path
 import tomli_w
 
 from helpers.commands import command
+from hushprompt import files
 from hushprompt.config import parse as configs
 from hushprompt.deployment.config import load_server
 from hushprompt.deployment.operate import server as ends
@@ -139,8 +140,8 @@ class RealFederation:
         """Have messages of clients go wrong: each (kind, round or None, what, seconds); an empty list ends it."""
         for name, of_client in faults.items():
             listed = [dict(zip(("kind", "round", "what", "seconds"), fault, strict=False)) for fault in of_client]
-            (self.faults / f"{name}.json").write_text(json.dumps(listed))
             (self.faults / f"{name}.begun").unlink(missing_ok=True)
+            files.write_text(self.faults / f"{name}.json", json.dumps(listed))  # whole: a slow answer is reading it
 
     def has_begun(self, name):
         """Whether a slow answer of a client has begun."""

@@ -43,7 +43,8 @@ class HandServer:
     def __init__(self, values, tmp_path, monkeypatch, owner=None, **client):
         self.run, self.root = configs.parse(values), tmp_path
         self.names = tuple("abcdefgh"[: values["partition"]["num_clients"]])
-        self.links, self.owner = pinned(tmp_path, self.names), OwnerConfig(max_epsilon=20, max_delta=1, **(owner or {}))
+        allowed = {"max_epsilon": 20, "max_delta": 1, "require_rounding": False, **(owner or {})}
+        self.links, self.owner = pinned(tmp_path, self.names), OwnerConfig(**allowed)
         self.changes = client
         self.nodes = {name: open_client_node(self.client(name)) for name in self.names}
         class_names = self.run.data.load().class_names

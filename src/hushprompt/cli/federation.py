@@ -51,6 +51,7 @@ def init(
         run=values,
         classes=() if classes is None else _lines(classes),
         with_keys=keys,
+        say=_say,
     )
     console.print(f"  {readme} says what goes where", soft_wrap=True)
 

@@ -5,6 +5,7 @@ A registered frozen dataclass in this folder is the `data` section of a config; 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -58,6 +59,22 @@ class Split:
     def __len__(self) -> int:
         """Number of examples n."""
         return len(self.labels)
+
+    def at(self, rows: np.ndarray, fingerprint: str) -> Split:
+        """Return the examples of these rows alone, as a split of its own."""
+        return Split(
+            labels=self.labels[rows],
+            domains=self.domains[rows],
+            clients=None if self.clients is None else self.clients[rows],
+            groups=None if self.groups is None else self.groups[rows],
+            read=functools.partial(_read_at, self.read, rows),
+            fingerprint=fingerprint,
+        )
+
+
+def _read_at(read: Reader, rows: np.ndarray, indices: np.ndarray) -> list[np.ndarray]:
+    """Read examples by their places among some rows."""
+    return read(rows[indices])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -62,6 +62,7 @@ def init(
     run: RunConfig | Mapping[str, Any] | str | Path | None = None,
     classes: Sequence[str] = (),
     with_keys: bool = True,
+    say: Say = _silent,
 ) -> Path:
     """Write configs, certificates, keys, systemd units and a compose file; nothing is overwritten.
 
@@ -73,6 +74,7 @@ def init(
         run: method, privacy, backbone and rounds: a config, its plain values, a file, or the name of a preset.
         classes: class names where clients bring their own images; empty: a trial with the run's data.
         with_keys: make the clients' keys too; else each client makes its own.
+        say: gets one line where clients will trust the server with their sums.
 
     Returns:
         The README in the folder, which says what goes where.
@@ -92,7 +94,8 @@ def init(
         classes=tuple(classes),
         with_keys=with_keys,
     )
-    layout.write(Path(folder), wanted, _now())
+    if told := layout.write(Path(folder), wanted, _now()):
+        say(told)
     return Path(folder) / "README.md"
 
 

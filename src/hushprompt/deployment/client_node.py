@@ -140,6 +140,7 @@ class ClientNode:
         agreement, run, store = self._allowed(request)
         run.load_features()  # now, so that no update waits for it
         if store.pinned() != agreement:
+            store.make_room()
             run.keep_identity()
             run.tell_findings()
             store.pin(agreement, ClientState(personal=run.first_personal, norm=run.first_norm))
@@ -176,6 +177,7 @@ class ClientNode:
         self._own_files(lambda: roster.pinned_keys(self.config))  # now, so that no plan fails for it
         if key is None:
             key = roster.new_run_key()
+            store.make_room()
             store.make_run_key(key)
         public = roster.public_half(key)
         return public.hex(), roster.sign(identity, roster.claim(offer, name, size, public)).hex()

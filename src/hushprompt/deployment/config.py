@@ -251,6 +251,8 @@ class OwnerConfig:
     refuses all that do not protect this client's data as a whole."""
     require_noise_source: Literal["any", "secure"] = "any"
     """"secure" refuses noise from a seed that the server knows: it could take that noise away."""
+    require_rounding: bool = True
+    """Refuse runs whose noise leaves out that the model rounds (`privacy.rounding` = 0), where it could matter."""
 
     def __post_init__(self) -> None:
         """Check the fields."""

@@ -17,7 +17,7 @@ from hushprompt.data.groups import NO_GROUPS, with_groups
 from hushprompt.data.partitions.base import ClientShard, Partition
 from hushprompt.deployment.agreement import Offer
 from hushprompt.deployment.config import ClientConfig
-from hushprompt.errors import ProtocolError
+from hushprompt.errors import DataError, ProtocolError
 from hushprompt.features.cache import image_features
 from hushprompt.features.store import StoredFeatures
 from hushprompt.federation.setup import make_partition
@@ -68,7 +68,8 @@ def open_examples(client: ClientConfig, offer: Offer) -> Examples:
     Raises:
         ProtocolError: other classes, or none in the config of an owner who does not trust the server; no training
             example, no groups where these are the unit, or a share that does not exist.
-        DataError: the data cannot be read.
+        DataError: the data cannot be read, or lack the split that is to be scored: which there are is not for the
+            server.
     """
     groups: Int64[np.ndarray, " n"] | None = None
     is_unit = offer.run_config.privacy.privacy_unit == "group"
@@ -77,6 +78,7 @@ def open_examples(client: ClientConfig, offer: Offer) -> Examples:
         if client.data is None and not getattr(section, "is_embedded", False):
             raise ProtocolError("The run's data are files. Whoever takes a share of them names them as [data], too.")
         dataset = section.load()
+        _check_split(dataset, offer)
         _check_groups(dataset, is_unit=is_unit)
         clients = make_partition(offer.run_config, dataset).clients
         if client.share.client >= len(clients):
@@ -91,6 +93,7 @@ def open_examples(client: ClientConfig, offer: Offer) -> Examples:
             _check_classes_may_be_asked(client)
             section = dataclasses.replace(section, classes=offer.class_names)
         dataset = section.load()
+        _check_split(dataset, offer)
         _check_groups(dataset, is_unit=is_unit)
         index = {name: np.arange(len(split)) for name, split in dataset.splits.items()}
     if [*map(nfc, dataset.class_names)] != [*map(nfc, offer.class_names)]:
@@ -117,6 +120,16 @@ def _check_classes_may_be_asked(client: ClientConfig) -> None:
         raise ProtocolError(
             "This client's owner has to name the classes of its data: data.classes_file or data.classes in "
             "client.toml. To try the server's list on them would tell it which classes there are."
+        )
+
+
+def _check_split(dataset: Dataset, offer: Offer) -> None:
+    """Raise DataError, which the owner alone is told, where the split that is to be scored is missing."""
+    split = offer.run_config.evaluation.split
+    if split not in dataset.splits:
+        raise DataError(
+            f"The federation scores {split} examples (evaluation.split), and these data have only: "
+            f"{', '.join(sorted(dataset.splits))}. Add such a split to them, or agree on another one."
         )
 
 

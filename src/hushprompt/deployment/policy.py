@@ -50,6 +50,10 @@ def check_plan(
     is_secure = plan.release_plan.noise_source == "secure" or not plan.channels
     if not is_secure and (owner.require_noise_source == "secure" or owner.require_noise_at != "any"):
         wrong.append("noise would come from a seed that the server knows")
+    release = plan.release_plan
+    has_noise = any(release.noise_multipliers.values())
+    if owner.require_rounding and has_noise and release.num_rounded and not plan.config.rounding:
+        wrong.append("the noise does not account for rounding of the model (privacy.rounding = 0)")
     rounds = int(arm.cohorts.rounds_of_clients()[client_id]) if arm.num_rounds else 0
     wrong += _of_evaluation_images(owner, evaluation, store, folder)
     reason = _over(owner, epsilon(plan, rounds, client_id), plan.config.delta if rounds else 0.0, store, folder)

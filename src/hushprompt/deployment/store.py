@@ -9,6 +9,7 @@ each before it is trained, with the epsilon and delta of all of them, for the ow
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -22,16 +23,21 @@ import torch
 
 from hushprompt import files
 from hushprompt.deployment.agreement import Agreement, read_agreement
-from hushprompt.deployment.config import check_name
+from hushprompt.deployment.config import RESERVED, check_name
 from hushprompt.deployment.envelope import Envelope
 from hushprompt.deployment.operate import secrets
 from hushprompt.deployment.server_record import AGREEMENT
 from hushprompt.errors import ConfigError, ProtocolError, ResumeError
 from hushprompt.methods.base import Personal
-from hushprompt.runs import ledger, records
+from hushprompt.runs import identity, ledger, records
 from hushprompt.runs.state import flatten, restore
 
 STATE, RUN_KEY = "state.safetensors", "run.key"
+PARTIAL_KEY = f".{RUN_KEY}.part"
+OF_START = {STATE, RUN_KEY, PARTIAL_KEY, AGREEMENT, identity.FILE}
+"""All files of a run in which nothing was charged yet."""
+MOST_IDLE = 8
+"""Runs in a store that a server may have invited to without training in any: older ones are forgotten."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +106,21 @@ def rounds_of_state(folder: Path) -> int:
         raise ResumeError(f"The state {path} is damaged ({error}): what was spent is not known.") from error
 
 
+def _is_idle(folder: Path) -> bool:
+    """Whether a folder has nothing but what the start of a run leaves, and no round was counted as charged."""
+    if not folder.is_dir() or {path.name for path in folder.iterdir()} - OF_START:
+        return False
+    try:
+        return rounds_of_state(folder) == 0
+    except ResumeError:  # nobody knows: it stays
+        return False
+
+
+def _age(folder: Path) -> float:
+    """Return when a folder was changed last."""
+    return folder.stat().st_mtime
+
+
 class RunStore:
     """The folder of one run."""
 
@@ -136,9 +157,20 @@ class RunStore:
         path = self.folder / RUN_KEY
         return secrets.read(path, "run key") if path.exists() else None
 
+    def make_room(self) -> None:
+        """Remove the oldest of the other runs in the store that never trained: whoever invites could fill the disk."""
+        places = [path for path in self.folder.parents[1].glob("*/*") if path.parent.name not in RESERVED]
+        idle = sorted((path for path in places if path != self.folder and _is_idle(path)), key=_age)
+        for folder in idle[: max(0, len(idle) - MOST_IDLE + 1)]:
+            for path in folder.iterdir():
+                path.unlink()
+            folder.rmdir()
+            with contextlib.suppress(OSError):  # where its federation has other runs
+                folder.parent.rmdir()
+
     def make_run_key(self, key: bytes) -> None:
         """Store a private run key for this client alone; after a crash it is there whole or not at all."""
-        temporary = self.folder / f".{RUN_KEY}.part"
+        temporary = self.folder / PARTIAL_KEY
         temporary.unlink(missing_ok=True)  # of a process that was killed here
         secrets.write_new(temporary, key)
         os.replace(temporary, self.folder / RUN_KEY)

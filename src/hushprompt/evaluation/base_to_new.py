@@ -8,7 +8,6 @@ scored among the base classes, and new images among the new ones, by text featur
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int
 
-from hushprompt.data.base import Dataset, Reader
+from hushprompt.data.base import Dataset
 from hushprompt.data.partitions.base import Partition
 from hushprompt.errors import ConfigError
 
@@ -66,21 +65,8 @@ def base_images(dataset: Dataset, num_base: int) -> BaseImages:
     """Return the images of the first `num_base` classes."""
     places = {name: np.flatnonzero(split.labels < num_base) for name, split in dataset.splits.items()}
     splits = {
-        name: dataclasses.replace(
-            split,
-            labels=split.labels[kept],
-            domains=split.domains[kept],
-            clients=None if split.clients is None else split.clients[kept],
-            groups=None if split.groups is None else split.groups[kept],
-            read=functools.partial(_read, split.read, kept),
-            fingerprint=f"{split.fingerprint} of the first {num_base} classes",
-        )
-        for (name, split), kept in zip(dataset.splits.items(), places.values(), strict=True)
+        name: dataset.splits[name].at(kept, f"{dataset.splits[name].fingerprint} of the first {num_base} classes")
+        for name, kept in places.items()
     }
     kept_dataset = dataclasses.replace(dataset, class_names=dataset.class_names[:num_base], splits=splits)
     return BaseImages(kept_dataset, places)
-
-
-def _read(read: Reader, kept: np.ndarray, indices: np.ndarray) -> list[np.ndarray]:
-    """Read examples by their places among those that are kept."""
-    return read(kept[indices])

@@ -105,12 +105,13 @@ def check_duplicates(config: RunConfig, dataset: Dataset) -> None:
 def _partition(config: RunConfig, dataset: Dataset) -> Partition:
     """Partition a data set, or what it has of base classes, by the config's rule."""
     rng = seeding.stream(config.seed, "partition")
+    keeps_groups = config.privacy.privacy_unit == "group"
     num_base = num_trained_classes(config, dataset)
     if num_base == len(dataset.class_names):
-        whole: Partition = config.partition.partition(dataset, rng)
+        whole: Partition = config.partition.partition(dataset, rng, keeps_groups=keeps_groups)
         return whole
     base = base_images(dataset, num_base)
-    return base.in_whole(config.partition.partition(base.dataset, rng))
+    return base.in_whole(config.partition.partition(base.dataset, rng, keeps_groups=keeps_groups))
 
 
 def client_sizes(partition: Partition) -> list[int]:

@@ -1,4 +1,5 @@
 import hashlib
+import itertools
 
 import numpy as np
 import pytest
@@ -7,8 +8,8 @@ from hypothesis import strategies as st
 
 from helpers.label_data import counts, cut, dataset_of
 from hushprompt import seeding
-from hushprompt.data.partitions.base import allocate, few_shot, from_shares
-from hushprompt.data.partitions.by_class import IID, Dirichlet
+from hushprompt.data.partitions.base import DeclaresClasses, allocate, few_shot, from_shares
+from hushprompt.data.partitions.by_class import IID, Dirichlet, DisjointClasses
 from hushprompt.data.sets.emoji100 import Emoji100
 from hushprompt.errors import ConfigError
 from hushprompt.registry import PARTITIONS
@@ -64,6 +65,42 @@ def test_the_same_stream_cuts_alike(rule, shape, seed):
     for left, right in zip(first.clients, second.clients, strict=True):
         assert (left.classes, left.name) == (right.classes, right.name)
         assert all(np.array_equal(left.indices[split], right.indices[split]) for split in left.indices)
+
+
+@given(rules, shapes, st.integers(2, 40), st.integers(0, 99))
+def test_groups_stay_whole_within_what_the_data_say_of_holders(rule, shape, num_groups, seed):
+    draw = np.random.default_rng(seed).integers
+    dataset = dataset_of(**shape, groups=lambda count: draw(num_groups, size=count))
+    try:
+        partition = cut(rule, dataset, seed, keeps_groups=True)
+    except ConfigError:  # too few groups for so many clients, or with classes of several
+        return
+    seen = {}
+    for name, split in dataset.splits.items():
+        assert sorted(np.concatenate([client.indices[name] for client in partition.clients])) == list(range(len(split)))
+        for client in partition.clients:
+            own = client.indices[name]
+            for unit in zip(split.groups[own], rule.holders(split)[own], strict=True):
+                assert seen.setdefault(unit, client.client_id) == client.client_id
+    if isinstance(rule, DeclaresClasses):
+        sets = rule.class_sets(shape["num_classes"], np.random.default_rng(seed))
+        assert all({*client.classes} <= {*own} for client, own in zip(partition.clients, sets, strict=True))
+
+
+@given(rules, shapes, st.integers(0, 99))
+def test_groups_of_one_are_cut_as_examples_are(rule, shape, seed):
+    start = itertools.count()
+    dataset = dataset_of(**shape, groups=lambda count: np.array([next(start) for _ in range(count)])[::-1])
+    plain, grouped = (cut(rule, dataset, seed, keeps_groups=keeps) for keeps in (False, True))
+    for left, right in zip(plain.clients, grouped.clients, strict=True):
+        assert (left.classes, left.name) == (right.classes, right.name)
+        assert all(np.array_equal(left.indices[split], right.indices[split]) for split in left.indices)
+
+
+def test_a_group_with_classes_of_two_clients_is_refused_where_classes_are_dealt_out():
+    dataset = dataset_of(6, groups=lambda count: (np.arange(count) + 3) // 6)
+    with pytest.raises(ConfigError, match=r"others too \(\d classes\), as groups stay whole.*iid or dirichlet"):
+        cut(DisjointClasses(num_clients=3), dataset, keeps_groups=True)
 
 
 @given(counted | in_domains, shapes, st.integers(1, 5), st.integers(0, 99))

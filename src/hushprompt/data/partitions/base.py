@@ -7,6 +7,7 @@ used twice, unless `num_shots` asks for few.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +17,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from hushprompt import checks
-from hushprompt.data.base import Dataset
+from hushprompt.data.base import Dataset, Split
 from hushprompt.errors import ConfigError
 from hushprompt.words import counted
 
@@ -86,13 +87,20 @@ class PartitionRule(ABC):
         """Check the field."""
         checks.non_negative(num_shots=self.num_shots)
 
-    def partition(self, dataset: Dataset, rng: np.random.Generator) -> Partition:
+    def partition(self, dataset: Dataset, rng: np.random.Generator, *, keeps_groups: bool = False) -> Partition:
         """Cut a data set into clients.
+
+        Args:
+            dataset: what is cut.
+            rng: decides who gets what.
+            keeps_groups: whether examples of one group go to one client, in so far as the data themselves do not say
+                who holds them.
 
         Raises:
             ConfigError: the rule cannot be kept with this data, or would leave a client without training examples.
         """
-        partition = self.assign(dataset, rng)
+        has_groups = keeps_groups and dataset.splits["train"].groups is not None
+        partition = of_whole_groups(self, dataset, rng) if has_groups else self.assign(dataset, rng)
         if self.num_shots:
             return few_shot(partition, dataset.splits["train"].labels, self.num_shots, rng)
         return partition
@@ -100,6 +108,60 @@ class PartitionRule(ABC):
     @abstractmethod
     def assign(self, dataset: Dataset, rng: np.random.Generator) -> Partition:
         """Return every example to one client."""
+
+    def holders(self, split: Split) -> np.ndarray:
+        """Return who holds each example [n] whatever the rule draws, such as its domain; all zeros: nobody does."""
+        return np.zeros(len(split), np.int64)
+
+
+def of_whole_groups(rule: PartitionRule, dataset: Dataset, rng: np.random.Generator) -> Partition:
+    """Cut a data set by groups of examples: the rule deals out the first example of each, the others follow.
+
+    A group in training and in another split goes where it trains. Groups of one are cut as examples are.
+
+    Raises:
+        ConfigError: as of `PartitionRule.partition`; or the rule says which classes each client has, and a group has
+            examples of classes of different clients.
+    """
+    before = copy.deepcopy(rng)
+    units, firsts, known = _units(rule, dataset), {}, np.empty(0, np.int64)
+    for name in sorted(units, key=lambda name: name != "train"):
+        numbers, rows = np.unique(units[name], return_index=True)
+        firsts[name] = np.sort(rows[~np.isin(numbers, known)])
+        known = np.union1d(known, numbers)
+    splits = {name: dataset.splits[name].at(rows, "") for name, rows in firsts.items()}
+    dealt = rule.assign(dataclasses.replace(dataset, splits=splits, copies=()), rng).clients
+    owners = np.full(known.max() + 1, -1)
+    for client in dealt:
+        for name, rows in firsts.items():
+            owners[units[name][rows[client.indices[name]]]] = client.client_id
+    parts = {name: [np.flatnonzero(owners[of] == client.client_id) for client in dealt] for name, of in units.items()}
+    found = from_indices(dataset, parts, [client.name for client in dealt])
+    if isinstance(rule, DeclaresClasses):
+        _check_classes(found, rule.class_sets(len(dataset.class_names), before))
+    return found
+
+
+def _check_classes(partition: Partition, declared: Sequence[Sequence[int]]) -> None:
+    """Raise ConfigError where a client has training examples of classes that its rule says it has not."""
+    for client, own in zip(partition.clients, declared, strict=True):
+        if others := {*client.classes} - {*own}:
+            raise ConfigError(
+                f"This partition says which classes a client has, and client {client.client_id} would get groups with "
+                f"examples of others too ({counted(len(others), 'class')}), as groups stay whole. Use a partition that "
+                "does not deal out classes, such as iid or dirichlet."
+            )
+
+
+def _units(rule: PartitionRule, dataset: Dataset) -> dict[str, np.ndarray]:
+    """Return by split what stays together, numbered [n]: a group, within what the rule keeps apart."""
+    splits = dataset.splits.values()
+    groups = np.concatenate([np.full(len(split), -1) if split.groups is None else split.groups for split in splits])
+    is_alone = groups < 0
+    groups[is_alone] = groups.max() + 1 + np.arange(is_alone.sum())
+    holders = np.concatenate([rule.holders(split) for split in splits])
+    units = groups * (holders.max() + 1) + holders
+    return dict(zip(dataset.splits, np.split(units, np.cumsum([len(split) for split in splits])[:-1]), strict=True))
 
 
 def labels_of(dataset: Dataset) -> dict[str, np.ndarray]:
@@ -143,8 +205,9 @@ def from_indices(dataset: Dataset, parts: Mapping[str, Sequence[np.ndarray]], na
         name = names[client_id] if names else ""
         if len(train) == 0:
             raise ConfigError(
-                f"Client {name or client_id} would have no training example: {counted(len(labels), 'example')} cannot "
-                f"go around {counted(len(parts['train']), 'client')} in this partition. Use fewer clients."
+                f"Client {name or client_id} would have no training example: the {counted(len(labels), 'example')}, or "
+                f"groups of them that stay whole, cannot go around {counted(len(parts['train']), 'client')} in this "
+                "partition. Use fewer clients."
             )
         indices = {split: clients_parts[client_id] for split, clients_parts in parts.items()}
         classes = tuple(int(label) for label in np.unique(labels[train]))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hushprompt import checks
-from hushprompt.data.base import Dataset
+from hushprompt.data.base import Dataset, Split
 from hushprompt.data.partitions.base import Partition, PartitionRule, from_indices, from_shares, redraw
 from hushprompt.errors import ConfigError
 from hushprompt.registry import PARTITIONS
@@ -24,6 +24,10 @@ class InDomains(PartitionRule):
         """Check the fields."""
         super().__post_init__()
         checks.positive(clients_per_domain=self.clients_per_domain)
+
+    def holders(self, split: Split) -> np.ndarray:
+        """Return the domain of each example [n]: a group with examples in two domains is one in each."""
+        return split.domains
 
     def from_domain_shares(self, dataset: Dataset, inner: np.ndarray, rng: np.random.Generator) -> Partition:
         """Cut every domain by its own shares.
@@ -105,3 +109,7 @@ class ByClient(PartitionRule):
                 "take them out of the data."
             )
         return from_indices(dataset, parts, dataset.client_names)
+
+    def holders(self, split: Split) -> np.ndarray:
+        """Return the client of each example [n]: whose a group is, the data say."""
+        return super().holders(split) if split.clients is None else split.clients

@@ -28,6 +28,7 @@ from hushprompt.config import parse as configs
 from hushprompt.deployment.config import PATHS, check_name, load_server
 from hushprompt.deployment.operate import certificates, node_keys
 from hushprompt.errors import ConfigError
+from hushprompt.privacy.config import Channel
 
 LISTEN_ALL = "0.0.0.0"
 PEERS = "peers"
@@ -42,6 +43,8 @@ Each client makes its key on its own machine, beside its `client.toml`: `hushpro
 the public half, `node.key.pub`, to the server's operator, who puts it at `server/node_keys/NAME.pub` and restarts the
 server; and to the owner of every other client, who puts it at `peers/NAME.pub`. Owners then compare what `hushprompt
 federation fingerprint client.toml` prints, by a way that is not the server's."""
+SAYS_SERVER = "By privacy.noise_at the server adds the noise, and sees each client's clipped sum without it."
+TRUSTED = 'Each client.toml allows that, by require_noise_at = "any": "shares" or "client" there would refuse it.'
 OWN_DATA = """[data]
 name = "folder"
 root = "images"                       # CLASS/any.jpg, or train/CLASS/any.jpg and test/CLASS/any.jpg
@@ -67,8 +70,11 @@ class Wanted:
     """Whether the clients' keys are made here too, for a trial; else each client makes its own."""
 
 
-def write(folder: Path, wanted: Wanted, now: datetime.datetime) -> None:
+def write(folder: Path, wanted: Wanted, now: datetime.datetime) -> str:
     """Write everything, or nothing; what exists is not touched. The folder is for its owner alone.
+
+    Returns:
+        What is to be said of it: that clients will trust the server, if they will; else "".
 
     Raises:
         ConfigError: the folder is not empty, or what is wanted is impossible.
@@ -85,12 +91,13 @@ def write(folder: Path, wanted: Wanted, now: datetime.datetime) -> None:
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".") as temporary:
         made = Path(temporary) / folder.name
         made.mkdir(mode=0o700)
-        _write(made, wanted, now)
+        told = _write(made, wanted, now)
         os.replace(made, folder)
+    return told
 
 
-def _write(folder: Path, wanted: Wanted, now: datetime.datetime) -> None:
-    """Write all files into a new folder."""
+def _write(folder: Path, wanted: Wanted, now: datetime.datetime) -> str:
+    """Write all files into a new folder; return what is to be said."""
     host, _ = split_address(wanted.address)
     authority = (folder / "authority" / "ca.crt", folder / "authority" / "ca.key")
     server = folder / "server"
@@ -98,8 +105,9 @@ def _write(folder: Path, wanted: Wanted, now: datetime.datetime) -> None:
     certificates.make_server(server / "server.crt", server / "server.key", authority, [host], now)
     words = _words(wanted) | {"ends": f"{certificates.read(server / 'server.crt').ends:%Y-%m-%d} UTC"}
     _write_server(server, wanted, words)
-    run = load_server(server / "server.toml").run  # refuses a run that no federation could train
-    words["require_noise_at"] = _toml("any" if run.privacy.noise_at == "server" else "shares")
+    config = load_server(server / "server.toml")  # refuses a run that no federation could train
+    is_trusted = config.run.privacy.noise_at == "server"
+    words["require_noise_at"] = _toml("any" if is_trusted else "shares")
     for index, client in enumerate(wanted.clients):
         _write_client(folder / "clients" / client, wanted, words, client, index)
         if wanted.with_keys:
@@ -110,6 +118,9 @@ def _write(folder: Path, wanted: Wanted, now: datetime.datetime) -> None:
     files.write_text(folder / "compose.yaml", _filled("compose.yaml", words | {"client_services": services}))
     files.write_text(folder / "README.md", _filled("README.md", words))
     files.write_text(folder / ".gitignore", "# Private keys and what is learned belong in no repository.\n*\n")
+    if not is_trusted or Channel.GLOBAL not in config.run.method.channels:
+        return ""
+    return f"{config.why_not_shares or SAYS_SERVER} {TRUSTED}"
 
 
 def split_address(address: str) -> tuple[str, int]:
