@@ -96,7 +96,7 @@ def world_of(config):
 
 
 def audited(config, folder, num_canaries=24):
-    settings = AuditSettings(num_canaries=num_canaries, num_gradient_canaries=0, num_shadows=4)
+    settings = AuditSettings(num_canaries=num_canaries, num_gradient_canaries=0, attacks=())
     record = measure(config, settings, folder, lambda done, total: None, 1)
     (one,) = (one for one in record.budgets[0].audiences if one.audience == "public")
     return record, one
@@ -118,6 +118,21 @@ def test_a_plan_that_clips_examples_instead_of_groups_is_caught_end_to_end(toy_v
     one_by_one(monkeypatch)
     _, one = audited(config_of(toy_values, tmp_path, "linear_probe", 1.0, size=12), tmp_path, 120)
     assert one.is_contradicted
+
+
+@pytest.mark.parametrize(("epsilon", "least"), [(1e6, 0.75), (1.0, 0.0)])
+def test_attacks_tell_whole_groups_apart_without_noise_and_stay_below_the_claim_with_it(
+    toy_values, tmp_path, epsilon, least
+):
+    attacks = ("lira", "class_row", "likelihood")
+    settings = AuditSettings(num_canaries=0, num_gradient_canaries=0, num_shadows=6, attacks=attacks)
+    record = measure(config_of(toy_values, tmp_path, "linear_probe", epsilon), settings, tmp_path, lambda *_: None, 1)
+    (one,) = record.budgets[0].audiences
+    assert len(one.attacks) == 4
+    for attack in one.attacks:
+        assert attack.num_members + attack.num_non_members == 6 * 24, "a coin for each group"
+        assert attack.auc.value > least
+        assert attack.bound.epsilon_lower_bound <= one.claimed["epsilon"]
 
 
 def test_a_group_that_is_out_leaves_no_trace(toy_values, tmp_path):

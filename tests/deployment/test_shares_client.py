@@ -91,7 +91,9 @@ def test_a_plan_is_taken_only_with_as_many_clients_as_the_owner_wants(toy_values
         server.owner = OwnerConfig(max_epsilon=20, max_delta=1, **owner)
         server.restart("a")
         assert why in refused(server.propose("a", agreement))
-    server.owner = OwnerConfig(max_epsilon=20, max_delta=1, min_clients=3, require_noise_at="shares")
+    server.owner = OwnerConfig(
+        max_epsilon=20, max_delta=1, min_clients=3, require_noise_at="shares", require_rounding=False
+    )
     server.restart("a")
     assert not server.propose("a", agreement).is_refusal
 

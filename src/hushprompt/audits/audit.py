@@ -160,7 +160,7 @@ def measure(
 
     Goes on where it was stopped: a federation whose file is in `folder` is not trained again. Where the unit is a
     client, clients are the canaries of the mechanism and of federations, and nothing is asked about examples. Where it
-    is a group, groups are the canaries, and no shadow federation asks about single examples.
+    is a group, groups are the canaries, and whole groups are in or out of a shadow federation.
 
     Args:
         config: what is attacked; its references are left out.
@@ -201,14 +201,13 @@ def measure(
         client = clients[settings.client_id]
         indices, unseen = client.indices["train"], client.indices[config.evaluation.split]
         num_candidates, num_shadows = client.size, settings.num_shadows if settings.on_shadows else 0
-        if config.privacy.privacy_unit == "group":
-            num_shadows = 0
         found = _with_examples(
             work,
             num_shadows,
             num_candidates,
             dataset.splits["train"].labels[indices],
             dataset.splits[config.evaluation.split].labels[unseen],
+            client.groups,
         )
     budgets = [_budget(arm, settings, trained, config.seed) for arm, trained in zip(arms, found, strict=True)]
     return AuditRecord(
@@ -291,9 +290,14 @@ class TrainedArm:
 
 
 def _with_examples(
-    work: AuditWork, num_shadows: int, num_candidates: int, labels: np.ndarray, population: np.ndarray
+    work: AuditWork,
+    num_shadows: int,
+    num_candidates: int,
+    labels: np.ndarray,
+    population: np.ndarray,
+    groups: np.ndarray | None,
 ) -> list[TrainedArm]:
-    """Attack one client's examples, in federations and by crafted prompts, and guess about mislabelled ones or groups.
+    """Attack one client's examples or groups, in federations and by crafted prompts, and guess about mislabelled ones.
 
     Args:
         work: what is trained.
@@ -301,6 +305,7 @@ def _with_examples(
         num_candidates: the client's examples, or groups where these are the unit.
         labels: of the client's examples.
         population: labels of its evaluation images.
+        groups: number of each example's group, where these are the unit.
     """
     settings, seed = work.settings, work.config.seed
     if settings.num_canaries > num_candidates:
@@ -318,7 +323,7 @@ def _with_examples(
         if num_shadows:
             shadows = load_shadows(work.paths(arm, num_shadows))
             claim = Audited(arm.plan.config.delta, bound_of(arm.plan)) if isinstance(arm.method, LinearHead) else None
-            attacks = attack_all(shadows, labels, population, settings.on_shadows, seed, claim)
+            attacks = attack_all(shadows, labels, population, settings.on_shadows, seed, claim, groups)
         if settings.num_canaries:
             kept = load(job_path(work.folder, arm, None, settings.num_canaries))
             bound: Bound = "f_dp_gaussian" if isinstance(arm.method, OneRelease) else "one_run"

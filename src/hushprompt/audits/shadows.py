@@ -62,7 +62,8 @@ class ShadowTask:
 class Shadows:
     """What all federations of one arm say; every array begins with the axis s of the federations."""
 
-    is_in: Bool[np.ndarray, "s m"]
+    is_in: Bool[np.ndarray, "s k"]
+    """Coins: of the m candidates, or of k groups of them where these are the unit."""
     log_probs: dict[Audience, np.ndarray]
     """[s, m, c] of the candidates, by the audience that holds the prompt."""
     population: dict[Audience, np.ndarray]
@@ -72,7 +73,7 @@ class Shadows:
     uploads: np.ndarray | None = None
     """[s, m] projections on the client's own releases, where the server sees them."""
     ratios: Mapping[Audience, np.ndarray] = field(default_factory=dict)
-    """[s, m] log-likelihood ratios of all that an audience sees, of methods with a linear head."""
+    """[s, k] log-likelihood ratios of all that an audience sees, of methods with a linear head."""
     class_rows: np.ndarray | None = None
     """[s, m] products with the published rows of the candidates' classes, of the same."""
     texts: Mapping[Audience, np.ndarray] = field(default_factory=dict)

@@ -118,6 +118,7 @@ def attack_all(
     attacks: Sequence[str],
     seed: int,
     claim: Audited | None = None,
+    groups: Int[np.ndarray, " m"] | None = None,
 ) -> dict[Audience, list[AttackResult]]:
     """Attack what every audience sees.
 
@@ -128,6 +129,8 @@ def attack_all(
         attacks: names out of `ATTACKS`; those that the method publishes nothing for are left out.
         seed: root of the attacks' own randomness.
         claim: what lower bounds from the attacks' guesses are about; None: no bounds.
+        groups: [m] number of each candidate's group, where coins are about groups: attacks look at examples, and what
+            they say of a group is their mean.
 
     Returns:
         Results by audience. The transcript counts as the public's, and every holder of a personal prompt sees it too;
@@ -138,15 +141,26 @@ def attack_all(
     """
     if len(shadows.is_in) < MIN_SHADOWS:
         raise ConfigError(f"--num-shadows must be at least {MIN_SHADOWS}, got {len(shadows.is_in)}. 64 are usual.")
-    results = {}
+    results, coins = {}, shadows.is_in
+    if groups is not None:
+        shadows = dataclasses.replace(shadows, is_in=coins[:, groups])
     for audience in (one for one in Audience if one is Audience.SERVER or one in shadows.log_probs):
         attacker = Attacker(shadows, labels, population_labels, attacks, seed, audience)
-        found = [*attacker.prompt(), *attacker.releases()]
+        found = [by_group(one, groups) for one in (*attacker.prompt(), *attacker.releases())]
         num_bounds = sum(one.fresh is not None for one in found)
-        measured = [_measured(one, shadows.is_in, audience, seed, claim, num_bounds) for one in found]
+        measured = [_measured(one, coins, audience, seed, claim, num_bounds) for one in found]
         if measured or audience is not Audience.SERVER:
             results[audience] = measured
     return results
+
+
+def by_group(scored: Scored, groups: Int[np.ndarray, " m"] | None) -> Scored:
+    """Return what an attack says of groups, the mean over the examples of each; ratios are of groups already."""
+    if groups is None or scored.is_ratio:
+        return scored
+    share = (np.arange(groups.max() + 1) == groups[:, None]) / np.bincount(groups)  # [m, k]
+    fresh = None if scored.fresh is None else scored.fresh @ share
+    return scored._replace(values=scored.values @ share, fresh=fresh)
 
 
 def leave_one_out(

@@ -99,7 +99,7 @@ def test_groups_of_one_are_cut_as_examples_are(rule, shape, seed):
 
 def test_a_group_with_classes_of_two_clients_is_refused_where_classes_are_dealt_out():
     dataset = dataset_of(6, groups=lambda count: (np.arange(count) + 3) // 6)
-    with pytest.raises(ConfigError, match=r"others too \(\d classes\), as groups stay whole.*iid or dirichlet"):
+    with pytest.raises(ConfigError, match=r"others too \(1 class\), as groups stay whole.*iid or dirichlet"):
         cut(DisjointClasses(num_clients=3), dataset, keeps_groups=True)
 
 
