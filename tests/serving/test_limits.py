@@ -35,7 +35,7 @@ def test_the_page_says_the_limits_that_hold():
         f"{limits.request_seconds:g} s a request",
         f"{limits.queue} images in the queue",
         f"go together next, {limits.batch_size} at most",
-        f"waits {1000 * limits.batch_seconds:g} ms at most for more",
+        f"waits for them, for {1000 * limits.batch_seconds:g} ms after the answer at most",
         f"{limits.connections} connections, and {limits.connections_of_one} of one address",
     ]
     page = " ".join(PAGE.read_text(encoding="utf-8").split())

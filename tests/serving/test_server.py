@@ -327,7 +327,7 @@ def test_a_request_that_takes_too_long_is_ended(served_prompt):
 def test_an_address_is_asked_in_its_own_way(app):
     for path, method, allowed in (("/v1/model", "POST", "GET, HEAD"), ("/v1/predict", "GET", "POST")):
         answer = once(app, method, path)
-        assert (answer.status, answer.headers["allow"]) == (405, allowed)
+        assert (answer.status, ", ".join(sorted(answer.headers["allow"].split(", ")))) == (405, allowed)
         assert answer.json["error"] == "This address is not asked like that."
     assert once(app, "HEAD", "/v1/model").status == 200
 

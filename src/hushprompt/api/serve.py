@@ -80,7 +80,7 @@ def serve(
         PrivacyError: the prompt promises less than its owner wants.
         DataError: there is no such prompt.
     """
-    require("serve", "A server", "uvicorn")
+    require("serve", "A server", "starlette", "uvicorn")
     from hushprompt.serving.answers import PromptAnswers
     from hushprompt.serving.listening import Listener, ListenerConfig
     from hushprompt.serving.server import PromptService, application

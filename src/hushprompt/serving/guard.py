@@ -15,13 +15,20 @@ import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from hushprompt.serving.asgi import ASGIApp, Message, Receive, Scope, Send, in_json
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+
 from hushprompt.serving.limits import RefusedError, ServingLimits
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 logger = logging.getLogger(__name__)
 FAILED = "Something failed here that is not your fault."
+UNKNOWN = {404: "There is nothing at this address.", 405: "This address is not asked like that."}
 OPEN = frozenset({"/", "/script.js", "/style.css", "/healthz", "/readyz"})
 """What needs no token, tells nothing of the prompt, and is not counted by the rate limit."""
 HEADERS = (
@@ -109,6 +116,7 @@ class Guard:
             await self._app(scope, receive, send)
             return
         start = time.perf_counter()
+        scope["app"] = self._app  # has its router raise 404 and 405 for us to say
         exchange = _Exchange(scope, receive, send, self._limits.read_seconds)
         try:
             async with asyncio.timeout(self._limits.request_seconds) as patience:
@@ -119,6 +127,9 @@ class Guard:
             await exchange.refuse(RefusedError(503, f"No answer within {self._limits.request_seconds:g} seconds."))
         except RefusedError as refusal:
             await exchange.refuse(refusal)
+        except HTTPException as error:
+            text = UNKNOWN.get(error.status_code, error.detail)
+            await exchange.refuse(RefusedError(error.status_code, text, headers=dict(error.headers or {})))
         except Exception as error:
             logger.error("A request failed, which is a fault of the server: %s.", _place(error))
             await exchange.refuse(RefusedError(500, FAILED))
@@ -157,7 +168,7 @@ class _Exchange:
         for name, value in scope["headers"]:
             self.headers.setdefault(name.decode("latin-1").lower(), []).append(value.decode("latin-1"))
         self.status, self._is_gone = 0, False
-        self._receive, self._send, self._seconds = receive, send, seconds
+        self._scope, self._receive, self._send, self._seconds = scope, receive, send, seconds
         self._is_read = not ({"content-length", "transfer-encoding"} & self.headers.keys())
         self._is_begun = self._is_read
 
@@ -183,7 +194,8 @@ class _Exchange:
     async def refuse(self, refusal: RefusedError) -> None:
         """Answer with a refusal, if no answer has begun and somebody waits for it."""
         if not self.status and not self._is_gone:
-            await in_json({"error": str(refusal)}, refusal.status, refusal.headers).send(self.send)
+            response = JSONResponse({"error": str(refusal)}, refusal.status, refusal.headers)
+            await response(self._scope, self.receive, self.send)
 
     def give_up(self, patience: asyncio.Timeout) -> None:
         """End it, with what it waits for: its sender went away."""

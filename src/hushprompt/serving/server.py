@@ -6,13 +6,15 @@ import asyncio
 import contextlib
 import importlib.resources
 import time
-from collections.abc import AsyncIterator
-from typing import Annotated, Any
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route, Router
 
 from hushprompt.serving.answers import PromptAnswers, Question, Reply, identifier
-from hushprompt.serving.asgi import Application, ASGIApp, Endpoint, Request, Response, in_json
 from hushprompt.serving.batching import MicroBatcher
 from hushprompt.serving.content import FORMATS, passes, size_of
 from hushprompt.serving.guard import CHARGE, Door, Guard
@@ -21,15 +23,16 @@ from hushprompt.serving.promise import in_plain_words
 from hushprompt.serving.prompt import ZERO_SHOT, Prediction
 from hushprompt.serving.server_metrics import ServerMetrics
 
-PAGE = {
-    "/": ("index.html", "text/html; charset=utf-8"),
-    "/script.js": ("script.js", "text/javascript; charset=utf-8"),
-    "/style.css": ("style.css", "text/css; charset=utf-8"),
-}
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
+PAGE = {"/": ("index.html", "text/html"), "/script.js": ("script.js", "text/javascript"),
+        "/style.css": ("style.css", "text/css")}  # fmt: skip
 KEYS = {"image": "images", "audio": "sounds"}
 """Of a request with several."""
 SMALL = 8 * 2**10
 """Bytes of a body whose header is read at once; in a larger one it can be long."""
+Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 class PromptService:
@@ -49,7 +52,7 @@ class PromptService:
         self.counts = ServerMetrics([*self.endpoints, *PAGE])
 
     @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
+    async def running(self, app: object = None) -> AsyncIterator[None]:
         """Encode what is asked while the application runs."""
         self._batcher = self._new_batcher()  # its queue belongs to this event loop
         task = asyncio.create_task(self._batcher.run())
@@ -70,7 +73,7 @@ class PromptService:
         start = time.perf_counter()
         question = Question(data, await self._size(data), top, with_zero_shot)
         (coming,) = self._batcher.submit([question])
-        return in_json({**_told(await coming), **self._signed(start)})
+        return JSONResponse({**_told(await coming), **self._signed(start)})
 
     async def predict_batch(self, request: Request) -> Response:
         """Say what each of several images, or sounds, in base64, is; what is wrong with one is told in its place."""
@@ -87,25 +90,25 @@ class PromptService:
         coming = self._batcher.submit([each for each in questions if isinstance(each, Question)])
         replies = iter(await asyncio.gather(*coming, return_exceptions=True))
         found = [_told(each if isinstance(each, RefusedError) else next(replies)) for each in questions]
-        return in_json({"predictions": found, **self._signed(start)})
+        return JSONResponse({"predictions": found, **self._signed(start)})
 
     async def model(self, request: Request) -> Response:
         """Say what the prompt is, and what it promises."""
-        return in_json(self._about)
+        return JSONResponse(self._about)
 
     async def healthz(self, request: Request) -> Response:
         """Say that the process is there."""
-        return in_json({"status": "ok"})
+        return JSONResponse({"status": "ok"})
 
     async def readyz(self, request: Request) -> Response:
         """Say whether requests are answered."""
-        return in_json({"ready": self._is_ready}, 200 if self._is_ready else 503)
+        return JSONResponse({"ready": self._is_ready}, 200 if self._is_ready else 503)
 
     async def metrics(self, request: Request) -> Response:
         """Return counts and times."""
         batches, images = self._batcher.sizes
         gauges = {"batches_total": batches, "images_total": images, "queue": self._batcher.num_waiting}
-        return Response(self.counts.text(gauges).encode(), "text/plain; version=0.0.4; charset=utf-8")
+        return PlainTextResponse(self.counts.text(gauges), media_type="text/plain; version=0.0.4")
 
     def _new_batcher(self) -> MicroBatcher[Question, Reply]:
         """Return a queue, and what works on it."""
@@ -116,9 +119,8 @@ class PromptService:
 
     def _wanted(self, request: Request) -> tuple[int, bool]:
         """Return how many classes are to be named, and whether the hand template is asked too."""
-        given = request.query()
-        asked = dict(given)
-        is_once = len(asked) == len(given)
+        asked = dict(request.query_params)
+        is_once = len(asked) == len(request.query_params.multi_items())
         top, compare = asked.pop("top", "5"), asked.pop("compare", None)
         if asked or not is_once:
             raise RefusedError(400, "Only top=N and compare=zero_shot are taken, once. A token goes into a header.")
@@ -132,7 +134,7 @@ class PromptService:
 
     async def _body(self, request: Request) -> bytes:
         """Return the body, counted while it comes in."""
-        most, declared = self._limits.body_bytes, request.header(b"content-length", "0")
+        most, declared = self._limits.body_bytes, request.headers.get("content-length", "0")
         too_large = RefusedError(413, f"The body is larger than {most:,} bytes.")
         if not declared.isdecimal():
             raise RefusedError(400, "The header Content-Length is no number.")
@@ -141,10 +143,12 @@ class PromptService:
         body = bytearray()
         try:
             async with asyncio.timeout(self._limits.read_seconds):
-                async for chunk in request.parts():
+                async for chunk in request.stream():
                     body += chunk
                     if len(body) > most:
                         raise too_large
+        except ClientDisconnect as error:
+            raise RefusedError(400, "The sender went away.") from error
         except TimeoutError as error:
             raise RefusedError(408, f"The body did not arrive within {self._limits.read_seconds:g} seconds.") from error
         return bytes(body)
@@ -193,7 +197,8 @@ class PromptService:
 def application(service: PromptService, door: Door, limits: ServingLimits) -> ASGIApp:
     """Return the ASGI application: endpoints, page, and the guard before them."""
     pages = {path: (_page(*told), "GET") for path, told in PAGE.items()}
-    app = Application({**service.endpoints, **pages}, service.running)
+    routes = [Route(path, found, methods=[method]) for path, (found, method) in {**service.endpoints, **pages}.items()]
+    app = Router(routes, redirect_slashes=False, lifespan=service.running)
     return Guard(app, door, limits, service.counts.count)
 
 
@@ -207,7 +212,7 @@ def _page(name: str, kind: str) -> Endpoint:
     content = (importlib.resources.files("hushprompt.serving") / "page" / name).read_bytes()
 
     async def endpoint(request: Request) -> Response:
-        return Response(content, kind)
+        return Response(content, media_type=kind)
 
     return endpoint
 
