@@ -88,6 +88,7 @@ class DataInfo:
         return {
             "name": dataset.name,
             "class_names": list(dataset.class_names),
+            "is_open": dataset.is_open,
             "domain_names": list(dataset.domain_names),
             "client_names": list(dataset.client_names),
             "num_examples": {name: len(split) for name, split in dataset.splits.items()},

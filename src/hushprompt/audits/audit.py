@@ -175,6 +175,10 @@ def measure(
     """
     config = dataclasses.replace(config, references=())
     dataset = config.data.load()
+    if dataset.is_open:
+        raise ConfigError(
+            f"The attacks read scores of classes, and {dataset.name} has questions. Audit a run on classes."
+        )
     partition = make_partition(config, dataset)
     declared = declared_classes(config, dataset.class_names[: num_trained_classes(config, dataset)])
     arms = budget_arms(config, settings.epsilons, client_sizes(partition), declared)

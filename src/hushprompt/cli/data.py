@@ -127,7 +127,11 @@ def show_dataset(dataset: Dataset, *, has_about: bool) -> None:
         "audio": f"sounds, {dataset.sampling_rate} samples/s",
         "features": f"features, {dataset.feature_dim} numbers each",
     }[dataset.modality]
-    lines[counted(len(dataset.class_names), "class")] = ", ".join(dataset.class_names)
+    if dataset.is_open:
+        lines["examples are"] += ", with questions and answers"
+    if not dataset.is_open or len(dataset.class_names) > 1:
+        what = "kinds of questions" if dataset.is_open else counted(len(dataset.class_names), "class")
+        lines[what] = ", ".join(dataset.class_names)
     if len(dataset.domain_names) > 1:
         lines[f"{len(dataset.domain_names)} domains"] = ", ".join(dataset.domain_names)
     if dataset.client_names:

@@ -80,9 +80,12 @@ class EvaluationConfig:
     metrics_delta: float = 1e-5
     """Delta of metrics_epsilon; must be below 0.1 and below 1 / (evaluation images of the largest client)."""
 
+    max_answer_tokens: int = 32
+    """Tokens after which an answer to a question is cut off, where the data have questions."""
+
     def __post_init__(self) -> None:
         """Check the fields."""
-        checks.positive(every=self.every, last_rounds=self.last_rounds)
+        checks.positive(every=self.every, last_rounds=self.last_rounds, max_answer_tokens=self.max_answer_tokens)
         if self.base_classes is not None:
             checks.positive(base_classes=self.base_classes)
         checks.delta(metrics_delta=self.metrics_delta)

@@ -51,6 +51,10 @@ class Split:
     """[n] int64 client of each example, where the data says who holds it."""
     groups: np.ndarray | None = None
     """[n] int64 group of each example (a patient, a customer, a document), where the data says whose it is."""
+    questions: tuple[str, ...] | None = None
+    """Question on each example; empty texts where all are asked the same. None: examples have classes."""
+    answers: tuple[tuple[str, ...], ...] | None = None
+    """True answers to each question, at least one."""
     read: Reader
     """Returns examples by index."""
     fingerprint: str
@@ -119,6 +123,11 @@ class Dataset:
     """Groups of examples with equal bytes, where the reader looked for them: in data of a user's own."""
     duplicates: Duplicates = "allow"
     """Whether copies at two clients are refused."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether examples have questions and answers; classes are then no more than categories of them."""
+        return self.splits["train"].questions is not None
 
     def __post_init__(self) -> None:
         """Check labels and domains against their names."""

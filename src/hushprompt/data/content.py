@@ -44,6 +44,9 @@ def content_of(split: Split, index: np.ndarray | None = None) -> Content:
     digest = hashlib.sha256()
     for values in (split.labels, split.domains, split.clients):
         digest.update(b"-" if values is None else values[index].astype("<i8").tobytes())
+    if split.questions is not None and split.answers is not None:
+        texts = [(split.questions[at], split.answers[at]) for at in index.tolist()]
+        digest.update(repr(texts).encode(errors="surrogateescape"))
     if not isinstance(split.read, Decoded):
         digest.update(split.fingerprint.encode() + index.astype("<i8").tobytes())
         return Content(digest.hexdigest(), is_whole=True)

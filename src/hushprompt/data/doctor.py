@@ -68,7 +68,8 @@ class Subject:
 
 def one_class(subject: Subject) -> list[Finding]:
     """Find a data set of one class."""
-    names = subject.dataset.class_names if len(subject.dataset.class_names) == 1 else ()
+    is_alone = len(subject.dataset.class_names) == 1 and not subject.dataset.is_open
+    names = subject.dataset.class_names if is_alone else ()
     return finding("one_class", "There is one class, so every answer is right", names, is_refused=True)
 
 

@@ -164,6 +164,11 @@ class ServerConfig(ServerProcessConfig):
             raise ConfigError(
                 "training.dropout_rate simulates clients that fail. Real ones do it themselves: set it 0."
             )
+        if not getattr(self.run.data, "needs_classes", True):
+            raise ConfigError(
+                'data.name = "questions" is for simulations: clients on separate machines agree on classes, and '
+                "questions have none."
+            )
         if self.run.evaluation.base_classes is not None:
             raise ConfigError(
                 "Clients score their own images: evaluation.base_classes means nothing in a federation. Leave it out."

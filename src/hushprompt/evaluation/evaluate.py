@@ -17,12 +17,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from hushprompt.evaluation.answers import ANSWER_SCORES, AnswerScores
 from hushprompt.evaluation.metrics import accuracy, expected_calibration_error, harmonic_mean, predicted_classes
 from hushprompt.evaluation.splits import ClientSplit
 
 
 @dataclass(frozen=True)
-class ClientScores:
+class ClientScores(AnswerScores):
     """One client's accuracies, as fractions; NaN where there is no image."""
 
     client_id: int
@@ -37,7 +38,7 @@ class ClientScores:
 
 
 @dataclass(frozen=True)
-class Scores:
+class Scores(AnswerScores):
     """All clients', and what is reported of them."""
 
     clients: tuple[ClientScores, ...]
@@ -135,6 +136,52 @@ def evaluate(
         new=new,
         base_new_harmonic_mean=None if base is None or new is None else harmonic_mean(base, new),
     )
+
+
+def evaluate_answers(
+    measures_fn: Callable[[int], Float[Tensor, "n 4"]],
+    splits: tuple[ClientSplit, ...],
+    *,
+    map_fn: Callable[..., Iterable[Any]] = map,
+) -> Scores:
+    """Score every client's answers to its own and to the other clients' questions.
+
+    Args:
+        measures_fn: gives exact match, loss per token, ANLS and VQA accuracy of a client's answers to all questions.
+        splits: each client's local and neighbor questions.
+        map_fn: goes through the clients as `map` does.
+
+    Returns:
+        Accuracies are shares of exact matches; what is about classes is left out.
+    """
+    measures = list(map_fn(measures_fn, [split.client_id for split in splits]))
+    known = {split.client_id: each for split, each in zip(splits, measures, strict=True)}
+    right = torch.ones(len(measures[0]), dtype=torch.int64)
+    scores = evaluate(lambda client_id: right_or_not(known[client_id]), right, splits)
+    clients = tuple(
+        dataclasses.replace(client, calibration_error=math.nan, **_answer_means(known[client.client_id], split))
+        for client, split in zip(scores.clients, splits, strict=True)
+    )
+    means = {name: _mean_or_none([getattr(client, name) for client in clients]) for name in ANSWER_SCORES}
+    return dataclasses.replace(scores, clients=clients, calibration_error=math.nan, per_class=(), **means)
+
+
+def right_or_not(measures: Float[Tensor, "n m"]) -> Float[Tensor, "n 2"]:
+    """Return what stands for logits where an answer is right (class 1) or not, from exact matches in the first column.
+
+    >>> right_or_not(torch.tensor([[1.0, 7.0]])).tolist()
+    [[0.0, 1.0]]
+    """
+    return torch.stack([1 - measures[:, 0], measures[:, 0]], dim=1)
+
+
+def _answer_means(measures: Float[Tensor, "n 4"], split: ClientSplit) -> dict[str, float | None]:
+    """Return the means of loss, ANLS and VQA accuracy over the own questions and the others'."""
+    values, means = measures.numpy()[:, 1:], []
+    for column in values.T:
+        means += [_mean(column[split.local].tolist()), _mean(column[split.neighbor].tolist())]
+    named = zip(ANSWER_SCORES, means, strict=True)
+    return {name: None if math.isnan(value) else value for name, value in named}
 
 
 def mean_scores(rounds: Sequence[Scores]) -> Scores:

@@ -25,6 +25,7 @@ from hushprompt.models.base import FeatureKind
 from hushprompt.privacy.config import Channel
 from hushprompt.privacy.mechanisms.base import Mechanism
 from hushprompt.prompts.prompted_model import PromptedModel
+from hushprompt.prompts.texts import TextTokens
 from hushprompt.runs.arm import Arm
 from hushprompt.seeding import stream
 
@@ -82,6 +83,8 @@ class Client:
     """Classes that it is publicly declared to have; None: not declared."""
     groups: Int64[np.ndarray, " n"] | None = None
     """Number of each example's group, from 0, where groups are the privacy unit; None: examples are."""
+    texts: TextTokens | None = None
+    """Question and answer of each of the m examples; None in classification."""
 
     @functools.cached_property
     def members(self) -> list[Int64[np.ndarray, " m"]]:
@@ -163,7 +166,9 @@ class Client:
         features = self.features[arm.method.feature_kind]
         draws = views.integers(features.num_views, size=(int(drawn.ranks.max(initial=0)) + 1, self.size))
         rows = features.rows(chosen.numpy(), draws[drawn.ranks, drawn.units])
-        batch = Batch(rows.to(self.model.device), self.labels[chosen].to(self.model.device), self.classes)
+        device = self.model.device
+        texts = None if self.texts is None else self.texts.of(chosen).to(device)
+        batch = Batch(rows.to(device), self.labels[chosen].to(device), self.classes, texts)
         rng = stream(self.seed, "method", *place, self.client_id)
         return arm.method.client_step(self.model, shared, personal, batch, mechanism, rng)
 

@@ -9,6 +9,7 @@ examples, before anything is charged. No data of anybody enters.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import math
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from hushprompt import files
@@ -34,11 +35,14 @@ from hushprompt.privacy.mechanisms.observed import WrappedMechanism
 from hushprompt.prompts.generative_model import GenerativeModel
 from hushprompt.prompts.prompt_model import PromptModel
 from hushprompt.prompts.prompted_model import PromptedModel
+from hushprompt.prompts.texts import NO_TOKEN, TextTokens
 from hushprompt.runs import records
 from hushprompt.runs.arm import Arm
 
 HEADROOM = 4
 """Times what is measured must fit into `privacy.rounding`: made-up examples are not the worst."""
+LONGEST = 12
+"""Tokens of made-up questions and answers."""
 LARGEST_BATCH = 256
 """Beyond it kernels are those of this size."""
 Rows = Float[Tensor, "..."]
@@ -76,25 +80,28 @@ def measure(arm: Arm, model: PromptedModel, on_progress: Progress | None = None)
     release = arm.plan.release_plan
     count = arm.plan.sampler.expected_batch_size(release.num_rounded // release.config.examples_per_unit)
 
-    def rows_of(chosen: Tensor) -> dict[Channel, Rows]:
+    def rows_of(some: Batch) -> dict[Channel, Rows]:
         inner = arm.plan.mechanism(
             allowed=Channel.LOCAL,
             expected_count=count,
             rng=np.random.default_rng(0),
-            groups=torch.arange(len(chosen)),  # each row is held against itself
+            groups=torch.arange(len(some.labels)),  # each row is held against itself
         )
         recorder = _Recorder(inner)
-        some = batch.of(chosen)
         arm.method.client_step(model, shared, personal, some, recorder, np.random.default_rng(0))
         return recorder.rows
 
-    together = rows_of(torch.arange(largest))
+    together = rows_of(batch)
     places = [torch.from_numpy(np.random.default_rng(0).permutation(largest)), *map(torch.arange, _sizes(largest))]
+    parts = [(chosen, batch.of(chosen)) for chosen in places]
+    if batch.texts is not None:  # a longer text of somebody else makes all wider
+        wider = dataclasses.replace(batch, texts=batch.texts.wider(LONGEST))
+        parts.append((torch.arange(largest), wider))
     worst = 0.0
-    for done, chosen in enumerate(places):
-        worst = max(worst, _distance(arm, together, rows_of(chosen), chosen))
+    for done, (chosen, some) in enumerate(parts):
+        worst = max(worst, _distance(arm, together, rows_of(some), chosen))
         if on_progress is not None:
-            on_progress("measuring how the model rounds", done + 1, len(places))
+            on_progress("measuring how the model rounds", done + 1, len(parts))
     return worst
 
 
@@ -152,8 +159,20 @@ def _made_up_tokens(model: GenerativeModel, size: int, rng: torch.Generator) -> 
     """Return examples of nobody for a generative model: words in no order in the place of an image's tokens."""
     can = model.backbone.capabilities
     words = torch.randint(model.backbone.vocabulary_size, (size, can.num_tokens or 1), generator=rng)
-    labels = torch.randint(model.num_classes, (size,), generator=rng)
-    return Batch(model.backbone.embed(words.to(model.device)), labels.to(model.device))
+    labels = torch.randint(max(1, model.num_classes), (size,), generator=rng)
+    batch = Batch(model.backbone.embed(words.to(model.device)), labels.to(model.device))
+    return batch if model.class_names else dataclasses.replace(batch, texts=_made_up_texts(model, size, rng))
+
+
+def _made_up_texts(model: GenerativeModel, size: int, rng: torch.Generator) -> TextTokens:
+    """Return questions and answers of words in no order, of lengths up to `LONGEST`."""
+
+    def some() -> Int[Tensor, "b l"]:
+        ids = torch.randint(model.backbone.vocabulary_size, (size, LONGEST), generator=rng)
+        lengths = torch.randint(1, LONGEST + 1, (size, 1), generator=rng)
+        return torch.where(torch.arange(LONGEST) < lengths, ids, NO_TOKEN)
+
+    return TextTokens(some(), some()).to(model.device)
 
 
 @torch.no_grad()

@@ -24,6 +24,15 @@ from hushprompt.evaluation.base_to_new import base_images, num_base_classes
 from hushprompt.evaluation.splits import ClientSplit, client_splits
 from hushprompt.features.cache import Progress, check_fit, image_features
 from hushprompt.features.store import StoredFeatures
+from hushprompt.federation.questions import (
+    Quiz,
+    check_answers,
+    check_method,
+    check_one_question,
+    check_open,
+    quiz_of,
+    texts_of,
+)
 from hushprompt.methods.base import OneRelease, check_needs
 from hushprompt.models.base import FeatureKind, Model
 from hushprompt.models.placing import place, step_memory_mb
@@ -32,6 +41,7 @@ from hushprompt.privacy.copies import epsilon_of_copies
 from hushprompt.privacy.plan import PrivacyPlan
 from hushprompt.prompts.prompted import prompted
 from hushprompt.prompts.prompted_model import PromptedModel
+from hushprompt.prompts.texts import TextTokens
 from hushprompt.runs.arm import Arm
 
 Classes = tuple[tuple[int, ...] | None, ...]
@@ -69,6 +79,10 @@ class Federation:
     """Of the features of each split and kind, by the cache."""
     new: NewImages | None = None
     """Where base-to-new evaluation is on; the model above then knows the base classes alone."""
+    train_texts: TextTokens | None = None
+    """Question and answer of each training example; None in classification."""
+    quiz: Quiz | None = None
+    """What is asked of the evaluation split; None in classification."""
     declared: Classes | None = None
     """Classes of each client that are public; the partition's seed decides them, whatever seed a training has."""
 
@@ -86,9 +100,11 @@ def make_partition(config: RunConfig, dataset: Dataset) -> Partition:
             f"evaluation.split is {config.evaluation.split!r}, but {dataset.name} has only: "
             f"{', '.join(sorted(dataset.splits))}."
         )
+    check_open(config, dataset)
     partition = _partition(config, dataset)
     refuse_across_clients(dataset, partition)
     check_duplicates(config, dataset)
+    check_one_question(config, dataset, partition)
     return with_groups(partition, dataset) if config.privacy.privacy_unit == "group" else partition
 
 
@@ -146,12 +162,14 @@ def load_model(config: RunConfig, dataset: Dataset, arms: Sequence[Arm], load: L
     """
     num_trained = num_trained_classes(config, dataset)
     backbone = load_backbone(config, dataset, load)
+    check_answers(dataset, backbone)
     device = place(backbone, config.runtime.device)
-    names = dataset.class_names[:num_trained]
+    names = () if dataset.is_open else dataset.class_names[:num_trained]
     memory_mb = step_memory_mb(config.runtime.memory_mb, device)
     model = prompted(backbone, names, device, memory_mb, config.runtime.prefix_cache_mb)
     for arm in (stage for whole in arms for stage in whole.stages):
         check_needs(arm.method, model.backbone)
+        check_method(dataset, arm.method)
         if num_trained < len(dataset.class_names) and getattr(arm.method, "is_class_specific", False):
             raise ConfigError(
                 f"{arm.label}: method.is_class_specific = true has no context for classes that nobody trains on. Use "
@@ -210,8 +228,10 @@ def assemble(
             for name, kinds in (("train", train), (config.evaluation.split, scored))
             for kind, stored in kinds.items()
         },
-        new=_new_images(model, dataset, eval_features, eval_labels),
-        declared=declared_classes(config, model.class_names),
+        new=None if dataset.is_open else _new_images(model, dataset, eval_features, eval_labels),
+        train_texts=texts_of(model, dataset.splits["train"]),
+        quiz=quiz_of(model, dataset.splits[config.evaluation.split], config.evaluation.max_answer_tokens),
+        declared=declared_classes(config, dataset.class_names[: num_trained_classes(config, dataset)]),
     )
 
 

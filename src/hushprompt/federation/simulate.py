@@ -23,8 +23,16 @@ from torch import Tensor
 from hushprompt import files
 from hushprompt.config.schema import RunConfig
 from hushprompt.errors import ResumeError
+from hushprompt.evaluation.answers import ANSWER_SCORES
 from hushprompt.evaluation.confusion import confusion
-from hushprompt.evaluation.evaluate import NewClasses, Scores, evaluate, mean_scores
+from hushprompt.evaluation.evaluate import (
+    NewClasses,
+    Scores,
+    evaluate,
+    evaluate_answers,
+    mean_scores,
+    right_or_not,
+)
 from hushprompt.evaluation.metrics import predicted_classes
 from hushprompt.evaluation.private import count_right, in_equal_batches, scores_of
 from hushprompt.federation.planning import plan_arms, plan_metrics
@@ -237,6 +245,8 @@ class Trainer:
     def evaluate(self, arm: Arm, state: State, *, with_new_classes: bool = False) -> Scores:
         """Score every client's prompt on all evaluation images, and on classes that nobody trains on."""
         federation, logits_fn = self.federation, self._eval_logits_fn(arm, state)
+        if federation.quiz is not None:
+            return evaluate_answers(logits_fn, federation.splits, map_fn=self.pool.map)
         predicted: dict[int, Int[np.ndarray, " n"]] = {}
         new_classes = None
         if federation.new is not None and with_new_classes:
@@ -255,12 +265,18 @@ class Trainer:
 
     def released_scores(self, arm: Arm, state: State, num_done: int, metrics: MetricsPlan) -> Scores:
         """Score every client's prompt after `num_done` rounds from noisy counts, which are made once."""
-        federation = self.federation
+        federation, logits_fn = self.federation, self._eval_logits_fn(arm, state)
+        labels, score = federation.eval_labels, logits_fn
+        if federation.quiz is not None:
+            labels = torch.ones_like(labels)
+
+            def score(client_id: int) -> Float[Tensor, "n 2"]:
+                return right_or_not(logits_fn(client_id))
 
         def make() -> RightAnswers:
             counts = count_right(
-                self._eval_logits_fn(arm, state),
-                federation.eval_labels,
+                score,
+                labels,
                 federation.splits,
                 map_fn=self.pool.map,
             )
@@ -275,7 +291,7 @@ class Trainer:
             scores = mean_scores([records.from_json(Scores, values) for values in progress.last_scores])
         else:
             scores = self._scores(arm, state, progress.num_rounds_done, with_new_classes=True)
-        if self.metrics is None:
+        if self.metrics is None and self.federation.quiz is None:
             self._write_confusion(arm, state, progress.arm_index)
         audience, plan = arm.plan.config.audience, self.ledger.spent(arm).plan
         summary = ArmSummary(
@@ -300,6 +316,8 @@ class Trainer:
             base=scores.base,
             new=scores.new,
             base_new_harmonic_mean=scores.base_new_harmonic_mean,
+            is_open=self.federation.quiz is not None,
+            **{name: getattr(scores, name) for name in ANSWER_SCORES},
             noise_source=plan.release_plan.noise_source if plan.channels else None,
         )
         return dataclasses.replace(
@@ -361,12 +379,19 @@ class Trainer:
     def _logits_fn(
         self, arm: Arm, state: State, model: PromptedModel, features: Float[Tensor, "n *m d"]
     ) -> Callable[[int], Float[Tensor, "n c"]]:
-        """Return what computes a client's logits; those of clients with one and the same state are computed once."""
+        """Return what computes a client's logits; those of clients with one and the same state are computed once.
+
+        Where examples have questions, it computes measures of the answers in their place.
+        """
 
         def logits(personal: Personal) -> Float[Tensor, "n c"]:
             def score(some: Float[Tensor, "b *m d"]) -> Float[Tensor, "b c"]:
                 return arm.method.logits(model, state.shared, personal, some)
 
+            quiz = self.federation.quiz
+            if quiz is not None:
+                ask = quiz.measures if self.metrics is None else quiz.matches
+                return ask(arm.method, state.shared, personal, features)
             with torch.no_grad():
                 return (score(features) if self.metrics is None else in_equal_batches(score, features)).cpu()
 

@@ -148,6 +148,7 @@ class Participants:
                 torch.from_numpy(client.indices["train"]),
                 None if classes is None else classes[client.client_id],
                 client.groups,
+                federation.train_texts,
             )
             for client in federation.partition.clients
         ]

@@ -239,6 +239,21 @@ class GenerativeModel:
         return F.cross_entropy(self._scores(past, trunk, self._all), labels, reduction="none")
 
     @torch.no_grad()
+    def text_losses(
+        self, context: Float[Tensor, "t e"], media: Float[Tensor, "n m e"], texts: TextTokens
+    ) -> Float[Tensor, " n"]:
+        """Return the mean negative log-likelihood of the tokens of each true answer."""
+        num_read = texts.answers.shape[1] - 1
+        chunk = self.examples_at_once(
+            len(context) + num_read, 1 + num_read, texts.questions.shape[1], is_recorded=False
+        )
+        rows = [context.new_zeros(0)]
+        for start in range(0, len(media), min(chunk, len(media) or 1)):
+            some, own = media[start : start + chunk], texts.of(slice(start, start + chunk))
+            rows.append(self.losses(context.expand(len(some), -1, -1), some, own.questions[:, 0], own))
+        return torch.cat(rows)
+
+    @torch.no_grad()
     def answer(
         self,
         context: Float[Tensor, "t e"],

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor
 
@@ -25,6 +26,10 @@ class TextTokens:
     def of(self, rows: Int[Tensor, " m"] | slice) -> TextTokens:
         """Return those of some of the examples."""
         return TextTokens(self.questions[rows], self.answers[rows])
+
+    def wider(self, num: int) -> TextTokens:
+        """Return them with so much more padding: the same texts."""
+        return TextTokens(*(F.pad(ids, (0, num), value=NO_TOKEN) for ids in (self.questions, self.answers)))
 
     def to(self, device: str) -> TextTokens:
         """Return them on a device."""

@@ -13,7 +13,7 @@ from hushprompt.reporting.blocks import Block, PageTable, missing
 from hushprompt.reporting.comparison_tables import group_epsilons
 from hushprompt.reporting.confusions import Confusions
 from hushprompt.reporting.figures import NAMES, audiences_of, client_values, epsilon_curve
-from hushprompt.reporting.pooling import NEW_SCORES, SCORES, Group
+from hushprompt.reporting.pooling import MEASURES, NEW_SCORES, SCORES, Group
 from hushprompt.runs.identity import LETTERS, NOT_RECORDED
 from hushprompt.runs.reader import FinishedRun, Holdings
 
@@ -55,6 +55,15 @@ def new_class_table(groups: Sequence[Group]) -> PageTable | None:
     rows = [[group.name, *(_cell(group, score) for score in NEW_SCORES)] for group in groups]
     caption = "Base classes among themselves, and classes that nobody trained on among themselves, %"
     return PageTable(caption, ["method", *NEW_SCORES.values()], rows, "cards")
+
+
+def measure_table(groups: Sequence[Group]) -> PageTable | None:
+    """Return how well questions are answered; None where examples have classes."""
+    if not any(group.percents("loss") for group in groups):
+        return None
+    rows = [[group.name, *(_cell(group, score) for score in MEASURES)] for group in groups]
+    caption = "Answers to questions: loss in nats a token, all else in %"
+    return PageTable(caption, ["method", *MEASURES.values()], rows, "cards")
 
 
 def score_table(groups: Sequence[Group], scores: Sequence[str]) -> PageTable:
@@ -176,7 +185,9 @@ def run_table(runs: Sequence[FinishedRun]) -> PageTable:
 
 def _cell(group: Group, score: str, *, is_best: bool = False) -> str:
     """Write a mean and its deviation over seeds."""
-    mean, plus_minus, deviation = group.spread(score).text().partition(" ± ")
+    spread = group.spread(score)
+    written = spread.text(digits=3, factor=1) if score.endswith("loss") else spread.text()
+    mean, plus_minus, deviation = written.partition(" ± ")
     middle = Markup("<strong>{}</strong>").format(mean) if is_best and mean != "-" else mean
     return Markup('{}<span class="sd"> ± {}</span>').format(middle, deviation) if plus_minus else middle
 

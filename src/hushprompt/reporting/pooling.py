@@ -25,6 +25,11 @@ SCORES = {
 """Titles of the scores that every table has."""
 NEW_SCORES = {"base": "base classes", "new": "new classes", "base_new_harmonic_mean": "harmonic mean"}
 """Only where some classes are kept from training."""
+MEASURES = {
+    "loss": "loss per token", "neighbor_loss": "neighbor loss", "anls": "ANLS", "neighbor_anls": "neighbor ANLS",
+    "vqa_accuracy": "VQA accuracy", "neighbor_vqa_accuracy": "neighbor VQA accuracy",
+}  # fmt: skip
+"""Only where examples have questions; losses are no shares, and not written in percent."""
 UNSEEN = ("seed", "runtime", "references", "data.download", "evaluation.every")
 """Settings that tell no two arms apart: the seed is what is averaged over, the rest never changes an arm's result."""
 TRAINING = ("sampling", "training", "privacy")
@@ -45,16 +50,16 @@ class Spread:
     mean: float
     std: float
 
-    def text(self, digits: int = 1) -> str:
-        """Write a spread of fractions in percent; "-" where nothing is known.
+    def text(self, digits: int = 1, factor: float = 100) -> str:
+        """Write a spread of fractions in percent, or times another factor; "-" where nothing is known.
 
         >>> Spread(0.512, 0.001).text(), Spread(0.5, math.nan).text()
         ('51.2 ± 0.1', '50.0')
         """
         if math.isnan(self.mean):
             return "-"
-        deviation = "" if math.isnan(self.std) else f" ± {100 * self.std:.{digits}f}"
-        return f"{100 * self.mean:.{digits}f}{deviation}"
+        deviation = "" if math.isnan(self.std) else f" ± {factor * self.std:.{digits}f}"
+        return f"{factor * self.mean:.{digits}f}{deviation}"
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from hushprompt.errors import ConfigError
 from hushprompt.privacy.statements import SIMULATION, noise_source_of
 from hushprompt.reporting import formats, tables
 from hushprompt.reporting.formats import Grid
-from hushprompt.reporting.pooling import NEW_SCORES, SCORES
+from hushprompt.reporting.pooling import MEASURES, NEW_SCORES, SCORES
 from hushprompt.runs.records import ArmSummary
 
 
@@ -70,6 +70,8 @@ def result_table(arms: Sequence[ArmSummary], privacy: Mapping[str, Any]) -> Resu
     grids = [_grid(arms, SCORES, source, with_seconds=True)]
     if tables.has_new_classes(arms):
         grids.append(_grid(arms, NEW_SCORES, source, with_seconds=False))
+    if any(arm.loss is not None for arm in arms):
+        grids.append(_grid(arms, MEASURES, source, with_seconds=False))
     return ResultTable(
         rows=tuple(_row(arm, source) for arm in arms),
         grids=tuple(grids),
@@ -79,7 +81,7 @@ def result_table(arms: Sequence[ArmSummary], privacy: Mapping[str, Any]) -> Resu
 
 def _row(arm: ArmSummary, source: str) -> dict[str, Any]:
     """Return the numbers of an arm, and whether its epsilon is one of a simulation."""
-    names = ("method", "title", "epsilon", "delta", "audience", *SCORES, *NEW_SCORES, "calibration_error")
+    names = ("method", "title", "epsilon", "delta", "audience", *SCORES, *NEW_SCORES, *MEASURES, "calibration_error")
     row = {name: getattr(arm, name) for name in (*names, "seconds", "seed", "num_rounds", "stopped")}
     return {**row, SIMULATION: None if arm.epsilon is None else source == "seeded"}
 
@@ -90,7 +92,7 @@ def _grid(arms: Sequence[ArmSummary], scores: Mapping[str, str], source: str, *,
     rows = []
     for arm, epsilon in zip(arms, epsilons, strict=True):
         seconds = ["-" if math.isnan(arm.seconds) else f"{arm.seconds:.0f}"] if with_seconds else []
-        cells = [_percent(getattr(arm, score)) for score in scores]
+        cells = [_written(score, getattr(arm, score)) for score in scores]
         rows.append((tables.arm_title(arm), *cells, epsilon, *seconds))
     return Grid(
         title="",
@@ -101,6 +103,8 @@ def _grid(arms: Sequence[ArmSummary], scores: Mapping[str, str], source: str, *,
     )
 
 
-def _percent(value: float | None) -> str:
-    """Write a fraction in percent."""
-    return "-" if value is None or math.isnan(value) else f"{100 * value:.1f}"
+def _written(score: str, value: float | None) -> str:
+    """Write a loss as it is, and any other score in percent."""
+    if value is None or math.isnan(value):
+        return "-"
+    return f"{value:.3f}" if score.endswith("loss") else f"{100 * value:.1f}"

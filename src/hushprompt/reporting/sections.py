@@ -45,14 +45,16 @@ def results(report: Report) -> PageSection:
     counts = sorted({arm.summary.num_last_rounds for g in report.groups if g.learns for arm in g.arms} or {1})
     last = "after the last round" if counts == [1] else f"over the last {' or '.join(map(str, counts))} rounds"
     deviation = "; ± is the standard deviation over seeds" if any(len(g.arms) > 1 for g in report.groups) else ""
+    is_open = any(arm.summary.is_open for g in report.groups for arm in g.arms)
+    what = "as shares of answers that are one of the true ones" if is_open else "all classes competing"
     words = (
-        f"Accuracy in percent {last}, mean over clients, all classes competing{deviation}. local: a client's own test "
+        f"Accuracy in percent {last}, mean over clients, {what}{deviation}. local: a client's own test "
         "images. neighbor: the other clients' test images. Bold: the highest mean among arms of one epsilon; a small "
         "lead may be chance. epsilon -: no private data used; inf: clipped, no noise, no guarantee."
     )
     blocks: list[Block] = [page_tables.result_table(report.groups)]
-    if (new_classes := page_tables.new_class_table(report.groups)) is not None:
-        blocks.append(new_classes)
+    more = page_tables.new_class_table(report.groups), page_tables.measure_table(report.groups)
+    blocks += [table for table in more if table is not None]
     some = tables.means_over_some([(group.name, arm.summary) for group in report.groups for arm in group.arms])
     blocks += [Words(words), *map(Words, some), *map(Words, meaning.of_epsilon(report.groups))]
     if report.unfinished:

@@ -77,6 +77,8 @@ def captions(arms: Sequence[ArmSummary], privacy: dict[str, Any]) -> list[str]:
     count = arms[-1].num_last_rounds
     when = "last round" if count == 1 else f"mean of the last {count} rounds"
     compete = "all base classes compete" if has_new_classes(arms) else "all classes compete"
+    if arms[-1].is_open:
+        compete = "accuracies are shares of answers that are one of the true ones"
     lines = [
         f"Seed {arms[-1].seed}, {when}, means over clients. local: a client's own images; neighbor: the other "
         f"clients'; {compete}. epsilon -: no private data used; inf: clipped, no noise, no guarantee.",

@@ -57,6 +57,8 @@ class PromptHeader:
     """"example", "group" or "client"."""
     server: str | None = None
     """The guarantee against the server that the prompt was trained at; None where it had none."""
+    task: str = "classes"
+    """"answers": it was learned from questions with answers, and there are no classes."""
     group_word: str | None = None
     """Where the unit is a group: what one is."""
 
@@ -86,6 +88,7 @@ def _check(path: Path, header: PromptHeader, tensors: dict[str, Tensor]) -> None
               and (tensors[name].ndim != ndim or len(tensors[name]) != num_classes)]  # fmt: skip
     numbers = {"epsilon": header.epsilon, "delta": header.delta}
     wrong += [name for name, value in numbers.items() if value is not None and not value >= 0]
-    if wrong or not num_classes or len(set(header.class_names)) < num_classes:
+    is_classless = num_classes == 0 and header.task != "answers"
+    if wrong or is_classless or len(set(header.class_names)) < num_classes:
         what = ", ".join(wrong) or "class names"
         raise DataError(f"{path} contradicts itself ({what}). Get it again, from a run's prompts folder.")

@@ -86,6 +86,7 @@ def _common(model: PromptedModel, arm: Arm, backbone: Any) -> dict[str, Any]:
         "logit_scale": frozen.logit_scale,
         "preprocessing": dict(frozen.preprocessing),
         "class_names": model.class_names,
+        "task": "classes" if model.class_names else "answers",
     }
 
 

@@ -26,6 +26,7 @@ import msgspec
 from hushprompt import files
 from hushprompt.config.schema import RunConfig
 from hushprompt.errors import DataError, ResumeError
+from hushprompt.evaluation.answers import AnswerScores
 
 if TYPE_CHECKING:
     import numpy as np
@@ -81,8 +82,8 @@ class RoundRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ArmSummary:
-    """One line of the result table."""
+class ArmSummary(AnswerScores):
+    """One line of the result table; where examples have questions, accuracies are shares of exact matches."""
 
     arm: str
     method: str
@@ -114,6 +115,8 @@ class ArmSummary:
     new: float | None = None
     """Mean accuracy on images of classes that nobody trained on, among those; None likewise."""
     base_new_harmonic_mean: float | None = None
+    is_open: bool = False
+    """Whether examples have questions, so that accuracies are shares of exact matches."""
     noise_source: str | None = None
     """Where noise came from: "seeded" makes epsilon that of a simulation; None in older records, or without epsilon."""
 

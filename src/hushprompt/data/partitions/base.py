@@ -12,7 +12,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -79,6 +79,9 @@ class DeclaresClasses(Protocol):
 @dataclass(frozen=True, kw_only=True)
 class PartitionRule(ABC):
     """The interface of a registered partition."""
+
+    by_classes: ClassVar[bool] = False
+    """Whether clients get other classes, and not other examples alone."""
 
     num_shots: int = 0
     """Training examples that a client keeps of each of its classes (few-shot); 0 keeps all. Test is never cut."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -32,6 +32,8 @@ class Counted(PartitionRule):
 class DisjointClasses(Counted):
     """Every class belongs to exactly one client (pathological label shift)."""
 
+    by_classes: ClassVar[bool] = True
+
     def class_sets(self, num_classes: int, rng: np.random.Generator) -> tuple[tuple[int, ...], ...]:
         """Shuffle the classes and deal them out in near-equal blocks: public, as no image has a say in it."""
         if self.num_clients > num_classes:
@@ -55,6 +57,8 @@ class DisjointClasses(Counted):
 @dataclass(frozen=True, kw_only=True)
 class OverlappingClasses(Counted):
     """Classes belong to several clients each, in equal shares; all classes, or a fraction of them."""
+
+    by_classes: ClassVar[bool] = True
 
     clients_per_class: int = 2
     """Clients that share a class."""
@@ -108,6 +112,8 @@ class IID(Counted):
 @dataclass(frozen=True, kw_only=True)
 class Dirichlet(Counted):
     """Per class, the clients' shares are drawn from a Dirichlet distribution (Hsu et al. 2019, arXiv:1909.06335)."""
+
+    by_classes: ClassVar[bool] = True
 
     alpha: float = 0.3
     """Concentration; large values approach IID, small ones give each class to few clients."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -64,6 +65,8 @@ class ByDomain(InDomains):
 @dataclass(frozen=True, kw_only=True)
 class DomainDirichlet(InDomains):
     """Several clients share each domain, with Dirichlet shares per class (feature and label shift)."""
+
+    by_classes: ClassVar[bool] = True
 
     clients_per_domain: int = 2
     """Clients that share a domain; a client never has two."""

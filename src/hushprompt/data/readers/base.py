@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from hushprompt import checks
 from hushprompt.data.base import Dataset, Duplicates, HeldByClients
@@ -52,6 +52,9 @@ class Found(NamedTuple):
 @dataclass(frozen=True, kw_only=True)
 class OwnData(HeldByClients):
     """Fields of every data set that readers bring."""
+
+    needs_classes: ClassVar[bool] = True
+    """Whether there must be two."""
 
     classes: tuple[str, ...] = ()
     """Classes in label order; empty: sorted. An entry is the class as the data spells it, "as spelled=as shown in
@@ -113,7 +116,7 @@ class OwnData(HeldByClients):
         found = [one.composed() for one in self._grouped(found, where)]
         check_found(found, where, are_copies_one=self.duplicates == "group")
         class_names, labels = name_classes([one.label for one in found], self.wanted(), where, map(nfc, order))
-        if len(class_names) == 1:
+        if len(class_names) == 1 and self.needs_classes:
             raise DataError(
                 f"{where} has one class, {class_names[0]!r}: every answer would be right. Point to the folder that has "
                 "the folders of all classes, or name all classes in data.classes."

@@ -101,7 +101,7 @@ def _rows(path: Path, path_column: str) -> Iterator[tuple[int, Mapping[str, Any]
     Raises:
         DataError: the file cannot be read, is no table, or has a row that does not fit.
     """
-    readers = {".csv": _csv_rows, ".tsv": _csv_rows, ".jsonl": _json_rows}
+    readers = {".csv": _csv_rows, ".tsv": _csv_rows, ".jsonl": json_rows}
     if path.suffix.lower() not in readers:
         raise DataError(f"The table {path} must end in .csv or .jsonl.")
     try:
@@ -156,7 +156,7 @@ def _names(header: Sequence[str]) -> list[str]:
     return names
 
 
-def _json_rows(text: str, path: Path, path_column: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def json_rows(text: str, path: Path, path_column: str = "") -> Iterator[tuple[int, Mapping[str, Any]]]:
     """Return the objects of a file with one a line."""
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():

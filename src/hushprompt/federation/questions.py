@@ -1,0 +1,141 @@
+"""Open tasks in a federation: questions and answers as tokens, and how well a prompt answers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hushprompt.config.schema import RunConfig
+from hushprompt.data.base import Dataset, Split
+from hushprompt.data.copies import in_training
+from hushprompt.data.partitions.base import Partition
+from hushprompt.errors import ConfigError, UnfitError
+from hushprompt.evaluation.answers import anls, exact_match, vqa_accuracy
+from hushprompt.methods.base import Method, Personal, Shared
+from hushprompt.methods.context import HasContext
+from hushprompt.methods.zero_shot import ZeroShot
+from hushprompt.models.base import Model
+from hushprompt.prompts.generative_model import GenerativeModel
+from hushprompt.prompts.texts import TextTokens
+
+
+@dataclass(frozen=True)
+class Quiz:
+    """The questions of an evaluation split, in its order."""
+
+    model: GenerativeModel
+    texts: TextTokens
+    """Questions and the answers that their likelihood is taken of."""
+    questions: tuple[str, ...]
+    answers: tuple[tuple[str, ...], ...]
+    max_tokens: int
+    """After which an answer is cut off."""
+
+    def measures(
+        self, method: Method, shared: Shared, personal: Personal, media: Float[Tensor, "n m e"]
+    ) -> Float[Tensor, "n 4"]:
+        """Return exact match, loss per token, ANLS and VQA accuracy of each answer of a client's prompt."""
+        context = self.context(method, shared, personal)
+        said = self.model.answer(context, media, self.questions, self.max_tokens)
+        losses = self.model.text_losses(context, media, self.texts).tolist()
+        rows = [
+            (exact_match(answer, true), loss, anls(answer, true), vqa_accuracy(answer, true))
+            for answer, loss, true in zip(said, losses, self.answers, strict=True)
+        ]
+        return torch.tensor(rows, dtype=torch.float64).reshape(len(rows), 4)
+
+    def matches(
+        self, method: Method, shared: Shared, personal: Personal, media: Float[Tensor, "n m e"]
+    ) -> Float[Tensor, "n 1"]:
+        """Return the exact match of each answer, for counts that get noise.
+
+        Each question is asked alone, so that an answer does not depend on how many and how long the others are: one
+        example more or less changes one answer.
+        """
+        context = self.context(method, shared, personal)
+        rows = [
+            exact_match(self.model.answer(context, one, [question], self.max_tokens)[0], true)
+            for one, question, true in zip(media.split(1), self.questions, self.answers, strict=True)
+        ]
+        return torch.tensor(rows, dtype=torch.float64).reshape(len(rows), 1)
+
+    def context(self, method: Method, shared: Shared, personal: Personal) -> Float[Tensor, "t e"]:
+        """Return the context that a client answers with; of length 0 where none is learned."""
+        if isinstance(method, HasContext):
+            return method.context(shared, personal)
+        return torch.zeros(0, self.model.token_width, device=self.model.device)
+
+
+def quiz_of(model: Any, split: Split, max_tokens: int) -> Quiz | None:
+    """Return what a split asks; None where its examples have classes."""
+    texts = texts_of(model, split)
+    if texts is None or split.questions is None or split.answers is None:
+        return None
+    return Quiz(model, texts, split.questions, split.answers, max_tokens)
+
+
+def texts_of(model: Any, split: Split) -> TextTokens | None:
+    """Return questions and the answers that are trained on, as tokens; None where examples have classes."""
+    if split.questions is None or split.answers is None:
+        return None
+    texts: TextTokens = model.texts(split.questions, [most_frequent(true) for true in split.answers])
+    return texts
+
+
+def most_frequent(answers: tuple[str, ...]) -> str:
+    """Return the answer that most gave, of several the first.
+
+    >>> most_frequent(("red", "blue", "blue"))
+    'blue'
+    """
+    return Counter(answers).most_common(1)[0][0]
+
+
+def check_open(config: RunConfig, dataset: Dataset) -> None:
+    """Raise ConfigError where a setting is about classes, and the data have questions."""
+    if not dataset.is_open:
+        return
+    if config.evaluation.base_classes is not None:
+        raise ConfigError(
+            f"evaluation.base_classes keeps classes from training, and {dataset.name} has questions. Leave it out."
+        )
+    if config.partition.by_classes and len(dataset.class_names) == 1:
+        raise ConfigError(
+            f"This partition deals out classes, and the questions of {dataset.name} have none. Name an entry with "
+            "categories in data.category_field, or use the partition iid, quantity_skew, by_client or by_domain."
+        )
+
+
+def check_one_question(config: RunConfig, dataset: Dataset, partition: Partition) -> None:
+    """Raise ConfigError where a client trains on several questions on one image, each protected on its own."""
+    if not dataset.is_open or config.privacy.privacy_unit != "example" or dataset.duplicates != "refuse":
+        return
+    repeated = in_training(dataset, dataset.copies, partition)
+    if not repeated:
+        return
+    count = sum(sum(counts.values()) for counts in repeated.values())
+    raise ConfigError(
+        f"{count} image(s) or sound(s) of {dataset.name} have several questions at one client, and "
+        'privacy.privacy_unit = "example" protects one question at a time. Set privacy.privacy_unit = "group" with '
+        'data.duplicates = "group" (or give each line a group), or, if that is enough, data.duplicates = "allow".'
+    )
+
+
+def check_answers(dataset: Dataset, backbone: Model) -> None:
+    """Raise UnfitError where there are questions and a model that answers none."""
+    if dataset.is_open and backbone.capabilities.num_tokens is None:
+        raise UnfitError(
+            f"{dataset.name} has questions with answers, and this backbone compares images with class names. Use a "
+            'generative model, such as backbone.name = "smolvlm".'
+        )
+
+
+def check_method(dataset: Dataset, method: Method) -> None:
+    """Raise UnfitError where a method has no context to answer with."""
+    if dataset.is_open and not isinstance(method, HasContext | ZeroShot):
+        raise UnfitError(f"{method.title} has no context, and answers to questions are made with one.")
