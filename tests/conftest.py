@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import gc
 import os
 import sys
 
 # Compiled once, and not by each of the workers and the many processes that tests start.
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+gc.disable()  # until all tests are collected: nearly all that is made till then stays
 
 from jaxtyping import install_import_hook  # noqa: E402
 
@@ -33,10 +36,12 @@ from hushprompt.privacy.config import PrivacyConfig  # noqa: E402
 from hushprompt.privacy.plan import make_plan  # noqa: E402
 from hushprompt.privacy.sampling import PoissonSampler  # noqa: E402
 from hushprompt.prompts.prompt_model import PromptModel  # noqa: E402
+from hushprompt.statistics import contexts  # noqa: E402
 
 settings.register_profile("hushprompt", deadline=None, max_examples=50)
 settings.load_profile("hushprompt")
 torch.set_num_threads(1)
+os.fsync = lambda handle: None  # tests kill processes, and never cut the power
 collect_ignore = ["faults"]  # for processes that tests start
 LONGEST = (
     "test_real_processes", "test_ray_cluster", "test_docs", "test_mutants", "test_flower_simulation", "test_failures",
@@ -55,6 +60,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the longest files first."""
     rank = {name: at for at, name in enumerate(LONGEST)}
     items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+
+
+def pytest_collection_finish() -> None:
+    """Take what was made so far, which stays, from what the garbage collector looks through again and again."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture
@@ -84,6 +95,13 @@ def toy_values() -> dict:
 def toy_config(toy_values: dict, tmp_path) -> RunConfig:
     """The same as a RunConfig, with a cache of its own."""
     return configs.parse({**toy_values, "runtime": {"cache_dir": str(tmp_path / "cache")}})
+
+
+@pytest.fixture
+def short_fits(monkeypatch):
+    """For tests of starts from statistics: what is fitted matters, and not how well."""
+    monkeypatch.setattr(contexts, "SHARED_STEPS", 3)
+    monkeypatch.setattr(contexts, "CLASS_STEPS", 3)
 
 
 @pytest.fixture

@@ -18,7 +18,9 @@ import functools
 import importlib
 import json
 import logging
+import os
 import pkgutil
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -192,10 +194,8 @@ class Registry:
         """Return other packages' entry points of this kind; a name that this package has itself is passed over."""
         if not self.group:
             return []
-        from importlib.metadata import entry_points
-
-        points = []
-        for point in entry_points(group=self.group):
+        points: list[EntryPoint] = []
+        for point in _points_of(self.group, tuple(map(_state, sys.path))):
             if point.name in _index().get(self.kind, {}):
                 logger.warning(
                     "The package %s brings a %s called %r, which %s has itself: it is not used.",
@@ -204,6 +204,23 @@ class Registry:
             elif point not in points:  # a folder that stands in the search path twice
                 points.append(point)
         return points
+
+
+@functools.lru_cache(maxsize=32)
+def _points_of(group: str, path: tuple[tuple[int, ...] | None, ...]) -> tuple[EntryPoint, ...]:
+    """Return the entry points of a group; every package is looked at, so only where the search path has changed."""
+    from importlib.metadata import entry_points
+
+    return tuple(entry_points(group=group))
+
+
+def _state(folder: str) -> tuple[int, ...] | None:
+    """Return what changes where a package is installed into a folder of the search path; None without a folder."""
+    try:
+        found = os.stat(folder or ".")
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_mtime_ns
 
 
 def is_own(cls: type[Any]) -> bool:

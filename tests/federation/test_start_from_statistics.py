@@ -32,13 +32,7 @@ from hushprompt.statistics import contexts
 
 DELTA = 1e-3
 SIZES = [24, 24, 24]
-
-
-@pytest.fixture(autouse=True)
-def short_fits(monkeypatch):
-    """What is fitted matters, and not how well."""
-    monkeypatch.setattr(contexts, "SHARED_STEPS", 3)
-    monkeypatch.setattr(contexts, "CLASS_STEPS", 3)
+pytestmark = [pytest.mark.usefixtures("short_fits")]
 
 
 def values_of(name="dp_fpl", **changes):

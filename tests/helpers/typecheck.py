@@ -6,12 +6,15 @@ wrapper also binds the arguments of every call, checks them twice, and compiles 
 function is defined, which was more than half of the time of a run on the toy model.
 """
 
+import abc
 import contextlib
 import dataclasses
+import enum
 import functools
 import inspect
 import sys
-from typing import Any, ForwardRef, TypeVar, get_args, get_type_hints
+import types
+from typing import Any, ForwardRef, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import jaxtyping
 from beartype import BeartypeConf
@@ -25,6 +28,10 @@ SEVERAL = {inspect.Parameter.VAR_POSITIONAL: REST, inspect.Parameter.VAR_KEYWORD
 KNOWN = {}
 """Annotations by code: a nested function is made anew whenever it is defined, its code is not."""
 
+PLAIN = {}
+"""By the id of an annotation: it, so that the id stays its own, and its plain classes."""
+METACLASSES = (type, abc.ABCMeta, enum.EnumMeta)
+"""Of plain classes; those of protocols and arrays are other ones."""
 CLASSES = {}
 """Annotations of the fields of data classes."""
 
@@ -85,10 +92,20 @@ def fields(cls):
 
 def check(value, annotation, function, name):
     """Raise a TypeCheckError that names the function if a value is not what its annotation says."""
-    if annotation is Any or type(value) is annotation or is_bearable(value, annotation, conf=CONF):
+    if annotation is Any or type(value) is annotation or isinstance(value, classes_of(annotation)):
+        return
+    if is_bearable(value, annotation, conf=CONF):
         return
     where = f"{function.__module__}.{function.__qualname__}, {name}: "
     die_if_unbearable(value, annotation, conf=CONF, exception_prefix=where)
+
+
+def classes_of(annotation):
+    """Classes of which every instance is what an annotation says: itself, or members of a union."""
+    if id(annotation) not in PLAIN:
+        members = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+        PLAIN[id(annotation)] = annotation, tuple(one for one in members if type(one) in METACLASSES)
+    return PLAIN[id(annotation)][1]
 
 
 def annotations_of(function):

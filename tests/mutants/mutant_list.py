@@ -82,8 +82,11 @@ class Check:
         return getattr(sys.modules[name], self.function)
 
     def run(self, request):
-        """Call it with its values and its fixtures."""
+        """Call it with its values, its fixtures, and those that its file uses for all tests."""
         function = self.load()
+        for mark in getattr(sys.modules[function.__module__], "pytestmark", []):
+            for name in mark.args if mark.name == "usefixtures" else ():
+                request.getfixturevalue(name)
         names = inspect.signature(function).parameters
         fixtures = {name: request.getfixturevalue(name) for name in names if name not in self.values}
         function(**fixtures, **self.values)

@@ -12,7 +12,7 @@ from scipy.integrate import quad
 from scipy.stats import norm
 
 from hushprompt.errors import ConfigError, PrivacyError
-from hushprompt.privacy import accounting, renyi
+from hushprompt.privacy import accounting, losses, renyi
 from hushprompt.privacy.accounting import calibrate, combine_noise_multipliers, epsilon
 from hushprompt.privacy.guarantee import contradictions, guarantee
 from hushprompt.privacy.releases import GaussianReleases
@@ -69,6 +69,18 @@ def test_sampled_epsilon_is_dp_accountings(z, q, steps):
     assert eps(z, steps, q, accountant="rdp") == rdp.RdpAccountant(orders).compose(event).get_epsilon(DELTA)
 
 
+@pytest.mark.parametrize("z", [0.2, 1.3, 40.0])
+@pytest.mark.parametrize("q", [1e-5, 0.1, -math.expm1(-0.5), 0.97])  # the third has its largest loss on the grid
+def test_losses_of_one_release_are_dp_accountings_bit_for_bit(z, q):
+    told = pld.privacy_loss_distribution.from_gaussian_mechanism(
+        standard_deviation=z, value_discretization_interval=1e-2, sampling_prob=q
+    )
+    for side in ("_pmf_remove", "_pmf_add"):
+        found_at, told_at = (getattr(one, side).to_dense_pmf() for one in (losses._one_release(z, q, 1e-2), told))
+        assert (found_at._lower_loss, found_at._infinity_mass) == (told_at._lower_loss, told_at._infinity_mass)
+        assert np.array_equal(found_at._probs, told_at._probs)
+
+
 def test_epsilon_so_far_is_dp_accountings_after_every_round():
     for steps in (1, 2, 3, 17, 40):
         event = dp_accounting.SelfComposedDpEvent(
@@ -76,8 +88,8 @@ def test_epsilon_so_far_is_dp_accountings_after_every_round():
         )
         ledger = pld.PLDAccountant(value_discretization_interval=1e-3).compose(event)
         assert eps(1.1, steps, 0.05) == ledger.get_epsilon(DELTA)
-        losses = accounting.ComposedLosses([releases(1.1, steps, 0.05)], 1e-3)
-        assert losses.get_delta(0.5) == ledger.get_delta(0.5)
+        composed = accounting.ComposedLosses([releases(1.1, steps, 0.05)], 1e-3)
+        assert composed.get_delta(0.5) == ledger.get_delta(0.5)
 
 
 def test_sampled_calibration_gives_the_known_noise():

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 from dp_accounting import pld
+from jaxtyping import Float
 
 from hushprompt.privacy.releases import GaussianReleases
 
@@ -120,9 +121,44 @@ class ComposedLosses:
         return float(self._losses.get_delta_for_epsilon(epsilon))
 
 
+class GaussianLosses(pld.privacy_loss_mechanism.GaussianPrivacyLoss):  # type: ignore[misc]  # it has no types
+    """Privacy losses of one Gaussian release, bit for bit those of dp_accounting, which inverts them one at a time."""
+
+    def get_delta_for_epsilon(self, epsilon: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+        """Return [n] the deltas for [n] epsilons, under Poisson sampling."""
+        q, is_add = self.sampling_prob, self.adjacency_type is pld.privacy_loss_mechanism.AdjacencyType.ADD
+        sign, edge = (-1, -math.log(1 - q)) if is_add else (1, math.log(1 - q))
+        inside = epsilon < -math.log1p(-q) if is_add else epsilon > math.log1p(-q)
+        deltas = np.zeros_like(epsilon) if is_add else -np.expm1(epsilon)
+        losses = epsilon[inside]
+        is_edge = np.abs(losses - edge) <= 1e-9 * np.maximum(np.abs(losses), abs(edge))  # as math.isclose has it
+        with np.errstate(over="ignore", divide="raise", invalid="raise"):
+            whole = sign * losses[~is_edge] + np.log(1 / q)
+            unsampled = np.full_like(losses, -sign * math.inf)
+            unsampled[~is_edge] = sign * (whole + np.log1p(-np.exp(np.log(1 / q - 1) - whole)))
+        unsampled[losses == 0] = sign * np.log(1 / q + (1 - 1 / q))
+        cutoffs = -0.5 * self.sensitivity - unsampled * self._standard_deviation**2 / self.sensitivity
+        cutoffs = self.sensitivity + cutoffs if is_add else cutoffs
+        deltas[inside] = self.mu_upper_cdf(cutoffs) - np.exp(losses + self.mu_lower_log_cdf(cutoffs))
+        return np.clip(deltas, 0, 1)
+
+
 @functools.lru_cache(maxsize=16)
 def _one_release(noise_multiplier: float, sampling_prob: float, interval: float) -> Any:
     """Return dp_accounting's privacy losses of one release, under add/remove."""
-    return pld.privacy_loss_distribution.from_gaussian_mechanism(
-        standard_deviation=noise_multiplier, value_discretization_interval=interval, sampling_prob=sampling_prob
-    )
+    if sampling_prob == 1:
+        return pld.privacy_loss_distribution.from_gaussian_mechanism(
+            standard_deviation=noise_multiplier, value_discretization_interval=interval
+        )
+    kinds = pld.privacy_loss_mechanism.AdjacencyType
+    both = (_on_grid(noise_multiplier, sampling_prob, interval, kind) for kind in (kinds.REMOVE, kinds.ADD))
+    return pld.privacy_loss_distribution.PrivacyLossDistribution(*both)
+
+
+def _on_grid(noise_multiplier: float, sampling_prob: float, interval: float, kind: Any) -> Any:
+    """Return the losses of one sampled release where an example is added, or removed, on the grid."""
+    losses = GaussianLosses(noise_multiplier, sampling_prob=sampling_prob, adjacency_type=kind)
+    bounds = losses.connect_dots_bounds()
+    low, high = math.floor(bounds.epsilon_lower / interval), math.ceil(bounds.epsilon_upper / interval)
+    deltas = losses.get_delta_for_epsilon(np.arange(low, high + 1) * interval)
+    return pld.pld_pmf.create_pmf_pessimistic_connect_dots_fixed_gap(interval, low, high, deltas)
