@@ -1,8 +1,12 @@
 """Runs on a generative model: every method that trains a context alone, from images to scores, on a tiny SmolVLM."""
 
+import json
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 pytest.importorskip("transformers")
 
@@ -10,6 +14,7 @@ import hushprompt as hp
 from helpers import tiny_generative
 from helpers.runs import TOY, files, killed_and_resumed, run_with
 from hushprompt.config import parse as configs
+from hushprompt.data.sets.toy import ToyData
 from hushprompt.errors import UnfitError
 from hushprompt.features.cache import cached
 from hushprompt.methods.base import check_needs
@@ -84,8 +89,10 @@ def test_a_killed_run_resumes_to_the_same_bits_and_tokens_are_cached_once(reposi
 
 
 def test_a_prompt_file_answers_as_the_run_did(repository, tmp_path):
-    config = values(repository, "promptfl", backbone={"prompt_position": "front", "loss": "classes"})
-    folder, _, _ = run_with(config, tmp_path)
+    backbone = {"prompt_position": "front", "loss": "classes"}
+    config = values(repository, "promptfl", backbone=backbone, evaluation={"split": "test"})
+    config["runtime"] = {"cache_dir": str(tmp_path / "cache")}
+    folder = hp.run(config, out=tmp_path / "run", progress=False).folder
     backbone = configs.parse(config).backbone
     prompt = hp.load_prompt(folder / "prompts" / "global.safetensors", backbone=backbone)
     images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
@@ -101,6 +108,15 @@ def test_a_prompt_file_answers_as_the_run_did(repository, tmp_path):
         frozen.template_scores(frozen.backbone.encode_tokens(list(images))),
     )
     assert "What is shown in this picture?" in written.header.prompt
+    rows = list(hp.predict(folder, split="test", top=1))
+    taken = Counter((prompt.classes.index(row.truth), prompt.classes.index(row.label)) for row in rows)
+    confused = json.loads((folder / "confusion" / "arm-000.json").read_text())["local"]
+    assert taken == {(true, int(label)): num for true, row in enumerate(confused) for label, num in row.items()}
+    data = ToyData().load()
+    for index, image in enumerate(data.splits["test"].read(np.arange(8))):
+        Image.fromarray(image).save(tmp_path / f"{index}.png")
+    for row, held in zip(hp.predict(folder, tmp_path), rows, strict=False):  # tokens in float16 are those of the split
+        assert (row.label, row.probability) == (held.label, pytest.approx(held.probability, abs=2e-3))
 
 
 def test_a_start_from_class_statistics_is_refused(repository, tmp_path):

@@ -216,3 +216,33 @@ def test_a_prompt_for_sounds_takes_sounds(tab, served_prompt, tmp_path):
         assert tab.ask(FIRST)[0] == prompt.predict(sound()).label
         assert "tone.wav" in tab.ask("document.getElementById('hint').innerText")
         assert tab.complaints == []
+
+
+def test_a_question_is_answered_in_words_by_keyboard_alone(tab, url, generative_prompt, photo):
+    """Only where the model answers in words, zero-shot beside it."""
+    tab.show(url, 800)
+    tab.wait_for(READY)
+    assert tab.ask("document.getElementById('words').hidden") is True
+    question = "What color is it?"
+    with listening(toy_app(generative_prompt)) as words:
+        tab.show(words, 360)
+        tab.wait_for(READY)
+        assert generative_prompt.privacy == tab.ask("document.getElementById('statement').textContent")
+        tab.choose("#file", photo)
+        tab.wait_for(ANSWERED)
+        while tab.ask("document.activeElement.id") != "question":
+            tab.press("Tab", 9)
+        tab.send("Input.insertText", text=question)
+        tab.send("Input.dispatchKeyEvent", type="keyDown", key="Enter", windowsVirtualKeyCode=13, text="\r")
+        tab.wait_for("!document.getElementById('answers').hidden && !document.querySelector('.is-waiting')")
+        said = generative_prompt.answer(photo, question) or "(no word)"
+        before = generative_prompt.zero_shot().answer(photo, question) or "(no word)"
+        assert [tab.ask(f"document.getElementById('{id}').textContent") for id in ("said", "said_before")] == [
+            said, before,
+        ]  # fmt: skip
+        assert tab.ask("document.getElementById('thinking').textContent") == f"{question} {said}"
+        assert tab.ask("document.documentElement.scrollWidth") <= 360
+        assert not any("color" in each for each in tab.requests), "never in an address"
+        tab.choose("#file", photo)
+        tab.wait_for("document.getElementById('answers').hidden")
+        assert tab.complaints == []

@@ -15,7 +15,7 @@ from hushprompt.runs.observer import Observer
 from hushprompt.serving.inputs import find_files
 from hushprompt.serving.loading import load_prompt
 from hushprompt.serving.many import Asked, ExamplePrediction, predict_files, predict_split
-from hushprompt.serving.prompt import BATCH_SIZE, ZERO_SHOT, Prompt
+from hushprompt.serving.prompt import BATCH_SIZE, MAX_TOKENS, ZERO_SHOT, Prompt
 
 if TYPE_CHECKING:
     from hushprompt.config.schema import RunConfig
@@ -46,13 +46,15 @@ def predict(
     classes: Sequence[str] | None = None,
     top: int = 5,
     threshold: float = 0.0,
+    question: str | None = None,
+    max_tokens: int = MAX_TOKENS,
     recursive: bool = False,
     batch_size: int = BATCH_SIZE,
     backbone: Any = None,
     device: Device = "auto",
     progress: bool | Observer = True,
 ) -> Predictions:
-    """Say what files of images, or of sounds, are: one prediction for each, in order, as it is made.
+    """Say what files of images, or of sounds, are, or answer a question about each: one by one, in order, as they come.
 
     A file that cannot be read gets a prediction with `error`; the others are not lost.
 
@@ -68,6 +70,9 @@ def predict(
         classes: other names, in the same context.
         top: classes that are named.
         threshold: a label whose probability is smaller is None.
+        question: to be answered in words about each example, instead of by a class; of the prompt of a generative
+            model. Empty: the question that it was trained with.
+        max_tokens: after which an answer in words is cut off.
         recursive: take files in folders of a folder, too.
         batch_size: images that are encoded at a time.
         backbone: as for `load_prompt`.
@@ -84,7 +89,7 @@ def predict(
         raise ConfigError(f'compare is "zero_shot" or a prompt, got {other!r}.')
     if other is not None and other.header.backbone_fingerprint != prompt.header.backbone_fingerprint:
         raise ConfigError("Prompts of two backbones cannot be compared on the same features.")
-    asked = Asked(prompt=prompt, compare=other, top=top, threshold=threshold)
+    asked = Asked(prompt=prompt, compare=other, top=top, threshold=threshold, question=question, max_tokens=max_tokens)
     if split is not None:
         if examples:
             raise ConfigError("Give files or a split, not both.")

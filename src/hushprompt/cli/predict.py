@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import sys
@@ -25,6 +26,11 @@ if TYPE_CHECKING:
 
 UNREADABLE = 3
 """Exit status where a file could not be read; the others were predicted."""
+
+
+CLASS_COLUMNS = ("file", "label", "probability", "error", "truth", "zero_shot", "zero_shot_probability")
+ANSWER_COLUMNS = ("file", "question", "answer", "error", "truth", "zero_shot")
+"""Of a table in CSV."""
 
 
 class PredictionFormat(StrEnum):
@@ -69,6 +75,10 @@ def predict(
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="Classes that are named.")] = 5,
     threshold: Annotated[float, typer.Option(help="A label that is less probable is left empty.")] = 0.0,
+    question: Annotated[
+        str | None, typer.Option(help="Answer this in words instead of by a class; of a generative model's prompt.")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens after which such an answer is cut off.")] = 32,
     recursive: Annotated[bool, typer.Option("--recursive", help="Take files in folders of a folder, too.")] = False,
     backbone: Annotated[
         str | None, typer.Option(help="TOML file with a backbone section, or a name; none: what the prompt says.")
@@ -80,11 +90,12 @@ def predict(
     ] = PredictionFormat.TEXT,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="A file; none: standard output.")] = None,
 ) -> None:
-    """Say what images or sounds are: the most probable classes of each file."""
+    """Say what images or sounds are: the most probable classes of each file, or an answer in words."""
     found = hp.predict(
         source, examples or [], client=client, split=split, compare=None if compare is None else "zero_shot", arm=arm,
-        classes=None if classes is None else read_lines(classes), top=top, threshold=threshold, recursive=recursive,
-        batch_size=batch_size, backbone=backbone, device=device.value, progress=out is not None,
+        classes=None if classes is None else read_lines(classes), top=top, threshold=threshold,
+        question=question, max_tokens=max_tokens, recursive=recursive, batch_size=batch_size, backbone=backbone,
+        device=device.value, progress=out is not None,
     )  # fmt: skip
     told = Console(stderr=True, highlight=False)
     told.print(printable(found.prompt.privacy), markup=False, soft_wrap=True)
@@ -134,10 +145,13 @@ def as_text(rows: Iterable[ExamplePrediction]) -> Iterator[str]:
         parts = [row.file if row.truth is None else f"{row.file} ({row.truth})"]
         if row.error is not None:
             parts.append(f"error: {row.error}")
-        parts += ["-"] if row.label is None and row.error is None else []
+        parts += ["-"] if row.label is None and row.answer is None and row.error is None else []
         parts += [f"{name} {probability:.3f}" for name, probability in row.top]
+        parts += [row.answer or "-"] if row.answer is not None else []
         if row.compared is not None:
             parts.append(f"zero-shot: {row.compared.label} {row.compared.probability:.3f}")
+        if row.compared_answer is not None:
+            parts.append(f"zero-shot: {row.compared_answer or '-'}")
         yield printable("  ".join(parts)) + "\n"
 
 
@@ -149,6 +163,8 @@ def as_jsonl(rows: Iterable[ExamplePrediction]) -> Iterator[str]:
 
 def as_values(row: ExamplePrediction) -> dict[str, Any]:
     """Return a prediction as plain values: always the first five, the others where they are known."""
+    if row.question is not None:
+        return _answer_values(row)
     top = [{"label": name, "probability": probability} for name, probability in row.top]
     values: dict[str, Any] = {
         "file": row.file,
@@ -164,13 +180,23 @@ def as_values(row: ExamplePrediction) -> dict[str, Any]:
     return values
 
 
+def _answer_values(row: ExamplePrediction) -> dict[str, Any]:
+    """Return an answer in words as plain values."""
+    values = {"file": row.file, "question": row.question, "answer": row.answer, "error": row.error}
+    more = {"truth": row.truth, "zero_shot": row.compared_answer}
+    return values | {name: value for name, value in more.items() if value is not None}
+
+
 def as_csv(rows: Iterable[ExamplePrediction]) -> Iterator[str]:
     """Write a table with a header; unknown values are empty."""
-    columns = ["file", "label", "probability", "error", "truth", "zero_shot", "zero_shot_probability"]
-    yield _csv_line(columns)
+    columns: Sequence[str] = ()
     for row in rows:
-        other = row.compared or (None, None)
-        yield _csv_line([row.file, row.label, row.probability, row.error, row.truth, *other[:2]])
+        if not columns:
+            columns = CLASS_COLUMNS if row.question is None else ANSWER_COLUMNS
+            yield _csv_line(columns)
+        other = row.compared or (row.compared_answer, None)
+        values = {**dataclasses.asdict(row), "zero_shot": other[0], "zero_shot_probability": other[1]}
+        yield _csv_line([values[name] for name in columns])
 
 
 def _csv_line(values: Sequence[object]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import torch
 from jaxtyping import Int
@@ -14,7 +14,13 @@ from hushprompt.prompts.reading import Past, Reading, behind, follow, visible
 
 
 @torch.no_grad()
-def greedy(backbone: GenerativeBackbone, past: Past, text: Reading, max_tokens: int) -> list[list[int]]:
+def greedy(
+    backbone: GenerativeBackbone,
+    past: Past,
+    text: Reading,
+    max_tokens: int,
+    is_wanted: Callable[[], bool] = lambda: True,
+) -> list[list[int]]:
     """Return the tokens of each example's answer, without the one that ends it.
 
     Keys and values are kept, so each step reads one token an example. Up to rounding, an answer is that of its example
@@ -25,10 +31,13 @@ def greedy(backbone: GenerativeBackbone, past: Past, text: Reading, max_tokens: 
         past: what was read before `text`.
         text: what stands before the answers, up to its last token, which is no padding.
         max_tokens: after which an answer is cut off.
+        is_wanted: asked before each token; False ends all answers where they are.
     """
     answers: list[list[int]] = [[] for _ in text.end]
     is_open, stops, reading = [True] * len(answers), backbone.stop_ids, text
     for step in range(max_tokens):
+        if not is_wanted():
+            break
         seen = behind(past, visible(reading.is_there, torch.full_like(reading.positions[0], TRUNK)))
         hidden, known = backbone.read(reading.embedded, reading.positions, seen, past[0])
         past = known, torch.cat([past[1], reading.is_there], dim=1)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 import string
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -144,6 +144,10 @@ class GenerativeModel:
         """Raise ConfigError unless every question with its answer fits the window, behind or before a context."""
         self._check_window(num_ctx, texts.questions.shape[1], texts.answers.shape[1])
 
+    def check_question(self, num_ctx: int, question: str, max_tokens: int) -> None:
+        """Raise ConfigError unless a question and an answer of so many tokens fit the window, as `check_texts` does."""
+        self._check_window(num_ctx, self.question_ids([question]).shape[1], max_tokens)
+
     def _check_window(self, num_ctx: int, num_question: int, num_answer: int) -> None:
         """Raise ConfigError if an example is longer than what the model takes."""
         num_media, window = self.backbone.capabilities.num_tokens or 0, self.backbone.capabilities.context_window
@@ -260,6 +264,7 @@ class GenerativeModel:
         media: Float[Tensor, "n m e"],
         questions: Sequence[str] | None = None,
         max_tokens: int = 32,
+        is_wanted: Callable[[], bool] = lambda: True,
     ) -> list[str]:
         """Answer questions with the most likely token each time.
 
@@ -268,6 +273,7 @@ class GenerativeModel:
             media: tokens of one image or sound a question.
             questions: what is asked about each; None, or an empty one: the question of the config.
             max_tokens: after which an answer is cut off.
+            is_wanted: asked before each token; False ends all answers where they are.
 
         Returns:
             Each answer without space around it.
@@ -279,7 +285,9 @@ class GenerativeModel:
         answers: list[str] = []
         for some, ids in zip(media.split(min(chunk, len(media))), asked.split(min(chunk, len(media))), strict=True):
             past, text = self._start(context.expand(len(some), -1, -1), some, ids)
-            answers += [self.backbone.spell(tokens) for tokens in greedy(self.backbone, past, text, max_tokens)]
+            answers += [
+                self.backbone.spell(tokens) for tokens in greedy(self.backbone, past, text, max_tokens, is_wanted)
+            ]
         return answers
 
     @torch.no_grad()

@@ -8,7 +8,7 @@ import json
 import math
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -51,6 +51,29 @@ class Reply:
     zero_shot: Prediction | None = None
 
 
+@dataclass(frozen=True)
+class OpenQuestion:
+    """What is to be answered in words about an image, or a sound?"""
+
+    data: bytes
+    size: int
+    """Pixels or samples, once it is decoded."""
+    text: str
+    """Empty: the question that the prompt was trained with."""
+    max_tokens: int
+    with_zero_shot: bool = False
+    is_wanted: Callable[[], bool] = lambda: True
+    """Asked before each token; False: nobody waits for the answer any more."""
+
+
+@dataclass(frozen=True)
+class OpenReply:
+    """What the prompt answers, and what the model without a learned prompt does."""
+
+    trained: str
+    zero_shot: str | None = None
+
+
 class PromptAnswers:
     """A prompt and its hand template, loaded and warm."""
 
@@ -85,6 +108,22 @@ class PromptAnswers:
                 replies = iter(self._replies([arrays[at] for at in readable], [part[at] for at in readable]))
             found += [array if isinstance(array, Exception) else next(replies) for array in arrays]
         return found
+
+    @torch.no_grad()
+    def in_words(self, questions: Sequence[OpenQuestion]) -> list[OpenReply | Exception]:
+        """Return an answer in words, or what is wrong, for each question, one after the other."""
+        return [self._in_words(each) for each in questions]
+
+    def _in_words(self, question: OpenQuestion) -> OpenReply | Exception:
+        """Answer one question in words."""
+        with self._room.taken(question.size):
+            array = self._decoded(question)
+            if isinstance(array, Exception):
+                return array
+            features = self.prompt.image_features([array])
+        asked = [self.prompt, *([self.zero_shot] if question.with_zero_shot and self.zero_shot else [])]
+        wanted = [question.text], question.max_tokens, question.is_wanted
+        return OpenReply(*(each.answers(features, *wanted)[0] for each in asked))
 
     def prepare_thread(self) -> None:
         """Have batches of this thread encoded on as many cores as one of them is given."""
@@ -121,7 +160,7 @@ class PromptAnswers:
             times.append(time.perf_counter() - start)
         return min(times[1:])
 
-    def _decoded(self, question: Question) -> np.ndarray | Exception:
+    def _decoded(self, question: Question | OpenQuestion) -> np.ndarray | Exception:
         """Return the pixels or samples, or the refusal of what is damaged."""
         try:
             return as_array(question.data, self._media, self._width)

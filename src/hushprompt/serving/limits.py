@@ -34,6 +34,14 @@ class ServingLimits:
     """Longest that an image waits, after an answer, for others to be encoded with."""
     queue: int = 32
     """Images that may wait; with more the answer is 503 at once."""
+    question_chars: int = 500
+    """Longest question that is to be answered in words."""
+    answer_tokens: int = 64
+    """Most tokens of an answer in words, each of which costs a pass through the model."""
+    answer_seconds: float = 25.0
+    """Time for an answer in words; what is not said by then is not computed either."""
+    answer_queue: int = 8
+    """Questions that may wait to be answered in words, one at a time; with more the answer is 503 at once."""
     connections: int = 100
     """Open connections; the next one is answered 503 and closed."""
     connections_of_one: int = 20

@@ -15,7 +15,7 @@ from hushprompt.errors import ConfigError, HushpromptError, sentence_of
 from hushprompt.features.cache import image_features
 from hushprompt.models.base import FeatureKind
 from hushprompt.serving.inputs import as_array, media_for
-from hushprompt.serving.prompt import Prediction, Prompt, batched, predictions
+from hushprompt.serving.prompt import MAX_TOKENS, Prediction, Prompt, batched, predictions
 
 Told = Callable[[str, int, int], None]
 """Called with (what, done, total)."""
@@ -23,7 +23,7 @@ Told = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class ExamplePrediction:
-    """What a prompt takes one example for."""
+    """What a prompt takes one example for, or what it answers."""
 
     file: str
     """Path of the file, "-" for standard input, or split and index within it."""
@@ -38,6 +38,12 @@ class ExamplePrediction:
     """The class that the data says; of a split."""
     compared: Prediction | None = None
     """What the other prompt takes it for."""
+    question: str | None = None
+    """What was asked in words; None: which class it is."""
+    answer: str | None = None
+    """What the prompt answered in words."""
+    compared_answer: str | None = None
+    """What the other prompt answered."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +56,17 @@ class Asked:
     top: int = 5
     threshold: float = 0.0
     """Smallest probability of a label that is told, in [0, 1]."""
+    question: str | None = None
+    """To be answered in words instead of by a class; empty: the one that the prompt was trained with."""
+    max_tokens: int = MAX_TOKENS
+    """After which an answer in words is cut off."""
 
     def __post_init__(self) -> None:
         """Check the fields."""
         checks.positive(top=self.top)
         checks.in_range(0, 1, threshold=self.threshold)
+        if self.question is not None:
+            self.prompt.check_question(self.question, self.max_tokens)
 
     @property
     def prompts(self) -> list[Prompt]:
@@ -65,6 +77,8 @@ class Asked:
         self, names: Sequence[str], features: Mapping[FeatureKind, Tensor], truths: Sequence[str | None]
     ) -> list[ExamplePrediction]:
         """Return the predictions of encoded examples."""
+        if self.question is not None:
+            return self._answered(names, features, truths)
         with torch.no_grad():
             found = [predictions(each.logits(features[each.feature_kind]), each.classes, self.top)
                      for each in self.prompts]  # fmt: skip
@@ -76,6 +90,18 @@ class Asked:
             )
             for name, own, other, truth in zip(names, found[0], others, truths, strict=True)
         ]  # fmt: skip
+
+    def _answered(
+        self, names: Sequence[str], features: Mapping[FeatureKind, Tensor], truths: Sequence[str | None]
+    ) -> list[ExamplePrediction]:
+        """Return answers in words about encoded examples."""
+        asked = [self.question or ""] * len(names)
+        found = [each.answers(features[each.feature_kind], asked, self.max_tokens) for each in self.prompts]
+        others = found[1] if len(found) > 1 else [None] * len(names)
+        return [
+            ExamplePrediction(file=name, question=self.question, answer=own, compared_answer=other, truth=truth)
+            for name, own, other, truth in zip(names, found[0], others, truths, strict=True)
+        ]
 
 
 def predict_files(
@@ -115,8 +141,11 @@ def _decoded(decode: Callable[[], object]) -> object:
 def _of_batch(asked: Asked, names: Sequence[str], examples: Sequence[object]) -> list[ExamplePrediction]:
     """Return the predictions of a batch, of which some could not be read."""
     readable = [at for at, example in enumerate(examples) if not isinstance(example, str)]
-    rows = {at: ExamplePrediction(file=names[at], error=str(each)) for at, each in enumerate(examples)
-            if at not in readable}  # fmt: skip
+    rows = {
+        at: ExamplePrediction(file=names[at], error=str(each), question=asked.question)
+        for at, each in enumerate(examples)
+        if at not in readable
+    }
     if readable:
         of_kind = {each.feature_kind: each for each in asked.prompts}
         images = [examples[at] for at in readable]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 BATCH_SIZE = 50
 """Images that are encoded at a time."""
+MAX_TOKENS = 32
+"""After which an answer in words is cut off."""
 ZERO_SHOT = "zero_shot"
 NOT_TRAINED = "Nothing was trained: no private data was used."
 
@@ -129,6 +131,64 @@ class Prompt:
             parts = [self.logits(part).float().softmax(dim=1).cpu() for part in self._encoded(images, batch_size)]
         rows: np.ndarray = torch.cat([torch.zeros(0, len(self.classes)), *parts]).numpy()
         return rows
+
+    @overload
+    def answer(
+        self, images: Sequence[Any], question: str = ..., *, max_tokens: int = ..., batch_size: int = ...
+    ) -> list[str]: ...
+    @overload
+    def answer(
+        self, images: Any, question: str = ..., *, max_tokens: int = ..., batch_size: int = ...
+    ) -> str | list[str]: ...
+    def answer(
+        self, images: Any, question: str = "", *, max_tokens: int = MAX_TOKENS, batch_size: int = BATCH_SIZE
+    ) -> str | list[str]:
+        """Answer a question about one image, or about each of several, in words: the most likely token each time.
+
+        Args:
+            images: as for `predict`.
+            question: what is asked; empty: the question that the prompt was trained with.
+            max_tokens: after which an answer is cut off.
+            batch_size: images that are encoded at a time.
+
+        Raises:
+            DataError: an image cannot be read.
+            ConfigError: the prompt belongs to no generative model, or question and answer do not fit its window.
+        """
+        self.check_question(question, max_tokens)
+        is_one = not isinstance(images, (list, tuple))
+        parts = self._encoded([images] if is_one else images, batch_size)
+        found = [each for part in parts for each in self.answers(part, [question] * len(part), max_tokens)]
+        return found[0] if is_one else found
+
+    def answers(
+        self,
+        media: Float[Tensor, "n m e"],
+        questions: Sequence[str],
+        max_tokens: int = MAX_TOKENS,
+        is_wanted: Callable[[], bool] = lambda: True,
+    ) -> list[str]:
+        """Answer one question about each encoded image or sound; those of `image_features`.
+
+        Args:
+            media: tokens of images or sounds.
+            questions: one for each, of which `check_question` was asked.
+            max_tokens: after which an answer is cut off.
+            is_wanted: asked before each token; False ends all answers where they are.
+        """
+        model: Any = self.model
+        return list(model.answer(self.tensors["context"].to(model.device), media, questions, max_tokens, is_wanted))
+
+    def check_question(self, question: str, max_tokens: int) -> None:
+        """Raise ConfigError unless the model answers in words, and question and answer fit its window."""
+        if not self.is_generative:
+            raise ConfigError(
+                "This prompt belongs to a model that compares an image with names of classes, and answers no question "
+                "in words. Leave the question out, or use the prompt of a generative model."
+            )
+        checks.positive(max_tokens=max_tokens)
+        model: Any = self.model
+        model.check_question(len(self.tensors["context"]), question, max_tokens)
 
     def image_features(self, images: Iterable[Any], *, batch_size: int = BATCH_SIZE) -> Float[Tensor, "n *m d"]:
         """Encode images, given as for `predict`, to unit-norm features: what `logits` takes."""

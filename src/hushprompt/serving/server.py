@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import importlib.resources
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route, Router
 
-from hushprompt.serving.answers import PromptAnswers, Question, Reply, identifier
+from hushprompt.errors import ConfigError
+from hushprompt.serving.answers import OpenQuestion, OpenReply, PromptAnswers, Question, Reply, identifier
 from hushprompt.serving.batching import MicroBatcher
 from hushprompt.serving.content import FORMATS, passes, size_of
 from hushprompt.serving.guard import CHARGE, Door, Guard
 from hushprompt.serving.limits import RefusedError, ServingLimits
 from hushprompt.serving.promise import in_plain_words
-from hushprompt.serving.prompt import ZERO_SHOT, Prediction
+from hushprompt.serving.prompt import MAX_TOKENS, ZERO_SHOT, Prediction
 from hushprompt.serving.server_metrics import ServerMetrics
 
 if TYPE_CHECKING:
@@ -41,7 +44,7 @@ class PromptService:
     def __init__(self, answers: PromptAnswers, limits: ServingLimits) -> None:
         """Take what answers, and how much of it one may ask."""
         self._prompt, self._answers, self._limits = answers.prompt, answers, limits
-        self._batcher = self._new_batcher()
+        self._batcher, self._writer = self._new_batcher(), self._new_writer()
         self._id, self._is_ready = identifier(answers.prompt), False
         self._about = self._description()
         self.endpoints: dict[str, tuple[Endpoint, str]] = {
@@ -49,21 +52,24 @@ class PromptService:
             "/v1/model": (self.model, "GET"), "/healthz": (self.healthz, "GET"), "/readyz": (self.readyz, "GET"),
             "/metrics": (self.metrics, "GET"),
         }  # fmt: skip
+        if answers.prompt.is_generative:
+            self.endpoints["/v1/answer"] = (self.answer, "POST")
         self.counts = ServerMetrics([*self.endpoints, *PAGE])
 
     @contextlib.asynccontextmanager
     async def running(self, app: object = None) -> AsyncIterator[None]:
         """Encode what is asked while the application runs."""
-        self._batcher = self._new_batcher()  # its queue belongs to this event loop
-        task = asyncio.create_task(self._batcher.run())
+        self._batcher, self._writer = self._new_batcher(), self._new_writer()  # queues belong to this event loop
+        tasks = [asyncio.create_task(each.run()) for each in (self._batcher, self._writer)]
         self._is_ready = True
         try:
             yield
         finally:
             self._is_ready = False
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+            for task in tasks:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
             self._answers.give_back_threads()
 
     async def predict(self, request: Request) -> Response:
@@ -92,6 +98,28 @@ class PromptService:
         found = [_told(each if isinstance(each, RefusedError) else next(replies)) for each in questions]
         return JSONResponse({"predictions": found, **self._signed(start)})
 
+    async def answer(self, request: Request) -> Response:
+        """Answer a question about an image, or a sound, in words; both are in the body, in JSON."""
+        if request.query_params:
+            raise RefusedError(400, "Nothing is taken behind a question mark here: the question goes into the body.")
+        asked = self._in_words(await self._body(request))
+        data, has_ended, start = asked.data, threading.Event(), time.perf_counter()
+        question = OpenQuestion(
+            data, await self._size(data), asked.question, asked.max_tokens, asked.compare is not None,
+            is_wanted=lambda: not has_ended.is_set(),
+        )  # fmt: skip
+        try:
+            async with asyncio.timeout(self._limits.answer_seconds):
+                (coming,) = self._writer.submit([question])
+                reply = await coming
+        except TimeoutError as error:
+            late = f"No answer within {self._limits.answer_seconds:g} seconds. Ask for fewer tokens (max_tokens)."
+            raise RefusedError(503, late) from error
+        finally:
+            has_ended.set()
+        beside = {} if reply.zero_shot is None else {ZERO_SHOT: reply.zero_shot}
+        return JSONResponse({"answer": reply.trained, **beside, **self._signed(start)})
+
     async def model(self, request: Request) -> Response:
         """Say what the prompt is, and what it promises."""
         return JSONResponse(self._about)
@@ -108,6 +136,8 @@ class PromptService:
         """Return counts and times."""
         batches, images = self._batcher.sizes
         gauges = {"batches_total": batches, "images_total": images, "queue": self._batcher.num_waiting}
+        if self._prompt.is_generative:
+            gauges |= {"answers_total": self._writer.sizes[1], "answer_queue": self._writer.num_waiting}
         return PlainTextResponse(self.counts.text(gauges), media_type="text/plain; version=0.0.4")
 
     def _new_batcher(self) -> MicroBatcher[Question, Reply]:
@@ -116,6 +146,32 @@ class PromptService:
         return MicroBatcher(
             answers, self._limits, cost=_cost, num_workers=answers.num_workers, prepare=answers.prepare_thread
         )
+
+    def _new_writer(self) -> MicroBatcher[OpenQuestion, OpenReply]:
+        """Return the queue of questions that are answered in words, one at a time."""
+        limits = dataclasses.replace(self._limits, queue=self._limits.answer_queue, batch_size=1)
+        return MicroBatcher(self._answers.in_words, limits, prepare=self._answers.prepare_thread)
+
+    def _in_words(self, body: bytes) -> InWords:
+        """Return what a body in JSON asks, once it is known that it can be answered."""
+        key, limits = KEYS[self._answers.modality][:-1], self._limits
+        try:
+            asked = msgspec.json.decode(body, type=InWords)
+        except (msgspec.MsgspecError, RecursionError, ValueError) as error:
+            raise RefusedError(
+                400, f'The body is not JSON such as {{"{key}": "(base64)", "question": "..."}} ({error}).'
+            ) from error
+        if not getattr(asked, key) or (asked.image and asked.sound):
+            raise RefusedError(400, f"The body must have {key}, in base64.")
+        if len(asked.question) > limits.question_chars:
+            raise RefusedError(413, f"The question is longer than {limits.question_chars} characters.")
+        if not 0 < asked.max_tokens <= limits.answer_tokens:
+            raise RefusedError(400, f"max_tokens must be a number from 1 to {limits.answer_tokens}.")
+        try:
+            self._prompt.check_question(asked.question, asked.max_tokens)
+        except ConfigError as error:
+            raise RefusedError(413, str(error)) from error
+        return asked
 
     def _wanted(self, request: Request) -> tuple[int, bool]:
         """Return how many classes are to be named, and whether the hand template is asked too."""
@@ -175,6 +231,14 @@ class PromptService:
         """Return what stands below every prediction."""
         return {"model": self._id, "milliseconds": round(1000 * (time.perf_counter() - start), 1)}
 
+    def _question_limits(self) -> dict[str, Any] | None:
+        """Return what is said of questions that can be answered in words; None where none can."""
+        if not self._prompt.is_generative:
+            return None
+        model: Any = self._prompt.model
+        limits = self._limits
+        return {"question": model.how_asked[0], "characters": limits.question_chars, "tokens": limits.answer_tokens}
+
     def _description(self) -> dict[str, Any]:
         """Return what is said of the prompt; not whose it is."""
         header = self._prompt.header
@@ -189,9 +253,27 @@ class PromptService:
             "privacy": self._prompt.privacy,
             "in_plain_words": in_plain_words(self._prompt),
             "has_zero_shot": self._answers.zero_shot is not None,
+            "in_words": self._question_limits(),
             "formats": FORMATS[self._answers.modality],
             "body_bytes": self._limits.body_bytes,
         }
+
+
+class InWords(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of a question that is to be answered in words."""
+
+    question: str = ""
+    """Empty: the one that the prompt was trained with."""
+    image: bytes = b""
+    sound: bytes = b""
+    """One of the two, in base64."""
+    max_tokens: int = MAX_TOKENS
+    compare: Literal["zero_shot"] | None = None
+
+    @property
+    def data(self) -> bytes:
+        """The file."""
+        return self.image or self.sound
 
 
 def application(service: PromptService, door: Door, limits: ServingLimits) -> ASGIApp:

@@ -55,7 +55,7 @@ model = PeftModel.from_pretrained(network, here).eval()
 inputs = {{"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": {pixels}.to(network.dtype)}}
 with torch.no_grad():
     # use_cache=False, or the answer is another one without a warning: see README.md
-    answer = model.generate(**inputs, max_new_tokens=32, do_sample=False, use_cache=False, eos_token_id=how["end_id"])
+    answer = model.generate(**inputs, max_new_tokens=32, do_sample=False, use_cache=False, eos_token_id=how["end_ids"])
 print(tokenizer.decode(answer[0, ids.shape[1] :], skip_special_tokens=True).strip())
 '''
 USE = """The prompt was trained in front of everything else, which is where peft puts it: logits are equal to those of
@@ -150,7 +150,7 @@ def _input(backbone: GenerativeBackbone, question: str) -> dict[str, Any]:
         "first_ids": [*backbone.start_ids, *backbone.tokenize(turn.before), *media],
         "between": turn.between,
         "header": turn.header,
-        "end_id": backbone.end_ids[0],
+        "end_ids": sorted(backbone.stop_ids),
         "side": pixels["side"],
         "resample": pixels["resample"],
         **{name: [[[value]] for value in pixels[name]] for name in ("mean", "std")},

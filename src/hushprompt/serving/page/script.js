@@ -6,6 +6,8 @@ const LARGEST_SIDE = 2048; // pixels of a photo that is made smaller because its
 let token = "";
 let model = null;
 let asked = 0;
+let chosen = null; // the file that a question in words is about
+let wondered = 0;
 
 function ask(path, options = {}) {
   const headers = token ? { Authorization: `Bearer ${token}` } : {};
@@ -51,11 +53,21 @@ function describe() {
   by("more").hidden = Boolean(token); // a link cannot bring the token
   by("beside").hidden = !model.has_zero_shot;
   by("columns").classList.toggle("two", model.has_zero_shot);
+  if (model.in_words) offer_words(what);
   by("desk").hidden = false;
 }
 
+function offer_words(what) {
+  by("question").placeholder = model.in_words.question;
+  by("question").maxLength = model.in_words.characters;
+  by("thinking").textContent = `Choose ${what} first. Without a question it is asked: ${model.in_words.question}`;
+  by("said_beside").hidden = !model.has_zero_shot;
+  by("answers").classList.toggle("two", model.has_zero_shot);
+  by("words").hidden = false;
+}
+
 // A phone stores a photo lying on its side with a note which way is up; and photos can be larger than the limit.
-async function made_ready(file) {
+async function made_ready(file, most = model.body_bytes) {
   if (model.modality === "audio") return file;
   let stored, shown;
   try {
@@ -64,8 +76,8 @@ async function made_ready(file) {
     return file; // the server says what it takes
   }
   const is_upright = stored.width === shown.width && stored.height === shown.height;
-  if (is_upright && file.size <= model.body_bytes) return file;
-  const scale = file.size <= model.body_bytes ? 1 : Math.min(1, LARGEST_SIDE / Math.max(shown.width, shown.height));
+  if (is_upright && file.size <= most) return file;
+  const scale = file.size <= most ? 1 : Math.min(1, LARGEST_SIDE / Math.max(shown.width, shown.height));
   const canvas = document.createElement("canvas");
   canvas.width = Math.max(1, Math.round(shown.width * scale));
   canvas.height = Math.max(1, Math.round(shown.height * scale));
@@ -77,6 +89,7 @@ async function predict(file) {
   if (!model || !file) return;
   const mine = ++asked;
   preview(file);
+  forget_answer(file);
   by("problem").hidden = true;
   by("waiting").hidden = false;
   by("waiting").textContent = "Looking at it.";
@@ -105,6 +118,54 @@ async function predict(file) {
   by("waiting").className = "is-answer";
   if (matchMedia("(max-width: 819px)").matches) by("found").scrollIntoView();
   by("time").textContent = `Answered in ${Math.max(1, Math.round(said.milliseconds))} ms by the model ${said.model}. It can name only what it knows.`;
+}
+
+// An answer is about one file: another one makes it stale.
+function forget_answer(file) {
+  chosen = file;
+  wondered++;
+  by("answers").hidden = by("unclear").hidden = true;
+  by("thinking").hidden = false;
+  by("thinking").textContent = "Nothing was asked about it yet.";
+}
+
+async function wonder() {
+  if (!chosen) return;
+  const mine = ++wondered;
+  const question = by("question").value.trim();
+  by("unclear").hidden = true;
+  by("thinking").hidden = false;
+  by("thinking").textContent = "Thinking of an answer, word by word.";
+  by("answers").classList.add("is-waiting");
+  let said;
+  try {
+    const file = await in_base64(await made_ready(chosen, 0.7 * model.body_bytes)); // which makes it longer by a third
+    const body = { [model.modality === "audio" ? "sound" : "image"]: file, question };
+    if (model.has_zero_shot) body.compare = "zero_shot";
+    const answer = await ask("/v1/answer", { method: "POST", body: JSON.stringify(body) });
+    said = await answer.json();
+  } catch {
+    said = { error: "The server does not answer. Is it still running?" };
+  }
+  if (mine !== wondered) return; // another file, or another question
+  by("answers").classList.remove("is-waiting");
+  by("answers").hidden = Boolean(said.error);
+  by("unclear").hidden = !said.error;
+  by("thinking").hidden = Boolean(said.error);
+  if (said.error) {
+    by("unclear").textContent = said.error;
+    return;
+  }
+  by("said").textContent = said.answer || "(no word)";
+  by("said_before").textContent = said.zero_shot || "(no word)";
+  by("thinking").textContent = `${question || model.in_words.question} ${by("said").textContent}`;
+}
+
+async function in_base64(file) {
+  const bytes = new Uint8Array(await file.arrayBuffer());
+  let text = "";
+  for (let at = 0; at < bytes.length; at += 32768) text += String.fromCharCode(...bytes.subarray(at, at + 32768));
+  return btoa(text);
 }
 
 function preview(file) {
@@ -151,6 +212,10 @@ by("door").addEventListener("submit", (event) => {
   event.preventDefault();
   token = by("token").value.trim();
   start();
+});
+by("asking").addEventListener("submit", (event) => {
+  event.preventDefault();
+  wonder();
 });
 for (const id of ["file", "camera"]) {
   by(id).addEventListener("change", (event) => {

@@ -1,0 +1,196 @@
+"""Questions that a prompt of a generative model answers in words: from Python, by the command, over HTTP."""
+
+import asyncio
+import base64
+import csv
+import io
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+import hushprompt as hp
+from helpers.asgi import ask, once, started
+from helpers.served import image, toy_app, toy_prompt
+from hushprompt.errors import ConfigError
+from hushprompt.serving.answers import PromptAnswers
+
+ANSWER = ("POST", "/v1/answer")
+QUESTION = "What color is it?"
+
+
+@pytest.fixture(scope="module")
+def prompt(generative_prompt):
+    return generative_prompt
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Two pictures and a file that is none."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for seed in (0, 1):
+        (folder / f"{seed}.png").write_bytes(image(seed=seed))
+    (folder / "broken.png").write_bytes(b"no image")
+    return folder
+
+
+def body(data, question=QUESTION, **more):
+    return json.dumps({"image": base64.b64encode(data).decode(), "question": question, **more}).encode()
+
+
+def test_an_answer_is_that_of_the_model_for_one_or_several(prompt, pictures):
+    paths = [pictures / "0.png", pictures / "1.png"]
+    said = prompt.answer(paths, QUESTION, max_tokens=5)
+    media, context = prompt.image_features(paths), prompt.tensors["context"]
+    assert said == prompt.model.answer(context, media, [QUESTION] * 2, 5)
+    assert prompt.answer(paths[1], QUESTION, max_tokens=5) == said[1]
+    own = prompt.model.how_asked[0]
+    assert prompt.answer(paths[0]) == prompt.answer(paths[0], own)
+    assert len({said[0], prompt.answer(paths[0], max_tokens=5), prompt.zero_shot().answer(paths[0], QUESTION)}) == 3
+    with pytest.raises(ConfigError, match=r"the model takes 512\. Use a smaller num_ctx, or a shorter question"):
+        prompt.answer(paths[0], "why? " * 200)
+    with pytest.raises(ConfigError, match="max_tokens must be"):
+        prompt.answer(paths[0], max_tokens=0)
+
+
+def test_a_folder_is_answered_with_errors_in_their_places(prompt, pictures):
+    rows = list(hp.predict(prompt, pictures, question=QUESTION, max_tokens=4, compare="zero_shot"))
+    first = pictures / "0.png"
+    assert rows[0].answer == prompt.answer(first, QUESTION, max_tokens=4)
+    assert rows[0].compared_answer == prompt.zero_shot().answer(first, QUESTION, max_tokens=4)
+    assert (rows[0].label, rows[0].top) == (None, ())
+    assert "broken.png cannot be read" in rows[2].error
+
+
+def test_the_command_writes_answers_in_three_formats(prompt, pictures, hush, monkeypatch):
+    monkeypatch.setattr("hushprompt.api.predicting.load_prompt", lambda *args, **kwargs: prompt)
+    asked = ("predict", "run", pictures, "--question", QUESTION, "--max-tokens", 4, "--compare", "zero_shot")
+    wanted = prompt.answer(pictures / "0.png", QUESTION, max_tokens=4)
+    before = prompt.zero_shot().answer(pictures / "0.png", QUESTION, max_tokens=4)
+    hush(*asked, "--format", "jsonl", "-o", "out.jsonl", ok=False)
+    lines = [json.loads(line) for line in Path("out.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert lines[0] == {
+        "file": str(pictures / "0.png"), "question": QUESTION, "answer": wanted, "error": None, "zero_shot": before,
+    }  # fmt: skip
+    assert (lines[2]["answer"], "cannot be read" in lines[2]["error"]) == (None, True)
+    hush(*asked, "--format", "csv", "-o", "out.csv", ok=False)
+    table = list(csv.DictReader(io.StringIO(Path("out.csv").read_text(encoding="utf-8"), newline="")))
+    assert (table[0]["answer"], table[0]["zero_shot"], table[2]["answer"]) == (wanted, before, "")
+    done = hush(*asked, ok=False)
+    assert "zero-shot: " in done.out.splitlines()[0]
+    assert prompt.privacy in done.err
+
+
+def test_a_prompt_of_two_towers_answers_no_question(tmp_path, hush):
+    toy = toy_prompt(tmp_path)
+    (tmp_path / "one.png").write_bytes(image())
+    with pytest.raises(ConfigError, match=r"answers no question in words\. Leave the question out"):
+        toy.answer(tmp_path / "one.png", QUESTION)
+    done = hush("predict", "prompts", "one.png", "--question", QUESTION, ok=False)
+    assert "answers no question in words" in done.err
+    app = toy_app(toy)
+    assert once(app, *ANSWER, body(image())).status == 404
+    assert once(app, "GET", "/v1/model").json["in_words"] is None
+
+
+def test_the_server_answers_as_the_prompt_does(prompt):
+    app, data = toy_app(prompt), image()
+
+    async def run():
+        async with started(app):
+            first = await ask(app, *ANSWER, body(data, compare="zero_shot", max_tokens=5))
+            return first, await ask(app, *ANSWER, body(data, "")), await ask(app, "GET", "/v1/model"), await ask(
+                app, "GET", "/metrics"
+            ), await ask(app, "POST", "/v1/predict", data)  # fmt: skip
+
+    first, default, about, counts, classes = asyncio.run(run())
+    assert first.json["answer"] == prompt.answer(data, QUESTION, max_tokens=5)
+    assert first.json["zero_shot"] == prompt.zero_shot().answer(data, QUESTION, max_tokens=5)
+    assert first.json["milliseconds"] > 0
+    assert default.json["answer"] == prompt.answer(data)
+    assert "zero_shot" not in default.json
+    assert about.json["in_words"] == {
+        "question": "What is shown in this picture?", "characters": 500, "tokens": 64,
+    }  # fmt: skip
+    assert about.json["privacy"] == prompt.privacy
+    assert b"hushprompt_answers_total 2" in counts.body
+    assert classes.json["label"] == prompt.predict(data).label
+
+
+def test_what_is_too_much_or_wrong_is_refused_in_a_sentence(prompt):
+    app, data = toy_app(prompt, body_bytes=10_000), image()
+    coded = base64.b64encode(data).decode()
+    cases = [
+        (body(data, "why " * 200), 413, "The question is longer than 500 characters."),
+        (body(data, max_tokens=65), 400, "max_tokens must be a number from 1 to 64."),
+        (body(data, max_tokens=0), 400, "max_tokens must be a number from 1 to 64."),
+        (body(data, max_tokens="5"), 400, "Expected `int`, got `str`"),
+        (body(data, url="http://x"), 400, "unknown field `url`"),
+        (body(data, compare="other"), 400, "Invalid enum value"),
+        (body(data, sound=coded), 400, "The body must have image, in base64."),
+        (body(b""), 400, "The body must have image, in base64."),
+        (b'{"image": "***"}', 400, "Invalid base64"),
+        (b'{"question": "\\ud800"}', 400, "is not JSON"),
+        (b"no json", 400, "is not JSON"),
+        (b"[" * 5000, 400, "is not JSON"),
+        (body(b"GIF89a"), 415, "no image that can be read"),
+        (body(data[:-40]), 415, "cannot be read"),
+        (body(bytes(9000)), 413, "larger than 10,000 bytes"),
+    ]
+
+    async def run():
+        async with started(app):
+            found = [await ask(app, *ANSWER, sent) for sent, _, _ in cases]
+            in_address = await ask(app, "POST", f"/v1/answer?question={QUESTION[:4]}", body(data))
+            return [*found, in_address, await ask(app, "GET", "/v1/answer")]
+
+    *found, in_address, asked_wrongly = asyncio.run(run())
+    for answer, (_, status, words) in zip(found, cases, strict=True):
+        assert (answer.status, words in answer.json["error"]) == (status, True), answer.json
+    assert in_address.status == 400
+    assert asked_wrongly.status == 405
+
+
+class Slow(PromptAnswers):
+    """Says words until nobody waits."""
+
+    ended = 0
+
+    def in_words(self, questions):
+        (question,) = questions
+        while question.is_wanted():
+            time.sleep(0.005)
+        self.ended += 1
+        return super().in_words(questions)
+
+
+def test_time_and_queue_are_bounded_and_nobodys_answer_is_not_computed(prompt, monkeypatch):
+    made = []
+
+    def slow(served):
+        made.append(Slow(served))
+        return made[-1]
+
+    app = toy_app(prompt, answers=slow, answer_seconds=1.0, answer_queue=2)
+
+    async def run():
+        async with started(app):
+            waiting = []
+            for counts in (b"answers_total 1\n", b"answer_queue 1\n", b"answer_queue 2\n"):
+                waiting.append(asyncio.create_task(ask(app, *ANSWER, body(image()))))
+                async with asyncio.timeout(10):
+                    while counts not in (await ask(app, "GET", "/metrics")).body:
+                        await asyncio.sleep(0.01)
+            full = await ask(app, *ANSWER, body(image()))
+            classes = await ask(app, "POST", "/v1/predict", image())
+            return full, classes, [await each for each in waiting]
+
+    full, classes, late = asyncio.run(run())
+    assert (full.status, full.headers["retry-after"]) == (503, "1")
+    assert classes.status == 200, "questions do not hold up what needs no words"
+    assert {(each.status, each.json["error"]) for each in late} == {
+        (503, "No answer within 1 seconds. Ask for fewer tokens (max_tokens).")
+    }
+    assert made[0].ended == 1, "those that waited in the queue were dropped"
