@@ -19,7 +19,7 @@ NAMES = [
     *["PromptFolio", "ProtocolError", "RandomPrompt", "Reference", "ResumeError", "Run", "RunConfig", "RuntimeConfig"],
     *["TrainingConfig", "ZeroShot", "__version__", "audit", "calibrate", "compare", "data_info", "epsilon", "export"],
     *["export_features", "federation", "fetch", "figure", "load", "load_prompt", "make_metric", "partition", "plan"],
-    *["predict", "register", "report", "resume", "run", "serve", "sweep", "verify"],
+    *["predict", "register", "report", "resume", "run", "secret_exposures", "serve", "sweep", "verify"],
 ]
 HEAVY = {"torch", "numpy", "scipy", "dp_accounting", "pandas", "matplotlib", "rich"}
 

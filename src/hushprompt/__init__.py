@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from hushprompt.api.measuring import audit as audit
     from hushprompt.api.measuring import calibrate as calibrate
     from hushprompt.api.measuring import epsilon as epsilon
+    from hushprompt.api.measuring import secret_exposures as secret_exposures
     from hushprompt.api.predicting import predict as predict
     from hushprompt.api.run import Run as Run
     from hushprompt.api.run import load as load
@@ -78,7 +79,7 @@ _MODULES = {
     "api.exporting": ("export",),
     "api.features": ("export_features", "make_metric"),
     "api.many_runs": ("compare", "figure", "report", "sweep"),
-    "api.measuring": ("Noise", "audit", "calibrate", "epsilon"),
+    "api.measuring": ("Noise", "audit", "calibrate", "epsilon", "secret_exposures"),
     "api.predicting": ("predict",),
     "api.run": ("Run", "load"),
     "api.serve": ("serve",),

@@ -1661,6 +1661,12 @@ def another_examples_prefix(patch):
     patch.setattr(PrefixCache, "_one", lambda self, row, *rest: true(self, row * 0 + 1, *rest))
 
 
+@mutant("a generative model reads an example behind another question than its own", GENERATIVE, OWN_ROW, kept=8)
+def another_examples_question(patch):
+    true = PrefixCache._one
+    patch.setattr(PrefixCache, "_one", lambda self, row, question, read: true(self, row, question * 0 + 5, read))
+
+
 def table():
     """Give the table of docs/mutants.md."""
     lines = ["| mutant | what is broken | caught by |", "|---|---|---|"]

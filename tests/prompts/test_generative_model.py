@@ -297,6 +297,11 @@ def test_a_row_is_a_function_of_its_own_example_alone(tmp_path, kept):
     close(model.gradients(context, Batch(media, LABELS), "end")[0], torch.cat(alone), 1e-6)
     close(alone[0], GenerativeModel(backbone, NAMES).gradients(context, Batch(media[:1], LABELS[:1]), "end")[0], 1e-5)
     assert (alone[0] - alone[1]).norm() > 0.1 * alone[0].norm()
+    # Two questions on one image are two examples, whatever is kept.
+    asked, fresh = GenerativeModel(backbone, (), prefix_cache_mb=kept), GenerativeModel(backbone, ())
+    both = Batch(media[[0, 0]], LABELS[[0, 0]], texts=asked.texts(("ox", "is it the cat"), ("dog", "dog")))
+    alone = [asked.gradients(context, both.of(torch.tensor([at])), "end")[0] for at in range(2)]
+    close(torch.cat(alone), fresh.gradients(context, both, "end")[0], 2e-6)
 
 
 def test_half_precision_is_near(smolvlm):

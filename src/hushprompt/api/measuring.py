@@ -9,7 +9,10 @@ from typing import Any
 
 from hushprompt.api.run import Run
 from hushprompt.audits import audit as audits
+from hushprompt.audits import exposure as exposures
 from hushprompt.audits.audit_record import AuditRecord
+from hushprompt.audits.exposure import Exposure, SecretSettings
+from hushprompt.config import parse as configs
 from hushprompt.config.schema import RunConfig
 from hushprompt.errors import files_told
 from hushprompt.privacy.calibration import plan_training
@@ -118,3 +121,20 @@ def audit(
     """
     place = what if isinstance(what, RunConfig) else Path(what)
     return audits.audit(place, out=out, overrides=overrides, workers=workers, on_progress=on_progress, **settings)
+
+
+@files_told()
+def secret_exposures(config: RunConfig | Mapping[str, Any] | str | Path, **settings: Any) -> tuple[Exposure, ...]:
+    """Train once with secret digits in some of a client's answers, and say how much each prompt tells of them.
+
+    Args:
+        config: of a run on questions; as for `run`.
+        settings: fields of `hushprompt.audits.exposure.SecretSettings`, such as num_repeats=3.
+
+    Returns:
+        Exposure in bits, one for each audience that holds a prompt.
+
+    Raises:
+        ConfigError: the data have no questions, the client too few, or the method trains no context.
+    """
+    return exposures.secret_exposures(configs.resolve(config, {}), SecretSettings(**settings))

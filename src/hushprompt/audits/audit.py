@@ -177,7 +177,7 @@ def measure(
     dataset = config.data.load()
     if dataset.is_open:
         raise ConfigError(
-            f"The attacks read scores of classes, and {dataset.name} has questions. Audit a run on classes."
+            f"The attacks read scores of classes, and {dataset.name} has questions. Use hushprompt.secret_exposures."
         )
     partition = make_partition(config, dataset)
     declared = declared_classes(config, dataset.class_names[: num_trained_classes(config, dataset)])

@@ -352,7 +352,7 @@ class WatchedMethod:
     ) -> tuple[Upload, Personal, StepInfo]:
         """Step with the examples that are there."""
         there = batch.labels != ABSENT
-        rest = dataclasses.replace(batch, image_features=batch.image_features[there], labels=batch.labels[there])
+        rest = batch.of(there.nonzero()[:, 0])
         is_own = self._watch.owns(personal)
         if is_own:
             self._watch.begin_step(self.method, model, shared, mechanism, rng)

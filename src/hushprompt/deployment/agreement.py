@@ -19,6 +19,7 @@ from hushprompt.config.schema import RunConfig, RuntimeConfig
 from hushprompt.deployment.envelope import PROTOCOL, canonical
 from hushprompt.errors import ConfigError, ProtocolError
 from hushprompt.federation.planning import plan_arms
+from hushprompt.federation.questions import check_answers
 from hushprompt.methods.base import StartsFromRelease, check_needs
 from hushprompt.models.placing import place, step_memory_mb
 from hushprompt.prompts.prompted import prompted
@@ -182,6 +183,8 @@ def open_model(config: RunConfig, class_names: tuple[str, ...]) -> PromptedModel
     """Load the backbone of a config for these classes; ConfigError if the method needs one that can do more."""
     backbone = config.backbone.load()
     check_needs(config.method, backbone)
+    if not class_names:
+        check_answers(backbone, config.method)
     device = place(backbone, config.runtime.device)
     memory_mb = step_memory_mb(config.runtime.memory_mb, device)
     model = prompted(backbone, class_names, device, memory_mb, config.runtime.prefix_cache_mb)

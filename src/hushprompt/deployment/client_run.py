@@ -21,11 +21,15 @@ from hushprompt.deployment.examples import Examples
 from hushprompt.deployment.secure_turn import SecureTurn, turn_id
 from hushprompt.deployment.store import ClientState, RunStore
 from hushprompt.errors import PrivacyError, ProtocolError, ResumeError
+from hushprompt.evaluation.evaluate import right_or_not
 from hushprompt.evaluation.metrics import accuracy
+from hushprompt.evaluation.private import in_equal_batches
 from hushprompt.federation.client import Client, Step
+from hushprompt.federation.questions import Quiz, quiz_of, texts_of
 from hushprompt.federation.rounding import check_rounding
 from hushprompt.federation.setup import tell_findings
-from hushprompt.methods.base import Method, Shared
+from hushprompt.methods.base import Method, NoState, Shared
+from hushprompt.methods.zero_shot import ZeroShot
 from hushprompt.privacy.config import Channel
 from hushprompt.privacy.ledger import why_not
 from hushprompt.privacy.statements import STAYS_AT_HOME
@@ -102,7 +106,8 @@ class ClientRun:
         features, labels, index = self.examples.features(self.model, self.config, "train", kind)
         config = self.config
         own = (self.client_id, config.seed, config.training, self.model, {kind: features}, labels, index)
-        return Client(*own, classes=self.classes, groups=self.examples.groups)
+        texts = texts_of(self.model, self.examples.dataset.splits["train"])
+        return Client(*own, classes=self.classes, groups=self.examples.groups, texts=texts)
 
     def update(self, request: Envelope) -> Envelope:
         """Compute one update: the steps between two exchanges with the server, once."""
@@ -215,14 +220,36 @@ class ClientRun:
 
     def _counts(self, state: ClientState, shared: Shared, method: Method) -> dict[str, Tensor]:
         """Return noisy counts of right answers before and after, where the plan has them."""
-
-        def after(images: Tensor) -> Tensor:
-            return method.logits(self.model, shared, state.personal, images)
-
-        scored = (gains.zero_shot(self.model), after)
         folder, images = self.store.folder, self._scored_images()
+        before, after = self._scorers(state, shared, method)
+        if self._quiz is None:
+            before = None if before is None else functools.partial(in_equal_batches, before)
+            after = functools.partial(in_equal_batches, after)
+        scored = before, after
         groups = self.examples.groups_of(self.config.evaluation.split)
         return gains.release(self.config, self.arm, folder, self.client_id, scored, *images, groups)
+
+    @functools.cached_property
+    def _quiz(self) -> Quiz | None:
+        """What the own evaluation questions are; None where examples have classes."""
+        evaluation, dataset = self.config.evaluation, self.examples.dataset
+        quiz = quiz_of(self.model, dataset.splits[evaluation.split], evaluation.max_answer_tokens)
+        return None if quiz is None else quiz.of(self.examples.index[evaluation.split])
+
+    def _scorers(
+        self, state: ClientState, shared: Shared, method: Method
+    ) -> tuple[gains.LogitsFn | None, gains.LogitsFn]:
+        """Return what scores the own evaluation images before training (None: no text) and after.
+
+        Where they have questions, a score says whether the answer is right.
+        """
+        quiz = self._quiz
+        if quiz is None:
+            return gains.zero_shot(self.model), lambda images: method.logits(self.model, shared, state.personal, images)
+        return (
+            lambda images: right_or_not(quiz.matches(ZeroShot(), NoState(), NoState(), images)),
+            lambda images: right_or_not(quiz.matches(method, shared, state.personal, images)),
+        )
 
     def load_features(self) -> None:
         """Encode or find the features of all own images, and check how the model rounds."""
@@ -304,15 +331,16 @@ class ClientRun:
         if num_done == state.num_scored:
             return state
         features, labels = self._scored_images()
+        before, after = self._scorers(state, shared, method or self.arm.method)
         with torch.no_grad():
-            logits = (method or self.arm.method).logits(self.model, shared, state.personal, features).cpu()
+            logits = after(features).cpu()
         rounds = self.ledger().of(self.arm.label).rounds(self.client_id)
         line = {
             "num_rounds": num_done,
             "split": self.config.evaluation.split,
             "num_images": len(labels),
             "accuracy": accuracy(logits, labels),
-            "zero_shot": gains.own_accuracy(gains.zero_shot(self.model), features, labels),
+            "zero_shot": gains.own_accuracy(before, features, labels),
             "epsilon": policy.epsilon(self.arm.plan, rounds, self.client_id),
             "delta": self.arm.plan.config.delta,
             "noise_source": self.arm.plan.release_plan.noise_source,
@@ -322,10 +350,11 @@ class ClientRun:
         return dataclasses.replace(state, records_size=size, num_scored=num_done)
 
     def _scored_images(self) -> tuple[Any, Any]:
-        """Return features and labels of the own evaluation images."""
+        """Return features and labels of the own evaluation images; where they have questions, 1 for right."""
         kind, split = self.arm.method.feature_kind, self.config.evaluation.split
         features, labels, index = self.examples.features(self.model, self.config, split, kind)
-        return features.tensor()[index].to(self.model.device), labels[index]
+        own = labels[index] if self._quiz is None else torch.ones_like(labels[index])
+        return features.tensor()[index].to(self.model.device), own
 
     def _header(self, request: Envelope, *place: str) -> dict[str, Any]:
         """Return what every answer states: whose it is, and to which request."""

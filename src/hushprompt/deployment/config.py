@@ -164,23 +164,24 @@ class ServerConfig(ServerProcessConfig):
             raise ConfigError(
                 "training.dropout_rate simulates clients that fail. Real ones do it themselves: set it 0."
             )
-        if not getattr(self.run.data, "needs_classes", True):
-            raise ConfigError(
-                'data.name = "questions" is for simulations: clients on separate machines agree on classes, and '
-                "questions have none."
-            )
         if self.run.evaluation.base_classes is not None:
             raise ConfigError(
                 "Clients score their own images: evaluation.base_classes means nothing in a federation. Leave it out."
             )
 
     def class_names(self) -> tuple[str, ...]:
-        """Return the class names in label order; reads the run's data set where the config has none.
+        """Return the class names in label order, () where clients have questions.
+
+        Reads the run's data set where the config names none.
 
         Raises:
             ConfigError: the file of classes cannot be read.
             DataError: the data set cannot be read.
         """
+        if not getattr(self.run.data, "needs_classes", True):
+            if self.federation.classes or self.federation.classes_file:
+                raise ConfigError("Questions have no classes. Leave federation.classes and classes_file out.")
+            return ()
         if self.federation.classes:
             return tuple(nfc(name) for name in self.federation.classes)
         if not self.federation.classes_file:

@@ -478,6 +478,7 @@ class Coordinator:
             stopped=None if state.round_index == arm.num_rounds else "the privacy budget was spent",
             per_client=list(gained.values()),
             per_class=[],
+            is_open=not self.offer.class_names,
             noise_source=plan.release_plan.noise_source if plan.channels else None,
         )
 

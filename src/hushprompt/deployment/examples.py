@@ -17,9 +17,10 @@ from hushprompt.data.groups import NO_GROUPS, with_groups
 from hushprompt.data.partitions.base import ClientShard, Partition
 from hushprompt.deployment.agreement import Offer
 from hushprompt.deployment.config import ClientConfig
-from hushprompt.errors import DataError, ProtocolError
+from hushprompt.errors import ConfigError, DataError, ProtocolError
 from hushprompt.features.cache import image_features
 from hushprompt.features.store import StoredFeatures
+from hushprompt.federation.questions import check_one_question
 from hushprompt.federation.setup import make_partition
 from hushprompt.models.base import FeatureKind
 from hushprompt.prompts.prompted_model import PromptedModel
@@ -89,14 +90,16 @@ def open_examples(client: ClientConfig, offer: Offer) -> Examples:
         index, groups = dict(shard.indices), shard.groups
     else:
         section = client.data
-        if getattr(section, "classes", None) == () and not section.classes_file:
+        is_unnamed = getattr(section, "classes", None) == () and not section.classes_file
+        if is_unnamed and getattr(section, "needs_classes", True):
             _check_classes_may_be_asked(client)
             section = dataclasses.replace(section, classes=offer.class_names)
         dataset = section.load()
         _check_split(dataset, offer)
         _check_groups(dataset, is_unit=is_unit)
         index = {name: np.arange(len(split)) for name, split in dataset.splits.items()}
-    if [*map(nfc, dataset.class_names)] != [*map(nfc, offer.class_names)]:
+    _check_questions(offer, dataset, index)
+    if not dataset.is_open and [*map(nfc, dataset.class_names)] != [*map(nfc, offer.class_names)]:
         LOG.warning("the data have %d classes: %s", len(dataset.class_names), ", ".join(dataset.class_names))
         raise ProtocolError(  # what classes there are here is not the server's business
             f"This client's data have other classes than the federation has, or in another order; the federation has "
@@ -131,6 +134,20 @@ def _check_split(dataset: Dataset, offer: Offer) -> None:
             f"The federation scores {split} examples (evaluation.split), and these data have only: "
             f"{', '.join(sorted(dataset.splits))}. Add such a split to them, or agree on another one."
         )
+
+
+def _check_questions(offer: Offer, dataset: Dataset, index: dict[str, np.ndarray]) -> None:
+    """Raise ProtocolError unless both have questions, or both classes.
+
+    Raises:
+        DataError: several questions on one image are each protected alone; which ones, the owner alone is told.
+    """
+    if dataset.is_open != (not offer.class_names):
+        raise ProtocolError("This client's data have classes and the federation's questions, or the other way round.")
+    try:
+        check_one_question(offer.run_config, dataset, Partition((ClientShard(0, (), index),)))
+    except ConfigError as error:
+        raise DataError(str(error)) from error
 
 
 def _check_groups(dataset: Dataset, *, is_unit: bool) -> None:

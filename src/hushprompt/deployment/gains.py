@@ -21,7 +21,6 @@ from torch import Tensor
 
 from hushprompt.config.schema import RunConfig
 from hushprompt.evaluation.metrics import accuracy, predicted_classes
-from hushprompt.evaluation.private import in_equal_batches
 from hushprompt.evaluation.splits import ClientSplit, grouped_images
 from hushprompt.methods.base import NoState
 from hushprompt.methods.zero_shot import ZeroShot
@@ -120,7 +119,8 @@ def release(
         arm: of the run; the release is written under its label.
         folder: of the run at the client.
         client_id: whose noise it is.
-        scored: logits before (None: the model has no text) and after.
+        scored: logits before (None: the model has no text) and after, none of which depends on how many images there
+            are.
         images: the client's own evaluation images.
         labels: theirs.
         groups: number of each one's group, where these are the unit and counts are of groups.
@@ -137,7 +137,7 @@ def release(
         if score is None:
             return 0
         with torch.no_grad():
-            logits = in_equal_batches(score, images).cpu()
+            logits = score(images).cpu()
         return split.count(predicted_classes(logits) == labels.numpy())[0]
 
     def noisy(which: str, score: LogitsFn | None) -> float:

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -35,6 +36,11 @@ class Quiz:
     answers: tuple[tuple[str, ...], ...]
     max_tokens: int
     """After which an answer is cut off."""
+
+    def of(self, rows: np.ndarray) -> Quiz:
+        """Return some of the questions."""
+        questions, answers = (tuple(every[row] for row in rows.tolist()) for every in (self.questions, self.answers))
+        return Quiz(self.model, self.texts.of(torch.from_numpy(rows)), questions, answers, self.max_tokens)
 
     def measures(
         self, method: Method, shared: Shared, personal: Personal, media: Float[Tensor, "n m e"]
@@ -126,16 +132,12 @@ def check_one_question(config: RunConfig, dataset: Dataset, partition: Partition
     )
 
 
-def check_answers(dataset: Dataset, backbone: Model) -> None:
-    """Raise UnfitError where there are questions and a model that answers none."""
-    if dataset.is_open and backbone.capabilities.num_tokens is None:
+def check_answers(backbone: Model, method: Method) -> None:
+    """Raise UnfitError unless questions can be answered: by a model that generates, with a context."""
+    if backbone.capabilities.num_tokens is None:
         raise UnfitError(
-            f"{dataset.name} has questions with answers, and this backbone compares images with class names. Use a "
+            "The data have questions with answers, and this backbone compares images with class names. Use a "
             'generative model, such as backbone.name = "smolvlm".'
         )
-
-
-def check_method(dataset: Dataset, method: Method) -> None:
-    """Raise UnfitError where a method has no context to answer with."""
-    if dataset.is_open and not isinstance(method, HasContext | ZeroShot):
+    if not isinstance(method, HasContext | ZeroShot):
         raise UnfitError(f"{method.title} has no context, and answers to questions are made with one.")

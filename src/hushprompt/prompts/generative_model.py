@@ -258,6 +258,16 @@ class GenerativeModel:
         return torch.cat(rows)
 
     @torch.no_grad()
+    def likelihoods(
+        self, context: Float[Tensor, "t e"], media: Float[Tensor, "1 m e"], question: str, answers: Sequence[str]
+    ) -> Float[Tensor, " c"]:
+        """Return the log-likelihood of each of several answers to one question, all of its tokens together."""
+        past, trunk = self._start(context[None], media, self.question_ids([question]))
+        spelled = [self._spelled(answer, self.backbone.end_ids) for answer in answers]
+        means = [self._scores(past, trunk, pack([group], self.device))[0] for group in _groups(spelled)]
+        return torch.cat(means) * torch.tensor([len(tokens) for tokens in spelled], device=self.device)
+
+    @torch.no_grad()
     def answer(
         self,
         context: Float[Tensor, "t e"],

@@ -1,0 +1,76 @@
+"""A federation of separate ends on questions and answers: numbers are a simulation's, and classes are nobody's."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("transformers")
+
+from helpers import tiny_generative
+from helpers.deployments import NAMES, Deployment
+from helpers.runs import TOY, run_with
+from hushprompt import load_prompt
+from hushprompt.config import parse as configs
+from hushprompt.errors import ConfigError, ProtocolError, UnfitError
+
+
+@pytest.fixture(scope="module")
+def values(tmp_path_factory):
+    repository = tiny_generative.write("smolvlm", tmp_path_factory.mktemp("hub") / "smolvlm")
+    folder, rng = tmp_path_factory.mktemp("list"), np.random.default_rng(0)
+    lines = []
+    for at in range(18):
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / f"{at}.png")
+        lines.append(
+            {"image": f"{at}.png", "question": "is it " * (at % 3 + 1), "answers": [["ox", "the dog"][at % 2]]}
+        )
+    (folder / "list.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return {
+        "seed": 3,
+        "backbone": {"name": "smolvlm", "model": str(repository)},
+        "data": {"name": "questions", "file": str(folder / "list.jsonl")},
+        "partition": {"name": "iid", "num_clients": 3},
+        "sampling": {"name": "poisson", "sampling_prob": 0.5},
+        "method": {"name": "dp_fpl", "num_ctx": 4, "rank": 2},
+        "privacy": {"epsilon": 8.0, "delta": 1e-3, "noise_source": "seeded"},
+        "training": {"num_rounds": 1},
+        "evaluation": {"max_answer_tokens": 2, "metrics_epsilon": 1.0, "metrics_delta": 1e-3},
+    }
+
+
+def deployment(values, tmp_path):
+    deployed = Deployment(values, tmp_path, owner={"max_metrics_epsilon": 2.0})
+    run = configs.parse(values)
+    for name in NAMES:
+        deployed.restart(name, backbone=run.backbone, data=run.data)
+    return deployed
+
+
+def test_it_gives_the_numbers_of_a_simulation(tmp_path, values):
+    deployed = deployment(values, tmp_path)
+    deployed.serve()
+    assert deployed.reasons() == []
+    folder, _, _ = run_with(values, tmp_path)
+    left, right = deployed.prompts(), sorted((folder / "prompts").glob("*"))
+    assert sorted(left) == [path.name for path in right]
+    assert len(right) == 4
+    for path in right:
+        assert (left[path.name]["context"] - load_prompt(path).tensors["context"]).abs().max() < 1e-5
+    arms = json.loads((deployed.root / "server" / "summary.json").read_text())["arms"]
+    assert [(arm["method"], arm["is_open"], len(arm["per_client"])) for arm in arms] == [
+        ("zero_shot", True, 3), ("dp_fpl", True, 3),
+    ]  # fmt: skip
+
+
+def test_classes_and_questions_do_not_mix(tmp_path, values):
+    deployed = deployment(values, tmp_path)
+    deployed.restart(NAMES[0], backbone=configs.parse(values).backbone, data=configs.parse(TOY).data)
+    with pytest.raises(ProtocolError, match="2 of 3 clients joined"):
+        deployed.serve()
+    assert any("data have classes and the federation's questions" in reason for reason in deployed.reasons())
+    with pytest.raises(ConfigError, match="Questions have no classes"):
+        deployed.serve(classes=("cat", "dog"))
+    with pytest.raises(UnfitError, match="Use a generative model"):
+        Deployment({**values, "backbone": {"name": "toy"}}, tmp_path / "toy").serve()
