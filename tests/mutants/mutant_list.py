@@ -548,7 +548,7 @@ def groups_rows_added_up(patch):
 @mutant(
     "sizes count examples where groups are the unit",
     "privacy/test_groups.py",
-    "test_sizes_count_groups_and_a_group_at_two_clients_is_told",
+    "test_sizes_count_groups_and_each_is_at_one_client",
 )
 def sizes_count_examples(patch):
     patch.setattr(ClientShard, "size", property(lambda shard: len(shard.indices["train"])))

@@ -230,9 +230,11 @@ class SecureStep:
             nodes = {name: members[name].node for name in names if name in members}
             return {name: node for name, node in nodes.items() if node in online}
 
-        if len(found()) < len(names):
+        nodes = found() if names else {}
+        if len(nodes) < len(names):
             self.ends.enrollment.look(self.agreement)
-        return found()
+            nodes = found()
+        return nodes
 
     def _gather(self, responses: Responses, requests: Mapping[str, Envelope], is_settled: Callable[[], bool]) -> None:
         """Ask until everybody has answered or refused, nothing more is needed, or the deadline has passed.
