@@ -47,7 +47,7 @@ RESCUED = {10: (2, 1), 50: (5, 5), 100: (8, 10)}
 """By number of clients: how many may be lost in a step, and how many may be with the server."""
 META = {"client": "client-000", "agreement": "0" * 64, "round": 0, "step": 0}
 LIMIT = 10**9
-ROUNDS, WANTED_RATIO = 6, 1.3
+ROUNDS, WANTED_RATIO = 20, 1.3
 """Of a federation over Flower, and how much longer they may take with shares."""
 TOY = {
     "backbone": {"name": "toy"}, "data": {"name": "toy"}, "partition": {"name": "iid", "num_clients": 3},
