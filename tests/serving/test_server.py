@@ -343,7 +343,8 @@ def test_counts_of_times_grow_with_the_bound():
 
 
 def test_every_core_has_a_batch_of_its_own_unless_one_is_faster_on_all(served_prompt, monkeypatch):
-    before = torch.get_num_threads()
+    before, left = torch.get_num_threads(), []
+    monkeypatch.setattr(type(served_prompt.model.backbone), "leave_python", lambda self: left.append(self))
     for seconds, wanted in (((1.0, 1.2), (3, 1)), ((1.0, 1.9), (1, 3))):
         times = iter(seconds)
         monkeypatch.setattr(PromptAnswers, "_seconds_alone", lambda self, times=times: next(times))
@@ -355,6 +356,7 @@ def test_every_core_has_a_batch_of_its_own_unless_one_is_faster_on_all(served_pr
             assert torch.get_num_threads() == wanted[1]
         finally:
             torch.set_num_threads(before)
+    assert len(left) == 1, "one batch at a time has nobody to wait for"
 
 
 def test_what_is_decoded_at_the_same_time_fits_into_memory_and_comes_in_turn():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -76,6 +77,7 @@ class EmojiClipModel(Model):
         self.end_ids: tuple[int, ...] = (self._tokenizer.end_id,)
         self.pad_id = PAD_ID
         self._device = "cpu"
+        self._tower: nn.Module = self._network.image
 
     def to(self, device: str) -> None:
         """Move both towers."""
@@ -86,12 +88,25 @@ class EmojiClipModel(Model):
     def encode_images(self, images: Sequence[np.ndarray]) -> Float[Tensor, "n d"]:
         """Encode uint8 images [h, w, 3]: short side to 64 pixels, center crop."""
         parts = self._pixels(images).split(IMAGES_AT_ONCE)
-        return F.normalize(torch.cat(side_by_side(self._network.image, parts)), dim=-1)
+        return F.normalize(torch.cat(side_by_side(self._tower, parts)), dim=-1)
 
     @torch.no_grad()
     def encode_patches(self, images: Sequence[np.ndarray]) -> Float[Tensor, "n m d"]:
         """Encode the nine places of the last feature map."""
         return F.normalize(self._network.image.patches(self._pixels(images)), dim=-1)
+
+    @torch.no_grad()
+    def leave_python(self) -> None:
+        """Run the image tower as one call: layer by layer, threads wait for each other's Python after each of them.
+
+        torch calls `trace` deprecated, and has nothing else that does this without a compiler.
+        """
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # besides, that sizes become constants, as they are
+            pixels = torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE)
+            self._tower = torch.jit.trace(self._network.image, pixels, check_trace=False)
+            for _ in range(2):  # torch looks on, and arranges the call anew
+                self._tower(pixels)
 
     def image_graph(self) -> ImageGraph:
         """Return the tower, and the recipe of `center_square`."""

@@ -137,7 +137,7 @@ class PromptAnswers:
         """Return how many batches are encoded at the same time, and on how many threads each.
 
         A large model is faster on all cores. A small one is not, as its threads wait for each other; then every core
-        has a batch of its own.
+        has a batch of its own, whose threads share one Python.
         """
         num_threads = torch.get_num_threads()
         if self.prompt.model.device != "cpu" or num_threads == 1:
@@ -147,7 +147,10 @@ class PromptAnswers:
         torch.set_num_threads(1)
         alone = self._seconds_alone()
         torch.set_num_threads(num_threads)
-        return (1, num_threads) if alone > WORTHWHILE * together else (min(num_threads, MOST_WORKERS), 1)
+        if alone > WORTHWHILE * together:
+            return 1, num_threads
+        self.prompt.model.backbone.leave_python()
+        return min(num_threads, MOST_WORKERS), 1
 
     def _seconds_alone(self) -> float:
         """Return how long a blank takes, the fastest of three once the model is warm."""
