@@ -1,6 +1,7 @@
 """The house rules that no other test would miss: imports go one way, and noise is drawn in one file."""
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -54,13 +55,23 @@ def imports(tree):
             yield from (alias.name for alias in node.names if alias.name.startswith("hushprompt"))
 
 
+@functools.cache
+def tree_of(path):
+    return ast.parse(path.read_text())
+
+
+@functools.cache
+def nodes(path):
+    return list(ast.walk(tree_of(path)))
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
 def test_imports_point_one_way(path):
     if room(path) == "" and path.name in DOORS:
         return
     own = next(level for level, rooms in enumerate(ROOMS) if room(path) in rooms)
     below = set().union(*ROOMS[:own])
-    for module in imports(ast.parse(path.read_text())):
+    for module in imports(tree_of(path)):
         target = module.split(".")[1] if len(module.split(".")) > 1 else ""
         if (SOURCE / target).is_dir() and target != room(path):
             assert target in below, f"{path} imports {module}"
@@ -90,7 +101,7 @@ NOT_NOISE = {
 def test_gaussian_noise_is_drawn_in_the_noise_module_alone():
     found = set()
     for path in FILES:
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in nodes(path):
             if isinstance(node, ast.Attribute) and node.attr in DRAWS:
                 found.add(str(path.relative_to(SOURCE)))
     assert found == {"privacy/noise.py", *NOT_NOISE}
@@ -105,7 +116,7 @@ def test_only_a_mechanism_releases_and_only_aggregation_adds_up():
     names = ("add_gaussian", "add_secure_gaussian", "clipped_sum", "clipped_means", "clipped_class_sums")
     users: dict[str, set[str]] = {name: set() for name in (*names, "clipped_gram", "add_up")}
     for path in FILES:
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in nodes(path):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") in users:
                 users[node.func.id].add(str(path.relative_to(SOURCE)))
     assert users == {
@@ -122,7 +133,7 @@ def test_only_a_mechanism_releases_and_only_aggregation_adds_up():
 
 def test_nobody_prints_but_the_command_line_and_no_global_randomness():
     for path in FILES:
-        tree = ast.parse(path.read_text())
+        tree = tree_of(path)
         calls = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
         assert "print" not in calls, path
         assert not calls & {"torch.manual_seed", "np.random.seed", "np.random.rand", "random.random", "hash"}, path
@@ -144,7 +155,7 @@ def test_the_architecture_page_agrees_with_the_tree():
 
 def definitions(kind):
     """All definitions of a kind in the package, with the files that they stand in."""
-    return [(node, path) for path in FILES for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, kind)]
+    return [(node, path) for path in FILES for node in nodes(path) if isinstance(node, kind)]
 
 
 def test_no_two_classes_share_a_name():
@@ -174,7 +185,7 @@ def module_name(path):
 
 def imported_files(path, names):
     """Modules of the package that a file imports when it is imported itself, not inside a function."""
-    tree = ast.parse(path.read_text())
+    tree = tree_of(path)
     later = {id(inner) for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) for inner in ast.walk(node)}
     later |= {
         id(inner)

@@ -1,12 +1,23 @@
-"""Packages that only some uses need (extras): how to get one that is missing."""
+"""Installed packages: their versions, and how to get one that is missing (an extra)."""
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import importlib.util
 from pathlib import Path
 
 from hushprompt.errors import ConfigError
+
+
+@functools.cache
+def version_of(package: str) -> str:
+    """Return the version of an installed package; its files are read once in a process.
+
+    Raises:
+        importlib.metadata.PackageNotFoundError: it is not installed.
+    """
+    return importlib.metadata.version(package)
 
 
 def install_hint(extra: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import importlib.metadata
 import re
 import tomllib
 from collections.abc import Collection, Mapping
@@ -18,6 +17,7 @@ from hushprompt.config import parse as configs
 from hushprompt.config.schema import RunConfig, RuntimeConfig
 from hushprompt.deployment.envelope import PROTOCOL, canonical
 from hushprompt.errors import ConfigError, ProtocolError
+from hushprompt.extras import version_of
 from hushprompt.federation.planning import plan_arms
 from hushprompt.federation.questions import check_answers
 from hushprompt.methods.base import StartsFromRelease, check_needs
@@ -194,7 +194,7 @@ def open_model(config: RunConfig, class_names: tuple[str, ...]) -> PromptedModel
 
 def version() -> dict[str, Any]:
     """Return what both ends must have in common to understand each other."""
-    return {"protocol": PROTOCOL, "package": importlib.metadata.version("hushprompt")}
+    return {"protocol": PROTOCOL, "package": version_of("hushprompt")}
 
 
 def check_version(meta: Mapping[str, Any], own: str, other: str) -> None:

@@ -26,6 +26,7 @@ from jaxtyping import Float
 from hushprompt import checks, seeding
 from hushprompt.data.base import Dataset, Split
 from hushprompt.errors import ConfigError, DataError, UnfitError
+from hushprompt.extras import version_of
 from hushprompt.features.store import ARRAY, FeatureFolder, FeatureKey, Precision, StoredFeatures, key_of
 from hushprompt.features.views import random_view
 from hushprompt.models.base import FeatureKind, Model, encoder
@@ -333,5 +334,5 @@ def installed() -> dict[str, str]:
     versions = {}
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
+            versions[package] = version_of(package)
     return versions

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import importlib.metadata
 import io
 import logging
 import os
@@ -28,6 +27,7 @@ from hushprompt import extras
 from hushprompt.config import parse as configs
 from hushprompt.config.schema import RunConfig
 from hushprompt.errors import ConfigError
+from hushprompt.extras import version_of
 from hushprompt.jobs import job
 from hushprompt.jobs.pool import TaskEnd, TaskProgress, attempt, prepare_training
 from hushprompt.runs.identity import identity_of
@@ -229,7 +229,7 @@ def versions() -> Description:
     code = hashlib.sha256()
     for path in sorted(SOURCE.rglob("*.py")):
         code.update(path.read_bytes())
-    installed = {package: importlib.metadata.version(package) for package in PACKAGES}
+    installed = {package: version_of(package) for package in PACKAGES}
     return {"python": platform.python_version(), **installed, "the code of hushprompt": code.hexdigest()[:LISTED]}
 
 

@@ -7,7 +7,6 @@ nothing.
 from __future__ import annotations
 
 import datetime
-import importlib.metadata
 import platform
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any
 
 from hushprompt.config import parse as configs
 from hushprompt.errors import ConfigError, DataError
+from hushprompt.extras import version_of
 from hushprompt.jobs.sweep_file import PlannedRun, Sweep
 from hushprompt.runs import records
 
@@ -70,8 +70,7 @@ def write(root: Path, sweep: Sweep, runs: Iterable[SweepRun]) -> None:
     record = {
         "sweep": f"{sweep.name}.toml",
         "content": sweep.content,
-        "versions": {"python": platform.python_version()}
-        | {package: importlib.metadata.version(package) for package in PACKAGES},
+        "versions": {"python": platform.python_version()} | {package: version_of(package) for package in PACKAGES},
         "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "runs": [_run_json(root, run) for run in runs],
     }

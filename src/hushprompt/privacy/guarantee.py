@@ -5,13 +5,13 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from hushprompt.extras import version_of
 from hushprompt.privacy import accounting, statements
 from hushprompt.privacy.losses import FINE
 from hushprompt.privacy.releases import GaussianReleases
@@ -144,4 +144,4 @@ def _accountant_name(accountant: accounting.Accountant, *, is_sampled: bool) -> 
     """Name an accountant for a statement."""
     if accountant == "gdp":
         return "exact Gaussian (GDP)" + (", sampling not counted" if is_sampled else "")
-    return f"dp_accounting {importlib.metadata.version('dp-accounting')} {accountant.upper()}"
+    return f"dp_accounting {version_of('dp-accounting')} {accountant.upper()}"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import importlib.metadata
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,6 +26,7 @@ from hushprompt.data.base import Dataset, Split
 from hushprompt.data.content import content_of
 from hushprompt.data.groups import in_order
 from hushprompt.errors import DataError, ResumeError
+from hushprompt.extras import version_of
 from hushprompt.registry import PACKAGE
 from hushprompt.runs import records
 from hushprompt.words import counted
@@ -190,7 +190,7 @@ def versions_of(config: RunConfig) -> dict[str, str]:
         entry.package for name, names in chosen.items() for entry in CHOICES[name].entries() if entry.name in names
     }
     others = sorted(packages - {"", PACKAGE})
-    return {name: importlib.metadata.version(name) for name in (PACKAGE, "torch", *others)}
+    return {name: version_of(name) for name in (PACKAGE, "torch", *others)}
 
 
 def read(folder: Path) -> RunIdentity | None:

@@ -335,17 +335,18 @@ def is_locked(folder: Path) -> bool:
 def provenance(config: RunConfig) -> dict[str, str]:
     """Return what made a result, so that it can be made again."""
     # Imported late: reading a run needs none of them.
-    import importlib.metadata
     import platform
 
     import numpy as np
     import torch
 
+    from hushprompt.extras import version_of
+
     return {
-        "hushprompt": importlib.metadata.version("hushprompt"),
+        "hushprompt": version_of("hushprompt"),
         "config_identity": config.identity(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,
-        "dp_accounting": importlib.metadata.version("dp-accounting"),
+        "dp_accounting": version_of("dp-accounting"),
     }
