@@ -44,11 +44,16 @@ torch.set_num_threads(1)
 os.fsync = lambda handle: None  # tests kill processes, and never cut the power
 collect_ignore = ["faults"]  # for processes that tests start
 LONGEST = (
-    "test_real_processes", "test_ray_cluster", "test_docs", "test_mutants", "test_flower_simulation", "test_failures",
-    "test_mechanism_audit", "test_shadows", "test_main", "test_sweep", "test_server_refuses", "test_edges",
-    "test_examples", "test_relations", "test_client_canaries", "test_plugins", "test_noise_source", "test_kept_results",
+    "test_real_processes", "test_mutants", "test_ray_cluster", "test_docs", "test_flower_simulation", "test_failures",
+    "test_main", "test_secure_aggregation", "test_same_numbers", "test_page", "test_mechanism_audit", "test_sweep",
+    "test_examples", "test_simulate", "test_shadows", "test_server_refuses", "test_export_onnx", "test_guide",
+    "test_start_from_statistics", "test_crafted_prompts", "test_shares_attacks", "test_training_settings",
+    "test_class_statistics", "test_cache", "test_verify", "test_edges", "test_noise_source",
 )  # fmt: skip
-"""Files that take longest, the longest first: begun last, one of them would leave the other workers idle."""
+"""Files that take longest, the longest first: begun last, one of them would leave the other workers idle.
+
+The first, third and fifth mostly wait for other processes, so they stand between files that keep a core busy.
+"""
 
 
 def pytest_configure(config: pytest.Config) -> None:
