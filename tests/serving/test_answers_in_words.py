@@ -13,7 +13,8 @@ import pytest
 import hushprompt as hp
 from helpers.asgi import ask, once, started
 from helpers.served import image, toy_app, toy_prompt
-from hushprompt.errors import ConfigError
+from hushprompt.config import parse as configs
+from hushprompt.errors import ConfigError, DataError
 from hushprompt.serving.answers import PromptAnswers
 
 ANSWER = ("POST", "/v1/answer")
@@ -184,3 +185,58 @@ def test_time_and_queue_are_bounded_and_nobodys_answer_is_not_computed(prompt):
     assert {(each.status, each.json["error"]) for each in late} == {
         (503, "No answer within 1 seconds. Ask for fewer tokens (max_tokens).")
     }
+
+
+@pytest.fixture(scope="module")
+def open_run(tmp_path_factory, generative_prompt):
+    """A run on questions: ten pictures of two clients."""
+    folder = tmp_path_factory.mktemp("open")
+    lines = []
+    for at in range(10):
+        (folder / f"{at}.png").write_bytes(image(size=(32, 32), seed=at))
+        asked = ["what is the picture", "is it the ox or the dog"][at // 2 % 2]
+        lines.append({"image": f"{at}.png", "question": asked, "answers": ["dog", "the cat"], "client": f"c{at % 2}"})
+    (folder / "list.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    config = {
+        "backbone": {"name": "smolvlm", "model": generative_prompt.load_backbone().config.model},
+        "method": {"name": "dp_fpl", "num_ctx": 3, "rank": 1}, "partition": {"name": "by_client"},
+        "data": {"name": "questions", "file": str(folder / "list.jsonl")}, "references": [],
+        "sampling": {"name": "poisson", "sampling_prob": 0.5}, "privacy": {"epsilon": 8.0, "delta": 1e-3},
+        "training": {"num_rounds": 1}, "evaluation": {"max_answer_tokens": 3, "split": "test"},
+        "runtime": {"cache_dir": str(folder / "cache")},
+    }  # fmt: skip
+    return hp.run(config, out=folder / "run", progress=False)
+
+
+def test_a_run_on_questions_is_asked_its_own(open_run, hush):
+    rows = list(hp.predict(open_run.folder, client=1, split="test", compare="zero_shot"))
+    asked = configs.load_stored(open_run.folder).data.load().splits["test"]
+    assert [(row.question, row.true_answers) for row in rows] == list(zip(asked.questions, asked.answers, strict=True))
+    own = [row.is_right for row, client in zip(rows, asked.clients, strict=True) if client == 1]
+    assert sum(own) / len(own) == open_run.arms[-1].per_client[1]["local"]
+    assert all(row.compared_answer is not None for row in rows)
+    hush("predict", open_run.folder, "--client", 1, "--split", "test", "--format", "jsonl", "-o", "out.jsonl")
+    lines = [json.loads(line) for line in Path("out.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [(line["answer"], line["truth"]) for line in lines] == [(row.answer, ["dog", "the cat"]) for row in rows]
+    done = hush("predict", open_run.folder, "--split", "test", "--format", "csv")
+    assert "dog | the cat" in done.out.splitlines()[1]
+    assert f"of {len(rows)} are right" in done.err
+    (other, *_) = hp.predict(open_run.folder, split="test", question=QUESTION)
+    assert (other.question, other.true_answers, other.is_right) == (QUESTION, None, None)
+
+
+def test_a_prompt_without_classes_answers_or_is_given_some(open_run, tmp_path):
+    picture = tmp_path / "one.png"
+    picture.write_bytes(image())
+    prompt = open_run.prompt(1)
+    assert next(hp.predict(prompt, picture)).answer == prompt.answer(picture)
+    with pytest.raises(DataError, match=r"has no classes\. Ask it in words"):
+        prompt.predict(picture)
+    assert prompt.with_classes(["cat", "dog"]).predict(picture).label in ("cat", "dog")
+    app = toy_app(prompt)
+    assert once(app, "POST", "/v1/predict", image()).status == 404
+    assert once(app, *ANSWER, body(image())).json["answer"] == prompt.answer(image(), QUESTION)
+    text = (hp.export(prompt, to="card", out=tmp_path / "card") / "README.md").read_text()
+    assert 'prompt.answer("photo.jpg")' in text
+    assert "has no classes" in text
+    assert "Probabilities are among its classes" not in text

@@ -1,6 +1,7 @@
 """The page of a served prompt in a real browser: picture in, bars out, and nothing complains."""
 
 import contextlib
+import dataclasses
 import io
 import json
 import threading
@@ -234,15 +235,23 @@ def test_a_question_is_answered_in_words_by_keyboard_alone(tab, url, generative_
             tab.press("Tab", 9)
         tab.send("Input.insertText", text=question)
         tab.send("Input.dispatchKeyEvent", type="keyDown", key="Enter", windowsVirtualKeyCode=13, text="\r")
-        tab.wait_for("!document.getElementById('answers').hidden && !document.querySelector('.is-waiting')")
+        tab.wait_for("document.getElementById('thinking').className === 'is-answer'")
         said = generative_prompt.answer(photo, question) or "(no word)"
         before = generative_prompt.zero_shot().answer(photo, question) or "(no word)"
-        assert [tab.ask(f"document.getElementById('{id}').textContent") for id in ("said", "said_before")] == [
+        assert [tab.ask(f"document.getElementById('{id}').textContent") for id in ("thinking", "said_before")] == [
             said, before,
         ]  # fmt: skip
-        assert tab.ask("document.getElementById('thinking').textContent") == f"{question} {said}"
         assert tab.ask("document.documentElement.scrollWidth") <= 360
         assert not any("color" in each for each in tab.requests), "never in an address"
         tab.choose("#file", photo)
-        tab.wait_for("document.getElementById('answers').hidden")
+        tab.wait_for("document.getElementById('said_beside').hidden")
+        assert tab.complaints == []
+    header = dataclasses.replace(generative_prompt.header, class_names=(), task="answers")
+    with listening(toy_app(dataclasses.replace(generative_prompt, header=header))) as words:
+        tab.show(words, 360)
+        tab.wait_for(READY)
+        tab.choose("#file", photo)
+        tab.wait_for("document.getElementById('thinking').className === 'is-answer'")
+        assert tab.ask("document.getElementById('thinking').textContent") == generative_prompt.answer(photo)
+        assert "questions about an image in words" in tab.ask("document.getElementById('about').textContent")
         assert tab.complaints == []

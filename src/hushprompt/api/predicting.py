@@ -47,7 +47,7 @@ def predict(
     top: int = 5,
     threshold: float = 0.0,
     question: str | None = None,
-    max_tokens: int = MAX_TOKENS,
+    max_tokens: int | None = None,
     recursive: bool = False,
     batch_size: int = BATCH_SIZE,
     backbone: Any = None,
@@ -71,8 +71,9 @@ def predict(
         top: classes that are named.
         threshold: a label whose probability is smaller is None.
         question: to be answered in words about each example, instead of by a class; of the prompt of a generative
-            model. Empty: the question that it was trained with.
-        max_tokens: after which an answer in words is cut off.
+            model. Empty: the question that it was trained with, or of a split with questions each example's own. A
+            prompt without classes, which was learned from questions, answers always.
+        max_tokens: after which an answer in words is cut off; None: 32, of a split as in its evaluation.
         recursive: take files in folders of a folder, too.
         batch_size: images that are encoded at a time.
         backbone: as for `load_prompt`.
@@ -89,7 +90,12 @@ def predict(
         raise ConfigError(f'compare is "zero_shot" or a prompt, got {other!r}.')
     if other is not None and other.header.backbone_fingerprint != prompt.header.backbone_fingerprint:
         raise ConfigError("Prompts of two backbones cannot be compared on the same features.")
-    asked = Asked(prompt=prompt, compare=other, top=top, threshold=threshold, question=question, max_tokens=max_tokens)
+    usual = MAX_TOKENS if split is None else _config(prompt).evaluation.max_answer_tokens
+    asked = Asked(
+        prompt=prompt, compare=other, top=top, threshold=threshold,
+        question="" if question is None and not prompt.classes else question,
+        max_tokens=usual if max_tokens is None else max_tokens,
+    )  # fmt: skip
     if split is not None:
         if examples:
             raise ConfigError("Give files or a split, not both.")

@@ -78,7 +78,9 @@ def predict(
     question: Annotated[
         str | None, typer.Option(help="Answer this in words instead of by a class; of a generative model's prompt.")
     ] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens after which such an answer is cut off.")] = 32,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens after which such an answer is cut off; none: 32.")
+    ] = None,
     recursive: Annotated[bool, typer.Option("--recursive", help="Take files in folders of a folder, too.")] = False,
     backbone: Annotated[
         str | None, typer.Option(help="TOML file with a backbone section, or a name; none: what the prompt says.")
@@ -117,7 +119,7 @@ class Outcome:
     predicted: int = 0
     unreadable: int = 0
     labeled: int = 0
-    """Examples of which the data say what they are."""
+    """Examples of which the data say what is right."""
     right: int = 0
 
     def of(self, rows: Iterable[ExamplePrediction]) -> Iterator[ExamplePrediction]:
@@ -125,8 +127,8 @@ class Outcome:
         for row in rows:
             self.predicted += row.error is None
             self.unreadable += row.error is not None
-            self.labeled += row.truth is not None
-            self.right += row.truth is not None and row.top[0][0] == row.truth
+            self.labeled += row.is_right is not None
+            self.right += row.is_right is True
             yield row
 
     def sentence(self) -> str:
@@ -142,7 +144,8 @@ class Outcome:
 def as_text(rows: Iterable[ExamplePrediction]) -> Iterator[str]:
     """Write a line for people: the file, then classes with their probabilities."""
     for row in rows:
-        parts = [row.file if row.truth is None else f"{row.file} ({row.truth})"]
+        truth = _truth(row)
+        parts = [row.file if truth is None else f"{row.file} ({truth})", *([row.question] if row.question else [])]
         if row.error is not None:
             parts.append(f"error: {row.error}")
         parts += ["-"] if row.label is None and row.answer is None and row.error is None else []
@@ -183,7 +186,7 @@ def as_values(row: ExamplePrediction) -> dict[str, Any]:
 def _answer_values(row: ExamplePrediction) -> dict[str, Any]:
     """Return an answer in words as plain values."""
     values = {"file": row.file, "question": row.question, "answer": row.answer, "error": row.error}
-    more = {"truth": row.truth, "zero_shot": row.compared_answer}
+    more = {"truth": row.true_answers or row.truth, "zero_shot": row.compared_answer}
     return values | {name: value for name, value in more.items() if value is not None}
 
 
@@ -195,8 +198,14 @@ def as_csv(rows: Iterable[ExamplePrediction]) -> Iterator[str]:
             columns = CLASS_COLUMNS if row.question is None else ANSWER_COLUMNS
             yield _csv_line(columns)
         other = row.compared or (row.compared_answer, None)
-        values = {**dataclasses.asdict(row), "zero_shot": other[0], "zero_shot_probability": other[1]}
+        more = {"truth": _truth(row), "zero_shot": other[0], "zero_shot_probability": other[1]}
+        values = {**dataclasses.asdict(row), **more}
         yield _csv_line([values[name] for name in columns])
+
+
+def _truth(row: ExamplePrediction) -> str | None:
+    """Return what the data say is right, in one text."""
+    return row.truth if row.true_answers is None else " | ".join(row.true_answers)
 
 
 def _csv_line(values: Sequence[object]) -> str:

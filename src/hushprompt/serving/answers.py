@@ -159,7 +159,10 @@ class PromptAnswers:
         times = []
         for _ in range(4):
             start = time.perf_counter()
-            self._replies([blank], [Question(b"", 0)])
+            if self.prompt.classes:
+                self._replies([blank], [Question(b"", 0)])
+            else:
+                self.prompt.image_features([blank])
             times.append(time.perf_counter() - start)
         return min(times[1:])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from torch import Tensor
 from hushprompt import checks
 from hushprompt.config.schema import RunConfig
 from hushprompt.errors import ConfigError, HushpromptError, sentence_of
+from hushprompt.evaluation.answers import exact_match
 from hushprompt.features.cache import image_features
 from hushprompt.models.base import FeatureKind
 from hushprompt.serving.inputs import as_array, media_for
@@ -44,6 +46,16 @@ class ExamplePrediction:
     """What the prompt answered in words."""
     compared_answer: str | None = None
     """What the other prompt answered."""
+    true_answers: tuple[str, ...] | None = None
+    """What the data say is right; of a split with questions."""
+
+    @property
+    def is_right(self) -> bool | None:
+        """Whether it is what the data say: the class, or in words an exact match; None where they say nothing."""
+        if self.answer is not None:
+            true = self.true_answers or ((self.truth,) if self.truth is not None else ())
+            return bool(exact_match(self.answer, true)) if true else None
+        return None if self.truth is None or not self.top else self.top[0][0] == self.truth
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +90,8 @@ class Asked:
     ) -> list[ExamplePrediction]:
         """Return the predictions of encoded examples."""
         if self.question is not None:
-            return self._answered(names, features, truths)
+            answered = self.answered(names, features, [self.question] * len(names))
+            return [dataclasses.replace(row, truth=truth) for row, truth in zip(answered, truths, strict=True)]
         with torch.no_grad():
             found = [predictions(each.logits(features[each.feature_kind]), each.classes, self.top)
                      for each in self.prompts]  # fmt: skip
@@ -91,16 +104,15 @@ class Asked:
             for name, own, other, truth in zip(names, found[0], others, truths, strict=True)
         ]  # fmt: skip
 
-    def _answered(
-        self, names: Sequence[str], features: Mapping[FeatureKind, Tensor], truths: Sequence[str | None]
+    def answered(
+        self, names: Sequence[str], features: Mapping[FeatureKind, Tensor], questions: Sequence[str]
     ) -> list[ExamplePrediction]:
-        """Return answers in words about encoded examples."""
-        asked = [self.question or ""] * len(names)
-        found = [each.answers(features[each.feature_kind], asked, self.max_tokens) for each in self.prompts]
+        """Return answers in words about encoded examples, a question each."""
+        found = [each.answers(features[each.feature_kind], questions, self.max_tokens) for each in self.prompts]
         others = found[1] if len(found) > 1 else [None] * len(names)
         return [
-            ExamplePrediction(file=name, question=self.question, answer=own, compared_answer=other, truth=truth)
-            for name, own, other, truth in zip(names, found[0], others, truths, strict=True)
+            ExamplePrediction(file=name, question=question, answer=own, compared_answer=other)
+            for name, question, own, other in zip(names, questions, found[0], others, strict=True)
         ]
 
 
@@ -172,8 +184,15 @@ def predict_split(
         kind: image_features(backbone, dataset, split, where, config.features, told, kind)
         for kind in {each.feature_kind for each in asked.prompts}
     }
-    labels = dataset.splits[split].labels
+    labels, questions, answers = (getattr(dataset.splits[split], name) for name in ("labels", "questions", "answers"))
     for rows in batched(range(len(labels)), batch_size):
         features = {kind: each.tensor()[rows].to(asked.prompt.model.device) for kind, each in stored.items()}
-        truths = [dataset.class_names[label] for label in labels[rows]]
-        yield from asked.rows([f"{split}/{row}" for row in rows], features, truths)
+        names = [f"{split}/{row}" for row in rows]
+        if questions is None:
+            yield from asked.rows(names, features, [dataset.class_names[label] for label in labels[rows]])
+        elif asked.question:  # another one than those whose answers are known
+            yield from asked.rows(names, features, [None] * len(rows))
+        else:
+            found = asked.answered(names, features, [questions[row] for row in rows])
+            for row, each in zip(rows, found, strict=True):
+                yield dataclasses.replace(each, true_answers=answers[row])

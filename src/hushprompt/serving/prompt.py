@@ -206,6 +206,11 @@ class Prompt:
             DataError: nothing is known of how this file scores.
             ConfigError: the backbone is needed, and not known.
         """
+        if not self.classes:
+            raise DataError(
+                f"{self.path} was learned from questions with answers, and has no classes. Ask it in words (answer, "
+                "--question), or name classes (with_classes, --classes)."
+            )
         return self._scorer(image_features)
 
     def classifier(self) -> LinearClassifier:
@@ -234,7 +239,7 @@ class Prompt:
         if len(set(names)) < len(names) or not all(name.strip() for name in names):
             raise ConfigError("Class names must differ, and none may be empty.")
         if self.method == ZERO_SHOT:
-            header = dataclasses.replace(self.header, class_names=tuple(names))
+            header = dataclasses.replace(self.header, class_names=tuple(names), task="classes")
             return dataclasses.replace(self, header=header).zero_shot()
         contexts = {name: tensor for name, tensor in self.tensors.items() if name.endswith("context")}
         tensors = contexts or ({} if "text_features" in self.tensors else self.tensors)
@@ -242,7 +247,7 @@ class Prompt:
             raise DataError(
                 f"{self.path} has no context that is the same for all classes, so it takes no other names of classes."
             )
-        header = dataclasses.replace(self.header, class_names=tuple(names))
+        header = dataclasses.replace(self.header, class_names=tuple(names), task="classes")
         changed = dataclasses.replace(self, tensors=tensors, header=header)
         for context in contexts.values():
             changed.model.check_context(context.shape[0], getattr(changed._method, "name_position", "end"))

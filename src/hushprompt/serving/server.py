@@ -48,10 +48,12 @@ class PromptService:
         self._id, self._is_ready = identifier(answers.prompt), False
         self._about = self._description()
         self.endpoints: dict[str, tuple[Endpoint, str]] = {
-            "/v1/predict": (self.predict, "POST"), "/v1/predict-batch": (self.predict_batch, "POST"),
             "/v1/model": (self.model, "GET"), "/healthz": (self.healthz, "GET"), "/readyz": (self.readyz, "GET"),
             "/metrics": (self.metrics, "GET"),
         }  # fmt: skip
+        if answers.prompt.classes:
+            several = (self.predict_batch, "POST")
+            self.endpoints |= {"/v1/predict": (self.predict, "POST"), "/v1/predict-batch": several}
         if answers.prompt.is_generative:
             self.endpoints["/v1/answer"] = (self.answer, "POST")
         self.counts = ServerMetrics([*self.endpoints, *PAGE])

@@ -98,7 +98,7 @@ def _metadata(prompt: Prompt, library: str) -> str:
 def _title(header: PromptHeader) -> str:
     """Name the prompt."""
     method = METHODS.get(header.method).title if header.method in METHODS.names() else header.method
-    return f"{method} prompt for {counted(len(header.class_names), 'class')}"
+    return f"{method} prompt for {counted(len(header.class_names), 'class') if header.class_names else 'questions'}"
 
 
 def _summary(prompt: Prompt) -> Iterator[str]:
@@ -111,6 +111,9 @@ def _summary(prompt: Prompt) -> Iterator[str]:
         f"{whose}, for a frozen backbone: {backbone.get('name', 'not named by the file')}"
         f"{f' ({known})' if known else ''}, fingerprint `{header.backbone_fingerprint}`. It fits no other one."
     )
+    if not header.class_names:
+        yield "It was learned from questions with answers, and has no classes."
+        return
     names = ", ".join(_plain(name) for name in header.class_names[:MOST_CLASSES])
     more = f", and {len(header.class_names) - MOST_CLASSES} more" if len(header.class_names) > MOST_CLASSES else ""
     yield f"Classes: {names}{more}."
@@ -210,6 +213,8 @@ def _audit(known: reader.FinishedRun | None) -> list[str]:
 
 def _use(prompt: Prompt) -> list[str]:
     """Say what it is for."""
+    if not prompt.classes:
+        return ["To answer questions in words, by the backbone above:", USE.replace(".predict(", ".answer(")]
     what = "a sound is of" if prompt.header.modality == "audio" else "an image shows"
     words = ", or to answer a question about it in words" if prompt.is_generative else ""
     return [f"To say which of its classes {what}{words}, by the backbone above:", USE]
@@ -218,14 +223,14 @@ def _use(prompt: Prompt) -> list[str]:
 def _limits(prompt: Prompt) -> list[str]:
     """Say what it is not."""
     words = "- Answers in words are the frozen model's, may be wrong, and may be about anything.\n"
-    return [
-        (words if prompt.is_generative else "")
-        + "- Probabilities are among its classes alone: whatever an example shows, one of them is named.\n"
+    classes = "- Probabilities are among its classes alone: whatever an example shows, one of them is named.\n"
+    always = (
         "- The guarantee is one for training examples. It covers neither evaluation images, nor names of classes, nor "
         "what the backbone was pretrained on; every further prompt of the same data adds to what is learned of it.\n"
         "- Errors and prejudices of the backbone remain, and its license and that of the data apply.\n"
         "- Accuracies are not stated here, since they are read from images that the guarantee does not cover."
-    ]
+    )
+    return [(words if prompt.is_generative else "") + (classes if prompt.classes else "") + always]
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

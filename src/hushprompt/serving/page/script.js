@@ -3,6 +3,7 @@
 
 const by = (id) => document.getElementById(id);
 const LARGEST_SIDE = 2048; // pixels of a photo that is made smaller because its file is above the server's limit
+const NO_WORD = "(no word)"; // an answer that ends before it begins
 let token = "";
 let model = null;
 let asked = 0;
@@ -61,9 +62,10 @@ function offer_words(what) {
   by("question").placeholder = model.in_words.question;
   by("question").maxLength = model.in_words.characters;
   by("thinking").textContent = `Choose ${what} first. Without a question it is asked: ${model.in_words.question}`;
-  by("said_beside").hidden = !model.has_zero_shot;
-  by("answers").classList.toggle("two", model.has_zero_shot);
   by("words").hidden = false;
+  if (model.classes.length) return;
+  by("about").textContent = `It answers questions about ${what} in words.`;
+  by("taken").remove();
 }
 
 // A phone stores a photo lying on its side with a note which way is up; and photos can be larger than the limit.
@@ -90,6 +92,10 @@ async function predict(file) {
   const mine = ++asked;
   preview(file);
   forget_answer(file);
+  if (!model.classes.length) {
+    wonder();
+    return;
+  }
   by("problem").hidden = true;
   by("waiting").hidden = false;
   by("waiting").textContent = "Looking at it.";
@@ -124,23 +130,24 @@ async function predict(file) {
 function forget_answer(file) {
   chosen = file;
   wondered++;
-  by("answers").hidden = by("unclear").hidden = true;
+  tell("Nothing was asked about it yet.");
+}
+
+function tell(text, is_answer = false) {
+  by("thinking").textContent = text;
+  by("thinking").className = is_answer ? "is-answer" : "";
   by("thinking").hidden = false;
-  by("thinking").textContent = "Nothing was asked about it yet.";
+  by("unclear").hidden = by("said_beside").hidden = true;
 }
 
 async function wonder() {
   if (!chosen) return;
   const mine = ++wondered;
-  const question = by("question").value.trim();
-  by("unclear").hidden = true;
-  by("thinking").hidden = false;
-  by("thinking").textContent = "Thinking of an answer, word by word.";
-  by("answers").classList.add("is-waiting");
+  tell("Thinking of an answer, word by word.");
   let said;
   try {
     const file = await in_base64(await made_ready(chosen, 0.7 * model.body_bytes)); // which makes it longer by a third
-    const body = { [model.modality === "audio" ? "sound" : "image"]: file, question };
+    const body = { [model.modality === "audio" ? "sound" : "image"]: file, question: by("question").value.trim() };
     if (model.has_zero_shot) body.compare = "zero_shot";
     const answer = await ask("/v1/answer", { method: "POST", body: JSON.stringify(body) });
     said = await answer.json();
@@ -148,17 +155,15 @@ async function wonder() {
     said = { error: "The server does not answer. Is it still running?" };
   }
   if (mine !== wondered) return; // another file, or another question
-  by("answers").classList.remove("is-waiting");
-  by("answers").hidden = Boolean(said.error);
-  by("unclear").hidden = !said.error;
-  by("thinking").hidden = Boolean(said.error);
   if (said.error) {
+    by("thinking").hidden = true;
     by("unclear").textContent = said.error;
+    by("unclear").hidden = false;
     return;
   }
-  by("said").textContent = said.answer || "(no word)";
-  by("said_before").textContent = said.zero_shot || "(no word)";
-  by("thinking").textContent = `${question || model.in_words.question} ${by("said").textContent}`;
+  tell(said.answer || NO_WORD, true);
+  by("said_before").textContent = said.zero_shot || NO_WORD;
+  by("said_beside").hidden = !model.has_zero_shot;
 }
 
 async function in_base64(file) {
