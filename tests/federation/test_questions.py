@@ -40,7 +40,8 @@ def listed(tmp_path_factory):
             {"image": f"{at}.png", "question": asked, "answers": answers, "client": f"c{at % 2}", "kind": at % 3}
         )
     several = [{**line, "question": f"{line['question']} {more}"} for line in lines for more in ("cat", "dog", "ox")]
-    for name, rows in (("one", lines), ("several", several)):
+    captions = [{key: value for key, value in line.items() if key != "question"} for line in lines]
+    for name, rows in (("one", lines), ("several", several), ("captions", captions)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
@@ -97,7 +98,9 @@ def test_a_run_trains_on_answers_and_reports_their_measures(repository, listed, 
 
 @pytest.mark.parametrize("method", ["promptfl", "local_only", "dp_fpl_released", "random_prompt"])
 def test_each_method_with_a_context_runs(repository, listed, tmp_path, method):
-    config = values(repository, listed, method, training={"num_rounds": 1}, partition={"name": "iid", "num_clients": 2})
+    data = "captions" if method == "promptfl" else "one"
+    iid = {"name": "iid", "num_clients": 2}
+    config = values(repository, listed, method, data, training={"num_rounds": 1}, partition=iid)
     if method == "dp_fpl_released":
         config["method"] |= {"rank": 2}
     _, (arm,), _ = run_with(config, tmp_path)

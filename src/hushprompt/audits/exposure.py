@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -90,7 +91,7 @@ def secret_exposures(config: RunConfig, settings: SecretSettings) -> tuple[Expos
     seen = [audience for audience in audiences(arm) if audience is not Audience.SERVER]
     if not isinstance(arm.method, ContextConfig) or not seen:
         raise ConfigError("The method trains no context on private data, so no secret can be in one.")
-    model = load_model(config, dataset, [arm])
+    model: Any = load_model(config, dataset, [arm])
     federation = assemble(config, model, dataset, partition, lambda *_: None)
     chosen = _places(config, federation, settings)
     split, codes = dataset.splits["train"], _codes(settings.num_digits)
@@ -160,7 +161,7 @@ def _places(config: RunConfig, federation: Federation, settings: SecretSettings)
 
 def _context(arm: Arm, state: State, audience: Audience, client_id: int) -> Float[Tensor, "t e"]:
     """Return the context that an audience holds."""
-    method = arm.method
+    method: Any = arm.method
     context = method.shared_context(state.shared) if audience is Audience.PUBLIC else (
         method.context(state.shared, state.personal[client_id])
     )  # fmt: skip

@@ -161,14 +161,16 @@ def load_model(config: RunConfig, dataset: Dataset, arms: Sequence[Arm], load: L
     """
     num_trained = num_trained_classes(config, dataset)
     backbone = load_backbone(config, dataset, load)
-    for arm in (stage for whole in arms for stage in whole.stages) if dataset.is_open else ():
-        check_answers(backbone, arm.method)
+    stages = [stage for whole in arms for stage in whole.stages]
+    for arm in stages:
+        check_needs(arm.method, backbone)
+        if dataset.is_open:
+            check_answers(backbone, arm.method)
     device = place(backbone, config.runtime.device)
     names = () if dataset.is_open else dataset.class_names[:num_trained]
     memory_mb = step_memory_mb(config.runtime.memory_mb, device)
     model = prompted(backbone, names, device, memory_mb, config.runtime.prefix_cache_mb)
-    for arm in (stage for whole in arms for stage in whole.stages):
-        check_needs(arm.method, model.backbone)
+    for arm in stages:
         if num_trained < len(dataset.class_names) and getattr(arm.method, "is_class_specific", False):
             raise ConfigError(
                 f"{arm.label}: method.is_class_specific = true has no context for classes that nobody trains on. Use "

@@ -266,17 +266,16 @@ class Trainer:
     def released_scores(self, arm: Arm, state: State, num_done: int, metrics: MetricsPlan) -> Scores:
         """Score every client's prompt after `num_done` rounds from noisy counts, which are made once."""
         federation, logits_fn = self.federation, self._eval_logits_fn(arm, state)
-        labels, score = federation.eval_labels, logits_fn
-        if federation.quiz is not None:
-            labels = torch.ones_like(labels)
+        is_open, labels = federation.quiz is not None, federation.eval_labels
 
-            def score(client_id: int) -> Float[Tensor, "n 2"]:
-                return right_or_not(logits_fn(client_id))
+        def score(client_id: int) -> Float[Tensor, "n c"]:
+            found = logits_fn(client_id)
+            return right_or_not(found) if is_open else found
 
         def make() -> RightAnswers:
             counts = count_right(
                 score,
-                labels,
+                torch.ones_like(labels) if is_open else labels,
                 federation.splits,
                 map_fn=self.pool.map,
             )
