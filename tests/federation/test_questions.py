@@ -14,6 +14,7 @@ from helpers import tiny_generative
 from helpers.runs import files, killed_and_resumed, run_with
 from hushprompt.config import parse as configs
 from hushprompt.errors import ConfigError, UnfitError
+from hushprompt.features.cache import cached, image_features
 from hushprompt.federation.rounding import LONGEST, measure
 from hushprompt.federation.setup import assemble, load_model, make_partition
 from hushprompt.models.generative import GenerativeBackbone
@@ -148,6 +149,16 @@ def test_several_questions_on_one_image_need_a_group(repository, listed, tmp_pat
     )  # fmt: skip
     _, (arm,), _ = run_with(grouped, tmp_path)
     assert arm.loss > 0
+    # Three questions share the tokens of their image.
+    assert sorted(each.num_examples for each in cached(tmp_path / "cache")) == [4, 16]
+    config = configs.parse({**grouped, "runtime": {"cache_dir": str(tmp_path / "cache")}})
+    dataset, backbone = config.data.load(), config.backbone.load()
+    test = dataset.splits["test"]
+    stored = image_features(backbone, dataset, "test", config.runtime.cache_path, config.features)
+    expected = backbone.encode_tokens(test.read(np.arange(len(test)))).half().float()
+    assert len(stored) == len(test) == 12
+    torch.testing.assert_close(stored.tensor(), expected, rtol=1e-2, atol=1e-3)
+    torch.testing.assert_close(stored.rows(np.array([7]), np.array([0])), stored.tensor()[7:8])
 
 
 def test_what_is_about_classes_is_refused_before_anything_is_encoded(repository, listed, tmp_path, monkeypatch):
@@ -156,6 +167,7 @@ def test_what_is_about_classes_is_refused_before_anything_is_encoded(repository,
     for wrong, told, error in (
         (dirichlet, "partition deals out classes.*data.category_field", ConfigError),
         ({"evaluation": {"base_classes": 0.5}}, "evaluation.base_classes keeps classes", ConfigError),
+        ({"evaluation": {"max_answer_tokens": 500}}, "500 of the answer, but the model takes 512", ConfigError),
         ({"backbone": {"loss": "classes"}}, 'Use backbone.loss = "answer"', ConfigError),
     ):
         with pytest.raises(error, match=told):

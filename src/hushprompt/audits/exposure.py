@@ -101,7 +101,7 @@ def secret_exposures(config: RunConfig, settings: SecretSettings) -> tuple[Expos
         for row in rows:
             answers[row] = (codes[secret],)
     hidden = dataclasses.replace(split, answers=tuple(answers))
-    federation = dataclasses.replace(federation, train_texts=texts_of(model, hidden))
+    federation = dataclasses.replace(federation, train_texts=texts_of(model, hidden, config))
     first = start(config, federation, arm)
     trained = train_watched(config, federation, arm, first, TrainingObserver())
     media = federation.train_features[arm.method.feature_kind].rows(chosen[:, 0], np.zeros_like(chosen[:, 0]))

@@ -55,6 +55,9 @@ class Split:
     """Question on each example; empty texts where all are asked the same. None: examples have classes."""
     answers: tuple[tuple[str, ...], ...] | None = None
     """True answers to each question, at least one."""
+    images: np.ndarray | None = None
+    """[n] number of each example's image or sound, from 0 in the order of their first places, where several questions
+    may share one: it is encoded once. None: each example has its own."""
     read: Reader
     """Returns examples by index."""
     fingerprint: str

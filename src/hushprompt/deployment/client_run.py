@@ -106,7 +106,7 @@ class ClientRun:
         features, labels, index = self.examples.features(self.model, self.config, "train", kind)
         config = self.config
         own = (self.client_id, config.seed, config.training, self.model, {kind: features}, labels, index)
-        texts = texts_of(self.model, self.examples.dataset.splits["train"])
+        texts = texts_of(self.model, self.examples.dataset.splits["train"], config)
         return Client(*own, classes=self.classes, groups=self.examples.groups, texts=texts)
 
     def update(self, request: Envelope) -> Envelope:
@@ -232,9 +232,9 @@ class ClientRun:
     @functools.cached_property
     def _quiz(self) -> Quiz | None:
         """What the own evaluation questions are; None where examples have classes."""
-        evaluation, dataset = self.config.evaluation, self.examples.dataset
-        quiz = quiz_of(self.model, dataset.splits[evaluation.split], evaluation.max_answer_tokens)
-        return None if quiz is None else quiz.of(self.examples.index[evaluation.split])
+        split = self.config.evaluation.split
+        quiz = quiz_of(self.model, self.examples.dataset.splits[split], self.config)
+        return None if quiz is None else quiz.of(self.examples.index[split])
 
     def _scorers(
         self, state: ClientState, shared: Shared, method: Method

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from hushprompt import checks, seeding
 from hushprompt.data.base import Dataset, Split
@@ -118,6 +118,10 @@ def image_features(
         DataError: an image cannot be read or has no finite features, or the disk is full; the next call goes on there.
     """
     check_fit(backbone, dataset, config)
+    places = dataset.splits[split].images
+    if places is not None:
+        encoded = replace(dataset, splits={**dataset.splits, split: _images_alone(dataset.splits[split], places)})
+        return replace(image_features(backbone, encoded, split, cache_dir, config, on_progress, kind), places=places)
     key = feature_key(backbone, dataset, split, config, kind)
     what = f"encoding {dataset.name} {split}"
     if key.num_patches is not None:
@@ -140,6 +144,15 @@ def image_features(
                 _tell_stale(folder)
                 _fill(folder, backbone, dataset.splits[split], report)
     return folder.read()
+
+
+def _images_alone(split: Split, places: Int[np.ndarray, " n"]) -> Split:
+    """Return a split with one example for each image, the first that has it; it is for encoding alone."""
+    first = np.unique(places, return_index=True)[1]
+    return replace(
+        split, labels=split.labels[first], domains=split.domains[first], clients=None, groups=None, questions=None,
+        answers=None, images=None, read=lambda indices: split.read(first[indices]),
+    )  # fmt: skip
 
 
 def check_fit(backbone: Model, dataset: Dataset, config: FeaturesConfig) -> None:

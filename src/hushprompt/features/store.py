@@ -112,10 +112,12 @@ class StoredFeatures:
     """[n, k, d] k views of each example, or [n, k, m, d] with m patches each; memory-mapped, float32 or float16."""
     checksum: str = ""
     """SHA-256 of the checksums of all chunks."""
+    places: Int[np.ndarray, " e"] | None = None
+    """Row of each of e examples, where several share one; None: example i has row i."""
 
     def __len__(self) -> int:
         """Number of examples n."""
-        return len(self.array)
+        return len(self.array if self.places is None else self.places)
 
     @property
     def num_views(self) -> int:
@@ -124,11 +126,13 @@ class StoredFeatures:
 
     def rows(self, indices: Int[np.ndarray, " b"], views: Int[np.ndarray, " b"]) -> Float[Tensor, "b *m d"]:
         """Copy one view of each of some examples into memory, as float32."""
-        return torch.from_numpy(np.asarray(self.array[indices, views])).float()
+        rows = indices if self.places is None else self.places[indices]
+        return torch.from_numpy(np.asarray(self.array[rows, views])).float()
 
     def tensor(self) -> Float[Tensor, "n *m d"]:
         """Return the first view of all examples as float32: a view of the file, or a copy if it is float16."""
-        return torch.from_numpy(np.asarray(self.array[:, 0])).float()
+        first = self.array[:, 0]
+        return torch.from_numpy(np.asarray(first if self.places is None else first[self.places])).float()
 
 
 class FeatureFolder:

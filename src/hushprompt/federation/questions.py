@@ -77,19 +77,25 @@ class Quiz:
         return torch.zeros(0, self.model.token_width, device=self.model.device)
 
 
-def quiz_of(model: Any, split: Split, max_tokens: int) -> Quiz | None:
-    """Return what a split asks; None where its examples have classes."""
-    texts = texts_of(model, split)
+def quiz_of(model: Any, split: Split, config: RunConfig) -> Quiz | None:
+    """Return what a split asks; None where its examples have classes. Raises what `texts_of` does."""
+    texts = texts_of(model, split, config)
     if texts is None or split.questions is None or split.answers is None:
         return None
-    return Quiz(model, texts, split.questions, split.answers, max_tokens)
+    return Quiz(model, texts, split.questions, split.answers, config.evaluation.max_answer_tokens)
 
 
-def texts_of(model: Any, split: Split) -> TextTokens | None:
-    """Return questions and the answers that are trained on, as tokens; None where examples have classes."""
+def texts_of(model: Any, split: Split, config: RunConfig) -> TextTokens | None:
+    """Return questions and the answers that are trained on, as tokens; None where examples have classes.
+
+    Raises:
+        ConfigError: one of them does not fit the model's window.
+    """
     if split.questions is None or split.answers is None:
         return None
     texts: TextTokens = model.texts(split.questions, [most_frequent(true) for true in split.answers])
+    num_answer = max(texts.answers.shape[1], config.evaluation.max_answer_tokens)
+    model.check_window(getattr(config.method, "num_ctx", 0), texts.questions.shape[1], num_answer)
     return texts
 
 

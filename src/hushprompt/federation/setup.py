@@ -208,6 +208,8 @@ def assemble(
             for kind in sorted(kinds)
         }
 
+    train_texts = texts_of(model, dataset.splits["train"], config)
+    quiz = quiz_of(model, dataset.splits[config.evaluation.split], config)
     train = load("train")
     scored = load(config.evaluation.split)
     eval_features = {kind: stored.tensor().to(model.device) for kind, stored in scored.items()}
@@ -230,8 +232,8 @@ def assemble(
             for kind, stored in kinds.items()
         },
         new=None if dataset.is_open else _new_images(model, dataset, eval_features, eval_labels),
-        train_texts=texts_of(model, dataset.splits["train"]),
-        quiz=quiz_of(model, dataset.splits[config.evaluation.split], config.evaluation.max_answer_tokens),
+        train_texts=train_texts,
+        quiz=quiz,
         declared=declared_classes(config, dataset.class_names[: num_trained_classes(config, dataset)]),
     )
 

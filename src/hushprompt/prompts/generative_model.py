@@ -138,18 +138,20 @@ class GenerativeModel:
                 "where the context stands."
             )
         longest = max(map(len, self._answers), default=0)
-        self._check_window(num_ctx, self._asked.shape[1], longest)
-
-    def check_texts(self, num_ctx: int, texts: TextTokens) -> None:
-        """Raise ConfigError unless every question with its answer fits the window, behind or before a context."""
-        self._check_window(num_ctx, texts.questions.shape[1], texts.answers.shape[1])
+        self.check_window(num_ctx, self._asked.shape[1], longest)
 
     def check_question(self, num_ctx: int, question: str, max_tokens: int) -> None:
-        """Raise ConfigError unless a question and an answer of so many tokens fit the window, as `check_texts` does."""
-        self._check_window(num_ctx, self.question_ids([question]).shape[1], max_tokens)
+        """Raise ConfigError unless a question and an answer of so many tokens fit the window."""
+        self.check_window(num_ctx, self.question_ids([question]).shape[1], max_tokens)
 
-    def _check_window(self, num_ctx: int, num_question: int, num_answer: int) -> None:
-        """Raise ConfigError if an example is longer than what the model takes."""
+    def check_window(self, num_ctx: int, num_question: int, num_answer: int) -> None:
+        """Raise ConfigError if an example is longer than what the model takes.
+
+        Args:
+            num_ctx: tokens of the context.
+            num_question: of the question, with what its turn has before it.
+            num_answer: of the answer.
+        """
         num_media, window = self.backbone.capabilities.num_tokens or 0, self.backbone.capabilities.context_window
         fixed = len(self._before) + num_question + len(self._header)
         needed = fixed + num_media + num_ctx + num_answer

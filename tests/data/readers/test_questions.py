@@ -64,6 +64,8 @@ def test_several_questions_on_one_image_stay_together_as_a_group(tmp_path):
     with pytest.raises(DataError, match="The same example is in two splits"):
         Questions(file=path).load()
     dataset = Questions(file=path, duplicates="group").load()
+    first = dataset.splits["test"]
+    assert (first.images == np.repeat(np.arange(len(first) // 3), 3)).all()
     for split in dataset.splits.values():
         assert (np.bincount(split.groups)[np.unique(split.groups)] == 3).all()
 

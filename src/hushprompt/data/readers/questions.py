@@ -8,11 +8,14 @@ Without questions, each line is a caption: all are asked the question of the bac
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
 
 from hushprompt.data.base import Dataset, Split
 from hushprompt.data.decoding import media_of
@@ -146,9 +149,22 @@ def _check_questions(asked: list[QuestionLine], path: Path) -> None:
 
 
 def _with_texts(split: Split, asked: list[QuestionLine]) -> Split:
-    """Return a split with the questions and answers of its examples."""
+    """Return a split with the questions and answers of its examples, which share images of one path.
+
+    Its fingerprint is of the images alone, in their order: what is asked about them changes no feature.
+    """
     assert isinstance(split.read, Decoded), "built from a list of files"
-    own = [asked[row] for row in split.read.rows.tolist()]
+    source, rows = split.read.source, split.read.rows.tolist()
+    own = [asked[row] for row in rows]
+    digest, numbers = hashlib.sha256(repr(split.read.media).encode()), dict[str, int]()
+    for row, one in zip(rows, own, strict=True):
+        if one.path not in numbers:
+            numbers[one.path] = len(numbers)
+            digest.update(f"{one.path}\n{source.stamp(row)}\n".encode(errors="surrogateescape"))
     return dataclasses.replace(
-        split, questions=tuple(one.question for one in own), answers=tuple(one.answers for one in own)
+        split,
+        questions=tuple(one.question for one in own),
+        answers=tuple(one.answers for one in own),
+        images=np.array([numbers[one.path] for one in own], dtype=np.int64),
+        fingerprint=digest.hexdigest(),
     )
