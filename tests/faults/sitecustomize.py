@@ -28,7 +28,7 @@ def full_disk(handle):
 
 
 def spoil():
-    """Make the answers of this process, which is forked for one message, what the client's file says."""
+    """Make the answers of this process, or of one that is forked from it, what the client's file says."""
     from flwr.app import Array
 
     from hushprompt.deployment import agreement
@@ -64,5 +64,5 @@ if "FAULTS" in os.environ and "flower.supernode" in COMMAND:
     from hushprompt.deployment.flower import pace
 
     pace.SOON_S = 0.3
-if "FAULTS" in os.environ and "flower.standby" in COMMAND:
+if "FAULTS" in os.environ and ("flower.standby" in COMMAND or "flower.clientapp" in COMMAND):  # before one stands by
     spoil()
