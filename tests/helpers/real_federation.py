@@ -156,4 +156,4 @@ class RealFederation:
                 if condition():
                     return
             assert time.monotonic() < end, "waited in vain"
-            time.sleep(0.1)
+            time.sleep(0.4)  # a look at the server takes processor time at both ends
