@@ -107,6 +107,11 @@ def peak_mb() -> float:
     return int(_field("/proc/self/status", "VmHWM").split()[0]) / 1024
 
 
+def resident_mb() -> float:
+    """Read the resident memory of this process."""
+    return int(_field("/proc/self/status", "VmRSS").split()[0]) / 1024
+
+
 def _field(path: str, name: str, default: str | None = None) -> str:
     """Return a line of a file in /proc by its name."""
     for line in Path(path).read_text().splitlines():

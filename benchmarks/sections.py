@@ -7,7 +7,7 @@ import time
 
 from benchmarks.rows import Section
 
-SECTIONS = ("step", "overhead", "scale", "sweeping", "calibration", "preset", "serving", "secagg", "gpu")
+SECTIONS = ("step", "overhead", "scale", "sweeping", "calibration", "preset", "serving", "secagg", "mllm", "gpu")
 
 
 def measure(name: str, is_short: bool) -> Section:

@@ -29,6 +29,7 @@ def benchmark(monkeypatch):
 
 def test_every_section_has_a_title_and_rows(benchmark):
     pytest.importorskip("open_clip")
+    pytest.importorskip("transformers")
     for name in benchmark("sections").SECTIONS:
         assert benchmark(name).TITLE
         assert callable(benchmark(name).rows)
@@ -69,6 +70,21 @@ def test_the_overhead_of_a_small_federation_is_a_share(benchmark, toy_config):
     row = overhead.measure("toy", config, federation, 2, 0.3)
     assert 0 < row.value < 1
     assert row.name == "toy, 3 clients"
+
+
+def test_steps_of_a_small_generative_model_are_those_of_whole_sequences_and_of_a_loop(benchmark, monkeypatch):
+    pytest.importorskip("transformers")
+    mllm, forms = benchmark("mllm"), benchmark("mllm_forms")
+    monkeypatch.setattr(mllm, "gemm_peak", lambda: 1.0)
+    shape = forms.Shape("small", forms.SmolVLM, forms._llama(24, 48, 2, 3))
+    rows = mllm.of_shape(shape, (7,))
+    compared, differences = rows[:9], rows[9:]
+    assert all(row.figure == "speedup" and row.value > 0 and row.arithmetic.reference_gflop > 0 for row in compared)
+    assert len(differences) == 3
+    assert max(row.value for row in differences) < 1e-5
+    row = mllm.memory(shape, mllm.KEPT, "answer")
+    assert row.ours < row.target
+    assert row.ours_mb > 50
 
 
 def test_running_threads_of_children_are_counted(benchmark):

@@ -19,6 +19,7 @@ from hushprompt.errors import UnfitError
 from hushprompt.features.cache import cached
 from hushprompt.methods.base import check_needs
 from hushprompt.models.generative import GenerativeBackbone
+from hushprompt.prompts.generative_model import GenerativeModel
 from hushprompt.registry import METHODS
 from hushprompt.runs.checkpoint import Checkpoints
 
@@ -86,6 +87,23 @@ def test_a_killed_run_resumes_to_the_same_bits_and_tokens_are_cached_once(reposi
     monkeypatch.setattr(GenerativeBackbone, "encode_tokens", None)
     again = killed_and_resumed(wanted, tmp_path, monkeypatch, Checkpoints, "save", {1})
     assert files(again) == files(whole)
+
+
+def test_all_clients_prompts_are_scored_behind_one_reading_and_as_each_alone(repository, tmp_path, monkeypatch):
+    wanted = values(repository, "dp_fpl", training={"num_rounds": 1})
+    together, _, _ = run_with(wanted, tmp_path, "together")
+    reads = []
+    plain = GenerativeModel.scores_of_each
+    monkeypatch.setattr(
+        GenerativeModel, "scores_of_each", lambda self, contexts, features: reads.append(features) or [
+            plain(self, [context], features)[0] for context in contexts
+        ],
+    )  # fmt: skip
+    alone, _, _ = run_with(wanted, tmp_path, "alone")
+    assert files(alone) == files(together)
+    tokens = [features for features in reads if len(features) > 1]
+    assert len(tokens) <= 2, "once a worker"
+    assert all(features.dtype == torch.float16 for features in tokens), "left in their file"
 
 
 def test_a_prompt_file_answers_as_the_run_did(repository, tmp_path):

@@ -338,3 +338,22 @@ def test_answers_see_themselves_alone():
     log_probs = torch.arange(4 * 11, dtype=torch.float32).reshape(1, 4, 11)
     expected = [(5 + (11 + 6) + (22 + 7)) / 3, 8.0, (9 + (33 + 10)) / 2]
     torch.testing.assert_close(packed.mean_log_probs(log_probs)[0], torch.tensor(expected))
+
+
+@pytest.mark.parametrize("position", ["tail", "front"])
+def test_several_contexts_read_an_image_once_and_score_as_each_does_alone(smolvlm, position, monkeypatch):
+    backbone = load(smolvlm, prompt_position=position)
+    model = GenerativeModel(backbone, NAMES)
+    media = backbone.encode_tokens(examples(backbone)).half()  # as they are stored
+    contexts = [context_of(backbone, seed=seed) for seed in (1, 2, 3)]
+    alone = [model.scores(context, media) for context in contexts]
+    torch.testing.assert_close(alone[0], model.scores(contexts[0], media.float()), rtol=0, atol=0)
+    assert not torch.equal(*alone[:2])
+    monkeypatch.setattr(model, "examples_at_once", lambda *_, **__: 2)
+    in_parts, read = [model.scores(context, media) for context in contexts], []
+    monkeypatch.setattr(model, "_read_prefix", lambda *given: read.append(1) or type(model)._read_prefix(model, *given))
+    together = model.scores_of_each(contexts, media)
+    assert len(read) == (2 if position == "tail" else 0)
+    for row, expected in zip(together, in_parts, strict=True):
+        assert torch.equal(row, expected)
+    assert [rows.shape for rows in model.scores_of_each(contexts, media[:0])] == [(0, 3)] * 3

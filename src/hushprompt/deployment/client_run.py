@@ -354,7 +354,7 @@ class ClientRun:
         kind, split = self.arm.method.feature_kind, self.config.evaluation.split
         features, labels, index = self.examples.features(self.model, self.config, split, kind)
         own = labels[index] if self._quiz is None else torch.ones_like(labels[index])
-        return features.tensor()[index].to(self.model.device), own
+        return features.as_stored()[index].float().to(self.model.device), own
 
     def _header(self, request: Envelope, *place: str) -> dict[str, Any]:
         """Return what every answer states: whose it is, and to which request."""

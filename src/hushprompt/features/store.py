@@ -131,8 +131,15 @@ class StoredFeatures:
 
     def tensor(self) -> Float[Tensor, "n *m d"]:
         """Return the first view of all examples as float32: a view of the file, or a copy if it is float16."""
+        return self.as_stored().float()
+
+    def as_stored(self) -> Float[Tensor, "n *m d"]:
+        """Return the first view of all examples in the file's numbers, for what is read part by part.
+
+        It is a view of the file, or a copy where several examples share a row.
+        """
         first = self.array[:, 0]
-        return torch.from_numpy(np.asarray(first if self.places is None else first[self.places])).float()
+        return torch.from_numpy(np.asarray(first if self.places is None else first[self.places]))
 
 
 class FeatureFolder:

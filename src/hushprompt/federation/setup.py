@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from hushprompt import seeding
@@ -212,7 +212,7 @@ def assemble(
     quiz = quiz_of(model, dataset.splits[config.evaluation.split], config)
     train = load("train")
     scored = load(config.evaluation.split)
-    eval_features = {kind: stored.tensor().to(model.device) for kind, stored in scored.items()}
+    eval_features = {kind: scored_features(model, stored) for kind, stored in scored.items()}
     eval_labels = torch.from_numpy(dataset.splits[config.evaluation.split].labels)
     return Federation(
         model=model,
@@ -236,6 +236,12 @@ def assemble(
         quiz=quiz,
         declared=declared_classes(config, dataset.class_names[: num_trained_classes(config, dataset)]),
     )
+
+
+def scored_features(model: PromptedModel, stored: StoredFeatures) -> Float[Tensor, "n *m d"]:
+    """Return features where they are scored: tokens of a generative model, which are many, stay in their file."""
+    is_generative = model.backbone.capabilities.num_tokens is not None
+    return stored.as_stored() if is_generative else stored.tensor().to(model.device)
 
 
 def num_trained_classes(config: RunConfig, dataset: Dataset) -> int:

@@ -51,7 +51,9 @@ from hushprompt.federation.setup import (
 )
 from hushprompt.federation.training import Participants, RoundInfo, train
 from hushprompt.methods.base import NoState, Personal, StartsFromRelease
+from hushprompt.methods.context import HasContext
 from hushprompt.privacy.metrics import MetricsPlan, RightAnswers
+from hushprompt.prompts.generative_model import GenerativeModel
 from hushprompt.prompts.prompted_model import PromptedModel
 from hushprompt.runs import checkpoint, ledger, manifest, records
 from hushprompt.runs import identity as identities
@@ -394,20 +396,47 @@ class Trainer:
             with torch.no_grad():
                 return (score(features) if self.metrics is None else in_equal_batches(score, features)).cpu()
 
-        def identity(personal: Personal) -> int:
-            return 0 if isinstance(personal, NoState) else id(personal)
-
-        counts = Counter(map(identity, state.personal))
-        several = {identity(personal): personal for personal in state.personal if counts[identity(personal)] > 1}
+        counts = Counter(map(_identity, state.personal))
+        several = {_identity(personal): personal for personal in state.personal if counts[_identity(personal)] > 1}
         # In the pool, where a thread computes alone: last bits must not depend on the number of cores.
-        known = dict(zip(several, self.pool.map(logits, several.values()), strict=True))
+        if isinstance(model, GenerativeModel) and isinstance(arm.method, HasContext) and self._is_exact:
+            known = self._logits_of_contexts(arm.method, state, model, features)
+        else:
+            known = dict(zip(several, self.pool.map(logits, several.values()), strict=True))
 
         def of_client(client_id: int) -> Float[Tensor, "n c"]:
             personal = state.personal[client_id]
-            own = known.get(identity(personal))
+            own = known.get(_identity(personal))
             return logits(personal) if own is None else own
 
         return of_client
+
+    @property
+    def _is_exact(self) -> bool:
+        """Whether classes are scored, without noise on the counts."""
+        return self.federation.quiz is None and self.metrics is None
+
+    def _logits_of_contexts(
+        self, method: HasContext, state: State, model: GenerativeModel, features: Float[Tensor, "n m e"]
+    ) -> dict[int, Float[Tensor, "n c"]]:
+        """Return the logits of each state that a client has, as its context alone gives them.
+
+        A worker reads image and question once for all its clients, where the prompt stands behind them. Logits of all
+        clients are in memory at once: beside the time that a generative model takes for them, they are few.
+        """
+        own, num_workers = {_identity(each): each for each in state.personal}, _num_workers(self.config)
+        groups = [keys for at in range(num_workers) if (keys := list(own)[at::num_workers])]
+
+        def score(keys: list[int]) -> list[Float[Tensor, "n c"]]:
+            return model.scores_of_each([method.context(state.shared, own[key]) for key in keys], features)
+
+        rows = zip(groups, self.pool.map(score, groups), strict=True)
+        return {key: logits.cpu() for keys, each in rows for key, logits in zip(keys, each, strict=True)}
+
+
+def _identity(personal: Personal) -> int:
+    """Return what two clients with one and the same state share."""
+    return 0 if isinstance(personal, NoState) else id(personal)
 
 
 def _progress(config: RunConfig, folder: Path) -> Progress:

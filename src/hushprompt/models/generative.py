@@ -186,8 +186,10 @@ class GenerativeBackbone(Model):
         self.token_width = self.feature_dim = self._embedding.weight.shape[1]
         self.num_layers: int = text.num_hidden_layers
         self.num_heads: int = text.num_attention_heads
-        self.floats_per_token: int = 12 * text.hidden_size + 4 * text.intermediate_size
-        """Numbers that a layer makes of a token, about; a pass with gradients keeps those of all layers."""
+        self.floats_per_token: int = 16 * text.hidden_size + 4 * text.intermediate_size
+        """Numbers that a layer makes of a token, about."""
+        self.floats_kept_per_token: int = 7 * text.hidden_size + 3 * text.intermediate_size
+        """Of them, those that a layer keeps for the backward pass."""
         self.vocabulary_size: int = self._head.weight.shape[0]
         self.capabilities = Capabilities(
             context_window=text.max_position_embeddings,
@@ -276,18 +278,20 @@ class GenerativeBackbone(Model):
         cache = self._transformers.DynamicCache()
         for layer, (keys, values) in enumerate(past):
             cache.update(keys, values, layer)
+        mask = torch.where(allowed[:, None], 0.0, -torch.inf).to(self._dtype)  # once for all layers
         hidden = self._language(
             inputs_embeds=embedded.to(self._dtype),
             position_ids=positions[0] if len(positions) == 1 else positions,
-            attention_mask=allowed[:, None],
+            attention_mask=mask,
             use_cache=True,
             **{self._cache_name: cache},
         ).last_hidden_state
         return hidden, tuple((layer.keys, layer.values) for layer in cache.layers)
 
     def log_probs(self, hidden: Float[Tensor, "*n e"]) -> Float[Tensor, "*n v"]:
-        """Return the log-probabilities of the next token, in float32."""
-        return self._head(hidden).to(self._device).float().log_softmax(dim=-1)
+        """Return the log-probabilities of the next token, in float32; all rows in one product of matrices."""
+        logits = self._head(hidden.reshape(-1, hidden.shape[-1])).to(self._device).float()
+        return logits.log_softmax(dim=-1).unflatten(0, hidden.shape[:-1])
 
     def _around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return what the tokenizer puts before a text, unless the turn begins with it, and what ends an answer.

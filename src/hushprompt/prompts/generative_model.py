@@ -54,7 +54,7 @@ class GenerativeModel:
             backbone: the model.
             class_names: names in label order; none where each example has a question and an answer of its own.
             device: where the contexts will live.
-            memory_mb: what the backward passes of one step may take; None: as much as they need.
+            memory_mb: what the passes of one step may take beside one example's; None: as much as they need.
             prefix_cache_mb: memory in which keys and values of what comes before the prompt are kept, where it stands
                 at the tail; 0: they are read anew in every step.
 
@@ -212,8 +212,7 @@ class GenerativeModel:
         num_question = None if texts is None else texts.questions.shape[1]
         chunk = self.examples_at_once(len(context) + num_read, 1 + num_read, num_question, is_recorded=True)
         grads, losses = [], []
-        for start in range(0, len(batch.labels), min(chunk, len(batch.labels))):
-            rows = slice(start, start + chunk)
+        for rows in _parts(len(batch.labels), chunk):
             copies = context.detach().expand(len(batch.labels[rows]), -1, -1).clone().requires_grad_()
             with torch.enable_grad():
                 own = None if texts is None else texts.of(rows)
@@ -295,8 +294,8 @@ class GenerativeModel:
         asked = self.question_ids([""] * len(media) if questions is None else questions)
         chunk = self.examples_at_once(len(context) + max_tokens, 1, asked.shape[1], is_recorded=False)
         answers: list[str] = []
-        for some, ids in zip(media.split(min(chunk, len(media))), asked.split(min(chunk, len(media))), strict=True):
-            past, text = self._start(context.expand(len(some), -1, -1), some, ids)
+        for rows in _parts(len(media), chunk):
+            past, text = self._start(context.expand(len(media[rows]), -1, -1), media[rows], asked[rows])
             answers += [
                 self.backbone.spell(tokens) for tokens in greedy(self.backbone, past, text, max_tokens, is_wanted)
             ]
@@ -310,15 +309,28 @@ class GenerativeModel:
         name_position: NamePosition = "end",
     ) -> Float[Tensor, "n c"]:
         """Return the mean log-likelihood of the tokens of every class's name, or of its letter."""
+        return self.scores_of_each([context], image_features)[0]
+
+    @torch.no_grad()
+    def scores_of_each(
+        self, contexts: Sequence[Float[Tensor, "t e"]], image_features: Float[Tensor, "n m e"]
+    ) -> list[Float[Tensor, "n c"]]:
+        """Score examples with each of some contexts, as `scores` does, to the same bits.
+
+        Where they stand at the tail, image and question are read once for all of them.
+        """
         if not self.class_names:
-            return context.new_zeros(len(image_features), 0)
-        widest = max(group.num_read for group in self._groups)
-        chunk = self.examples_at_once(len(context) + widest, 1 + widest, is_recorded=False)
-        rows = []
-        for media in image_features.split(chunk):
-            past, trunk = self._start(context.expand(len(media), -1, -1), media)
-            rows.append(torch.cat([self._scores(past, trunk, group) for group in self._groups], dim=1))
-        return torch.cat(rows) if rows else context.new_zeros(0, self.num_classes)
+            return [context.new_zeros(len(image_features), 0) for context in contexts]
+        widest, longest = max(group.num_read for group in self._groups), max(map(len, contexts))
+        chunk = self.examples_at_once(longest + widest, 1 + widest, is_recorded=False)
+        rows = [[context.new_zeros(0, self.num_classes)] for context in contexts]
+        for part in _parts(len(image_features), chunk):
+            media, known = image_features[part], None
+            for row, context in zip(rows, contexts, strict=True):
+                past, trunk = self._start(context.expand(len(media), -1, -1), media, known=known)
+                row.append(torch.cat([self._scores(past, trunk, group) for group in self._groups], dim=1))
+                known = past[0]
+        return [torch.cat(row) for row in rows]
 
     def template_scores(self, image_features: Float[Tensor, "n m e"]) -> Float[Tensor, "n c"]:
         """Score examples with the written question alone."""
@@ -338,7 +350,7 @@ class GenerativeModel:
     def examples_at_once(
         self, num_tokens: int, num_predictions: int, num_question: int | None = None, *, is_recorded: bool
     ) -> int:
-        """Return how many examples one pass may take at most within `memory_mb`; at least 1.
+        """Return how many examples one pass may take at most: one, and as many more as fit into `memory_mb`.
 
         Args:
             num_tokens: that an example adds behind what is read without a record.
@@ -350,26 +362,33 @@ class GenerativeModel:
             return sys.maxsize
         backbone, media = self.backbone, self.backbone.capabilities.num_tokens or 0
         fixed = len(self._before) + media + (self._asked.shape[1] if num_question is None else num_question)
+        num_layers = backbone.num_layers
         num_tokens += len(self._header) + (0 if self._is_tail else fixed)
-        of_layers = num_tokens * backbone.floats_per_token * (backbone.num_layers if is_recorded else 1)
-        of_prefix = fixed * (backbone.floats_per_token + 2 * backbone.num_layers * self.token_width)
-        floats = of_layers + of_prefix + 3 * num_predictions * backbone.vocabulary_size
-        return max(1, self.memory_mb * 2**20 // (4 * floats))
+        num_before = fixed if self._is_tail else 0
+        floats = max(num_tokens, num_before) * backbone.floats_per_token
+        floats += 2 * num_tokens * (num_tokens + num_before)  # the mask
+        floats += num_before * num_layers * 4 * self.token_width  # keys and values, and joined to those of new tokens
+        floats += num_tokens * num_layers * (backbone.floats_kept_per_token if is_recorded else 2 * self.token_width)
+        floats += 3 * num_predictions * backbone.vocabulary_size
+        return 1 + self.memory_mb * 2**20 // (4 * floats)
 
     def _start(
         self,
         contexts: Float[Tensor, "b t e"],
         media: Float[Tensor, "b m e"],
         questions: Int[Tensor, "b q"] | None = None,
+        known: KeysAndValues | None = None,
     ) -> tuple[Past, Reading]:
-        """Return keys and values of what never sees the context, and what is read next, up to the answer."""
+        """Return keys and values of what never sees the context, `known` or read now, and what is read next."""
+        media = media.to(self.device).float()
         num, header = len(media), self._header.expand(len(media), -1, -1)
         asked = self._asked.expand(num, -1) if questions is None else questions
         if self._is_tail:
             prefix = self._prefix(media, asked, 0)
-            read = self._read_prefix if self._kept is None else self._read_kept
+            if known is None:
+                known = (self._read_prefix if self._kept is None else self._read_kept)(media, asked)
             text = torch.cat([contexts, header], dim=1)
-            return (read(media, asked), prefix.is_there), follow(text, prefix.end, len(prefix.positions))
+            return (known, prefix.is_there), follow(text, prefix.end, len(prefix.positions))
         prefix = self._prefix(media, asked, contexts.shape[1])
         dims = len(prefix.positions)
         first = follow(contexts, torch.zeros_like(prefix.end), dims)
@@ -431,6 +450,16 @@ class GenerativeModel:
                 same = known[tuple(answer)]
                 raise ConfigError(f"The classes {same!r} and {name!r} have the same tokens. Give one another name.")
             known[tuple(answer)] = name
+
+
+def _parts(total: int, most: int) -> list[slice]:
+    """Cut examples into parts of at most `most`, as even as they can be: a small last one would take its time.
+
+    >>> _parts(4, 3)
+    [slice(0, 2, None), slice(2, 4, None)]
+    """
+    size = max(1, -(-total // max(1, -(-total // most))))
+    return [slice(start, start + size) for start in range(0, total, size)]
 
 
 def _groups(answers: list[list[int]]) -> list[list[list[int]]]:

@@ -186,7 +186,7 @@ def predict_split(
     }
     labels, questions, answers = (getattr(dataset.splits[split], name) for name in ("labels", "questions", "answers"))
     for rows in batched(range(len(labels)), batch_size):
-        features = {kind: each.tensor()[rows].to(asked.prompt.model.device) for kind, each in stored.items()}
+        features = {kind: each.as_stored()[rows].float().to(asked.prompt.model.device) for kind, each in stored.items()}
         names = [f"{split}/{row}" for row in rows]
         if questions is None:
             yield from asked.rows(names, features, [dataset.class_names[label] for label in labels[rows]])
