@@ -162,7 +162,9 @@ def evaluate_answers(
         dataclasses.replace(client, calibration_error=math.nan, **_answer_means(known[client.client_id], split))
         for client, split in zip(scores.clients, splits, strict=True)
     )
-    means = {name: _mean_or_none([getattr(client, name) for client in clients]) for name in ANSWER_SCORES}
+    means: dict[str, Any] = {
+        name: _mean_or_none([getattr(client, name) for client in clients]) for name in ANSWER_SCORES
+    }
     return dataclasses.replace(scores, clients=clients, calibration_error=math.nan, per_class=(), **means)
 
 
@@ -175,7 +177,7 @@ def right_or_not(measures: Float[Tensor, "n m"]) -> Float[Tensor, "n 2"]:
     return torch.stack([1 - measures[:, 0], measures[:, 0]], dim=1)
 
 
-def _answer_means(measures: Float[Tensor, "n 4"], split: ClientSplit) -> dict[str, float | None]:
+def _answer_means(measures: Float[Tensor, "n 4"], split: ClientSplit) -> dict[str, Any]:
     """Return the means of loss, ANLS and VQA accuracy over the own questions and the others'."""
     values, means = measures.numpy()[:, 1:], []
     for column in values.T:

@@ -39,8 +39,9 @@ class Quiz:
 
     def of(self, rows: np.ndarray) -> Quiz:
         """Return some of the questions."""
-        questions, answers = (tuple(every[row] for row in rows.tolist()) for every in (self.questions, self.answers))
-        return Quiz(self.model, self.texts.of(torch.from_numpy(rows)), questions, answers, self.max_tokens)
+        texts, order = self.texts.of(torch.from_numpy(rows)), rows.tolist()
+        questions, answers = tuple(self.questions[row] for row in order), tuple(self.answers[row] for row in order)
+        return Quiz(self.model, texts, questions, answers, self.max_tokens)
 
     def measures(
         self, method: Method, shared: Shared, personal: Personal, media: Float[Tensor, "n m e"]

@@ -120,8 +120,9 @@ class MicroBatcher(Generic[Item, Answer]):
             worker = self._free.pop()  # the last one has the model in its cache
             self.sizes[0] += 1
             self.sizes[1] += len(batch)
-            told = functools.partial(loop.call_soon_threadsafe, self._end, worker, batch)
-            worker.submit(self._work, [each.item for each in batch]).add_done_callback(told)
+            end = functools.partial(self._end, worker, batch)
+            done = worker.submit(self._work, [each.item for each in batch])
+            done.add_done_callback(functools.partial(loop.call_soon_threadsafe, end))
 
     def _end(
         self, worker: ThreadPoolExecutor, batch: list[_Waiting[Item, Answer]],
