@@ -83,7 +83,7 @@ COMMANDS = {
     "predict": CommandEntry(
         "predict:predict",
         USE,
-        "Say what images or sounds are: the most probable classes of each file.",
+        "Say what images or sounds are: the most probable classes of each file, or an answer in words.",
         (
             "hushprompt predict runs/strict photo.jpg --client 0",
             "hushprompt predict runs/strict images/ --compare zero_shot -o out.txt",
@@ -93,7 +93,7 @@ COMMANDS = {
     "export": CommandEntry(
         "export:export",
         USE,
-        "Write a trained prompt for other programs: a linear head, ONNX, a script, or a model card.",
+        "Write a trained prompt for other programs: a linear head, ONNX, a script, peft's form, or a model card.",
         (
             "hushprompt export runs/strict --to card -o card",
             "hushprompt export runs/strict --client 0 --to onnx -o onnx",
