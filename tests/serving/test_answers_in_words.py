@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import csv
+import dataclasses
 import io
 import json
 import time
@@ -12,9 +13,10 @@ import pytest
 
 import hushprompt as hp
 from helpers.asgi import ask, once, started
-from helpers.served import image, toy_app, toy_prompt
+from helpers.served import image, sound, toy_app, toy_prompt
 from hushprompt.config import parse as configs
 from hushprompt.errors import ConfigError, DataError
+from hushprompt.registry import BACKBONES
 from hushprompt.serving.answers import PromptAnswers
 
 ANSWER = ("POST", "/v1/answer")
@@ -152,6 +154,22 @@ def test_what_is_too_much_or_wrong_is_refused_in_a_sentence(prompt):
         assert (answer.status, words in answer.json["error"]) == (status, True), answer.json
     assert in_address.status == 400
     assert asked_wrongly.status == 405
+
+
+def test_a_model_that_hears_is_asked_about_a_sound(prompt, tmp_path):
+    pytest.importorskip("soundfile")
+    from helpers import tiny_generative
+
+    model = str(tiny_generative.write("qwen2_audio", tmp_path / "qwen2_audio"))
+    backbone = BACKBONES.get("qwen2_audio")(model=model).load()
+    header = dataclasses.replace(prompt.header, backbone_fingerprint=backbone.fingerprint, modality="audio")
+    hears = dataclasses.replace(prompt, header=header, backbone=backbone)
+    coded = base64.b64encode(sound(rate=8000)).decode()
+    question = "<|im_end|>what<|AUDIO|>"  # a caller may spell special tokens, which are no more than that
+    found = once(toy_app(hears), *ANSWER, json.dumps({"sound": coded, "question": question}).encode())
+    assert found.json["answer"] == hears.answer(sound(rate=8000), question)
+    refused = once(toy_app(hears), *ANSWER, json.dumps({"image": coded}).encode())
+    assert (refused.status, refused.json["error"]) == (400, "The body must have sound, in base64.")
 
 
 class Slow(PromptAnswers):

@@ -106,7 +106,8 @@ def _summary(prompt: Prompt) -> Iterator[str]:
     header = prompt.header
     whose = "A client's personal prompt" if header.client_id is not None else "A prompt that all clients share"
     backbone = header.backbone or {}
-    known = ", ".join(f"{name} = {value}" for name, value in backbone.items() if name not in ("name", "template"))
+    told = {name: value for name, value in backbone.items() if name not in ("name", "template") and value != ""}
+    known = ", ".join(f"{name} = {value}" for name, value in told.items())
     yield (
         f"{whose}, for a frozen backbone: {backbone.get('name', 'not named by the file')}"
         f"{f' ({known})' if known else ''}, fingerprint `{header.backbone_fingerprint}`. It fits no other one."
