@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -38,3 +40,14 @@ def test_an_inconsistent_data_set_is_refused_at_the_door(changes, message):
 
 def test_a_consistent_one_is_not():
     assert len(dataset().splits["train"]) == 2
+
+
+def test_some_rows_of_a_split_keep_all_that_is_known_of_them():
+    rows = np.arange(3)
+    whole = dataclasses.replace(
+        split(rows, rows), clients=rows, groups=rows, questions=("a", "b", "c"), answers=(("1",), ("2",), ("3", "4"))
+    )
+    some = whole.at(np.array([2, 0]), "g")
+    assert (some.questions, some.answers) == (("c", "a"), (("3", "4"), ("1",)))
+    assert all(values.tolist() == [2, 0] for values in (some.labels, some.domains, some.clients, some.groups))
+    assert len(some.read(np.array([1]))) == 1

@@ -2,11 +2,16 @@
 
 import asyncio
 import threading
+import weakref
 
 import pytest
 
 from hushprompt.serving.batching import MicroBatcher
 from hushprompt.serving.limits import RefusedError, ServingLimits
+
+
+class Image:
+    """What somebody sent."""
 
 
 def batched(work, use, cost=lambda item: 0, num_workers=1, prepare=lambda: None, **limits):
@@ -203,3 +208,41 @@ def test_those_who_gave_up_hold_no_place_in_the_queue():
 
     assert batched(work, use, queue=4) == [0, 3, 4, 5]
     assert seen == [[0], [3, 4, 5]]
+
+
+def test_a_thread_that_the_machine_does_not_give_is_an_error_of_that_batch_alone(monkeypatch):
+    def no_thread(self):
+        raise RuntimeError("can't start new thread")
+
+    async def use(batcher):
+        await asyncio.sleep(0)
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", no_thread)
+            (first,) = await asyncio.wait_for(asyncio.gather(*batcher.submit([1]), return_exceptions=True), 2)
+        return first, await asyncio.wait_for(asyncio.gather(*batcher.submit([2])), 2)
+
+    first, second = batched(list, use)
+    assert isinstance(first, RuntimeError)
+    assert second == [2]
+
+
+def test_what_nobody_waits_for_any_more_is_not_kept():
+    go = threading.Event()
+
+    def work(items):
+        assert go.wait(5)
+        return items
+
+    async def use(batcher):
+        (first,) = batcher.submit([1])
+        await asyncio.sleep(0.02)
+        image = Image()
+        kept = weakref.ref(image)
+        (gone,) = batcher.submit([image])
+        del image
+        gone.cancel()
+        go.set()
+        await first
+        return kept()
+
+    assert batched(work, use) is None

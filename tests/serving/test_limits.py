@@ -33,6 +33,7 @@ def test_the_page_says_the_limits_that_hold():
         f"in base64, 1 to {limits.images}",
         f"{limits.read_seconds:g} s for a request's head, and {limits.read_seconds:g} s for its body",
         f"{limits.request_seconds:g} s a request",
+        f"{limits.request_seconds:g} s in which nobody reads an answer",
         f"{limits.queue} images in the queue",
         f"go together next, {limits.batch_size} at most",
         f"waits for them, for {1000 * limits.batch_seconds:g} ms after the answer at most",

@@ -1,5 +1,6 @@
 """Where a server listens and how it ends: settings that are refused, and a few requests through real sockets."""
 
+import asyncio
 import contextlib
 import dataclasses
 import datetime
@@ -23,7 +24,7 @@ from hushprompt.errors import ConfigError, PrivacyError
 from hushprompt.serving.answers import PromptAnswers
 from hushprompt.serving.guard import HEADERS, Door
 from hushprompt.serving.limits import ServingLimits
-from hushprompt.serving.listening import Listener, ListenerConfig, read_token
+from hushprompt.serving.listening import Listener, ListenerConfig, _OneWrite, read_token
 from hushprompt.serving.server import PromptService
 
 TOKEN = "a-token-that-is-long-enough"
@@ -124,6 +125,43 @@ def test_what_the_protocol_refuses_is_json_with_the_headers_too(served_prompt, c
     assert "retry-after: 1" in head
     assert json.loads(body) == {"error": "Too many connections open."}
     assert all(f"{name.decode()}: {value.decode()}" in head for name, value in HEADERS)
+
+
+def test_who_reads_no_answer_holds_a_connection_no_longer_than_a_request(served_prompt):
+    asked = b"GET /script.js HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with (
+        listening(toy_app(served_prompt), connections=1, request_seconds=0.3) as (port, _),
+        socket.socket() as caller,
+    ):
+        caller.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        caller.settimeout(0.2)
+        caller.connect(("127.0.0.1", port))
+        with contextlib.suppress(OSError):  # it is full, or closed already
+            caller.sendall(1000 * asked)
+        until = time.perf_counter() + 5
+        while post(port, image())[0] == 503:
+            assert time.perf_counter() < until
+            time.sleep(0.05)
+
+
+def test_a_connection_is_closed_in_time_though_nobody_reads_what_is_left():
+    async def closed():
+        loop = asyncio.get_running_loop()
+        near, far = socket.socketpair()
+        lost = loop.create_future()
+
+        class Told(asyncio.Protocol):
+            def connection_lost(self, exc):
+                lost.set_result(True)
+
+        transport, _ = await loop.create_connection(Told, sock=near)
+        connection = _OneWrite(transport, loop, 0.1)
+        connection.write(bytes(10**7))
+        connection.close()
+        with contextlib.closing(far):
+            return await asyncio.wait_for(lost, 3)
+
+    assert asyncio.run(closed())
 
 
 def test_one_address_cannot_hold_all_connections(served_prompt, monkeypatch):

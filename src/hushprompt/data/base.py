@@ -74,6 +74,8 @@ class Split:
             domains=self.domains[rows],
             clients=None if self.clients is None else self.clients[rows],
             groups=None if self.groups is None else self.groups[rows],
+            questions=None if self.questions is None else tuple(self.questions[row] for row in rows.tolist()),
+            answers=None if self.answers is None else tuple(self.answers[row] for row in rows.tolist()),
             read=functools.partial(_read_at, self.read, rows),
             fingerprint=fingerprint,
         )

@@ -112,6 +112,7 @@ class MicroBatcher(Generic[Item, Answer]):
         loop = asyncio.get_running_loop()
         if loop.time() >= self._patience:
             self._num_answered = 0
+        self._forget_gone()
         while self._free and (num_waiting := self.num_waiting):
             if self._num_answered and num_waiting < self._limits.batch_size:
                 self._look_soon(self._patience)
@@ -121,7 +122,7 @@ class MicroBatcher(Generic[Item, Answer]):
             self.sizes[0] += 1
             self.sizes[1] += len(batch)
             end = functools.partial(self._end, worker, batch)
-            done = worker.submit(self._work, [each.item for each in batch])
+            done = _begun(worker, self._work, [each.item for each in batch])
             done.add_done_callback(functools.partial(loop.call_soon_threadsafe, end))
 
     def _end(
@@ -158,6 +159,18 @@ class MicroBatcher(Generic[Item, Answer]):
     def _has_room(self, batch: list[_Waiting[Item, Answer]]) -> bool:
         """Whether one more goes with them."""
         return len(batch) < self._limits.batch_size and sum(each.cost for each in batch) < self._limits.values
+
+
+def _begun(
+    worker: ThreadPoolExecutor, work: Callable[[Sequence[Item]], Sequence[Answer | Exception]], items: Sequence[Item]
+) -> concurrent.futures.Future[Sequence[Answer | Exception]]:
+    """Have a worker begin; an end at once, with the error, where the machine gives it no thread."""
+    try:
+        return worker.submit(work, items)
+    except RuntimeError as error:
+        failed: concurrent.futures.Future[Sequence[Answer | Exception]] = concurrent.futures.Future()
+        failed.set_exception(error)
+        return failed
 
 
 def _settle(future: asyncio.Future[Answer], answer: Answer | BaseException) -> None:

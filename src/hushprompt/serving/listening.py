@@ -159,8 +159,8 @@ def read_token(path: Path) -> str:
 class _OneWrite:
     """A connection on which an answer's head is sent with its body: two packets cost its caller and us twice."""
 
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-        self._transport, self._loop = transport, loop
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
+        self._transport, self._loop, self._seconds = transport, loop, seconds
         self._held = b""
 
     def write(self, data: bytes) -> None:
@@ -173,9 +173,11 @@ class _OneWrite:
             self._loop.call_soon(self._send)
 
     def close(self) -> None:
-        """Send all, and close."""
+        """Send all, and close, in time also where nobody reads it."""
         self._send()
         self._transport.close()
+        if self._transport.get_write_buffer_size():
+            self._loop.call_later(self._seconds, self._transport.abort)
 
     def _send(self) -> None:
         held, self._held = self._held, b""
@@ -188,17 +190,19 @@ class _OneWrite:
 
 
 class GuardedProtocol(H11Protocol):
-    """Uvicorn's protocol, with an end to connections that are too many, or on which no request arrives."""
+    """Uvicorn's protocol, with an end to connections that are too many, or on which no request or reader arrives."""
 
     limits: ClassVar[ServingLimits] = ServingLimits()
     network = ""
     """Where it comes from; empty for this machine."""
     _deadline: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
     _is_refused = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take a connection, or say that there are too many."""
-        super().connection_made(cast(asyncio.Transport, _OneWrite(transport, self.loop)))
+        held = _OneWrite(transport, self.loop, self.limits.request_seconds)
+        super().connection_made(cast(asyncio.Transport, held))
         address = self.client[0] if self.client else ""
         self.network = "" if not address or is_loopback(address) else network(address)
         same = sum(each.network == self.network for each in self.connections if isinstance(each, GuardedProtocol))
@@ -211,6 +215,7 @@ class GuardedProtocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget it, and what was asked on it."""
         self._stop_waiting()
+        self._stop_watching()
         if self._is_busy():
             cast(dict[str, Any], self.cycle.scope).get(GONE, lambda: None)()
         super().connection_lost(exc)
@@ -224,6 +229,16 @@ class GuardedProtocol(H11Protocol):
         super().data_received(data)
         if self._is_busy() and not self._is_refused:
             self._stop_waiting()
+
+    def pause_writing(self) -> None:
+        """Wait for a caller to read its answers, as long as a request may take."""
+        super().pause_writing()
+        self._unread = self.loop.call_later(self.limits.request_seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """Go on: it reads."""
+        self._stop_watching()
+        super().resume_writing()
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP; whatever was being answered on this connection ends."""
@@ -259,6 +274,12 @@ class GuardedProtocol(H11Protocol):
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+
+    def _stop_watching(self) -> None:
+        """Ask no longer whether answers are read."""
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
 
 
 @dataclass
