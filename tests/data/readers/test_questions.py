@@ -60,6 +60,7 @@ def test_captions_have_no_questions_and_a_category_stands_for_a_class(tmp_path):
 
 def test_several_questions_on_one_image_stay_together_as_a_group(tmp_path):
     rows = [{**row, "image": f"{at // 3}.png"} for at, row in enumerate(lines(30))]
+    rows[1]["image"] = "./0.png"  # the same
     path = write(tmp_path, rows)
     with pytest.raises(DataError, match="The same example is in two splits"):
         Questions(file=path).load()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import posixpath
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,7 +29,8 @@ from hushprompt.user_text import read_text
 
 ALL = "all"
 """The one category where nobody names a column of them."""
-HOLDERS = {"client": "client", "split": "split", "domain": "domain", "group": "group"}
+HELD = ("client", "split", "domain", "group")
+"""Entries that say whose a line is."""
 
 
 class QuestionLine(NamedTuple):
@@ -98,7 +100,9 @@ class Questions(OwnData):
                 "in, or name another entry with data.answers_field."
             )
         return QuestionLine(
-            as_path(path.strip(), root), (question or "").strip(), tuple(one.strip() for one in answers)
+            posixpath.normpath(as_path(path.strip(), root)),
+            (question or "").strip(),
+            tuple(one.strip() for one in answers),
         )
 
     def _found(self, row: Mapping[str, Any], name: str, where: str) -> Found:
@@ -108,7 +112,7 @@ class Questions(OwnData):
             category = text_of(row.get(self.category_field), where, self.category_field, is_class=True)
             if not category:
                 raise DataError(f"{where}: there is no {self.category_field!r}, which data.category_field asks for.")
-        held = {name: text_of(row.get(field), where, field) or None for name, field in HOLDERS.items()}
+        held = {name: text_of(row.get(name), where, name) or None for name in HELD}
         return Found(name, category, **held)
 
 
