@@ -9,6 +9,7 @@
     python tools/results.py --readme README.md
     python tools/results.py --readme docs/results.md
     python tools/results.py runs/clients --out results/embedded/clients --by partition.num_clients
+    python tools/results.py runs/drawings-mllm --out results/mllm --against zero_shot --readme docs/mllm.md
 
 Of each finished run it keeps what a table needs (`config.toml`, `summary.json`, `privacy.json`) in `runs.jsonl.gz`
 and, beside it, what `hushprompt compare` prints. With `--report`, the page (made from the whole run folders), the
@@ -146,9 +147,9 @@ def paired(groups: Sequence[Group]) -> str:
     return _markdown([header, *([f"above {title}", *cells] for title, cells in lines.items())])
 
 
-def _above(difference: Difference, p: float | None) -> str:
-    """Write by how much the reference lies above a row, in points, and p where there is a spread to test."""
-    points = f"{-100 * difference.mean:+.1f}"
+def _above(difference: Difference, p: float | None, sign: int = -1) -> str:
+    """Write by how much the reference lies above a row (sign 1: the row above it), in points, and p if there is one."""
+    points = f"{sign * 100 * difference.mean:+.1f}"
     if p is None:
         return points
     return f"{points} (p < 0.001)" if p < 0.001 else f"{points} (p = {p:.3f})"
@@ -233,6 +234,18 @@ def clients(groups: Sequence[Group]) -> str:
     return _markdown([["epsilon", "", *(f"{number} clients" for number in numbers)], *body])
 
 
+def generative(groups: Sequence[Group]) -> str:
+    """Return accuracies of the preset drawings-mllm, and by how many points each row lies above the written question."""
+    own = [group for group in groups if group.label("backbone.name") == "smolvlm"]
+    compared = compare("", own, against="zero_shot", test="t")
+    lines = [["", "epsilon", *SCORES.values(), "above the question, local", "above the question, neighbor"]]
+    for at, group in enumerate(compared.groups):
+        tested = [compared.differences[score].get(at) for score in ("local", "neighbor")]
+        above = [_above(*pair, sign=1) if pair else "" for pair in tested]
+        lines.append([name(group), _heading(_asked(group)), *(_score(group, score) for score in SCORES), *above])
+    return _markdown(lines)
+
+
 README: dict[str, Callable[[Sequence[Group]], str]] = {
     "first": first,
     "paired": paired,
@@ -241,6 +254,7 @@ README: dict[str, Callable[[Sequence[Group]], str]] = {
     "ranks": ranks,
     "rivals": rivals,
     "clients": clients,
+    "generative": generative,
 }
 
 

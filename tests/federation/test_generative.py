@@ -1,7 +1,9 @@
 """Runs on a generative model: every method that trains a context alone, from images to scores, on a tiny SmolVLM."""
 
+import dataclasses
 import json
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +16,8 @@ import hushprompt as hp
 from helpers import tiny_generative
 from helpers.runs import TOY, files, killed_and_resumed, run_with
 from hushprompt.config import parse as configs
+from hushprompt.config import presets
+from hushprompt.data.sets import emoji100
 from hushprompt.data.sets.toy import ToyData
 from hushprompt.errors import UnfitError
 from hushprompt.features.cache import cached
@@ -148,3 +152,35 @@ def test_a_file_of_features_or_a_metric_is_refused(repository, tmp_path):
     given = {**TOY, "backbone": {"name": "smolvlm", "model": str(repository)}}
     with pytest.raises(UnfitError, match="A file of features needs two towers"):
         hp.export_features(given, out=tmp_path / "x.npz", progress=False)
+
+
+def few(dataset, each):
+    """The first examples of each class in each split."""
+    splits = {}
+    for name, split in dataset.splits.items():
+        at = np.sort(np.concatenate([np.flatnonzero(split.labels == label)[:each] for label in np.unique(split.labels)]))
+        splits[name] = dataclasses.replace(
+            split, labels=split.labels[at], domains=split.domains[at], fingerprint=f"{each} of {split.fingerprint}",
+            read=lambda indices, at=at, read=split.read: read(at[indices]),
+        )  # fmt: skip
+    return dataclasses.replace(dataset, splits=splits)
+
+
+def test_the_preset_of_drawings_runs_offline_and_words_change_what_its_model_answers(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    dataset = few(emoji100.Emoji100().load(), 1)
+    monkeypatch.setattr(emoji100, "read_npz", lambda path: dataset)
+    wanted = presets.read(presets.locate(Path("drawings-mllm")))
+    short = {"training": {"num_rounds": 1}, "evaluation": {}, "references": [{"method": {"name": "zero_shot"}}]}
+    wanted |= {**short, "partition": {**wanted["partition"], "num_clients": 2}}
+    folder, arms, _ = run_with(wanted, tmp_path)
+    assert (folder / "prompts" / "global.safetensors").exists()
+    assert [arm.local > 0.03 for arm in arms] == [True, True], "chance is 0.01"
+    test, scores = dataset.splits["test"], []
+    for words in ("", " exact name"):
+        question = f"What is shown in this picture?{words}"
+        backbone = configs.parse({**wanted, "backbone": {**wanted["backbone"], "question": question}}).backbone.load()
+        model = GenerativeModel(backbone, dataset.class_names)
+        found = model.template_scores(backbone.encode_tokens(test.read(np.arange(100)))).argmax(dim=1)
+        scores.append(float((found == torch.from_numpy(test.labels)).float().mean()))
+    assert scores[1] > scores[0] + 0.03

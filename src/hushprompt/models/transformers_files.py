@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import pickle
 from collections.abc import Iterator, Mapping
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,18 @@ UNREADABLE = (
     pickle.UnpicklingError, SafetensorError,
 )  # fmt: skip
 """What transformers raises for a repository that is missing, cut off or not what its config says."""
+EMBEDDED = {"drawings": "drawings_mllm"}
+"""Names of the models that the package has in itself, and their folders among its assets."""
 
 
 def find(model: str) -> str:
-    """Return what `from_pretrained` takes: the folder that exists, or a hub name.
+    """Return what `from_pretrained` takes: the folder that exists, one of the package itself, or a hub name.
 
     Raises:
         DataError: the text is a path, and there is no folder.
     """
+    if model in EMBEDDED:
+        return str(resources.files("hushprompt") / "assets" / EMBEDDED[model])
     folder = Path(model).expanduser()
     if folder.is_dir():
         return str(folder)
