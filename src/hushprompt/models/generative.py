@@ -327,7 +327,8 @@ class SmolVLM(ImageGenerativeConfig):
     family: ClassVar[Family] = families.SMOLVLM
 
     model: str = "HuggingFaceTB/SmolVLM-256M-Instruct"
-    """Hub name, or a local folder with config.json, weights, tokenizer files and preprocessor_config.json."""
+    """Hub name, or a local folder with config.json, weights, tokenizer files and preprocessor_config.json;
+    or "drawings", the tiny one that is in the package."""
 
 
 @BACKBONES.register("idefics3")
