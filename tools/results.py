@@ -235,7 +235,7 @@ def clients(groups: Sequence[Group]) -> str:
 
 
 def generative(groups: Sequence[Group]) -> str:
-    """Return accuracies of the preset drawings-mllm, and by how many points each row lies above the written question."""
+    """Return accuracies of the preset drawings-mllm, and how many points each row lies above the written question."""
     own = [group for group in groups if group.label("backbone.name") == "smolvlm"]
     compared = compare("", own, against="zero_shot", test="t")
     lines = [["", "epsilon", *SCORES.values(), "above the question, local", "above the question, neighbor"]]

@@ -158,7 +158,9 @@ def few(dataset, each):
     """The first examples of each class in each split."""
     splits = {}
     for name, split in dataset.splits.items():
-        at = np.sort(np.concatenate([np.flatnonzero(split.labels == label)[:each] for label in np.unique(split.labels)]))
+        at = np.sort(
+            np.concatenate([np.flatnonzero(split.labels == label)[:each] for label in np.unique(split.labels)])
+        )
         splits[name] = dataclasses.replace(
             split, labels=split.labels[at], domains=split.domains[at], fingerprint=f"{each} of {split.fingerprint}",
             read=lambda indices, at=at, read=split.read: read(at[indices]),

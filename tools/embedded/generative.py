@@ -174,9 +174,12 @@ def render_views(
         small, features = [], []
         for start in range(0, len(drawing), 256):
             chosen = torch.from_numpy(images[drawing[start : start + 256]])
-            pixels = (render(chosen, generator, strength=STRENGTH)[0] * 255).round().byte().permute(0, 2, 3, 1).numpy()
+            rendered, _ = render(chosen, generator, strength=STRENGTH)
+            pixels = (rendered * 255).round().byte().permute(0, 2, 3, 1).numpy()
             features.append(teacher.encode_images(list(pixels)))
-            small += [np.asarray(Image.fromarray(each).resize((SIDE, SIDE), Image.Resampling.BICUBIC)) for each in pixels]
+            small += [
+                np.asarray(Image.fromarray(each).resize((SIDE, SIDE), Image.Resampling.BICUBIC)) for each in pixels
+            ]
             if start % 5120 == 0:
                 logger.info("views %d of %d", start, len(drawing))
         np.savez(path, drawing=drawing, pixels=np.stack(small), features=torch.cat(features).numpy())
