@@ -10,6 +10,7 @@ from helpers.toy_metric import toy_metric
 from hushprompt.audits.audit import AuditSettings, measure
 from hushprompt.audits.canaries import with_canaries
 from hushprompt.audits.mechanism_audit import audit_audience
+from hushprompt.audits.suite import Scored, by_group
 from hushprompt.audits.world import World, candidates_of
 from hushprompt.config import parse as configs
 from hushprompt.errors import ConfigError
@@ -160,3 +161,8 @@ def test_canaries_are_whole_groups_with_one_coin_each(toy_values, tmp_path):
     assert audited.by_coin(torch.from_numpy(audited.groups).float()).tolist() == list(range(10))
     with pytest.raises(ConfigError, match="at most the 24 groups of client 0"):
         with_canaries(world, 25)
+
+
+def test_what_is_said_of_a_group_is_the_mean_over_its_images_and_over_no_others():
+    said = Scored("loss", "global prompt", np.array([[-np.inf, 1.0, 3.0, 5.0]]), None)
+    assert by_group(said, np.array([1, 0, 0, 2])).values.tolist() == [[2.0, -np.inf, 5.0]]

@@ -158,9 +158,13 @@ def by_group(scored: Scored, groups: Int[np.ndarray, " m"] | None) -> Scored:
     """Return what an attack says of groups, the mean over the examples of each; ratios are of groups already."""
     if groups is None or scored.is_ratio:
         return scored
-    share = (np.arange(groups.max() + 1) == groups[:, None]) / np.bincount(groups)  # [m, k]
-    fresh = None if scored.fresh is None else scored.fresh @ share
-    return scored._replace(values=scored.values @ share, fresh=fresh)
+    sizes = np.bincount(groups)
+
+    def means(rows: Float[np.ndarray, "s m"]) -> Float[np.ndarray, "s k"]:
+        return np.stack([np.bincount(groups, row) for row in rows]) / sizes
+
+    fresh = None if scored.fresh is None else means(scored.fresh)
+    return scored._replace(values=means(scored.values), fresh=fresh)
 
 
 def leave_one_out(
