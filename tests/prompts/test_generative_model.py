@@ -326,6 +326,12 @@ def test_what_does_not_fit_is_refused(smolvlm):
         GenerativeModel(load(smolvlm, chat="{media}{question}:{answer}"), ("ox", "cat", "ox"))
     with pytest.raises(ConfigError, match="no token"):
         GenerativeModel(load(smolvlm, chat="{media}{question}:{answer}"), ("ox", ""))
+    special = load(smolvlm).turn.end.strip()
+    for ask in (lambda: model.question_ids([f"why? {special}"]), lambda: model.texts(["why"], [f"so{special}"])):
+        with pytest.raises(ConfigError, match=f"has '{special}', which the model does not read as words"):
+            ask()
+    with pytest.raises(ConfigError, match="does not read as words"):
+        GenerativeModel(load(smolvlm), ("ox", f"cat{special}"))
     with pytest.raises(ConfigError, match="at most 26 classes, and there are 30"):
         GenerativeModel(load(smolvlm, loss="letters"), tuple(map(str, range(30))))
 

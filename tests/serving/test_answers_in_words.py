@@ -127,6 +127,7 @@ def test_what_is_too_much_or_wrong_is_refused_in_a_sentence(prompt):
     coded = base64.b64encode(data).decode()
     cases = [
         (body(data, "why " * 200), 413, "The question is longer than 500 characters."),
+        (body(data, "why <end_of_utterance>"), 400, "which the model does not read as words"),
         (body(data, max_tokens=65), 400, "max_tokens must be a number from 1 to 64."),
         (body(data, max_tokens=0), 400, "max_tokens must be a number from 1 to 64."),
         (body(data, max_tokens="5"), 400, "Expected `int`, got `str`"),
@@ -165,7 +166,7 @@ def test_a_model_that_hears_is_asked_about_a_sound(prompt, tmp_path):
     header = dataclasses.replace(prompt.header, backbone_fingerprint=backbone.fingerprint, modality="audio")
     hears = dataclasses.replace(prompt, header=header, backbone=backbone)
     coded = base64.b64encode(sound(rate=8000)).decode()
-    question = "<|im_end|>what<|AUDIO|>"  # a caller may spell special tokens, which are no more than that
+    question = "what"
     found = once(toy_app(hears), *ANSWER, json.dumps({"sound": coded, "question": question}).encode())
     assert found.json["answer"] == hears.answer(sound(rate=8000), question)
     refused = once(toy_app(hears), *ANSWER, json.dumps({"image": coded}).encode())

@@ -239,6 +239,21 @@ class GenerativeBackbone(Model):
         """Return token ids without start and end; special tokens may be spelled in the text."""
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
 
+    def tokenize_plain(self, text: str) -> list[int]:
+        """Return token ids of a question, answer or name, which has words alone.
+
+        Raises:
+            ConfigError: it spells a special token, with which a turn would end or an image begin.
+        """
+        found = self.tokenize(text)
+        added = self._tokenizer.added_tokens_decoder
+        if special := [str(added[one]) for one in found if one in added and added[one].special]:
+            raise ConfigError(
+                f"A question, an answer or a name has {special[0]!r}, which the model does not read as words. Spell it "
+                "in another way."
+            )
+        return found
+
     def spell(self, token_ids: Sequence[int]) -> str:
         """Return the text of tokens without special ones, and without space around it."""
         return str(self._tokenizer.decode(token_ids, skip_special_tokens=True)).strip()

@@ -103,8 +103,13 @@ class GenerativeModel:
 
         Args:
             questions: an empty one stands for the question of the config.
+
+        Raises:
+            ConfigError: one spells a special token.
         """
         between, tokenize = self.backbone.turn.between, self.backbone.tokenize
+        for one in set(questions):
+            self.backbone.tokenize_plain(one)
         return padded([tokenize(between + (one or self._question)) for one in questions], self.device)
 
     def texts(self, questions: Sequence[str], answers: Sequence[str]) -> TextTokens:
@@ -432,7 +437,7 @@ class GenerativeModel:
 
     def _spelled(self, answer: str, end: Sequence[int]) -> list[int]:
         """Return the tokens of an answer behind its header."""
-        return [*self.backbone.tokenize(" " + answer if self.backbone.turn.has_space else answer), *end]
+        return [*self.backbone.tokenize_plain(" " + answer if self.backbone.turn.has_space else answer), *end]
 
     def _embedded(self, ids: list[int]) -> Float[Tensor, "l e"]:
         """Embed tokens."""

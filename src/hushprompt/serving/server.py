@@ -172,7 +172,7 @@ class PromptService:
         try:
             self._prompt.check_question(asked.question, asked.max_tokens)
         except ConfigError as error:
-            raise RefusedError(413, str(error)) from error
+            raise RefusedError(400, str(error)) from error
         return asked
 
     def _wanted(self, request: Request) -> tuple[int, bool]:
