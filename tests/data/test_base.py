@@ -51,3 +51,5 @@ def test_some_rows_of_a_split_keep_all_that_is_known_of_them():
     assert (some.questions, some.answers) == (("c", "a"), (("3", "4"), ("1",)))
     assert all(values.tolist() == [2, 0] for values in (some.labels, some.domains, some.clients, some.groups))
     assert len(some.read(np.array([1]))) == 1
+    lost = {each.name for each in dataclasses.fields(some) if getattr(some, each.name) is None}
+    assert lost == {"images"}, "a new field has to go with the rows too"

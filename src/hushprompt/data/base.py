@@ -68,7 +68,7 @@ class Split:
         return len(self.labels)
 
     def at(self, rows: np.ndarray, fingerprint: str) -> Split:
-        """Return the examples of these rows alone, as a split of its own."""
+        """Return the examples of these rows alone, as a split of its own; each has an image of its own there."""
         return Split(
             labels=self.labels[rows],
             domains=self.domains[rows],

@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import itertools
 
@@ -106,8 +107,7 @@ def test_a_group_with_classes_of_two_clients_is_refused_where_classes_are_dealt_
 @given(counted | in_domains, shapes, st.integers(1, 5), st.integers(0, 99))
 def test_few_shots_are_a_subset_of_all_training_examples_and_leave_test_alone(rule, shape, num_shots, seed):
     dataset = dataset_of(**shape)
-    fields = {name: getattr(rule, name) for name in rule.__dataclass_fields__}
-    few = cut(type(rule)(**{**fields, "num_shots": num_shots}), dataset, seed)
+    few = cut(dataclasses.replace(rule, num_shots=num_shots), dataset, seed)
     whole = cut(rule, dataset, seed)
     for some, everything in zip(few.clients, whole.clients, strict=True):
         assert set(some.indices["train"]) <= set(everything.indices["train"])
