@@ -39,8 +39,6 @@ def groups(tool):
 def test_every_number_of_the_tables_follows_from_kept_runs(tool, groups, path):
     if "clients" in path:
         groups = tool.groups_of([RESULTS / "clients"])
-    if "mllm" in path:
-        groups = tool.groups_of([ROOT / "results" / "mllm"])
     page = (ROOT / path).read_text(encoding="utf-8")
     emptied = re.sub(r"(<!-- results: \w+ -->\n).*?(<!-- end -->)", r"\1\2", page, flags=re.DOTALL)
     assert emptied != page
