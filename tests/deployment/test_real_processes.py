@@ -78,7 +78,7 @@ def stranger(federation):
 
 def shares(federation):
     """Three rounds with noise shares, which all clients' owners ask for: bob is killed in a turn, and the server."""
-    federation.set_faults(bob=[("turn", 1, "slow", 3)], ann=[("turn", 2, "slow", 5)])
+    federation.set_faults(bob=[("turn", 1, "slow", 3)], ann=[("turn", 2, "slow", 60)])
     run = federation.begin(folder="shares", round_deadline_s=300.0)
     told = stranger(federation)  # while the clients join
     federation.until(lambda: federation.has_begun("bob"))
@@ -110,7 +110,7 @@ def failures(federation):
     Bob and the server come back, and the run is started again. Cyd is gone for good.
     """
     federation.set_faults(
-        ann=[("turn", 2, "slow", 5)],
+        ann=[("turn", 2, "slow", DEADLINE_S + 5)],  # till the server is gone
         bob=[("turn", 1, "slow", DEADLINE_S + 5)],
         cyd=[("turn", 0, "damaged"), ("turn", 1, "slow", DEADLINE_S + 5), ("turn", 2, "full disk")],
     )

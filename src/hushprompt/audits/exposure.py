@@ -132,6 +132,7 @@ def secret_exposures(config: RunConfig, settings: SecretSettings) -> tuple[Expos
 def exposure(likelihoods: Float[Tensor, " r"], secret: int) -> float:
     """Return log2 r less log2 of the secret's rank; equals count as likelier than it.
 
+    >>> import torch
     >>> exposure(torch.tensor([-3.0, -1.0, -2.0, -4.0]), 2)
     1.0
     """
