@@ -238,6 +238,12 @@ def test_a_missing_folder_and_an_unreachable_hub_say_what_to_put_where(monkeypat
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(DataError, match=r"hf download no-such/model --local-dir FOLDER.*backbone\.model=FOLDER"):
         Transformers(model="no-such/model").load()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    asked = []
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda url: asked.append(url) or {}["no network"])
+    with pytest.raises(DataError, match=r"could it be fetched \('no network'\).*hf download no-such/model"):
+        Transformers(model="no-such/model").load()
+    assert len(asked) == 1, "asked once, without waiting to ask again"
 
 
 def test_a_missing_package_names_the_extra(monkeypatch):

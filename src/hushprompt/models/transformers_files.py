@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import pickle
 from collections.abc import Iterator, Mapping
-from importlib import resources
+from importlib import import_module, resources
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,10 @@ EMBEDDED = {"drawings": "drawings_mllm"}
 def find(model: str) -> str:
     """Return what `from_pretrained` takes: the folder that exists, one of the package itself, or a hub name.
 
+    Whether the hub has a model that is not in its cache is asked once, as the hub's package tries again for half a minute.
+
     Raises:
-        DataError: the text is a path, and there is no folder.
+        DataError: the text is a path, and there is no folder; or the hub cannot be reached, or lacks the model.
     """
     if model in EMBEDDED:
         return str(resources.files("hushprompt") / "assets" / EMBEDDED[model])
@@ -39,6 +41,12 @@ def find(model: str) -> str:
             f"The model folder {model!r} does not exist. backbone.model is a folder with config.json, weights, "
             "tokenizer and preprocessor files, or a hub name such as openai/clip-vit-base-patch16."
         )
+    try:
+        hub = import_module("huggingface_hub")
+        if not isinstance(hub.try_to_load_from_cache(model, "config.json"), str):
+            hub.get_hf_file_metadata(hub.hf_hub_url(model, "config.json"))
+    except Exception as error:  # whatever the hub's client and its network layers raise
+        raise _not_fetched(model, "config.json", error) from error
     return model
 
 
@@ -109,14 +117,23 @@ def reading(model: str, what: str) -> Iterator[None]:
     try:
         yield
     except UNREADABLE as error:
-        reason = (str(error) or repr(error)).strip().splitlines()[0]
         if Path(model).expanduser().is_dir():
             raise DataError(
-                f"The {what} in {model} cannot be read ({reason}). The folder must hold a whole repository: "
+                f"The {what} in {model} cannot be read ({_reason(error)}). The folder must hold a whole repository: "
                 "config.json, model.safetensors, tokenizer files and preprocessor_config.json."
             ) from error
-        raise DataError(
-            f"The {what} of {model} is neither in the Hugging Face cache nor could it be fetched ({reason}). On a "
-            f"machine with internet: hf download {model} --local-dir FOLDER; copy the folder here and use "
-            "--set backbone.model=FOLDER."
-        ) from error
+        raise _not_fetched(model, what, error) from error
+
+
+def _reason(error: Exception) -> str:
+    """Return the first line of what an error says."""
+    return (str(error) or repr(error)).strip().splitlines()[0]
+
+
+def _not_fetched(model: str, what: str, error: Exception) -> DataError:
+    """Return the sentence on a part of a model that is not at hand, and what to put where."""
+    return DataError(
+        f"The {what} of {model} is neither in the Hugging Face cache nor could it be fetched ({_reason(error)}). On a "
+        f"machine with internet: hf download {model} --local-dir FOLDER; copy the folder here and use "
+        "--set backbone.model=FOLDER."
+    )

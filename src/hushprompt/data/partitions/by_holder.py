@@ -102,7 +102,7 @@ class ByClient(PartitionRule):
             if split.clients is None:
                 raise ConfigError(
                     f"The data set {dataset.name} does not say which client holds an example. Use another partition, "
-                    "or data with a client column (table, huggingface, webdataset)."
+                    "or data with a client column (table, questions, huggingface, webdataset)."
                 )
             parts[name] = [np.flatnonzero(split.clients == client) for client in range(len(dataset.client_names))]
         empty = [name for name, part in zip(dataset.client_names, parts["train"], strict=True) if len(part) == 0]
