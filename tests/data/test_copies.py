@@ -30,7 +30,7 @@ def parts(tmp_path):
 def test_a_copy_in_train_and_test_is_refused_and_named(parts):
     image(parts / "test" / "cat" / "new.png", 1)
     with pytest.raises(
-        DataError, match=r"two splits.*\(1: .*train/cat/1\.png = .*test/cat/new\.png\).*data\.duplicates"
+        DataError, match=r'two splits.*\(1: .*train/cat/1\.png = .*test/cat/new\.png\).*data\.duplicates = "group"'
     ):
         Folder(root=str(parts)).load()
     dataset = Folder(root=str(parts), duplicates="allow").load()

@@ -199,8 +199,9 @@ def refuse(dataset: Dataset, findings: Sequence[Finding]) -> None:
     for one in findings:
         if one.is_refused:
             raise DataError(
-                f"Data set {dataset.name}: {one.line()}. Take all but one out, or, if they shall stay, set "
-                'data.duplicates = "allow". hushprompt data info --verify names what else there is.'
+                f"Data set {dataset.name}: {one.line()}. Take all but one out; or, if they shall stay, set "
+                'data.duplicates = "group" with privacy.privacy_unit = "group", which protects equal ones together, '
+                'or data.duplicates = "allow". hushprompt data info --verify names what else there is.'
             )
 
 

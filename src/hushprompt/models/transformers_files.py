@@ -26,7 +26,7 @@ EMBEDDED = {"drawings": "drawings_mllm"}
 def find(model: str) -> str:
     """Return what `from_pretrained` takes: the folder that exists, one of the package itself, or a hub name.
 
-    Whether the hub has a model that is not in its cache is asked once, as the hub's package tries again for half a minute.
+    For a model that is not in the cache the hub is asked once: its package would go on trying for half a minute.
 
     Raises:
         DataError: the text is a path, and there is no folder; or the hub cannot be reached, or lacks the model.
