@@ -145,7 +145,7 @@ def show_dataset(dataset: Dataset, *, has_about: bool) -> None:
     lines["left out as unreadable"] = str(dataset.num_skipped)
     for what, text in lines.items():
         console.print(f"{what}: {text}", markup=False, soft_wrap=True)
-    table = WholeTable("split", "examples", "per class", "per domain", "fingerprint")
+    table = WholeTable("split", "examples", "per kind" if dataset.is_open else "per class", "per domain", "fingerprint")
     for name, split in dataset.splits.items():
         per_class = np.bincount(split.labels, minlength=len(dataset.class_names))
         per_domain = np.bincount(split.domains, minlength=len(dataset.domain_names))
