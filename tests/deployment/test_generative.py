@@ -5,9 +5,8 @@ import pytest
 pytest.importorskip("transformers")
 
 from helpers import tiny_generative
-from helpers.deployments import NAMES, Deployment
-from helpers.runs import TOY, run_with
-from hushprompt import load_prompt
+from helpers.deployments import NAMES, Deployment, assert_gives_the_contexts_of_a_simulation
+from helpers.runs import TOY
 from hushprompt.config import parse as configs
 from hushprompt.errors import ConfigError
 
@@ -23,14 +22,7 @@ def test_it_gives_the_numbers_of_a_simulation(tmp_path, values):
     deployed = Deployment(values, tmp_path)
     for name in NAMES:
         deployed.restart(name, backbone=configs.parse(values).backbone)
-    deployed.serve()
-    assert deployed.reasons() == []
-    folder, _, _ = run_with(values, tmp_path)
-    left, right = deployed.prompts(), sorted((folder / "prompts").glob("*"))
-    assert sorted(left) == [path.name for path in right]
-    assert len(right) == 4
-    for path in right:
-        assert (left[path.name]["context"] - load_prompt(path).tensors["context"]).abs().max() < 1e-5
+    assert_gives_the_contexts_of_a_simulation(deployed, values, tmp_path)
 
 
 def test_a_method_of_two_towers_is_refused_before_anybody_is_asked(tmp_path, values):

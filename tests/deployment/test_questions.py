@@ -9,9 +9,8 @@ from PIL import Image
 pytest.importorskip("transformers")
 
 from helpers import tiny_generative
-from helpers.deployments import NAMES, Deployment
-from helpers.runs import TOY, run_with
-from hushprompt import load_prompt
+from helpers.deployments import NAMES, Deployment, assert_gives_the_contexts_of_a_simulation
+from helpers.runs import TOY
 from hushprompt.config import parse as configs
 from hushprompt.errors import ConfigError, ProtocolError, UnfitError
 
@@ -50,14 +49,7 @@ def deployment(values, tmp_path):
 
 def test_it_gives_the_numbers_of_a_simulation(tmp_path, values):
     deployed = deployment(values, tmp_path)
-    deployed.serve()
-    assert deployed.reasons() == []
-    folder, _, _ = run_with(values, tmp_path)
-    left, right = deployed.prompts(), sorted((folder / "prompts").glob("*"))
-    assert sorted(left) == [path.name for path in right]
-    assert len(right) == 4
-    for path in right:
-        assert (left[path.name]["context"] - load_prompt(path).tensors["context"]).abs().max() < 1e-5
+    assert_gives_the_contexts_of_a_simulation(deployed, values, tmp_path)
     arms = json.loads((deployed.root / "server" / "summary.json").read_text())["arms"]
     assert [(arm["method"], arm["is_open"], len(arm["per_client"])) for arm in arms] == [
         ("zero_shot", True, 3), ("dp_fpl", True, 3),

@@ -6,8 +6,8 @@ import json
 
 from safetensors.torch import load_file
 
-from helpers.runs import Silent
-from hushprompt import files
+from helpers.runs import Silent, run_with
+from hushprompt import files, load_prompt
 from hushprompt.config import parse as configs
 from hushprompt.config.schema import RuntimeConfig
 from hushprompt.deployment.client_node import open_client_node
@@ -129,3 +129,15 @@ class Deployment:
 
     def reasons(self, name="server"):
         return [line["reason"] for line in self.lines(name, "refusals.jsonl")]
+
+
+def assert_gives_the_contexts_of_a_simulation(deployed, values, folder):
+    """Serve, and compare the prompts of three clients and the server with those of a run with the same values."""
+    deployed.serve()
+    assert deployed.reasons() == []
+    simulated, _, _ = run_with(values, folder)
+    left, right = deployed.prompts(), sorted((simulated / "prompts").glob("*"))
+    assert sorted(left) == [path.name for path in right]
+    assert len(right) == 4
+    for path in right:
+        assert (left[path.name]["context"] - load_prompt(path).tensors["context"]).abs().max() < 1e-5

@@ -60,7 +60,7 @@ def test_sixteen_context_tokens_fit(backbone, dataset):
 
 def test_out_of_python_its_features_are_the_same_bit_for_bit(backbone, dataset):
     images, other = dataset.splits["test"].read(np.arange(5)), EmojiClip().load()
-    other.leave_python()
+    other.prepare_for_threads()
     assert isinstance(other._tower, torch.jit.ScriptModule)
     for count in (1, 5):
         assert torch.equal(other.encode_images(images[:count]), backbone.encode_images(images[:count]))

@@ -344,7 +344,7 @@ def test_counts_of_times_grow_with_the_bound():
 
 def test_every_core_has_a_batch_of_its_own_unless_one_is_faster_on_all(served_prompt, monkeypatch):
     before, left = torch.get_num_threads(), []
-    monkeypatch.setattr(type(served_prompt.model.backbone), "leave_python", lambda self: left.append(self))
+    monkeypatch.setattr(type(served_prompt.model.backbone), "prepare_for_threads", lambda self: left.append(self))
     for seconds, wanted in (((1.0, 1.2), (3, 1)), ((1.0, 1.9), (1, 3))):
         times = iter(seconds)
         monkeypatch.setattr(PromptAnswers, "_seconds_alone", lambda self, times=times: next(times))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -34,9 +33,10 @@ from hushprompt.evaluation.evaluate import (
     right_or_not,
 )
 from hushprompt.evaluation.metrics import predicted_classes
-from hushprompt.evaluation.private import count_right, in_equal_batches, scores_of
+from hushprompt.evaluation.private import count_right, scores_of
 from hushprompt.federation.planning import plan_arms, plan_metrics
 from hushprompt.federation.rounding import check_rounding
+from hushprompt.federation.scoring import Scoring
 from hushprompt.federation.setup import (
     Federation,
     Load,
@@ -50,11 +50,8 @@ from hushprompt.federation.setup import (
     tell_findings,
 )
 from hushprompt.federation.training import Participants, RoundInfo, train
-from hushprompt.methods.base import NoState, Personal, StartsFromRelease
-from hushprompt.methods.context import HasContext
+from hushprompt.methods.base import StartsFromRelease
 from hushprompt.privacy.metrics import MetricsPlan, RightAnswers
-from hushprompt.prompts.generative_model import GenerativeModel
-from hushprompt.prompts.prompted_model import PromptedModel
 from hushprompt.runs import checkpoint, ledger, manifest, records
 from hushprompt.runs import identity as identities
 from hushprompt.runs.arm import Arm
@@ -159,6 +156,7 @@ class Trainer:
         self.ledger = LedgerFile(folder, federation.partition.client_names, identity)
         self.metrics = metrics
         self.released = MetricsFile(folder)
+        self._scoring = Scoring(pool, _num_workers(config), federation.quiz, is_counted=metrics is not None)
         self.participants = Participants(config, federation, pool)
         self._progress: Progress
         self._start: float
@@ -253,7 +251,9 @@ class Trainer:
         new_classes = None
         if federation.new is not None and with_new_classes:
             features = federation.new.features[arm.method.feature_kind]
-            new_classes = NewClasses(self._logits_fn(arm, state, federation.new.model, features), federation.new.labels)
+            new_classes = NewClasses(
+                self._scoring.logits_fn(arm.method, state, federation.new.model, features), federation.new.labels
+            )
         scores = evaluate(
             logits_fn,
             federation.eval_labels,
@@ -375,68 +375,7 @@ class Trainer:
     def _eval_logits_fn(self, arm: Arm, state: State) -> Callable[[int], Float[Tensor, "n c"]]:
         """Return what computes a client's logits of all evaluation images."""
         features = self.federation.eval_features[arm.method.feature_kind]
-        return self._logits_fn(arm, state, self.federation.model, features)
-
-    def _logits_fn(
-        self, arm: Arm, state: State, model: PromptedModel, features: Float[Tensor, "n *m d"]
-    ) -> Callable[[int], Float[Tensor, "n c"]]:
-        """Return what computes a client's logits; those of clients with one and the same state are computed once.
-
-        Where examples have questions, it computes measures of the answers in their place.
-        """
-
-        def logits(personal: Personal) -> Float[Tensor, "n c"]:
-            def score(some: Float[Tensor, "b *m d"]) -> Float[Tensor, "b c"]:
-                return arm.method.logits(model, state.shared, personal, some)
-
-            quiz = self.federation.quiz
-            if quiz is not None:
-                ask = quiz.measures if self.metrics is None else quiz.matches
-                return ask(arm.method, state.shared, personal, features)
-            with torch.no_grad():
-                return (score(features) if self.metrics is None else in_equal_batches(score, features)).cpu()
-
-        counts = Counter(map(_identity, state.personal))
-        several = {_identity(personal): personal for personal in state.personal if counts[_identity(personal)] > 1}
-        # In the pool, where a thread computes alone: last bits must not depend on the number of cores.
-        if isinstance(model, GenerativeModel) and isinstance(arm.method, HasContext) and self._is_exact:
-            known = self._logits_of_contexts(arm.method, state, model, features)
-        else:
-            known = dict(zip(several, self.pool.map(logits, several.values()), strict=True))
-
-        def of_client(client_id: int) -> Float[Tensor, "n c"]:
-            personal = state.personal[client_id]
-            own = known.get(_identity(personal))
-            return logits(personal) if own is None else own
-
-        return of_client
-
-    @property
-    def _is_exact(self) -> bool:
-        """Whether classes are scored, without noise on the counts."""
-        return self.federation.quiz is None and self.metrics is None
-
-    def _logits_of_contexts(
-        self, method: HasContext, state: State, model: GenerativeModel, features: Float[Tensor, "n m e"]
-    ) -> dict[int, Float[Tensor, "n c"]]:
-        """Return the logits of each state that a client has, as its context alone gives them.
-
-        A worker reads image and question once for all its clients, where the prompt stands behind them. Logits of all
-        clients are in memory at once: beside the time that a generative model takes for them, they are few.
-        """
-        own, num_workers = {_identity(each): each for each in state.personal}, _num_workers(self.config)
-        groups = [keys for at in range(num_workers) if (keys := list(own)[at::num_workers])]
-
-        def score(keys: list[int]) -> list[Float[Tensor, "n c"]]:
-            return model.scores_of_each([method.context(state.shared, own[key]) for key in keys], features)
-
-        rows = zip(groups, self.pool.map(score, groups), strict=True)
-        return {key: logits.cpu() for keys, each in rows for key, logits in zip(keys, each, strict=True)}
-
-
-def _identity(personal: Personal) -> int:
-    """Return what two clients with one and the same state share."""
-    return 0 if isinstance(personal, NoState) else id(personal)
+        return self._scoring.logits_fn(arm.method, state, self.federation.model, features)
 
 
 def _progress(config: RunConfig, folder: Path) -> Progress:

@@ -166,8 +166,8 @@ class Model(ABC):
         """Move both towers; what the model returns from then on lies there."""
         raise NotImplementedError
 
-    def leave_python(self) -> None:  # noqa: B027  # a model need not do anything
-        """Have `encode_images` on the CPU hold up other threads' Python as little as it can; features stay the same."""
+    def prepare_for_threads(self) -> None:  # noqa: B027  # a model need not do anything
+        """Have `encode_images` on the CPU hold Python's global lock (GIL) little; features stay the same."""
 
 
 def encoder(model: Model, kind: FeatureKind) -> Callable[[Sequence[np.ndarray]], Float[Tensor, "n *m d"]]:

@@ -96,8 +96,8 @@ class EmojiClipModel(Model):
         return F.normalize(self._network.image.patches(self._pixels(images)), dim=-1)
 
     @torch.no_grad()
-    def leave_python(self) -> None:
-        """Run the image tower as one call: layer by layer, threads wait for each other's Python after each of them.
+    def prepare_for_threads(self) -> None:
+        """Run the image tower as one call: layer by layer, threads wait for Python's global lock after each of them.
 
         torch calls `trace` deprecated, and has nothing else that does this without a compiler.
         """

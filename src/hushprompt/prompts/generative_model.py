@@ -258,8 +258,8 @@ class GenerativeModel:
             len(context) + num_read, 1 + num_read, texts.questions.shape[1], is_recorded=False
         )
         rows = [context.new_zeros(0)]
-        for start in range(0, len(media), min(chunk, len(media) or 1)):
-            some, own = media[start : start + chunk], texts.of(slice(start, start + chunk))
+        for part in _parts(len(media), chunk):
+            some, own = media[part], texts.of(part)
             rows.append(self.losses(context.expand(len(some), -1, -1), some, own.questions[:, 0], own))
         return torch.cat(rows)
 

@@ -27,7 +27,7 @@ VALUES_AT_ONCE = 40_000_000
 A PNG with a palette and transparency, which is converted twice, takes 15 bytes a pixel; others take less.
 """
 MOST_WORKERS = 4
-"""More threads would wait for each other's Python."""
+"""More threads would wait for Python's global lock."""
 WORTHWHILE = 1.3
 """An image alone has to be encoded so many times as fast on all cores as on one, or a batch stays on one."""
 
@@ -137,7 +137,7 @@ class PromptAnswers:
         """Return how many batches are encoded at the same time, and on how many threads each.
 
         A large model is faster on all cores. A small one is not, as its threads wait for each other; then every core
-        has a batch of its own, whose threads share one Python.
+        has a batch of its own.
         """
         num_threads = torch.get_num_threads()
         if self.prompt.model.device != "cpu" or num_threads == 1:
@@ -149,7 +149,7 @@ class PromptAnswers:
         torch.set_num_threads(num_threads)
         if alone > WORTHWHILE * together:
             return 1, num_threads
-        self.prompt.model.backbone.leave_python()
+        self.prompt.model.backbone.prepare_for_threads()
         return min(num_threads, MOST_WORKERS), 1
 
     def _seconds_alone(self) -> float:
