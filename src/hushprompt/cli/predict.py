@@ -79,7 +79,10 @@ def predict(
         str | None, typer.Option(help="Answer this in words instead of by a class; of a generative model's prompt.")
     ] = None,
     max_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Tokens after which such an answer is cut off; none: 32.")
+        int | None,
+        typer.Option(
+            min=1, help="Tokens after which such an answer is cut off; none: 32, of a split as in evaluation."
+        ),
     ] = None,
     recursive: Annotated[bool, typer.Option("--recursive", help="Take files in folders of a folder, too.")] = False,
     backbone: Annotated[
