@@ -13,9 +13,9 @@ from PIL import Image
 import hushprompt as hp
 from helpers.prompt_files import written
 from hushprompt.models.toy import Toy, ToyModel
-from hushprompt.serving.answers import PromptAnswers
 from hushprompt.serving.guard import Door
 from hushprompt.serving.limits import ServingLimits
+from hushprompt.serving.replies import PromptAnswers
 from hushprompt.serving.server import PromptService, application
 
 

@@ -10,8 +10,8 @@ pytest.importorskip("transformers")
 from helpers import tiny_generative
 from hushprompt.errors import ConfigError
 from hushprompt.methods.base import Batch
-from hushprompt.prompts.answers import pack
 from hushprompt.prompts.generative_model import GenerativeModel
+from hushprompt.prompts.packed_answers import pack
 from hushprompt.registry import BACKBONES
 
 FAMILIES = [

@@ -17,7 +17,7 @@ from helpers.served import image, sound, toy_app, toy_prompt
 from hushprompt.config import parse as configs
 from hushprompt.errors import ConfigError, DataError
 from hushprompt.registry import BACKBONES
-from hushprompt.serving.answers import PromptAnswers
+from hushprompt.serving.replies import PromptAnswers
 
 ANSWER = ("POST", "/v1/answer")
 QUESTION = "What color is it?"

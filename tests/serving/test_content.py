@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from helpers.served import bomb, image, sound
-from hushprompt.serving.answers import VALUES_AT_ONCE, Question, _parts
 from hushprompt.serving.content import MOST_SCANS, size_of
 from hushprompt.serving.limits import RefusedError, ServingLimits
+from hushprompt.serving.replies import VALUES_AT_ONCE, Question, _parts
 
 LIMITS = ServingLimits()
 EXIF = b"Exif\x00\x00II*\x00\x08\x00\x00\x00\x00\x00"

@@ -21,10 +21,10 @@ import pytest
 import hushprompt as hp
 from helpers.served import image, toy_app
 from hushprompt.errors import ConfigError, PrivacyError
-from hushprompt.serving.answers import PromptAnswers
 from hushprompt.serving.guard import HEADERS, Door
 from hushprompt.serving.limits import ServingLimits
 from hushprompt.serving.listening import Listener, ListenerConfig, _OneWrite, read_token
+from hushprompt.serving.replies import PromptAnswers
 from hushprompt.serving.server import PromptService
 
 TOKEN = "a-token-that-is-long-enough"

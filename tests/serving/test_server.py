@@ -17,8 +17,8 @@ from helpers.asgi import ask, once, started
 from helpers.served import bomb, hearing, image, sound, toy_app
 from hushprompt.errors import ConfigError
 from hushprompt.models.toy import Toy
-from hushprompt.serving import answers as answers_module
-from hushprompt.serving.answers import PromptAnswers, Question, Room, identifier
+from hushprompt.serving import replies
+from hushprompt.serving.replies import PromptAnswers, Question, Room, identifier
 from hushprompt.serving.server_metrics import ServerMetrics
 
 PREDICT = ("POST", "/v1/predict")
@@ -256,8 +256,8 @@ def test_whatever_one_image_does_to_the_decoder_is_its_own_alone(served_prompt, 
         return real(data, media, width)
 
     answers = PromptAnswers(served_prompt)
-    real = answers_module.as_array
-    monkeypatch.setattr(answers_module, "as_array", odd)
+    real = replies.as_array
+    monkeypatch.setattr(replies, "as_array", odd)
     fine, found = answers([Question(image(), 1), Question(b"odd", 1)])
     assert (found.status, str(found)) == (415, "This image cannot be read.")
     assert fine.trained.label == served_prompt.predict(image()).label

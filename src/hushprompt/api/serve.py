@@ -81,8 +81,8 @@ def serve(
         DataError: there is no such prompt.
     """
     require("serve", "A server", "starlette", "uvicorn")
-    from hushprompt.serving.answers import PromptAnswers
     from hushprompt.serving.listening import Listener, ListenerConfig
+    from hushprompt.serving.replies import PromptAnswers
     from hushprompt.serving.server import PromptService, application
 
     config = ListenerConfig(

@@ -9,7 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from hushprompt.models.generative import GenerativeBackbone
-from hushprompt.prompts.answers import TRUNK
+from hushprompt.prompts.packed_answers import TRUNK
 from hushprompt.prompts.reading import Past, Reading, behind, follow, visible
 
 

@@ -25,9 +25,9 @@ from torch import Tensor
 
 from hushprompt.errors import ConfigError, DataError
 from hushprompt.models.generative import GenerativeBackbone, KeysAndValues
-from hushprompt.prompts.answers import PADDING, TRUNK, Answers, one_each, pack
 from hushprompt.prompts.decoding import greedy
 from hushprompt.prompts.layout import NamePosition
+from hushprompt.prompts.packed_answers import PADDING, TRUNK, Answers, one_each, pack
 from hushprompt.prompts.prefix_cache import PrefixCache
 from hushprompt.prompts.prompted_model import LabeledExamples
 from hushprompt.prompts.reading import Past, Reading, behind, follow, joined, visible

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hushprompt.models.generative import KeysAndValues
-from hushprompt.prompts.answers import TRUNK
+from hushprompt.prompts.packed_answers import TRUNK
 
 Past = tuple[KeysAndValues, Bool[Tensor, "b p"]]
 """Keys and values of what was read, and which of them are no padding."""

@@ -17,13 +17,13 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route, Router
 
 from hushprompt.errors import ConfigError
-from hushprompt.serving.answers import OpenQuestion, OpenReply, PromptAnswers, Question, Reply, identifier
 from hushprompt.serving.batching import MicroBatcher
 from hushprompt.serving.content import FORMATS, passes, size_of
 from hushprompt.serving.guard import CHARGE, Door, Guard
 from hushprompt.serving.limits import RefusedError, ServingLimits
 from hushprompt.serving.promise import in_plain_words
 from hushprompt.serving.prompt import MAX_TOKENS, ZERO_SHOT, Prediction
+from hushprompt.serving.replies import OpenQuestion, OpenReply, PromptAnswers, Question, Reply, identifier
 from hushprompt.serving.server_metrics import ServerMetrics
 
 if TYPE_CHECKING:
