@@ -1,14 +1,12 @@
 """How good an answer in words is: exact match, ANLS and VQA accuracy, pure functions of texts.
 
-Words are compared as the script of VQA compares them: in small letters, without punctuation and articles, and with
-digits for the numbers up to ten. What that script does to words like "dont" is left out.
+Exact match and VQA accuracy compare texts as `normalized` writes them, ANLS in small letters.
 """
 
 from __future__ import annotations
 
 import math
 import re
-import string
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
@@ -17,12 +15,24 @@ NUMBERS = {
     "none": "0", "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6",
     "seven": "7", "eight": "8", "nine": "9", "ten": "10",
 }  # fmt: skip
-MARKS = re.compile(
-    rf"(?<!\d)[.,]|[.,](?!\d)|(?<=\d),(?=\d)|[{re.escape(string.punctuation.replace('.', '').replace(',', ''))}]"
-)
-"""Punctuation, but for the point of a number."""
+CONTRACTED = """
+'ow's'at 'twas ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't
+he'd he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am might've mightn't mightn't've must've mustn't
+needn't not've o'clock oughtn't shan't she'd've should've shouldn't shouldn't've somebody'd've somebody'll somebody's
+someone'd someone'd've someone'll someone's something'd something'd've something'll that's there'd there'd've there're
+there's they'd they'd've they'll they're they've wasn't we'd've we've weren't what'll what're what's what've when's
+where'd where's where've who'd who'd've who'll who's who've why'll why're why's won't would've wouldn't wouldn't've
+y'all y'all'd've y'all'll you'd you'd've you'll you're you've
+"""
+CONTRACTIONS = {
+    word[:at] + word[at + 1 :]: word for word in CONTRACTED.split() for at, sign in enumerate(word) if sign == "'"
+} | {"somebody'd": "somebodyd"}  # fmt: skip
+"""What VQA's table mends: words that lack one apostrophe; its one entry that takes an apostrophe out is here, too."""
+MARKS = ';/[]"{}()=+\\_-><@`,?!'
+"""Punctuation that is not read; apostrophes, colons and signs such as $ and % are."""
+THOUSANDS, POINT = re.compile(r"\d,\d"), re.compile(r"\.(?!\d)")
 THRESHOLD = 0.5
-"""A distance from which on ANLS is 0: another answer, not another spelling."""
+"""A similarity below which ANLS is 0: another answer, not another spelling."""
 LEAST_ANSWERS = 4
 """True answers without which VQA accuracy cannot reach 1."""
 
@@ -47,43 +57,51 @@ class AnswerScores:
 ANSWER_SCORES = tuple(field.name for field in fields(AnswerScores))
 
 
-def plain(text: str) -> str:
-    """Return a text as answers are compared.
+def normalized(text: str) -> str:
+    """Return a text as answers are compared: small letters, digits for numbers up to ten, no article, no punctuation.
 
-    >>> plain("The Two red-cars, 1,000.5 m."), plain("don't")
-    ('2 red cars 1000.5 m', 'dont')
+    A mark becomes a space, or nothing where it stands beside a space anywhere in the text or the text has a comma
+    within a number; a full stop stays before a digit alone. Apostrophes that were left out are put in at last.
+
+    Source: `vqaEval.py` of VQA's authors (github.com/GT-Vision-Lab/VQA), `processPunctuation`, `processDigitArticle`.
+
+    >>> normalized("The Two red-cars"), normalized("1,000.5 m."), normalized("Dont!")
+    ('2 red cars', '1000.5 m', "don't")
     """
-    text = text.lower().replace("'", "")
-    text = MARKS.sub(lambda mark: "" if mark[0] in ",." else " ", text)
-    return " ".join(NUMBERS.get(word, word) for word in text.split() if word not in ARTICLES)
+    text = text.replace("\n", " ").replace("\t", " ").strip()
+    found, has_thousands = text, THOUSANDS.search(text)
+    for mark in MARKS:
+        is_apart = f"{mark} " in text or f" {mark}" in text
+        found = found.replace(mark, "" if is_apart or has_thousands else " ")
+    words = [NUMBERS.get(word, word) for word in POINT.sub("", found).lower().split()]
+    return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
 
 
 def exact_match(answer: str, true: Sequence[str]) -> float:
-    """Return 1 where an answer is one of the true ones, else 0.
-
-    Source: Rajpurkar et al. 2016 (arXiv:1606.05250), section 6.1.
+    """Return 1 where an answer, normalized, is one of the true ones, else 0.
 
     >>> exact_match("A cat.", ["dog", "cat"]), exact_match("a big cat", ["cat"])
     (1.0, 0.0)
     """
-    return float(plain(answer) in map(plain, true))
+    return float(normalized(answer) in map(normalized, true))
 
 
 def anls(answer: str, true: Sequence[str]) -> float:
-    """Return 1 less the edit distance over the length of the longer text, at the nearest true answer; 0 from 0.5 on.
+    """Return 1 less the edit distance over the length of the longer text, at the nearest true answer; 0 below 0.5.
 
-    Source: Biten et al. 2019 (arXiv:1905.13648), Eq. 1; case and space around are not looked at.
+    Source: Biten et al. 2019 (arXiv:1905.13648), Eq. 1, as the scripts of ST-VQA and DocVQA compute it: small letters,
+    spaces counted once, and 0.5 itself counts, which is 0 in the paper.
 
     >>> anls("STOP ", ["stop"]), anls("stob", ["stop", "go"]), anls("halt", ["stop"])
     (1.0, 0.75, 0.0)
     """
-    return max(_nearness(answer.strip().lower(), one.strip().lower()) for one in true)
+    nearest = max(_similarity(*(" ".join(text.lower().split()) for text in (answer, one))) for one in true)
+    return nearest if nearest >= THRESHOLD else 0.0
 
 
-def _nearness(one: str, other: str) -> float:
-    """Return the similarity of two texts, cut off."""
-    distance = edit_distance(one, other) / (max(len(one), len(other)) or 1)
-    return 1 - distance if distance < THRESHOLD else 0.0
+def _similarity(one: str, other: str) -> float:
+    """Return 1 less the edit distance over the length of the longer text."""
+    return 1 - edit_distance(one, other) / (max(len(one), len(other)) or 1)
 
 
 def edit_distance(one: str, other: str) -> int:
@@ -104,14 +122,15 @@ def edit_distance(one: str, other: str) -> int:
 def vqa_accuracy(answer: str, true: Sequence[str]) -> float:
     """Return min(k / 3, 1), k true answers being equal to this one, averaged over leaving one true answer out.
 
-    Source: Antol et al. 2015 (arXiv:1505.00468), section 3, with the averaging of their script. NaN below 4 true
-    answers, of which three others could never agree.
+    Source: Antol et al. 2015 (arXiv:1505.00468), section 3, with the averaging of their script. That compares texts
+    as they are where all true answers are alike; here they are always normalized, or a capital letter would cost the
+    question. NaN below 4 true answers, of which three others could never agree.
 
     >>> vqa_accuracy("2", ["two", "2", "3", "4"]), vqa_accuracy("yes", ["yes"] * 4), vqa_accuracy("yes", ["yes"])
     (0.5, 1.0, nan)
     """
     if len(true) < LEAST_ANSWERS:
         return math.nan
-    is_equal = [plain(answer) == plain(one) for one in true]
+    is_equal = [normalized(answer) == normalized(one) for one in true]
     each = [min((sum(is_equal) - left_out) / 3, 1.0) for left_out in is_equal]
     return sum(each) / len(each)
