@@ -71,7 +71,8 @@ def test_likelihoods_are_those_of_one_answer_at_a_time(values):
     answers = ["the code is 1 2", "ox", "the dog"]
     found = model.likelihoods(context, media, "what is it", answers)
     texts = model.texts(["what is it"] * 3, answers)
-    expected = -model.text_losses(context, media.expand(3, -1, -1), texts) * (texts.answers >= 0).sum(dim=1)
+    ((_, losses),) = model.answers_and_losses([context], media.expand(3, -1, -1), texts, 1)
+    expected = -losses * (texts.answers >= 0).sum(dim=1)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 

@@ -19,7 +19,7 @@ from hushprompt.config import parse as configs
 from hushprompt.config import presets
 from hushprompt.data.sets import emoji100
 from hushprompt.data.sets.toy import ToyData
-from hushprompt.errors import UnfitError
+from hushprompt.errors import DataError, UnfitError
 from hushprompt.features.cache import cached
 from hushprompt.methods.base import check_needs
 from hushprompt.models.generative import GenerativeBackbone
@@ -93,8 +93,11 @@ def test_a_killed_run_resumes_to_the_same_bits_and_tokens_are_cached_once(reposi
     assert files(again) == files(whole)
 
 
-def test_all_clients_prompts_are_scored_behind_one_reading_and_as_each_alone(repository, tmp_path, monkeypatch):
-    wanted = values(repository, "dp_fpl", training={"num_rounds": 1})
+@pytest.mark.parametrize("evaluation", [{}, {"metrics_epsilon": 1.0, "metrics_delta": 1e-3}], ids=["exact", "noisy"])
+def test_all_clients_prompts_are_scored_behind_one_reading_and_as_each_alone(
+    repository, tmp_path, monkeypatch, evaluation
+):
+    wanted = values(repository, "dp_fpl", training={"num_rounds": 1}, evaluation=evaluation)
     together, _, _ = run_with(wanted, tmp_path, "together")
     reads = []
     plain = GenerativeModel.scores_of_each
@@ -152,6 +155,14 @@ def test_a_file_of_features_or_a_metric_is_refused(repository, tmp_path):
     given = {**TOY, "backbone": {"name": "smolvlm", "model": str(repository)}}
     with pytest.raises(UnfitError, match="A file of features needs two towers"):
         hp.export_features(given, out=tmp_path / "x.npz", progress=False)
+
+
+def test_without_internet_all_that_is_missing_is_told_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    data = {"root": str(tmp_path / "data"), "download": False}
+    told = r"(?s)Oxford-IIIT Pets.*Nor is the model there\. The config\.json of HuggingFaceTB/SmolVLM-256M.*--local-dir"
+    with pytest.raises(DataError, match=told):
+        hp.run(Path(__file__).parents[2] / "configs" / "smolvlm.toml", out=tmp_path / "run", data=data, progress=False)
 
 
 def few(dataset, each):

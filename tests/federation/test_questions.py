@@ -15,6 +15,7 @@ from helpers.runs import files, killed_and_resumed, run_with
 from hushprompt.config import parse as configs
 from hushprompt.errors import ConfigError, UnfitError
 from hushprompt.features.cache import cached, image_features
+from hushprompt.federation.questions import Quiz
 from hushprompt.federation.rounding import LONGEST, measure
 from hushprompt.federation.setup import assemble, load_model, make_partition
 from hushprompt.models.generative import GenerativeBackbone
@@ -94,7 +95,8 @@ def test_a_run_trains_on_answers_and_reports_their_measures(repository, listed, 
     context = hp.load_prompt(folder / "prompts" / "client-001.safetensors").tensors["context"]
     tokens = model.backbone.encode_tokens(test.read(own)).half().float()
     texts = model.texts([test.questions[at] for at in own], [test.answers[at][0] for at in own])
-    torch.testing.assert_close(learned.per_client[1]["loss"], float(model.text_losses(context, tokens, texts).mean()))
+    ((_, losses),) = model.answers_and_losses([context], tokens, texts, 1)
+    torch.testing.assert_close(learned.per_client[1]["loss"], float(losses.mean()))
 
 
 @pytest.mark.parametrize("method", ["promptfl", "local_only", "dp_fpl_released", "random_prompt"])
@@ -116,22 +118,42 @@ def test_a_killed_run_resumes_to_the_same_bits(repository, listed, tmp_path, mon
     assert files(again) == files(whole)
 
 
-def test_counts_with_noise_are_of_exact_matches_and_nothing_else_leaves(repository, listed, tmp_path, monkeypatch):
-    evaluation = {"max_answer_tokens": 3, "metrics_epsilon": 1.0, "metrics_delta": 1e-3}
-    config = values(repository, listed, training={"num_rounds": 1}, evaluation=evaluation)
-    alone = []
-    answer = GenerativeModel.answer
+NOISY = {"metrics_epsilon": 1.0, "metrics_delta": 1e-3}
 
-    def spied(self, context, media, *more):
-        alone.append(len(media))
-        return answer(self, context, media, *more)
 
-    monkeypatch.setattr(GenerativeModel, "answer", spied)
-    monkeypatch.setattr(GenerativeModel, "text_losses", None)
-    _, (arm,), _ = run_with(config, tmp_path)
+@pytest.mark.parametrize("more", [{}, NOISY], ids=["measures", "matches"])
+def test_all_clients_answer_behind_one_reading_and_as_each_alone(repository, listed, tmp_path, monkeypatch, more):
+    evaluation = {"max_answer_tokens": 3, "split": "test", **more}
+    config = values(
+        repository, listed, training={"num_rounds": 1}, evaluation=evaluation, runtime={"num_threads": 1}
+    )  # fmt: skip
+    name = "matches" if more else "measures"
+    ask, read, reads, counts = getattr(Quiz, name), GenerativeModel._read_prefix, [], []
+
+    def alone(self, contexts, media):
+        return [ask(self, [context], media)[0] for context in contexts]
+
+    def counted(self, contexts, media):
+        reads.clear()
+        found = ask(self, contexts, media)
+        counts.append((len(contexts), len(media), [*reads]))
+        return found
+
+    monkeypatch.setattr(GenerativeModel, "_read_prefix", lambda *given: reads.append(len(given[1])) or read(*given))
+    monkeypatch.setattr(Quiz, name, alone)
+    apart, _, _ = run_with(config, tmp_path, "apart")
+    monkeypatch.setattr(Quiz, name, counted)
+    if more:
+        monkeypatch.setattr(GenerativeModel, "answers_and_losses", None)
+    together, (arm,), _ = run_with(config, tmp_path, "together")
+    assert files(together) == files(apart)
+    ((num_prompts, num, parts),) = counts
+    assert num_prompts == 2
+    # With noise each question is asked alone, and exact matches are all that is counted.
+    assert parts == ([1] * num if more else [num])
     assert 0 <= arm.local <= 1
-    assert (arm.loss, arm.anls, arm.vqa_accuracy, arm.is_open) == (None, None, None, True)
-    assert set(alone) == {1}
+    assert arm.is_open
+    assert ((arm.loss, arm.anls, arm.vqa_accuracy) == (None, None, None)) is bool(more)
 
 
 def test_several_questions_on_one_image_need_a_group(repository, listed, tmp_path, monkeypatch):

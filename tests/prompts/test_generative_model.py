@@ -258,13 +258,15 @@ def test_answers_are_those_of_decoding_one_by_one_with_nothing_kept(folder, posi
     stops = backbone.stop_ids | {longest[2]}  # one stops before the others
     monkeypatch.setattr(type(backbone), "stop_ids", stops)
     expected = [backbone.spell(library.decoded(context, *pair, 4)) for pair in pairs]
-    assert model.answer(context, media, QUESTIONS, 4) == expected
+    (said,) = model.answers_of_each([context], media, QUESTIONS, 4)
+    assert [answer.text for answer in said] == expected
+    assert [answer.is_complete for answer in said] == [len(library.decoded(context, *pair, 4)) < 4 for pair in pairs]
+    assert {answer.is_complete for answer in said} == {True, False}
     monkeypatch.setattr(model, "examples_at_once", lambda *_, **__: 2)
-    assert model.answer(context, media, QUESTIONS, 4) == expected
-    assert model.answer(context, media[:0], ()) == []
-    assert model.answer(context, media, max_tokens=2) == [
-        backbone.spell(library.decoded(context, one, "", 2)) for one in media
-    ]
+    assert model.answers_of_each([context], media, QUESTIONS, 4) == [said]
+    assert model.answers_of_each([context], media[:0], ()) == [[]]
+    (own,) = model.answers_of_each([context], media, [""] * len(media), max_tokens=2)
+    assert [answer.text for answer in own] == [backbone.spell(library.decoded(context, one, "", 2)) for one in media]
 
 
 def test_a_prefix_that_is_kept_changes_nothing_whoever_asked_before(folder):

@@ -47,7 +47,7 @@ def test_an_answer_is_that_of_the_model_for_one_or_several(prompt, pictures):
     paths = [pictures / "0.png", pictures / "1.png"]
     said = prompt.answer(paths, QUESTION, max_tokens=5)
     media, context = prompt.image_features(paths), prompt.tensors["context"]
-    assert said == prompt.model.answer(context, media, [QUESTION] * 2, 5)
+    assert said == [each.text for each in prompt.model.answers_of_each([context], media, [QUESTION] * 2, 5)[0]]
     assert prompt.answer(paths[1], QUESTION, max_tokens=5) == said[1]
     own = prompt.model.how_asked[0]
     assert prompt.answer(paths[0]) == prompt.answer(paths[0], own)
@@ -75,14 +75,16 @@ def test_the_command_writes_answers_in_three_formats(prompt, pictures, hush, mon
     hush(*asked, "--format", "jsonl", "-o", "out.jsonl", ok=False)
     lines = [json.loads(line) for line in Path("out.jsonl").read_text(encoding="utf-8").splitlines()]
     assert lines[0] == {
-        "file": str(pictures / "0.png"), "question": QUESTION, "answer": wanted, "error": None, "zero_shot": before,
+        "file": str(pictures / "0.png"), "question": QUESTION, "answer": wanted, "is_complete": False, "error": None,
+        "zero_shot": before,
     }  # fmt: skip
     assert (lines[2]["answer"], "cannot be read" in lines[2]["error"]) == (None, True)
     hush(*asked, "--format", "csv", "-o", "out.csv", ok=False)
     table = list(csv.DictReader(io.StringIO(Path("out.csv").read_text(encoding="utf-8"), newline="")))
     assert (table[0]["answer"], table[0]["zero_shot"], table[2]["answer"]) == (wanted, before, "")
+    assert (table[0]["is_complete"], table[2]["is_complete"]) == ("False", "")
     done = hush(*asked, ok=False)
-    assert "zero-shot: " in done.out.splitlines()[0]
+    assert f"{wanted}  (cut off)  zero-shot: " in done.out.splitlines()[0]
     assert prompt.privacy in done.err
 
 
@@ -94,7 +96,11 @@ def test_a_prompt_of_two_towers_answers_no_question(tmp_path, hush):
     done = hush("predict", "prompts", "one.png", "--question", QUESTION, ok=False)
     assert "answers no question in words" in done.err
     app = toy_app(toy)
-    assert once(app, *ANSWER, body(image())).status == 404
+    refused = once(app, *ANSWER, body(image()))
+    assert (refused.status, "ask it for the class of an image (POST /v1/predict)" in refused.json["error"]) == (
+        404,
+        True,
+    )
     assert once(app, "GET", "/v1/model").json["in_words"] is None
 
 
@@ -111,6 +117,7 @@ def test_the_server_answers_as_the_prompt_does(prompt):
     first, default, about, counts, classes = asyncio.run(run())
     assert first.json["answer"] == prompt.answer(data, QUESTION, max_tokens=5)
     assert first.json["zero_shot"] == prompt.zero_shot().answer(data, QUESTION, max_tokens=5)
+    assert first.json["is_complete"] is False
     assert first.json["milliseconds"] > 0
     assert default.json["answer"] == prompt.answer(data)
     assert "zero_shot" not in default.json
@@ -253,7 +260,9 @@ def test_a_prompt_without_classes_answers_or_is_given_some(open_run, tmp_path):
         prompt.predict(picture)
     assert prompt.with_classes(["cat", "dog"]).predict(picture).label in ("cat", "dog")
     app = toy_app(prompt)
-    assert once(app, "POST", "/v1/predict", image()).status == 404
+    for path in ("/v1/predict", "/v1/predict-batch"):
+        refused = once(app, "POST", path, image())
+        assert (refused.status, "in words (POST /v1/answer)" in refused.json["error"]) == (404, True)
     assert once(app, *ANSWER, body(image())).json["answer"] == prompt.answer(image(), QUESTION)
     text = (hp.export(prompt, to="card", out=tmp_path / "card") / "README.md").read_text()
     assert 'prompt.answer("photo.jpg")' in text

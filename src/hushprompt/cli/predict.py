@@ -29,7 +29,7 @@ UNREADABLE = 3
 
 
 CLASS_COLUMNS = ("file", "label", "probability", "error", "truth", "zero_shot", "zero_shot_probability")
-ANSWER_COLUMNS = ("file", "question", "answer", "error", "truth", "zero_shot")
+ANSWER_COLUMNS = ("file", "question", "answer", "is_complete", "error", "truth", "zero_shot")
 """Of a table in CSV."""
 
 
@@ -154,6 +154,7 @@ def as_text(rows: Iterable[ExamplePrediction]) -> Iterator[str]:
         parts += ["-"] if row.label is None and row.answer is None and row.error is None else []
         parts += [f"{name} {probability:.3f}" for name, probability in row.top]
         parts += [row.answer or "-"] if row.answer is not None else []
+        parts += ["(cut off)"] if row.is_complete is False else []
         if row.compared is not None:
             parts.append(f"zero-shot: {row.compared.label} {row.compared.probability:.3f}")
         if row.compared_answer is not None:
@@ -188,7 +189,7 @@ def as_values(row: ExamplePrediction) -> dict[str, Any]:
 
 def _answer_values(row: ExamplePrediction) -> dict[str, Any]:
     """Return an answer in words as plain values."""
-    values = {"file": row.file, "question": row.question, "answer": row.answer, "error": row.error}
+    values = {name: getattr(row, name) for name in ("file", "question", "answer", "is_complete", "error")}
     more = {"truth": row.true_answers or row.truth, "zero_shot": row.compared_answer}
     return values | {name: value for name, value in more.items() if value is not None}
 

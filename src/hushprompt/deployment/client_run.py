@@ -25,7 +25,7 @@ from hushprompt.evaluation.evaluate import right_or_not
 from hushprompt.evaluation.metrics import accuracy
 from hushprompt.evaluation.private import in_equal_batches
 from hushprompt.federation.client import Client, Step
-from hushprompt.federation.questions import Quiz, quiz_of, texts_of
+from hushprompt.federation.questions import Quiz, context_of, quiz_of, texts_of
 from hushprompt.federation.rounding import check_rounding
 from hushprompt.federation.setup import tell_findings
 from hushprompt.methods.base import Method, NoState, Shared
@@ -246,9 +246,11 @@ class ClientRun:
         quiz = self._quiz
         if quiz is None:
             return gains.zero_shot(self.model), lambda images: method.logits(self.model, shared, state.personal, images)
+        before = context_of(quiz.model, ZeroShot(), NoState(), NoState())
+        after = context_of(quiz.model, method, shared, state.personal)
         return (
-            lambda images: right_or_not(quiz.matches(ZeroShot(), NoState(), NoState(), images)),
-            lambda images: right_or_not(quiz.matches(method, shared, state.personal, images)),
+            lambda images: right_or_not(quiz.matches([before], images)[0]),
+            lambda images: right_or_not(quiz.matches([after], images)[0]),
         )
 
     def load_features(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,38 +45,38 @@ class Quiz:
         return Quiz(self.model, texts, questions, answers, self.max_tokens)
 
     def measures(
-        self, method: Method, shared: Shared, personal: Personal, media: Float[Tensor, "n m e"]
-    ) -> Float[Tensor, "n 4"]:
-        """Return exact match, loss per token, ANLS and VQA accuracy of each answer of a client's prompt."""
-        context = self.context(method, shared, personal)
-        said = self.model.answer(context, media, self.questions, self.max_tokens)
-        losses = self.model.text_losses(context, media, self.texts).tolist()
-        rows = [
-            (exact_match(answer, true), loss, anls(answer, true), vqa_accuracy(answer, true))
-            for answer, loss, true in zip(said, losses, self.answers, strict=True)
-        ]
-        return torch.tensor(rows, dtype=torch.float64).reshape(len(rows), 4)
+        self, contexts: Sequence[Float[Tensor, "t e"]], media: Float[Tensor, "n m e"]
+    ) -> list[Float[Tensor, "n 4"]]:
+        """Return exact match, loss per token, ANLS and VQA accuracy of each answer, for each client's context."""
+        found = []
+        for said, losses in self.model.answers_and_losses(contexts, media, self.texts, self.max_tokens):
+            rows = [
+                (exact_match(answer.text, true), loss, anls(answer.text, true), vqa_accuracy(answer.text, true))
+                for answer, loss, true in zip(said, losses.tolist(), self.answers, strict=True)
+            ]
+            found.append(torch.tensor(rows, dtype=torch.float64).reshape(len(rows), 4))
+        return found
 
     def matches(
-        self, method: Method, shared: Shared, personal: Personal, media: Float[Tensor, "n m e"]
-    ) -> Float[Tensor, "n 1"]:
-        """Return the exact match of each answer, for counts that get noise.
+        self, contexts: Sequence[Float[Tensor, "t e"]], media: Float[Tensor, "n m e"]
+    ) -> list[Float[Tensor, "n 1"]]:
+        """Return the exact match of each answer, for each client's context: for counts that get noise.
 
         Each question is asked alone, so that an answer does not depend on how many and how long the others are: one
         example more or less changes one answer.
         """
-        context = self.context(method, shared, personal)
-        rows = [
-            exact_match(self.model.answer(context, one, [question], self.max_tokens)[0], true)
-            for one, question, true in zip(media.split(1), self.questions, self.answers, strict=True)
-        ]
-        return torch.tensor(rows, dtype=torch.float64).reshape(len(rows), 1)
+        found = torch.zeros(len(contexts), len(media), 1, dtype=torch.float64)
+        for at, (one, question, true) in enumerate(zip(media.split(1), self.questions, self.answers, strict=True)):
+            said = self.model.answers_of_each(contexts, one, [question], self.max_tokens)
+            found[:, at, 0] = torch.tensor([exact_match(answer.text, true) for (answer,) in said])
+        return list(found)
 
-    def context(self, method: Method, shared: Shared, personal: Personal) -> Float[Tensor, "t e"]:
-        """Return the context that a client answers with; of length 0 where none is learned."""
-        if isinstance(method, HasContext):
-            return method.context(shared, personal)
-        return torch.zeros(0, self.model.token_width, device=self.model.device)
+
+def context_of(model: GenerativeModel, method: Method, shared: Shared, personal: Personal) -> Float[Tensor, "t e"]:
+    """Return the context that a client answers with; of length 0 where none is learned."""
+    if isinstance(method, HasContext):
+        return method.context(shared, personal)
+    return torch.zeros(0, model.token_width, device=model.device)
 
 
 def quiz_of(model: Any, split: Split, config: RunConfig) -> Quiz | None:

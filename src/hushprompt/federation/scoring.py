@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hushprompt.evaluation.private import in_equal_batches
-from hushprompt.federation.questions import Quiz
+from hushprompt.federation.questions import Quiz, context_of
 from hushprompt.methods.base import Method, NoState, Personal
 from hushprompt.methods.context import HasContext
 from hushprompt.prompts.generative_model import GenerativeModel
@@ -45,16 +45,12 @@ class Scoring:
             def score(some: Float[Tensor, "b *m d"]) -> Float[Tensor, "b c"]:
                 return method.logits(model, state.shared, personal, some)
 
-            if self.quiz is not None:
-                ask = self.quiz.matches if self.is_counted else self.quiz.measures
-                return ask(method, state.shared, personal, features)
             with torch.no_grad():
                 return (in_equal_batches(score, features) if self.is_counted else score(features)).cpu()
 
         counts = Counter(map(_identity, state.personal))
         several = {_identity(personal): personal for personal in state.personal if counts[_identity(personal)] > 1}
-        is_exact = self.quiz is None and not self.is_counted
-        if is_exact and isinstance(model, GenerativeModel) and isinstance(method, HasContext):
+        if isinstance(model, GenerativeModel) and (self.quiz is not None or isinstance(method, HasContext)):
             known = self._logits_of_contexts(method, state, model, features)
         else:
             known = dict(zip(several, self.pool.map(logits, several.values()), strict=True))
@@ -67,7 +63,7 @@ class Scoring:
         return of_client
 
     def _logits_of_contexts(
-        self, method: HasContext, state: State, model: GenerativeModel, features: Float[Tensor, "n m e"]
+        self, method: Method, state: State, model: GenerativeModel, features: Float[Tensor, "n m e"]
     ) -> dict[int, Float[Tensor, "n c"]]:
         """Return the logits of each state that a client has, as its context alone gives them.
 
@@ -77,11 +73,27 @@ class Scoring:
         own = {_identity(each): each for each in state.personal}
         groups = [keys for at in range(self.num_workers) if (keys := list(own)[at :: self.num_workers])]
 
-        def score(keys: list[int]) -> list[Float[Tensor, "n c"]]:
-            return model.scores_of_each([method.context(state.shared, own[key]) for key in keys], features)
+        def score(keys: list[int]) -> Sequence[Float[Tensor, "n c"]]:
+            contexts = [context_of(model, method, state.shared, own[key]) for key in keys]
+            if self.quiz is not None:
+                return (self.quiz.matches if self.is_counted else self.quiz.measures)(contexts, features)
+            if self.is_counted:
+                return _in_equal_batches(model, contexts, features)
+            return model.scores_of_each(contexts, features)
 
         rows = zip(groups, self.pool.map(score, groups), strict=True)
         return {key: logits.cpu() for keys, each in rows for key, logits in zip(keys, each, strict=True)}
+
+
+def _in_equal_batches(
+    model: GenerativeModel, contexts: Sequence[Float[Tensor, "t e"]], features: Float[Tensor, "n m e"]
+) -> Sequence[Float[Tensor, "n c"]]:
+    """Score examples with each context, always as many at a time."""
+
+    def score(some: Float[Tensor, "b m e"]) -> Float[Tensor, "b k"]:
+        return torch.cat(model.scores_of_each(contexts, some), dim=1)
+
+    return in_equal_batches(score, features).split(model.num_classes, dim=1)
 
 
 def _identity(personal: Personal) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Int
@@ -13,6 +14,15 @@ from hushprompt.prompts.packed_answers import TRUNK
 from hushprompt.prompts.reading import Past, Reading, behind, follow, visible
 
 
+class Answer(NamedTuple):
+    """What a model says."""
+
+    text: str
+    """Without space around it."""
+    is_complete: bool
+    """Whether the model ended it; False where it was cut off."""
+
+
 @torch.no_grad()
 def greedy(
     backbone: GenerativeBackbone,
@@ -20,8 +30,8 @@ def greedy(
     text: Reading,
     max_tokens: int,
     is_wanted: Callable[[], bool] = lambda: True,
-) -> list[list[int]]:
-    """Return the tokens of each example's answer, without the one that ends it.
+) -> list[Answer]:
+    """Return each example's answer, without the token that ends it.
 
     Keys and values are kept, so each step reads one token an example. Up to rounding, an answer is that of its example
     alone: what others say, and how long, changes nothing.
@@ -46,7 +56,7 @@ def greedy(
         if not any(is_open):
             break
         reading = follow(backbone.embed(latest[:, None]), text.end + step, len(text.positions))
-    return answers
+    return [Answer(backbone.spell(tokens), not goes_on) for tokens, goes_on in zip(answers, is_open, strict=True)]
 
 
 def _said(

@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 import string
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from hushprompt.errors import ConfigError, DataError
 from hushprompt.models.generative import GenerativeBackbone, KeysAndValues
-from hushprompt.prompts.decoding import greedy
+from hushprompt.prompts.decoding import Answer, greedy
 from hushprompt.prompts.layout import NamePosition
 from hushprompt.prompts.packed_answers import PADDING, TRUNK, Answers, one_each, pack
 from hushprompt.prompts.prefix_cache import PrefixCache
@@ -249,21 +249,6 @@ class GenerativeModel:
         return F.cross_entropy(self._scores(past, trunk, self._all), labels, reduction="none")
 
     @torch.no_grad()
-    def text_losses(
-        self, context: Float[Tensor, "t e"], media: Float[Tensor, "n m e"], texts: TextTokens
-    ) -> Float[Tensor, " n"]:
-        """Return the mean negative log-likelihood of the tokens of each true answer."""
-        num_read = texts.answers.shape[1] - 1
-        chunk = self.examples_at_once(
-            len(context) + num_read, 1 + num_read, texts.questions.shape[1], is_recorded=False
-        )
-        rows = [context.new_zeros(0)]
-        for part in _parts(len(media), chunk):
-            some, own = media[part], texts.of(part)
-            rows.append(self.losses(context.expand(len(some), -1, -1), some, own.questions[:, 0], own))
-        return torch.cat(rows)
-
-    @torch.no_grad()
     def likelihoods(
         self, context: Float[Tensor, "t e"], media: Float[Tensor, "1 m e"], question: str, answers: Sequence[str]
     ) -> Float[Tensor, " c"]:
@@ -274,37 +259,50 @@ class GenerativeModel:
         return torch.cat(means) * torch.tensor([len(tokens) for tokens in spelled], device=self.device)
 
     @torch.no_grad()
-    def answer(
+    def answers_of_each(
         self,
-        context: Float[Tensor, "t e"],
+        contexts: Sequence[Float[Tensor, "t e"]],
         media: Float[Tensor, "n m e"],
-        questions: Sequence[str] | None = None,
+        questions: Sequence[str],
         max_tokens: int = 32,
         is_wanted: Callable[[], bool] = lambda: True,
-    ) -> list[str]:
-        """Answer questions with the most likely token each time.
+    ) -> list[list[Answer]]:
+        """Answer questions with each of some contexts by the most likely token each time, to the bits of each alone.
 
         Args:
-            context: a learned prompt; of length 0: none.
+            contexts: learned prompts; of length 0: none.
             media: tokens of one image or sound a question.
-            questions: what is asked about each; None, or an empty one: the question of the config.
+            questions: what is asked about each; an empty one: the question of the config.
             max_tokens: after which an answer is cut off.
             is_wanted: asked before each token; False ends all answers where they are.
-
-        Returns:
-            Each answer without space around it.
         """
-        if len(media) == 0:
-            return []
-        asked = self.question_ids([""] * len(media) if questions is None else questions)
-        chunk = self.examples_at_once(len(context) + max_tokens, 1, asked.shape[1], is_recorded=False)
-        answers: list[str] = []
-        for rows in _parts(len(media), chunk):
-            past, text = self._start(context.expand(len(media[rows]), -1, -1), media[rows], asked[rows])
-            answers += [
-                self.backbone.spell(tokens) for tokens in greedy(self.backbone, past, text, max_tokens, is_wanted)
-            ]
-        return answers
+        asked = self.question_ids(questions)
+        chunk = self.examples_at_once(max(map(len, contexts)) + max_tokens, 1, asked.shape[1], is_recorded=False)
+        found: list[list[Answer]] = [[] for _ in contexts]
+        for at, _, past, text in self._starts(contexts, media, asked, chunk):
+            found[at] += greedy(self.backbone, past, text, max_tokens, is_wanted)
+        return found
+
+    @torch.no_grad()
+    def answers_and_losses(
+        self,
+        contexts: Sequence[Float[Tensor, "t e"]],
+        media: Float[Tensor, "n m e"],
+        texts: TextTokens,
+        max_tokens: int,
+    ) -> list[tuple[list[Answer], Float[Tensor, " n"]]]:
+        """Do the same, with the mean negative log-likelihood of the tokens of each true answer beside."""
+        num_read = texts.answers.shape[1] - 1
+        chunk = self.examples_at_once(
+            max(map(len, contexts)) + max(num_read, max_tokens), 1 + num_read, texts.questions.shape[1],
+            is_recorded=False,
+        )  # fmt: skip
+        said: list[list[Answer]] = [[] for _ in contexts]
+        losses = [[context.new_zeros(0)] for context in contexts]
+        for at, rows, past, text in self._starts(contexts, media, texts.questions, chunk):
+            said[at] += greedy(self.backbone, past, text, max_tokens)
+            losses[at].append(-self._scores(past, text, one_each(texts.answers[rows]))[:, 0])
+        return list(zip(said, map(torch.cat, losses), strict=True))
 
     @torch.no_grad()
     def scores(
@@ -320,22 +318,15 @@ class GenerativeModel:
     def scores_of_each(
         self, contexts: Sequence[Float[Tensor, "t e"]], image_features: Float[Tensor, "n m e"]
     ) -> list[Float[Tensor, "n c"]]:
-        """Score examples with each of some contexts, as `scores` does, to the same bits.
-
-        Where they stand at the tail, image and question are read once for all of them.
-        """
+        """Score examples with each of some contexts, as `scores` does, to the same bits."""
         if not self.class_names:
             return [context.new_zeros(len(image_features), 0) for context in contexts]
         widest, longest = max(group.num_read for group in self._groups), max(map(len, contexts))
         chunk = self.examples_at_once(longest + widest, 1 + widest, is_recorded=False)
-        rows = [[context.new_zeros(0, self.num_classes)] for context in contexts]
-        for part in _parts(len(image_features), chunk):
-            media, known = image_features[part], None
-            for row, context in zip(rows, contexts, strict=True):
-                past, trunk = self._start(context.expand(len(media), -1, -1), media, known=known)
-                row.append(torch.cat([self._scores(past, trunk, group) for group in self._groups], dim=1))
-                known = past[0]
-        return [torch.cat(row) for row in rows]
+        found = [[context.new_zeros(0, self.num_classes)] for context in contexts]
+        for at, _, past, trunk in self._starts(contexts, image_features, None, chunk):
+            found[at].append(torch.cat([self._scores(past, trunk, group) for group in self._groups], dim=1))
+        return [torch.cat(each) for each in found]
 
     def template_scores(self, image_features: Float[Tensor, "n m e"]) -> Float[Tensor, "n c"]:
         """Score examples with the written question alone."""
@@ -376,6 +367,25 @@ class GenerativeModel:
         floats += num_tokens * num_layers * (backbone.floats_kept_per_token if is_recorded else 2 * self.token_width)
         floats += 3 * num_predictions * backbone.vocabulary_size
         return 1 + self.memory_mb * 2**20 // (4 * floats)
+
+    def _starts(
+        self,
+        contexts: Sequence[Float[Tensor, "t e"]],
+        media: Float[Tensor, "n m e"],
+        questions: Int[Tensor, "n q"] | None,
+        chunk: int,
+    ) -> Iterator[tuple[int, slice, Past, Reading]]:
+        """Yield which context and examples come next, and what `_start` returns for them, part by part.
+
+        Where contexts stand at the tail, image or sound and question of a part are read once for all of them.
+        """
+        for rows in _parts(len(media), chunk):
+            known: KeysAndValues | None = None
+            for at, context in enumerate(contexts):
+                some, asked = media[rows], None if questions is None else questions[rows]
+                past, trunk = self._start(context.expand(len(some), -1, -1), some, asked, known)
+                known = past[0]
+                yield at, rows, past, trunk
 
     def _start(
         self,

@@ -44,6 +44,8 @@ class ExamplePrediction:
     """What was asked in words; None: which class it is."""
     answer: str | None = None
     """What the prompt answered in words."""
+    is_complete: bool | None = None
+    """Whether the prompt ended its answer; False where it was cut off."""
     compared_answer: str | None = None
     """What the other prompt answered."""
     true_answers: tuple[str, ...] | None = None
@@ -109,9 +111,11 @@ class Asked:
     ) -> list[ExamplePrediction]:
         """Return answers in words about encoded examples, a question each."""
         found = [each.answers(features[each.feature_kind], questions, self.max_tokens) for each in self.prompts]
-        others = found[1] if len(found) > 1 else [None] * len(names)
+        others = [other.text for other in found[1]] if len(found) > 1 else [None] * len(names)
         return [
-            ExamplePrediction(file=name, question=question, answer=own, compared_answer=other)
+            ExamplePrediction(
+                file=name, question=question, answer=own.text, is_complete=own.is_complete, compared_answer=other
+            )
             for name, question, own, other in zip(names, questions, found[0], others, strict=True)
         ]
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from hushprompt.methods.base import Method, Scorer
     from hushprompt.models.base import FeatureKind, Model
     from hushprompt.models.placing import Device
+    from hushprompt.prompts.decoding import Answer
     from hushprompt.prompts.prompted_model import PromptedModel
 
 BATCH_SIZE = 50
@@ -158,7 +159,7 @@ class Prompt:
         self.check_question(question, max_tokens)
         is_one = not isinstance(images, (list, tuple))
         parts = self._encoded([images] if is_one else images, batch_size)
-        found = [each for part in parts for each in self.answers(part, [question] * len(part), max_tokens)]
+        found = [each.text for part in parts for each in self.answers(part, [question] * len(part), max_tokens)]
         return found[0] if is_one else found
 
     def answers(
@@ -167,7 +168,7 @@ class Prompt:
         questions: Sequence[str],
         max_tokens: int = MAX_TOKENS,
         is_wanted: Callable[[], bool] = lambda: True,
-    ) -> list[str]:
+    ) -> list[Answer]:
         """Answer one question about each encoded image or sound; those of `image_features`.
 
         Args:
@@ -177,7 +178,9 @@ class Prompt:
             is_wanted: asked before each token; False ends all answers where they are.
         """
         model: Any = self.model
-        return list(model.answer(self.tensors["context"].to(model.device), media, questions, max_tokens, is_wanted))
+        context = self.tensors["context"].to(model.device)
+        found: list[Answer] = model.answers_of_each([context], media, questions, max_tokens, is_wanted)[0]
+        return found
 
     def check_question(self, question: str, max_tokens: int) -> None:
         """Raise ConfigError unless the model answers in words, and question and answer fit its window."""

@@ -17,6 +17,7 @@ import torch
 
 from hushprompt.errors import ConfigError, DataError
 from hushprompt.extras import require
+from hushprompt.prompts.decoding import Answer
 from hushprompt.serving.inputs import as_array, media_for
 from hushprompt.serving.limits import RefusedError
 from hushprompt.serving.prompt import ZERO_SHOT, Prediction, Prompt, predictions
@@ -70,8 +71,8 @@ class OpenQuestion:
 class OpenReply:
     """What the prompt answers, and what the model without a learned prompt does."""
 
-    trained: str
-    zero_shot: str | None = None
+    trained: Answer
+    zero_shot: Answer | None = None
 
 
 class PromptAnswers:

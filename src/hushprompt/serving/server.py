@@ -54,8 +54,12 @@ class PromptService:
         if answers.prompt.classes:
             several = (self.predict_batch, "POST")
             self.endpoints |= {"/v1/predict": (self.predict, "POST"), "/v1/predict-batch": several}
-        if answers.prompt.is_generative:
-            self.endpoints["/v1/answer"] = (self.answer, "POST")
+        else:
+            no_classes = "This prompt has no classes: ask it in words (POST /v1/answer)."
+            self.endpoints |= dict.fromkeys(("/v1/predict", "/v1/predict-batch"), (_nothing(no_classes), "POST"))
+        in_words = "This prompt answers no questions in words: ask it for the class of an image (POST /v1/predict)."
+        is_generative = answers.prompt.is_generative
+        self.endpoints["/v1/answer"] = (self.answer if is_generative else _nothing(in_words), "POST")
         self.counts = ServerMetrics([*self.endpoints, *PAGE])
 
     @contextlib.asynccontextmanager
@@ -119,8 +123,9 @@ class PromptService:
             raise RefusedError(503, late) from error
         finally:
             has_ended.set()
-        beside = {} if reply.zero_shot is None else {ZERO_SHOT: reply.zero_shot}
-        return JSONResponse({"answer": reply.trained, **beside, **self._signed(start)})
+        told = {"answer": reply.trained.text, "is_complete": reply.trained.is_complete}
+        beside = {} if reply.zero_shot is None else {ZERO_SHOT: reply.zero_shot.text}
+        return JSONResponse({**told, **beside, **self._signed(start)})
 
     async def model(self, request: Request) -> Response:
         """Say what the prompt is, and what it promises."""
@@ -284,6 +289,15 @@ def application(service: PromptService, door: Door, limits: ServingLimits) -> AS
     routes = [Route(path, found, methods=[method]) for path, (found, method) in {**service.endpoints, **pages}.items()]
     app = Router(routes, redirect_slashes=False, lifespan=service.running)
     return Guard(app, door, limits, service.counts.count)
+
+
+def _nothing(why: str) -> Endpoint:
+    """Return the endpoint of what this prompt cannot do, which says what it can."""
+
+    async def endpoint(request: Request) -> Response:
+        raise RefusedError(404, why)
+
+    return endpoint
 
 
 def _cost(question: Question) -> int:

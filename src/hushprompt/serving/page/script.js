@@ -161,7 +161,7 @@ async function wonder() {
     by("unclear").hidden = false;
     return;
   }
-  tell(said.answer || NO_WORD, true);
+  tell((said.answer || NO_WORD) + (said.is_complete ? "" : " (cut off)"), true);
   by("said_before").textContent = said.zero_shot || NO_WORD;
   by("said_beside").hidden = !model.has_zero_shot;
 }
