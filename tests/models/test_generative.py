@@ -43,6 +43,19 @@ def test_a_picture_of_any_size_is_stretched_to_the_square(folders):
     assert load(folders / "qwen2_vl").capabilities.num_tokens == 784, "at 224 pixels"
 
 
+def test_weights_are_read_without_the_librarys_bar(folders, capfd):
+    from transformers.utils import logging
+
+    was_shown = logging.is_progress_bar_enabled()
+    logging.enable_progress_bar()
+    capfd.readouterr()
+    load(folders / "smolvlm")
+    assert "Loading weights" not in capfd.readouterr().err
+    assert logging.is_progress_bar_enabled()
+    if not was_shown:
+        logging.disable_progress_bar()
+
+
 def test_neighboring_tokens_are_averaged_and_extra_ones_stay(folders):
     backbone = load(folders / "smolvlm", image_size=64)
     tokens = backbone.encode_tokens(PICTURES)

@@ -361,6 +361,16 @@ def test_an_unreachable_hub_says_what_to_put_where(monkeypatch):
         find_tokenizer(open_clip, "ViT-B-16-SigLIP")
     with pytest.raises(DataError, match=r"hf download no/model --local-dir FOLDER.*local-dir:FOLDER"):
         OpenClip(architecture="hf-hub:no/model").load()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    asked = []
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda url: asked.append(url) or {}["no network"])
+    monkeypatch.setattr("open_clip.pretrained.hf_hub_download", None)
+    for config in (OpenClip(pretrained="openai"), OpenClip(architecture="hf-hub:no/model")):
+        with pytest.raises(DataError, match=r"could not be fetched \('no network'\)"):
+            config.load()
+    with pytest.raises(DataError, match=r"nor could it be fetched \('no network'\)"):
+        find_tokenizer(open_clip, "ViT-B-16-SigLIP")
+    assert len(asked) == 3, "each asked for once, without waiting to ask again"
 
 
 def test_a_missing_package_names_the_extra(monkeypatch):

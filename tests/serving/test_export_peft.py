@@ -101,6 +101,23 @@ def test_peft_answers_alike_and_its_cache_is_a_trap(kind, hub, picture, tmp_path
     assert str(hub) not in "".join(path.read_bytes().decode("latin-1") for path in folder.iterdir())
 
 
+def test_the_program_says_in_a_sentence_what_it_lacks(hub, picture, tmp_path, monkeypatch, capsys):
+    folder, model = hp.export(prompt_of("smolvlm", hub), to="peft", out=tmp_path / "out"), str(hub / "smolvlm")
+    for given, words in (
+        ([], "the following arguments are required: MODEL, photo"),
+        ([model, str(picture), "what", "more"], "unrecognized arguments: more"),
+        ([model, "no.jpg"], "No such file or directory: 'no.jpg'"),
+        ([model, str(folder / "input.json")], "cannot identify image file"),
+        (["/no/model", str(picture)], "/no/model"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["ask.py", *given])
+        with pytest.raises(SystemExit):
+            runpy.run_path(str(folder / "ask.py"))
+        usage, told = capsys.readouterr().err.splitlines()[-2:]
+        assert usage.strip().endswith("photo [question]")
+        assert words in told
+
+
 def test_the_readme_has_the_traps_and_the_promise(hub, tmp_path):
     prompt = prompt_of("smolvlm", hub)
     header = dataclasses.replace(prompt.header, backbone={**prompt.header.backbone, "model": "org/name"})

@@ -13,7 +13,7 @@ from hushprompt import seeding
 from hushprompt.config.schema import Reference, RunConfig
 from hushprompt.data.partitions.base import Partition
 from hushprompt.errors import ConfigError, PrivacyError, UnfitError
-from hushprompt.federation.setup import Classes, Load, load_backbone
+from hushprompt.federation.setup import Classes, Load, load_backbone, load_data
 from hushprompt.methods.base import (
     ClipsBatches,
     Method,
@@ -46,7 +46,7 @@ def with_fitting_references(config: RunConfig, load: Load | None = None) -> RunC
         config: before its run begins; the run folder gets what this returns, so whoever reads it has the same arms.
         load: loads data set and backbone, to see what they lack; None: the settings alone are looked at.
     """
-    backbone = load_backbone(config, load(config.data), load) if load and config.references else None
+    backbone = load_backbone(config, load_data(config, load), load) if load and config.references else None
     kept: list[Reference] = []
     for reference in config.references:
         try:

@@ -19,7 +19,7 @@ from hushprompt.data.base import Dataset, HeldByClients
 from hushprompt.data.copies import in_training, refuse_across_clients
 from hushprompt.data.groups import with_groups
 from hushprompt.data.partitions.base import DeclaresClasses, Partition
-from hushprompt.errors import ConfigError
+from hushprompt.errors import ConfigError, DataError, HushpromptError
 from hushprompt.evaluation.base_to_new import base_images, num_base_classes
 from hushprompt.evaluation.splits import ClientSplit, client_splits
 from hushprompt.features.cache import Progress, check_fit, image_features
@@ -149,6 +149,24 @@ def loads_once() -> Load:
         return loaded[id(section)][1]
 
     return load
+
+
+def load_data(config: RunConfig, load: Load = load_fresh) -> Dataset:
+    """Load the data set.
+
+    Raises:
+        DataError: it is missing or damaged; if the model is missing, too, the message says both.
+    """
+    try:
+        dataset: Dataset = load(config.data)
+    except DataError as error:
+        check_found = getattr(config.backbone, "check_found", lambda: None)
+        try:
+            check_found()
+        except HushpromptError as other:
+            raise DataError(f"{error}\nNor is the model there. {other}") from error
+        raise
+    return dataset
 
 
 def load_model(config: RunConfig, dataset: Dataset, arms: Sequence[Arm], load: Load = load_fresh) -> PromptedModel:

@@ -43,6 +43,7 @@ from hushprompt.federation.setup import (
     assemble,
     client_sizes,
     declared_classes,
+    load_data,
     load_fresh,
     load_model,
     make_partition,
@@ -88,7 +89,7 @@ def run(config: RunConfig, folder: Path, observer: Observer, load: Load = load_f
         ResumeError: the folder is in use, damaged, or was begun with other data, another model or another config.
     """
     with records.locked(folder), tracked(config, folder, observer) as observer:
-        dataset = load(config.data)
+        dataset = load_data(config, load)
         partition = make_partition(config, dataset)
         sizes = client_sizes(partition)
         identity = IdentityFile(folder, config)

@@ -18,14 +18,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hushprompt.models.base import Capabilities, Model, check_template, fingerprint, optional
-from hushprompt.models.transformers_files import load_network, load_part, settings_of
+from hushprompt.models.transformers_files import OfTransformers, load_network, load_part, settings_of
 from hushprompt.models.transformers_tokenizer import PromptTokenizer
 from hushprompt.registry import BACKBONES
 
 
 @BACKBONES.register("clap")
 @dataclass(frozen=True, kw_only=True)
-class Clap:
+class Clap(OfTransformers):
     """The `backbone` section of a CLAP model of transformers, for audio."""
 
     model: str = "laion/clap-htsat-unfused"

@@ -26,7 +26,7 @@ from hushprompt.models.chat_turn import Turn, turn_of
 from hushprompt.models.generative_families import Family
 from hushprompt.models.media_tokens import ImageTokens, SoundTokens
 from hushprompt.models.placing import Precision, precision_settings
-from hushprompt.models.transformers_files import find, load_part, reading, settings_of
+from hushprompt.models.transformers_files import OfTransformers, find, load_part, reading, settings_of, without_bar
 from hushprompt.registry import BACKBONES
 
 KeysAndValues = tuple[tuple[Tensor, Tensor], ...]
@@ -36,7 +36,7 @@ PromptPosition = Literal["tail", "front"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerativeConfig:
+class GenerativeConfig(OfTransformers):
     """What the `backbone` sections of all families have."""
 
     family: ClassVar[Family]
@@ -145,7 +145,7 @@ def load_generative(transformers: Any, config: GenerativeConfig) -> Any:
             "another model, or another backbone.name."
         )
     options = {"device_map": config.device_map} if config.device_map else {}
-    with reading(model, "weights (model.safetensors)"):
+    with reading(model, "weights (model.safetensors)"), without_bar(transformers):
         network, report = getattr(transformers, family.network).from_pretrained(
             source, config=found, dtype=getattr(torch, config.precision), attn_implementation="sdpa",
             output_loading_info=True, **options,

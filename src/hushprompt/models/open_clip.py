@@ -22,6 +22,7 @@ from torch import Tensor
 from hushprompt import checks
 from hushprompt.errors import ConfigError, DataError
 from hushprompt.models.base import Capabilities, Model, check_template, fingerprint, optional
+from hushprompt.models.hub import ask_once
 from hushprompt.models.image_graph import ImageGraph
 from hushprompt.models.open_clip_image import ImageTower, num_patches_of
 from hushprompt.models.open_clip_text import prompt_tokenizer, text_tower
@@ -29,6 +30,7 @@ from hushprompt.models.open_clip_weights import is_torchscript, load_weights
 from hushprompt.models.placing import Precision, lowered, precision_settings
 from hushprompt.registry import BACKBONES
 
+CONFIG = "open_clip_config.json"
 LOCAL_DIR = "and use --set backbone.architecture=local-dir:FOLDER, with backbone.pretrained empty."
 
 
@@ -203,6 +205,8 @@ def _known_recipe(open_clip: Any, config: OpenClip, checkpoint: Path | None) -> 
 def _download(open_clip: Any, name: str, tag: str, trained: dict[str, Any]) -> Path:
     """Fetch the weights of a tag, or take them from the hub's cache."""
     try:
+        if trained.get("hf_hub"):
+            _ask_for_weights(open_clip, *trained["hf_hub"].rsplit("/", 1))
         return Path(open_clip.download_pretrained(trained))
     except Exception as error:  # whatever the hub's client and its network layers raise
         hub = "/".join(trained.get("hf_hub", "").split("/")[:2])  # a file name may follow
@@ -217,7 +221,7 @@ def _download(open_clip: Any, name: str, tag: str, trained: dict[str, Any]) -> P
 
 def _folder(open_clip: Any, folder: Path, checkpoint: Path | None) -> tuple[dict[str, Any], Path]:
     """Read the settings in a folder of open_clip's layout, and find its weights."""
-    path = folder / "open_clip_config.json"
+    path = folder / CONFIG
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
         _ = settings["model_cfg"]["embed_dim"]
@@ -237,13 +241,23 @@ def _folder(open_clip: Any, folder: Path, checkpoint: Path | None) -> tuple[dict
 def _hub(open_clip: Any, name: str, checkpoint: Path | None) -> tuple[dict[str, Any], Path]:
     """Fetch settings and weights of a hub repository, or take them from the hub's cache."""
     try:
+        ask_once(name, CONFIG)
         settings = open_clip.factory._get_hf_config(name)
+        if checkpoint is None:
+            _ask_for_weights(open_clip, name)
         return settings, checkpoint or Path(open_clip.download_pretrained_from_hf(name))
     except Exception as error:  # whatever the hub's client and its network layers raise
         raise DataError(
             f"The model {name} could not be fetched ({error}). On a machine with internet: hf download {name} "
             f"--local-dir FOLDER; copy the folder here, {LOCAL_DIR}"
         ) from error
+
+
+def _ask_for_weights(open_clip: Any, name: str, file: str = "") -> None:
+    """Ask the hub once for a file of weights, or for one that open_clip takes in its place."""
+    pretrained = open_clip.pretrained
+    file = file or pretrained.HF_WEIGHTS_NAME
+    ask_once(name, *pretrained._get_safe_alternatives(file), file)
 
 
 def _network(open_clip: Any, recipe: Recipe) -> Any:
@@ -268,6 +282,8 @@ def _built(open_clip: Any, settings: dict[str, Any]) -> Any:
         cls = open_clip.CoCa if "multimodal_cfg" in settings else open_clip.CustomTextCLIP
     with torch.random.fork_rng(devices=[]):
         try:
+            if is_hub_text:
+                ask_once(settings["text_cfg"]["hf_model_name"], "config.json")
             return cls(**settings)
         except OSError as error:
             raise DataError(
@@ -289,6 +305,8 @@ def find_tokenizer(open_clip: Any, architecture: str) -> Any:
     if name:
         optional("transformers", "transformers")
     try:
+        if name:
+            ask_once(name, "tokenizer_config.json")
         return open_clip.get_tokenizer(architecture)
     except (OSError, ValueError) as error:
         raise DataError(

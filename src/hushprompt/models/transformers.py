@@ -22,7 +22,7 @@ from hushprompt.models.base import Capabilities, Model, check_template, fingerpr
 from hushprompt.models.causal_tower import CausalBlock, CausalTower
 from hushprompt.models.image_graph import ImageGraph, PixelRecipe, TowerGraph, no_graph
 from hushprompt.models.placing import Precision, lowered, precision_settings
-from hushprompt.models.transformers_files import load_network, load_part, settings_of
+from hushprompt.models.transformers_files import OfTransformers, load_network, load_part, settings_of
 from hushprompt.models.transformers_tokenizer import PromptTokenizer
 from hushprompt.registry import BACKBONES
 
@@ -33,7 +33,7 @@ ATTENTION = {"text_config": "eager", "vision_config": "sdpa"}
 
 @BACKBONES.register("transformers")
 @dataclass(frozen=True, kw_only=True)
-class Transformers:
+class Transformers(OfTransformers):
     """The `backbone` section of a CLIP, SigLIP or SigLIP 2 model of transformers."""
 
     model: str = "openai/clip-vit-base-patch16"

@@ -13,6 +13,8 @@ import torch
 from safetensors import SafetensorError
 
 from hushprompt.errors import ConfigError, DataError
+from hushprompt.models.base import optional
+from hushprompt.models.hub import ask_once
 
 UNREADABLE = (
     OSError, RuntimeError, ValueError, KeyError, AttributeError, TypeError, ImportError, EOFError,
@@ -23,10 +25,19 @@ EMBEDDED = {"drawings": "drawings_mllm"}
 """Names of the models that the package has in itself, and their folders among its assets."""
 
 
+class OfTransformers:
+    """What the `backbone` sections of models of transformers have in common."""
+
+    model: str
+
+    def check_found(self) -> None:
+        """Raise what `load` does where the package is not installed, or the model is neither here nor to be had."""
+        optional("transformers", "transformers")
+        find(self.model)
+
+
 def find(model: str) -> str:
     """Return what `from_pretrained` takes: the folder that exists, one of the package itself, or a hub name.
-
-    For a model that is not in the cache the hub is asked once: its package would go on trying for half a minute.
 
     Raises:
         DataError: the text is a path, and there is no folder; or the hub cannot be reached, or lacks the model.
@@ -42,10 +53,8 @@ def find(model: str) -> str:
             "tokenizer and preprocessor files, or a hub name such as openai/clip-vit-base-patch16."
         )
     try:
-        hub = import_module("huggingface_hub")
-        if not isinstance(hub.try_to_load_from_cache(model, "config.json"), str):
-            hub.get_hf_file_metadata(hub.hf_hub_url(model, "config.json"))
-    except Exception as error:  # whatever the hub's client and its network layers raise
+        ask_once(model, "config.json")
+    except OSError as error:
         raise _not_fetched(model, "config.json", error) from error
     return model
 
@@ -77,7 +86,7 @@ def load_network(
             "Use another model, or another backbone.name."
         )
     cls = getattr(transformers, classes[config.model_type])
-    with reading(model, "weights (model.safetensors)"):
+    with reading(model, "weights (model.safetensors)"), without_bar(transformers):
         network, report = cls.from_pretrained(
             source, config=config, dtype=torch.float32, attn_implementation=attention, output_loading_info=True
         )
@@ -109,6 +118,23 @@ def _without_place(values: dict[Any, Any]) -> dict[Any, Any]:
         for key, value in values.items()
         if key not in dropped
     }
+
+
+@contextlib.contextmanager
+def without_bar(transformers: Any) -> Iterator[None]:
+    """Have weights read without the bar of transformers, which would stand in ours; those of downloads stay."""
+    log, hub = transformers.utils.logging, import_module("huggingface_hub.utils")
+    was_shown, had_hub = log.is_progress_bar_enabled(), not hub.are_progress_bars_disabled()
+    log.disable_progress_bar()  # the hub's, too
+    if had_hub:
+        hub.enable_progress_bars()
+    try:
+        yield
+    finally:
+        if was_shown:
+            log.enable_progress_bar()
+        if not had_hub:
+            hub.disable_progress_bars()
 
 
 @contextlib.contextmanager

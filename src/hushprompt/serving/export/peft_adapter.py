@@ -13,7 +13,7 @@ from hushprompt import files
 from hushprompt.errors import ConfigError
 from hushprompt.models.generative import GenerativeBackbone
 from hushprompt.serving.export import card
-from hushprompt.serving.export.scripts import ARGUMENT, literal
+from hushprompt.serving.export.scripts import literal
 from hushprompt.serving.prompt import Prompt
 
 ADAPTER, CONFIG, INPUT, SCRIPT = "adapter_model.safetensors", "adapter_config.json", "input.json", "ask.py"
@@ -34,23 +34,31 @@ TESTED = "0.21.2"
 """Version of peft that the traps were seen in."""
 PROGRAM = '''"""Ask about a picture: python ask.py {usage}photo.jpg ["Question?"]; needs peft, transformers, Pillow."""
 
-import json, pathlib, sys
+import argparse, json, pathlib
+
+here = pathlib.Path(__file__).parent
+how = json.loads((here / "input.json").read_text())
+parser = argparse.ArgumentParser(description="Ask about a picture.")
+{argument}parser.add_argument("photo")
+parser.add_argument("question", nargs="?", default=how["question"])
+given = parser.parse_args()
+
 import numpy as np, torch
 from peft import PeftModel
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
-here, path = pathlib.Path(__file__).parent, {model}
-how = json.loads((here / "input.json").read_text())
-question = sys.argv[2] if len(sys.argv) > 2 else how["question"]
-image = Image.open(sys.argv[1]).convert("RGB").resize((how["side"], how["side"]), Image.Resampling[how["resample"]])
+try:
+    image = Image.open(given.photo).convert("RGB").resize((how["side"], how["side"]), Image.Resampling[how["resample"]])
+    tokenizer = AutoTokenizer.from_pretrained({model})
+    network = AutoModelForImageTextToText.from_pretrained({model}, dtype=torch.{precision})
+except OSError as error:  # no such file, no picture, or no such model
+    parser.error(str(error).splitlines()[0])
 mean, std = torch.tensor(how["mean"]), torch.tensor(how["std"])
 pixels = (torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255 - mean) / std
-
-tokenizer = AutoTokenizer.from_pretrained(path)
-parts = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (how["between"] + question, how["header"])]
+texts = how["between"] + given.question, how["header"]
+parts = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
 ids = torch.tensor([[*how["first_ids"], *parts[0], *parts[1]]])
-network = AutoModelForImageTextToText.from_pretrained(path, dtype=torch.{precision})
 model = PeftModel.from_pretrained(network, here).eval()
 inputs = {{"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": {pixels}.to(network.dtype)}}
 with torch.no_grad():
@@ -58,6 +66,8 @@ with torch.no_grad():
     answer = model.generate(**inputs, max_new_tokens=32, do_sample=False, use_cache=False, eos_token_id=how["end_ids"])
 print(tokenizer.decode(answer[0, ids.shape[1] :], skip_special_tokens=True).strip())
 '''
+ARGUMENT = 'parser.add_argument("model", metavar="MODEL", help="its folder, or its name on the hub")\n'
+"""Of a program whose model lay in a folder of the machine where the prompt was exported."""
 USE = """The prompt was trained in front of everything else, which is where peft puts it: logits are equal to those of
 hushprompt. `ask.py` answers a question about a picture in words:
 
@@ -101,9 +111,9 @@ def write(prompt: Prompt, folder: Path) -> None:
     model = settings.get("model", "")
     files.write_text(folder / CONFIG, _in_json(_config(backbone, len(context), model)))
     files.write_text(folder / INPUT, _in_json(_input(backbone, frozen.how_asked[0])))
-    usage, path = ("", literal(model)) if model else ("MODEL ", ARGUMENT)
-    shown = {"usage": usage, "model": path, "precision": backbone.config.precision, "pixels": FAMILIES[name]}
-    files.write_text(folder / SCRIPT, PROGRAM.format(**shown))
+    usage, argument, path = ("", "", literal(model)) if model else ("MODEL ", ARGUMENT, "given.model")
+    shown = {"usage": usage, "argument": argument, "model": path, "precision": backbone.config.precision}
+    files.write_text(folder / SCRIPT, PROGRAM.format(**shown, pixels=FAMILIES[name]))
     use = USE.format(usage=usage, base=model or "MODEL", version=TESTED)
     files.write_text(folder / card.NAME, card.card(prompt, {"Use with peft": [use]}, library="peft"))
 
