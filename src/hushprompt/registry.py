@@ -229,7 +229,6 @@ def is_own(cls: type[Any]) -> bool:
 
 
 def _package_of(point: EntryPoint) -> str:
-    """Return the name of the package that an entry point comes with."""
     return point.dist.name if point.dist is not None else point.module
 
 

@@ -88,15 +88,12 @@ class ComparedRuns:
         return file
 
     def __rich__(self) -> RenderableType:
-        """Return the tables for a terminal."""
         return Group(*self.grids)
 
     def _repr_html_(self) -> str:
-        """Return the tables for a notebook."""
         return "".join(grid._repr_html_() for grid in self.grids)
 
     def __repr__(self) -> str:
-        """Return what a terminal of any width would show."""
         return "\n\n".join("\n".join([formats.plain(grid), *grid.notes]) for grid in self.grids)
 
 
@@ -154,11 +151,9 @@ class RunFigure:
     svg: str
 
     def _repr_svg_(self) -> str:
-        """Return the figure for a notebook."""
         return self.svg
 
     def __repr__(self) -> str:
-        """Say what it is."""
         return f"RunFigure of {len(self.svg)} bytes of SVG"
 
 

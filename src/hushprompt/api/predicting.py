@@ -31,7 +31,6 @@ class Predictions(Iterator[ExamplePrediction]):
     rows: Iterator[ExamplePrediction] = field(repr=False)
 
     def __next__(self) -> ExamplePrediction:
-        """Return the next one."""
         return next(self.rows)
 
 
@@ -146,7 +145,6 @@ def chosen(
 
 
 def _config(prompt: Prompt) -> RunConfig:
-    """Return the config of the run that a prompt lies in."""
     folder = prompt.path.parent.parent
     if not (folder / "config.toml").exists():
         raise DataError(f"{prompt.path} does not lie in a run folder, so there is no data to take a split of.")

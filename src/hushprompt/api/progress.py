@@ -61,7 +61,6 @@ class LastScores:
     """Words for a round: loss, the last scores that there were, epsilon so far."""
 
     def __init__(self, arm: Arm) -> None:
-        """Begin an arm."""
         self._audience = str(arm.plan.config.audience)
         self._simulated = statements.beside_epsilon(arm.plan.release_plan.noise_source)
         self._scores = ""
@@ -85,7 +84,6 @@ class NotebookLines:
     """A line for what is encoded and for each arm, in a notebook's output; needs no widgets."""
 
     def __init__(self) -> None:
-        """Show nothing yet."""
         self._lines: dict[str, str] = {}
         self._handle: Any = None
         self._arm = ""
@@ -130,7 +128,6 @@ class PlainText:
     text: str
 
     def __repr__(self) -> str:
-        """Return the text."""
         return self.text
 
 
@@ -157,7 +154,6 @@ class TrainingBars:
     """Two progress bars in a terminal: images encoded, and rounds of the arm in training."""
 
     def __init__(self, console: Console) -> None:
-        """Make the bars; they are drawn inside a `with`."""
         self._progress = Progress(
             TextColumn("{task.description}", table_column=Column()),  # breaks first where there is no room
             MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=5)),
@@ -171,12 +167,10 @@ class TrainingBars:
         self._setups: dict[str, EncodingBar] = {}
 
     def __enter__(self) -> TrainingBars:
-        """Start drawing."""
         self._progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop drawing."""
         self._progress.stop()
 
     def on_setup(self, what: str, done: int, total: int) -> None:

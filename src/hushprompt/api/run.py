@@ -121,17 +121,14 @@ class Run:
         return [f"{text}; `hushprompt verify` says what differs." for text in manifest.changes(self.folder, CLAIMS)]
 
     def __fspath__(self) -> str:
-        """Return the folder."""
         return str(self.folder)
 
     def _file(self, name: str) -> Path:
-        """Return a file that a run has when it is finished."""
         if not (self.folder / name).exists():
             raise DataError(f"{self.folder} has no {name}: it is not a finished run. Go on with it, if it is a run.")
         return self.folder / name
 
     def __repr__(self) -> str:
-        """Say what was run, and what it guarantees."""
         head = f"Run({str(self.folder)!r})"
         if not self.is_finished:
             return f"{head}, not finished"
@@ -141,7 +138,6 @@ class Run:
         return "\n".join([head, *self._edited, *statements.statement_lines(self.privacy["arms"][-1])])
 
     def _repr_html_(self) -> str:
-        """Return the result table for a notebook."""
         from markupsafe import escape
 
         return self.table()._repr_html_() if self.is_finished else f"<pre>{escape(repr(self))}</pre>"

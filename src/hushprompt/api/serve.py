@@ -100,7 +100,6 @@ def serve(
 
 
 def _path(path: str | Path | None) -> Path | None:
-    """Return a path that a user gave."""
     return None if path is None else Path(path).expanduser()
 
 

@@ -157,7 +157,6 @@ class Plan:
         return "\n".join(line for arm in self.privacy["arms"] for line in statements.statement_lines(arm))
 
     def __repr__(self) -> str:
-        """Return the config and the privacy statement."""
         return f"{self.config.to_toml()}\n{self.statement()}"
 
 
@@ -211,7 +210,6 @@ def _own_entries(folder: Path) -> list[Path]:
 
 
 def _train(config: RunConfig, folder: Path, progress: bool | Observer, load: Load = load_fresh) -> Run:
-    """Train in a folder that has its config."""
     tune()
     with watching(progress) as observer:
         simulate.run(config, folder, observer, load)

@@ -279,7 +279,6 @@ class _Uploads(TrainingObserver):
     """Keeps the clipped sum of a client's last step, which the server has where it is trusted with it."""
 
     def __init__(self) -> None:
-        """Begin."""
         self.summed, self.norm = torch.zeros(0, dtype=torch.float64), 1.0
 
     def owns(self, personal: Personal) -> bool:

@@ -233,13 +233,11 @@ _trainer: list[ShadowTrainer] = []  # of this process, where it is a worker
 
 
 def _start(config: RunConfig, arms: Sequence[Arm], client_id: int, num_canaries: int) -> None:
-    """Make a worker ready."""
     prepare_training()
     _trainer.append(ShadowTrainer(config, arms, client_id, num_canaries))
 
 
 def _train(tell: Tell, task: ShadowTask) -> None:
-    """Train a federation in a worker."""
     _trainer[0].train(task)
 
 
@@ -255,7 +253,6 @@ def target_path(folder: Path, arm: Arm, target: int) -> Path:
 
 
 def _folder(folder: Path, arm: Arm) -> Path:
-    """Return the folder of an arm's files."""
     return folder / "".join(letter if letter.isalnum() or letter in "._" else "-" for letter in arm.label)
 
 

@@ -94,7 +94,6 @@ class Verification:
         return lines
 
     def __repr__(self) -> str:
-        """Return the outcome in sentences."""
         return "\n".join([f"Verification({str(self.folder)!r})", *self.lines()])
 
 

@@ -337,7 +337,6 @@ class WatchedMethod:
     """A method that tells a watch what happens; everything else is the method's own."""
 
     def __init__(self, method: Method, watch: TrainingObserver) -> None:
-        """Stand in for `method`."""
         self.method = method
         self._watch = watch
         for name in FORWARDED:  # a protocol check of Python 3.12 or later does not ask `__getattr__`

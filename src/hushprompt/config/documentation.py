@@ -32,7 +32,6 @@ def settings_of(cls: type[Any]) -> list[Setting]:
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:
-    """Return the default of a field."""
     return field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
 
 

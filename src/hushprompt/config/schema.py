@@ -52,7 +52,6 @@ class TrainingConfig:
     examples, or the same for all. Sums, which have noise_at = "server" or "shares", weigh every example alike."""
 
     def __post_init__(self) -> None:
-        """Check the fields."""
         checks.non_negative(num_rounds=self.num_rounds)
         checks.in_range(0, 1, dropout_rate=self.dropout_rate)
         checks.positive(local_steps=self.local_steps)
@@ -84,7 +83,6 @@ class EvaluationConfig:
     """Tokens after which an answer to a question is cut off, where the data have questions."""
 
     def __post_init__(self) -> None:
-        """Check the fields."""
         checks.positive(every=self.every, last_rounds=self.last_rounds, max_answer_tokens=self.max_answer_tokens)
         if self.base_classes is not None:
             checks.positive(base_classes=self.base_classes)
@@ -141,7 +139,6 @@ class RuntimeConfig:
     """Also log to MLflow, at this address or in this folder; empty: not. Needs the extra mlflow."""
 
     def __post_init__(self) -> None:
-        """Check the fields."""
         checks.non_negative(
             num_threads=self.num_threads, memory_mb=self.memory_mb, prefix_cache_mb=self.prefix_cache_mb
         )
@@ -164,7 +161,6 @@ class Reference:
     """Target epsilon of the arm; left out: the run's own privacy section."""
 
     def __post_init__(self) -> None:
-        """Check the fields."""
         if self.epsilon is not None:
             checks.positive(epsilon=self.epsilon)
 

@@ -34,7 +34,6 @@ class Arrays:
     """Of a single .npy file, its name without the ending: the array that the path itself stands for."""
 
     def __contains__(self, name: str) -> bool:
-        """Whether there is an array of that name."""
         return name in self.names
 
     def __getitem__(self, name: str) -> np.ndarray:

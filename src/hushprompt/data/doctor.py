@@ -188,7 +188,6 @@ def _examined(dataset: Dataset) -> Iterator[Examined]:
 
 
 def _examine(split: Split, index: int, name: str) -> Examined:
-    """Read one example."""
     try:
         (example,) = split.read(np.array([index]))
     except DataError as error:

@@ -62,7 +62,6 @@ class FederationConfig:
     """Seconds that a client has for an update; where nothing is shared, for each round of its training."""
 
     def __post_init__(self) -> None:
-        """Check the fields."""
         check_name("federation.name", self.name)
         for name in self.clients:
             check_name("a name in federation.clients", name)
@@ -121,7 +120,6 @@ class ServerLinkConfig:
     """File in which the carrier keeps its nodes and runs across restarts."""
 
     def __post_init__(self) -> None:
-        """Check the field."""
         checks.in_range(1, 65535, port=self.port)
 
 
@@ -203,7 +201,6 @@ class ClientSection:
     """Folder of this client: its prompts, ledgers and caches. One process at a time writes to it."""
 
     def __post_init__(self) -> None:
-        """Check the field."""
         check_name("client.name", self.name)
 
 
@@ -215,7 +212,6 @@ class ShareConfig:
     """Which client of the run's partition this is, from 0."""
 
     def __post_init__(self) -> None:
-        """Check the field."""
         checks.non_negative(client=self.client)
 
 
@@ -261,7 +257,6 @@ class OwnerConfig:
     """Refuse runs whose noise leaves out that the model rounds (`privacy.rounding` = 0), where it could matter."""
 
     def __post_init__(self) -> None:
-        """Check the fields."""
         checks.positive(max_epsilon=self.max_epsilon, max_delta=self.max_delta)
         checks.positive(max_clip_norm_local=self.max_clip_norm_local, max_clip_norm_global=self.max_clip_norm_global)
         checks.non_negative(

@@ -40,7 +40,6 @@ class Enrollment:
     """Finds the clients of a federation among the nodes that a transport reaches."""
 
     def __init__(self, config: FederationConfig, offer: Offer, transport: MessageTransport, report: Report) -> None:
-        """Start with nobody."""
         self.config, self.offer, self.transport, self.report = config, offer, transport, report
         self.has_shares = offer.run_config.privacy.noise_at == "shares"
         self.members: dict[str, EnrolledClient] = {}
@@ -172,7 +171,6 @@ class Enrollment:
         return {name: reason for name, reason in refusals.items() if name}
 
     def _agreement(self, names: tuple[str, ...]) -> Agreement:
-        """Return the offer with these clients."""
         members = [self.members[name] for name in names]
         sets = self.config.class_sets(names, self.offer.class_names)
         return Agreement(

@@ -46,5 +46,4 @@ def _why_not(run: RunConfig, num_clients: int) -> str:
 
 
 def _at_server(run: RunConfig) -> RunConfig:
-    """Return the config with the noise at the server."""
     return dataclasses.replace(run, privacy=dataclasses.replace(run.privacy, noise_at="server", **SHARES_ONLY))

@@ -105,7 +105,6 @@ def load_state(folder: Path, start: ServerState) -> ServerState:
 
 
 def _tensors(state: ServerState) -> dict[str, Any]:
-    """Name all tensors of a state."""
     norms = {} if state.norms is None else flatten(state.norms, "norms.")
     return {**flatten(state.shared, "shared."), **norms}
 

@@ -141,7 +141,6 @@ def _box_key(pair: bytes, context: bytes, sender: int, receiver: int) -> bytes:
 
 
 def _seal(key: bytes, data: bytes, context: bytes) -> bytes:
-    """Return a box."""
     nonce = os.urandom(NONCE)
     return nonce + ChaCha20Poly1305(key).encrypt(nonce, data, context)
 

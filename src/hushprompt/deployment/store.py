@@ -230,7 +230,6 @@ class RunStore:
 
 
 def _answers(state: ClientState) -> dict[str, Envelope]:
-    """Return the answers of a state."""
     return {"answer": state.answer, "unmask_answer": state.unmask_answer}
 
 

@@ -48,6 +48,5 @@ def confusion(
 
 
 def _counts(true: Int[np.ndarray, " m"], predicted: Int[np.ndarray, " m"], num_classes: int) -> Int[np.ndarray, "c c"]:
-    """Count pairs of classes."""
     pairs = np.bincount(true * num_classes + predicted, minlength=num_classes**2)
     return pairs.reshape(num_classes, num_classes)

@@ -61,7 +61,6 @@ class FeaturesConfig:
     """Images (views count) that the backbone encodes at a time, and that a kill costs. Lower it if memory is short."""
 
     def __post_init__(self) -> None:
-        """Check the fields."""
         checks.positive(num_views=self.num_views, min_scale=self.min_scale, batch_size=self.batch_size)
         checks.in_range(0, 1, min_scale=self.min_scale)
 

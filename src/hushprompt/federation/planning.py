@@ -197,7 +197,6 @@ def _check_one_release(config: RunConfig, method: OneRelease) -> None:
 
 
 def _task(plan: PrivacyPlan, sizes: tuple[int, ...], classes: Classes | None, num_late: int) -> PublicTask:
-    """Return what is public of a federation."""
     return PublicTask(
         client_sizes=sizes,
         client_classes=(None,) * len(sizes) if classes is None else classes,
@@ -265,7 +264,6 @@ def _check_local_steps(config: RunConfig, plan: PrivacyPlan) -> None:
 
 
 def _label(method_name: str, plan: PrivacyPlan) -> str:
-    """Name an arm by its method and budget."""
     if not plan.channels:
         return method_name
     if not any(plan.release_plan.noise_multipliers.values()):

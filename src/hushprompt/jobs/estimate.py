@@ -21,7 +21,6 @@ class Estimate:
     """Learns from the runs that are done, and from how far the others have come."""
 
     def __init__(self, waiting: Iterable[Kind], num_workers: int) -> None:
-        """Begin with the runs that are to be made."""
         self._waiting = list(waiting)
         self._num_workers = num_workers
         self._seconds: dict[Kind, list[float]] = {}

@@ -31,7 +31,6 @@ class RunTeller:
     """Tells how far a whole run is, in rounds of all its arms."""
 
     def __init__(self, tell: Tell) -> None:
-        """Tell `tell`."""
         self._tell = tell
         self._num_rounds = 0
         self._num_before = 0

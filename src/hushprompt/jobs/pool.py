@@ -165,7 +165,6 @@ class WorkerPool:
         future.add_done_callback(lambda done: self._events.put(self._end(number, done.exception(), done)))
 
     def _end(self, number: int, error: BaseException | None, future: Any = None) -> TaskEnd:
-        """Return the event of a finished future."""
         if error is None:
             value, sentence = future.result()
             return TaskEnd(number, value, sentence)
@@ -223,7 +222,6 @@ _writer: Connection | None = None
 def _start_worker(
     writer: Connection, folder: Path, initializer: Callable[..., None] | None, initargs: tuple[Any, ...]
 ) -> None:
-    """Make a worker ready."""
     global _writer
     _writer = writer
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a task is safe to end at any moment

@@ -19,7 +19,6 @@ class SweepBars:
     """A bar for the sweep and one for each worker, and a line for each run that ends; drawn inside a `with`."""
 
     def __init__(self, console: Console | None = None) -> None:
-        """Draw on a console; None: a new one."""
         self._progress = Progress(
             TextColumn("{task.description}", table_column=Column(overflow="fold")),  # breaks first
             MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=7)),
@@ -35,7 +34,6 @@ class SweepBars:
         self._workers: set[str] = set()
 
     def __enter__(self) -> SweepBars:
-        """Start drawing."""
         self._progress.start()
         return self
 

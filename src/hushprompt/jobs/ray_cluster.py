@@ -118,7 +118,6 @@ class RayCluster:
                 self._ray.cancel(ref, force=True)
 
     def _end(self, index: int, ref: Any) -> TaskEnd:
-        """Return the event of a run that has ended."""
         try:
             value, error = self._ray.get(ref)
         except self._ray.exceptions.RayError as problem:  # its worker died again and again, or was never one

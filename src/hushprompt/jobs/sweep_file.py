@@ -267,7 +267,6 @@ def _condition(path: str, values: Any, axes: Mapping[str, Axis]) -> dict[str, tu
 
 
 def _find_axis(path: str, name: Any, axes: Mapping[str, Axis]) -> Axis:
-    """Return the axis of that name."""
     if name not in axes:
         raise ConfigError(
             f"{path} names {name!r}, which is no axis; known: {', '.join(axes)}.{checks.nearest(str(name), axes)}"

@@ -78,7 +78,6 @@ def write(root: Path, sweep: Sweep, runs: Iterable[SweepRun]) -> None:
 
 
 def _run_json(root: Path, run: SweepRun) -> dict[str, Any]:
-    """Return one run's entry."""
     entry = {
         "folder": str(run.folder.relative_to(root)),
         "labels": dict(run.planned.labels),

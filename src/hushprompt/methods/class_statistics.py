@@ -82,7 +82,6 @@ class _Memo:
     """What was computed of the latest states and models: several threads ask, and each thing is made once."""
 
     def __init__(self) -> None:
-        """Know nothing."""
         self._lock, self._known = threading.RLock(), {}  # type: ignore[var-annotated]
 
     def __reduce__(self) -> tuple[type[_Memo], tuple[()]]:
@@ -147,7 +146,6 @@ class ClassStatistics(OneReleaseHead):
     """Set by `of_task`."""
 
     def __post_init__(self) -> None:
-        """Check the fields."""
         checks.positive(class_prior=self.class_prior)
         checks.finite(class_prior=self.class_prior)
         checks.in_range(0.0, 0.9, covariance_share=self.covariance_share)
@@ -295,7 +293,6 @@ class ClassStatistics(OneReleaseHead):
         return self._known.once("found", shared, lambda: self._find(model, shared))
 
     def _find(self, model: PromptModel, shared: ReleasedSums) -> _Found:
-        """Compute it."""
         ground, mean = self._ground(model), self._mean(self._ground(model), shared)
         counts, holders = ground.expected
         draws = holders if self._of.noise_at == "client" else self._of.num_draws + holders - ground.first.holders
@@ -342,7 +339,6 @@ class ClassStatistics(OneReleaseHead):
         return self._known.once("ground", model, lambda: self._made_ground(model))
 
     def _made_ground(self, model: PromptModel) -> _Ground:
-        """Compute it."""
         task, public = self._of, _expected(self._of, model.num_classes)
         first = _expected(task.first, model.num_classes)  # sums have their width for good
         held = first.counts > 0

@@ -75,7 +75,6 @@ class ContextConfig:
     """True gives every class a context of its own [c, t, e]; False has one [t, e] for all classes."""
 
     def __post_init__(self) -> None:
-        """Check the fields."""
         checks.positive(num_ctx=self.num_ctx, init_std=self.init_std)
 
     def begin_round(self, shared: Shared) -> Shared:
@@ -160,7 +159,6 @@ class SharedContextConfig(ContextConfig):
     """File of the backbone's public metric, as `metric` of class_statistics."""
 
     def __post_init__(self) -> None:
-        """Check the fields."""
         super().__post_init__()
         if not 0 < self.start_share < 1:
             raise ConfigError(

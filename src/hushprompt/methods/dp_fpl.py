@@ -47,7 +47,6 @@ class DPFPL(PromptSumConfig):
     """False drops r at every step: the personal prompt stays low rank (ablation)."""
 
     def __post_init__(self) -> None:
-        """Check the fields."""
         super().__post_init__()
         checks.positive(rank=self.rank, power_iterations=self.power_iterations)
         if self.factorization == "none":

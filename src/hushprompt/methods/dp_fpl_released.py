@@ -58,7 +58,6 @@ class DPFPLReleased(PromptSumConfig):
     """Optimizer of the personal prompt; every client has its own state."""
 
     def __post_init__(self) -> None:
-        """Check the fields."""
         super().__post_init__()
         checks.positive(rank=self.rank)
 

@@ -66,7 +66,6 @@ class FedPGP(PromptSumConfig):
     """Temperature tau of the contrastive loss, in cosine units."""
 
     def __post_init__(self) -> None:
-        """Check the fields."""
         super().__post_init__()
         checks.positive(rank=self.rank, temperature=self.temperature)
         checks.non_negative(contrast_weight=self.contrast_weight)

@@ -48,7 +48,6 @@ class LeastSquares(OneReleaseHead):
     """Share of the release, as 1 / noise multiplier^2, that the Gram matrix takes; class sums get the rest."""
 
     def __post_init__(self) -> None:
-        """Check the fields."""
         checks.positive(ridge=self.ridge)
         checks.non_negative(noise_ridge=self.noise_ridge)
         checks.in_range(1e-6, 1 - 1e-6, gram_share=self.gram_share)

@@ -48,7 +48,6 @@ class PromptFL(SharedContextConfig):
     take several steps between averages; 0 is PromptFL."""
 
     def __post_init__(self) -> None:
-        """Check the fields."""
         super().__post_init__()
         checks.non_negative(proximal_weight=self.proximal_weight)
 

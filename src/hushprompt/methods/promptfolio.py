@@ -34,7 +34,6 @@ class PromptFolio(PromptPairConfig):
     """Share of the personal prompt's text features, in [0, 1]: 0 is PromptFL, 1 local-only. The authors' default."""
 
     def __post_init__(self) -> None:
-        """Check the fields."""
         super().__post_init__()
         checks.in_range(0, 1, theta=self.theta)
 

@@ -29,7 +29,6 @@ class BytePairTokenizer:
     _ranks: dict[tuple[str, str], int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Index symbols and merges."""
         object.__setattr__(self, "_ids", {symbol: index for index, symbol in enumerate(self.symbols)})
         object.__setattr__(self, "_ranks", {pair: rank for rank, pair in enumerate(self.merges)})
 

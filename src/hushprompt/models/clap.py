@@ -34,7 +34,6 @@ class Clap(OfTransformers):
     """Hand template of the zero-shot row."""
 
     def __post_init__(self) -> None:
-        """Check the field."""
         check_template(self.template)
 
     def load(self) -> Model:
@@ -51,7 +50,6 @@ class ClapModel(Model):
     """Both towers, frozen, in float32."""
 
     def __init__(self, transformers: Any, config: Clap) -> None:
-        """Read weights, tokenizer and feature extractor."""
         self._model = load_network(transformers, config.model, {"clap": "ClapModel"}, "eager")
         self._tokenizer = PromptTokenizer(load_part(transformers.AutoTokenizer, config.model, "tokenizer"))
         self._extractor = load_part(

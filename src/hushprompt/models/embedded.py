@@ -56,7 +56,6 @@ class EmojiClipModel(Model):
     )
 
     def __init__(self, folder: Path) -> None:
-        """Read the model's three files."""
         weights, config, tokenizer = (folder / name for name in FILES)
         self._network = load_emoji_network(weights, config)
         self.causal_tower = self._network.text.causal_tower()
@@ -127,7 +126,6 @@ class EmojiClipModel(Model):
         return F.normalize(self._network.text(prompts, end_index), dim=-1)
 
     def _pixels(self, images: Sequence[np.ndarray]) -> Float[Tensor, "n 3 s s"]:
-        """Preprocess."""
         squares = np.stack([center_square(image, IMAGE_SIZE) for image in images])
         return torch.from_numpy(squares).to(self._device).permute(0, 3, 1, 2).float() / 255
 

@@ -68,7 +68,6 @@ class InvertedResidual(nn.Module):
     """Expand, convolve each channel, project; add the input where shapes allow."""
 
     def __init__(self, channels_in: int, channels_out: int, expansion: int, kernel: int, stride: int) -> None:
-        """Make the block."""
         super().__init__()
         middle = channels_in * expansion
         self.expand = SameConv(channels_in, middle, 1) if expansion > 1 else None
@@ -90,7 +89,6 @@ class EmbeddedImageTower(nn.Module):
     std: Tensor
 
     def __init__(self, config: EmojiNetworkConfig) -> None:
-        """Make the tower."""
         super().__init__()
         self.size = config.image_size
         self.stem = SameConv(3, 32, 3, 2)
@@ -142,7 +140,6 @@ class TextBlock(nn.Module):
     """Pre-norm attention and MLP."""
 
     def __init__(self, width: int, heads: int) -> None:
-        """Make the block."""
         super().__init__()
         self.heads = heads
         self.norm_1 = nn.LayerNorm(width)
@@ -180,7 +177,6 @@ class TextTower(nn.Module):
     """Token and position embeddings, causal blocks, final norm, linear projection."""
 
     def __init__(self, config: EmojiNetworkConfig) -> None:
-        """Make the tower."""
         super().__init__()
         self.token_embedding = nn.Embedding(config.vocab_size, config.text_width)
         self.positional_embedding = nn.Parameter(torch.randn(config.context_length, config.text_width) * 0.01)
@@ -211,7 +207,6 @@ class EmojiNetwork(nn.Module):
     """Both towers and the logit scale."""
 
     def __init__(self, config: EmojiNetworkConfig) -> None:
-        """Make a network with random weights."""
         super().__init__()
         self.config = config
         self.image = EmbeddedImageTower(config)

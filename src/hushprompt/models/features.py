@@ -158,7 +158,6 @@ class GivenFeatures(Model):
     template = ""
 
     def __init__(self, texts: Texts | None, feature_dim: int, logit_scale: float | None) -> None:
-        """Keep the text features."""
         self._texts, self._device = texts, "cpu"
         self.capabilities = Capabilities(
             context_window=0, modality="features", text="none" if texts is None else "features", runs_on_gpu=True
@@ -206,7 +205,6 @@ class TowerOfText(Model):
     """Features are passed on; prompts go through the text tower of another backbone."""
 
     def __init__(self, tower: Model, logit_scale: float | None) -> None:
-        """Take over everything about text."""
         self._tower = tower
         self.capabilities = dataclasses.replace(
             tower.capabilities, modality="features", sampling_rate=None, view_size=None, num_patches=None

@@ -53,7 +53,6 @@ class OpenClip:
     """Hand template of the zero-shot row."""
 
     def __post_init__(self) -> None:
-        """Check the field."""
         check_template(self.template)
 
     def load(self) -> Model:

@@ -68,7 +68,6 @@ def load_weights(open_clip: Any, network: Any, path: Path, architecture: str) ->
 
 
 def _read(open_clip: Any, path: Path) -> dict[str, Tensor]:
-    """Read names and tensors."""
     if not is_torchscript(path):
         state: dict[str, Tensor] = open_clip.factory.load_state_dict(str(path))
         return state

@@ -39,7 +39,6 @@ class Toy:
     """Whether a tower that is not causal also attends to padding, and reads its feature at the window's end."""
 
     def __post_init__(self) -> None:
-        """Check the fields."""
         checks.positive(token_width=self.token_width, feature_dim=self.feature_dim)
         if self.is_causal and self.sees_padding:
             raise ConfigError("backbone.sees_padding needs backbone.is_causal = false: a causal tower sees no padding.")

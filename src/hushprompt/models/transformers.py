@@ -44,7 +44,6 @@ class Transformers(OfTransformers):
     """Hand template of the zero-shot row."""
 
     def __post_init__(self) -> None:
-        """Check the field."""
         check_template(self.template)
 
     def load(self) -> Model:
@@ -143,7 +142,6 @@ class TransformersModel(Model):
         return F.normalize(self._projection(x[torch.arange(len(x), device=x.device), last]).float(), dim=-1)
 
     def _inputs(self, images: Sequence[np.ndarray]) -> Any:
-        """Preprocess."""
         inputs = self._processor(images=[Image.fromarray(image) for image in images], return_tensors="pt")
         return inputs.to(device=self._device, dtype=self._dtype)  # whole numbers stay what they are
 

@@ -400,5 +400,4 @@ def _round_up(value: float) -> float:
 
 
 def _with_noise(releases: GaussianReleases, noise_multiplier: float) -> GaussianReleases:
-    """Return the same releases with another noise multiplier."""
     return dataclasses.replace(releases, noise_multiplier=noise_multiplier)

@@ -27,7 +27,6 @@ class AtMost:
     """
 
     def __init__(self, function: Callable[[float], float], limit: float) -> None:
-        """Start without any evaluation."""
         self._function, self._limit = function, limit
         self._fails, self._holds = (0.0, math.inf), (math.inf, 0.0)  # (x, f(x)) closest to the root on either side
 

@@ -109,7 +109,6 @@ class PrivacyConfig:
     It bounds memory and time, and the margin for rounding grows with it."""
 
     def __post_init__(self) -> None:
-        """Check the fields."""
         checks.clip_norms(clip_norm_local=self.clip_norm_local, clip_norm_global=self.clip_norm_global)
         checks.delta(delta=self.delta)
         checks.non_negative(rounding=self.rounding)

@@ -64,7 +64,6 @@ class Guarantee:
         return accounting.compose((self.releases, *self.beside))
 
     def __repr__(self) -> str:
-        """Say who has it, and the guarantee in a sentence."""
         return f"Guarantee for {self.audience}: {self.statement()}"
 
     def to_json(self) -> dict[str, Any]:
@@ -141,7 +140,6 @@ def contradictions(values: Mapping[accounting.Accountant, float], least: float, 
 
 
 def _accountant_name(accountant: accounting.Accountant, *, is_sampled: bool) -> str:
-    """Name an accountant for a statement."""
     if accountant == "gdp":
         return "exact Gaussian (GDP)" + (", sampling not counted" if is_sampled else "")
     return f"dp_accounting {version_of('dp-accounting')} {accountant.upper()}"

@@ -23,7 +23,6 @@ class GaussianReleases:
     """Probability that an example takes part in a release (Poisson); 1 claims no amplification."""
 
     def __post_init__(self) -> None:
-        """Check the fields."""
         checks.non_negative(num_steps=self.num_steps, noise_multiplier=self.noise_multiplier)
         if not 0 < self.sampling_prob <= 1:
             raise PrivacyError(f"sampling_prob must lie in (0, 1], got {self.sampling_prob}.")

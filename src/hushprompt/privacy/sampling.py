@@ -80,7 +80,6 @@ class PoissonSampler(_EveryStep):
     """Steps between two records; every step draws a fresh batch."""
 
     def __post_init__(self) -> None:
-        """Check the fields."""
         checks.positive(sampling_prob=self.sampling_prob, steps_per_round=self.steps_per_round)
         checks.in_range(0, 1, sampling_prob=self.sampling_prob)
 
@@ -118,7 +117,6 @@ class EqualBatchesSampler(_EveryStep):
     """Steps between two records; every step draws a fresh batch."""
 
     def __post_init__(self) -> None:
-        """Check the fields."""
         checks.positive(batch_size=self.batch_size, steps_per_round=self.steps_per_round)
 
     @property
@@ -154,7 +152,6 @@ class DisjointSampler:
     """Number of batches S into which each round's pass over the data is cut."""
 
     def __post_init__(self) -> None:
-        """Check the field."""
         checks.positive(steps_per_round=self.steps_per_round)
 
     @property

@@ -48,7 +48,6 @@ class SystemDraws(np.random.Generator):
     """
 
     def __init__(self, read: ByteSource = os.urandom) -> None:
-        """Take the source of bytes."""
         super().__init__(np.random.PCG64(0))  # numpy wants one; nothing is drawn from it
         self._read = read
 

@@ -61,7 +61,6 @@ class Recorder:
     """The recordings of one model, which share their memory; safe to call from several threads."""
 
     def __init__(self) -> None:
-        """Start with none."""
         self._kept: OrderedDict[Hashable, Recording | None] = OrderedDict()
         self._lock = threading.Lock()
 

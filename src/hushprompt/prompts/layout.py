@@ -124,7 +124,6 @@ class Suffixes:
     """What follows the context where the name stands at the end: name and end of every class, grouped by length."""
 
     def __init__(self, backbone: Model, names: list[list[int]], device: str) -> None:
-        """Embed start, names and end."""
         self._start = backbone.embed(torch.tensor(backbone.start_ids, dtype=torch.long, device=device))
         suffixes = [backbone.embed(torch.tensor([*ids, *backbone.end_ids], device=device)) for ids in names]
         lengths = [len(suffix) for suffix in suffixes]

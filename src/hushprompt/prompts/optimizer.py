@@ -67,7 +67,6 @@ class Optimizer:
     """Factor of each fall of "step", in (0, 1]."""
 
     def __post_init__(self) -> None:
-        """Check the fields."""
         checks.positive(learning_rate=self.learning_rate, step_factor=self.step_factor)
         checks.in_range(0, 1 - 1e-9, momentum=self.momentum, second_moment_decay=self.second_moment_decay)
         checks.in_range(0, 1, final_fraction=self.final_fraction, step_factor=self.step_factor)

@@ -26,7 +26,6 @@ class PrefixCache:
     """The latest examples, as many as fit."""
 
     def __init__(self, max_mb: int) -> None:
-        """Keep at most so many MB."""
         self._left = max_mb * 2**20
         self._known: dict[bytes, KeysAndValues] = {}
         self._lock = threading.Lock()

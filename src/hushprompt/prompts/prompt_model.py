@@ -151,7 +151,6 @@ class PromptModel:
         return lambda context: self._encode(context, name_position)
 
     def _encode(self, context: Float[Tensor, "*c t e"], name_position: NamePosition) -> Float[Tensor, "c d"]:
-        """Run the text tower."""
         if not self._shares_prefix(context, name_position):
             return self.backbone.encode_prompts(*self.plain_prompts(context, name_position))
         suffixes = self._layout.suffixes
@@ -217,7 +216,6 @@ class PromptModel:
             return self._template_features[0]
 
     def _encode_template(self) -> Float[Tensor, "c d"]:
-        """Encode the hand template."""
         backbone = self.backbone
         if self._prompts is None:
             return backbone.class_features(self.class_names)

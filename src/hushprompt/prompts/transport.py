@@ -38,7 +38,6 @@ class Transport:
     logits of 0.00002; sharper plans need more."""
 
     def __post_init__(self) -> None:
-        """Check the fields."""
         checks.positive(mass=self.mass, regularization=self.regularization)
         checks.positive(num_iterations=self.num_iterations)
         checks.in_range(0, 1, mass=self.mass)

@@ -102,7 +102,6 @@ def _largest(results: Sequence[Mapping[str, Any]]) -> float:
 
 
 def _bound(value: float, has_power: bool | None) -> str:
-    """Write a lower bound."""
     if math.isnan(value):
         return "-"
     return _marked(f"at least {value:.3g}", has_power)

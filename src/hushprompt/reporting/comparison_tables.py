@@ -274,7 +274,6 @@ def _interval(difference: Difference) -> str:
 
 
 def _p_text(p: float | None) -> str:
-    """Write a p value."""
     if p is None:
         return "-"
     return "<0.001" if p < 0.001 else f"{p:.3f}"

@@ -215,7 +215,6 @@ def _handles(legend: Sequence[tuple[str, Style]], letters: int) -> list[Any]:
 
 
 def _svg_text(figure: Figure) -> str:
-    """Return a figure as SVG."""
     content = io.StringIO()
     figure.savefig(content, format="svg", transparent=True, metadata={"Date": None})
     return content.getvalue()
@@ -275,6 +274,5 @@ def _in_page_colors(style: str) -> str:
 
 
 def _markup(root: ET.Element) -> Markup:
-    """Write an element and its children."""
     ET.register_namespace("", SVG)
     return Markup(ET.tostring(root, encoding="unicode"))

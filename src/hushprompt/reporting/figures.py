@@ -101,7 +101,6 @@ def budget(_: Sequence[FinishedRun], groups: Sequence[Group]) -> Drawing | None:
 
 
 def _draw_budget(axes: Axes, score: str, groups: Sequence[Group]) -> None:
-    """Draw one score over epsilon."""
     curves = _families(group for group in groups if _budget_of(group) > 0)
     low = _lowest_drawn(groups, score)
     epsilons = [_budget_of(group) for members in curves for group in members] or [1.0]
@@ -337,7 +336,6 @@ def clients(_: Sequence[FinishedRun], groups: Sequence[Group]) -> Drawing | None
 
 
 def _draw_clients(axes: Axes, score: str, groups: Sequence[Group], values: Mapping[str, Sequence[float]]) -> None:
-    """Draw one score of all clients."""
     limits = _padded([value for group in groups for value in values[group.name]], least=10)
     axes.set(xlabel=f"{NAMES[score]} of a client, %", xlim=limits, ylim=(len(groups) - 0.25, -0.75), yticks=[])
     axes.spines["left"].set_visible(False)
@@ -376,7 +374,6 @@ def client_values(group: Group, score: str) -> list[float]:
 
 
 def _epsilon_label(groups: Sequence[Group]) -> str:
-    """Name an axis of epsilons."""
     sources = {group.noise_source for group in groups if group.has_budget}
     return f"epsilon{beside_epsilon(sources.pop())}" if len(sources) == 1 else "epsilon"
 
@@ -480,7 +477,6 @@ def _draw_level(axes: Axes, group: Group, value: float, low: float) -> None:
 
 
 def _round_axis(axes: Axes, rounds: Sequence[int]) -> None:
-    """Make the horizontal axis one of rounds."""
     from matplotlib.ticker import MaxNLocator
 
     low, high = min(rounds), max(rounds)

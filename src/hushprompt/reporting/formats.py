@@ -50,7 +50,6 @@ class Grid:
         yield from map(Text, self.notes)
 
     def _repr_html_(self) -> str:
-        """Return the table and its notes for a notebook."""
         return html(self)
 
 

@@ -60,7 +60,6 @@ def holdings(runs: Sequence[FinishedRun], _: Sequence[Group]) -> Drawing | None:
 
 
 def _draw_holdings(axes: Axes, held: Holdings, order: np.ndarray) -> None:
-    """Draw the map of clients and classes."""
     counts = held.train[:, order]
     most = int(counts.max())
     _shade(axes, counts / max(most, 1))
@@ -138,7 +137,6 @@ def confusion_of(name: str, found: Confusions, slug: str, note: str = "") -> Dra
 
 
 def _draw_confusion(axes: Axes, table: np.ndarray, found: Confusions) -> None:
-    """Draw one confusion matrix."""
     order = found.order()
     shares = table[np.ix_(order, order)] / np.maximum(table[order].sum(axis=1, keepdims=True), 1)
     _shade(axes, shares)

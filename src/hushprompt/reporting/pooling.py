@@ -232,7 +232,6 @@ def _fingerprint(run: FinishedRun, section: str) -> str:
 
 
 def _with_fingerprint(run: FinishedRun, section: str) -> FinishedRun:
-    """Return the run with the fingerprint among its settings."""
     table = {**run.config.get(section, {}), "fingerprint": _fingerprint(run, section)}
     return dataclasses.replace(run, config={**run.config, section: table})
 

@@ -30,7 +30,6 @@ class ResultTable:
     """Sentences that belong under the table: what its epsilon means, and what it does not cover."""
 
     def __rich__(self) -> RenderableType:
-        """Return the tables and their notes for a terminal."""
         return Group(*self.grids, *map(Text, self.notes))
 
     def __repr__(self) -> str:

@@ -117,7 +117,6 @@ def _by_numbers(path: Path) -> list[tuple[float, str]]:
 
 
 def _line(folder: Path, patterns: Sequence[str]) -> str:
-    """Return one run as a line."""
     found = sorted({path for pattern in patterns for path in folder.glob(pattern)})
     try:
         texts = {path.relative_to(folder).as_posix(): path.read_text(encoding="utf-8") for path in found}
@@ -127,5 +126,4 @@ def _line(folder: Path, patterns: Sequence[str]) -> str:
 
 
 def _packed_run(values: Any) -> PackedRun:
-    """Read one line."""
     return PackedRun(str(values["folder"]), {str(name): str(text) for name, text in values["files"].items()})

@@ -194,7 +194,6 @@ def _misfit(path: Path) -> ResumeError:
 
 
 def _keys(path: Path) -> list[str]:
-    """Name the tensors of a file."""
     try:
         with safe_open(path, framework="pt") as file:
             return list(file.keys())

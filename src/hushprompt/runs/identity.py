@@ -279,7 +279,6 @@ class IdentityFile:
 
 
 def _class_differences(was: Sequence[str], now: Sequence[str]) -> list[str]:
-    """Say how class names differ."""
     if was == now:
         return []
     if sorted(was) == sorted(now):
@@ -288,7 +287,6 @@ def _class_differences(was: Sequence[str], now: Sequence[str]) -> list[str]:
 
 
 def _client_differences(was: Sequence[tuple[str, int]], now: Sequence[tuple[str, int]], unit: str) -> list[str]:
-    """Say how clients differ, in names, order and sizes."""
     names, here = [name for name, _ in was], [name for name, _ in now]
     if set(names) != set(here):
         return [f"clients: {_changes(names, here)}"]

@@ -50,7 +50,6 @@ def privacy_record(
 
 
 def _arm(arm: Arm, accounts: Mapping[str, list[Account]]) -> dict[str, Any]:
-    """Return the entry of one arm."""
     releases = arm.plan.release_plan
     return {
         "arm": arm.label,

@@ -71,7 +71,6 @@ def write_prompts(
 
 
 def _common(model: PromptedModel, arm: Arm, backbone: Any) -> dict[str, Any]:
-    """Return what all files of a run say."""
     frozen = model.backbone
     return {
         "format": FORMAT,

@@ -172,7 +172,6 @@ def read(folder: Path) -> FinishedRun:
 
 
 def _sources(path: Path) -> Iterator[_Source]:
-    """Return the runs of one path."""
     if (path / archive.FILE).is_file():
         path = path / archive.FILE
     if path.name.endswith(archive.SUFFIX):
@@ -183,12 +182,10 @@ def _sources(path: Path) -> Iterator[_Source]:
 
 
 def _folder(path: Path) -> _Source:
-    """Return a run folder as a source."""
     return _Source(path.resolve().parts, str(path))
 
 
 def _read(source: _Source, name: str) -> FinishedRun:
-    """Read one run."""
     text = source.text("config.toml") or ""
     try:
         config = _with_defaults(tomllib.loads(text))
@@ -224,7 +221,6 @@ def _with_defaults(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _arm(values: Mapping[str, Any], config: Mapping[str, Any], where: str) -> ArmSummary:
-    """Read one line of a summary."""
     try:
         named = {**MISSING, "seed": config.get("seed", 1), "title": str(values["method"]), **values}
         return records.from_json(ArmSummary, named)
@@ -256,7 +252,6 @@ def _holdings(values: Any) -> Holdings | None:
 
 
 def _confusion(source: _Source, num_classes: int) -> dict[str, dict[str, np.ndarray]]:
-    """Read the confusion matrices by arm."""
     tables = {}
     for name in source.names("confusion/*.json"):
         values = source.json(name)

@@ -133,7 +133,6 @@ class TensorBoard:
             writer.close()
 
     def _writer(self, label: str) -> Any:
-        """Return the writer of an arm."""
         if label not in self._writers:
             name = re.sub(r"[^\w.#-]+", "_", label)
             self._writers[label] = self._make_writer(str(self._folder / TENSORBOARD_FOLDER / name))

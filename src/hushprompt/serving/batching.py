@@ -157,7 +157,6 @@ class MicroBatcher(Generic[Item, Answer]):
         self._requests = deque(request for request in left if request)
 
     def _has_room(self, batch: list[_Waiting[Item, Answer]]) -> bool:
-        """Whether one more goes with them."""
         return len(batch) < self._limits.batch_size and sum(each.cost for each in batch) < self._limits.values
 
 

@@ -51,7 +51,6 @@ class ListenerConfig:
     """Listen to other machines without a token, or without TLS."""
 
     def __post_init__(self) -> None:
-        """Check the fields."""
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"--port must be from 0 to 65535, got {self.port}.")
         if (self.tls_cert is None) != (self.tls_key is None):

@@ -76,7 +76,6 @@ class Asked:
     """After which an answer in words is cut off."""
 
     def __post_init__(self) -> None:
-        """Check the fields."""
         checks.positive(top=self.top)
         checks.in_range(0, 1, threshold=self.threshold)
         if self.question is not None:

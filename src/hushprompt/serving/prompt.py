@@ -334,7 +334,6 @@ class Prompt:
         return feature_kind(self.header, self.tensors)
 
     def _encoded(self, images: Iterable[Any], batch_size: int) -> Iterable[Float[Tensor, "b *m d"]]:
-        """Encode images, batch by batch."""
         from hushprompt.models.base import encoder
         from hushprompt.serving.inputs import as_array, media_for
 
@@ -347,7 +346,6 @@ class Prompt:
             yield encode([as_array(image, media, backbone.feature_dim) for image in part])
 
     def __repr__(self) -> str:
-        """Say what it is, and what it guarantees."""
         shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in self.tensors.items())
         return f"Prompt({str(self.path)!r}): {self.method}, {len(self.classes)} classes, {shapes}\n{self.privacy}"
 

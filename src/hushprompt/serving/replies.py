@@ -116,7 +116,6 @@ class PromptAnswers:
         return [self._in_words(each) for each in questions]
 
     def _in_words(self, question: OpenQuestion) -> OpenReply | Exception:
-        """Answer one question in words."""
         with self._room.taken(question.size):
             array = self._decoded(question)
             if isinstance(array, Exception):

@@ -148,7 +148,6 @@ class PromptService:
         return PlainTextResponse(self.counts.text(gauges), media_type="text/plain; version=0.0.4")
 
     def _new_batcher(self) -> MicroBatcher[Question, Reply]:
-        """Return a queue, and what works on it."""
         answers = self._answers
         return MicroBatcher(
             answers, self._limits, cost=_cost, num_workers=answers.num_workers, prepare=answers.prepare_thread
@@ -223,7 +222,6 @@ class PromptService:
         return await asyncio.to_thread(size_of, data, self._answers.modality, self._limits)
 
     def _several(self, body: bytes) -> list[bytes]:
-        """Return what a body in JSON holds."""
         key, most = KEYS[self._answers.modality], self._limits.images
         kind = dict[str, Annotated[list[bytes], msgspec.Meta(min_length=1, max_length=most)]]
         try:
@@ -326,6 +324,5 @@ def _told(found: Reply | BaseException) -> dict[str, Any]:
 
 
 def _prediction(found: Prediction) -> dict[str, Any]:
-    """Return one prediction as JSON says it."""
     top = [{"label": label, "probability": round(share, 7)} for label, share in found.top]
     return {"label": found.label, "probability": round(found.probability, 7), "top": top}

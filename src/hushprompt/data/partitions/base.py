@@ -87,7 +87,6 @@ class PartitionRule(ABC):
     """Training examples that a client keeps of each of its classes (few-shot); 0 keeps all. Test is never cut."""
 
     def __post_init__(self) -> None:
-        """Check the field."""
         checks.non_negative(num_shots=self.num_shots)
 
     def partition(self, dataset: Dataset, rng: np.random.Generator, *, keeps_groups: bool = False) -> Partition:

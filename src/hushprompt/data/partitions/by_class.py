@@ -22,7 +22,6 @@ class Counted(PartitionRule):
     """Number of clients k."""
 
     def __post_init__(self) -> None:
-        """Check the fields."""
         super().__post_init__()
         checks.positive(num_clients=self.num_clients)
 
@@ -66,7 +65,6 @@ class OverlappingClasses(Counted):
     """Fraction of the classes that are shared; each of the others belongs to one client."""
 
     def __post_init__(self) -> None:
-        """Check the fields."""
         super().__post_init__()
         checks.in_range(0, 1, shared_fraction=self.shared_fraction)
         checks.in_range(1, self.num_clients, clients_per_class=self.clients_per_class)
@@ -119,7 +117,6 @@ class Dirichlet(Counted):
     """Concentration; large values approach IID, small ones give each class to few clients."""
 
     def __post_init__(self) -> None:
-        """Check the fields."""
         super().__post_init__()
         checks.positive(alpha=self.alpha)
 
@@ -148,7 +145,6 @@ class QuantitySkew(Counted):
     """For dirichlet: concentration; small values give most data to few clients."""
 
     def __post_init__(self) -> None:
-        """Check the fields."""
         super().__post_init__()
         checks.positive(alpha=self.alpha)
         checks.non_negative(sigma=self.sigma)

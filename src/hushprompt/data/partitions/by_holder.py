@@ -22,7 +22,6 @@ class InDomains(PartitionRule):
     """Clients that share a domain; a client never has two."""
 
     def __post_init__(self) -> None:
-        """Check the fields."""
         super().__post_init__()
         checks.positive(clients_per_domain=self.clients_per_domain)
 
@@ -74,7 +73,6 @@ class DomainDirichlet(InDomains):
     """Concentration; large values approach even shares, small ones give each class to few clients."""
 
     def __post_init__(self) -> None:
-        """Check the fields."""
         super().__post_init__()
         checks.positive(alpha=self.alpha)
 

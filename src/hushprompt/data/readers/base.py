@@ -81,7 +81,6 @@ class OwnData(HeldByClients):
     pair of parentheses or as a whole, such as 'patient(\\d+)'. Left out: the data's own column of groups, if any."""
 
     def __post_init__(self) -> None:
-        """Check the fields."""
         checks.several(of=checks.CLASSES_IN_FILE, classes=self.classes)
         check_fractions(self.validation_fraction, self.test_fraction)
         checks.positive(sampling_rate=self.sampling_rate)

@@ -115,7 +115,6 @@ class FeatureFile(OwnData):
     """The same for test."""
 
     def __post_init__(self) -> None:
-        """Check the fields."""
         super().__post_init__()
         if self.validation_file and not self.test_file:
             raise ConfigError("data.validation_file needs data.test_file, the file of the test examples.")

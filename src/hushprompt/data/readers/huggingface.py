@@ -168,7 +168,6 @@ class HuggingFace(OwnData):
         return name, media[name]
 
     def _found(self, split: str | None, part: Any, root: Path) -> list[Found]:
-        """Name the examples of one split."""
         columns: dict[str, list[str | None]] = {}
         fields = ("label_column", "domain_column", "client_column", "group_column")
         for field in fields:
@@ -207,7 +206,6 @@ def _stamp(part: Any) -> str:
 
 
 def _datasets() -> Any:
-    """Return the package `datasets`."""
     try:
         import datasets
     except ImportError as error:

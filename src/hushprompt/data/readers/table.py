@@ -62,7 +62,6 @@ class Table(OwnData):
         return self.dataset("table", path, found, Files(root, names), media_of(names, self.sampling_rate, str(path)))
 
     def _found(self, row: Mapping[str, Any], root: Path, where: str) -> Found:
-        """Read one row."""
         values = {}
         for field, default in {"path_column": "path", "label_column": "label", **OPTIONAL}.items():
             column = getattr(self, field)

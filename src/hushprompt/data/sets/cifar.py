@@ -81,7 +81,6 @@ class Cifar(Known):
     """Share of each class's training images that is held out for choosing settings; the authors hold out none."""
 
     def __post_init__(self) -> None:
-        """Check the field."""
         checks.in_range(0, 0.9, validation_fraction=self.validation_fraction)
 
     def read(self, files: Mapping[str, str], labels_key: bytes, meta: str, names_key: bytes) -> Dataset:
@@ -150,7 +149,6 @@ class Cifar100(Cifar):
 
 
 def _read(path: Path, key: bytes) -> Any:
-    """Read one entry of a file."""
     content = pickles.load(path, encoding="bytes")
     if not isinstance(content, dict) or key not in content:
         raise DataError(f"{path} has no {key.decode()}. Get the Python version of the data set.")
@@ -158,7 +156,6 @@ def _read(path: Path, key: bytes) -> Any:
 
 
 def _split(examples: Sequence[Example], pixels: np.ndarray, rows: Mapping[str, int]) -> Split:
-    """Make one split of the examples' pixels."""
     labels = np.array([example.label for example in examples], dtype=np.int64)
     images = pixels[[rows[example.name] for example in examples]]
     return Split(

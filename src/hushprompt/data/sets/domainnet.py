@@ -70,7 +70,6 @@ class DomainNet(OnDisk):
     """Share of each class's training images that is held out for choosing settings; the authors hold out none."""
 
     def __post_init__(self) -> None:
-        """Check the field."""
         checks.in_range(0, 0.9, validation_fraction=self.validation_fraction)
 
     def load(self) -> Dataset:

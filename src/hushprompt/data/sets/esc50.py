@@ -45,7 +45,6 @@ class ESC50(OnDisk):
     """Samples per second that the recordings (44,100) are resampled to; CLAP wants 48,000."""
 
     def __post_init__(self) -> None:
-        """Check the fields."""
         checks.positive(sampling_rate=self.sampling_rate)
         checks.in_range(1, NUM_FOLDS, test_fold=self.test_fold)
         checks.in_range(0, NUM_FOLDS, validation_fold=self.validation_fold)

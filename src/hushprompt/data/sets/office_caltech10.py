@@ -55,7 +55,6 @@ class OfficeCaltech10(OnDisk):
     """Share of each class's training images that is held out of FedBN's for choosing settings; FedBN's own is 0."""
 
     def __post_init__(self) -> None:
-        """Check the field."""
         checks.in_range(0, 0.9, validation_fraction=self.validation_fraction)
 
     def load(self) -> Dataset:

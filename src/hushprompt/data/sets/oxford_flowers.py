@@ -85,7 +85,6 @@ class OxfordFlowers(OnDisk):
         return image_dataset(self, "jpg", listing)
 
     def _official(self, home: Path, labels: np.ndarray) -> Listing:
-        """Split as the authors do."""
         path = home / "setid.mat"
         if not path.exists():
             raise missing_file(path, Path(self.root), ABOUT)
@@ -98,7 +97,6 @@ class OxfordFlowers(OnDisk):
 
 
 def _coop_sizes(home: Path, labels: np.ndarray) -> Listing:
-    """Split by CoOp's sizes."""
     examples = [Example(f"image_{index + 1:05d}.jpg", int(label)) for index, label in enumerate(labels)]
     dealt = split_per_class(examples, NAMES, ABOUT.name)
     return Listing(class_names=_names(home), examples=dealt, split_source=COOP_RULE)
@@ -117,7 +115,6 @@ def _names(home: Path) -> tuple[str, ...]:
 
 
 def _read_mat(path: Path, key: str) -> np.ndarray:
-    """Read one row of a MATLAB file."""
     from scipy.io import loadmat  # half a second to import
 
     try:

@@ -36,7 +36,6 @@ class ToyData(HeldByClients):
     """Images of a group, as if they were one person's; 0: nobody's."""
 
     def __post_init__(self) -> None:
-        """Check the fields."""
         checks.positive(num_classes=self.num_classes, num_train=self.num_train)
         checks.non_negative(group_size=self.group_size)
         if self.num_classes > len(NAMES):
@@ -72,5 +71,4 @@ class ToyData(HeldByClients):
 
 
 def _pick(images: np.ndarray, indices: np.ndarray) -> list[np.ndarray]:
-    """Return images by index."""
     return list(images[indices])

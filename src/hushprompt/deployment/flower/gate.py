@@ -29,7 +29,6 @@ class Gate:
     """ASGI middleware: the outermost one."""
 
     def __init__(self, app: App) -> None:
-        """Stand in front of `app`."""
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -192,7 +192,6 @@ def check_server(certificate: Path, key: Path, ca: Path, now: datetime.datetime)
 def _builder(
     subject: x509.Name, key: ec.EllipticCurvePublicKey, now: datetime.datetime, days: int
 ) -> x509.CertificateBuilder:
-    """Begin a certificate."""
     ends = now + datetime.timedelta(days=days)
     return (
         x509.CertificateBuilder()
@@ -213,7 +212,6 @@ def _general(name: str) -> x509.GeneralName:
 
 
 def _certificate(path: Path) -> x509.Certificate:
-    """Read a certificate."""
     try:
         return x509.load_pem_x509_certificate(path.read_bytes())
     except OSError as error:
@@ -223,7 +221,6 @@ def _certificate(path: Path) -> x509.Certificate:
 
 
 def _private_key(path: Path) -> CertificateIssuerPrivateKeyTypes:
-    """Read a private key that can sign."""
     try:
         return serialization.load_pem_private_key(secrets.read(path), None)  # type: ignore[return-value]
     except (ValueError, TypeError) as error:
@@ -231,12 +228,10 @@ def _private_key(path: Path) -> CertificateIssuerPrivateKeyTypes:
 
 
 def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    """Write a private key."""
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
 
 
 def _text(certificate: x509.Certificate) -> str:
-    """Write a certificate."""
     return certificate.public_bytes(serialization.Encoding.PEM).decode()

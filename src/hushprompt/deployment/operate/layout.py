@@ -191,7 +191,6 @@ def _words(wanted: Wanted) -> dict[str, str]:
 
 
 def _write_server(folder: Path, wanted: Wanted, words: Mapping[str, str]) -> None:
-    """Write the server's configs and unit."""
     left_out = {"references", "runtime"}
     if wanted.classes:
         left_out |= {"data", "partition"}
@@ -207,7 +206,6 @@ def _write_server(folder: Path, wanted: Wanted, words: Mapping[str, str]) -> Non
 
 
 def _write_client(folder: Path, wanted: Wanted, words: Mapping[str, str], client: str, index: int) -> None:
-    """Write a client's config and unit."""
     own = {"client": client, "client_toml": _toml(client)}
     own["data_section"] = OWN_DATA if wanted.classes else SHARE.format(index=index)
     own["chosen_sections"] = _chosen_sections(wanted)
@@ -237,7 +235,6 @@ def _chosen_sections(wanted: Wanted) -> str:
 
 
 def _filled(name: str, words: Mapping[str, str]) -> str:
-    """Return a template with its words."""
     text = (resources.files(__package__) / "templates" / name).read_text(encoding="utf-8")
     return string.Template(text).substitute(words)
 

@@ -83,5 +83,4 @@ def read_public(path: Path) -> bytes:
 
 
 def _line(key: ec.EllipticCurvePublicKey) -> str:
-    """Write a public key in OpenSSH form."""
     return key.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH).decode()

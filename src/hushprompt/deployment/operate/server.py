@@ -77,7 +77,6 @@ def managed_process(
 
 
 def _command(config: ServerProcessConfig, is_insecure: bool) -> list[str]:
-    """Return the command of the server's process."""
     link = config.link
     command = [
         sys.executable, "-P", "-m", "hushprompt.deployment.flower.gate",

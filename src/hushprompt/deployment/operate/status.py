@@ -245,7 +245,6 @@ def client_runs(store: Path, client: str = "") -> list[ClientRunStatus]:
 
 
 def _client_run(folder: Path, client: str) -> ClientRunStatus:
-    """Read one run of a client's store."""
     # Imported here: plans need torch, and most processes of a federation never look at one.
     from hushprompt.deployment.policy import spent
 
@@ -266,7 +265,6 @@ def _client_run(folder: Path, client: str) -> ClientRunStatus:
 
 
 def _refusal(line: dict[str, Any]) -> str:
-    """Say one refusal."""
     who = line.get("client") or line.get("kind") or f"node {line.get('node', '?')}"
     place = f" in round {line['round'] + 1}" if "round" in line else ""
     return f"{line['time']} {who}{place}: {line['reason']}"

@@ -72,7 +72,6 @@ class GroupedMechanism(WrappedMechanism):
         return dataclasses.replace(self, inner=self.inner.among(rows), of_rows=kept)
 
     def _groups_of(self, rows: Tensor) -> Int64[Tensor, " b"]:
-        """Return the group of each row."""
         if self.of_rows is None or len(self.of_rows) != len(rows):
             raise PrivacyError(
                 f"Groups of {'no' if self.of_rows is None else len(self.of_rows)} rows are known, and {len(rows)} rows "

@@ -96,13 +96,11 @@ def _metadata(prompt: Prompt, library: str) -> str:
 
 
 def _title(header: PromptHeader) -> str:
-    """Name the prompt."""
     method = METHODS.get(header.method).title if header.method in METHODS.names() else header.method
     return f"{method} prompt for {counted(len(header.class_names), 'class') if header.class_names else 'questions'}"
 
 
 def _summary(prompt: Prompt) -> Iterator[str]:
-    """Say what it is."""
     header = prompt.header
     whose = "A client's personal prompt" if header.client_id is not None else "A prompt that all clients share"
     backbone = header.backbone or {}
@@ -135,7 +133,6 @@ def _data(run: Path | None, known: reader.FinishedRun | None) -> list[str]:
 
 
 def _method(header: PromptHeader, record: _Record | None) -> list[str]:
-    """Say how it was trained."""
     settings = [
         f"{name} = {value}"
         for name, value in (header.settings or {}).items()
@@ -195,7 +192,6 @@ def _of_run(record: _Record) -> list[str]:
 
 
 def _audit(known: reader.FinishedRun | None) -> list[str]:
-    """Return what attacks on the run found."""
     from hushprompt.reporting.audits import audit_blocks  # imports what draws figures
     from hushprompt.reporting.blocks import PageTable, Words
 
@@ -213,7 +209,6 @@ def _audit(known: reader.FinishedRun | None) -> list[str]:
 
 
 def _use(prompt: Prompt) -> list[str]:
-    """Say what it is for."""
     if not prompt.classes:
         return ["To answer questions in words, by the backbone above:", USE.replace(".predict(", ".answer(")]
     what = "a sound is of" if prompt.header.modality == "audio" else "an image shows"
@@ -222,7 +217,6 @@ def _use(prompt: Prompt) -> list[str]:
 
 
 def _limits(prompt: Prompt) -> list[str]:
-    """Say what it is not."""
     words = "- Answers in words are the frozen model's, may be wrong, and may be about anything.\n"
     classes = "- Probabilities are among its classes alone: whatever an example shows, one of them is named.\n"
     always = (
@@ -235,7 +229,6 @@ def _limits(prompt: Prompt) -> list[str]:
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Write a table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(_plain(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
 

@@ -114,7 +114,6 @@ def steps(recipe: PixelRecipe) -> str:
 
 
 def _described(recipe: PixelRecipe) -> dict[str, Any]:
-    """Return a recipe as JSON has it."""
     steps = "RGB; resize; keep the center of this size (width, height); scale to [0, 1]; minus mean; over std"
     return {"input": "pixels, float32 [n, 3, height, width]", "steps": steps, **dataclasses.asdict(recipe)}
 
