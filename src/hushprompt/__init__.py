@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from hushprompt.api.measuring import calibrate as calibrate
     from hushprompt.api.measuring import epsilon as epsilon
     from hushprompt.api.measuring import secret_exposures as secret_exposures
+    from hushprompt.api.measuring import verify as verify
     from hushprompt.api.predicting import predict as predict
     from hushprompt.api.run import Run as Run
     from hushprompt.api.run import load as load
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from hushprompt.api.training import plan as plan
     from hushprompt.api.training import resume as resume
     from hushprompt.api.training import run as run
-    from hushprompt.api.verifying import verify as verify
     from hushprompt.config.schema import EvaluationConfig as EvaluationConfig
     from hushprompt.config.schema import Reference as Reference
     from hushprompt.config.schema import RunConfig as RunConfig
@@ -79,12 +79,11 @@ _MODULES = {
     "api.exporting": ("export",),
     "api.features": ("export_features", "make_metric"),
     "api.many_runs": ("compare", "figure", "report", "sweep"),
-    "api.measuring": ("Noise", "audit", "calibrate", "epsilon", "secret_exposures"),
+    "api.measuring": ("Noise", "audit", "calibrate", "epsilon", "secret_exposures", "verify"),
     "api.predicting": ("predict",),
     "api.run": ("Run", "load"),
     "api.serve": ("serve",),
     "api.training": ("plan", "resume", "run"),
-    "api.verifying": ("verify",),
     "config.schema": ("EvaluationConfig", "Reference", "RunConfig", "RuntimeConfig", "TrainingConfig"),
     "errors": (
         "ConfigError", "DataError", "HushpromptError", "LinkError", "PrivacyError", "ProtocolError", "ResumeError",

@@ -12,8 +12,7 @@ from hushprompt.federation.setup import load_model
 from hushprompt.models.features import FeaturesBackbone
 from hushprompt.models.toy import Toy as ToyModel
 from hushprompt.statistics import metric
-from hushprompt.statistics.metric import read_metrics
-from hushprompt.statistics.metric_files import cached_path, metrics_of
+from hushprompt.statistics.metric import cached_path, metrics_of, read_metrics
 
 NOISE = {"epsilon": "none", "noise_multiplier_local": 1.0, "noise_multiplier_global": 1.0, "noise_source": "seeded"}
 SEEDED = {**TOY, "privacy": {**TOY["privacy"], **NOISE}, "training": {"num_rounds": 1}}

@@ -15,7 +15,6 @@ from helpers.layouts import images
 from helpers.made_runs import train
 from hushprompt import files
 from hushprompt.api import training
-from hushprompt.cli import failures
 from hushprompt.cli import main as cli
 from hushprompt.cli.console import console
 from hushprompt.errors import ConfigError
@@ -100,7 +99,7 @@ def test_a_result_is_shown_in_any_encoding(run, monkeypatch, encoding):
 
 
 def test_a_letter_without_a_word_of_its_own_is_written_by_its_number():
-    failures.print_in_any_encoding()
+    cli.print_in_any_encoding()
     assert "caf\u00e9 \u00b1 \u732b".encode("ascii", "hushprompt") == b"caf\\xe9 +- \\u732b"
 
 

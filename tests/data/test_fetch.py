@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from helpers.layouts import images
-from hushprompt.data.fetch import fetch
+from hushprompt.data.listing import fetch
 from hushprompt.data.sets.caltech101 import ABOUT, Caltech101
 from hushprompt.data.sets.esc50 import ABOUT as ESC50
 from hushprompt.errors import ConfigError, DataError

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hushprompt.deployment.operate import certificates, node_keys, probe, secrets
+from hushprompt.deployment.operate import certificates, client, node_keys, secrets
 from hushprompt.errors import ConfigError
 
 NOW = datetime.datetime.now(datetime.UTC)
@@ -126,7 +126,7 @@ def test_a_renewed_certificate_is_for_the_same_names_and_has_a_key_of_its_own(ma
 def test_a_client_says_why_it_does_not_trust_a_server(made, shown, shows, host, trusts, reason):
     port = shown(made / f"{shows}.crt", made / f"{shows}.key")
     with pytest.raises(ConfigError, match=reason):
-        probe.check_trust(host if host != "127.0.0.2" else wrong_name(), port, made / f"{trusts}.crt")
+        client.check_trust(host if host != "127.0.0.2" else wrong_name(), port, made / f"{trusts}.crt")
 
 
 def wrong_name():
@@ -135,10 +135,10 @@ def wrong_name():
 
 
 def test_a_client_trusts_its_own_server_and_waits_for_one_that_is_not_there(made, shown):
-    assert probe.check_trust("localhost", shown(made / "good.crt", made / "good.key"), made / "ca.crt") == ""
+    assert client.check_trust("localhost", shown(made / "good.crt", made / "good.key"), made / "ca.crt") == ""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    assert "cannot be reached" in probe.check_trust("127.0.0.1", port, made / "ca.crt")
+    assert "cannot be reached" in client.check_trust("127.0.0.1", port, made / "ca.crt")
 
 
 def test_something_that_speaks_no_tls_is_no_server(made):
@@ -154,7 +154,7 @@ def test_something_that_speaks_no_tls_is_no_server(made):
         thread = threading.Thread(target=answer, daemon=True)
         thread.start()
         with pytest.raises(ConfigError, match="does not speak TLS"):
-            probe.check_trust("127.0.0.1", server.getsockname()[1], made / "ca.crt")
+            client.check_trust("127.0.0.1", server.getsockname()[1], made / "ca.crt")
         thread.join()
 
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from hushprompt.data.partitions.base import ClientShard, Partition
-from hushprompt.evaluation.confusion import confusion
+from hushprompt.evaluation.metrics import confusion
 from hushprompt.evaluation.splits import client_splits
 
 LABELS = torch.tensor([0, 0, 1, 1, 2, 2])

@@ -24,9 +24,8 @@ from hushprompt.data.readers.folder import Folder
 from hushprompt.data.sets.toy import ToyData
 from hushprompt.errors import ConfigError, DataError
 from hushprompt.features import store
-from hushprompt.features.cache import FeaturesConfig, cached, feature_key, folder_of, image_features
+from hushprompt.features.cache import FeaturesConfig, cached, feature_key, folder_of, image_features, random_view
 from hushprompt.features.store import HEADER_SIZE, FeatureFolder
-from hushprompt.features.views import random_view
 from hushprompt.models.toy import Toy, ToyModel
 from hushprompt.seeding import stream
 

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hushprompt.features.views import random_box, random_view
+from hushprompt.features.cache import random_box, random_view
 from hushprompt.seeding import stream
 
 

@@ -14,8 +14,7 @@ from hushprompt.config import parse as configs
 from hushprompt.config.values import to_plain
 from hushprompt.errors import UnfitError
 from hushprompt.models.toy import Toy
-from hushprompt.statistics.metric import Metrics, read_metrics
-from hushprompt.statistics.metric_files import cached_path
+from hushprompt.statistics.metric import Metrics, cached_path, read_metrics
 
 STATISTICS = {"name": "class_statistics"}
 LEFT_OUT = "The table has no row Class statistics"

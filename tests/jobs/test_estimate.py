@@ -1,6 +1,6 @@
 import pytest
 
-from hushprompt.jobs.estimate import Estimate
+from hushprompt.jobs.progress import Estimate
 
 A, B = ("promptfl", 40), ("fedotp", 40)
 

@@ -18,7 +18,7 @@ from hushprompt.models.features import FeaturesBackbone, unit
 from hushprompt.models.toy import Toy
 from hushprompt.prompts.prompt_model import PromptModel
 from hushprompt.registry import METHODS
-from hushprompt.statistics.metric_files import encoder_of
+from hushprompt.statistics.metric import encoder_of
 
 NAMES = ("ant", "red fox", "kiwi")
 TEXTS = np.array([[3.0, 4.0], [0.0, 2.0], [1.0, 0.0]])

@@ -13,7 +13,7 @@ from PIL import Image
 from helpers import made_runs as made
 from hushprompt.errors import ConfigError, DataError
 from hushprompt.reporting import drawing, figures, maps, page_tables
-from hushprompt.reporting.confusions import pooled
+from hushprompt.reporting.maps import pooled
 from hushprompt.reporting.pooling import pool
 from hushprompt.reporting.styles import Style, printable
 

@@ -39,7 +39,7 @@ def test_no_number_is_never_bold():
 @pytest.mark.parametrize("num_seeds", [1, 2])
 def test_a_confusion_of_nothing_is_drawn_as_nothing(num_seeds):
     from hushprompt.reporting import drawing, figures
-    from hushprompt.reporting.confusions import pooled
+    from hushprompt.reporting.maps import pooled
 
     nothing = {"local": np.zeros((3, 3), dtype=np.int64), "neighbor": np.zeros((3, 3), dtype=np.int64)}
     train = [[2, 1, 0], [0, 1, 3]]

@@ -19,7 +19,7 @@ from hushprompt.errors import ConfigError
 from hushprompt.models.toy import Toy
 from hushprompt.serving import replies
 from hushprompt.serving.replies import PromptAnswers, Question, Room, identifier
-from hushprompt.serving.server_metrics import ServerMetrics
+from hushprompt.serving.server import ServerMetrics
 
 PREDICT = ("POST", "/v1/predict")
 

@@ -14,8 +14,7 @@ import numpy as np
 from hushprompt.config import parse as configs
 from hushprompt.config.schema import RunConfig, RuntimeConfig
 from hushprompt.config.values import choose
-from hushprompt.data import doctor
-from hushprompt.data import fetch as fetching
+from hushprompt.data import doctor, listing
 from hushprompt.data.base import Dataset
 from hushprompt.data.findings import Finding
 from hushprompt.data.listing import About
@@ -178,7 +177,7 @@ def fetch(name: str, root: str | Path = "data") -> Path:
     Raises:
         DataError: there is nothing to fetch, it must be fetched by hand, or what came is damaged.
     """
-    fetching.fetch(about(name), Path(root))
+    listing.fetch(about(name), Path(root))
     return Path(root)
 
 

@@ -27,8 +27,7 @@ from hushprompt.models.placing import place
 from hushprompt.prompts.prompt_model import PromptModel
 from hushprompt.registry import DATASETS
 from hushprompt.runs.observer import Observer
-from hushprompt.statistics.metric import check_classes, fingerprint_of, make_metrics
-from hushprompt.statistics.metric_files import SHIPPED, cached_path
+from hushprompt.statistics.metric import SHIPPED, cached_path, check_classes, fingerprint_of, make_metrics
 
 Columns = dict[str, np.ndarray]
 """By name, as `data.name = "features"` reads them."""

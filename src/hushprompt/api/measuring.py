@@ -1,4 +1,4 @@
-"""What privacy costs and what it holds: noise of a budget, epsilon of noise, and the audit of a run."""
+"""What privacy costs and what it holds: noise of a budget, epsilon of noise, a run's audit and verification."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from typing import Any
 from hushprompt.api.run import Run
 from hushprompt.audits import audit as audits
 from hushprompt.audits import exposure as exposures
+from hushprompt.audits import verify as verifying
 from hushprompt.audits.audit_record import AuditRecord
 from hushprompt.audits.exposure import Exposure, SecretSettings
+from hushprompt.audits.verify import Verification
 from hushprompt.config import parse as configs
 from hushprompt.config.schema import RunConfig
 from hushprompt.errors import files_told
@@ -138,3 +140,24 @@ def secret_exposures(config: RunConfig | Mapping[str, Any] | str | Path, **setti
         ConfigError: the data have no questions, the client too few, or the method trains no context.
     """
     return exposures.secret_exposures(configs.resolve(config, {}), SecretSettings(**settings))
+
+
+@files_told()
+def verify(run: Run | str | Path, *, digest: str = "") -> Verification:
+    """Compute noise, releases and epsilon of a run again, and compare everything that it published.
+
+    Noise multipliers, releases and epsilon follow from config, clients' sizes and ledger, and are held against
+    dp_accounting; stored numbers are only compared. Nothing is written, and the data are not needed.
+
+    Args:
+        run: a run folder, also a copy; of a federation the server's folder, or that of one run in a client's store.
+        digest: as an earlier call printed it, kept elsewhere: the folder must be the same to the last bit. A folder
+            that was rewritten as a whole cannot be told from inside.
+
+    Returns:
+        What was checked, what differs, and what is not recorded; it shows itself in sentences.
+
+    Raises:
+        DataError: it is no run folder, or a file cannot be read.
+    """
+    return verifying.verify(Path(run), digest)

@@ -12,6 +12,7 @@ import hashlib
 import importlib.metadata
 import json
 import logging
+import math
 import re
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
@@ -21,16 +22,53 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
+from PIL import Image
 
 from hushprompt import checks, seeding
 from hushprompt.data.base import Dataset, Split
 from hushprompt.errors import ConfigError, DataError, UnfitError
 from hushprompt.extras import version_of
 from hushprompt.features.store import ARRAY, FeatureFolder, FeatureKey, Precision, StoredFeatures, key_of
-from hushprompt.features.views import random_view
 from hushprompt.models.base import FeatureKind, Model, encoder
 from hushprompt.registry import SECTIONS
+
+MAX_RATIO = 4 / 3
+"""Largest width over height of a box; the smallest is its inverse."""
+NUM_TRIES = 10
+"""Boxes drawn until one fits; then the largest central box is taken."""
+
+
+def random_view(
+    image: UInt8[np.ndarray, "h w 3"], rng: np.random.Generator, *, min_scale: float, size: int
+) -> UInt8[np.ndarray, "s s 3"]:
+    """Return one view of an image, to be preprocessed by the backbone like any other image.
+
+    Args:
+        image: [h, w, 3] of any size.
+        rng: stream of this view alone.
+        min_scale: smallest share of the image's area that a view shows, in (0, 1].
+        size: side s of the view in pixels.
+    """
+    top, left, height, width = random_box(image.shape[0], image.shape[1], rng, min_scale)
+    box = image[top : top + height, left : left + width]
+    view = np.asarray(Image.fromarray(box).resize((size, size), Image.Resampling.BICUBIC))
+    return np.ascontiguousarray(view[:, ::-1]) if rng.random() < 0.5 else view
+
+
+def random_box(height: int, width: int, rng: np.random.Generator, min_scale: float) -> tuple[int, int, int, int]:
+    """Draw top, left, height and width of a box inside an image of `height` x `width` pixels."""
+    for _ in range(NUM_TRIES):
+        area = height * width * rng.uniform(min_scale, 1.0)
+        ratio = math.exp(rng.uniform(-math.log(MAX_RATIO), math.log(MAX_RATIO)))
+        box_height, box_width = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
+        if 0 < box_height <= height and 0 < box_width <= width:
+            top, left = rng.integers(height - box_height + 1), rng.integers(width - box_width + 1)
+            return int(top), int(left), box_height, box_width
+    box_height = min(height, math.ceil(width * MAX_RATIO))
+    box_width = min(width, math.ceil(height * MAX_RATIO))
+    return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
+
 
 logger = logging.getLogger(__name__)
 Progress = Callable[[str, int, int], None]

@@ -23,7 +23,6 @@ from hushprompt import files
 from hushprompt.config.schema import RunConfig
 from hushprompt.errors import ResumeError
 from hushprompt.evaluation.answers import ANSWER_SCORES
-from hushprompt.evaluation.confusion import confusion
 from hushprompt.evaluation.evaluate import (
     NewClasses,
     Scores,
@@ -32,7 +31,7 @@ from hushprompt.evaluation.evaluate import (
     mean_scores,
     right_or_not,
 )
-from hushprompt.evaluation.metrics import predicted_classes
+from hushprompt.evaluation.metrics import confusion, predicted_classes
 from hushprompt.evaluation.private import count_right, scores_of
 from hushprompt.federation.planning import plan_arms, plan_metrics
 from hushprompt.federation.rounding import check_rounding

@@ -34,8 +34,7 @@ from hushprompt.registry import METHODS
 from hushprompt.statistics.contexts import EstimatedClasses, fit_class_contexts, fit_shared_context
 from hushprompt.statistics.covariance import own_precision
 from hushprompt.statistics.head import Head, check_text_prior, make_head, prompt_embeddings
-from hushprompt.statistics.metric import Metric, choose_rank
-from hushprompt.statistics.metric_files import metrics_of
+from hushprompt.statistics.metric import Metric, choose_rank, metrics_of
 from hushprompt.statistics.posterior import ClassPosterior, SharedMean, class_posterior, shared_mean
 from hushprompt.statistics.sums import MEAN_SHARE, Expected, expected, mean_rows, residual_rows, text_guess
 

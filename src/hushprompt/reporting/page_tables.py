@@ -11,8 +11,8 @@ from markupsafe import Markup
 from hushprompt.privacy.statements import beside_epsilon, number
 from hushprompt.reporting.blocks import Block, PageTable, missing
 from hushprompt.reporting.comparison_tables import group_epsilons
-from hushprompt.reporting.confusions import Confusions
 from hushprompt.reporting.figures import NAMES, audiences_of, client_values, epsilon_curve
+from hushprompt.reporting.maps import Confusions
 from hushprompt.reporting.pooling import MEASURES, NEW_SCORES, SCORES, Group
 from hushprompt.runs.identity import LETTERS, NOT_RECORDED
 from hushprompt.runs.reader import FinishedRun, Holdings

@@ -6,7 +6,7 @@ from typing import Any
 
 from hushprompt.data.base import Dataset
 from hushprompt.data.partitions.base import Partition
-from hushprompt.evaluation.confusion import Confusion
+from hushprompt.evaluation.metrics import Confusion
 from hushprompt.privacy.statements import COUNTS_NOT_PRIVATE
 from hushprompt.runs import records
 from hushprompt.runs.arm import Arm

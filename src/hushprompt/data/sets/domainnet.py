@@ -10,8 +10,8 @@ from typing import ClassVar, Literal
 from hushprompt import checks
 from hushprompt.data.base import Dataset
 from hushprompt.data.class_folders import image_dataset
-from hushprompt.data.domain_lists import has_lists, read_lists
 from hushprompt.data.listing import About, Example, Listing, OnDisk, missing_file
+from hushprompt.data.pickles import has_lists, read_lists
 from hushprompt.data.splitting import hold_out
 from hushprompt.errors import DataError
 from hushprompt.registry import DATASETS

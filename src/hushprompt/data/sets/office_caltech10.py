@@ -9,8 +9,8 @@ from typing import ClassVar
 from hushprompt import checks
 from hushprompt.data.base import Dataset
 from hushprompt.data.class_folders import image_dataset, media_files
-from hushprompt.data.domain_lists import has_lists, read_lists
 from hushprompt.data.listing import About, Example, Listing, OnDisk
+from hushprompt.data.pickles import has_lists, read_lists
 from hushprompt.data.splitting import COOP_RULE, hold_out, split_per_class
 from hushprompt.errors import DataError
 from hushprompt.registry import DATASETS

@@ -1,10 +1,11 @@
-"""The process of a client: its command, environment and checks."""
+"""The process of a client: its command, environment and checks, such as whether its server can be trusted."""
 
 from __future__ import annotations
 
 import datetime
 import os
 import socket
+import ssl
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 from hushprompt.deployment import roster
 from hushprompt.deployment.config import FLOWER, ClientConfig
 from hushprompt.deployment.flower import clientapp, environment
-from hushprompt.deployment.operate import certificates, node_keys, probe
+from hushprompt.deployment.operate import certificates, node_keys
 from hushprompt.deployment.operate.layout import is_loopback, split_address
 from hushprompt.deployment.operate.supervise import ManagedProcess
 from hushprompt.errors import ConfigError
@@ -21,6 +22,9 @@ LOOPBACK = "127.0.0.1"
 NOT_ADMITTED = "[code: 2004]"
 """What SuperNode says when the server knows its key not, or takes its last connection for alive."""
 UNTRUSTED = "CERTIFICATE_VERIFY_FAILED"
+TIMEOUT_S = 10.0
+EXPIRED, NOT_YET, WRONG_NAME = 10, 9, (62, 64)
+"""OpenSSL's codes: a certificate that is over, that has not begun, and that is for other names or addresses."""
 
 
 def managed_process(
@@ -61,7 +65,7 @@ def managed_process(
             say(warning)
         if config.owner.require_noise_at == "shares":
             say(pinned_line(config))
-        if problem := probe.check_trust(host, port, Path(link.ca)):
+        if problem := check_trust(host, port, Path(link.ca)):
             say(f"{problem} The client keeps retrying.")
 
     return ManagedProcess(f"The client {config.client.name}", command, variables, check, explain=explain)
@@ -114,3 +118,41 @@ def free_port() -> int:
 def flower_folder(config: ClientConfig) -> Path:
     """Return the folder in which Flower keeps what it needs."""
     return config.store / FLOWER
+
+
+def check_trust(host: str, port: int, ca: Path) -> str:
+    """Shake hands with a server.
+
+    Args:
+        host: name or address.
+        port: of the server.
+        ca: certificate of the authority that must have signed the server's.
+
+    Returns:
+        What keeps the server from being reached just now; empty if nothing does.
+
+    Raises:
+        ConfigError: something answers that cannot be trusted.
+    """
+    context = ssl.create_default_context(cafile=str(ca))
+    where = f"The server at {host}:{port}"
+    try:
+        with (
+            socket.create_connection((host, port), TIMEOUT_S) as plain,
+            context.wrap_socket(plain, server_hostname=host),
+        ):
+            return ""
+    except ssl.SSLCertVerificationError as error:
+        if error.verify_code == EXPIRED:
+            reason = "shows a certificate that has expired. Whoever runs the federation must renew it and restart it."
+        elif error.verify_code == NOT_YET:
+            reason = "shows a certificate that is not good yet. Is this machine's clock right?"
+        elif error.verify_code in WRONG_NAME:
+            reason = "shows a certificate for another name or address. Use the name that the certificate is for."
+        else:
+            reason = f"shows a certificate that {ca} did not sign: another server, or another authority's file."
+        raise ConfigError(f"{where} {reason}") from error
+    except ssl.SSLError as error:
+        raise ConfigError(f"{where} does not speak TLS ({error.reason}). Is this the right port?") from error
+    except OSError as error:
+        return f"{where} cannot be reached ({error.strerror or error})."

@@ -10,17 +10,47 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from hushprompt import checks, files
 from hushprompt.config.values import to_plain
 from hushprompt.errors import ConfigError, DataError
 from hushprompt.runs.prompt_file import FORMAT
-from hushprompt.serving.export import card, head, onnx_file, peft_adapter, scripts
+from hushprompt.serving.export import card, onnx_file, peft_adapter, scripts
 from hushprompt.serving.loading import EXPORTED
 from hushprompt.serving.prompt import Prompt
 from hushprompt.serving.scoring import linear_tensors
 
+HEAD = "head.safetensors"
+
+
+def write_head(prompt: Prompt, folder: Path) -> None:
+    """Write a linear classifier: `weight` [c, d], `logit_scale`, and `bias` [c] where it is not zero.
+
+    Scores are logit_scale x features @ weight.T + bias, of unit-norm features. The metadata entry `hushprompt` has
+    class names, the backbone and its preprocessing, and the privacy statement.
+
+    Raises:
+        DataError: the prompt's scores are not linear in an image's features.
+    """
+    found = prompt.classifier()
+    tensors = {"weight": torch.from_numpy(found.weight), "logit_scale": torch.tensor(found.logit_scale)}
+    if found.bias.any():
+        tensors["bias"] = torch.from_numpy(found.bias)
+    said = prompt.header
+    about = {
+        "class_names": said.class_names,
+        "backbone": said.backbone,
+        "backbone_fingerprint": said.backbone_fingerprint,
+        "preprocessing": said.preprocessing,
+        "privacy": prompt.privacy,
+        "noise_source": said.noise_source,
+    }
+    files.write_tensors(folder / HEAD, tensors, json.dumps(about))
+
+
 FORMATS: Mapping[str, Callable[[Prompt, Path], None]] = {
-    "head": head.write,
+    "head": write_head,
     "onnx": onnx_file.write,
     "open_clip": scripts.write_open_clip,
     "transformers": scripts.write_transformers,
