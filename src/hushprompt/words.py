@@ -1,6 +1,8 @@
-"""Counts in sentences."""
+"""Counts and lists in sentences."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 
 def counted(number: int | str, noun: str) -> str:
@@ -14,3 +16,12 @@ def counted(number: int | str, noun: str) -> str:
     if noun.endswith("y") and noun[-2] not in "aeiou":
         return f"{number} {noun[:-1]}ies"
     return f"{number} {noun}{'es' if noun.endswith(('s', 'x', 'ch', 'sh')) else 's'}"
+
+
+def first_of(names: Sequence[object], most: int) -> str:
+    """Name the first few of many.
+
+    >>> first_of(["a", "b", "c"], 2)
+    'a, b, ...'
+    """
+    return ", ".join(map(str, names[:most])) + (", ..." if len(names) > most else "")

@@ -88,7 +88,7 @@ def test_a_wrong_server_config_says_what_is_wrong(server, changes, message):
         ({"share": {"client": 0}, "owner": {}}, "incomplete.*max_epsilon"),
         ({"share": {"client": 0}, "owner": {"max_epsilon": 0}}, "max_epsilon must be > 0"),
         ({"share": {"client": 0}, "owner": {"max_epsilon": 1, "require_noise_at": "server"}}, "require_noise_at"),
-        ({"share": {"client": 0}, "privacy": {}}, "Unknown section 'privacy'"),
+        ({"share": {"client": 0}, "privacy": {}}, "Unknown key 'privacy' at the top level"),
         ({"share": {"client": 0}, "client": {"name": "", "store": "s"}}, "client.name must begin"),
     ],
 )

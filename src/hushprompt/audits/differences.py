@@ -1,4 +1,4 @@
-"""Where plain values, or the numbers of a sentence, are not what they must be."""
+"""Where plain values, the numbers of a sentence, or charges are not what they must be."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+from hushprompt.privacy.guarantee import Guarantee
+from hushprompt.privacy.ledger import Ledger
+from hushprompt.runs import records
+from hushprompt.runs.arm import Arm
 
 RELATIVE = 1e-5
 """What rounding explains between a number and the same number computed again."""
@@ -56,3 +61,22 @@ def part(values: Mapping[str, Any], keys: Mapping[str, Any] | Sequence[str]) -> 
 def _written(value: Any, form: str) -> str:
     """Write a number as a statement does."""
     return value if isinstance(value, str) else format(value, form)
+
+
+def against_server(where: str, said: str | None, held: Guarantee | None) -> Iterator[str]:
+    """Say where a prompt file claims what is not proven against the server; older versions claimed nothing there."""
+    if said is not None and held is None:
+        yield f"{where} claims a guarantee, and there is none"
+    elif said is not None and held is not None:
+        yield from against_sentence(where, said, records.to_json(held.to_json()))
+
+
+def against_schedule(arm: Arm, ledger: Ledger, own: str | None) -> Iterator[str]:
+    """Say where charges are not those of the public schedule; `own`: that of one client alone is in the ledger."""
+    for round_index, charged in sorted(ledger.made.items()):
+        if round_index >= arm.num_rounds:
+            yield f"{arm.label}: ledger.jsonl charges round {round_index + 1} of {arm.num_rounds}"
+            continue
+        due = set(arm.cohorts[round_index].tolist())
+        if charged - due or (own is None and due - charged):
+            yield f"{arm.label}: ledger.jsonl charges other clients in round {round_index + 1} than take part in it"

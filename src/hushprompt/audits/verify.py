@@ -22,7 +22,7 @@ import numpy as np
 from torch import Tensor
 
 from hushprompt.audits.confirmation import is_confirmed
-from hushprompt.audits.differences import against_sentence, differing, part
+from hushprompt.audits.differences import against_schedule, against_sentence, against_server, differing, part
 from hushprompt.config import parse as configs
 from hushprompt.config.schema import RunConfig
 from hushprompt.config.values import to_plain
@@ -32,7 +32,6 @@ from hushprompt.federation.planning import plan_arms, plan_metrics
 from hushprompt.federation.setup import Classes, declared_classes
 from hushprompt.privacy import statements
 from hushprompt.privacy.config import Audience
-from hushprompt.privacy.guarantee import Guarantee
 from hushprompt.privacy.ledger import Ledger, accounts
 from hushprompt.runs import identity as identities
 from hushprompt.runs import ledger as ledgers
@@ -41,10 +40,8 @@ from hushprompt.runs.arm import Arm
 from hushprompt.runs.identity import RunIdentity
 from hushprompt.runs.privacy_record import privacy_record
 from hushprompt.runs.prompt_file import PromptHeader, read_prompt
-from hushprompt.words import counted
+from hushprompt.words import counted, first_of
 
-AGREEMENT = "agreement.json"
-"""What server and client of a federation have instead of a config and sizes."""
 OF_ARM = (
     "method", "channels", "clip_norms", "clipped", "sensitivities", "noise_multipliers", "num_rounds", "limit",
     "participation", "share",
@@ -166,8 +163,8 @@ class _FolderCheck:
 
     @functools.cached_property
     def agreement(self) -> Any:
-        """What a federation agreed on."""
-        return self._json(AGREEMENT)
+        """What a federation agreed on: its server and its clients have that instead of a config and sizes."""
+        return self._json("agreement.json")
 
     @functools.cached_property
     def recorded(self) -> RunIdentity | None:
@@ -249,7 +246,7 @@ class _FolderCheck:
             if self.arms and label not in {each.label for arm in self.arms for each in arm.stages}
         ]
         for each in (each for arm in self.arms for each in arm.stages):
-            self.differences += _against_schedule(each, self.charged.get(each.label, Ledger()), self._own_client)
+            self.differences += against_schedule(each, self.charged.get(each.label, Ledger()), self._own_client)
         self.spent = [arm.spent(self.charged) for arm in self.arms]
 
     def compute(self) -> None:
@@ -257,8 +254,8 @@ class _FolderCheck:
         if self.spent:
             stages = [each for arm in self.spent for each in arm.stages]
             of = {each.label: accounts(each.plan, self.charged.get(each.label, Ledger())) for each in stages}
-            alone = not (self.folder / AGREEMENT).exists()
-            self.computed = records.to_json(privacy_record(self.spent, of, *self._metrics(), in_one_process=alone))
+            computed = privacy_record(self.spent, of, *self._metrics(), in_one_process=self.agreement is None)
+            self.computed = records.to_json(computed)
 
     def confirm(self) -> None:
         """Hold every epsilon against dp_accounting."""
@@ -328,12 +325,12 @@ class _FolderCheck:
             if not found:
                 continue
             self.checked.append(f"rounds of {arm.label}")
-            charged = {charge.round_index + 1 for charge in ledger.charges}
-            if missing := [record["round_index"] for record in found if record["round_index"] not in charged]:
+            if missing := [at for at in (record["round_index"] for record in found) if at - 1 not in ledger.made]:
                 self.differences.append(
-                    f"{arm.label}: records.jsonl has rounds that ledger.jsonl does not charge: {_some(missing)}"
+                    f"{arm.label}: records.jsonl has rounds that ledger.jsonl does not charge: {first_of(missing, 5)}"
                 )
-            before = {**self.charged, arm.label: _before(ledger, found[-1]["round_index"])}
+            # A run that was killed in a round had charged for it.
+            before = {**self.charged, arm.label: ledger.before(found[-1]["round_index"])}
             plan = arm.plan if has_ended else planned.spent(before).plan
             due = {str(audience): plan.epsilon(audience) for audience in plan.audiences}
             where = f"records.jsonl, {arm.label}, round {found[-1]['round_index']}: epsilon"
@@ -351,15 +348,16 @@ class _FolderCheck:
             where = f"prompts/{path.name}"
             held = guarantees[Audience.PUBLIC if header.client_id is None else Audience.PERSONAL]
             self.differences += against_sentence(where, header.privacy, records.to_json(held.to_json()))
-            self.differences += _against_server(f"{where}, server", header.server, guarantees.get(Audience.SERVER))
+            self.differences += against_server(f"{where}, server", header.server, guarantees.get(Audience.SERVER))
             self.differences += self._against_source(where, header.noise_source)
             if header.method != self.spent[-1].method_name:
                 self.differences.append(f"{where} is of the method {header.method}, not {self.spent[-1].method_name}")
             self.differences += self._against_content(where, header, tensors)
-            known = self.recorded
-            if known is not None and known.backbone not in ("", header.backbone_fingerprint):
+            if (known := self.recorded) is None:
+                continue
+            if known.backbone not in ("", header.backbone_fingerprint):
                 self.differences.append(f"{where} is of another backbone than identity.json names")
-            if known is not None and header.class_names != known.class_names[: len(header.class_names)]:
+            if header.class_names != known.class_names[: len(header.class_names)]:
                 self.differences.append(f"{where} is of other classes than identity.json names")
 
     def _against_content(self, where: str, header: PromptHeader, tensors: Mapping[str, Tensor]) -> Iterator[str]:
@@ -450,36 +448,3 @@ class _FolderCheck:
     def _json(self, name: str) -> Any:
         """Read a file of the folder; None where there is none."""
         return records.read_record(self.folder / name) if (self.folder / name).exists() else None
-
-
-def _before(ledger: Ledger, round_index: int) -> Ledger:
-    """Return the charges of the rounds before one: a run that was killed in a round had charged for it."""
-    kept = Ledger()
-    for charge in ledger.charges:
-        kept = kept.with_charge(charge) if charge.round_index < round_index else kept
-    return kept
-
-
-def _against_server(where: str, said: str | None, held: Guarantee | None) -> Iterator[str]:
-    """Say where a prompt file claims what is not proven against the server; older versions claimed nothing there."""
-    if said is not None and held is None:
-        yield f"{where} claims a guarantee, and there is none"
-    elif said is not None and held is not None:
-        yield from against_sentence(where, said, records.to_json(held.to_json()))
-
-
-def _against_schedule(arm: Arm, ledger: Ledger, own: str | None) -> Iterator[str]:
-    """Say where charges are not those of the public schedule; `own`: that of one client alone is in the ledger."""
-    for round_index in sorted({charge.round_index for charge in ledger.charges}):
-        if round_index >= arm.num_rounds:
-            yield f"{arm.label}: ledger.jsonl charges round {round_index + 1} of {arm.num_rounds}"
-            continue
-        charged = {who for charge in ledger.charges if charge.round_index == round_index for who in charge.clients}
-        due = set(arm.cohorts[round_index].tolist())
-        if charged - due or (own is None and due - charged):
-            yield f"{arm.label}: ledger.jsonl charges other clients in round {round_index + 1} than take part in it"
-
-
-def _some(numbers: Sequence[int]) -> str:
-    """Name the first few."""
-    return ", ".join(map(str, numbers[:5])) + (", ..." if len(numbers) > 5 else "")

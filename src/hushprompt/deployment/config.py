@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +16,7 @@ from typing import Any, Literal
 from hushprompt import checks
 from hushprompt.config import parse as configs
 from hushprompt.config.schema import RunConfig, RuntimeConfig
+from hushprompt.config.values import refuse_unknown
 from hushprompt.errors import ConfigError
 from hushprompt.user_text import nfc, read_lines
 
@@ -317,7 +318,7 @@ def load_server_process(path: Path) -> ServerProcessConfig:
         ConfigError: the file is missing or no TOML, a key is unknown, or a value is wrong.
     """
     values = configs.read(path)
-    _refuse_unknown(values, {"federation", "link"})
+    refuse_unknown("", values, {"federation", "link"})
     federation = configs.build(FederationConfig, values.get("federation", {}), "federation")
     federation = _placed(federation, path, "run", "folder", "classes_file")
     link = _placed(
@@ -360,7 +361,7 @@ def load_client(path: Path) -> ClientConfig:
         ConfigError: the file is missing or no TOML, a key is unknown, or a value is wrong.
     """
     values = configs.read(path)
-    _refuse_unknown(values, {f.name for f in dataclasses.fields(ClientConfig)})
+    refuse_unknown("", values, {f.name for f in dataclasses.fields(ClientConfig)})
     client = _placed(configs.build(ClientSection, values.get("client", {}), "client"), path, "store")
     data = None
     if "data" in values:
@@ -388,15 +389,6 @@ def check_name(what: str, name: str) -> None:
         )
     if name.lower() in RESERVED or name.endswith("."):
         raise ConfigError(f"{what} must not be {name!r}, which has a meaning of its own. Use another name.")
-
-
-def _refuse_unknown(values: Mapping[str, Any], known: set[str]) -> None:
-    """Raise ConfigError for a section that does not exist."""
-    for key in values:
-        if key not in known:
-            raise ConfigError(
-                f"Unknown section {key!r}; known: {', '.join(sorted(known))}.{checks.nearest(key, known)}"
-            )
 
 
 def _placed_files(section: Any, file: Path) -> Any:

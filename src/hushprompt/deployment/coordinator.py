@@ -294,7 +294,7 @@ class Coordinator:
         A round is charged once: what is asked again after a crash gets the answer that was given before.
         """
         arm = agreement.arm
-        done = {charge.round_index for charge in ledger.of(arm.label).charges}
+        done = ledger.of(arm.label).made
         for round_index in range(first, until):
             if round_index not in done and ledger.charge(arm, round_index, arm.cohorts[round_index].tolist()):
                 return round_index

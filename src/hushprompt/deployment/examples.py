@@ -25,6 +25,7 @@ from hushprompt.federation.setup import make_partition
 from hushprompt.models.base import FeatureKind
 from hushprompt.prompts.prompted_model import PromptedModel
 from hushprompt.user_text import nfc
+from hushprompt.words import first_of
 
 LOG = logging.getLogger(__name__)
 
@@ -103,7 +104,7 @@ def open_examples(client: ClientConfig, offer: Offer) -> Examples:
         LOG.warning("the data have %d classes: %s", len(dataset.class_names), ", ".join(dataset.class_names))
         raise ProtocolError(  # what classes there are here is not the server's business
             f"This client's data have other classes than the federation has, or in another order; the federation has "
-            f"{len(offer.class_names)}, {_some(offer.class_names)}."
+            f"{len(offer.class_names)}, {first_of(offer.class_names, 3)}."
         )
     if len(index["train"]) == 0:
         raise ProtocolError("This client has no training example.")
@@ -162,8 +163,3 @@ def _check_groups(dataset: Dataset, *, is_unit: bool) -> None:
         )
     if not is_unit and dataset.duplicates == "group":
         raise ProtocolError('data.duplicates = "group" is for a plan that protects groups, and this one does not.')
-
-
-def _some(names: tuple[str, ...]) -> str:
-    """Name the first classes."""
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

@@ -15,7 +15,7 @@ from hushprompt.errors import ProtocolError, ResumeError
 from hushprompt.methods.base import Shared
 from hushprompt.privacy.adaptive import ClipNorms
 from hushprompt.runs.records import read_tensors
-from hushprompt.runs.state import flatten, restore
+from hushprompt.runs.state import fields_of, flatten, restore
 
 FILE = "checkpoint/state.safetensors"
 
@@ -78,7 +78,7 @@ class ServerState(ServerProgress):
 
 def save_state(folder: Path, state: ServerState) -> None:
     """Write the state; whoever reads later finds the old one or this one."""
-    header = dataclasses.asdict(ServerProgress(**_progress(state)))
+    header = dataclasses.asdict(ServerProgress(**fields_of(ServerProgress, state)))
     files.write_tensors(folder / FILE, _tensors(state), json.dumps(header))
 
 
@@ -99,7 +99,9 @@ def load_state(folder: Path, start: ServerState) -> ServerState:
             part, _, name = key.partition(".")
             parts[part][name] = tensor
         norms = None if start.norms is None else restore(start.norms, parts["norms"])
-        return ServerState(shared=restore(start.shared, parts["shared"]), norms=norms, **_progress(header))
+        return ServerState(
+            shared=restore(start.shared, parts["shared"]), norms=norms, **fields_of(ServerProgress, header)
+        )
     except (ProtocolError, ValueError, KeyError) as error:
         raise ResumeError(f"The checkpoint {path} is damaged ({error}). Start a new run.") from error
 
@@ -107,8 +109,3 @@ def load_state(folder: Path, start: ServerState) -> ServerState:
 def _tensors(state: ServerState) -> dict[str, Any]:
     norms = {} if state.norms is None else flatten(state.norms, "norms.")
     return {**flatten(state.shared, "shared."), **norms}
-
-
-def _progress(state: ServerProgress) -> dict[str, Any]:
-    """Return the plain values of a state."""
-    return {each.name: getattr(state, each.name) for each in dataclasses.fields(ServerProgress)}

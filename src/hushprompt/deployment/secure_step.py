@@ -37,6 +37,7 @@ from hushprompt.federation.payload import PayloadKind
 from hushprompt.methods.base import OneRelease
 from hushprompt.runs.arm import Arm
 from hushprompt.runs.records import read_tensors
+from hushprompt.runs.state import fields_of
 from hushprompt.words import counted
 
 FILE = "checkpoint/step.safetensors"
@@ -67,7 +68,7 @@ class PendingStep(PendingHeader):
 
     def save(self, folder: Path) -> None:
         """Write it; whoever reads later finds the old one or this one."""
-        values = dataclasses.asdict(PendingHeader(**_header(self)))
+        values = dataclasses.asdict(PendingHeader(**fields_of(PendingHeader, self)))
         tensors = {f"{at}.{key}": self.answers[who][key] for at, who in enumerate(self.answered) for key in _KEPT}
         files.write_tensors(folder / FILE, tensors, json.dumps(values))
 
@@ -91,7 +92,7 @@ def load_pending(folder: Path, at: Step) -> PendingStep | None:
         answers = {who: {key: tensors[f"{n}.{key}"] for key in _KEPT} for n, who in enumerate(header.answered)}
     except (ValueError, KeyError) as error:
         raise ResumeError(f"The checkpoint {path} is damaged ({error}). Start a new run.") from error
-    return PendingStep(**_header(header), answers=answers)
+    return PendingStep(**fields_of(PendingHeader, header), answers=answers)
 
 
 def forget_pending(folder: Path) -> None:
@@ -344,8 +345,3 @@ class SecureStep:
         at = {key: self.meta[key] for key in ("round", "step")}
         report, number = functools.partial(self.ends.report, **at), len(pending.participants)
         return Responses(self.agreement, self.state.shared, self.state.norms, request, {}, 1, report, number)
-
-
-def _header(step: PendingHeader) -> dict[str, Any]:
-    """Return the plain values of a step."""
-    return {each.name: getattr(step, each.name) for each in dataclasses.fields(PendingHeader)}

@@ -30,7 +30,7 @@ from hushprompt.deployment.server_record import AGREEMENT
 from hushprompt.errors import ConfigError, ProtocolError, ResumeError
 from hushprompt.methods.base import Personal
 from hushprompt.runs import identity, ledger, records
-from hushprompt.runs.state import flatten, restore
+from hushprompt.runs.state import fields_of, flatten, restore
 
 STATE, RUN_KEY = "state.safetensors", "run.key"
 PARTIAL_KEY = f".{RUN_KEY}.part"
@@ -201,8 +201,8 @@ class RunStore:
             **{f"unmask.{name}": tensor for name, tensor in state.unmask_answer.tensors.items()},
             **{f"batch.{step}": torch.from_numpy(batch) for step, batch in enumerate(state.batches)},
         }
-        answers: dict[str, Any] = {name: (each.kind, dict(each.meta)) for name, each in _answers(state).items()}
-        header = _StateHeader(**_progress(state), **answers)
+        answer, unmask = ((each.kind, dict(each.meta)) for each in (state.answer, state.unmask_answer))
+        header = _StateHeader(**fields_of(ClientProgress, state), answer=answer, unmask_answer=unmask)
         files.write_tensors(self.folder / STATE, tensors, json.dumps(dataclasses.asdict(header)))
 
     def load(self, template: Personal) -> ClientState:
@@ -224,15 +224,6 @@ class RunStore:
                 "answer": Envelope(*header.answer, parts["answer"]),
                 "unmask_answer": Envelope(*header.unmask_answer, parts["unmask"]),
             }
-            return ClientState(personal=personal, batches=batches, **answers, **_progress(header))
+            return ClientState(personal=personal, batches=batches, **answers, **fields_of(ClientProgress, header))
         except (ValueError, KeyError) as error:
             raise ResumeError(f"The state {path} is missing or damaged ({error}): what left is not known.") from error
-
-
-def _answers(state: ClientState) -> dict[str, Envelope]:
-    return {"answer": state.answer, "unmask_answer": state.unmask_answer}
-
-
-def _progress(state: ClientProgress) -> dict[str, Any]:
-    """Return the plain values of a state."""
-    return {each.name: getattr(state, each.name) for each in dataclasses.fields(ClientProgress)}

@@ -20,12 +20,13 @@ from hushprompt import checks
 from hushprompt.config import parse as configs
 from hushprompt.config.overrides import label_of, merged, nested, short_names
 from hushprompt.config.schema import RunConfig
+from hushprompt.config.values import refuse_unknown
 from hushprompt.errors import ConfigError
 from hushprompt.user_text import read_text
 
-KEYS = ("base", "settings", "axes", "rules")
+KEYS = {"base", "settings", "axes", "rules"}
 """What may stand at the top of a sweep file."""
-RULE_KEYS = ("where", "unless", "without", "set", "skip")
+RULE_KEYS = {"where", "unless", "without", "set", "skip"}
 """What may stand in a rule."""
 
 
@@ -112,7 +113,7 @@ def load(file: Path | str | Mapping[str, Any]) -> Sweep:
         path = Path(file)
         values, name, folder = configs.read(path), path.stem, path.parent
     what = f"The sweep file {file}" if isinstance(file, (str, Path)) else "The sweep"
-    _refuse_unknown(str(file) if isinstance(file, (str, Path)) else "the sweep", values, KEYS)
+    refuse_unknown("", values, KEYS)
     base = values.get("base")
     if not isinstance(base, (str, Mapping)) or not isinstance(values.get("axes"), Mapping):
         raise ConfigError(f'{what} needs base = "config or preset" and a table [axes].')
@@ -237,7 +238,7 @@ def _axis(name: str, choices: Any) -> Axis:
 def _rule(path: str, values: Any, axes: Mapping[str, Axis]) -> Rule:
     """Read one of [[rules]]."""
     values = _table(path, values)
-    _refuse_unknown(path, values, RULE_KEYS)
+    refuse_unknown(path, values, RULE_KEYS)
     if not {"without", "set", "skip"} & set(values):
         raise ConfigError(f"{path} does nothing: give it without = [axes], set = {{ settings }}, or skip = true.")
     without = values.get("without", [])
@@ -293,13 +294,6 @@ def _table(path: str, values: Any) -> Mapping[str, Any]:
     if not isinstance(values, Mapping):
         raise ConfigError(f"{path} must be a table of settings, got {values!r}.")
     return values
-
-
-def _refuse_unknown(path: str, values: Mapping[str, Any], known: Sequence[str]) -> None:
-    """Raise ConfigError for a key that does not exist."""
-    for key in values:
-        if key not in known:
-            raise ConfigError(f"Unknown key {key!r} in {path}; known: {', '.join(known)}.{checks.nearest(key, known)}")
 
 
 def _refuse_undoing(sweep: Sweep, overrides: Sequence[str]) -> None:

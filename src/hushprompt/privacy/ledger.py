@@ -44,7 +44,7 @@ class Ledger:
     charges: tuple[Charge, ...] = ()
     _rounds: Mapping[int, int] = field(default_factory=dict)
     """Rounds charged by client; follows from `charges`."""
-    _made: Mapping[int, frozenset[int]] = field(default_factory=dict)
+    made: Mapping[int, frozenset[int]] = field(default_factory=dict)
     """Clients charged by round index; follows from `charges`."""
 
     def rounds(self, client_id: int) -> int:
@@ -54,16 +54,23 @@ class Ledger:
     @property
     def num_rounds(self) -> int:
         """Different rounds that were charged to anyone."""
-        return len(self._made)
+        return len(self.made)
 
     @property
     def most_rounds(self) -> int:
         """Rounds charged to the client that took part the most."""
         return max(self._rounds.values(), default=0)
 
+    def before(self, round_index: int) -> Ledger:
+        """Return the ledger without charges of a round and of those after it."""
+        kept = Ledger()
+        for charge in self.charges:
+            kept = kept.with_charge(charge) if charge.round_index < round_index else kept
+        return kept
+
     def due(self, round_index: int, clients: Iterable[int], *, is_replay_exact: bool) -> Charge | None:
         """Return the charge that a round needs before it may run; None if it was made and the replay is bit for bit."""
-        made = self._made.get(round_index, frozenset()) if is_replay_exact else frozenset()
+        made = self.made.get(round_index, frozenset()) if is_replay_exact else frozenset()
         owed = tuple(sorted(set(clients) - made))
         return Charge(round_index, owed) if owed else None
 
@@ -77,8 +84,8 @@ class Ledger:
             raise PrivacyError(f"A charge names a client twice: {charge.clients}. Charge each client once.")
         rounds = Counter(self._rounds)
         rounds.update(charge.clients)
-        made = self._made.get(charge.round_index, frozenset()) | frozenset(charge.clients)
-        return Ledger((*self.charges, charge), rounds, {**self._made, charge.round_index: made})
+        made = self.made.get(charge.round_index, frozenset()) | frozenset(charge.clients)
+        return Ledger((*self.charges, charge), rounds, {**self.made, charge.round_index: made})
 
 
 def why_not(plan: PrivacyPlan, ledger: Ledger, charge: Charge) -> str | None:
@@ -97,7 +104,7 @@ def why_not(plan: PrivacyPlan, ledger: Ledger, charge: Charge) -> str | None:
         spent = plan.epsilon(audience, num_rounds - 1, client_id)
         after = plan.epsilon(audience, num_rounds, client_id)
         if after > limit:
-            lost = charge.round_index in ledger._made
+            lost = charge.round_index in ledger.made
             return (
                 f"privacy budget: round {charge.round_index + 1} would bring client {client_id} from epsilon "
                 f"{spent:.4g} to {after:.4g}{simulated} at delta {plan.config.delta:g} for the {audience} audience, "

@@ -63,7 +63,6 @@ NO_CLIENT_LEVEL = (
     "anything about that client"
 )
 """Why no epsilon is claimed for personal prompts where the unit is a client."""
-
 LARGEST_MARGIN = 0.1
 """Most that rounding may add to a sensitivity. Beyond it the answer is better arithmetic, not more noise."""
 
@@ -215,12 +214,10 @@ class PrivacyPlan:
     @property
     def accounted_relation(self) -> accounting.Relation:
         """The config's; clipped batches without sampling have one sensitivity for both, which must not be doubled."""
-        if (
-            self.release_plan.batch_clipping is not None
-            and amplification_prob(self.config, self.sampler, self.client_sizes) == 1
-        ):
-            return "add_remove"
-        return self.config.neighboring_relation
+        if self.release_plan.batch_clipping is None:
+            return self.config.neighboring_relation
+        is_sampled = amplification_prob(self.config, self.sampler, self.client_sizes) < 1
+        return self.config.neighboring_relation if is_sampled else "add_remove"
 
     @property
     def _warning(self) -> str:
@@ -280,14 +277,12 @@ class PrivacyPlan:
     def _sampling(self) -> str:
         """Say how units take part, in the words of a statement."""
         if self.config.privacy_unit != "client":
-            word = self.config.unit_word
-            described = statements.in_units(self.sampler.description, word)
+            described = statements.in_units(self.sampler.description, self.config.unit_word)
             probs = {self.sampler.amplification_for(size) for size in self.client_sizes}
             if len(probs) == 1:
                 return described
-            worst, size = max(probs), min(self.client_sizes)
-            least = counted(size, word)
-            return f"{described}, probability {worst:.4g} at the worst client, of {least}"
+            least = counted(min(self.client_sizes), self.config.unit_word)
+            return f"{described}, probability {max(probs):.4g} at the worst client, of {least}"
         return (
             f"every client contributes to each of the {self.sampler.steps_per_round} steps of a round, "
             f"no amplification claimed (inside a client: {self.sampler.description})"

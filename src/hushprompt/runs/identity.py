@@ -29,7 +29,7 @@ from hushprompt.errors import DataError, ResumeError
 from hushprompt.extras import version_of
 from hushprompt.registry import PACKAGE
 from hushprompt.runs import records
-from hushprompt.words import counted
+from hushprompt.words import counted, first_of
 
 LOG = logging.getLogger(__name__)
 FILE = "identity.json"
@@ -298,9 +298,4 @@ def _client_differences(was: Sequence[tuple[str, int]], now: Sequence[tuple[str,
 def _changes(was: Sequence[str], now: Sequence[str]) -> str:
     """Name some of what is gone and what is new."""
     gone, new = [name for name in was if name not in set(now)], [name for name in now if name not in set(was)]
-    words = [
-        f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''} {verb}"
-        for names, verb in ((gone, "gone"), (new, "new"))
-        if names
-    ]
-    return " and ".join(words)
+    return " and ".join(f"{first_of(names, 3)} {verb}" for names, verb in ((gone, "gone"), (new, "new")) if names)

@@ -85,8 +85,7 @@ class LedgerFile:
         Raises:
             ResumeError: the ledger was lost or cut.
         """
-        charged = {charge.round_index for charge in self.of(arm.label).charges}
-        if not charged.issuperset(range(num_rounds_done)):
+        if not self.of(arm.label).made.keys() >= {*range(num_rounds_done)}:
             raise ResumeError(
                 f"{self._path} lacks rounds that the checkpoint counts as done: what was spent is not known. "
                 "Start a new run."

@@ -24,6 +24,11 @@ class State:
     """Clip norms of the next step, where they are adaptive."""
 
 
+def fields_of(cls: type[Any], value: Any) -> dict[str, Any]:
+    """Return the fields of `value`, a dataclass, that `cls`, which it extends, has: by name, as they are."""
+    return {each.name: getattr(value, each.name) for each in dataclasses.fields(cls)}
+
+
 def flatten(state: Any, prefix: str = "") -> dict[str, Tensor]:
     """Name every tensor in nested frozen dataclasses and tuples: `personal.3.context`.
 

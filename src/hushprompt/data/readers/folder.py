@@ -16,6 +16,7 @@ from hushprompt.data.readers.base import Found, OwnData, plain, required
 from hushprompt.data.splitting import SPLIT_WORDS
 from hushprompt.errors import DataError
 from hushprompt.registry import DATASETS
+from hushprompt.words import first_of
 
 LAYOUTS = "ROOT/CLASS/any.jpg, or ROOT/train/CLASS/any.jpg and ROOT/test/CLASS/any.jpg (and validation, if you like)"
 
@@ -128,6 +129,4 @@ def _holds_folders_alone(folder: Path) -> bool:
 
 
 def _some(names: Iterable[str]) -> str:
-    """Name the first few."""
-    names = sorted(names)
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    return first_of(sorted(names), 5)
