@@ -18,6 +18,7 @@ from helpers.runs import TOY
 from helpers.toy_metric import toy_metric
 from hushprompt.audits.verify import verify
 from hushprompt.deployment import coordinator, gains
+from hushprompt.deployment import late as late_clients
 from hushprompt.deployment.agreement import read_agreement, version
 from hushprompt.deployment.coordinator import Coordinator
 from hushprompt.deployment.envelope import Envelope
@@ -188,7 +189,7 @@ def test_late_sums_go_beside_the_published_mean_and_move_no_other_class(tmp_path
 def test_a_late_client_that_is_asked_again_after_a_kill_is_charged_once(tmp_path, monkeypatch, late, when):
     deployed = joined_late(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(Coordinator, "_asked_late" if when.startswith("before") else "_record", killed)
+        patch.setattr(*((late_clients, "asked") if when.startswith("before") else (Coordinator, "record")), killed)
         with pytest.raises(Killed):
             deployed.serve()
     deployed.restart("cyd")
@@ -203,7 +204,7 @@ def test_the_first_message_is_refused_by_a_late_client(tmp_path, monkeypatch):
     """It is charged for the last part alone, so it makes no other, whatever its server asks."""
     deployed = joined_late(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(Coordinator, "_asked_late", killed)
+        patch.setattr(late_clients, "asked", killed)
         with pytest.raises(Killed):
             deployed.serve()
     own = read_agreement(records.read_json(deployed.folder("cyd") / "agreement.json"))

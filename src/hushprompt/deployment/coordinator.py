@@ -13,11 +13,11 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hushprompt import files
-from hushprompt.deployment import gains, wire
+from hushprompt.deployment import gains, late, wire
 from hushprompt.deployment.agreement import Agreement, make_offer, open_model, read_agreement
 from hushprompt.deployment.config import REFUSALS, ServerConfig
 from hushprompt.deployment.enrollment import MAX_ANSWER_BYTES, Enrollment
@@ -27,12 +27,11 @@ from hushprompt.deployment.progress import RoundTally, ServerState, load_state, 
 from hushprompt.deployment.responses import Responses
 from hushprompt.deployment.secure_step import SecureStep, ServerEnds, forget_pending, without_step
 from hushprompt.deployment.server_record import AGREEMENT, CHECKED, CheckOutcome, ServerRecord, rounds
-from hushprompt.deployment.transport import Failure, MessageTransport, attempt, plain
+from hushprompt.deployment.transport import MessageTransport, plain
 from hushprompt.errors import ConfigError, ProtocolError, ResumeError
 from hushprompt.federation.client import Step
 from hushprompt.federation.payload import PayloadKind
 from hushprompt.federation.server import Server
-from hushprompt.methods.base import TakesLate
 from hushprompt.privacy.config import SHARES_ONLY, Channel
 from hushprompt.privacy.statements import STAYS_AT_HOME
 from hushprompt.runs import identity as identities
@@ -44,6 +43,7 @@ from hushprompt.runs.observer import Observer
 from hushprompt.runs.privacy_record import privacy_record
 from hushprompt.runs.prompts import write_prompts
 from hushprompt.runs.records import ArmSummary
+from hushprompt.runs.state import fields_of
 from hushprompt.seeding import stream
 from hushprompt.words import counted
 
@@ -109,13 +109,13 @@ class Coordinator:
             begun = IdentityFile(self.folder, config.run)
             begun.check(self._identity(self.agreement.first))
             begun.keep(has_begun=True)
-        self.enrollment = Enrollment(config.federation, self.offer, transport, self._report)
+        self.enrollment = Enrollment(config.federation, self.offer, transport, self.report)
         self.ends = ServerEnds(
             config=config.federation,
             folder=self.folder,
             enrollment=self.enrollment,
             transport=transport,
-            report=self._report,
+            report=self.report,
         )
 
     def _as_agreed(self, config: ServerConfig) -> ServerConfig:
@@ -143,7 +143,7 @@ class Coordinator:
         agreement = self._enrolled(is_over)
         arm, state = agreement.arm, self._state(agreement)
         self.recorded = identities.read(self.folder)
-        ledger = self._ledger()
+        ledger = self.ledger()
         ledger.check(arm, state.round_index)
         records.truncate_records(self.folder / "records.jsonl", state.records_size)
         observer.on_arm(arm, 0, 1, state.round_index)
@@ -156,15 +156,20 @@ class Coordinator:
             if until == state.round_index:
                 break
             state = self._round(agreement, state) if is_shared else self._alone(agreement, state, until)
-            record = self._record(ledger, agreement, state)
-            size = records.append_record(self.folder / "records.jsonl", record)
-            state = dataclasses.replace(state, records_size=size, tally=RoundTally())
-            save_state(self.folder, state)
-            forget_pending(self.folder)
+            record = self.record(ledger, agreement, state)
+            state = self.keep(state, record)
             observer.on_round(record)
         if state.round_index == arm.num_rounds:
-            state = self._with_late(state, observer, waits=is_over)
-        self._finish(self._ledger(), state)
+            state = late.take_in(self, state, observer, waits=is_over)
+        self._finish(self.ledger(), state)
+
+    def keep(self, state: ServerState, record: ServerRecord) -> ServerState:
+        """Write a record and the state that it belongs to, and begin to count anew."""
+        size = records.append_record(self.folder / "records.jsonl", record)
+        state = dataclasses.replace(state, records_size=size, tally=RoundTally())
+        save_state(self.folder, state)
+        forget_pending(self.folder)
+        return state
 
     def _state(self, agreement: Agreement) -> ServerState:
         """Return the checkpoint, or the state before training."""
@@ -173,7 +178,7 @@ class Coordinator:
         norms = arm.plan.release_plan.first_norms(len(agreement.sizes))
         return load_state(self.folder, ServerState(shared=template, norms=norms))
 
-    def _ledger(self) -> LedgerFile:
+    def ledger(self) -> LedgerFile:
         """Read what was charged to the clients of the agreement as it is now."""
         assert self.agreement is not None, "somebody enrolled"
         return LedgerFile(self.folder, self.agreement.clients, self.recorded.digest if self.recorded else "")
@@ -201,92 +206,10 @@ class Coordinator:
             records.write_json(self.folder / identities.FILE, self._identity(self.agreement))
             records.write_json(self.folder / AGREEMENT, self.agreement.to_json())
             return self.agreement
-        if is_over and self._not_there(()):
+        if is_over and late.missing(self, ()):
             return self.agreement.first
         self.enrollment.wait(self.agreement.first.clients, self.agreement.first)
         return self.agreement.first
-
-    def _not_there(self, late: Collection[str]) -> list[str]:
-        """Return who may join late: clients of the config that were not there for the release, but for those named."""
-        assert self.agreement is not None, "it was made"
-        first, names = self.agreement.first, self.config.federation.clients
-        if first.keys:  # one client's sum is no sum over clients
-            return []
-        if not (isinstance(first.arm.method, TakesLate) and first.arm.method.takes_late):
-            return []
-        return [name for name in names if name not in first.clients and name not in late]
-
-    def _with_late(self, state: ServerState, observer: Observer, *, waits: bool) -> ServerState:
-        """Take in clients that came after the release, one by one: each makes its last part from what is published.
-
-        Nobody else is asked for anything. A client that is lost on the way is asked the same again in the next run.
-        """
-        assert self.agreement is not None, "it was made"
-        names = self._not_there(state.late)
-        self.enrollment.admit(names)
-        if waits:
-            self.enrollment.missing(tuple(names), self.agreement)
-        elif names:
-            self.enrollment.look(self.agreement)
-        for name in names:
-            if name in self.enrollment.members:
-                state = self._with_one_late(state, name, observer)
-        return state
-
-    def _with_one_late(self, state: ServerState, name: str, observer: Observer) -> ServerState:
-        """Agree with one late client, charge it, ask for its part and add that; the same state if it gives none."""
-        start, own = time.perf_counter(), self._agreed_late(name)
-        if own is None or self.agreement is None:
-            return state
-        responses = self._asked_late(own, state)
-        for message in responses.messages.values():
-            arm, client_id = self.agreement.arm, self.agreement.clients.index(name)
-            classes = own.client_classes[-1] if own.client_classes else None
-            server = Server(self.config.run.seed, self.config.run.training, self.agreement.sizes)
-            shared = server.add_late(arm, state.shared, message, client_id, classes)
-            tally = RoundTally().plus(time.perf_counter() - start, responses)
-            state = dataclasses.replace(state, shared=shared, late=[*state.late, name], tally=tally)
-            record = dataclasses.replace(self._record(self._ledger(), own, state), is_late=True)
-            size = records.append_record(self.folder / "records.jsonl", record)
-            state = dataclasses.replace(state, records_size=size, tally=RoundTally())
-            save_state(self.folder, state)
-            observer.on_round(record)
-        return state
-
-    def _agreed_late(self, name: str) -> Agreement | None:
-        """Have a late client accept its own plan, and charge it, on disk; None where it does not, or there is none."""
-        assert self.agreement is not None, "it was made"
-        member = self.enrollment.members[name]
-        (classes,) = self.config.federation.class_sets([name], self.agreement.class_names) or (None,)
-        own = self.agreement.first.with_late(name, member.size, classes)
-        plan = attempt(lambda: own.arm.plan)
-        if isinstance(plan, Failure):
-            self._report(name, member.node, "With its number of training examples or its classes there is no plan.")
-            return None
-        if self.enrollment.ask(own, "plan", [name]):
-            return None
-        if name not in self.agreement.clients:
-            self.agreement = self.agreement.with_late(name, member.size, classes)
-            records.write_json(self.folder / AGREEMENT, self.agreement.to_json())
-        arm, ledger, client_id = self.agreement.arm, self._ledger(), self.agreement.clients.index(name)
-        if not ledger.of(arm.label).rounds(client_id):
-            ledger.charge(arm, 0, [client_id])
-        return own
-
-    def _asked_late(self, own: Agreement, state: ServerState) -> Responses:
-        """Ask a late client for its part; asked again it is the same request, whoever else came in between."""
-        arm, steps, name = own.arm, self.config.run.training.local_steps, own.clients[-1]
-        shared = arm.method.before_last(state.shared)  # type: ignore[attr-defined]
-        at = {"round": 0, "step": arm.plan.sampler.steps_per_round - 1}
-        tensors = wire.request_tensors(arm.method, shared, wire.payload_kind_of(arm, steps))
-        request = Envelope("turn", {**self._names(own), **at}, tensors)
-        node, report = self.enrollment.members[name].node, functools.partial(self._report, round=0, step=at["step"])
-        responses = Responses(own, shared, None, request, {node: name}, steps, report)
-        most = request.num_bytes * 2 + MAX_ANSWER_BYTES
-        for which, answer in self.transport.ask({node: request}, self.config.federation.round_deadline_s, most):
-            responses.take(which, answer)
-        responses.close()
-        return responses
 
     def _charged(self, ledger: LedgerFile, agreement: Agreement, first: int, until: int) -> int:
         """Charge rounds before anything is asked for them; return the first that the budget forbids, or `until`.
@@ -311,7 +234,7 @@ class Coordinator:
         while state.step < arm.plan.sampler.steps_per_round:
             at, start = Step(state.round_index, state.step), time.perf_counter()
             norm = {} if state.norms is None else {"clip_norm": state.norms.of(0)["global"]}
-            meta = {**self._names(agreement), "round": at.round_index, "step": at.step_index, **norm}
+            meta = {**self.names(agreement), "round": at.round_index, "step": at.step_index, **norm}
             if kind is PayloadKind.SHARES:
                 total, number, exchanges = SecureStep(self.ends, agreement, state, meta, cohort).open()
                 shared, norms = server.open_shares(arm, state.shared, state.norms, total, number, cohort, at)
@@ -332,7 +255,7 @@ class Coordinator:
     def _alone(self, agreement: Agreement, state: ServerState, until: int) -> ServerState:
         """Let every client train all its rounds up to one by itself: nothing is shared."""
         start = time.perf_counter()
-        request = Envelope("alone", {**self._names(agreement), "until": until})
+        request = Envelope("alone", {**self.names(agreement), "until": until})
         deadline = self.config.federation.round_deadline_s * (until - state.round_index)
         responses = self._ask(agreement, state, request, list(range(len(agreement.clients))), deadline)
         tally = state.tally.plus(time.perf_counter() - start, responses)
@@ -352,23 +275,8 @@ class Coordinator:
         if any(name not in members or members[name].node not in online for name in names):
             self.enrollment.look(agreement)
         asked = {members[name].node: name for name in names if name in members}
-        place = {key: request.meta[key] for key in ("round", "step") if key in request.meta}
-        responses = Responses(
-            agreement,
-            state.shared,
-            state.norms,
-            request,
-            asked,
-            self.config.run.training.local_steps,
-            functools.partial(self._report, **place),
-        )
-        for name in names:
-            if name not in members:
-                responses.fail(name, "", "not online")
-        requests = dict.fromkeys(asked, request)
-        for node, answer in self.transport.ask(requests, deadline_s, request.num_bytes * 2 + MAX_ANSWER_BYTES):
-            responses.take(node, answer)
-        responses.close()
+        absent = [name for name in names if name not in members]
+        responses = self.exchange(agreement, state, request, asked, deadline_s, absent)
         least = min(self.config.federation.quorum, len(cohort))
         if len(responses.messages) < least:
             raise ProtocolError(
@@ -378,32 +286,45 @@ class Coordinator:
             )
         return responses
 
-    def _record(self, ledger: LedgerFile, agreement: Agreement, state: ServerState) -> ServerRecord:
+    def exchange(
+        self,
+        agreement: Agreement,
+        state: ServerState,
+        request: Envelope,
+        asked: Mapping[str, str],
+        deadline_s: float,
+        absent: Sequence[str] = (),
+    ) -> Responses:
+        """Send clients, names by node, one request, and use the responses that arrive in time and fit it."""
+        place = {key: request.meta[key] for key in ("round", "step") if key in request.meta}
+        steps, report = self.config.run.training.local_steps, functools.partial(self.report, **place)
+        responses = Responses(agreement, state.shared, state.norms, request, asked, steps, report)
+        for name in absent:
+            responses.fail(name, "", "not online")
+        most = MAX_ANSWER_BYTES + (2 * request.num_bytes if request.kind == "turn" else 0)
+        for node, answer in self.transport.ask(dict.fromkeys(asked, request), deadline_s, most):
+            responses.take(node, answer)
+        responses.close()
+        return responses
+
+    def record(self, ledger: LedgerFile, agreement: Agreement, state: ServerState) -> ServerRecord:
         """Return the record of a round; clients never send losses and scores."""
         arm, tally = agreement.arm, state.tally
         most_rounds = ledger.of(arm.label).most_rounds
         return ServerRecord(
             arm=arm.label,
             round_index=state.round_index,
-            seconds=tally.seconds,
             loss=math.nan,
             local=math.nan,
             neighbor=math.nan,
             harmonic_mean=math.nan,
             worst_client=math.nan,
-            bytes_up=tally.bytes_up,
-            bytes_down=tally.bytes_down,
             epsilon={str(who): arm.plan.epsilon(who, most_rounds) for who in arm.plan.audiences},
             cohort_size=arm.cohorts.cohort_size,
             num_clients=len(tally.took_part),
             delta=arm.plan.config.delta,
             noise_source=arm.plan.release_plan.noise_source,
-            asked=tally.asked,
-            took_part=tally.took_part,
-            failures=tally.failures,
-            header_bytes_up=tally.header_bytes_up,
-            header_bytes_down=tally.header_bytes_down,
-            left_out_steps=tally.left_out_steps,
+            **fields_of(RoundTally, tally),
         )
 
     def _finish(self, ledger: LedgerFile, state: ServerState) -> None:
@@ -438,16 +359,12 @@ class Coordinator:
             By client, what it tells of its own evaluation images, where the plan has that.
         """
         steps, members = self.config.run.training.local_steps, self.enrollment.members
-        late = {"late": wire.late_fields(made_of)} if made_of.num_late else {}
-        meta = {**self._names(agreed), "rounds": state.round_index, **late}
+        of_late = {"late": wire.late_fields(made_of)} if made_of.num_late else {}
+        meta = {**self.names(agreed), "rounds": state.round_index, **of_late}
         kind = wire.payload_kind_of(agreed.arm, steps)
         request = Envelope("finish", meta, wire.request_tensors(agreed.arm.method, state.shared, kind))
         asked = {members[name].node: name for name in names if name in members}
-        responses = Responses(agreed, state.shared, None, request, asked, steps, self._report)
-        deadline = self.config.federation.round_deadline_s
-        for node, answer in self.transport.ask(dict.fromkeys(asked, request), deadline, MAX_ANSWER_BYTES):
-            responses.take(node, answer)
-        responses.close()
+        responses = self.exchange(agreed, state, request, asked, self.config.federation.round_deadline_s)
         answers = {agreed.clients[client_id]: counts for client_id, counts in responses.messages.items()}
         return {name: counts for name, counts in answers.items() if counts is not None}
 
@@ -455,11 +372,8 @@ class Coordinator:
         """Return the run's line of a result table; scores stay with the clients, but for what they told with noise."""
         plan, audience = ledger.spent(arm).plan, arm.plan.config.audience
         has_text = self.model.backbone.capabilities.scores_untrained
-        gained = self._told_before()  # by clients that may be gone now
-        for name, counts in told.items():
-            before, now = counts.accuracies
-            gained[name] = {"client": name, "zero_shot": before if has_text else None, "local": now}
-        local = [float(one["local"]) for one in gained.values()]
+        gained = gains.of_clients(self.folder / "summary.json", told, has_text=has_text)
+        local = [float(one["local"]) for one in gained]
         return ArmSummary(
             arm=arm.label,
             method=arm.method_name,
@@ -476,17 +390,11 @@ class Coordinator:
             seed=self.config.run.seed,
             num_rounds=state.round_index,
             stopped=None if state.round_index == arm.num_rounds else "the privacy budget was spent",
-            per_client=list(gained.values()),
+            per_client=gained,
             per_class=[],
             is_open=not self.offer.class_names,
             noise_source=plan.release_plan.noise_source if plan.channels else None,
         )
-
-    def _told_before(self) -> dict[str, dict[str, Any]]:
-        """Return by client what was told of gains when the run finished before, as a client tells once."""
-        path = self.folder / "summary.json"
-        arms = records.read_record(path)["arms"] if path.exists() else []
-        return {one["client"]: one for arm in arms[-1:] for one in arm["per_client"]}
 
     def _identity(self, agreement: Agreement) -> RunIdentity:
         """Return what the run is, as far as the server knows: it has no data."""
@@ -498,11 +406,11 @@ class Coordinator:
             versions=identities.versions_of(self.config.run),
         )
 
-    def _names(self, agreement: Agreement) -> dict[str, Any]:
+    def names(self, agreement: Agreement) -> dict[str, Any]:
         """Return what every message of the run says."""
         return {"federation": agreement.federation, "run": agreement.run, "agreement": agreement.digest}
 
-    def _report(self, client: str, node: str, reason: str, **place: int) -> None:
+    def report(self, client: str, node: str, reason: str, **place: int) -> None:
         """Write down who was refused, refused, or did not answer."""
         at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         line = {"time": at, "client": client, "node": node, **place, "reason": plain(reason)}

@@ -27,6 +27,7 @@ from hushprompt.methods.zero_shot import ZeroShot
 from hushprompt.privacy import statements
 from hushprompt.privacy.metrics import MetricsPlan, RightAnswers, make_metrics_plan
 from hushprompt.prompts.prompted_model import PromptedModel
+from hushprompt.runs import records
 from hushprompt.runs.arm import Arm
 from hushprompt.runs.metrics import MetricsFile
 from hushprompt.runs.records import ArmSummary
@@ -152,6 +153,22 @@ def release(
     counts = MetricsFile(folder).once(arm, arm.num_rounds, make)
     right = torch.from_numpy(np.asarray(counts.local, dtype=np.float64))
     return dataclasses.asdict(NoisyCounts(right, torch.tensor(float(split.num_local), dtype=torch.float64)))
+
+
+def of_clients(summary: Path, told: Mapping[str, NoisyCounts], *, has_text: bool) -> list[dict[str, Any]]:
+    """Return the entries of a summary that say what clients told, also when the run finished before: each tells once.
+
+    Args:
+        summary: file of the run, which may be missing.
+        told: by client, now.
+        has_text: whether the model scores anything before it is trained.
+    """
+    arms = records.read_record(summary)["arms"] if summary.exists() else []
+    gained = {one["client"]: one for arm in arms[-1:] for one in arm["per_client"]}  # of clients that may be gone now
+    for name, counts in told.items():
+        before, now = counts.accuracies
+        gained[name] = {"client": name, "zero_shot": before if has_text else None, "local": now}
+    return list(gained.values())
 
 
 def reference_of(own: ArmSummary) -> list[ArmSummary]:
