@@ -90,6 +90,11 @@ def sentence_of(error: Exception) -> str:
     return f"Something failed that is not foreseen: {type(error).__name__}: {message.rstrip('.')}. {DEBUG}"
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says."""
+    return (str(error) or repr(error)).strip().splitlines()[0]
+
+
 def is_nul(error: Exception) -> bool:
     """Whether an error is what Python says of a path with a character NUL in it."""
     return isinstance(error, ValueError) and "embedded null" in str(error)

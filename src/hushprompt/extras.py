@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.metadata
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 from hushprompt.errors import ConfigError
 
@@ -30,6 +32,22 @@ def require(extra: str, what: str, *packages: str) -> None:
     for package in packages:
         if importlib.util.find_spec(package) is None:
             raise ConfigError(f"{what} needs the package {package}. Get it with: {install_hint(extra)}.")
+
+
+def load(module: str, extra: str, what: str) -> Any:
+    """Import a module of an extra, for `what` needs it.
+
+    Raises:
+        ConfigError: it is missing, or cannot be imported beside what is installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except (ImportError, OSError, RuntimeError) as error:  # without its library; built for another torch
+        package = module.partition(".")[0]
+        raise ConfigError(
+            f"{what} needs the package {package}, which cannot be imported ({error}). Get it with: "
+            f"{install_hint(extra)}."
+        ) from error
 
 
 def _is_checkout() -> bool:

@@ -76,11 +76,11 @@ def test_private_keys_can_be_read_by_their_owner_alone_and_are_never_overwritten
     with pytest.raises(ConfigError, match="never overwritten"):
         node_keys.make(tmp_path / "node.key", "a")
     assert (tmp_path / "node.key").read_bytes() == before
-    node_keys.check_private(tmp_path / "node.key")
+    node_keys.load_private(tmp_path / "node.key")
     assert node_keys.read_public(public).startswith(b"-----BEGIN PUBLIC KEY")
     (tmp_path / "node.key").chmod(0o640)
     with pytest.raises(ConfigError, match="chmod 600"):
-        node_keys.check_private(tmp_path / "node.key")
+        node_keys.load_private(tmp_path / "node.key")
 
 
 def test_what_no_client_could_trust_is_refused_before_the_server_starts(made, tmp_path):
@@ -162,7 +162,7 @@ def test_a_key_of_another_kind_is_refused(tmp_path, made):
     (tmp_path / "node.key").write_bytes((made / "good.key").read_bytes())
     (tmp_path / "node.key").chmod(0o600)
     with pytest.raises(ConfigError, match="OpenSSH form"):
-        node_keys.check_private(tmp_path / "node.key")
+        node_keys.load_private(tmp_path / "node.key")
     with pytest.raises(ConfigError, match="no public key"):
         node_keys.read_public(Path(made / "good.crt"))
 

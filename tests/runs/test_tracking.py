@@ -9,7 +9,8 @@ import pytest
 from helpers.runs import Silent
 from hushprompt.errors import ConfigError
 from hushprompt.federation.simulate import run
-from hushprompt.runs.tracking import recorded, scalars, tracking_uri
+from hushprompt.runs import records
+from hushprompt.runs.tracking import scalars, tracking_uri
 
 
 def with_runtime(config, **settings):
@@ -20,7 +21,7 @@ def expected(folder):
     """Every value of the records, by arm, name and round."""
     return {
         (record.arm, name, record.round_index): pytest.approx(value, rel=1e-6)
-        for record in recorded(folder)
+        for record in records.recorded(folder)
         for name, value in scalars(record).items()
     }
 
@@ -37,7 +38,7 @@ def events(folder):
     """Every scalar of the event files, by arm, name and round; each may be there once."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    labels = {record.arm.replace(", ", "_").replace(" ", "_"): record.arm for record in recorded(folder)}
+    labels = {record.arm.replace(", ", "_").replace(" ", "_"): record.arm for record in records.recorded(folder)}
     found = {}
     for below in sorted((folder / "tensorboard").iterdir()):
         read = EventAccumulator(str(below))
@@ -102,7 +103,7 @@ def test_what_no_guarantee_covers_is_named_so_and_infinite_values_are_left_out(t
     folder = tmp_path / "run"
     folder.mkdir()
     run(toy_config, folder, Silent())
-    record = recorded(folder)[-1]
+    record = records.recorded(folder)[-1]
     assert {name for name in scalars(record) if "loss" in name} == {"not_private/loss"}
     without = dataclasses.replace(record, epsilon={"public": float("inf")}, loss=float("nan"), local=float("nan"))
     assert not {"privacy/simulation_epsilon_public", "not_private/loss", "accuracy/local"} & set(scalars(without))

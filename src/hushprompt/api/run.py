@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,9 +72,7 @@ class Run:
     @property
     def records(self) -> list[RoundRecord]:
         """One record for each arm and round so far, in order. Losses are not private: simulation only."""
-        path = self.folder / "records.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        return [records.from_json(RoundRecord, json.loads(line)) for line in lines]
+        return records.recorded(self.folder)
 
     def statement(self) -> str:
         """Say in sentences who sees what of each arm, at which epsilon, computed as `guarantees`; and what differs."""

@@ -11,14 +11,13 @@ import math
 import re
 import struct
 from dataclasses import dataclass
-from types import ModuleType
 
 import numpy as np
 from PIL import Image
 
+from hushprompt import extras
 from hushprompt.data.base import Modality
-from hushprompt.errors import ConfigError, DataError
-from hushprompt.extras import install_hint
+from hushprompt.errors import DataError
 
 IMAGE_SUFFIXES = frozenset({"bmp", "gif", "jpeg", "jpg", "pbm", "pgm", "png", "ppm", "tif", "tiff", "webp"})
 AUDIO_SUFFIXES = frozenset({"aif", "aiff", "flac", "mp3", "ogg", "opus", "wav"})
@@ -121,7 +120,7 @@ def decode_audio(data: bytes, name: str, sampling_rate: int) -> np.ndarray:
         DataError: the bytes are no recording, empty, cut off, or not finite.
         ConfigError: the package that reads sounds is missing.
     """
-    soundfile = _soundfile()
+    soundfile = extras.load("soundfile", "audio", "A sound")
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             # libsndfile reads a cut-off WAV without a word, and notes it in its log alone.
@@ -144,16 +143,6 @@ def resample(waveform: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
 
     shared = math.gcd(rate, new_rate)
     return np.asarray(resample_poly(waveform, new_rate // shared, rate // shared), dtype=np.float32)
-
-
-def _soundfile() -> ModuleType:
-    """Return the package that reads sounds."""
-    try:
-        import soundfile
-    except (ImportError, OSError) as error:  # OSError: the package without its library
-        raise ConfigError(f"Sounds need soundfile ({error}). Get it with: {install_hint('audio')}") from error
-    module: ModuleType = soundfile
-    return module
 
 
 def _plain(error: Exception) -> str:

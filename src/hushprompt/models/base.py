@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -17,9 +16,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from hushprompt import extras
 from hushprompt.data.base import Modality
 from hushprompt.errors import ConfigError, UnfitError
-from hushprompt.extras import install_hint
 from hushprompt.models.causal_tower import CausalTower
 from hushprompt.models.image_graph import ImageGraph, no_graph
 
@@ -123,15 +122,14 @@ class Model(ABC):
         """
         raise NotImplementedError
 
-    @abstractmethod
     def tokenize(self, text: str) -> list[int]:
         """Return token ids without start and end. A text that begins with a space follows another word."""
+        raise no_tower()
 
-    @abstractmethod
     def embed(self, token_ids: Int[Tensor, "*l"]) -> Float[Tensor, "*l e"]:
         """Look up token embeddings in float32, without positions."""
+        raise no_tower()
 
-    @abstractmethod
     def encode_prompts(self, prompts: Float[Tensor, "c l e"], end_index: Int[Tensor, " c"]) -> Float[Tensor, "c d"]:
         """Encode one embedded sequence a class, differentiable in `prompts`, also for batched gradients.
 
@@ -142,6 +140,7 @@ class Model(ABC):
         Returns:
             [c, d] unit-norm features in float32.
         """
+        raise no_tower()
 
     def class_features(self, class_names: Sequence[str]) -> Float[Tensor, "c d"]:
         """Return the given unit-norm text features of classes, where `capabilities.text` is "features"."""
@@ -213,14 +212,7 @@ def optional(module: str, extra: str) -> Any:
     Raises:
         ConfigError: it is missing, or does not import beside the installed torch.
     """
-    try:
-        return importlib.import_module(module)
-    except (ImportError, RuntimeError) as error:
-        package = module.partition(".")[0]
-        raise ConfigError(
-            f"This backbone needs the package {package}, which cannot be imported ({error}). "
-            f"Install it: {install_hint(extra)}."
-        ) from error
+    return extras.load(module, extra, "This backbone")
 
 
 def check_template(template: str) -> None:

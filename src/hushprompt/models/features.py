@@ -184,18 +184,6 @@ class GivenFeatures(Model):
             raise no_tower()
         return self._texts.of(class_names).to(self._device)
 
-    def tokenize(self, text: str) -> list[int]:
-        """There is no tower."""
-        raise no_tower()
-
-    def embed(self, token_ids: Int[Tensor, "*l"]) -> Float[Tensor, "*l e"]:
-        """There is no tower."""
-        raise no_tower()
-
-    def encode_prompts(self, prompts: Float[Tensor, "c l e"], end_index: Int[Tensor, " c"]) -> Float[Tensor, "c d"]:
-        """There is no tower."""
-        raise no_tower()
-
     def to(self, device: str) -> None:
         """Say where text features are to lie."""
         self._device = device

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from hushprompt.errors import DataError
+from hushprompt.errors import DataError, first_line
 
 NO_WEIGHTS = {
     "input_resolution", "context_length", "vocab_size",  # numbers in OpenAI's archives
@@ -55,7 +55,7 @@ def load_weights(open_clip: Any, network: Any, path: Path, architecture: str) ->
         state = _read(open_clip, path)
     except UNREADABLE as error:
         raise DataError(
-            f"The checkpoint {path} is damaged or no weights file ({_first_line(error)}). Copy or download it again; "
+            f"The checkpoint {path} is damaged or no weights file ({first_line(error)}). Copy or download it again; "
             "allowed: safetensors, a .pt state dict, a TorchScript archive, .npz of big_vision."
         ) from error
     try:
@@ -90,11 +90,6 @@ def _converted(open_clip: Any, network: Any, state: Mapping[str, Tensor]) -> dic
     if "logit_bias" in expected and "logit_scale" in converted:
         converted.setdefault("logit_bias", torch.zeros_like(expected["logit_bias"]))
     return converted
-
-
-def _first_line(error: BaseException) -> str:
-    """Return the first line of an error's message."""
-    return (str(error) or repr(error)).strip().splitlines()[0]
 
 
 def _detail(error: BaseException) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from hushprompt.errors import ConfigError, DataError
+from hushprompt.errors import ConfigError, DataError, first_line
 from hushprompt.models.base import optional
 from hushprompt.models.hub import ask_once
 
@@ -145,21 +145,16 @@ def reading(model: str, what: str) -> Iterator[None]:
     except UNREADABLE as error:
         if Path(model).expanduser().is_dir():
             raise DataError(
-                f"The {what} in {model} cannot be read ({_reason(error)}). The folder must hold a whole repository: "
+                f"The {what} in {model} cannot be read ({first_line(error)}). The folder must hold a whole repository: "
                 "config.json, model.safetensors, tokenizer files and preprocessor_config.json."
             ) from error
         raise _not_fetched(model, what, error) from error
 
 
-def _reason(error: Exception) -> str:
-    """Return the first line of what an error says."""
-    return (str(error) or repr(error)).strip().splitlines()[0]
-
-
 def _not_fetched(model: str, what: str, error: Exception) -> DataError:
     """Return the sentence on a part of a model that is not at hand, and what to put where."""
     return DataError(
-        f"The {what} of {model} is neither in the Hugging Face cache nor could it be fetched ({_reason(error)}). On a "
-        f"machine with internet: hf download {model} --local-dir FOLDER; copy the folder here and use "
+        f"The {what} of {model} is neither in the Hugging Face cache nor could it be fetched ({first_line(error)}). "
+        f"On a machine with internet: hf download {model} --local-dir FOLDER; copy the folder here and use "
         "--set backbone.model=FOLDER."
     )

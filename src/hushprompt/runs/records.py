@@ -280,6 +280,13 @@ def read_json(path: Path) -> Any:
         raise DataError(f"{path} is damaged: {error}.") from error
 
 
+def recorded(folder: Path) -> list[RoundRecord]:
+    """Read the rounds of a run that are on the disk, in order."""
+    path = folder / "records.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [from_json(RoundRecord, json.loads(line)) for line in lines]
+
+
 def append_record(path: Path, record: RoundRecord) -> int:
     """Append one line and give the file's new size in bytes."""
     return files.append_line(path, json.dumps(to_json(record)))

@@ -19,11 +19,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hushprompt import files
+from hushprompt import extras, files
 from hushprompt.config.overrides import flat
 from hushprompt.config.schema import RunConfig
-from hushprompt.errors import ConfigError
-from hushprompt.extras import install_hint
 from hushprompt.privacy.statements import SIMULATION
 from hushprompt.runs import records
 from hushprompt.runs.arm import Arm
@@ -78,13 +76,6 @@ def scalars(record: RoundRecord) -> dict[str, float]:
     return {name: value for name, value in values.items() if math.isfinite(value)}
 
 
-def recorded(folder: Path) -> list[RoundRecord]:
-    """Read the rounds that are on the disk."""
-    path = folder / "records.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [records.from_json(RoundRecord, json.loads(line)) for line in lines]
-
-
 class TensorBoard:
     """Writes event files into the run folder, afresh from the records whenever a run starts or goes on."""
 
@@ -94,13 +85,9 @@ class TensorBoard:
         Raises:
             ConfigError: tensorboard is missing.
         """
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise ConfigError(
-                f"runtime.tensorboard needs the tensorboard package ({error}). "
-                f"Get it with: {install_hint('tensorboard')}, or leave the setting out."
-            ) from error
+        extras.load("tensorboard", "tensorboard", "runtime.tensorboard")
+        from torch.utils.tensorboard import SummaryWriter
+
         self._make_writer = SummaryWriter
         self._folder = folder
         self._writers: dict[str, Any] = {}
@@ -114,7 +101,7 @@ class TensorBoard:
         if not self._has_begun:
             self._has_begun = True
             shutil.rmtree(self._folder / TENSORBOARD_FOLDER, ignore_errors=True)
-            for record in recorded(self._folder):
+            for record in records.recorded(self._folder):
                 self.on_round(record)
         if arm.plan.channels:
             statements = [f"For {who}: {guarantee.statement()}" for who, guarantee in arm.plan.guarantees().items()]
@@ -149,19 +136,12 @@ class MLflow:
             ConfigError: mlflow is missing.
         """
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # a run tells nobody about itself unless asked to
-        try:
-            from mlflow import MlflowClient
-            from mlflow.entities import Metric, Param
-        except ImportError as error:
-            raise ConfigError(
-                f"runtime.mlflow needs the mlflow package ({error}). "
-                f"Get it with: {install_hint('mlflow')}, or leave the setting out."
-            ) from error
-        self._metric, self._param = Metric, Param
+        mlflow = extras.load("mlflow", "mlflow", "runtime.mlflow")
+        self._metric, self._param = mlflow.entities.Metric, mlflow.entities.Param
         where = config.runtime.mlflow
         if "://" not in where:
             Path(where).expanduser().mkdir(parents=True, exist_ok=True)
-        self._client = MlflowClient(tracking_uri=tracking_uri(where))
+        self._client = mlflow.MlflowClient(tracking_uri=tracking_uri(where))
         self._config = config
         self._folder = folder
         self._runs: dict[str, str] = {}
@@ -185,7 +165,7 @@ class MLflow:
         self._open = self._runs[arm.label]
         history = self._client.get_metric_history(self._open, "cost/seconds")
         self._last_steps[arm.label] = max((metric.step for metric in history), default=0)
-        for record in recorded(self._folder):
+        for record in records.recorded(self._folder):
             if record.arm == arm.label:
                 self.on_round(record)
 

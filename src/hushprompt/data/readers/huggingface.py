@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from hushprompt import extras
 from hushprompt.data.base import Dataset
 from hushprompt.data.decoding import Media
 from hushprompt.data.listing import file_stamp
 from hushprompt.data.readers.base import Found, OwnData, required, text_of
-from hushprompt.errors import ConfigError, DataError
-from hushprompt.extras import install_hint
+from hushprompt.errors import DataError
 from hushprompt.registry import DATASETS
 
 ROWS = 4096
@@ -129,7 +129,7 @@ class HuggingFace(OwnData):
     def load(self) -> Dataset:
         """Open the folder; nothing is decoded yet."""
         required("a Hugging Face folder", root=self.root)
-        datasets = _datasets()
+        datasets = extras.load("datasets", "huggingface", "A Hugging Face folder")
         root = Path(self.root).expanduser()
         try:
             loaded = datasets.load_from_disk(str(root))
@@ -203,13 +203,3 @@ def _stamp(part: Any) -> str:
         path = Path(entry["filename"])
         digest.update(f"{path.name} {file_stamp(path.stat())}\n".encode())
     return digest.hexdigest()
-
-
-def _datasets() -> Any:
-    try:
-        import datasets
-    except ImportError as error:
-        raise ConfigError(
-            f"A Hugging Face folder needs datasets ({error}). Get it with: {install_hint('huggingface')}"
-        ) from error
-    return datasets

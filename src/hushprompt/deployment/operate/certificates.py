@@ -12,16 +12,17 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from hushprompt import files
-from hushprompt.deployment.operate import secrets
+from hushprompt.deployment.operate import node_keys, secrets
 from hushprompt.errors import ConfigError
 from hushprompt.words import counted
 
@@ -212,19 +213,13 @@ def _general(name: str) -> x509.GeneralName:
 
 
 def _certificate(path: Path) -> x509.Certificate:
-    try:
-        return x509.load_pem_x509_certificate(path.read_bytes())
-    except OSError as error:
-        raise ConfigError(f"The certificate {path} cannot be read ({error.strerror}). Check the path.") from error
-    except ValueError as error:
-        raise ConfigError(f"{path} is no certificate in PEM form: {error}.") from error
+    return node_keys.load(path, x509.load_pem_x509_certificate, "certificate", "PEM form", is_secret=False)
 
 
 def _private_key(path: Path) -> CertificateIssuerPrivateKeyTypes:
-    try:
-        return serialization.load_pem_private_key(secrets.read(path), None)  # type: ignore[return-value]
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"{path} is no private key in PEM form without a password: {error}.") from error
+    form = "PEM form without a password"
+    key = node_keys.load(path, lambda data: load_pem_private_key(data, None), "private key", form, is_secret=True)
+    return cast("CertificateIssuerPrivateKeyTypes", key)
 
 
 def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:

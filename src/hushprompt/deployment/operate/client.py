@@ -80,7 +80,7 @@ def check_link(config: ClientConfig) -> list[str]:
     for name in ("ca", "key"):
         if not getattr(config.link, name):
             raise ConfigError(f"link.{name} is missing in client.toml. `hushprompt federation init` shows a whole one.")
-    node_keys.check_private(Path(config.link.key))
+    node_keys.load_private(Path(config.link.key))
     return certificates.check(Path(config.link.ca), datetime.datetime.now(datetime.UTC))
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
 
 from hushprompt import files
 from hushprompt.deployment.operate import secrets
 from hushprompt.errors import ConfigError
 
+T = TypeVar("T")
 SUFFIX = ".pub"
 
 
@@ -31,13 +35,20 @@ def make(path: Path, name: str) -> Path:
     return public
 
 
-def check_private(path: Path) -> None:
-    """Refuse what is no client's key.
+def load(path: Path, parse: Callable[[bytes], T], what: str, form: str, *, is_secret: bool) -> T:
+    """Read a key or a certificate.
 
     Raises:
-        ConfigError: it is missing, damaged, of another kind, or others can read it.
+        ConfigError: it is missing, or is none of this form; or it is secret, and others can read it.
     """
-    load_private(path)
+    try:
+        data = secrets.read(path, what) if is_secret else path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"The {what} {path} cannot be read ({error.strerror}). Check the path.") from error
+    try:
+        return parse(data)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise ConfigError(f"{path} is no {what} in {form}: {error}.") from error
 
 
 def load_private(path: Path) -> ec.EllipticCurvePrivateKey:
@@ -46,10 +57,8 @@ def load_private(path: Path) -> ec.EllipticCurvePrivateKey:
     Raises:
         ConfigError: it is missing, damaged, of another kind, or others can read it.
     """
-    try:
-        key = serialization.load_ssh_private_key(secrets.read(path), None)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise ConfigError(f"{path} is no private key in OpenSSH form without a password: {error}.") from error
+    form = "OpenSSH form without a password"
+    key = load(path, lambda data: load_ssh_private_key(data, None), "private key", form, is_secret=True)
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise ConfigError(f"{path} is not an ECDSA key. Make one with `hushprompt federation key`.")
     return key
@@ -61,12 +70,7 @@ def load_public(path: Path) -> ec.EllipticCurvePublicKey:
     Raises:
         ConfigError: it is missing, damaged or of another kind.
     """
-    try:
-        key = serialization.load_ssh_public_key(path.read_bytes())
-    except OSError as error:
-        raise ConfigError(f"The public key {path} cannot be read ({error.strerror}). Check the path.") from error
-    except (ValueError, UnsupportedAlgorithm) as error:
-        raise ConfigError(f"{path} is no public key in OpenSSH form: {error}.") from error
+    key = load(path, load_ssh_public_key, "public key", "OpenSSH form", is_secret=False)
     if not isinstance(key, ec.EllipticCurvePublicKey):
         raise ConfigError(f"{path} is not an ECDSA key. Make one with `hushprompt federation key`.")
     return key

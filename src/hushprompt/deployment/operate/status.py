@@ -80,31 +80,6 @@ class Connection:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServerStatus:
-    """What is known at the server."""
-
-    folder: Path
-    """The run folder."""
-    connection: Connection | str
-    """What its process says; or why that is not known."""
-    clients: dict[str, int] | None
-    """Public training sizes by name of the clients that agreed on the run; None before."""
-    rounds: list[ServerRecord]
-    num_rounds: int
-    """Rounds of the whole run."""
-    noise_source: str
-    """Where its noise comes from."""
-    guarantees: list[dict[str, Any]]
-    """What its epsilons mean: arms of its privacy record."""
-    refusals: list[str]
-    """The newest, a line each."""
-    refusals_file: Path
-    is_finished: bool
-    gains: list[str]
-    """What clients told, with noise, of what they gained, in words; empty where they do not."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class FederationOutcome:
     """What a call trained."""
 
@@ -124,6 +99,20 @@ class FederationOutcome:
     """How the run ended, where separate processes trained it."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ServerStatus(FederationOutcome):
+    """What is known at the server: all rounds, and what is beside them."""
+
+    connection: Connection | str
+    """What its process says; or why that is not known."""
+    clients: dict[str, int] | None
+    """Public training sizes by name of the clients that agreed on the run; None before."""
+    refusals: list[str]
+    """The newest, a line each."""
+    refusals_file: Path
+    is_finished: bool
+
+
 def outcome(config: ServerConfig, num_before: int, state: FlowerRun | None = None) -> FederationOutcome:
     """Read what was trained after the first `num_before` rounds in a server's run folder."""
     return FederationOutcome(
@@ -141,17 +130,12 @@ def server_status(config: ServerConfig, connection: Connection | str) -> ServerS
     """Read what a server's run folder holds."""
     folder = config.folder
     return ServerStatus(
-        folder=folder,
+        **vars(outcome(config, 0)),
         connection=connection,
         clients=members(folder),
-        rounds=rounds(folder),
-        num_rounds=num_rounds(config.run),
-        noise_source=config.run.privacy.noise_source,
-        guarantees=guarantees(folder),
         refusals=refusals(folder / REFUSALS),
         refusals_file=folder / REFUSALS,
         is_finished=(folder / "privacy.json").exists(),
-        gains=gained(config),
     )
 
 

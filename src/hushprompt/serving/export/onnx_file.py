@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from hushprompt import files, seeding
-from hushprompt.errors import ConfigError, DataError
+from hushprompt.errors import ConfigError, DataError, first_line
 from hushprompt.extras import require
 from hushprompt.models.image_graph import PixelRecipe
 from hushprompt.serving.prompt import Prompt
@@ -127,8 +127,7 @@ def _program(module: nn.Module, pixels: Float[Tensor, "n 3 h w"]) -> torch.onnx.
                 output_names=["probabilities"], dynamic_shapes={"pixels": {0: torch.export.Dim("n")}},
             )  # fmt: skip
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise DataError(f"torch's exporter cannot write this image tower ({reason}).") from error
+        raise DataError(f"torch's exporter cannot write this image tower ({first_line(error)}).") from error
     assert program is not None
     return program
 
