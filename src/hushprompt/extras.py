@@ -43,11 +43,8 @@ def load(module: str, extra: str, what: str) -> Any:
     try:
         return importlib.import_module(module)
     except (ImportError, OSError, RuntimeError) as error:  # without its library; built for another torch
-        package = module.partition(".")[0]
-        raise ConfigError(
-            f"{what} needs the package {package}, which cannot be imported ({error}). Get it with: "
-            f"{install_hint(extra)}."
-        ) from error
+        found = f"{what} needs the package {module}, which cannot be imported ({error})."
+        raise ConfigError(f"{found} Get it with: {install_hint(extra)}.") from error
 
 
 def _is_checkout() -> bool:

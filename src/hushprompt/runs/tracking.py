@@ -85,10 +85,7 @@ class TensorBoard:
         Raises:
             ConfigError: tensorboard is missing.
         """
-        extras.load("tensorboard", "tensorboard", "runtime.tensorboard")
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._make_writer = SummaryWriter
+        self._make_writer = extras.load("torch.utils.tensorboard", "tensorboard", "runtime.tensorboard").SummaryWriter
         self._folder = folder
         self._writers: dict[str, Any] = {}
         self._has_begun = False
