@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Column
 
 from hushprompt.privacy import statements
+from hushprompt.runs.observer import NoProgress
 
 if TYPE_CHECKING:
     from hushprompt.runs.arm import Arm
@@ -42,19 +43,6 @@ def watching(progress: bool | Observer) -> Iterator[Observer]:
             yield bars
     else:
         yield NoProgress()
-
-
-class NoProgress:
-    """Shows nothing."""
-
-    def on_setup(self, what: str, done: int, total: int) -> None:
-        """Images are being encoded."""
-
-    def on_arm(self, arm: Arm, index: int, num_arms: int, num_rounds_done: int) -> None:
-        """An arm begins."""
-
-    def on_round(self, record: RoundRecord) -> None:
-        """A round is done."""
 
 
 class LastScores:

@@ -20,6 +20,7 @@ from hushprompt.models.base import FeatureKind
 from hushprompt.models.placing import place
 from hushprompt.runs.arm import Arm
 from hushprompt.runs.identity import identity_of
+from hushprompt.runs.observer import NoProgress
 from hushprompt.runs.records import ArmSummary, RoundRecord
 
 NUM_KEPT = 2
@@ -27,16 +28,13 @@ NUM_KEPT = 2
 load_kept = functools.lru_cache(maxsize=NUM_KEPT)(load_fresh)
 
 
-class RunTeller:
+class RunTeller(NoProgress):
     """Tells how far a whole run is, in rounds of all its arms."""
 
     def __init__(self, tell: Tell) -> None:
         self._tell = tell
         self._num_rounds = 0
         self._num_before = 0
-
-    def on_setup(self, what: str, done: int, total: int) -> None:
-        """Features are there before a run begins; where one encodes all the same, that is no round of it."""
 
     def on_arm(self, arm: Arm, index: int, num_arms: int, num_rounds_done: int) -> None:
         """An arm begins, or goes on; each arm counts as long as this one."""

@@ -6,7 +6,6 @@ To add a figure, write such a function and put it into KINDS.
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,8 +14,22 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hushprompt.errors import DataError
-from hushprompt.privacy.statements import beside_epsilon, number
+from hushprompt.privacy.statements import number
 from hushprompt.reporting import maps, roc
+from hushprompt.reporting.axes import (
+    budget_of,
+    draw_level,
+    epsilon_label,
+    epsilon_ticks,
+    families,
+    lowest_drawn,
+    mean_of,
+    on_the_edge,
+    padded,
+    readable,
+    round_axis,
+    titled,
+)
 from hushprompt.reporting.drawing import INK, RULE, SOFT, Drawing, Panel, line, save, tip
 from hushprompt.reporting.pooling import Group, pool, simulated
 from hushprompt.reporting.styles import Style
@@ -33,15 +46,10 @@ NAMES = {
 }
 READERS = {"public": "the public", "personal": "a prompt's holder", "server": "the server"}
 """Audiences, short enough for a panel's title."""
-MAX_TOGETHER = 8
-"""More lines than this get a panel for each family."""
 MAX_BANDS, MAX_BANDS_OF_FAMILY = 4, 2
 """More bands than this hide each other; those of one family have one color."""
 MAX_DOTS = 400
 """Above so many clients and seeds, dots become one blot; the box and its whiskers stay."""
-BELOW_UNTRAINED = 10.0
-"""Points of accuracy below the lowest arm that learns nothing that a figure still shows."""
-
 Curve = Mapping[int, Sequence[float]]
 """Values of all seeds, by round."""
 
@@ -71,9 +79,9 @@ def budget(_: Sequence[FinishedRun], groups: Sequence[Group]) -> Drawing | None:
     panels = []
     for score in ("harmonic_mean", "local", "neighbor"):
         known = [group for group in groups if group.percents(score)]
-        if not any(_budget_of(group) > 0 for group in known):
+        if not any(budget_of(group) > 0 for group in known):
             continue
-        described = "; ".join(f"{group.name}: {_mean(group, score):.1f}" for group in known)
+        described = "; ".join(f"{group.name}: {mean_of(group, score):.1f}" for group in known)
         draw = functools.partial(_draw_budget, score=score, groups=known)
         panels.append(
             Panel(
@@ -86,45 +94,45 @@ def budget(_: Sequence[FinishedRun], groups: Sequence[Group]) -> Drawing | None:
     if not panels:
         return None
     parts = ["Accuracy over epsilon: further left is more private. Marks are means over seeds"]
-    parts.append(", bars one standard deviation." if _has_seeds(g for g in groups if _budget_of(g)) else ".")
-    points = [(group.family, _budget_of(group)) for group in groups if _budget_of(group) > 0]
+    parts.append(", bars one standard deviation." if _has_seeds(g for g in groups if budget_of(g)) else ".")
+    points = [(group.family, budget_of(group)) for group in groups if budget_of(group) > 0]
     if len({epsilon for _, epsilon in points}) < len(points):
         parts.append(" Marks of equal epsilon stand a little apart.")
     if any(not group.learns for group in groups):
         parts.append(" Gray, dotted horizontal lines: no private data used.")
     if any(group.learns and not group.has_budget for group in groups):
         parts.append(" Colored horizontal lines: no noise, so no guarantee.")
-    caption = "".join(parts) + _on_the_edge(groups, "harmonic_mean")
+    caption = "".join(parts) + on_the_edge(groups, "harmonic_mean")
     return Drawing(
         slug="utility", panels=panels, caption=caption, note=simulated(groups), legend=_family_legend(groups)
     )
 
 
 def _draw_budget(axes: Axes, score: str, groups: Sequence[Group]) -> None:
-    curves = _families(group for group in groups if _budget_of(group) > 0)
-    low = _lowest_drawn(groups, score)
-    epsilons = [_budget_of(group) for members in curves for group in members] or [1.0]
+    curves = families(group for group in groups if budget_of(group) > 0)
+    low = lowest_drawn(groups, score)
+    epsilons = [budget_of(group) for members in curves for group in members] or [1.0]
     margin = 10**0.15 if len(set(epsilons)) > 1 else 2.0
     axes.set_xscale("log")
-    axes.set(xlabel=f"{_epsilon_label(groups)}, log scale", xlim=(min(epsilons) / margin, max(epsilons) * margin))
-    _epsilon_ticks(axes, epsilons)
+    axes.set(xlabel=f"{epsilon_label(groups)}, log scale", xlim=(min(epsilons) / margin, max(epsilons) * margin))
+    epsilon_ticks(axes, epsilons)
     reach = []
     for group in groups:
         if not group.has_budget:
-            reach.append(_mean(group, score))
-            _draw_level(axes, group, reach[-1], low)
+            reach.append(mean_of(group, score))
+            draw_level(axes, group, reach[-1], low)
     for index, members in enumerate(curves):
         # Marks of equal epsilon stand a little apart, so that their bars do not cover each other.
         shift = 10 ** ((index - (len(curves) - 1) / 2) * min(0.02, 0.1 / len(curves)))
-        x = [_budget_of(group) * shift for group in members]
-        y = np.array([_mean(group, score) for group in members])
+        x = [budget_of(group) * shift for group in members]
+        y = np.array([mean_of(group, score) for group in members])
         deviation = np.nan_to_num([100 * group.spread(score).std for group in members])
         reach += [*(y - deviation), *(y + deviation)]
         style = {**line(members[0].style), "linestyle": "-"}
-        words = ", ".join(f"{group.spread(score).text()} at epsilon {_budget_of(group):.3g}" for group in members)
+        words = ", ".join(f"{group.spread(score).text()} at epsilon {budget_of(group):.3g}" for group in members)
         axes.errorbar(x, y, np.where(deviation > 0, deviation, np.nan), fmt="none", ecolor=style["color"], capsize=3)
         axes.plot(x, np.maximum(y, low), gid=tip(f"{members[0].family}: {words}"), clip_on=False, zorder=3, **style)
-    axes.set_ylim(_padded([value for value in reach if value >= low] or [low], least=4))
+    axes.set_ylim(padded([value for value in reach if value >= low] or [low], least=4))
 
 
 def tradeoff(_: Sequence[FinishedRun], groups: Sequence[Group]) -> Drawing | None:
@@ -133,7 +141,7 @@ def tradeoff(_: Sequence[FinishedRun], groups: Sequence[Group]) -> Drawing | Non
     if not known:
         return None
     described = "; ".join(
-        f"{g.name}: local {_mean(g, 'local'):.1f}, neighbor {_mean(g, 'neighbor'):.1f}" for g in known
+        f"{g.name}: local {mean_of(g, 'local'):.1f}, neighbor {mean_of(g, 'neighbor'):.1f}" for g in known
     )
     panel = Panel(
         slug="tradeoff",
@@ -150,9 +158,9 @@ def tradeoff(_: Sequence[FinishedRun], groups: Sequence[Group]) -> Drawing | Non
     parts.append(", small ones single seeds." if _has_seeds(known) else ".")
     if any(group.style.is_hollow for group in known):
         parts.append(" Hollow marks have no guarantee to show.")
-    if any(len(members) > 1 for members in _families(g for g in known if g.has_budget)):
+    if any(len(members) > 1 for members in families(g for g in known if g.has_budget)):
         parts.append(" A line joins the budgets of one method.")
-    caption = "".join(parts) + _on_the_edge(known, "local")
+    caption = "".join(parts) + on_the_edge(known, "local")
     return Drawing(
         slug="tradeoff", panels=[panel], caption=caption, note=simulated(known), legend=_family_legend(known)
     )
@@ -160,9 +168,9 @@ def tradeoff(_: Sequence[FinishedRun], groups: Sequence[Group]) -> Drawing | Non
 
 def _draw_tradeoff(axes: Axes, groups: Sequence[Group]) -> None:
     """Draw marks over curves of equal harmonic mean."""
-    low = min(_lowest_drawn(groups, "local"), _lowest_drawn(groups, "neighbor"))
+    low = min(lowest_drawn(groups, "local"), lowest_drawn(groups, "neighbor"))
     values = [value for g in groups for score in ("local", "neighbor") for value in g.percents(score) if value >= low]
-    limits = _padded(values or [low], least=6)
+    limits = padded(values or [low], least=6)
     axes.set(xlabel="local accuracy, %", ylabel="neighbor accuracy, %", xlim=limits, ylim=limits, aspect="equal")
     axes.grid(visible=False)
     axes.plot(limits, limits, color=SOFT, linewidth=0.8, linestyle=(0, (1, 4)))
@@ -170,8 +178,8 @@ def _draw_tradeoff(axes: Axes, groups: Sequence[Group]) -> None:
     x, y = np.meshgrid(np.maximum(grid, 1e-9), np.maximum(grid, 1e-9))
     contours = axes.contour(x, y, 2 * x * y / (x + y), levels=axes.get_yticks(), colors=RULE, linewidths=1.1)
     axes.clabel(contours, fmt="%g", fontsize=9.5, colors=SOFT)
-    for members in _families(group for group in groups if group.has_budget):
-        points = np.maximum([[_mean(group, score) for group in members] for score in ("local", "neighbor")], low)
+    for members in families(group for group in groups if group.has_budget):
+        points = np.maximum([[mean_of(group, score) for group in members] for score in ("local", "neighbor")], low)
         axes.plot(*points, color=members[0].style.color, linewidth=1, alpha=0.7)
     for group in groups:
         style = {**line(group.style), "linestyle": ""}
@@ -180,7 +188,7 @@ def _draw_tradeoff(axes: Axes, groups: Sequence[Group]) -> None:
             axes.plot(*np.maximum(seeds, low), **{**style, "markersize": 3.5, "markeredgewidth": 0.7}, alpha=0.62)
     for group in groups:
         style = {**line(group.style), "linestyle": ""}
-        point = [[max(_mean(group, score), low)] for score in ("local", "neighbor")]
+        point = [[max(mean_of(group, score), low)] for score in ("local", "neighbor")]
         words = f"{group.name}: local {group.spread('local').text()}, neighbor {group.spread('neighbor').text()}"
         axes.plot(*point, gid=tip(words), zorder=3, clip_on=False, **{**style, "markersize": 9})
 
@@ -191,7 +199,7 @@ def curves(_: Sequence[FinishedRun], groups: Sequence[Group]) -> Drawing | None:
     if not drawn:
         return None
     untrained = [group for group in groups if not group.learns]
-    together = _readable(drawn)
+    together = readable(drawn)
     is_alone = len(together) > 1
     most_bands = MAX_BANDS_OF_FAMILY if is_alone else MAX_BANDS
     banded = [g for members in together for g in members if len(members) <= most_bands and len(g.arms) > 1]
@@ -204,7 +212,7 @@ def curves(_: Sequence[FinishedRun], groups: Sequence[Group]) -> Drawing | None:
             panels.append(
                 Panel(
                     slug=f"rounds-{score}-{index}",
-                    title=_titled(members, f"{NAMES[score].capitalize()} over rounds, %", is_alone=is_alone),
+                    title=titled(members, f"{NAMES[score].capitalize()} over rounds, %", is_alone=is_alone),
                     description=f"In percent, mean over seeds. {ends}.",
                     draw=functools.partial(
                         _draw_curves, score=score, groups=members, untrained=untrained, everyone=drawn, banded=banded
@@ -230,15 +238,15 @@ def _draw_curves(
     banded: Sequence[Group],
 ) -> None:
     """Draw one score of some groups; the axes reach around all groups, so that panels can be compared."""
-    low = _lowest_drawn([*everyone, *untrained], score)
+    low = lowest_drawn([*everyone, *untrained], score)
     found = [_curve(group, score) for group in everyone]
     values = [value for curve in found for seeds in curve.values() for value in seeds if value >= low]
     rounds = [at for curve in found for at in curve] or [1]
-    _round_axis(axes, rounds)
+    round_axis(axes, rounds)
     for group in untrained:
         if group.percents(score):
-            values.append(_mean(group, score))
-            _draw_level(axes, group, values[-1], low)
+            values.append(mean_of(group, score))
+            draw_level(axes, group, values[-1], low)
     for group in groups:
         curve = _curve(group, score)
         if not curve:
@@ -250,7 +258,7 @@ def _draw_curves(
         words = f"{group.name}: {_ends(curve)}"
         style = {**line(group.style), "markevery": [len(means) - 1], "markersize": 6}
         axes.plot(list(curve), np.maximum(means, low), gid=tip(words), **style)
-    axes.set_ylim(_padded(values or [low], least=4))
+    axes.set_ylim(padded(values or [low], least=4))
 
 
 def spent(_: Sequence[FinishedRun], groups: Sequence[Group]) -> Drawing | None:
@@ -260,14 +268,14 @@ def spent(_: Sequence[FinishedRun], groups: Sequence[Group]) -> Drawing | None:
     for audience in audiences_of(groups):
         found = {group.name: epsilon_curve(group, audience) for group in groups if group.has_budget}
         drawn = [group for group in groups if len(found.get(group.name, {})) > 1]
-        together = _readable(drawn)
+        together = readable(drawn)
         for index, members in enumerate(together):
             ends = "; ".join(f"{g.name}: {list(found[g.name].values())[-1]:.3g} at the end" for g in members)
             title = f"Epsilon for {READERS.get(audience, audience)}"
             panels.append(
                 Panel(
                     slug=f"epsilon-{audience}-{index}",
-                    title=_titled(members, title, is_alone=len(together) > 1),
+                    title=titled(members, title, is_alone=len(together) > 1),
                     description=f"Spent so far, by round. {ends}.",
                     draw=functools.partial(_draw_spent, groups=members, found=found),
                     height=250,
@@ -296,8 +304,8 @@ def _draw_spent(axes: Axes, groups: Sequence[Group], found: Mapping[str, Mapping
         words = f"{group.name}, round {max(course)}: epsilon {values[-1]:.3g}"
         axes.plot(list(course), values, gid=tip(words), **style)
     most = max(value for group in groups for value in found[group.name].values())
-    _round_axis(axes, [at for group in groups for at in found[group.name]])
-    axes.set(ylabel=_epsilon_label(groups), ylim=(0, most * 1.08 or 1.0))
+    round_axis(axes, [at for group in groups for at in found[group.name]])
+    axes.set(ylabel=epsilon_label(groups), ylim=(0, most * 1.08 or 1.0))
 
 
 def clients(_: Sequence[FinishedRun], groups: Sequence[Group]) -> Drawing | None:
@@ -336,7 +344,7 @@ def clients(_: Sequence[FinishedRun], groups: Sequence[Group]) -> Drawing | None
 
 
 def _draw_clients(axes: Axes, score: str, groups: Sequence[Group], values: Mapping[str, Sequence[float]]) -> None:
-    limits = _padded([value for group in groups for value in values[group.name]], least=10)
+    limits = padded([value for group in groups for value in values[group.name]], least=10)
     axes.set(xlabel=f"{NAMES[score]} of a client, %", xlim=limits, ylim=(len(groups) - 0.25, -0.75), yticks=[])
     axes.spines["left"].set_visible(False)
     for at, group in enumerate(groups):
@@ -373,56 +381,21 @@ def client_values(group: Group, score: str) -> list[float]:
     return [value for value in values if math.isfinite(value)]
 
 
-def _epsilon_label(groups: Sequence[Group]) -> str:
-    sources = {group.noise_source for group in groups if group.has_budget}
-    return f"epsilon{beside_epsilon(sources.pop())}" if len(sources) == 1 else "epsilon"
-
-
-def _budget_of(group: Group) -> float:
-    """Return the finite epsilon that is proven; 0 where there is none."""
-    return group.epsilon if group.epsilon is not None and math.isfinite(group.epsilon) else 0.0
-
-
-def _mean(group: Group, score: str) -> float:
-    """Return the mean over seeds in percent."""
-    return 100 * group.spread(score).mean
-
-
 def _has_seeds(groups: Iterable[Group]) -> bool:
     """Tell whether a deviation over seeds is drawn for any group."""
     return any(len(group.arms) > 1 for group in groups)
 
 
-def _families(groups: Iterable[Group]) -> list[list[Group]]:
-    """Put the members of each family together, in order."""
-    found: dict[str, list[Group]] = {}
-    for group in groups:
-        found.setdefault(group.family, []).append(group)
-    return list(found.values())
-
-
 def _family_legend(groups: Sequence[Group]) -> list[tuple[str, Style]]:
     """Return one entry for all budgets of a family, drawn as one curve, and one for each other group."""
     shown: dict[str, Style] = {}
-    for members in _families(groups):
+    for members in families(groups):
         points = [group for group in members if group.has_budget]
         shown |= {group.name: group.style for group in members if not group.has_budget}
         if points:
             name = points[0].name if len(points) == 1 else points[0].family
             shown[name] = points[0].style
     return list(shown.items())
-
-
-def _readable(drawn: Sequence[Group]) -> list[list[Group]]:
-    """Keep all groups together while a reader can follow them, else give each family a panel of its own."""
-    if not drawn:
-        return []
-    return [list(drawn)] if len(drawn) <= MAX_TOGETHER else _families(drawn)
-
-
-def _titled(members: Sequence[Group], title: str, *, is_alone: bool) -> str:
-    """Name a panel, and the family that it has to itself."""
-    return f"{members[0].family}: {title[:1].lower()}{title[1:]}" if is_alone else title
 
 
 def _curve(group: Group, score: str) -> dict[int, list[float]]:
@@ -440,62 +413,6 @@ def _ends(curve: Curve) -> str:
     """Say where a curve begins and ends."""
     first, last = min(curve), max(curve)
     return f"{np.mean(curve[first]):.1f} in round {first} to {np.mean(curve[last]):.1f} in round {last}"
-
-
-def _lowest_drawn(groups: Sequence[Group], score: str) -> float:
-    """Return the lowest value that a figure reaches to: somewhat below the lowest arm that learns nothing.
-
-    What noise has ruined lies on the edge; it would otherwise press everything else into one line.
-    """
-    untrained = [_mean(group, score) for group in groups if not group.learns and group.percents(score)]
-    return min(untrained) - BELOW_UNTRAINED if untrained else -math.inf
-
-
-def _on_the_edge(groups: Sequence[Group], score: str) -> str:
-    """Name the groups that are so far below those that learn nothing that a figure has them on its edge."""
-    low = _lowest_drawn(groups, score)
-    names = [f"{group.name} ({_mean(group, score):.1f})" for group in groups if _mean(group, score) < low]
-    return f" On the lower edge, because they lie below it: {', '.join(names)}." if names else ""
-
-
-def _padded(values: Sequence[float], *, least: float) -> tuple[float, float]:
-    """Return limits around percentages, at least `least` wide, with a margin, inside [0, 100].
-
-    >>> _padded([40.0, 60.0], least=10.0)
-    (38.0, 62.0)
-    """
-    low, high = min(values), max(values)
-    missing = max(least - (high - low), 0.0) / 2
-    margin = 0.1 * max(high - low, least)
-    return max(low - missing - margin, -0.5), min(high + missing + margin, 100.5)
-
-
-def _draw_level(axes: Axes, group: Group, value: float, low: float) -> None:
-    """Draw a group that has no place on the horizontal axis as a level line, with its mark at the end."""
-    style = {**line(group.style), "markevery": [1], "markersize": 6, "linewidth": 1.5}
-    axes.plot(axes.get_xlim(), [max(value, low)] * 2, gid=tip(f"{group.name}: {value:.1f}"), clip_on=False, **style)
-
-
-def _round_axis(axes: Axes, rounds: Sequence[int]) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    low, high = min(rounds), max(rounds)
-    axes.set(xlabel="round", xlim=(low, high + 0.04 * (high - low)))
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
-
-
-def _epsilon_ticks(axes: Axes, epsilons: Sequence[float]) -> None:
-    """Write round values of epsilon as they are, not as powers of ten."""
-    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
-
-    own = sorted({float(f"{epsilon:.2g}") for epsilon in epsilons})
-    span = math.log(axes.get_xlim()[1] / axes.get_xlim()[0])
-    if len(own) <= 6 and all(math.log(high / low) > span / 12 for low, high in itertools.pairwise(own)):
-        axes.xaxis.set_major_locator(FixedLocator(own))
-    else:
-        axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if own[-1] / own[0] > 30 else (1.0, 2.0, 5.0)))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 KINDS: dict[str, Callable[[Sequence[FinishedRun], Sequence[Group]], Drawing | None]] = {

@@ -5,6 +5,8 @@ A section that has nothing to show says why in one sentence; one that does not a
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -82,6 +84,15 @@ def _without(kind: str) -> Block:
     return missing(text[:1].upper() + text[1:])
 
 
+def _with_figure(
+    report: Report, slug: str, title: str, kind: str, numbers: Callable[[], Block], words: Sequence[str] = ()
+) -> PageSection:
+    """Return a section with a figure, the numbers behind it and sentences; or why there is no such figure."""
+    drawing = figures.KINDS[kind](report.runs, report.groups)
+    blocks = [_without(kind)] if drawing is None else [drawn(drawing, numbers()), *map(Words, words)]
+    return PageSection(slug, title, blocks)
+
+
 def results(report: Report) -> PageSection:
     """The result table."""
     counts = sorted({arm.summary.num_last_rounds for g in report.groups if g.learns for arm in g.arms} or {1})
@@ -106,52 +117,36 @@ def results(report: Report) -> PageSection:
 
 def utility(report: Report) -> PageSection:
     """Privacy against utility."""
-    title = "Privacy and utility"
-    drawing = figures.budget(report.runs, report.groups)
-    if drawing is None:
-        return PageSection("utility", title, [_without("budget")])
-    table = page_tables.score_table(report.groups, ("harmonic_mean", "local", "neighbor"))
-    blocks = [drawn(drawing, table), *map(Words, meaning.of_epsilon(report.groups))]
-    return PageSection("utility", title, blocks)
+    numbers = functools.partial(page_tables.score_table, report.groups, ("harmonic_mean", "local", "neighbor"))
+    words = meaning.of_epsilon(report.groups)
+    return _with_figure(report, "utility", "Privacy and utility", "budget", numbers, words)
 
 
 def local_and_neighbor(report: Report) -> PageSection:
     """Local against neighbor accuracy."""
-    slug, title = "tradeoff-section", "Local and neighbor"
-    drawing = figures.tradeoff(report.runs, report.groups)
-    if drawing is None:
-        return PageSection(slug, title, [_without("tradeoff")])
-    return PageSection(slug, title, [drawn(drawing, page_tables.seed_table(report.groups))])
+    numbers = functools.partial(page_tables.seed_table, report.groups)
+    return _with_figure(report, "tradeoff-section", "Local and neighbor", "tradeoff", numbers)
 
 
 def rounds(report: Report) -> PageSection:
     """Accuracy over rounds."""
-    slug, title = "rounds", "Over the rounds"
-    drawing = figures.curves(report.runs, report.groups)
-    if drawing is None:
-        return PageSection(slug, title, [_without("curves")])
-    return PageSection(slug, title, [drawn(drawing, page_tables.round_table([g for g in report.groups if g.learns]))])
+    numbers = functools.partial(page_tables.round_table, [g for g in report.groups if g.learns])
+    return _with_figure(report, "rounds", "Over the rounds", "curves", numbers)
 
 
 def clients(report: Report) -> PageSection:
     """Scores of each client."""
-    slug, title = "clients", "Client by client"
-    drawing = figures.clients(report.runs, report.groups)
-    if drawing is None:
-        return PageSection(slug, title, [_without("clients")])
-    gains = page_tables.gain_table(report.groups)
-    blocks: list[Block] = [drawn(drawing, page_tables.client_table(report.groups))]
-    return PageSection(slug, title, [*([gains] if gains else []), *blocks])
+    numbers, gains = functools.partial(page_tables.client_table, report.groups), page_tables.gain_table(report.groups)
+    section = _with_figure(report, "clients", "Client by client", "clients", numbers)
+    return section if gains is None else dataclasses.replace(section, blocks=[gains, *section.blocks])
 
 
 def holdings(report: Report) -> PageSection:
     """Who holds which class."""
-    slug, title = "holdings-section", "Who holds what"
-    drawing = maps.holdings(report.runs, report.groups)
-    held = next((run.holdings for run in report.runs if run.holdings is not None), None)
-    if drawing is None or held is None:
-        return PageSection(slug, title, [_without("partition")])
-    return PageSection(slug, title, [drawn(drawing, page_tables.holdings_table(held))])
+    held = [run.holdings for run in report.runs if run.holdings is not None]
+    return _with_figure(
+        report, "holdings-section", "Who holds what", "partition", lambda: page_tables.holdings_table(held[0])
+    )
 
 
 def confusion(report: Report) -> PageSection:
@@ -185,12 +180,9 @@ def _one_a_family(report: Report) -> list[Group]:
 
 def privacy_spent(report: Report) -> PageSection:
     """Epsilon over rounds."""
-    slug, title = "spent", "Privacy over the rounds"
-    drawing = figures.spent(report.runs, report.groups)
-    if drawing is None:
-        return PageSection(slug, title, [_without("epsilon")])
     words = meaning.of_epsilon([g for g in report.groups if g.has_budget], whose="its panel's audience")
-    return PageSection(slug, title, [drawn(drawing, page_tables.spent_table(report.groups)), *map(Words, words)])
+    numbers = functools.partial(page_tables.spent_table, report.groups)
+    return _with_figure(report, "spent", "Privacy over the rounds", "epsilon", numbers, words)
 
 
 def privacy(report: Report) -> PageSection:

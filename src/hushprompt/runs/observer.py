@@ -24,6 +24,19 @@ class Observer(Protocol):
         """A round is done and on disk."""
 
 
+class NoProgress:
+    """Shows nothing."""
+
+    def on_setup(self, what: str, done: int, total: int) -> None:
+        """Images are being encoded."""
+
+    def on_arm(self, arm: Arm, index: int, num_arms: int, num_rounds_done: int) -> None:
+        """An arm begins."""
+
+    def on_round(self, record: RoundRecord) -> None:
+        """A round is done."""
+
+
 class Several:
     """Observers that watch together."""
 

@@ -25,7 +25,7 @@ from hushprompt.config.schema import RunConfig
 from hushprompt.privacy.statements import SIMULATION
 from hushprompt.runs import records
 from hushprompt.runs.arm import Arm
-from hushprompt.runs.observer import Observer, Several
+from hushprompt.runs.observer import NoProgress, Observer, Several
 from hushprompt.runs.records import RoundRecord
 
 TENSORBOARD_FOLDER = "tensorboard"
@@ -76,7 +76,7 @@ def scalars(record: RoundRecord) -> dict[str, float]:
     return {name: value for name, value in values.items() if math.isfinite(value)}
 
 
-class TensorBoard:
+class TensorBoard(NoProgress):
     """Writes event files into the run folder, afresh from the records whenever a run starts or goes on."""
 
     def __init__(self, folder: Path) -> None:
@@ -89,9 +89,6 @@ class TensorBoard:
         self._folder = folder
         self._writers: dict[str, Any] = {}
         self._has_begun = False
-
-    def on_setup(self, what: str, done: int, total: int) -> None:
-        """Nothing to log."""
 
     def on_arm(self, arm: Arm, index: int, num_arms: int, num_rounds_done: int) -> None:
         """Write the rounds on the disk again, once; then the arm's privacy statement."""
@@ -123,7 +120,7 @@ class TensorBoard:
         return self._writers[label]
 
 
-class MLflow:
+class MLflow(NoProgress):
     """Logs every arm as an MLflow run of its own; on a resume it goes on behind the last step that is there."""
 
     def __init__(self, config: RunConfig, folder: Path) -> None:
@@ -144,9 +141,6 @@ class MLflow:
         self._runs: dict[str, str] = {}
         self._last_steps: dict[str, int] = {}
         self._open: str | None = None
-
-    def on_setup(self, what: str, done: int, total: int) -> None:
-        """Nothing to log."""
 
     def on_arm(self, arm: Arm, index: int, num_arms: int, num_rounds_done: int) -> None:
         """End the arm before, and start the arm's run or go on with it; rounds it lacks are logged from the records."""
