@@ -100,7 +100,6 @@ def test_a_name_is_known_before_its_package_is_imported(install, shelf):
     assert "orchard" not in sys.modules
     assert shelf.get("apple")().weight == 0.1
     assert [(entry.package, entry.title) for entry in shelf.entries()] == [("orchard", "")]
-    assert shelf.local_modules() == []
 
 
 def test_an_object_of_another_package_has_its_name_though_nobody_asked_for_it(install, shelf):

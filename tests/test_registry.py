@@ -57,7 +57,6 @@ def test_a_registered_class_is_found_by_name_and_by_its_objects(shelf):
     assert shelf.get("apple") is apple
     assert shelf.name_of(apple()) == "apple"
     assert [(entry.name, entry.title, entry.package) for entry in shelf.entries()] == [("apple", "An Apple.", "")]
-    assert shelf.local_modules() == ["orchard"]
 
 
 def test_a_name_is_taken_once(shelf):

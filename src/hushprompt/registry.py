@@ -139,12 +139,6 @@ class Registry:
         """Return the names of this package's own classes, sorted."""
         return sorted(_index().get(self.kind, {}))
 
-    def local_modules(self) -> list[str]:
-        """Return the modules of classes that this process registered itself: another process cannot find them."""
-        points = {point.name for point in self._entry_points()}
-        known = {**_index().get(self.kind, {}), **dict.fromkeys(points)}
-        return sorted({cls.__module__ for name, cls in self._classes.items() if name not in known})
-
     def _holder(self, name: str, cls: type[Any]) -> str | None:
         """Return which module has taken a name that `cls` is to be registered under; None if it is free."""
         known = self._classes.get(name)

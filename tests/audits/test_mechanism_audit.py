@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hushprompt.audits.lower_bounds import epsilon_lower_bound
-from hushprompt.audits.mechanism_audit import audit_audience, audit_mechanism, best_guesses
+from hushprompt.audits.mechanism_audit import audit_audience, best_guesses, canary_scores
 from hushprompt.errors import ConfigError
 from hushprompt.methods.class_statistics import ClassStatistics
 from hushprompt.privacy.clipping import ClippedSum
@@ -24,6 +24,12 @@ def plan_of(epsilon, num_rounds=10):
     config = PrivacyConfig(noise_source="seeded", epsilon=epsilon, delta=1e-5, audience=Audience.PUBLIC)
     sampler = DisjointSampler(steps_per_round=1)
     return make_plan(config, sampler, channels=frozenset({Channel.GLOBAL}), num_rounds=num_rounds, client_sizes=[500])
+
+
+def audit_mechanism(plan, channel, *, num_canaries, rng, norm=1.0):
+    """Audit the releases of one channel with gradient canaries."""
+    scores, is_in = canary_scores(plan, {channel}, num_canaries=num_canaries, norm=norm, rng=rng)
+    return best_guesses(scores, is_in, delta=plan.config.delta, bound="one_run", is_ratio=True)
 
 
 def audited(epsilon, norm=1.0, seed=0):

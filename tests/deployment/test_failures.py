@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file
 
 from helpers.deployments import NAMES, Deployment, Killed, break_nth_write
+from helpers.in_process import InProcess
 from helpers.runs import run_with
 from hushprompt.deployment.config import ShareConfig
 from hushprompt.deployment.envelope import Envelope
-from hushprompt.deployment.transport import InProcess
 from hushprompt.errors import ProtocolError
 from hushprompt.runs import identity as identities
 

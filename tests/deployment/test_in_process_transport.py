@@ -1,7 +1,8 @@
 import torch
 
+from helpers.in_process import InProcess
 from hushprompt.deployment.envelope import Envelope, refusal
-from hushprompt.deployment.transport import Failure, InProcess
+from hushprompt.deployment.transport import Failure
 
 
 class Echo:

@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 pytest.importorskip("flwr")
 
 from helpers.deployments import Deployment
+from helpers.in_process import InProcess
 from helpers.real_federation import RealFederation
 from helpers.runs import TOY
 from hushprompt.deployment.envelope import Envelope
-from hushprompt.deployment.transport import InProcess
 from hushprompt.runs import records
 
 pytestmark = [

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 pytest.importorskip("flwr")
 
 from helpers.deployments import NAMES, Deployment
+from helpers.in_process import InProcess
 from helpers.other_package import other_package
 from helpers.real_federation import RealFederation, edit, free_port
 from helpers.runs import TOY, run_with
@@ -28,7 +29,7 @@ from hushprompt.deployment.envelope import MAGIC
 from hushprompt.deployment.flower import environment
 from hushprompt.deployment.operate import certificates, node_keys
 from hushprompt.deployment.operate import server as ends
-from hushprompt.deployment.transport import Failure, InProcess
+from hushprompt.deployment.transport import Failure
 from hushprompt.runs import records
 
 pytestmark = [

@@ -13,13 +13,13 @@ from typer.testing import CliRunner
 
 import hushprompt as hp
 from helpers.deployments import NAMES, Deployment, Killed, break_nth_write
+from helpers.in_process import InProcess
 from helpers.runs import run_with
 from hushprompt.cli import main as cli
 from hushprompt.deployment import roster, secure_step
 from hushprompt.deployment.coordinator import check
 from hushprompt.deployment.envelope import Envelope, refusal
 from hushprompt.deployment.operate import status
-from hushprompt.deployment.transport import InProcess
 from hushprompt.errors import ConfigError, ProtocolError
 from hushprompt.privacy import statements
 

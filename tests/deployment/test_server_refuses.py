@@ -12,12 +12,12 @@ from typer.testing import CliRunner
 
 import hushprompt as hp
 from helpers.deployments import Deployment
+from helpers.in_process import InProcess
 from helpers.runs import run_with
 from hushprompt.cli import main as cli
 from hushprompt.deployment.coordinator import check
 from hushprompt.deployment.envelope import Envelope
 from hushprompt.deployment.server_record import CheckOutcome
-from hushprompt.deployment.transport import InProcess
 from hushprompt.errors import ProtocolError, ResumeError
 from hushprompt.federation import training as rounds
 from hushprompt.runs import identity, records

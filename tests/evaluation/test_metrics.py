@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from hushprompt.evaluation.metrics import accuracy, expected_calibration_error, harmonic_mean, per_class_accuracy
+from hushprompt.evaluation.metrics import accuracy, expected_calibration_error, harmonic_mean
 
 
 def test_accuracy_counts_the_largest_logit():
@@ -16,11 +16,6 @@ def test_harmonic_mean_is_zero_with_a_zero_and_never_above_the_mean():
     assert harmonic_mean(0.0, 0.7) == 0.0
     assert harmonic_mean(0.6, 0.6) == pytest.approx(0.6)
     assert harmonic_mean(0.9, 0.1) == pytest.approx(0.18)
-
-
-def test_a_class_without_images_has_no_accuracy():
-    logits = torch.eye(3)[[0, 0, 1]]
-    assert per_class_accuracy(logits, torch.tensor([0, 1, 1])) == [1.0, 0.5, None]
 
 
 def test_calibration_error_is_the_gap_between_confidence_and_accuracy():

@@ -6,6 +6,7 @@ import json
 
 from safetensors.torch import load_file
 
+from helpers.in_process import InProcess
 from helpers.runs import Silent, run_with
 from hushprompt import files, load_prompt
 from hushprompt.config import parse as configs
@@ -22,7 +23,6 @@ from hushprompt.deployment.config import (
 )
 from hushprompt.deployment.coordinator import serve
 from hushprompt.deployment.operate import node_keys, secrets
-from hushprompt.deployment.transport import InProcess
 from hushprompt.federation.setup import declared_classes
 
 NAMES = ("ann", "bob", "cyd")

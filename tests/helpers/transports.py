@@ -1,11 +1,11 @@
 """A federation over each of the transports, whose bob may answer anything."""
 
 from helpers.deployments import NAMES, Deployment
+from helpers.in_process import InProcess
 from helpers.local_grid import LocalGrid
 from hushprompt.deployment.flower import client_app as client_side
 from hushprompt.deployment.flower import messages
 from hushprompt.deployment.flower.grid_transport import GridTransport
-from hushprompt.deployment.transport import InProcess
 
 
 class Replacing(InProcess):

@@ -61,32 +61,6 @@ class AuditResult:
     """Theorem that the bound comes from."""
 
 
-def audit_mechanism(
-    plan: PrivacyPlan,
-    channel: Channel,
-    *,
-    num_canaries: int,
-    norm: float = 1.0,
-    rng: np.random.Generator,
-    bound: Bound = "one_run",
-) -> AuditResult:
-    """Audit the releases of one channel with gradient canaries.
-
-    Args:
-        plan: whose sampler and `mechanism` are run, step by step.
-        channel: which of its releases.
-        num_canaries: m, at least 1000 for a bound that says something.
-        norm: of every canary before clipping, in clip norms; 1 is the strongest that an honest clipping lets through.
-        rng: stream of the coins, the batches and the noise.
-        bound: theorem that turns right guesses into epsilon.
-
-    Raises:
-        ConfigError: too few canaries to guess about.
-    """
-    scores, is_in = canary_scores(plan, {channel}, num_canaries=num_canaries, norm=norm, rng=rng)
-    return best_guesses(scores, is_in, delta=plan.config.delta, bound=bound, is_ratio=True)
-
-
 def audit_audience(
     plan: PrivacyPlan,
     audience: Audience,

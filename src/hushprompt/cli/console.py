@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
+import typer
 from rich.console import Console
 
 console = Console(highlight=False)
@@ -28,3 +30,13 @@ def complete_config(incomplete: str) -> list[str]:
     paths = sorted(Path().glob(f"{incomplete}*")) if incomplete not in ("..", "/") else []
     files = [str(path) for path in paths if path.suffix == ".toml" or path.is_dir()]
     return [*(name for name in presets() if name.startswith(incomplete)), *files]
+
+
+ConfigFile = Annotated[
+    Path | None,
+    typer.Argument(help="TOML file or preset name; none: the embedded preset.", autocompletion=complete_config),
+]
+Whose = Annotated[str | None, typer.Option(help="Whose prompt, by name or number; none: the global one.")]
+Tower = Annotated[
+    str | None, typer.Option(help="TOML file with a backbone section, or a name; none: what the prompt says.")
+]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import hushprompt as hp
-from hushprompt.cli.console import complete_config, console
+from hushprompt.cli.console import ConfigFile, console
 from hushprompt.config import parse as configs
 from hushprompt.errors import DataError
 from hushprompt.registry import PARTITIONS
@@ -74,10 +74,7 @@ def fetch(
 
 
 def partition(
-    config: Annotated[
-        Path | None,
-        typer.Argument(help="TOML file or preset name; none: the embedded preset.", autocompletion=complete_config),
-    ] = None,
+    config: ConfigFile = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override, such as partition.alpha=0.1.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for partition.csv and partition.png.")] = Path("partition"),
 ) -> None:

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 import hushprompt as hp
-from hushprompt.cli.console import console
+from hushprompt.cli.console import Tower, Whose, console
 from hushprompt.user_text import printable
 
 FORMATS = "head, onnx, open_clip, transformers, peft, card"
@@ -21,10 +21,8 @@ def export(
     ],
     to: Annotated[str, typer.Option("--to", help=f"The format: {FORMATS}.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="A new folder.")],
-    client: Annotated[str | None, typer.Option(help="Whose prompt, by name or number; none: the global one.")] = None,
-    backbone: Annotated[
-        str | None, typer.Option(help="TOML file with a backbone section, or a name; none: what the prompt says.")
-    ] = None,
+    client: Whose = None,
+    backbone: Tower = None,
 ) -> None:
     """Write a trained prompt for other programs: a linear head, ONNX, a script, peft's form, or a model card."""
     folder = hp.export(source, to=to, out=out, client=client, backbone=backbone)

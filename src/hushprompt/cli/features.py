@@ -9,17 +9,14 @@ from typing import Annotated, Any
 import typer
 
 import hushprompt as hp
-from hushprompt.cli.console import complete_config, console, sentence
+from hushprompt.cli.console import ConfigFile, complete_config, console, sentence
 from hushprompt.config import parse as configs
 from hushprompt.config.schema import RunConfig
 from hushprompt.config.values import refuse_unknown
 
 
 def export(
-    config: Annotated[
-        Path | None,
-        typer.Argument(help="TOML file or preset name; none: the embedded preset.", autocompletion=complete_config),
-    ] = None,
+    config: ConfigFile = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override, such as data.root=images.")] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="The .npz file.")] = Path("features.npz"),
 ) -> None:

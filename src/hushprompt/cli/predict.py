@@ -18,6 +18,7 @@ from rich.console import Console
 
 import hushprompt as hp
 from hushprompt import files
+from hushprompt.cli.console import Tower, Whose
 from hushprompt.user_text import printable, read_lines
 from hushprompt.words import counted
 
@@ -62,7 +63,7 @@ def predict(
     examples: Annotated[
         list[str] | None, typer.Argument(metavar="[FILE]...", help="Files and folders; - is standard input.")
     ] = None,
-    client: Annotated[str | None, typer.Option(help="Whose prompt, by name or number; none: the global one.")] = None,
+    client: Whose = None,
     split: Annotated[
         str | None, typer.Option(help="Instead of files: a split of the run's data, such as test.")
     ] = None,
@@ -85,9 +86,7 @@ def predict(
         ),
     ] = None,
     recursive: Annotated[bool, typer.Option("--recursive", help="Take files in folders of a folder, too.")] = False,
-    backbone: Annotated[
-        str | None, typer.Option(help="TOML file with a backbone section, or a name; none: what the prompt says.")
-    ] = None,
+    backbone: Tower = None,
     device: Annotated[Where, typer.Option(help="Where the backbone runs.")] = Where.AUTO,
     batch_size: Annotated[int, typer.Option(min=1, help="Images that are encoded at a time.")] = 50,
     format_: Annotated[

@@ -8,17 +8,14 @@ from typing import Annotated
 import typer
 
 import hushprompt as hp
-from hushprompt.cli.console import INTERRUPTED, complete_config, console
+from hushprompt.cli.console import INTERRUPTED, ConfigFile, console
 from hushprompt.cli.show import show_results, show_statement
 from hushprompt.errors import ConfigError
 from hushprompt.process import importing
 
 
 def run(
-    config: Annotated[
-        Path | None,
-        typer.Argument(help="TOML file or preset name; none: the embedded preset.", autocompletion=complete_config),
-    ] = None,
+    config: ConfigFile = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override, such as privacy.epsilon=4.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; none: a new one under runs/.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on in this run folder, with its own config.")] = None,

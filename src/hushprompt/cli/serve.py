@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import hushprompt as hp
-from hushprompt.cli.console import console, sentence
+from hushprompt.cli.console import Tower, Whose, console, sentence
 from hushprompt.cli.predict import Where
 from hushprompt.process import importing
 
@@ -18,10 +18,8 @@ if TYPE_CHECKING:
 
 def serve(
     source: Annotated[Path, typer.Argument(help="Run folder, prompt file, a client's store, or an export.")],
-    client: Annotated[str | None, typer.Option(help="Whose prompt, by number or name; none: the global one.")] = None,
-    backbone: Annotated[
-        str | None, typer.Option(help="TOML file or name of the frozen model; none: the one that the prompt names.")
-    ] = None,
+    client: Whose = None,
+    backbone: Tower = None,
     device: Annotated[Where, typer.Option(help="Where the backbone runs.")] = Where.AUTO,
     host: Annotated[str, typer.Option(help="Name or address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8000,

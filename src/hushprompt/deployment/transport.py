@@ -1,9 +1,8 @@
-"""How the server reaches its clients: the protocol of a transport of messages, and the one within a process."""
+"""How the server reaches its clients: the protocol of a transport of messages, and what every transport shares."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol, TypeVar, runtime_checkable
 
@@ -62,38 +61,6 @@ class MessageTransport(Protocol):
             deadline_s: seconds to wait for all of them.
             max_bytes: a longer answer is a Failure.
         """
-
-
-class InProcess:
-    """Delivers messages, as bytes, to clients in this process: for trials and tests."""
-
-    def __init__(self, nodes: Mapping[str, Answerer], num_threads: int = 1) -> None:
-        """Take the clients by node id; several threads ask them side by side."""
-        self.nodes = dict(nodes)
-        self._num_threads = num_threads
-
-    def online(self) -> list[str]:
-        """Return all nodes."""
-        return list(self.nodes)
-
-    def name_of(self, node: str) -> str:
-        """Return nothing: there are no keys here."""
-        return ""
-
-    def ask(
-        self, requests: Mapping[str, Envelope], deadline_s: float, max_bytes: int
-    ) -> Iterator[tuple[str, Envelope | Failure]]:
-        """Ask node by node; an exception at a client is a Failure."""
-
-        def ask_one(node: str) -> Envelope | Failure:
-            return attempt(lambda: Envelope.from_bytes(self.deliver(node, requests[node].to_bytes()), max_bytes))
-
-        with ThreadPoolExecutor(self._num_threads) as pool:
-            yield from zip(requests, pool.map(ask_one, requests), strict=True)
-
-    def deliver(self, node: str, data: bytes) -> bytes:
-        """Deliver bytes to a client, and return its answer; tests override this to fail."""
-        return answer_bytes(self.nodes[node], data).to_bytes()
 
 
 def answer_bytes(site: Answerer, data: bytes) -> Envelope:

@@ -27,8 +27,6 @@ from hushprompt.privacy.config import Channel
 from hushprompt.runs.arm import Arm
 from hushprompt.runs.state import flatten, restore
 
-HEADER_BYTES = 2**16
-"""Upper bound of all bytes around the tensors of an answer."""
 DECLARED = {
     "join": {"protocol", "package", "client", "num_examples", "backbone", "key", "signature"},
     "check": {"agreement"},

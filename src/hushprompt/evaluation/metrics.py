@@ -87,13 +87,6 @@ def harmonic_mean(local: float, neighbor: float) -> float:
     return 2 * local * neighbor / (local + neighbor) if local > 0 and neighbor > 0 else 0.0
 
 
-def per_class_accuracy(logits: Float[Tensor, "n c"], labels: Int[Tensor, " n"]) -> list[float | None]:
-    """Accuracy on each class's images, in label order; None where a class has no image."""
-    is_right = (logits.argmax(dim=1) == labels).double()
-    rows = [is_right[labels == label] for label in range(logits.shape[1])]
-    return [float(row.mean()) if len(row) else None for row in rows]
-
-
 def expected_calibration_error(logits: Float[Tensor, "n c"], labels: Int[Tensor, " n"]) -> float:
     """Mean gap between confidence and accuracy over 15 equal bins of confidence, weighted by size.
 
