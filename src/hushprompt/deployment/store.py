@@ -116,11 +116,6 @@ def _is_idle(folder: Path) -> bool:
         return False
 
 
-def _age(folder: Path) -> float:
-    """Return when a folder was changed last."""
-    return folder.stat().st_mtime
-
-
 class RunStore:
     """The folder of one run."""
 
@@ -160,7 +155,9 @@ class RunStore:
     def make_room(self) -> None:
         """Remove the oldest of the other runs in the store that never trained: whoever invites could fill the disk."""
         places = [path for path in self.folder.parents[1].glob("*/*") if path.parent.name not in RESERVED]
-        idle = sorted((path for path in places if path != self.folder and _is_idle(path)), key=_age)
+        idle = sorted(
+            (path for path in places if path != self.folder and _is_idle(path)), key=lambda path: path.stat().st_mtime
+        )
         for folder in idle[: max(0, len(idle) - MOST_IDLE + 1)]:
             for path in folder.iterdir():
                 path.unlink()

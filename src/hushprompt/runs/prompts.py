@@ -14,6 +14,7 @@ from torch import Tensor
 from hushprompt import files
 from hushprompt.config.values import to_plain
 from hushprompt.methods.base import Personal, Published, Shared
+from hushprompt.models.base import Model
 from hushprompt.privacy.config import Audience, Channel
 from hushprompt.prompts.prompted_model import PromptedModel
 from hushprompt.runs.arm import Arm
@@ -71,21 +72,27 @@ def write_prompts(
 
 
 def _common(model: PromptedModel, arm: Arm, backbone: Any) -> dict[str, Any]:
-    frozen = model.backbone
     return {
         "format": FORMAT,
         "method": arm.method_name,
         "arm": arm.label,
         "settings": portable(to_plain(arm.method)),
         "rank": getattr(arm.method, "rank", None),
-        "backbone": portable(to_plain(backbone)),
-        "backbone_fingerprint": frozen.fingerprint,
+        "backbone_fingerprint": model.backbone.fingerprint,
+        **of_backbone(model.backbone, backbone),
+        "class_names": model.class_names,
+        "task": "classes" if model.class_names else "answers",
+    }
+
+
+def of_backbone(frozen: Model, section: Any) -> dict[str, Any]:
+    """Return what a prompt file says of its backbone: the section of the config, and how examples are made ready."""
+    return {
+        "backbone": portable(to_plain(section)),
         "modality": frozen.capabilities.modality,
         "template": frozen.template,
         "logit_scale": frozen.logit_scale,
         "preprocessing": dict(frozen.preprocessing),
-        "class_names": model.class_names,
-        "task": "classes" if model.class_names else "answers",
     }
 
 

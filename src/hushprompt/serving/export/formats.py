@@ -8,12 +8,10 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from hushprompt import checks, files
-from hushprompt.config.values import to_plain
 from hushprompt.errors import ConfigError, DataError
 from hushprompt.runs.prompt_file import FORMAT
 from hushprompt.serving.export import card, onnx_file, peft_adapter, scripts
@@ -117,23 +115,12 @@ def completed(prompt: Prompt) -> Prompt:
         prompt = dataclasses.replace(prompt, device="cpu")
     header, tensors = prompt.header, dict(prompt.tensors)
     if header.backbone is None and prompt.backbone is not None and not is_loaded:
-        header = dataclasses.replace(header, format=FORMAT, **_of_backbone(prompt))
+        from hushprompt.runs.prompts import of_backbone  # imports accountants, and few exports need it
+
+        about = of_backbone(prompt.model.backbone, prompt.backbone)
+        header = dataclasses.replace(header, format=FORMAT, **about)
     try:
         tensors |= linear_tensors(header, tensors, lambda: prompt.model)
     except DataError:  # no linear scores, which a format that needs them will say
         return dataclasses.replace(prompt, header=header)
     return dataclasses.replace(prompt, header=header, tensors=tensors)
-
-
-def _of_backbone(prompt: Prompt) -> dict[str, Any]:
-    """Return what a header of format 2 says of the backbone."""
-    from hushprompt.runs.prompts import portable  # imports accountants, and few exports need it
-
-    frozen = prompt.model.backbone
-    return {
-        "backbone": portable(to_plain(prompt.backbone)),
-        "modality": frozen.capabilities.modality,
-        "template": frozen.template,
-        "logit_scale": frozen.logit_scale,
-        "preprocessing": dict(frozen.preprocessing),
-    }
