@@ -15,13 +15,12 @@ from hushprompt.deployment.flower.client_app import client_app
 from hushprompt.deployment.flower.server_app import main
 
 
-def simulate(server: Path, clients: Sequence[Path], cpus_per_client: int = 1) -> None:
+def simulate(server: Path, clients: Sequence[Path]) -> None:
     """Run a federation from its config files, as separate machines would. Ray takes a while to start.
 
     Args:
         server: `server.toml`; its round_deadline_s must leave Ray that while.
         clients: a `client.toml` each.
-        cpus_per_client: of this machine; as many clients work side by side as there are CPUs for.
 
     Raises:
         HushpromptError: what the server raises.
@@ -40,6 +39,6 @@ def simulate(server: Path, clients: Sequence[Path], cpus_per_client: int = 1) ->
         num_supernodes=len(paths),
         backend_config={
             "init_args": {"address": "local"},  # without it Ray joins any cluster that it finds, with the clients' data
-            "client_resources": {"num_cpus": cpus_per_client, "num_gpus": 0.0},
+            "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
         },
     )
