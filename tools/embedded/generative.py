@@ -90,11 +90,11 @@ def main() -> None:
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     args.out.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(args.seed)
     records, images = collect(args.node, args.out / "drawings.npz")
     drawing, views, features = render_views(images, records, args.out / "views.npz", args.seed)
     talk = Talk(records, random.Random(args.seed))
     folder = args.out / "model"
+    torch.manual_seed(args.seed)  # not before: nothing is drawn above where the files are there
     write_repository(folder, new_network(), [text for _ in range(4) for r in range(len(records)) for text in talk(r)])
     backbone = SmolVLM(model=str(folder)).load()
     network = backbone._network.requires_grad_(requires_grad=True)
