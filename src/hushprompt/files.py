@@ -63,8 +63,14 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
         np.savez(file, allow_pickle=False, **arrays)
 
 
-def append_line(path: Path, text: str) -> int:
-    """Append a line, on the disk when this returns, and give the file's new size in bytes."""
+def append_line(path: Path, text: str, most_bytes: int | None = None) -> int:
+    """Append a line, on the disk when this returns, and give the file's new size in bytes.
+
+    A file that would grow beyond `most_bytes` loses the older half of its lines first.
+    """
+    if most_bytes is not None and path.exists() and path.stat().st_size + len(text.encode()) >= most_bytes:
+        lines = whole_lines_of(path)
+        write_bytes(path, b"".join(line + b"\n" for line in lines[len(lines) // 2 + 1 :]))
     with path.open("a", encoding="utf-8") as file:
         file.write(text + "\n")
         file.flush()

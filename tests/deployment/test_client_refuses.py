@@ -2,19 +2,27 @@
 
 import dataclasses
 import json
+import tomllib
 
 import pytest
+import tomli_w
 import torch
 
 from helpers.deployments import Deployment
+from hushprompt.config import parse as configs
+from hushprompt.config.schema import RuntimeConfig
 from hushprompt.data.sets.toy import ToyData
-from hushprompt.deployment import policy
-from hushprompt.deployment.agreement import Agreement, make_offer, version
+from hushprompt.deployment import client_node, policy, store
+from hushprompt.deployment.agreement import Agreement, make_offer, open_model, version
+from hushprompt.deployment.client_features import MOST_KEPT
 from hushprompt.deployment.client_node import open_client_node
 from hushprompt.deployment.config import OwnerConfig, ShareConfig
 from hushprompt.deployment.envelope import Envelope
+from hushprompt.deployment.examples import open_examples
 from hushprompt.deployment.store import MOST_IDLE
 from hushprompt.errors import ConfigError, ProtocolError
+from hushprompt.features.cache import cached
+from hushprompt.features.store import key_of
 from hushprompt.federation import rounding
 from hushprompt.privacy.config import Audience
 from hushprompt.runs import records
@@ -140,6 +148,46 @@ def test_plans_of_ever_new_runs_fill_no_disk(asking):
         assert not asking.plan(run=f"new-{number}").is_refusal
     kept = {path.name for path in asking.folder.parent.iterdir()}
     assert kept == {f"new-{number}" for number in range(2, MOST_IDLE + 2)}
+
+
+def with_features(asking, **section):
+    """The config of a plan, as a server may write it."""
+    return tomli_w.dumps({**tomllib.loads(asking.offer.config), "features": section})
+
+
+def test_plans_of_ever_new_features_fill_no_disk(values, tmp_path):
+    cache = tmp_path / "somewhere else"
+    asking = Asking(values, tmp_path, runtime=RuntimeConfig(cache_dir=str(cache)))
+    examples, run = open_examples(asking.site.config, asking.offer), configs.parse(values)
+    model = open_model(run, asking.offer.class_names)
+    examples.features(model, dataclasses.replace(run, runtime=asking.site.config.runtime), "train", "pooled")
+    kept = []
+    for seed in range(MOST_KEPT + 2):
+        assert not asking.plan(config=with_features(asking, num_views=2, view_seed=seed)).is_refusal
+        kept.append({key_of(path).view_seed for path in cache.glob("features/*/*")} - {None})
+    assert kept[-1] == set(range(3, MOST_KEPT + 2))
+    assert len(kept[0]) == 1
+    assert any(entry.split == "train" and entry.num_views == 1 for entry in cached(cache)), "the owner's own"
+    told = reason(asking.plan(config=with_features(asking, num_views=100_000)))
+    assert "owner allows 2,048 (owner.max_image_kb in client.toml" in told
+    assert len(list(cache.glob("features/*/*"))) == MOST_KEPT + 1
+
+
+def test_a_store_holds_no_more_than_so_many_runs_and_refusals(asking, monkeypatch):
+    monkeypatch.setattr(store, "MOST_RUNS", 2)
+    for number in range(2):
+        assert not asking.plan(run=f"run-{number}").is_refusal
+        (asking.folder.with_name(f"run-{number}") / "records.jsonl").write_text("{}\n")
+    assert "holds 2 runs, as many as it takes" in reason(asking.plan(run="run-9"))
+    assert not asking.plan(run="run-1").is_refusal, "one of them goes on"
+    monkeypatch.setattr(client_node, "MOST_REFUSALS", 2000)
+    for number in range(40):
+        asking.site.refuse("turn", f"for the reason {number}")
+    lines = asking.log.splitlines()
+    assert len(asking.log) <= 2000
+    assert "for the reason 39" in lines[-1]
+    assert 5 < len(lines) < 40
+    assert all(json.loads(line)["kind"] == "turn" for line in lines)
 
 
 def test_noise_that_leaves_out_rounding_is_refused_unless_the_owner_allows_it(values, tmp_path):

@@ -3,7 +3,9 @@
 import datetime
 import json
 import os
+import signal
 import subprocess
+import time
 
 import pytest
 import torch
@@ -12,13 +14,18 @@ from safetensors.torch import load_file
 pytest.importorskip("flwr")
 pytest.importorskip("ray")
 
+from helpers import questions, tiny_generative
 from helpers.commands import command
 from helpers.deployments import NAMES
 from helpers.other_package import other_package
 from helpers.real_federation import edit
 from helpers.runs import run_with
 from hushprompt.deployment.operate import layout
+from hushprompt.deployment.operate.process_lifetime import descendants
 from hushprompt.runs import records
+
+ENVIRONMENT = {**os.environ, "RAY_ADDRESS": "127.0.0.1:1"}
+"""A cluster of somebody's, which is none of ours."""
 
 
 @pytest.mark.slow
@@ -29,7 +36,22 @@ def test_prompts_and_epsilon_are_those_of_our_simulation(toy_values, tmp_path):
         check_equal(values, tmp_path)
 
 
-def check_equal(values, tmp_path):
+@pytest.mark.long
+@pytest.mark.parametrize("data", ["classes", "questions"])
+def test_a_generative_model_too_though_it_is_killed_after_a_round(toy_values, tmp_path, data):
+    pytest.importorskip("transformers")
+    repository = tiny_generative.write("smolvlm", tmp_path / "hub")
+    values = {**toy_values, "references": [], "backbone": {"name": "smolvlm", "model": str(repository)}}
+    values["privacy"] = {**toy_values["privacy"], "noise_at": "shares", "noise_source": "seeded"}
+    if data == "questions":
+        values["data"] = {"name": "questions", "file": str(questions.write(tmp_path / "lists", NAMES))}
+        values["partition"] = {"name": "by_client"}
+        values["privacy"] |= {"privacy_unit": "group"}
+        values["evaluation"] = {"max_answer_tokens": 2}
+    check_equal(values, tmp_path, is_killed=True)
+
+
+def check_equal(values, tmp_path, *, is_killed=False):
     folder, _, rounds = run_with(values, tmp_path, "ours")
     seeded = {**values, "privacy": {**values["privacy"], "noise_source": "seeded"}}
     wanted = layout.Wanted(name="trial", clients=NAMES, address="127.0.0.1:8000", run=seeded)
@@ -38,10 +60,11 @@ def check_equal(values, tmp_path):
     for name in NAMES:
         owner = {"max_epsilon": 10.0, "max_delta": 1.0, "require_noise_source": "any", "require_noise_at": "any"}
         edit(clients / name / "client.toml", owner=owner, runtime={"cache_dir": str(tmp_path / "cache")})
+    if is_killed:
+        kill_after_a_round(tmp_path / "fed")
     done = subprocess.run(
         command("federation", "simulate", tmp_path / "fed"),
-        env={**os.environ, "RAY_ADDRESS": "127.0.0.1:1"},  # a cluster of somebody's, which is none of ours
-        check=False, capture_output=True, text=True, timeout=300,
+        env=ENVIRONMENT, check=False, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     for words in ("round 3 of 3: ann, bob, cyd took part", ": epsilon = ", "at delta = 0.001"):
@@ -56,3 +79,17 @@ def check_equal(values, tmp_path):
     lines = [json.loads(line) for line in (server / "run" / "records.jsonl").read_text().splitlines()]
     assert [line["epsilon"] for line in lines] == [record.epsilon for record in rounds]
     assert [(line["bytes_up"], line["bytes_down"]) for line in lines] == [(r.bytes_up, r.bytes_down) for r in rounds]
+
+
+def kill_after_a_round(folder):
+    """Begin a simulation, and end all its processes at once when its first round is on the disk."""
+    done = folder / "server" / "run" / "records.jsonl"
+    words, quiet = command("federation", "simulate", folder), subprocess.DEVNULL
+    process = subprocess.Popen(words, env=ENVIRONMENT, stdout=quiet, stderr=quiet)
+    while not (done.exists() and done.read_text()):
+        assert process.poll() is None, "it ended before"
+        time.sleep(0.05)
+    for process_id in (process.pid, *descendants(process.pid)):
+        os.kill(process_id, signal.SIGKILL)
+    process.wait()
+    assert len(done.read_text().splitlines()) < 3

@@ -1,4 +1,4 @@
-"""A federation of separate ends on a generative model: each owner names the model, and numbers are a simulation's."""
+"""A federation of separate ends on a generative model: each owner names it; with noise shares as in a simulation."""
 
 import pytest
 
@@ -15,7 +15,8 @@ from hushprompt.errors import ConfigError
 def values(tmp_path_factory):
     folder = tiny_generative.write("smolvlm", tmp_path_factory.mktemp("hub") / "smolvlm")
     backbone = {"name": "smolvlm", "model": str(folder)}
-    return {**TOY, "backbone": backbone, "training": {"num_rounds": 1}, "references": []}
+    privacy = {**TOY["privacy"], "noise_at": "shares"}
+    return {**TOY, "backbone": backbone, "privacy": privacy, "training": {"num_rounds": 1}, "references": []}
 
 
 def test_it_gives_the_numbers_of_a_simulation(tmp_path, values):
@@ -26,7 +27,7 @@ def test_it_gives_the_numbers_of_a_simulation(tmp_path, values):
 
 
 def test_a_method_of_two_towers_is_refused_before_anybody_is_asked(tmp_path, values):
-    deployed = Deployment({**values, "method": {"name": "fedclip"}}, tmp_path)
+    deployed = Deployment({**values, "privacy": TOY["privacy"], "method": {"name": "fedclip"}}, tmp_path)
     with pytest.raises(ConfigError, match="FedCLIP adapter needs two towers"):
         deployed.serve()
     assert deployed.lines("server", "ledger.jsonl") == []

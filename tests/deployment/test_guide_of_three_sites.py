@@ -17,10 +17,11 @@ from PIL import Image
 pytest.importorskip("flwr")
 
 import hushprompt as hp
+from helpers import questions, tiny_generative
 from helpers.commands import command
-from helpers.real_federation import free_port
+from helpers.real_federation import edit, free_port
 
-PAGE = Path(__file__).parents[2] / "docs" / "federation.md"
+PAGE, MLLM = (Path(__file__).parents[2] / "docs" / name for name in ("federation.md", "mllm.md"))
 SITES = ("north", "south", "west")
 ELSEWHERE = "server.example.org:8000"
 """Where the guide has its server."""
@@ -87,14 +88,58 @@ def machines(tmp_path):
 
 def test_three_sites_get_personal_prompts_under_shares(machines):
     """From nothing: what the page has between its two headlines, line by line."""
-    (section,) = re.findall(r"## Three clients with their own images\n(.*?)\n## ", PAGE.read_text(), re.DOTALL)
-    ((classes,), lines) = (re.findall(rf"```{kind}\n(.*?)```", section, re.DOTALL) for kind in ("text", "bash"))
-    init, key, fingerprint, server, client, run = (line.strip() for line in lines)
-    root, clinics = machines.root, machines.root / "operator" / "clinics"
-    (root / "operator" / "classes.txt").write_text(classes)
+    ((classes,), (init, *lines)) = guide()
+    (machines.root / "operator" / "classes.txt").write_text(classes)
     machines.call(init, at="operator")
     for name in SITES:
+        draw(machines.root / name / "images", classes.split(), seed=len(name))
+    audiences = follow(machines, lines)
+    assert audiences["server"]["epsilon"] == audiences["public"]["epsilon"] < float("inf")
+    assert audiences["server"]["noise_source"] == "secure"
+    for name in SITES:
+        found = hp.load_prompt(machines.root / name / "store")
+        assert found.predict(machines.root / name / "images" / "cat" / "0.png").label in classes.split()
+
+
+def test_three_hospitals_with_questions_of_their_own_do_as_well(machines):
+    """The same with what docs/mllm.md has of it, on a tiny model whose folder each site has somewhere else."""
+    pytest.importorskip("transformers")
+    (section,) = re.findall(r"## Federations of separate machines\n(.*?)\n## ", MLLM.read_text(), re.DOTALL)
+    ((config,), (init,)) = (re.findall(rf"```{kind}\n(.*?)```", section, re.DOTALL) for kind in ("toml", "bash"))
+    root = machines.root
+    models = {name: tiny_generative.write("smolvlm", root / name / "model") for name in ("operator", *SITES)}
+    assert config.count("/models/smolvlm") == 1
+    (root / "operator" / "questions.toml").write_text(config.replace("/models/smolvlm", str(models["operator"])))
+    machines.call(init, at="operator")
+    for name in SITES:
+        questions.write(root / name, [name]).rename(root / name / "questions.jsonl")
+
+    def of_the_site(name):
+        edit(root / name / "client.toml", backbone={"model": str(models[name])})
+
+    audiences = follow(machines, guide()[1][1:], of_the_site)
+    assert audiences["server"]["epsilon"] == audiences["public"]["epsilon"] < float("inf")
+    assert {(each["privacy_unit"], each["noise_source"]) for each in audiences.values()} == {("group", "secure")}
+    for line, name in zip(re.findall(r"hushprompt predict .*", section), SITES, strict=False):
+        told = machines.call(line.replace("scan.png", f"{name}-0.png"), at=name)
+        assert "1 prediction." in told
+        assert "all of one patient's questions" in told
+
+
+def guide():
+    """Return the file of classes and the commands that the page has between its two headlines."""
+    (section,) = re.findall(r"## Three clients with their own images\n(.*?)\n## ", PAGE.read_text(), re.DOTALL)
+    files, lines = (re.findall(rf"```{kind}\n(.*?)```", section, re.DOTALL) for kind in ("text", "bash"))
+    return files, [line.strip() for line in lines]
+
+
+def follow(machines, lines, at_a_site=lambda name: None):
+    """Do what the page says once the folders are there, and return what the server's statement says of the run."""
+    key, fingerprint, server, client, run = lines
+    root, clinics = machines.root, machines.root / "operator" / "clinics"
+    for name in SITES:
         shutil.copytree(clinics / "clients" / name, root / name, dirs_exist_ok=True)
+        at_a_site(name)
         machines.call(key, at=name)
     for name in SITES:
         for other in {*SITES} - {name}:
@@ -102,20 +147,13 @@ def test_three_sites_get_personal_prompts_under_shares(machines):
         shutil.copy(
             root / name / "node.key.pub", root / "operator" / "clinics" / "server" / "node_keys" / f"{name}.pub"
         )
-        draw(root / name / "images", classes.split(), seed=len(name))
     assert len({machines.call(fingerprint, at=name) for name in SITES}) == 1
     machines.start(server, at="operator/clinics")
     for name in SITES:
         machines.start(client, at=name)
     machines.call(run, at="operator/clinics")
     statement = json.loads((clinics / "server" / "run" / "privacy.json").read_text())
-    audiences = statement["arms"][-1]["audiences"]
-    assert audiences["server"]["epsilon"] == audiences["public"]["epsilon"] < float("inf")
-    assert audiences["server"]["noise_source"] == "secure"
     for name in SITES:
         (prompts,) = (root / name / "store" / "clinics").glob("*/prompts")
         assert sorted(prompts.glob("*.safetensors")), prompts
-        assert (
-            hp.load_prompt(root / name / "store").predict(root / name / "images" / "cat" / "0.png").label
-            in classes.split()
-        )
+    return statement["arms"][-1]["audiences"]

@@ -23,7 +23,12 @@ def values(tmp_path_factory):
     for at in range(18):
         Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / f"{at}.png")
         lines.append(
-            {"image": f"{at}.png", "question": "is it " * (at % 3 + 1), "answers": [["ox", "the dog"][at % 2]]}
+            {
+                "image": f"{at}.png",
+                "question": "is it " * (at % 3 + 1),
+                "answers": [["ox", "the dog"][at % 2]],
+                "group": str(at // 2),
+            }
         )
     (folder / "list.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return {
@@ -39,8 +44,8 @@ def values(tmp_path_factory):
     }
 
 
-def deployment(values, tmp_path):
-    deployed = Deployment(values, tmp_path, owner={"max_metrics_epsilon": 2.0})
+def deployment(values, tmp_path, **owner):
+    deployed = Deployment(values, tmp_path, owner={"max_metrics_epsilon": 2.0, **owner})
     run = configs.parse(values)
     for name in NAMES:
         deployed.restart(name, backbone=run.backbone, data=run.data)
@@ -54,6 +59,28 @@ def test_it_gives_the_numbers_of_a_simulation(tmp_path, values):
     assert [(arm["method"], arm["is_open"], len(arm["per_client"])) for arm in arms] == [
         ("zero_shot", True, 3), ("dp_fpl", True, 3),
     ]  # fmt: skip
+
+
+def test_an_owners_limits_and_the_statement_are_those_of_every_method(tmp_path, values):
+    """Shares of secure noise for all questions of a patient; a plan that is less is refused."""
+    config = {key: value for key, value in values.items() if key != "evaluation"}
+    config |= {"evaluation": {"max_answer_tokens": 2}, "privacy": {**values["privacy"], "noise_at": "shares"}}
+    wanted = {"require_unit": "group", "require_noise_at": "shares", "require_noise_source": "secure"}
+    refused = deployment(config, tmp_path / "example", **wanted)
+    with pytest.raises(ProtocolError, match="0 clients accept the plan"):
+        refused.serve()
+    for words in ("what is protected is one example", "noise would come from a seed"):
+        assert all(words in reason for reason in refused.reasons())
+    config["privacy"] |= {"privacy_unit": "group", "group_word": "patient's questions", "noise_source": "secure"}
+    deployed = deployment(config, tmp_path, **wanted)
+    deployed.serve()
+    assert deployed.reasons() == []
+    (arm,) = json.loads((deployed.folder("server") / "privacy.json").read_text())["arms"]
+    audiences = arm["audiences"]
+    assert {each["privacy_unit"] for each in audiences.values()} == {"group"}
+    assert "all of one patient's questions" in audiences["server"]["statement"]
+    assert {each["noise_source"] for each in audiences.values()} == {"secure"}
+    assert audiences["server"]["epsilon"] == audiences["public"]["epsilon"] <= audiences["personal"]["epsilon"] < 8
 
 
 def test_classes_and_questions_do_not_mix(tmp_path, values):

@@ -16,7 +16,7 @@ from typing import Any
 
 from hushprompt import files
 from hushprompt.config.schema import RunConfig
-from hushprompt.deployment import policy, roster, wire
+from hushprompt.deployment import client_features, policy, roster, wire
 from hushprompt.deployment.agreement import (
     Agreement,
     Offer,
@@ -27,7 +27,7 @@ from hushprompt.deployment.agreement import (
     version,
 )
 from hushprompt.deployment.client_run import ClientRun
-from hushprompt.deployment.config import CACHE, REFUSALS, ClientConfig
+from hushprompt.deployment.config import CACHE, MOST_REFUSALS, REFUSALS, ClientConfig
 from hushprompt.deployment.envelope import Envelope, refusal
 from hushprompt.deployment.examples import open_examples
 from hushprompt.deployment.server_record import AGREEMENT
@@ -112,7 +112,7 @@ class ClientNode:
             if isinstance(value := (meta or {}).get(key), int | str):
                 line[key] = plain(value) if isinstance(value, str) else value
         try:
-            files.append_line(self.store / REFUSALS, json.dumps(line))
+            files.append_line(self.store / REFUSALS, json.dumps(line), MOST_REFUSALS)
         except OSError as error:
             LOG.warning("the refusal could not be written down: %s", error)
         return refusal(plain(told or why))
@@ -138,6 +138,7 @@ class ClientNode:
     def _plan(self, request: Envelope) -> Envelope:
         """Check a plan against the owner's policy, and store it before the first update."""
         agreement, run, store = self._allowed(request)
+        client_features.make_room(self.store, run.feature_folders)
         run.load_features()  # now, so that no update waits for it
         if store.pinned() != agreement:
             store.make_room()
@@ -158,6 +159,7 @@ class ClientNode:
             self._check_roster(agreement, run)
         evaluation = run.config.evaluation
         policy.check_plan(self.config.owner, run.arm, evaluation, run.client_id, self.store, store.folder)
+        client_features.check_size(self.config.owner, run.feature_folders)
         return agreement, run, store
 
     def _signed_key(self, offer: Offer, store: RunStore, size: int) -> tuple[str, str]:

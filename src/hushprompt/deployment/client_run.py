@@ -24,6 +24,7 @@ from hushprompt.errors import PrivacyError, ProtocolError, ResumeError
 from hushprompt.evaluation.evaluate import right_or_not
 from hushprompt.evaluation.metrics import accuracy
 from hushprompt.evaluation.private import in_equal_batches
+from hushprompt.features.store import FeatureFolder
 from hushprompt.federation.client import Client, Step
 from hushprompt.federation.questions import Quiz, context_of, quiz_of, texts_of
 from hushprompt.federation.rounding import check_rounding
@@ -252,6 +253,12 @@ class ClientRun:
             lambda images: right_or_not(quiz.matches([before], images)[0]),
             lambda images: right_or_not(quiz.matches([after], images)[0]),
         )
+
+    @property
+    def feature_folders(self) -> list[FeatureFolder]:
+        """Where the features of all own images lie or will lie."""
+        splits, kind = ("train", self.config.evaluation.split), self.arm.method.feature_kind
+        return [self.examples.folder(self.model, self.config, split, kind) for split in splits]
 
     def load_features(self) -> None:
         """Encode or find the features of all own images, and check how the model rounds."""

@@ -24,6 +24,8 @@ NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 """What a federation, a run and a client may be called: names of folders everywhere."""
 FLOWER, CACHE, REFUSALS = "flwr", "cache", "refusals.jsonl"
 """What a client's store holds beside its runs: Flower's own files, cached features, and a line for each refusal."""
+MOST_REFUSALS = 2**20
+"""Bytes of these lines; beyond it the older half goes."""
 PATHS = ("root", "file", "validation_file", "test_file", "classes_file", "text_features")
 """Settings of data and backbones that are files or folders, and may be relative to the file that they stand in."""
 RESERVED = frozenset({FLOWER, CACHE, REFUSALS, "bin", "con", "prn", "aux", "nul"})
@@ -254,11 +256,14 @@ class OwnerConfig:
     refuses all that do not protect this client's data as a whole."""
     require_noise_source: Literal["any", "secure"] = "any"
     """"secure" refuses noise from a seed that the server knows: it could take that noise away."""
+    max_image_kb: float = 2048.0
+    """Largest size in KB of the features that a plan has this client keep of one image (`features.num_views`, patches
+    or tokens decide it). Of plans that a server proposes the features of the last four are kept."""
     require_rounding: bool = True
     """Refuse runs whose noise leaves out that the model rounds (`privacy.rounding` = 0), where it could matter."""
 
     def __post_init__(self) -> None:
-        checks.positive(max_epsilon=self.max_epsilon, max_delta=self.max_delta)
+        checks.positive(max_epsilon=self.max_epsilon, max_delta=self.max_delta, max_image_kb=self.max_image_kb)
         checks.positive(max_clip_norm_local=self.max_clip_norm_local, max_clip_norm_global=self.max_clip_norm_global)
         checks.non_negative(
             max_metrics_epsilon=self.max_metrics_epsilon,

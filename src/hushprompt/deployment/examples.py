@@ -18,8 +18,8 @@ from hushprompt.data.partitions.base import ClientShard, Partition
 from hushprompt.deployment.agreement import Offer
 from hushprompt.deployment.config import ClientConfig
 from hushprompt.errors import ConfigError, DataError, ProtocolError
-from hushprompt.features.cache import image_features
-from hushprompt.features.store import StoredFeatures
+from hushprompt.features.cache import folder_for, image_features
+from hushprompt.features.store import FeatureFolder, StoredFeatures
 from hushprompt.federation.questions import check_one_question
 from hushprompt.federation.setup import make_partition
 from hushprompt.models.base import FeatureKind
@@ -54,6 +54,11 @@ class Examples:
         """Return the group of each example of a split, where groups are the privacy unit."""
         groups = self.dataset.splits[split].groups
         return None if self.groups is None or groups is None else groups[self.index[split]]
+
+    def folder(self, model: PromptedModel, config: RunConfig, split: str, kind: FeatureKind) -> FeatureFolder:
+        """Return where features of a split lie or will lie."""
+        where = config.runtime.cache_path
+        return folder_for(model.backbone, self.dataset, split, where, config.features, kind)
 
     def features(
         self, model: PromptedModel, config: RunConfig, split: str, kind: FeatureKind

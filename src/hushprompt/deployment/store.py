@@ -38,6 +38,8 @@ OF_START = {STATE, RUN_KEY, PARTIAL_KEY, AGREEMENT, identity.FILE}
 """All files of a run in which nothing was charged yet."""
 MOST_IDLE = 8
 """Runs in a store that a server may have invited to without training in any: older ones are forgotten."""
+MOST_RUNS = 1000
+"""Runs in a store in which something was trained, whatever it cost."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,11 +155,20 @@ class RunStore:
         return secrets.read(path, "run key") if path.exists() else None
 
     def make_room(self) -> None:
-        """Remove the oldest of the other runs in the store that never trained: whoever invites could fill the disk."""
+        """Remove the oldest of the other runs in the store that never trained: whoever invites could fill the disk.
+
+        Raises:
+            ProtocolError: too many did train.
+        """
         places = [path for path in self.folder.parents[1].glob("*/*") if path.parent.name not in RESERVED]
         idle = sorted(
             (path for path in places if path != self.folder and _is_idle(path)), key=lambda path: path.stat().st_mtime
         )
+        if len(places) - len(idle) - (self.folder in places) >= MOST_RUNS:
+            raise ProtocolError(
+                f"This client's store holds {MOST_RUNS} runs, as many as it takes. Its owner has to begin another one "
+                "(client.store), with limits that leave out what was spent in this one."
+            )
         for folder in idle[: max(0, len(idle) - MOST_IDLE + 1)]:
             for path in folder.iterdir():
                 path.unlink()

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image
 
 from hushprompt import checks, seeding
@@ -155,21 +155,13 @@ def image_features(
         DataError: an image cannot be read or has no finite features, or the disk is full; the next call goes on there.
     """
     check_fit(backbone, dataset, config)
-    places = dataset.splits[split].images
-    if places is not None:
-        encoded = replace(dataset, splits={**dataset.splits, split: _images_alone(dataset.splits[split], places)})
-        return replace(image_features(backbone, encoded, split, cache_dir, config, on_progress, kind), places=places)
-    key = feature_key(backbone, dataset, split, config, kind)
+    folder = folder_for(backbone, dataset, split, cache_dir, config, kind)
+    places, alone, key = dataset.splits[split].images, _images_alone(dataset.splits[split]), folder.key
     what = f"encoding {dataset.name} {split}"
     if key.num_patches is not None:
         what += f", {key.num_patches} patches an image, {key.num_bytes / 1e6:.0f} MB"
     if key.num_tokens is not None:
         what += f", {key.num_tokens} tokens an example, {key.num_bytes / 1e6:.0f} MB"
-    shipped, folder = (FeatureFolder(folder_of(cache, key), key) for cache in (SHIPPED, cache_dir))
-    if shipped.is_ready():
-        return shipped.read()
-    if shipped.is_marked():
-        logger.warning("Features that came with the package, in %s, are damaged. Install it again.", shipped.path)
 
     def report(num_done: int) -> None:
         if on_progress is not None:
@@ -179,13 +171,38 @@ def image_features(
         with folder.locked(on_wait=lambda: report(folder.num_logged())):
             if not folder.is_ready():  # another process may have finished while we waited
                 _tell_stale(folder)
-                _fill(folder, backbone, dataset.splits[split], report)
-    return folder.read()
+                _fill(folder, backbone, alone, report)
+    return folder.read() if places is None else replace(folder.read(), places=places)
 
 
-def _images_alone(split: Split, places: Int[np.ndarray, " n"]) -> Split:
+def folder_for(
+    backbone: Model,
+    dataset: Dataset,
+    split: str,
+    cache_dir: Path,
+    config: FeaturesConfig,
+    kind: FeatureKind = "pooled",
+) -> FeatureFolder:
+    """Return where features of a split lie or will lie, in the package or in a cache; nothing is made yet.
+
+    Raises:
+        ConfigError: the backbone has no features of that kind.
+    """
+    alone = {**dataset.splits, split: _images_alone(dataset.splits[split])}
+    key = feature_key(backbone, replace(dataset, splits=alone), split, config, kind)
+    shipped, folder = (FeatureFolder(folder_of(cache, key), key) for cache in (SHIPPED, cache_dir))
+    if shipped.is_ready():
+        return shipped
+    if shipped.is_marked():
+        logger.warning("Features that came with the package, in %s, are damaged. Install it again.", shipped.path)
+    return folder
+
+
+def _images_alone(split: Split) -> Split:
     """Return a split with one example for each image, the first that has it; it is for encoding alone."""
-    first = np.unique(places, return_index=True)[1]
+    if split.images is None:
+        return split
+    first = np.unique(split.images, return_index=True)[1]
     return replace(
         split, labels=split.labels[first], domains=split.domains[first], clients=None, groups=None, questions=None,
         answers=None, images=None, read=lambda indices: split.read(first[indices]),

@@ -101,7 +101,12 @@ class FeatureKey:
     @property
     def num_bytes(self) -> int:
         """Size of the array's values on the disk."""
-        return self.num_examples * self.num_views * math.prod(self.row_shape) * np.dtype(self.dtype).itemsize
+        return self.num_examples * self.bytes_per_example
+
+    @property
+    def bytes_per_example(self) -> int:
+        """Size on the disk of what is kept of one example, all its views."""
+        return self.num_views * math.prod(self.row_shape) * np.dtype(self.dtype).itemsize
 
 
 @dataclass(frozen=True)

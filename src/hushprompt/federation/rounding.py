@@ -43,6 +43,8 @@ HEADROOM = 4
 """Times what is measured must fit into `privacy.rounding`: made-up examples are not the worst."""
 LONGEST = 12
 """Tokens of made-up questions and answers."""
+MOST_KEPT = 500
+"""Measurements beside the cached features; older ones are forgotten."""
 LARGEST_BATCH = 256
 """Beyond it kernels are those of this size."""
 Rows = Float[Tensor, "..."]
@@ -63,8 +65,15 @@ def check_rounding(arm: Arm, model: PromptedModel, cache_dir: Path, on_progress:
         raise PrivacyError(
             f"{arm.label}: clipped gradients of this model move by up to {measured:.2g} of the clip norm with the size "
             f"of their batch, and {HEADROOM} times that must fit into privacy.rounding = {plan.config.rounding:g}. Set "
-            f"privacy.rounding = {HEADROOM * measured:.1e} or more, or a larger clip norm."
+            f"privacy.rounding = {HEADROOM * measured:.1e} or more, or a larger clip norm{_alone(model)}."
         )
+
+
+def _alone(model: PromptedModel) -> str:
+    """Say how a generative model reads each example alone, which others then move by no bit."""
+    if not isinstance(model, GenerativeModel) or model.memory_mb == 1:
+        return ""
+    return ", or runtime.memory_mb = 1, which reads as few examples together as can be"
 
 
 def measure(arm: Arm, model: PromptedModel, on_progress: Progress | None = None) -> float:
@@ -213,4 +222,7 @@ def _measured(arm: Arm, model: PromptedModel, cache_dir: Path, on_progress: Prog
         return float(records.read_json(path)["moved"])
     moved = measure(arm, model, on_progress)
     files.write_text(path, records.json_text({"moved": moved, "of": told[1:]}))
+    with contextlib.suppress(OSError):  # another process may be at it
+        for old in sorted(path.parent.glob("*.json"), key=lambda each: each.stat().st_mtime)[:-MOST_KEPT]:
+            old.unlink()
     return moved

@@ -19,14 +19,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hushprompt import checks
-from hushprompt.errors import ConfigError, DataError, UnfitError
+from hushprompt.errors import ConfigError, DataError
 from hushprompt.models import generative_families as families
 from hushprompt.models.base import Capabilities, Model, fingerprint, no_towers, optional
 from hushprompt.models.chat_turn import Turn, turn_of
 from hushprompt.models.generative_families import Family
+from hushprompt.models.generative_weights import check_device_map, load_generative
 from hushprompt.models.media_tokens import ImageTokens, SoundTokens
 from hushprompt.models.placing import Precision, precision_settings
-from hushprompt.models.transformers_files import OfTransformers, find, load_part, reading, settings_of, without_bar
+from hushprompt.models.transformers_files import OfTransformers, load_part, settings_of
 from hushprompt.registry import BACKBONES
 
 KeysAndValues = tuple[tuple[Tensor, Tensor], ...]
@@ -47,8 +48,9 @@ class GenerativeConfig(OfTransformers):
     """Of weights and arithmetic; "bfloat16" and "float16" change results. Prompts, losses, clipping and noise stay
     float32."""
     device_map: str = ""
-    """How the layers lie on several devices, such as "auto" or "balanced"; needs the package accelerate, and
-    runtime.device = "cuda". Empty: all on the one device that runtime.device says."""
+    """How the layers lie on several devices: "auto", "balanced", "balanced_low_0" or "sequential", or the one device
+    that all lie on, such as "cuda:1"; needs the package accelerate. Prompts stay where runtime.device says. Empty:
+    all on that device."""
     question: str = "What is this?"
     """What the model is asked about an image or sound; {classes} in it stands for the names of all classes."""
     prompt_position: PromptPosition = "tail"
@@ -65,6 +67,7 @@ class GenerativeConfig(OfTransformers):
         """Check the fields."""
         if not self.question.strip():
             raise ConfigError("backbone.question must not be empty: it is what the frozen model is asked.")
+        check_device_map(self.device_map)
 
     def load(self) -> Model:
         """Read the model.
@@ -123,44 +126,11 @@ class SoundGenerativeConfig(GenerativeConfig):
         return SoundTokens(self.family, network, extractor, self.seconds)
 
 
-def load_generative(transformers: Any, config: GenerativeConfig) -> Any:
-    """Read a frozen network.
-
-    Raises:
-        ConfigError: the model is of another type.
-        DataError: a file is missing or damaged, or weights are missing in it.
-    """
-    source, model, family = find(config.model), config.model, config.family
-    with reading(model, "config.json"):
-        found = transformers.AutoConfig.from_pretrained(source)
-    if found.model_type in families.OWN_MASKS:
-        raise UnfitError(
-            f"The model {model} is of the type {found.model_type!r}, which reads image tokens in a way of its own: no "
-            "prompt can be trained for it here. Use SmolVLM, Idefics3, LLaVA, LLaVA-OneVision, InternVL, "
-            "Qwen2-VL or Qwen2.5-VL."
-        )
-    if found.model_type != family.model_type:
-        raise ConfigError(
-            f"The model {model} is of the type {found.model_type!r}; this backbone takes {family.model_type!r}. Use "
-            "another model, or another backbone.name."
-        )
-    options = {"device_map": config.device_map} if config.device_map else {}
-    with reading(model, "weights (model.safetensors)"), without_bar(transformers):
-        network, report = getattr(transformers, family.network).from_pretrained(
-            source, config=found, dtype=getattr(torch, config.precision), attn_implementation="sdpa",
-            output_loading_info=True, **options,
-        )  # fmt: skip
-    if report["missing_keys"]:
-        missing = sorted(report["missing_keys"])
-        raise DataError(
-            f"The weights of {model} lack {len(missing)} tensors that its config.json asks for, such as {missing[0]}. "
-            "Use the weights and the config.json of one model."
-        )
-    return network.eval().requires_grad_(requires_grad=False)
-
-
 class GenerativeBackbone(Model):
-    """A frozen language model that reads images or sounds."""
+    """A frozen language model that reads images or sounds.
+
+    Its layers may lie on several devices: tensors come from any, and what is handed out lies where what came in does.
+    """
 
     def __init__(self, transformers: Any, config: GenerativeConfig, network: Any) -> None:
         """Read tokenizer and processor of a network.
@@ -207,7 +177,7 @@ class GenerativeBackbone(Model):
 
     @property
     def _device(self) -> torch.device:
-        """Where token embeddings lie, and what is handed out."""
+        """Where token embeddings lie."""
         device: torch.device = self._embedding.weight.device
         return device
 
@@ -233,7 +203,7 @@ class GenerativeBackbone(Model):
     @torch.no_grad()
     def encode_tokens(self, images: Sequence[np.ndarray]) -> Float[Tensor, "n m e"]:
         """Return what the language model reads of images or sounds."""
-        return self._media(images, self._device, self._dtype).float()
+        return self._media(images, self._network.device, self._dtype).float()
 
     def tokenize(self, text: str) -> list[int]:
         """Return token ids without start and end; special tokens may be spelled in the text."""
@@ -266,7 +236,7 @@ class GenerativeBackbone(Model):
 
     def embed(self, token_ids: Int[Tensor, "*l"]) -> Float[Tensor, "*l e"]:
         """Look up token embeddings."""
-        return self._embedding(token_ids).float()
+        return self._embedding(token_ids.to(self._device)).to(token_ids.device).float()
 
     def media_positions(self, is_token: Bool[Tensor, "b m"]) -> tuple[Int[Tensor, "d m"], Int[Tensor, " b"]]:
         """Return the positions of an example's tokens, from 0, and how many positions each example takes."""
@@ -293,19 +263,20 @@ class GenerativeBackbone(Model):
         cache = self._transformers.DynamicCache()
         for layer, (keys, values) in enumerate(past):
             cache.update(keys, values, layer)
-        mask = torch.where(allowed[:, None], 0.0, -torch.inf).to(self._dtype)  # once for all layers
+        mask = torch.where(allowed[:, None], 0.0, -torch.inf).to(self._device, self._dtype)  # once for all layers
+        places = positions.to(self._device)
         hidden = self._language(
-            inputs_embeds=embedded.to(self._dtype),
-            position_ids=positions[0] if len(positions) == 1 else positions,
+            inputs_embeds=embedded.to(self._device, self._dtype),
+            position_ids=places[0] if len(places) == 1 else places,
             attention_mask=mask,
             use_cache=True,
             **{self._cache_name: cache},
         ).last_hidden_state
-        return hidden, tuple((layer.keys, layer.values) for layer in cache.layers)
+        return hidden.to(embedded.device), tuple((layer.keys, layer.values) for layer in cache.layers)
 
     def log_probs(self, hidden: Float[Tensor, "*n e"]) -> Float[Tensor, "*n v"]:
         """Return the log-probabilities of the next token, in float32; all rows in one product of matrices."""
-        logits = self._head(hidden.reshape(-1, hidden.shape[-1])).to(self._device).float()
+        logits = self._head(hidden.reshape(-1, hidden.shape[-1]).to(self._head.weight.device)).to(hidden.device).float()
         return logits.log_softmax(dim=-1).unflatten(0, hidden.shape[:-1])
 
     def _around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:

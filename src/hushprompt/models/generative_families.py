@@ -90,7 +90,7 @@ def _qwen_audio(network: Any, inputs: Any) -> Float[Tensor, "n m e"]:
     mask = is_sound[:, None, None, :].expand(-1, 1, longest, -1)
     hidden = tower(inputs["input_features"], attention_mask=mask).last_hidden_state
     tokens: Tensor = network.model.multi_modal_projector(hidden)
-    is_token = torch.arange(tokens.shape[1], device=tokens.device) < num_tokens[:, None]
+    is_token = torch.arange(tokens.shape[1], device=tokens.device) < num_tokens.to(tokens.device)[:, None]
     return tokens * is_token[:, :, None]
 
 

@@ -49,6 +49,8 @@ OWN_DATA = """[data]
 name = "folder"
 root = "images"                       # CLASS/any.jpg, or train/CLASS/any.jpg and test/CLASS/any.jpg
 classes_file = "classes.txt"          # the federation's classes, one a line: no other list is tried on these data"""
+OWN_QUESTIONS = "questions.jsonl"
+"""Beside `client.toml`: a line for each question."""
 SHARE = """[share]                               # a trial: one part of the run's own data set
 client = {index}"""
 
@@ -68,6 +70,11 @@ class Wanted:
     """Class names of the clients' own images; empty: each client takes its part of the run's data set, for a trial."""
     with_keys: bool = True
     """Whether the clients' keys are made here too, for a trial; else each client makes its own."""
+
+    @property
+    def has_own_questions(self) -> bool:
+        """Whether each client brings a list of questions of its own: it is no trial, and there are no classes."""
+        return not self.with_keys and not getattr(configs.choose("data", dict(self.run["data"])), "needs_classes", True)
 
 
 def write(folder: Path, wanted: Wanted, now: datetime.datetime) -> str:
@@ -207,13 +214,22 @@ def _write_server(folder: Path, wanted: Wanted, words: Mapping[str, str]) -> Non
 
 def _write_client(folder: Path, wanted: Wanted, words: Mapping[str, str], client: str, index: int) -> None:
     own = {"client": client, "client_toml": _toml(client)}
-    own["data_section"] = OWN_DATA if wanted.classes else SHARE.format(index=index)
+    own["data_section"] = _data_section(wanted, index)
     own["chosen_sections"] = _chosen_sections(wanted)
     files.write_text(folder / "client.toml", _filled("client.toml", {**words, **own}))
     if wanted.classes:
         files.write_text(folder / "classes.txt", "".join(f"{name}\n" for name in wanted.classes))
     (folder / PEERS).mkdir(exist_ok=True)
     files.write_text(folder / "hushprompt-client.service", _filled("client.service", {**words, **own}))
+
+
+def _data_section(wanted: Wanted, index: int) -> str:
+    """Return the data of a client: its own, or for a trial its part of the run's."""
+    if wanted.classes:
+        return OWN_DATA
+    if wanted.has_own_questions:
+        return tomli_w.dumps({"data": {**wanted.run["data"], "file": OWN_QUESTIONS}})
+    return SHARE.format(index=index)
 
 
 def _write_key(folder: Path, wanted: Wanted, client: str) -> None:
@@ -226,7 +242,8 @@ def _write_key(folder: Path, wanted: Wanted, client: str) -> None:
 def _chosen_sections(wanted: Wanted) -> str:
     """Return the run's backbone and data as sections of `client.toml`, where they are files or have to be fetched."""
     chosen = {}
-    for name in ("backbone",) if wanted.classes else ("backbone", "data"):
+    is_own = wanted.classes or wanted.has_own_questions
+    for name in ("backbone",) if is_own else ("backbone", "data"):
         values = dict(wanted.run[name])
         if not getattr(configs.choose(name, values), "is_embedded", False):
             placed = {key: str(Path(values[key]).resolve()) for key in PATHS if values.get(key)}
