@@ -67,7 +67,8 @@ def values(repository, listed, method="dp_fpl", data="one", **more):
 
 def test_a_run_trains_on_answers_and_reports_their_measures(repository, listed, tmp_path):
     config = values(repository, listed, references=["zero_shot"], runtime={"num_threads": 1})
-    folder, (written, learned), _ = run_with(config, tmp_path)
+    folder, (written, learned), rounds = run_with(config, tmp_path)
+    assert rounds[-1].anls == learned.anls
     for arm in (written, learned):
         assert arm.is_open
         assert arm.loss > 0

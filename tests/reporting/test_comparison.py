@@ -2,6 +2,7 @@ import math
 
 import pytest
 
+import hushprompt as hp
 from helpers.fake_runs import with_settings, write_run
 from hushprompt.errors import ConfigError, DataError
 from hushprompt.reporting import comparison_tables as made
@@ -182,6 +183,30 @@ def test_a_pivot_has_a_column_for_each_budget(grid):
     assert "Seeds: 3." in table.notes
     with pytest.raises(ConfigError, match="'rank' names no setting"):
         made.pivot(comparison(grid), "rank", "local")
+
+
+def test_measures_of_answers_have_a_table_and_are_tested_as_scores_are(grid):
+    with pytest.raises(ConfigError, match="worst_client, got 'anls'"):
+        hp.compare(grid, scores=["anls"])
+    for path in grid:
+        summary = records.read_json(path / "summary.json")
+        better = (0.1 + 0.001 * summary["arms"][0]["seed"]) * ("dp_fpl" in path.name)
+        summary["arms"][0] |= {"is_open": True, "loss": 2 - better, "neighbor_loss": 2.5, "anls": 0.3 + better}
+        records.write_json(path / "summary.json", summary)
+    scores, answers, *_ = made.tables_of([comparison(grid, against="promptfl")], None)
+    assert (scores.name, answers.name, answers.notes) == ("scores", "answers", ())
+    assert answers.header[2:] == ("loss per token", "neighbor loss", "ANLS", "seeds")
+    assert answers.rows[1][2:] == ("2.000 ± 0.000", "2.500 ± 0.000", "30.0 ± 0.0", "3")
+    assert answers.rows[3][2:] == ("1.898 ± 0.001*", "2.500 ± 0.000", "40.2 ± 0.1*", "3")
+    assert "a share of answers that are one of the true ones; losses in nats." in scores.notes[0]
+    found = hp.compare(grid, against="promptfl", columns="epsilon", scores=["loss", "anls"])
+    assert [grid.name for grid in found.grids] == ["loss", "anls", "loss-differences", "anls-differences"]
+    assert found.grids[1].title.startswith("ANLS by epsilon")
+    loss, anls = found.grids[2:]
+    assert loss.title.startswith("loss per token: difference to promptfl")
+    assert anls.title.startswith("ANLS: difference in points to promptfl")
+    assert (loss.rows[0][2], anls.rows[0][2]) == ("-0.102", "+10.2")
+    assert "anls_mean" in found.text("csv").splitlines()[0]
 
 
 def test_rows_without_a_budget_stand_in_the_table_of_every_budget(grid):

@@ -207,6 +207,13 @@ def test_lines_over_rounds_are_means_and_bands_reach_from_least_to_most():
     assert neighbor.slug == "rounds-neighbor-0"
 
 
+def test_rounds_of_answers_have_their_measures_beside():
+    rounds = [{**record, "anls": record["local"] / 2} for record in made.records([0.2, 0.4])]
+    *_, panel = drawn("curves", [made.run(1, rounds={DP_FPL: rounds})]).panels
+    assert (panel.slug, panel.title) == ("rounds-anls-0", "ANLS over rounds, %")
+    assert line_named(axes_of(panel), "DP-FPL") == [pytest.approx((1, 10)), pytest.approx((2, 20))]
+
+
 def test_rounds_without_a_score_are_passed_over():
     runs = [made.run(1, rounds={DP_FPL: made.records([0.2, None, 0.6])})]
     assert [x for x, _ in line_named(axes_of(drawn("curves", runs).panels[0]), "DP-FPL")] == [1, 3]

@@ -20,7 +20,7 @@ from hushprompt.jobs.sweep_folder import RunState
 from hushprompt.reporting import comparison_tables, figures, formats, page
 from hushprompt.reporting.comparison import Comparison, of_runs
 from hushprompt.reporting.formats import Grid
-from hushprompt.reporting.pooling import SCORES
+from hushprompt.reporting.pooling import SCORES, measured
 from hushprompt.runs import reader
 from hushprompt.words import counted
 
@@ -124,8 +124,9 @@ def compare(
         by: settings that each value of has a table of its own, such as "data".
         against: the arm to test against, such as "promptfl" or "method=dp_fpl,rank=8".
         columns: setting whose values stand side by side, such as "epsilon".
-        scores: with `columns` or `against`: local, neighbor, harmonic_mean, worst_client, ...
-        tables: only these tables: "scores", "local", "local-differences", ...
+        scores: with `columns` or `against`: local, neighbor, harmonic_mean, worst_client; of answers to questions also
+            loss, anls, vqa_accuracy, and neighbor_loss and so on.
+        tables: only these tables: "scores", "answers", "local", "local-differences", ...
         test: "t" (paired over seeds) or "sign-flip" (exact).
         ignore: settings that make no difference, such as "data.root".
 
@@ -135,9 +136,9 @@ def compare(
     """
     checks.several(by=by, scores=scores, tables=tables, ignore=ignore)
     checks.one_of(TESTS, test=test)
-    for score in scores:
-        checks.one_of(SCORES, score=score)
     groups = of_runs(paths_of(runs), by=by, against=against, test=TESTS[test], ignore=ignore)
+    for score in scores:
+        checks.one_of({**SCORES, **measured([each for compared in groups for each in compared.groups])}, score=score)
     grids = comparison_tables.tables_of(groups, columns, scores)
     for table in tables:
         checks.one_of(dict.fromkeys(grid.name for grid in grids), table=table)

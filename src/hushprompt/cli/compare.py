@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from hushprompt.reporting.formats import Grid
 
 SUFFIXES = {".md": "markdown", ".tex": "latex", ".csv": "csv"}
-SCORES = "local, neighbor, harmonic_mean, worst_client"
+SCORES = "local, neighbor, harmonic_mean, worst_client; of answers also loss, anls, vqa_accuracy, neighbor_..."
 
 
 class Format(enum.StrEnum):
@@ -39,7 +39,7 @@ def compare_runs(
     columns: Annotated[str | None, typer.Option(help="Setting whose values stand side by side, as epsilon.")] = None,
     score: Annotated[list[str] | None, typer.Option(help=f"With --columns, --against: {SCORES}.")] = None,
     table: Annotated[
-        list[str] | None, typer.Option(help="Only this table: scores, or local, local-differences and so on.")
+        list[str] | None, typer.Option(help="Only this table: scores, answers, or local, local-differences and so on.")
     ] = None,
     test: Annotated[str, typer.Option(help="t (paired over seeds), or sign-flip (exact).")] = "t",
     ignore: Annotated[list[str] | None, typer.Option(help="Setting that is no difference, such as data.root.")] = None,

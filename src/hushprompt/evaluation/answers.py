@@ -55,6 +55,8 @@ class AnswerScores:
 
 
 ANSWER_SCORES = tuple(field.name for field in fields(AnswerScores))
+ANSWER_SHARES = tuple(name for name in ANSWER_SCORES if not name.endswith("loss"))
+"""Those that every round's record has."""
 
 
 def normalized(text: str) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from hushprompt.config.schema import RunConfig
+from hushprompt.evaluation.answers import ANSWER_SHARES
 from hushprompt.evaluation.evaluate import Scores
 from hushprompt.federation import payload
 from hushprompt.federation.client import Client, ClientUpdate, Step
@@ -61,6 +62,7 @@ class RoundInfo:
             neighbor=scores.neighbor if scores else math.nan,
             harmonic_mean=scores.harmonic_mean if scores else math.nan,
             worst_client=scores.worst_client if scores else math.nan,
+            **{name: getattr(scores, name, None) for name in ANSWER_SHARES},
             bytes_up=self.bytes_up,
             bytes_down=self.bytes_down,
             epsilon=epsilon,

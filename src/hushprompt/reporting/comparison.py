@@ -18,6 +18,7 @@ from hushprompt.reporting.pooling import (
     Group,
     check_comparable,
     find_key,
+    measured,
     pool_strictly,
     same_clients,
     shown,
@@ -86,7 +87,7 @@ def compare(
         columns=columns,
         against=against or "",
         references=references,
-        differences={score: _differences(ordered, references, score, test) for score in SCORES},
+        differences={score: _differences(ordered, references, score, test) for score in (*SCORES, *measured(groups))},
         test=test,
         notes=tuple(notes),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from hushprompt.config.overrides import short_names
 from hushprompt.errors import ConfigError
@@ -14,9 +14,20 @@ from hushprompt.privacy.statements import SIMULATION, beside_epsilon
 from hushprompt.reporting import meaning, tables
 from hushprompt.reporting.comparison import Comparison, in_order
 from hushprompt.reporting.formats import Grid, comma_separated
-from hushprompt.reporting.pooling import EPSILON, METHOD, SCORES, Group, companions, find_key
+from hushprompt.reporting.pooling import (
+    EPSILON,
+    LOSSES,
+    MEASURES,
+    METHOD,
+    SCORES,
+    Group,
+    companions,
+    find_key,
+    measured,
+)
 from hushprompt.runs.reader import FinishedRun
 
+TITLES = {**SCORES, **MEASURES}
 LEVEL = 0.05
 """Corrected p below which a difference gets a star."""
 
@@ -24,7 +35,8 @@ LEVEL = 0.05
 def tables_of(comparisons: Sequence[Comparison], columns: str | None, scores: Sequence[str] = ()) -> list[Grid]:
     """Return the tables of comparisons, each note under the first table that it belongs to.
 
-    They are named "scores" or, with `columns`, by their score; tables of differences "local-differences" and so on.
+    They are named "scores", of answers to questions "answers" or, with `columns`, by their score; tables of differences
+    "local-differences" and so on.
 
     Args:
         comparisons: as `comparison.of_runs` returns them.
@@ -35,6 +47,8 @@ def tables_of(comparisons: Sequence[Comparison], columns: str | None, scores: Se
     for comparison in comparisons:
         if columns is None:
             grids.append(table(comparison))
+            if measures := measured(comparison.groups):
+                grids.append(table(comparison, measures, "answers"))
         else:
             grids += [pivot(comparison, columns, score) for score in scores or ("local", "neighbor")]
         if comparison.references:
@@ -58,8 +72,8 @@ def csv_text(comparisons: Sequence[Comparison]) -> str:
     return comma_separated(header, [[line.get(name, "") for name in header] for line in lines])
 
 
-def table(comparison: Comparison) -> Grid:
-    """Return one line a group: what it is, its scores in percent, its seeds."""
+def table(comparison: Comparison, scores: Mapping[str, str] = SCORES, name: str = "scores") -> Grid:
+    """Return one line a group: what it is, some scores, its seeds."""
     names = _names(comparison.columns)
     title, epsilons = group_epsilons(comparison.groups)
     rows = tuple(
@@ -67,18 +81,18 @@ def table(comparison: Comparison) -> Grid:
             group.title,
             *(group.label(key) for key in comparison.columns),
             epsilons[at],
-            *(_cell(comparison, at, score) for score in SCORES),
+            *(_cell(comparison, at, score) for score in scores),
             str(len(group.arms)),
         )
         for at, group in enumerate(comparison.groups)
     )
     return Grid(
         title=comparison.title,
-        header=("method", *names, title, *SCORES.values(), "seeds"),
+        header=("method", *names, title, *scores.values(), "seeds"),
         rows=rows,
         notes=tuple(captions(comparison)),
         num_names=1 + len(names),
-        name="scores",
+        name=name,
     )
 
 
@@ -110,7 +124,8 @@ def pivot(comparison: Comparison, key: str, score: str) -> Grid:
         line[group.label(key)] = _cell(comparison, at, score) + _proven(group)
     name = _names([key])[0]
     return Grid(
-        title=f"{SCORES[score]} accuracy by {name}{simulated}" + (f", {comparison.title}" if comparison.title else ""),
+        title=f"{TITLES[score]}{' accuracy' if score in SCORES else ''} by {name}{simulated}"
+        + (f", {comparison.title}" if comparison.title else ""),
         header=("method", *_names(others), *(f"{name} {value}" if value != "-" else f"no {name}" for value in values)),
         rows=tuple((*line, *(cells.get(value, "") for value in values)) for line, cells in lines.items()),
         notes=(_seeds_note(comparison), *captions(comparison)),
@@ -124,22 +139,22 @@ def differences(comparison: Comparison, score: str) -> Grid:
     names = _names(comparison.columns)
     title, epsilons = group_epsilons(comparison.groups)
     rows = []
-    for at, (difference, p_holm) in comparison.differences[score].items():
+    for at, (difference, p_holm) in comparison.differences.get(score, {}).items():
         group = comparison.groups[at]
         rows.append(
             (
                 group.title,
                 *(group.label(key) for key in comparison.columns),
                 epsilons[at],
-                f"{100 * difference.mean:+.1f}",
-                _interval(difference),
+                _signed(score, difference.mean),
+                _interval(score, difference),
                 _p_text(difference.p),
                 _p_text(p_holm),
                 str(difference.num_seeds),
             )
         )
     return Grid(
-        title=f"{SCORES[score]}: difference in points to {_against(comparison)}"
+        title=f"{TITLES[score]}: difference{'' if score in LOSSES else ' in points'} to {_against(comparison)}"
         + (f", {comparison.title}" if comparison.title else ""),
         header=("method", *names, title, "difference", "95 % interval", "p", "p (Holm)", "seeds"),
         rows=tuple(rows),
@@ -154,9 +169,10 @@ def flat_rows(comparison: Comparison, by: str) -> tuple[list[str], list[list[obj
     header = ["table", "method", "title", *comparison.columns, "epsilon", "delta", "audience"]
     header += ["privacy_unit", "neighboring_relation", "accountant", "noise"]
     header += ["seeds", "num_seeds", "num_rounds"]
-    header += [f"{score}_{what}" for score in SCORES for what in ("mean", "std")]
+    scores = (*SCORES, *measured(comparison.groups))
+    header += [f"{score}_{what}" for score in scores for what in ("mean", "std")]
     statistics = ("difference", "low", "high", "p", "p_holm")
-    header += ["against"] + [f"{score}_{what}" for score in SCORES for what in statistics]
+    header += ["against"] + [f"{score}_{what}" for score in scores for what in statistics]
     lines: list[list[object]] = []
     for at, group in enumerate(comparison.groups):
         summary, guarantee = group.first.summary, group.guarantee or {}
@@ -165,13 +181,13 @@ def flat_rows(comparison: Comparison, by: str) -> tuple[list[str], list[list[obj
         line += [guarantee.get(key, "") for key in ("privacy_unit", "neighboring_relation", "accountant")]
         line.append("" if group.epsilon is None else SIMULATION if group.noise_source == "seeded" else "secure")
         line += [" ".join(map(str, group.by_seed("local"))), len(group.arms), summary.num_rounds]
-        for score in SCORES:
+        for score in scores:
             spread = group.spread(score)
             line += ["" if math.isnan(spread.mean) else spread.mean, "" if math.isnan(spread.std) else spread.std]
         line.append(
             _row_name(comparison, comparison.groups[comparison.references[at]]) if at in comparison.references else ""
         )
-        for score in SCORES:
+        for score in scores:
             line += _numbers(comparison.differences[score].get(at))
         lines.append(line)
     return header, lines
@@ -180,9 +196,11 @@ def flat_rows(comparison: Comparison, by: str) -> tuple[list[str], list[list[obj
 def captions(comparison: Comparison) -> list[str]:
     """Return what must stand under a table: what its numbers are, what epsilon means, what was tested."""
     groups = comparison.groups
+    is_open = any(arm.summary.is_open for group in groups for arm in group.arms)
+    meant = "a share of answers that are one of the true ones; losses in nats" if is_open else "all classes compete"
     lines = [
         f"Accuracies in %, mean ± standard deviation over seeds, {_reported(comparison)}, means over clients. local: a "
-        "client's own images; neighbor: the other clients'; worst client: lowest local accuracy; all classes compete."
+        f"client's own images; neighbor: the other clients'; worst client: lowest local accuracy; {meant}."
     ]
     if any(group.learns for group in groups):
         lines.append(f"{' '.join(meaning.of_epsilon(groups))} -: no private data used; inf: no guarantee.")
@@ -224,12 +242,9 @@ def _names(columns: Sequence[str]) -> list[str]:
 
 
 def _cell(comparison: Comparison, at: int, score: str) -> str:
-    """Write mean and spread in percent, with a star where the difference is significant."""
-    spread = comparison.groups[at].spread(score)
-    if math.isnan(spread.mean):
-        return "-"
-    text = spread.text()
-    _, p = comparison.differences[score].get(at, (None, None))
+    """Write mean and spread, with a star where the difference is significant."""
+    text = comparison.groups[at].written(score)
+    _, p = comparison.differences.get(score, {}).get(at, (None, None))
     return f"{text}*" if p is not None and p < LEVEL else text
 
 
@@ -266,11 +281,16 @@ def _against(comparison: Comparison) -> str:
     return f"{comparison.against} of the same epsilon and other columns"
 
 
-def _interval(difference: Difference) -> str:
-    """Write an interval in points."""
+def _interval(score: str, difference: Difference) -> str:
+    """Write an interval."""
     if math.isinf(difference.low):
         return "-"
-    return f"[{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
+    return f"[{_signed(score, difference.low)}, {_signed(score, difference.high)}]"
+
+
+def _signed(score: str, difference: float) -> str:
+    """Write a difference in points, of a loss in nats."""
+    return f"{difference:+.3f}" if score in LOSSES else f"{100 * difference:+.1f}"
 
 
 def _p_text(p: float | None) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hushprompt.errors import DataError
+from hushprompt.evaluation.answers import ANSWER_SHARES
 from hushprompt.privacy.statements import number
 from hushprompt.reporting import maps, roc
 from hushprompt.reporting.axes import (
@@ -31,7 +32,7 @@ from hushprompt.reporting.axes import (
     titled,
 )
 from hushprompt.reporting.drawing import INK, RULE, SOFT, Drawing, Panel, line, save, tip
-from hushprompt.reporting.pooling import Group, pool, simulated
+from hushprompt.reporting.pooling import MEASURES, Group, pool, simulated
 from hushprompt.reporting.styles import Style
 from hushprompt.runs.reader import FinishedRun
 
@@ -43,6 +44,7 @@ NAMES = {
     "neighbor": "neighbor accuracy",
     "harmonic_mean": "harmonic mean",
     "worst_client": "worst client",
+    **MEASURES,
 }
 READERS = {"public": "the public", "personal": "a prompt's holder", "server": "the server"}
 """Audiences, short enough for a panel's title."""
@@ -205,14 +207,12 @@ def curves(_: Sequence[FinishedRun], groups: Sequence[Group]) -> Drawing | None:
     banded = [g for members in together for g in members if len(members) <= most_bands and len(g.arms) > 1]
     panels = []
     for index, members in enumerate(together):
-        for score in ("local", "neighbor"):
-            if not any(_curve(group, score) for group in members):
-                continue
+        for score in courses(members):
             ends = "; ".join(f"{g.name}: from {_ends(_curve(g, score))}" for g in members if _curve(g, score))
             panels.append(
                 Panel(
                     slug=f"rounds-{score}-{index}",
-                    title=titled(members, f"{NAMES[score].capitalize()} over rounds, %", is_alone=is_alone),
+                    title=titled(members, f"{_capital(NAMES[score])} over rounds, %", is_alone=is_alone),
                     description=f"In percent, mean over seeds. {ends}.",
                     draw=functools.partial(
                         _draw_curves, score=score, groups=members, untrained=untrained, everyone=drawn, banded=banded
@@ -407,6 +407,17 @@ def _curve(group: Group, score: str) -> dict[int, list[float]]:
             if math.isfinite(value):
                 curve.setdefault(int(record["round_index"]), []).append(value)
     return dict(sorted(curve.items()))
+
+
+def courses(groups: Sequence[Group]) -> dict[str, str]:
+    """Return the scores that the rounds of any group have, with their titles."""
+    scores = {"local": "local", "neighbor": "neighbor", **{score: MEASURES[score] for score in ANSWER_SHARES}}
+    return {score: title for score, title in scores.items() if any(_curve(group, score) for group in groups)}
+
+
+def _capital(text: str) -> str:
+    """Begin with a capital letter."""
+    return text[:1].upper() + text[1:]
 
 
 def _ends(curve: Curve) -> str:

@@ -11,9 +11,9 @@ from markupsafe import Markup
 from hushprompt.privacy.statements import beside_epsilon, number
 from hushprompt.reporting.blocks import Block, PageTable, missing
 from hushprompt.reporting.comparison_tables import group_epsilons
-from hushprompt.reporting.figures import NAMES, audiences_of, client_values, epsilon_curve
+from hushprompt.reporting.figures import NAMES, audiences_of, client_values, courses, epsilon_curve
 from hushprompt.reporting.maps import Confusions
-from hushprompt.reporting.pooling import MEASURES, NEW_SCORES, SCORES, Group
+from hushprompt.reporting.pooling import NEW_SCORES, SCORES, Group, measured
 from hushprompt.runs.identity import LETTERS, NOT_RECORDED
 from hushprompt.runs.reader import FinishedRun, Holdings
 
@@ -59,11 +59,12 @@ def new_class_table(groups: Sequence[Group]) -> PageTable | None:
 
 def measure_table(groups: Sequence[Group]) -> PageTable | None:
     """Return how well questions are answered; None where examples have classes."""
-    if not any(group.percents("loss") for group in groups):
+    scores = measured(groups)
+    if not scores:
         return None
-    rows = [[group.name, *(_cell(group, score) for score in MEASURES)] for group in groups]
+    rows = [[group.name, *(_cell(group, score) for score in scores)] for group in groups]
     caption = "Answers to questions: loss in nats a token, all else in %"
-    return PageTable(caption, ["method", *MEASURES.values()], rows, "cards")
+    return PageTable(caption, ["method", *scores.values()], rows, "cards")
 
 
 def score_table(groups: Sequence[Group], scores: Sequence[str]) -> PageTable:
@@ -88,15 +89,15 @@ def seed_table(groups: Sequence[Group]) -> PageTable:
 
 def round_table(groups: Sequence[Group]) -> PageTable:
     """Return the mean over seeds after every round that was scored."""
-    rows = []
+    rows, scores = [], courses(groups)
     for group in groups:
         by_round: dict[int, list[Mapping[str, object]]] = {}
         for record in (record for arm in group.arms for record in arm.rounds):
             by_round.setdefault(int(record["round_index"]), []).append(record)
         for at, found in sorted(by_round.items()):
-            means = [float(np.mean([number(record.get(score)) for record in found])) for score in ("local", "neighbor")]
+            means = [float(np.mean([number(record.get(score)) for record in found])) for score in scores]
             rows.append([f"{group.name}, round {at}", *map(_percent, means)])
-    return PageTable("Mean over seeds, %", ["arm", "local", "neighbor"], rows)
+    return PageTable("Mean over seeds, %", ["arm", *scores.values()], rows)
 
 
 def client_table(groups: Sequence[Group]) -> PageTable:
@@ -185,9 +186,7 @@ def run_table(runs: Sequence[FinishedRun]) -> PageTable:
 
 def _cell(group: Group, score: str, *, is_best: bool = False) -> str:
     """Write a mean and its deviation over seeds."""
-    spread = group.spread(score)
-    written = spread.text(digits=3, factor=1) if score.endswith("loss") else spread.text()
-    mean, plus_minus, deviation = written.partition(" ± ")
+    mean, plus_minus, deviation = group.written(score).partition(" ± ")
     middle = Markup("<strong>{}</strong>").format(mean) if is_best and mean != "-" else mean
     return Markup('{}<span class="sd"> ± {}</span>').format(middle, deviation) if plus_minus else middle
 

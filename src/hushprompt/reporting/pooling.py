@@ -29,7 +29,9 @@ MEASURES = {
     "loss": "loss per token", "neighbor_loss": "neighbor loss", "anls": "ANLS", "neighbor_anls": "neighbor ANLS",
     "vqa_accuracy": "VQA accuracy", "neighbor_vqa_accuracy": "neighbor VQA accuracy",
 }  # fmt: skip
-"""Only where examples have questions; losses are no shares, and not written in percent."""
+"""Only where examples have questions."""
+LOSSES = ("loss", "neighbor_loss")
+"""In nats a token: no shares, so not written in percent, and less is better."""
 UNSEEN = ("seed", "runtime", "references", "data.download", "evaluation.every")
 """Settings that tell no two arms apart: the seed is what is averaged over, the rest never changes an arm's result."""
 TRAINING = ("sampling", "training", "privacy")
@@ -160,6 +162,10 @@ class Group:
         mean = statistics.fmean(values) if values else math.nan
         return Spread(mean, statistics.stdev(values) if len(values) > 1 else math.nan)
 
+    def written(self, score: str) -> str:
+        """Write mean and deviation of a score over the seeds, a loss as it is and any other in percent."""
+        return self.spread(score).text(digits=3, factor=1) if score in LOSSES else self.spread(score).text()
+
     def label(self, key: str) -> str:
         """Write what a setting is here; "-" where there is none."""
         return label_of(self.settings[key]) if key in self.settings else "-"
@@ -281,6 +287,11 @@ def arm_settings(
         values["privacy"] = {**config.get("privacy", {}), **multipliers, "epsilon": epsilon}
     unseen = [*UNSEEN, *ignore, *(() if is_trained else TRAINING)]
     return {key: value for key, value in flat(values).items() if not is_below(key, unseen)}
+
+
+def measured(groups: Sequence[Group]) -> dict[str, str]:
+    """Return the measures of answers that any group has, with their titles; none where examples have classes."""
+    return {score: title for score, title in MEASURES.items() if any(group.percents(score) for group in groups)}
 
 
 def largest_epsilon(arms: Sequence[PooledArm]) -> float | None:

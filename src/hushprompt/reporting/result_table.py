@@ -14,7 +14,7 @@ from hushprompt.errors import ConfigError
 from hushprompt.privacy.statements import SIMULATION, noise_source_of
 from hushprompt.reporting import formats, tables
 from hushprompt.reporting.formats import Grid
-from hushprompt.reporting.pooling import MEASURES, NEW_SCORES, SCORES
+from hushprompt.reporting.pooling import LOSSES, MEASURES, NEW_SCORES, SCORES
 from hushprompt.runs.records import ArmSummary
 
 
@@ -106,4 +106,4 @@ def _written(score: str, value: float | None) -> str:
     """Write a loss as it is, and any other score in percent."""
     if value is None or math.isnan(value):
         return "-"
-    return f"{value:.3f}" if score.endswith("loss") else f"{100 * value:.1f}"
+    return f"{value:.3f}" if score in LOSSES else f"{100 * value:.1f}"

@@ -60,6 +60,11 @@ class RoundRecord:
     """Mean accuracy on the other clients' test images, fraction."""
     harmonic_mean: float
     worst_client: float
+    anls: float | None = None
+    """Of answers to questions, as the three below; None where examples have classes, or counts have noise."""
+    neighbor_anls: float | None = None
+    vqa_accuracy: float | None = None
+    neighbor_vqa_accuracy: float | None = None
     bytes_up: int
     """Bytes that all clients sent in the round."""
     bytes_down: int
