@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 import hushprompt as hp
+from helpers.inline_pool import InlinePool
 from helpers.toy_metric import toy_metric
 from hushprompt.api import progress
 from hushprompt.api.progress import NotebookLines, PlainText, TrainingBars, watching
@@ -203,7 +204,8 @@ def test_a_figure_shows_itself_and_is_a_file(made, tmp_path):
         made.figure("pie")
 
 
-def test_a_sweep_gives_its_runs_and_says_what_failed(made, tmp_path):
+def test_a_sweep_gives_its_runs_and_says_what_failed(made, tmp_path, monkeypatch):
+    monkeypatch.setattr("hushprompt.jobs.sweep.WorkerPool", InlinePool)
     base = {"base": made.config, "settings": {"method": {"name": "zero_shot"}}}
     runs = hp.sweep({**base, "axes": {"seed": [1, 2]}}, out=tmp_path / "seeds", jobs=1)
     assert [run.config.seed for run in runs] == [1, 2]

@@ -94,6 +94,13 @@ def test_a_finished_run_is_shown_without_torch(start, toy_values, tmp_path):
     assert "epsilon" in out
 
 
+def test_what_keeps_a_client_of_a_federation_running_is_small():
+    modules = "hushprompt.cli.federation, hushprompt.deployment.api, hushprompt.deployment.operate.client"
+    code = f"import sys, {modules}, hushprompt.deployment.operate.supervise; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not HEAVY & {name.partition(".")[0] for name in done.stdout.split()}
+
+
 def test_one_name_is_imported_and_described(start, plugin):
     out, packages = start(["list", "mine"], heavy=True)
     assert {"heavy_plugin", "torch"} <= packages

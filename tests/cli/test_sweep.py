@@ -11,6 +11,7 @@ import pytest
 import tomli_w
 
 from helpers.commands import command, is_worker
+from helpers.inline_pool import InlinePool
 from hushprompt import files
 from hushprompt.config import parse as configs
 from hushprompt.deployment.operate.process_lifetime import descendants
@@ -70,7 +71,8 @@ def test_killed_and_made_by_one_or_two_processes_runs_are_as_if_made_alone(hush,
         assert results(tmp_path / "killed" / run.name) == results(tmp_path / "alone" / run.name)
 
 
-def test_a_run_that_fails_is_reported_at_the_end_and_stops_no_other(hush, toy_sweep, tmp_path):
+def test_a_run_that_fails_is_reported_at_the_end_and_stops_no_other(hush, toy_sweep, monkeypatch):
+    monkeypatch.setattr("hushprompt.jobs.sweep.WorkerPool", InlinePool)
     text = toy_sweep.read_text()
     toy_sweep.write_text(text.replace("seed = [1, 2]", "seed = [1]").replace("dp_fpl = {}", "dp_fpl.method.rank = 9"))
     status, out, _ = hush("sweep", toy_sweep, "--set", "training.num_rounds=2", "--jobs", "1", ok=False)

@@ -569,19 +569,38 @@ def test_the_log_of_a_server_says_it_too(monkeypatch):
     assert ["epsilon (simulation) at delta 1e-05: public 0.500" in line for line in said] == [True, False]
 
 
-def test_a_client_never_runs_code_that_was_sent(monkeypatch):
-    """What Flower would install and load from the server's bundle is replaced by the installed package's own app."""
+@pytest.fixture
+def run_clientapp(monkeypatch):
+    """Flower's module as this package runs it for a message."""
     pytest.importorskip("flwr")
     from flwr.supernode.runtime import run_clientapp
 
-    from hushprompt.deployment.flower.client_app import app
-
     command = importlib.import_module("flwr.supernode.cli.flwr_clientapp")  # the package has a function of this name
-
-    for name in ("install_from_fab", "install_app_dependencies", "get_load_client_app_fn"):
+    replaced = ("install_from_fab", "install_app_dependencies", "get_load_client_app_fn")
+    for name in (*replaced, "pull_and_inflate_object_from_tree"):
         monkeypatch.setattr(run_clientapp, name, getattr(run_clientapp, name))
     monkeypatch.setattr(command, "flwr_clientapp", lambda: None)
+    monkeypatch.setattr(clientapp, "PULL_S", 0.05)
     clientapp.main()
+    return run_clientapp
+
+
+def test_a_message_that_never_comes_whole_is_given_up(run_clientapp):
+    """As where its server died: the process on standby answers one message after the other."""
+    from flwr.proto.message_pb2 import ObjectTree
+    from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectUnavailableError
+
+    def never(object_id):
+        raise ObjectUnavailableError(object_id)
+
+    with pytest.raises(ObjectPullError, match="timeout"):
+        run_clientapp.pull_and_inflate_object_from_tree(ObjectTree(object_id="a" * 64), never, print)
+
+
+def test_a_client_never_runs_code_that_was_sent(run_clientapp):
+    """What Flower would install and load from the server's bundle is replaced by the installed package's own app."""
+    from hushprompt.deployment.flower.client_app import app
+
     assert run_clientapp.install_from_fab(b"sent by the server", skip_prompt=True) is None
     load = run_clientapp.get_load_client_app_fn(default_app_ref="", app_path=None, multi_app=True)
     assert load("evil/app", "1.0", "hash") is app

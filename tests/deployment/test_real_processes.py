@@ -3,11 +3,8 @@
 One story on processes that are started once, since each costs seconds; every test looks at what it left.
 """
 
-import dataclasses
-import datetime
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -24,11 +21,10 @@ from helpers.in_process import InProcess
 from helpers.other_package import other_package
 from helpers.real_federation import RealFederation, edit, free_port
 from helpers.runs import TOY, run_with
-from hushprompt.deployment.config import load_client, load_server
+from hushprompt.deployment.config import load_client
 from hushprompt.deployment.envelope import MAGIC
 from hushprompt.deployment.flower import environment
-from hushprompt.deployment.operate import certificates, node_keys
-from hushprompt.deployment.operate import server as ends
+from hushprompt.deployment.operate import node_keys
 from hushprompt.deployment.transport import Failure
 from hushprompt.runs import records
 
@@ -45,7 +41,7 @@ SHARES, SERVER = ({**TOY["privacy"], "noise_at": noise_at} for noise_at in ("sha
 
 @pytest.fixture(scope="module")
 def story(tmp_path_factory):
-    """All that happens: a run with noise shares, one that nobody may join, and one in which everything fails once."""
+    """All that happens: a run with noise shares, and one in which everything fails once."""
     with other_package(tmp_path_factory.mktemp("site")):
         federation = RealFederation(tmp_path_factory.mktemp("real"), RUN, NAMES)
         told = SimpleNamespace(federation=federation)
@@ -53,8 +49,7 @@ def story(tmp_path_factory):
             federation.start("server", *NAMES)
             told.stranger, told.stopped, told.shares = shares(federation)
             edit(federation.server.with_name("run.toml"), privacy={"noise_at": "server"})
-            told.refused = refusals(federation)
-            told.killed, told.expired, told.resumed = failures(federation)
+            told.killed, told.resumed = failures(federation)
         finally:
             federation.stop()
         yield told
@@ -94,17 +89,6 @@ def shares(federation):
     return told, (run.returncode, shown), federation.train()
 
 
-def refusals(federation):
-    """Every client has something else than the server, and afterwards what it should have."""
-    federation.set_faults(ann=[("join", None, "other version")])
-    edit(federation.client("bob"), share=None, data={"name": "toy", "num_classes": 5})
-    edit(federation.client("cyd"), backbone={"name": "toy", "feature_dim": 7})
-    told = federation.train(folder="refused", min_clients=3, join_deadline_s=DEADLINE_S)
-    edit(federation.client("bob"), share={"client": 1}, data=None)
-    edit(federation.client("cyd"), backbone=None)
-    return told
-
-
 def failures(federation):
     """Three rounds: cyd's answer is damaged; bob is killed and cyd too slow; cyd's disk is full and the server killed.
 
@@ -125,33 +109,10 @@ def failures(federation):
     federation.set_faults(ann=[], bob=[], cyd=[])
     federation.start("server", "bob")
     federation.until(lambda: {"ann", "bob"} <= federation.online())
-    resumed = federation.begin(round_deadline_s=300.0, join_deadline_s=2 * DEADLINE_S)  # bob loads all anew
-    told = expired(federation)  # while the server waits for cyd
-    shown_then, _ = resumed.communicate()
-    return (run.returncode, shown), told, (resumed.returncode, shown_then)
-
-
-def expired(federation):
-    """A client meets a server whose certificate has run out, as one that began before would go on showing it."""
-    folder, config = federation.server.parent, load_server(federation.server)
-    authority = tuple(folder.parent / "authority" / name for name in ("ca.crt", "ca.key"))
-    made, port = (federation.root / "expired.crt", federation.root / "expired.key"), free_port()
-    certificates.make_server(*made, authority, [], datetime.datetime.now(datetime.UTC), days=-1)
-    shown = {"certificate": str(made[0]), "key": str(made[1]), "database": str(federation.root / "expired.db")}
-    link = dataclasses.replace(config.link, port=port, **shown)
-    job = ends.managed_process(federation.server, dataclasses.replace(config, link=link), print, is_insecure=False)
-    with (federation.root / "expired.log").open("w") as log:
-        federation.processes["expired"] = subprocess.Popen(job.command, env=job.environment, stdout=log, stderr=log)
-
-    def listens():
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", port)) == 0
-
-    federation.until(listens)
-    edit(federation.client("cyd"), link={"superlink": f"127.0.0.1:{port}"})
-    told = federation.call("client", federation.client("cyd"))
-    federation.kill("expired")
-    return told
+    return (run.returncode, shown), federation.train(
+        round_deadline_s=300.0,
+        join_deadline_s=2 * DEADLINE_S,  # bob loads all anew
+    )
 
 
 class Losing(InProcess):
@@ -279,21 +240,6 @@ def test_after_all_failures_the_prompts_are_those_of_a_simulation_that_lost_the_
     left = expected.prompts()
     del left["client-002.safetensors"]  # there cyd was told the end
     assert_equal(prompts(story, "failing", NAMES[:2]), left)
-
-
-def test_a_server_whose_certificate_has_expired_is_refused(story):
-    assert story.expired.returncode != 0
-    assert "shows a certificate that has expired" in " ".join((story.expired.stdout + story.expired.stderr).split())
-
-
-def test_clients_with_another_version_classes_or_backbone_are_refused_before_training(story):
-    assert story.refused[0] != 0
-    folder = story.federation.server.parent / "refused"
-    reasons = " ".join(line["reason"] for line in lines_of(folder / "refusals.jsonl"))
-    for words in ("protocol version", "have other classes", "fingerprint"):
-        assert words in reasons
-    assert not (folder / "ledger.jsonl").exists()
-    assert "0 of 3 clients joined" in story.refused[1]
 
 
 def test_nothing_of_a_message_lies_on_the_servers_disk_and_logs_have_no_codes(story):

@@ -15,7 +15,7 @@ from hushprompt.deployment.flower import hand_over
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks")
 SERVER = """
-import os, signal, sys
+import os, signal, sys, time
 from pathlib import Path
 from hushprompt.deployment.flower.standby import stand_by
 
@@ -30,6 +30,8 @@ def answer(arguments):
     return 0
 
 def prepare():
+    while not Path("may begin").exists():
+        time.sleep(0.01)
     Path("prepared").open("a").write(f"{os.getpid()}\\n")
 
 stand_by(Path(sys.argv[1]), answer, prepare)
@@ -45,7 +47,7 @@ def folder(tmp_path):
 
 
 @pytest.fixture
-def server(folder):
+def slow_server(folder):
     process = subprocess.Popen([sys.executable, "-c", SERVER, str(folder)], stderr=subprocess.PIPE, text=True)
     while not (folder / hand_over.SOCKET).exists():
         assert process.poll() is None
@@ -53,6 +55,12 @@ def server(folder):
     yield process
     process.kill()
     process.communicate()
+
+
+@pytest.fixture
+def server(folder, slow_server):
+    (folder / "may begin").touch()
+    return slow_server
 
 
 def bring(folder, *arguments):
@@ -75,6 +83,15 @@ def test_each_message_has_a_process_of_its_own_and_its_end_is_told(folder, serve
 
 def test_only_its_own_user_can_hand_over(folder, server):
     assert stat.S_IMODE(os.stat(folder / hand_over.SOCKET).st_mode) & 0o077 == 0
+
+
+def test_a_message_that_comes_before_all_is_prepared_waits(folder, slow_server):
+    with subprocess.Popen([sys.executable, "-I", "-S", hand_over.__file__, "early"], cwd=folder) as early:
+        time.sleep(0.2)
+        assert early.poll() is None
+        (folder / "may begin").touch()
+    assert early.returncode == 0
+    assert (folder / "pids").read_text().endswith("['early']\n")
 
 
 def test_without_a_process_on_standby_the_caller_is_told(folder, server):

@@ -2,10 +2,11 @@
 
 `$FAULTS` is a folder; a client's file there, NAME.json, says what its answers to which messages are like. A slow one
 comes at once when the file does not say so any more.
-A SuperNode looks for messages three times a second.
+A SuperNode looks for messages twice a second, and one that does not come whole is given up after ten seconds.
 """
 
 import errno
+import functools
 import json
 import os
 import sys
@@ -27,11 +28,11 @@ def full_disk(handle):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+@functools.cache
 def spoil():
     """Make the answers of this process, or of one that is forked from it, what the client's file says."""
     from flwr.app import Array
 
-    from hushprompt.deployment import agreement
     from hushprompt.deployment.client_node import ClientNode
     from hushprompt.deployment.flower import messages
 
@@ -51,8 +52,6 @@ def spoil():
                     time.sleep(0.1)
             case "full disk":
                 os.fsync = full_disk
-            case "other version":
-                agreement.PROTOCOL += 1
             case "damaged":
                 messages.Array = damaged
         return answer(self, request)
@@ -63,6 +62,17 @@ def spoil():
 if "FAULTS" in os.environ and "flower.supernode" in COMMAND:
     from hushprompt.deployment.flower import pace
 
-    pace.SOON_S = 0.3
-if "FAULTS" in os.environ and ("flower.standby" in COMMAND or "flower.clientapp" in COMMAND):  # before one stands by
+    pace.SOON_S = 0.5
+if "FAULTS" in os.environ and "flower.standby" in COMMAND:
+    from hushprompt.deployment.flower import clientapp
+
+    clientapp.PULL_S = 10.0  # of a message whose server was killed as it sent it
+    prepare = clientapp.prepare
+
+    def prepare_and_spoil():
+        spoil()
+        prepare()
+
+    clientapp.prepare = prepare_and_spoil  # a process on standby takes messages before all is imported
+if "FAULTS" in os.environ and "flower.clientapp" in COMMAND:
     spoil()

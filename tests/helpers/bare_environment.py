@@ -3,7 +3,6 @@
 import importlib.metadata
 import os
 import subprocess
-import sys
 import venv
 from pathlib import Path
 
@@ -13,19 +12,16 @@ from packaging.utils import canonicalize_name
 
 def linked(folder, *names):
     """Make an environment without pip that has links to packages of this one; return its interpreter."""
-    return _with_links(_empty(folder), names)
-
-
-def installed(folder, *names):
-    """Make one into which pip installs packages, or, where no index can be reached, with links to those of this one."""
-    python = _empty(folder)
-    command = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-compile"]
-    options = ["--retries", "1", "--timeout", "20", "--disable-pip-version-check"]
-    try:
-        done = subprocess.run([*command, *options, *names], capture_output=True, env=_plain(), check=False, timeout=300)
-    except subprocess.TimeoutExpired:
-        return _with_links(python, names)
-    return _with_links(python, names) if done.returncode else python
+    venv.create(folder, symlinks=True)
+    python = Path(folder) / "bin" / "python"
+    (packages,) = python.parent.parent.glob("lib/python*/site-packages")
+    for distribution in needed(names).values():
+        for file in distribution.files or []:
+            place = packages / file
+            if ".." not in file.parts and not place.exists():
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.symlink_to(file.locate())
+    return python
 
 
 def needed(names):
@@ -65,21 +61,3 @@ def _run(python, *arguments):
 def _plain():
     """Return this process's surroundings without what Python itself reads from them."""
     return {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
-
-
-def _empty(folder):
-    """Make an environment with nothing in it; return its interpreter."""
-    venv.create(folder, symlinks=True)
-    return Path(folder) / "bin" / "python"
-
-
-def _with_links(python, names):
-    """Link every file of some packages, and of what they need, into an environment."""
-    (packages,) = python.parent.parent.glob("lib/python*/site-packages")
-    for distribution in needed(names).values():
-        for file in distribution.files or []:
-            place = packages / file
-            if ".." not in file.parts and not place.exists():
-                place.parent.mkdir(parents=True, exist_ok=True)
-                place.symlink_to(file.locate())
-    return python

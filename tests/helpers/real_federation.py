@@ -51,7 +51,7 @@ class RealFederation:
             **os.environ,
             "PYTHONPATH": os.pathsep.join(filter(None, paths)),
             "FAULTS": str(self.faults),
-            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.4",
         }
         (root / "run.toml").write_text(tomli_w.dumps(run))
         address = f"127.0.0.1:{free_port()}"

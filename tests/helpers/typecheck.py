@@ -14,6 +14,7 @@ import functools
 import inspect
 import sys
 import types
+import typing
 from typing import Any, ForwardRef, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import jaxtyping
@@ -25,6 +26,7 @@ SAME_AXES = jaxtyping.jaxtyped("context")
 REST, OTHERS = "*", "**"
 """Stand for the names of further arguments without and with a name."""
 SEVERAL = {inspect.Parameter.VAR_POSITIONAL: REST, inspect.Parameter.VAR_KEYWORD: OTHERS}
+typing._get_protocol_attrs = functools.cache(typing._get_protocol_attrs)  # as Pythons from 3.12 on do themselves
 KNOWN = {}
 """Annotations by code: a nested function is made anew whenever it is defined, its code is not."""
 

@@ -3,32 +3,12 @@ import tomllib
 
 import pytest
 
+from helpers.inline_pool import InlinePool
 from hushprompt.config import parse as configs
 from hushprompt.errors import ConfigError
 from hushprompt.jobs import job, sweep
-from hushprompt.jobs.pool import TaskEnd, TaskProgress, WorkerPool, attempt
 from hushprompt.jobs.sweep import QuietObserver
 from hushprompt.jobs.sweep_folder import RunState
-
-
-class InlinePool(WorkerPool):
-    """Does tasks in this process, so that a test takes a blink."""
-
-    def __init__(self, *args):
-        pass
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *args):
-        pass
-
-    def run(self, function, tasks):
-        for index, task in enumerate(tasks):
-            told = []
-            outcome = attempt(lambda: function(lambda *what: told.append(what), *task))  # noqa: B023
-            yield from (TaskProgress(index, "here", *what) for what in told)
-            yield TaskEnd(index, *outcome)
 
 
 class Listening(QuietObserver):

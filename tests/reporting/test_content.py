@@ -7,6 +7,7 @@ import shutil
 import pytest
 
 import hushprompt as hp
+from helpers.inline_pool import InlinePool
 from helpers.runs import run_with
 from helpers.tables import picture, values, write_table
 from hushprompt.audits.audit import check_content
@@ -14,7 +15,6 @@ from hushprompt.config import parse as configs
 from hushprompt.errors import ConfigError, DataError, ResumeError
 from hushprompt.federation.setup import load_fresh
 from hushprompt.jobs import job, ray_cluster, sweep
-from hushprompt.jobs.pool import TaskEnd, WorkerPool
 from hushprompt.jobs.ray_cluster import RayCluster
 from hushprompt.runs import reader, records
 
@@ -88,23 +88,6 @@ def test_an_audit_of_a_run_on_other_data_is_refused(tmp_path, data):
         hp.audit(folder, num_shadows=4, num_canaries=0, num_gradient_canaries=0)
 
 
-class InProcess(WorkerPool):
-    """A pool of this process alone."""
-
-    def __init__(self, shares, prepare):
-        pass
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        pass
-
-    def run(self, function, tasks):
-        for at, task in enumerate(tasks):
-            yield TaskEnd(task=at, value=function(lambda *told: None, *task))
-
-
 class InProcessCluster(RayCluster):
     """A cluster of this process alone."""
 
@@ -127,7 +110,7 @@ class InProcessCluster(RayCluster):
 
 
 def test_a_sweep_on_ray_does_not_either(tmp_path, data, monkeypatch):
-    monkeypatch.setattr(sweep, "WorkerPool", InProcess)
+    monkeypatch.setattr(sweep, "WorkerPool", InlinePool)
     monkeypatch.setattr(job, "load_kept", load_fresh)
     monkeypatch.setattr(ray_cluster, "connected", lambda address: contextlib.nullcontext(InProcessCluster()))
     table = {**values(data / "clients.csv"), **QUICK, "runtime": {"cache_dir": str(tmp_path / "cache")}}
@@ -139,7 +122,7 @@ def test_a_sweep_on_ray_does_not_either(tmp_path, data, monkeypatch):
 
 
 def test_a_sweep_does_not_add_runs_on_other_data(tmp_path, data, monkeypatch):
-    monkeypatch.setattr(sweep, "WorkerPool", InProcess)
+    monkeypatch.setattr(sweep, "WorkerPool", InlinePool)
     monkeypatch.setattr(job, "load_kept", load_fresh)
     table = {**values(data / "clients.csv"), **QUICK, "runtime": {"cache_dir": str(tmp_path / "cache")}}
     grid = {"base": table, "axes": {"seed": [1]}}

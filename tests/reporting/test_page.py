@@ -17,6 +17,8 @@ from hushprompt.errors import DataError
 from hushprompt.privacy.accounting import epsilon
 from hushprompt.privacy.releases import GaussianReleases
 from hushprompt.privacy.statements import detection_rate, in_plain_words
+from hushprompt.reporting import page as pages
+from hushprompt.reporting import sections
 from hushprompt.reporting.page import report
 from hushprompt.reporting.page_tables import result_table
 from hushprompt.reporting.pooling import pool
@@ -50,8 +52,19 @@ def section(root, slug):
     return root.find(f".//section[@id='{slug}']")
 
 
-def test_the_page_is_whole_and_every_figure_is_there(finished):
-    root = parsed(report([finished]))
+@pytest.fixture
+def only(monkeypatch):
+    """Call it to have pages of some sections alone: figures of the others take seconds."""
+    return lambda *some: monkeypatch.setattr(pages, "SECTIONS", some)
+
+
+@pytest.fixture(scope="module")
+def page(finished):
+    return report([finished])
+
+
+def test_the_page_is_whole_and_every_figure_is_there(page):
+    root = parsed(page)
     assert len(root.findall(".//section")) == len(SECTIONS) - 1  # nothing was audited
     panels = [svg.get("id") for svg in root.iter(f"{SVG}svg") if svg.get("role") == "img"]
     for name in ("utility-local", "tradeoff", "rounds-local-0", "clients-neighbor", "holdings", "confusion-0-local",
@@ -66,25 +79,26 @@ def test_the_page_is_whole_and_every_figure_is_there(finished):
     assert len(root.findall(".//figure")) <= len(root.findall(".//details"))
 
 
-def test_the_page_needs_nothing_from_outside(finished):
-    page = report([finished])
+def test_the_page_needs_nothing_from_outside(page):
     assert set(re.findall(r"https?://[^\s\"'<]+", page)) == {"http://www.w3.org/2000/svg"}
     assert not re.search(r"<script|<link|<img|<image|@import|@font-face|url\((?!#)|href=\"(?!#)|\bsrc=|\bon\w+=", page)
     assert "default-src 'none'; style-src 'unsafe-inline'" in html.unescape(page)
 
 
-def test_equal_records_give_equal_bytes(finished):
-    assert report([finished]) == report([finished]) == report([finished / "seed-1", finished / "seed-2", finished])
+def test_equal_records_give_equal_bytes(finished, page):
+    assert page == report([finished / "seed-1", finished / "seed-2", finished])
 
 
-def test_the_table_has_means_and_deviations_over_seeds(finished):
+def test_the_table_has_means_and_deviations_over_seeds(finished, only):
+    only(sections.results)
     arms = [json.loads((finished / f"seed-{seed}" / "summary.json").read_text())["arms"][-1] for seed in (1, 2)]
     low, high = sorted(100 * arm["local"] for arm in arms)
     cell = f"{(low + high) / 2:.1f} ± {(high - low) / math.sqrt(2):.1f}"
     assert cell in words(section(parsed(report([finished])), "results"))
 
 
-def test_epsilon_never_stands_without_what_gives_it_meaning(finished):
+def test_epsilon_never_stands_without_what_gives_it_meaning(finished, only):
+    only(sections.results, sections.utility, sections.privacy_spent, sections.privacy)
     root = parsed(report([finished]))
     for slug in ("results", "utility", "spent", "privacy"):
         text = words(section(root, slug))
@@ -109,25 +123,27 @@ def test_hostile_names_stay_text(copied):
 
 
 @pytest.mark.parametrize(
-    ("damage", "slug", "says"),
+    ("damage", "make", "says"),
     [
-        (lambda f: (f / "partition.json").unlink(), "holdings-section", "no partition.json"),
-        (lambda f: [p.unlink() for p in (f / "confusion").iterdir()], "confusion", "no confusion counts"),
-        (lambda f: (f / "records.jsonl").unlink(), "rounds", "No arm was scored"),
-        (lambda f: (f / "records.jsonl").unlink(), "spent", "more than one round"),
-        (lambda f: (f / "privacy.json").unlink(), "privacy", "nothing is claimed"),
-        (lambda f: (f / "privacy.json").unlink(), "results", "read it as no guarantee"),
-        (lambda f: edit_arms(f, per_client=[]), "clients", "no scores of"),
-        (lambda f: edit_arms(f, local=None), "tradeoff-section", "both"),
-        (lambda f: edit_arms(f, epsilon=None), "utility", "No arm with a finite"),
-        (lambda f: edit_arms(f, epsilon="inf"), "utility", "No arm with a finite"),
-        (lambda f: edit(f / "summary.json", lambda v: v.pop("provenance")), "provenance", "Runs"),
+        (lambda f: (f / "partition.json").unlink(), sections.holdings, "no partition.json"),
+        (lambda f: [p.unlink() for p in (f / "confusion").iterdir()], sections.confusion, "no confusion counts"),
+        (lambda f: (f / "records.jsonl").unlink(), sections.rounds, "No arm was scored"),
+        (lambda f: (f / "records.jsonl").unlink(), sections.privacy_spent, "more than one round"),
+        (lambda f: (f / "privacy.json").unlink(), sections.privacy, "nothing is claimed"),
+        (lambda f: (f / "privacy.json").unlink(), sections.results, "read it as no guarantee"),
+        (lambda f: edit_arms(f, per_client=[]), sections.clients, "no scores of"),
+        (lambda f: edit_arms(f, local=None), sections.local_and_neighbor, "both"),
+        (lambda f: edit_arms(f, epsilon=None), sections.utility, "No arm with a finite"),
+        (lambda f: edit_arms(f, epsilon="inf"), sections.utility, "No arm with a finite"),
+        (lambda f: edit(f / "summary.json", lambda v: v.pop("provenance")), sections.provenance, "Runs"),
     ],
 )  # fmt: skip
-def test_what_is_missing_gets_a_sentence(copied, damage, slug, says):
+def test_what_is_missing_gets_a_sentence(copied, damage, make, says, only):
     for folder in copied.iterdir():
         damage(folder)
-    assert says in words(section(parsed(report([copied])), slug))
+    only(make)
+    (found,) = parsed(report([copied])).findall(".//section")
+    assert says in words(found)
 
 
 def test_scores_that_are_no_numbers_break_nothing(copied):
@@ -162,7 +178,8 @@ def test_every_kind_of_run_has_a_page(changes, tmp_path):
     assert len(root.findall(".//section")) == len(SECTIONS) - 1  # nothing was audited
 
 
-def test_classes_that_nobody_trained_on_get_a_table(copied):
+def test_classes_that_nobody_trained_on_get_a_table(copied, only):
+    only(sections.results)
     assert "nobody trained on" not in report([copied])
     for folder in copied.iterdir():
         edit_arms(folder, base=0.61, new=0.42, base_new_harmonic_mean=0.5)
@@ -170,7 +187,8 @@ def test_classes_that_nobody_trained_on_get_a_table(copied):
 
 
 @pytest.mark.parametrize(("measured", "says"), [(1.5, "at least 1.5"), (9.5, "More was measured than is proven")])
-def test_an_audit_stands_beside_the_claim(copied, measured, says):
+def test_an_audit_stands_beside_the_claim(copied, measured, says, only):
+    only(sections.audit)
     claimed = {"epsilon": 8.0, "statement": "epsilon = 8 at delta = 0.001; accountant: PLD."}
     one = {
         "audience": "personal",
@@ -193,7 +211,8 @@ def test_an_audit_stands_beside_the_claim(copied, measured, says):
         assert part in text
 
 
-def test_unfinished_runs_are_named_and_left_out(copied):
+def test_unfinished_runs_are_named_and_left_out(copied, only):
+    only(sections.results)
     (copied / "seed-3").mkdir()
     (copied / "seed-3" / "config.toml").write_text("seed = 3")
     assert "not finished: seed-3" in words(section(parsed(report([copied])), "results"))
@@ -201,7 +220,8 @@ def test_unfinished_runs_are_named_and_left_out(copied):
         report([copied / "seed-3"])
 
 
-def test_a_config_from_before_a_setting_existed_means_its_default(copied):
+def test_a_config_from_before_a_setting_existed_means_its_default(copied, only):
+    only(sections.results)
     config = copied / "seed-1" / "config.toml"
     lines = [line for line in config.read_text().splitlines() if not line.startswith("metrics_delta")]
     assert len(lines) < len(config.read_text().splitlines())
@@ -222,8 +242,9 @@ def call(monkeypatch, capsys, *args):
     return int(stop.value.code or 0), *capsys.readouterr()
 
 
-def test_the_command_writes_the_page_and_says_where(finished, tmp_path, monkeypatch, capsys):
+def test_the_command_writes_the_page_and_says_where(finished, tmp_path, monkeypatch, capsys, only):
     page = tmp_path / "page.html"
+    only(sections.privacy)
     status, out, _ = call(monkeypatch, capsys, "report", finished, "-o", page, "--title", "Mine")
     assert status == 0
     assert "page.html" in out
@@ -231,7 +252,8 @@ def test_the_command_writes_the_page_and_says_where(finished, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize(("runs", "out", "message"), [("none", "page.html", "holds no run"), ("", "", "is a folder")])
-def test_a_mistake_gets_one_sentence(finished, tmp_path, monkeypatch, capsys, runs, out, message):
+def test_a_mistake_gets_one_sentence(finished, tmp_path, monkeypatch, capsys, only, runs, out, message):
+    only(sections.privacy)
     folder = tmp_path if runs else finished
     status, _, err = call(monkeypatch, capsys, "report", folder, "-o", tmp_path / out)
     assert status == 2

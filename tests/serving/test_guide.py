@@ -46,10 +46,10 @@ def test_every_step_of_the_guide_works(tmp_path, monkeypatch, capsys):
 
 
 def with_onnxruntime_alone(install, command):
-    """What a program prints in a new virtual environment after a line that installs what it needs."""
+    """What a program prints in a new virtual environment that holds what a line installs, without the index."""
     pip, verb, *names = shlex.split(install)
     assert (pip, verb) == ("pip", "install")
-    python = bare_environment.installed(Path("environment").absolute(), *names)
+    python = bare_environment.linked(Path("environment").absolute(), *names)
     assert bare_environment.contents(python) == bare_environment.needed(names).keys()
     return bare_environment.lines(python, *shlex.split(command)[1:])
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from hushprompt.config import parse as configs
+from hushprompt.config.values import to_plain
 from hushprompt.errors import DataError, HushpromptError
 from hushprompt.privacy.statements import with_noise_source
 from hushprompt.runs import archive, manifest, records
@@ -215,7 +216,7 @@ def _read(source: _Source, name: str) -> FinishedRun:
 def _with_defaults(values: dict[str, Any]) -> dict[str, Any]:
     """Fill in settings that did not exist when a config was written; one that is not understood stays as it is."""
     try:
-        return tomllib.loads(configs.parse(configs.as_stored(values)).to_toml())
+        return dict(to_plain(configs.parse(configs.as_stored(values))))
     except HushpromptError:
         return values
 

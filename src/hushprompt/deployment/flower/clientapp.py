@@ -7,6 +7,7 @@ process is on standby, the message is handed over to it.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import shlex
@@ -23,6 +24,11 @@ COMMANDS = "bin"
 """Folder in Flower's own for the commands of a client, and for its socket."""
 REPLACED = "flwr-clientapp"
 """Command of Flower's that this stands in for."""
+PULL_S = 300.0
+"""Seconds in which a message must have come whole. A server that dies while it sends one leaves its process waiting,
+for two hours by Flower's own limit, and all messages after it."""
+PULL_AGAIN_S = (0.1, 2.0)
+"""The first and the longest wait before the next look whether a part of it has come."""
 REFUSED = ("flwr-serverapp", "flwr-agentapp", "flwr-connector", "flwr-model", "flwr-simulation")
 """Commands that a server could have a client start, and that no federation here needs."""
 
@@ -49,11 +55,14 @@ def install(folder: Path) -> None:
 
 def main() -> None:
     """Answer one message; the arguments are those of `flwr-clientapp`."""
+    from flwr.supercore.inflatable.inflatable_utils import pull_and_inflate_object_from_tree as pull_whole
     from flwr.supernode.cli.flwr_clientapp import flwr_clientapp
     from flwr.supernode.runtime import run_clientapp
 
+    first_s, most_s = PULL_AGAIN_S
     replaced = {"install_from_fab": _leave, "install_app_dependencies": _leave, "get_load_client_app_fn": _own}
-    for name, instead in replaced.items():
+    pull = functools.partial(pull_whole, max_time=PULL_S, initial_backoff=first_s, backoff_cap=most_s)
+    for name, instead in {**replaced, "pull_and_inflate_object_from_tree": pull}.items():
         getattr(run_clientapp, name)  # a Flower that works in another way stops here, and not by running sent code
         setattr(run_clientapp, name, instead)
     flwr_clientapp()

@@ -26,16 +26,16 @@ def stand_by(folder: Path, answer: Answer, prepare: Callable[[], None]) -> None:
     Args:
         folder: where the socket is made, for this user alone.
         answer: called in the forked process.
-        prepare: called in this one, first and after each message; it must leave no thread behind.
+        prepare: called in this one, first and after each message; it must leave no thread behind. Messages wait for it.
     """
     os.chdir(folder)  # a socket's path has at most 107 bytes, a folder's may have more
     Path(SOCKET).unlink(missing_ok=True)
-    prepare()
     with socket.socket(socket.AF_UNIX) as door:
         mask = os.umask(0o077)
         door.bind(SOCKET)
         os.umask(mask)
         door.listen()
+        prepare()  # a message that comes earlier is answered sooner here than by a process that begins with it
         while True:
             visitor, _ = door.accept()
             with visitor:

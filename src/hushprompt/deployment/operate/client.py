@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from hushprompt.deployment import roster
 from hushprompt.deployment.config import FLOWER, ClientConfig
 from hushprompt.deployment.flower import clientapp, environment
 from hushprompt.deployment.operate import certificates, node_keys
@@ -86,6 +85,8 @@ def check_link(config: ClientConfig) -> list[str]:
 
 def pinned_line(config: ClientConfig) -> str:
     """Say whose public keys are pinned here, or why no run can have noise shares yet."""
+    from hushprompt.deployment import roster  # with torch, which keeping a process running does not need
+
     try:
         keys = roster.pinned_keys(config)
     except ConfigError as error:
