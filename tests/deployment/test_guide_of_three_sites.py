@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,13 @@ class Machines:
                     command(*shlex.split(line)[1:]), cwd=self.root / at, env=self.environment, stdout=log, stderr=log
                 )
             )
+
+    def wait_for(self, words, *, at):
+        """Wait until what was started on a machine has said so."""
+        end = time.monotonic() + 300
+        while words not in (self.root / f"{at}.log").read_text():
+            assert time.monotonic() < end, "waited in vain"
+            time.sleep(0.5)
 
     def stop(self):
         for process in self.started:
@@ -151,6 +159,7 @@ def follow(machines, lines, at_a_site=lambda name: None):
     machines.start(server, at="operator/clinics")
     for name in SITES:
         machines.start(client, at=name)
+    machines.wait_for("May connect", at="operator/clinics")
     machines.call(run, at="operator/clinics")
     statement = json.loads((clinics / "server" / "run" / "privacy.json").read_text())
     for name in SITES:
