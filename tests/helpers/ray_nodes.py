@@ -9,12 +9,14 @@ import sys
 
 from ray.cluster_utils import Cluster
 
+FEW_PROCESSES = {"num_cpus": 1, "include_dashboard": False, "include_log_monitor": False, "no_monitor": True}
+
 
 def main(folders):
     cluster = Cluster()
     for folder in folders:
         os.chdir(folder)  # a node's workers begin where it was started
-        cluster.add_node(num_cpus=1, include_dashboard=False, env_vars={"XDG_CACHE_HOME": f"{folder}/cache"})
+        cluster.add_node(env_vars={"XDG_CACHE_HOME": f"{folder}/cache"}, **FEW_PROCESSES)
     sys.stdout.write(f"{cluster.address}\n")
     sys.stdout.flush()
     sys.stdin.read()
