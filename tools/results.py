@@ -9,7 +9,8 @@
     python tools/results.py --readme README.md
     python tools/results.py --readme docs/results.md
     python tools/results.py runs/clients --out results/embedded/clients --by partition.num_clients
-    python tools/results.py runs/drawings-mllm --out results/mllm --against zero_shot --readme docs/mllm.md
+    python tools/results.py runs/drawings-mllm --out results/mllm --against "init_words=as in a catalog"
+        --readme docs/mllm.md
 
 Of each finished run it keeps what a table needs (`config.toml`, `summary.json`, `privacy.json`) in `runs.jsonl.gz`
 and, beside it, what `hushprompt compare` prints. With `--report`, the page (made from the whole run folders), the
@@ -22,6 +23,7 @@ between `<!-- results: NAME -->` and `<!-- end -->`: no number there is typed by
 from __future__ import annotations
 
 import argparse
+import functools
 import re
 import textwrap
 from collections.abc import Callable, Sequence
@@ -41,6 +43,8 @@ KEPT = ("grid-wide", "grid", "statistics", "statistics-shared", "clients")
 """What is kept of the embedded task."""
 GENERATIVE = ROOT.parent / "mllm"
 """What is kept of the generative model's task."""
+WRITTEN = "init_words=as in a catalog"
+"""What its rows are tested against: the written words that its prompts start from, untrained."""
 HEADS = ("class_statistics", "class_means", "linear_probe", "least_squares")
 """Methods that train no prompt."""
 FIRST = (*HEADS[:3], "dp_fpl", "promptfl", "promptfolio", "zero_shot")
@@ -110,7 +114,7 @@ def filled(readme: str, groups: Sequence[Group]) -> str:
     for name, make in README.items():
         place = re.compile(rf"(<!-- results: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
         if place.search(readme):
-            made = make(groups_of([GENERATIVE]) if make is generative else groups)
+            made = make(groups_of([GENERATIVE]) if name.startswith("generative") else groups)
             readme = place.sub(lambda found, made=made: f"{found[1]}{made}{found[2]}", readme)  # type: ignore[misc]
     return readme
 
@@ -236,14 +240,20 @@ def clients(groups: Sequence[Group]) -> str:
     return _markdown([["epsilon", "", *(f"{number} clients" for number in numbers)], *body])
 
 
-def generative(groups: Sequence[Group]) -> str:
-    """Return accuracies of the preset drawings-mllm, and how many points each row lies above the written question."""
-    compared = compare("", groups, against="zero_shot", test="t")
-    lines = [["", "epsilon", *SCORES.values(), "above the question, local", "above the question, neighbor"]]
+def generative(groups: Sequence[Group], *, is_whole: bool = True) -> str:
+    """Return accuracies of the preset drawings-mllm, and how many points each row lies above the written words.
+
+    Where it is not the whole table, of the others only what was trained with noise is there; p stays the whole one's.
+    """
+    compared = compare("", groups, against=WRITTEN, test="t")
+    lines = [["", "epsilon", *SCORES.values(), "above the written words, local", "above the written words, neighbor"]]
     for at, group in enumerate(compared.groups):
+        if not is_whole and at in compared.references and _asked(group) in ("-", "inf"):
+            continue
         tested = [compared.differences[score].get(at) for score in ("local", "neighbor")]
         above = [_above(*pair, sign=1) if pair else "" for pair in tested]
-        lines.append([name(group), _heading(_asked(group)), *(_score(group, score) for score in SCORES), *above])
+        budget = _heading(_asked(group)) + _proven(group)
+        lines.append([name(group), budget, *(_score(group, score) for score in SCORES), *above])
     return _markdown(lines)
 
 
@@ -256,6 +266,7 @@ README: dict[str, Callable[[Sequence[Group]], str]] = {
     "rivals": rivals,
     "clients": clients,
     "generative": generative,
+    "generative_first": functools.partial(generative, is_whole=False),
 }
 
 
@@ -272,7 +283,10 @@ def by_budget(groups: Sequence[Group], head: str, label: Callable[[Group], str],
 
 
 def name(group: Group) -> str:
-    """Name a method, and its ablation."""
+    """Name a method, and its ablation; an untrained context by the words that it has."""
+    words = group.label("method.init_words")
+    if group.label("method.name") == "random_prompt" and words not in ("-", ""):
+        return f'"{words}" behind the question'
     ablation = ""
     if group.label("method.keep_residual") == "false":
         ablation = ", no residual"

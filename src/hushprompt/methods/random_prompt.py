@@ -1,4 +1,4 @@
-"""An untrained random context: where every learned prompt starts, and what noise alone leaves of one."""
+"""An untrained context: where every learned prompt starts, and what noise alone leaves of one."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class RandomContext:
 class RandomPrompt(Untrained, ContextConfig):
     """A random context, or the initial words, never trained: where every learned prompt starts."""
 
-    title: ClassVar[str] = "untrained random context"
+    title: ClassVar[str] = "untrained context"
     needs_two_towers: ClassVar[bool] = False
 
     def init(self, model: PromptedModel, rng: np.random.Generator) -> tuple[RandomContext, NoState]:
