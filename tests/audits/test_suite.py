@@ -80,6 +80,13 @@ def test_the_attacked_model_is_not_its_own_shadow():
         assert len(others) == count == 4
 
 
+def test_a_federation_with_all_candidates_tunes_no_attack():
+    few = shadows_of(1.5, num_models=5)
+    few.is_in[1] = True
+    (found,) = attack_all(few, LABELS, POPULATION_LABELS, ("rmia",), seed=1)[Audience.PUBLIC]
+    assert found.auc.value > 0.7
+
+
 def test_too_few_federations_are_refused():
     few = shadows_of(1.0, num_models=3)
     with pytest.raises(ConfigError, match="--num-shadows must be at least 4, got 3"):

@@ -142,8 +142,8 @@ def test_members_stand_out_in_the_transcript_of_a_federation_without_noise(toy_v
 def test_each_audience_sees_the_prompt_it_holds(world):
     world, arm = world
     state, _ = world.train(arm, everyone(world), 5)
-    personal = world.log_probs(arm, state, Audience.PERSONAL, world.features)
-    public = world.log_probs(arm, state, Audience.PUBLIC, world.features)
+    personal = world.log_probs(arm, state, Audience.PERSONAL, world.examples)
+    public = world.log_probs(arm, state, Audience.PUBLIC, world.examples)
     model = world.federation.model
     for found, context in (
         (personal, arm.method.context(state.shared, state.personal[1])),
@@ -151,9 +151,9 @@ def test_each_audience_sees_the_prompt_it_holds(world):
     ):
         torch.testing.assert_close(found, model.logits(world.features, model.text_features(context)).log_softmax(1))
     assert not torch.allclose(personal, public)
-    features, labels = world.population
-    assert len(features) == len(labels) == 6
-    assert set(labels) <= set(world.candidates.labels)
+    unseen = world.population
+    assert len(unseen.image_features) == len(unseen.labels) == 6
+    assert set(unseen.labels.tolist()) <= set(world.candidates.labels.tolist())
 
 
 def test_a_arm_has_the_audiences_of_its_releases(toy_values, tmp_path):

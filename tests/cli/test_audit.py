@@ -40,7 +40,7 @@ def test_a_run_is_audited_at_several_budgets_and_says_what_it_means(hush, tmp_pa
     assert record["format"] == "hushprompt audit 2"
     assert [budget["epsilon"] for budget in record["budgets"]] == [2.0, "inf"]
     one = record["budgets"][0]["audiences"][1]
-    assert set(one) == {"audience", "claimed", "mechanism", "canaries", "attacks"}
+    assert set(one) == {"audience", "claimed", "mechanism", "canaries", "attacks", "secrets"}
     assert {"auc", "tpr", "roc", "num_members", "num_non_members"} <= set(one["attacks"][0])
     svg = ElementTree.parse(tmp_path / "r" / "audit" / "roc.svg")
     paths = svg.findall(".//{http://www.w3.org/2000/svg}path")

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from hushprompt import files
+from hushprompt.audits.world import World
 from hushprompt.data.partitions.base import ClientShard
 from hushprompt.deployment import envelope, policy, rescue, roster, secure_turn, shamir
 from hushprompt.deployment.client_run import ClientRun
@@ -1665,6 +1666,19 @@ def another_examples_prefix(patch):
 def another_examples_question(patch):
     true = PrefixCache._one
     patch.setattr(PrefixCache, "_one", lambda self, row, question, read: true(self, row, question * 0 + 5, read))
+
+
+@mutant(
+    "an auditor of questions reads releases by the true answers of canaries that had made-up ones",
+    "audits/test_questions.py",
+    "test_made_up_answers_are_found_without_noise_and_with_it_no_more_than_is_claimed",
+    unit="example",
+)
+def canaries_read_by_true_answers(patch):
+    def make(true):
+        return lambda self, arm, labels, texts: true(self, arm, labels, self.federation.train_texts)
+
+    around(patch, World, "_probe", make)
 
 
 def table():

@@ -201,7 +201,7 @@ def test_memory_and_groups_of_names_change_nothing(smolvlm, monkeypatch):
     backbone = load(smolvlm)
     whole, context = GenerativeModel(backbone, NAMES), context_of(backbone)
     media = backbone.encode_tokens(examples(backbone))
-    monkeypatch.setattr("hushprompt.prompts.generative_model.TOKENS_AT_ONCE", 4)
+    monkeypatch.setattr("hushprompt.prompts.packed_answers.TOKENS_AT_ONCE", 4)
     parts = GenerativeModel(backbone, NAMES, memory_mb=1)
     assert len(parts._groups) > 1
     assert parts.examples_at_once(10, 3, is_recorded=True) < parts.examples_at_once(10, 3, is_recorded=False)

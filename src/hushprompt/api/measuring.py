@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from hushprompt.api.run import Run
 from hushprompt.audits import audit as audits
-from hushprompt.audits import exposure as exposures
 from hushprompt.audits import verify as verifying
 from hushprompt.audits.audit_record import AuditRecord
-from hushprompt.audits.exposure import Exposure, SecretSettings
+from hushprompt.audits.exposure import Exposure
 from hushprompt.audits.verify import Verification
 from hushprompt.config import parse as configs
 from hushprompt.config.schema import RunConfig
@@ -131,15 +131,18 @@ def secret_exposures(config: RunConfig | Mapping[str, Any] | str | Path, **setti
 
     Args:
         config: of a run on questions; as for `run`.
-        settings: fields of `hushprompt.audits.exposure.SecretSettings`, such as num_repeats=3.
+        settings: as for `audit`, such as num_secrets=8, num_repeats=3 or epsilons=(8.0, math.inf).
 
     Returns:
-        Exposure in bits, one for each audience that holds a prompt.
+        Exposure in bits, one for each audience that holds a prompt, and each budget. No file is left.
 
     Raises:
         ConfigError: the data have no questions, the client too few, or the method trains no context.
     """
-    return exposures.secret_exposures(configs.resolve(config, {}), SecretSettings(**settings))
+    alone: dict[str, Any] = {"attacks": (), "num_canaries": 0, "num_gradient_canaries": 0, "workers": 1}
+    with TemporaryDirectory() as folder:
+        record = audits.audit(configs.resolve(config, {}), out=folder, **{"num_secrets": 4, **alone, **settings})
+    return tuple(one.secrets for budget in record.budgets for one in budget.audiences if one.secrets is not None)
 
 
 @files_told()

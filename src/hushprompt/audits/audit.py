@@ -16,19 +16,23 @@ from hushprompt.audits.audit_record import CRAFTED_POWER, FORMAT, AudienceAudit,
 from hushprompt.audits.canaries import CanaryAudit, canary_audits
 from hushprompt.audits.client_canaries import has_client_canaries
 from hushprompt.audits.crafted_prompts import crafted_results, why_left_out
+from hushprompt.audits.exposure import Exposure, SecretSettings, exposures
 from hushprompt.audits.mechanism_audit import Bound, audit_audience, bound_of
 from hushprompt.audits.metrics import AttackResult
-from hushprompt.audits.shadows import OnShadow, job_path, load, load_shadows, run_shadows, target_path
+from hushprompt.audits.shadows import OnShadow, job_path, load, load_shadows, run_shadows, secrets_path, target_path
 from hushprompt.audits.suite import ATTACKS, MIN_SHADOWS, Audited, attack_all
 from hushprompt.audits.world import audiences, check_attackable
 from hushprompt.checks import one_of, positive
 from hushprompt.config import parse as configs
 from hushprompt.config.schema import RunConfig
+from hushprompt.data.base import Dataset
+from hushprompt.data.partitions.base import ClientShard
 from hushprompt.errors import ConfigError, ResumeError
 from hushprompt.federation.planning import plan_arms
 from hushprompt.federation.setup import Classes, client_sizes, declared_classes, make_partition, num_trained_classes
 from hushprompt.methods.base import OneRelease
 from hushprompt.methods.linear_head import LinearHead
+from hushprompt.models.generative import GenerativeConfig
 from hushprompt.privacy.config import Audience
 from hushprompt.registry import METHODS
 from hushprompt.runs import identity as identities
@@ -59,10 +63,16 @@ class AuditSettings:
     num_targets: int = 10
     """Examples that `crafted_prompt` is aimed at, each in 20 runs of the client; at most all that it has."""
     num_canaries: int = 200
-    """Mislabelled examples of the end-to-end audit, or clients of as many federations as it takes where the unit is a
-    client; 0 leaves it out."""
+    """Mislabelled examples of the end-to-end audit, questions with made-up answers, or clients of as many federations
+    as it takes where the unit is a client; 0 leaves it out."""
     num_gradient_canaries: int = 5000
     """Gradient canaries of the mechanism audit; 0 leaves it out."""
+    num_secrets: int | None = None
+    """Secrets in the client's answers, whose exposure is measured; None: 4 where the data have questions, else none."""
+    num_repeats: int = 1
+    """Training examples that have each secret."""
+    num_digits: int = 3
+    """Random digits of a secret, from 1 to 4."""
 
     def __post_init__(self) -> None:
         """Check the fields."""
@@ -78,6 +88,22 @@ class AuditSettings:
         for name in ("num_canaries", "num_gradient_canaries"):
             if 0 < getattr(self, name) < 10 or getattr(self, name) < 0:
                 raise ConfigError(f"{name} must be 0 or at least 10, got {getattr(self, name)}.")
+        self._secrets(self.num_secrets or 1)
+
+    def _secrets(self, num_secrets: int) -> SecretSettings:
+        """Return what is hidden."""
+        return SecretSettings(num_secrets=num_secrets, num_repeats=self.num_repeats, num_digits=self.num_digits)
+
+    def secrets_in(self, dataset: Dataset) -> SecretSettings | None:
+        """Return what is hidden in answers; None where nothing is.
+
+        Raises:
+            ConfigError: secrets are asked for, and there are no answers.
+        """
+        if self.num_secrets and not dataset.is_open:
+            raise ConfigError(f"A secret is hidden in an answer, and {dataset.name} has classes. Leave secrets out.")
+        wanted = (4 if dataset.is_open else 0) if self.num_secrets is None else self.num_secrets
+        return self._secrets(wanted) if wanted else None
 
     @property
     def on_shadows(self) -> tuple[str, ...]:
@@ -175,10 +201,7 @@ def measure(
     """
     config = dataclasses.replace(config, references=())
     dataset = config.data.load()
-    if dataset.is_open:
-        raise ConfigError(
-            f"The attacks read scores of classes, and {dataset.name} has questions. Use hushprompt.secret_exposures."
-        )
+    secrets = settings.secrets_in(dataset)
     partition = make_partition(config, dataset)
     declared = declared_classes(config, dataset.class_names[: num_trained_classes(config, dataset)])
     arms = budget_arms(config, settings.epsilons, client_sizes(partition), declared)
@@ -193,27 +216,22 @@ def measure(
     clients = partition.clients
     if not 0 <= settings.client_id < len(clients):
         raise ConfigError(f"--client must lie in 0 to {len(clients) - 1}, got {settings.client_id}.")
-    left_out = _left_out(config, arms[0], settings)
-    is_crafted = CRAFTED in settings.attacks and Audience.SERVER in settings.audiences and not left_out
-    work = AuditWork(config, arms, settings, folder, on_shadow, num_workers, is_crafted)
+    client = clients[settings.client_id]
+    if secrets is not None:
+        secrets.check_fits(len(client.indices["train"]), settings.client_id)
+    left_out = _left_out(config, arms[0], settings, is_open=dataset.is_open)
+    settings = dataclasses.replace(settings, attacks=tuple(one for one in settings.attacks if one not in left_out))
+    is_crafted = CRAFTED in settings.attacks and Audience.SERVER in settings.audiences
+    work = AuditWork(config, arms, settings, folder, on_shadow, num_workers, is_crafted, secrets)
     if config.privacy.privacy_unit == "client":
         num_candidates, num_shadows = len(clients), 0
         if has_client_canaries(config, arms[0]):
             num_shadows = math.ceil(settings.num_canaries / num_candidates)
         found = _with_clients(work, num_shadows)
     else:
-        client = clients[settings.client_id]
-        indices, unseen = client.indices["train"], client.indices[config.evaluation.split]
         num_candidates, num_shadows = client.size, settings.num_shadows if settings.on_shadows else 0
-        found = _with_examples(
-            work,
-            num_shadows,
-            num_candidates,
-            dataset.splits["train"].labels[indices],
-            dataset.splits[config.evaluation.split].labels[unseen],
-            client.groups,
-        )
-    budgets = [_budget(arm, settings, trained, config.seed) for arm, trained in zip(arms, found, strict=True)]
+        found = _with_examples(work, num_shadows, dataset, client)
+    budgets = [_budget(work, arm, trained) for arm, trained in zip(arms, found, strict=True)]
     return AuditRecord(
         format=FORMAT,
         config_identity=config.identity(),
@@ -227,21 +245,31 @@ def measure(
         power=power(budgets),
         budgets=budgets,
         left_out=left_out,
+        has_questions=dataset.is_open,
     )
 
 
-def _left_out(config: RunConfig, arm: Arm, settings: AuditSettings) -> dict[str, str]:
+def _left_out(config: RunConfig, arm: Arm, settings: AuditSettings, *, is_open: bool) -> dict[str, str]:
     """Return which attacks have no meaning for a config, and why.
 
     Raises:
         ConfigError: such an attack was asked for by name.
     """
-    why = why_left_out(config, arm, settings.client_id) if CRAFTED in settings.attacks else None
-    if why is None:
-        return {}
-    if settings.attacks != ATTACKS:
-        raise ConfigError(f"{why} Leave {CRAFTED} out of --attack.")
-    return {CRAFTED: why}
+    is_generative = isinstance(config.backbone, GenerativeConfig)
+    reasons = {
+        CRAFTED: why_left_out(config, arm, settings.client_id),
+        "pipra": "PIPRA compares text features with image features, and a generative model has none."
+        if is_generative
+        else None,
+        "shadow_mlp": "The shadow MLP learns from the scores of all classes, and questions have none."
+        if is_open
+        else None,
+    }
+    found = {attack: why for attack, why in reasons.items() if why and attack in settings.attacks}
+    for attack, why in found.items():
+        if settings.attacks != ATTACKS:
+            raise ConfigError(f"{why} Leave {attack} out of --attack.")
+    return found
 
 
 def budget_arms(
@@ -272,12 +300,19 @@ class AuditWork:
     num_workers: int
     is_crafted: bool
     """Whether prompts are crafted."""
+    secrets: SecretSettings | None = None
+    """What is hidden in answers of one more run of each arm."""
 
     def train(self, num_shadows: int, num_canaries: int, num_targets: int = 0) -> None:
         """Train what is missing."""
         client, folder, workers = self.settings.client_id, self.folder, self.num_workers
         numbers = (num_shadows, num_canaries, folder, self.on_shadow, workers, num_targets)
-        run_shadows(self.config, self.arms, client, *numbers)
+        run_shadows(self.config, self.arms, client, *numbers, secrets=self.secrets)
+
+    def exposures(self, arm: Arm) -> dict[Audience, Exposure]:
+        """Return how much each audience's prompt tells of the secrets; empty where none are hidden."""
+        secrets = self.secrets
+        return {} if secrets is None else exposures(load(secrets_path(self.folder, arm, secrets)), arm, secrets)
 
     def paths(self, arm: Arm, num_shadows: int) -> list[Path]:
         """Return the files of an arm's shadow federations."""
@@ -293,31 +328,27 @@ class TrainedArm:
     clear_sums: AttackResult | None = None
 
 
-def _with_examples(
-    work: AuditWork,
-    num_shadows: int,
-    num_candidates: int,
-    labels: np.ndarray,
-    population: np.ndarray,
-    groups: np.ndarray | None,
-) -> list[TrainedArm]:
+def _with_examples(work: AuditWork, num_shadows: int, dataset: Dataset, client: ClientShard) -> list[TrainedArm]:
     """Attack one client's examples or groups, in federations and by crafted prompts, and guess about mislabelled ones.
 
     Args:
         work: what is trained.
         num_shadows: federations of each arm.
-        num_candidates: the client's examples, or groups where these are the unit.
-        labels: of the client's examples.
-        population: labels of its evaluation images.
-        groups: number of each example's group, where these are the unit.
+        dataset: what the client has examples of.
+        client: who is attacked.
     """
     settings, seed = work.settings, work.config.seed
-    if settings.num_canaries > num_candidates:
-        unit = "group" if work.config.privacy.privacy_unit == "group" else "example"
+    if settings.num_canaries > client.size:
+        unit = "example" if client.groups is None else "group"
         raise ConfigError(
-            f"--canaries must be at most the {counted(num_candidates, unit)} of client {settings.client_id}, got "
+            f"--canaries must be at most the {counted(client.size, unit)} of client {settings.client_id}, got "
             f"{settings.num_canaries}."
         )
+    labels, population = (
+        dataset.splits[split].labels[client.indices[split]] for split in ("train", work.config.evaluation.split)
+    )
+    if dataset.is_open:  # of two columns, the first is the true answer's
+        labels, population = np.zeros_like(labels), np.zeros_like(population)
     num_targets = min(settings.num_targets, len(labels)) if work.is_crafted else 0
     work.train(num_shadows, settings.num_canaries, num_targets)
     found = []
@@ -327,7 +358,7 @@ def _with_examples(
         if num_shadows:
             shadows = load_shadows(work.paths(arm, num_shadows))
             claim = Audited(arm.plan.config.delta, bound_of(arm.plan)) if isinstance(arm.method, LinearHead) else None
-            attacks = attack_all(shadows, labels, population, settings.on_shadows, seed, claim, groups)
+            attacks = attack_all(shadows, labels, population, settings.on_shadows, seed, claim, client.groups)
         if settings.num_canaries:
             kept = load(job_path(work.folder, arm, None, settings.num_canaries))
             bound: Bound = "f_dp_gaussian" if isinstance(arm.method, OneRelease) else "one_run"
@@ -356,15 +387,15 @@ def _with_clients(work: AuditWork, num_shadows: int) -> list[TrainedArm]:
     return found
 
 
-def _budget(arm: Arm, settings: AuditSettings, trained: TrainedArm, seed: int) -> BudgetAudit:
+def _budget(work: AuditWork, arm: Arm, trained: TrainedArm) -> BudgetAudit:
     """Put together what was measured of one budget."""
-    guarantees = arm.plan.guarantees()
+    settings, guarantees, told = work.settings, arm.plan.guarantees(), work.exposures(arm)
     found = []
     for audience in (one for one in audiences(arm) if one in settings.audiences):
         guarantee = guarantees[audience]
         mechanism = []
         if settings.num_gradient_canaries:
-            rng = stream(seed, "mechanism audit", arm.label, str(audience))
+            rng = stream(work.config.seed, "mechanism audit", arm.label, str(audience))
             mechanism = audit_audience(arm.plan, audience, num_canaries=settings.num_gradient_canaries, rng=rng)
         found.append(
             AudienceAudit(
@@ -373,6 +404,7 @@ def _budget(arm: Arm, settings: AuditSettings, trained: TrainedArm, seed: int) -
                 mechanism=mechanism,
                 canaries=trained.canaries.get(audience, []),
                 attacks=trained.attacks.get(audience, []),
+                secrets=told.get(audience),
             )
         )
     clear = trained.clear_sums

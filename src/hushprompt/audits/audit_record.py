@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hushprompt.audits.canaries import CanaryAudit
+from hushprompt.audits.exposure import Exposure
+from hushprompt.audits.lower_bounds import CONFIDENCE
 from hushprompt.audits.mechanism_audit import AuditResult
 from hushprompt.audits.metrics import AttackResult, Interval
 
@@ -26,9 +28,11 @@ class AudienceAudit:
     mechanism: list[AuditResult]
     """Lower bounds from gradient canaries through sampling, clipping, noise and division."""
     canaries: list[CanaryAudit]
-    """Lower bounds from mislabelled images, or from whole clients, through the whole training."""
+    """Lower bounds from mislabelled images, made-up answers or whole clients, through the whole training."""
     attacks: list[AttackResult]
     """Membership attacks, with lower bounds from the guesses of those whose scores owe nothing to the coins."""
+    secrets: Exposure | None = None
+    """How much the audience's prompt tells of secrets in answers; None: none were hidden. No bound on epsilon."""
 
     @property
     def end_to_end(self) -> float:
@@ -77,15 +81,18 @@ class Power:
     """The attack whose interval of the AUC begins the highest."""
     auc: Interval | None
     """Its AUC."""
+    secrets: float | None = None
+    """Chance that a prompt which never saw the secrets tells as much."""
 
     @property
     def has_power(self) -> dict[str, bool | None]:
-        """Whether each kind found something; None where it was left out."""
-        return {
+        """Whether each kind found something; None where it was left out. Secrets are named where there were some."""
+        found = {
             "mechanism": None if self.mechanism is None else self.mechanism > 0,
             "end_to_end": None if self.end_to_end is None else self.end_to_end > 0,
             "attack": None if self.auc is None else (self.auc.low or 0.0) > 0.5,
         }
+        return found if self.secrets is None else {**found, "secrets": self.secrets < 1 - CONFIDENCE}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +107,7 @@ class AuditRecord:
     num_candidates: int
     """Examples of the client that are attacked, or clients where they are the unit."""
     num_shadows: int
-    """Federations of each budget, beside the one with mislabelled images."""
+    """Federations of each budget, beside those with canaries and secrets."""
     seed: int
     confidence: float
     power: dict[str, Power]
@@ -108,13 +115,16 @@ class AuditRecord:
     budgets: list[BudgetAudit]
     left_out: dict[str, str] = field(default_factory=dict)
     """Attacks that have no meaning here, and why."""
+    has_questions: bool = False
+    """Whether examples have questions with answers of their own, and not classes."""
 
 
 def power(budgets: Sequence[BudgetAudit]) -> dict[str, Power]:
     """Say by audience what was found without noise: what finds nothing there proves nothing elsewhere."""
     found = {}
     for one in (one for budget in budgets for one in budget.audiences):
-        if math.isfinite(float(one.claimed["epsilon"])) or not (one.mechanism or one.canaries or one.attacks):
+        measured = one.mechanism or one.canaries or one.attacks or one.secrets
+        if math.isfinite(float(one.claimed["epsilon"])) or not measured:
             continue
         best = max(one.attacks, key=lambda attack: attack.auc.low or 0.0, default=None)
         found[one.audience] = Power(
@@ -122,5 +132,6 @@ def power(budgets: Sequence[BudgetAudit]) -> dict[str, Power]:
             end_to_end=one.end_to_end if one.canaries else None,
             attack=best.attack if best else None,
             auc=best.auc if best else None,
+            secrets=one.secrets.p_value if one.secrets else None,
         )
     return found

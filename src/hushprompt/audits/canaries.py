@@ -1,10 +1,10 @@
 """One run with mislabelled images of one client: a lower bound on epsilon of the whole system, end to end.
 
 Some of the client's examples, or of its groups where these are the unit, get a wrong label and are in or out by a fair
-coin each; everything else is trained as always. The auditor sees what an audience sees and guesses the coins (Steinke,
-Nasr, Jagielski 2023, arXiv:2305.08846). A wrong label is a strong canary: its gradient is large and points where no
-other example's does. Every canary has two scores: what the last prompt says of it, and the likelihood ratio of all
-releases on the way (`likelihood.py`).
+coin each; everything else is trained as always. Where examples have questions they get a made-up answer, digits at
+random. The auditor sees what an audience sees and guesses the coins (Steinke, Nasr, Jagielski 2023, arXiv:2305.08846).
+A wrong label is a strong canary: its gradient is large and points where no other example's does. Every canary has two
+scores: what the last prompt says of it, and the likelihood ratio of all releases on the way (`likelihood.py`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ from hushprompt.seeding import stream
 from hushprompt.words import counted
 
 BELIEF = {Audience.PUBLIC: "global prompt", Audience.PERSONAL: "personal prompt"}
-"""Prompts that an audience is asked about the wrong label, in words."""
+"""Prompts that an audience is asked about the wrong label or answer, in words."""
+NUM_DIGITS = 6
+"""Digits of a made-up answer, each a token of its own."""
 RELEASES = {Audience.PUBLIC: "all releases", Audience.PERSONAL: "all releases", Audience.SERVER: "all that it received"}
 """What an audience saw on the way."""
 
@@ -47,6 +49,8 @@ class CanaryAudit:
 
 def with_canaries(world: World, num_canaries: int, *, of_declared: bool = False) -> World:
     """Return the same federation with some of the client's examples, or groups, mislabelled; they are the candidates.
+
+    Questions get made-up answers, all of a group the same.
 
     Args:
         world: to be changed.
@@ -69,6 +73,10 @@ def with_canaries(world: World, num_canaries: int, *, of_declared: bool = False)
     coins = np.sort(rng.permutation(own.num_coins)[:num_canaries])
     chosen = coins if own.groups is None else np.flatnonzero(np.isin(own.groups, coins))
     groups = None if own.groups is None else np.searchsorted(coins, own.groups[chosen])
+    if own.texts is not None:
+        made_up = [" ".join(map(str, digits)) for digits in rng.integers(10, size=(num_canaries, NUM_DIGITS))]
+        owners = range(num_canaries) if groups is None else groups.tolist()
+        return world.with_answers(chosen, [made_up[owner] for owner in owners], groups)
     classes = _classes(world) if of_declared else np.arange(world.federation.model.num_classes)
     shift = rng.integers(1, len(classes), size=num_canaries)
     shift = shift if groups is None else shift[groups]
@@ -93,12 +101,12 @@ def train_canaries(world: World, arm: Arm, num_canaries: int) -> dict[str, Tenso
     state, watch = audited.train(arm, is_in, seed, judges=True)
     first = start(world.config, world.federation, arm)
     kept = {"is_in": torch.from_numpy(is_in)}
-    labels = torch.from_numpy(audited.candidates.labels)[:, None]
+    targets, examples = torch.from_numpy(audited.candidates.targets)[:, None], audited.examples
     for audience in audiences(arm):
         if audience in BELIEF:
-            before, after = (audited.log_probs(arm, which, audience, audited.features) for which in (first, state))
-            # How much more the trained prompt believes the wrong label than the public start does.
-            moved = (after.gather(1, labels) - before.gather(1, labels))[:, 0]
+            before, after = (audited.log_probs(arm, which, audience, examples).cpu() for which in (first, state))
+            # How much more the trained prompt believes the wrong label or answer than the public start does.
+            moved = (after.gather(1, targets) - before.gather(1, targets))[:, 0]
             kept[str(audience)] = audited.candidates.by_coin(moved)
         judged = watch.scores(audience)
         if judged is not None:

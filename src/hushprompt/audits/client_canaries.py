@@ -115,7 +115,9 @@ class ClientWatch(TrainingObserver):
         arm, federation, indices = self._arm, self._federation, self._images[client_id]
         features = federation.train_features[arm.method.feature_kind].rows(indices, np.zeros_like(indices))
         device = federation.model.device
-        batch = Batch(features.to(device), federation.train_labels[torch.from_numpy(indices)].to(device))
+        rows, texts = torch.from_numpy(indices), federation.train_texts
+        own = None if texts is None else texts.of(rows)
+        batch = Batch(features.to(device), federation.train_labels[rows].to(device), texts=own)
         mechanism = arm.plan.mechanism(
             allowed=Channel.LOCAL,
             expected_count=float(len(indices)),

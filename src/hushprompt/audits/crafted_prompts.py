@@ -18,6 +18,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -38,10 +39,11 @@ from hushprompt.federation.client import ClientUpdate, Step
 from hushprompt.federation.payload import PayloadKind, payload_kind
 from hushprompt.federation.training import Participants
 from hushprompt.methods.base import Batch, Personal, Upload
-from hushprompt.methods.context import ContextConfig
+from hushprompt.methods.context import ContextConfig, HasContext
 from hushprompt.privacy.adaptive import ClipNorms
 from hushprompt.privacy.config import Audience, Channel
 from hushprompt.privacy.mechanisms.base import Mechanism
+from hushprompt.prompts.generative_model import GenerativeModel
 from hushprompt.prompts.optimizer import Optimizer
 from hushprompt.runs.arm import Arm
 from hushprompt.runs.state import State
@@ -144,12 +146,22 @@ class _Known:
     def slope(self, context: Tensor, place: int) -> Tensor:
         """Return the gradient of what a crafted context makes small: all losses but the target's."""
         moved = context.detach().clone().requires_grad_(True)
-        shared = dataclasses.replace(self.state.shared, context=moved)
-        logits = self.arm.method.logits(self.world.federation.model, shared, self.personal, self.batch.image_features)
-        losses = F.cross_entropy(logits, self.batch.labels, reduction="none")
+        losses = self.losses(dataclasses.replace(self.state.shared, context=moved))
         others = (losses.sum() - losses[place]) / max(len(losses) - 1, 1)
         (slope,) = torch.autograd.grad(others + TARGET_WEIGHT * (TARGET_LOSS - losses[place]).relu(), moved)
         return slope
+
+    def losses(self, shared: Any) -> Float[Tensor, " n"]:
+        """Return the loss of each of the client's examples, differentiable in the shared context."""
+        model, method, batch = self.world.federation.model, self.arm.method, self.batch
+        if isinstance(model, GenerativeModel):
+            context = cast(HasContext, method).context(shared, self.personal)
+            grads, losses = model.gradients(context.detach(), batch)
+            # The same values and slopes, and no pass keeps more examples for its way back than a step does.
+            moved = torch.einsum("bte,te->b", grads, context)
+            return losses + moved - moved.detach()
+        logits = method.logits(model, shared, self.personal, batch.image_features)
+        return F.cross_entropy(logits, batch.labels, reduction="none")
 
     def judged(self, context: Tensor, place: int) -> Crafted:
         """Compute what each of the client's examples would add at a context, and how far the target stands out."""
@@ -175,9 +187,7 @@ class _Known:
 
 def _known(world: World, arm: Arm) -> _Known:
     """Return what the server knows."""
-    device = world.federation.model.device
-    labels, images = torch.from_numpy(world.candidates.labels).to(device), world.features.to(device)
-    return _Known(world, arm, start(world.config, world.federation, arm), Batch(images, labels, world.declared))
+    return _Known(world, arm, start(world.config, world.federation, arm), world.examples)
 
 
 def _run(world: World, arm: Arm, crafted: Crafted, index: int, number: int) -> dict[str, Tensor]:

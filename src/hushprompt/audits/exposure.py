@@ -7,25 +7,21 @@ that never saw the secret has 1.44 bits on average, and log2 |R| says that it is
 
 from __future__ import annotations
 
-import dataclasses
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int
+from scipy.stats import gamma
 from torch import Tensor
 
 from hushprompt import checks
-from hushprompt.audits.watch import TrainingObserver
-from hushprompt.audits.world import audiences, start, train_watched
-from hushprompt.config.schema import RunConfig
+from hushprompt.audits.world import World, audiences, start
 from hushprompt.errors import ConfigError
-from hushprompt.federation.planning import plan_arms
-from hushprompt.federation.questions import texts_of
-from hushprompt.federation.setup import Federation, assemble, client_sizes, load_model, make_partition
-from hushprompt.methods.context import ContextConfig
 from hushprompt.privacy.config import Audience
+from hushprompt.prompts.generative_model import GenerativeModel
 from hushprompt.runs.arm import Arm
 from hushprompt.runs.state import State
 from hushprompt.seeding import stream
@@ -37,10 +33,8 @@ ANSWER = "the code is {}"
 
 @dataclass(frozen=True, kw_only=True)
 class SecretSettings:
-    """What is hidden, and where."""
+    """What is hidden."""
 
-    client_id: int = 0
-    """Whose training answers are replaced."""
     num_secrets: int = 4
     """Secrets, each in examples of its own."""
     num_repeats: int = 1
@@ -53,10 +47,19 @@ class SecretSettings:
         checks.positive(num_secrets=self.num_secrets, num_repeats=self.num_repeats)
         checks.in_range(1, 4, num_digits=self.num_digits)
 
+    def check_fits(self, num_examples: int, client_id: int) -> None:
+        """Raise ConfigError unless a client has an example for every place."""
+        needed = self.num_secrets * self.num_repeats
+        if needed > num_examples:
+            raise ConfigError(
+                f"{self.num_secrets} secrets, each in {counted(self.num_repeats, 'example')}, need {needed} "
+                f"training examples, and client {client_id} has {num_examples}. Use fewer."
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Exposure:
-    """How much an audience's prompt tells of the secrets, in bits, one a secret."""
+    """How much an audience's prompt tells of the secrets, in bits, one a secret. It is no bound on epsilon."""
 
     audience: str
     before: tuple[float, ...]
@@ -65,74 +68,74 @@ class Exposure:
     """Of the trained prompt."""
     most: float
     """log2 |R|: a secret that is the likeliest of all."""
+    num_repeats: int
+    """Training examples that had each secret."""
+    p_value: float
+    """Chance that a prompt which never saw the secrets has as many bits in sum."""
     claim: str
     """What the run claims for this audience."""
 
 
-def secret_exposures(config: RunConfig, settings: SecretSettings) -> tuple[Exposure, ...]:
-    """Train once with secrets in some of a client's answers, and rank each among all answers of its form.
+def train_secrets(world: World, arm: Arm, settings: SecretSettings) -> dict[str, Tensor]:
+    """Train once with secrets in some of the client's answers, and rank each among all answers of its form.
 
     Args:
-        config: of a run on questions with a method that trains a context; its references are left out.
+        world: whose candidates are the client's examples, with questions.
+        arm: method and privacy plan.
         settings: what is hidden.
 
     Returns:
-        For the public (global prompt) and for the holder of the client's personal prompt, as far as there are both.
-
-    Raises:
-        ConfigError: the data have no questions, the client too few, or the method trains no context.
+        Bits [s] of each audience's prompt before and after, by name.
     """
-    config = dataclasses.replace(config, references=())
-    dataset = config.data.load()
-    if not dataset.is_open:
-        raise ConfigError(f"A secret is hidden in an answer, and {dataset.name} has classes. Use hushprompt audit.")
-    partition = make_partition(config, dataset)
-    (arm,) = plan_arms(config, client_sizes(partition), None)
-    seen = [audience for audience in audiences(arm) if audience is not Audience.SERVER]
-    if not isinstance(arm.method, ContextConfig) or not seen:
-        raise ConfigError("The method trains no context on private data, so no secret can be in one.")
-    model: Any = load_model(config, dataset, [arm])
-    federation = assemble(config, model, dataset, partition, lambda *_: None)
-    chosen = _places(config, federation, settings)
-    split, codes = dataset.splits["train"], _codes(settings.num_digits)
-    secrets = stream(config.seed, "secret digits").integers(len(codes), size=settings.num_secrets)
-    answers = list(split.answers or ())
-    for rows, secret in zip(chosen.tolist(), secrets.tolist(), strict=True):
-        for row in rows:
-            answers[row] = (codes[secret],)
-    hidden = dataclasses.replace(split, answers=tuple(answers))
-    federation = dataclasses.replace(federation, train_texts=texts_of(model, hidden, config))
-    first = start(config, federation, arm)
-    trained = train_watched(config, federation, arm, first, TrainingObserver())
-    media = federation.train_features[arm.method.feature_kind].rows(chosen[:, 0], np.zeros_like(chosen[:, 0]))
-    asked = [
-        (one, (hidden.questions or ())[row]) for one, row in zip(media.split(1), chosen[:, 0].tolist(), strict=True)
-    ]
+    seed, codes = world.config.seed, _codes(settings.num_digits)
+    secrets = stream(seed, "secret digits").integers(len(codes), size=settings.num_secrets)
+    places = _places(world, settings)
+    told = world.with_answers(places.ravel(), [codes[one] for one in np.repeat(secrets, settings.num_repeats)])
+    state, _ = told.train(arm, np.ones(places.size, dtype=bool), seed)
+    first = start(world.config, world.federation, arm)
+    return {
+        f"{audience}.{when}": _bits(told, arm, which, audience, secrets, codes)
+        for audience in audiences(arm)
+        if audience is not Audience.SERVER
+        for when, which in (("before", first), ("after", state))
+    }
 
-    def bits(state: State, audience: Audience) -> tuple[float, ...]:
-        context = _context(arm, state, audience, settings.client_id)
-        return tuple(
-            exposure(model.likelihoods(context, one.to(model.device), question, codes), secret)
-            for (one, question), secret in zip(asked, secrets.tolist(), strict=True)
-        )
 
-    guarantees = arm.plan.guarantees()
-    return tuple(
-        Exposure(
+def _bits(
+    told: World, arm: Arm, state: State, audience: Audience, secrets: Int[np.ndarray, " s"], codes: Sequence[str]
+) -> Float[Tensor, " s"]:
+    """Ask for each secret at the first example that has it."""
+    context, model = told.context(arm, state, audience), told.federation.model
+    assert isinstance(model, GenerativeModel), "questions are answered"
+    asked = told.examples.of(torch.arange(len(secrets)) * (len(told.candidates.indices) // len(secrets)))
+    assert asked.texts is not None, "examples have questions"
+    rows = zip(asked.image_features.split(1), asked.texts.questions.split(1), secrets.tolist(), strict=True)
+    return torch.tensor(
+        [exposure(model.likelihoods(context, one, question, codes), secret) for one, question, secret in rows],
+        dtype=torch.float64,
+    )
+
+
+def exposures(kept: Mapping[str, Tensor], arm: Arm, settings: SecretSettings) -> dict[Audience, Exposure]:
+    """Set what `train_secrets` found beside the claims."""
+    guarantees, found = arm.plan.guarantees(), {}
+    for audience in (one for one in audiences(arm) if one is not Audience.SERVER):
+        before, after = (tuple(kept[f"{audience}.{when}"].tolist()) for when in ("before", "after"))
+        found[audience] = Exposure(
             audience=str(audience),
-            before=bits(first, audience),
-            after=bits(trained, audience),
-            most=math.log2(len(codes)),
+            before=before,
+            after=after,
+            most=settings.num_digits * math.log2(10),
+            num_repeats=settings.num_repeats,
+            p_value=p_value(after),
             claim=guarantees[audience].statement(),
         )
-        for audience in seen
-    )
+    return found
 
 
 def exposure(likelihoods: Float[Tensor, " r"], secret: int) -> float:
     """Return log2 r less log2 of the secret's rank; equals count as likelier than it.
 
-    >>> import torch
     >>> exposure(torch.tensor([-3.0, -1.0, -2.0, -4.0]), 2)
     1.0
     """
@@ -140,31 +143,25 @@ def exposure(likelihoods: Float[Tensor, " r"], secret: int) -> float:
     return math.log2(len(likelihoods)) - math.log2(rank)
 
 
+def p_value(bits: Sequence[float]) -> float:
+    """Return the chance of so many bits in sum, or more, where no secret was ever seen.
+
+    A secret is drawn uniformly, so rank / |R| is a p-value; several are combined as by Fisher (1925).
+
+    >>> round(p_value([10.0]) * 2**10, 6), p_value([0.0, 0.0])
+    (1.0, 1.0)
+    """
+    return float(gamma.sf(sum(bits) * math.log(2), len(bits)))
+
+
 def _codes(num_digits: int) -> tuple[str, ...]:
     """Return all answers that a secret could be."""
     return tuple(ANSWER.format(" ".join(f"{code:0{num_digits}d}")) for code in range(10**num_digits))
 
 
-def _places(config: RunConfig, federation: Federation, settings: SecretSettings) -> Int[np.ndarray, "s k"]:
-    """Draw the training examples that have each secret."""
-    clients = federation.partition.clients
-    if not 0 <= settings.client_id < len(clients):
-        raise ConfigError(f"client_id must lie in 0 to {len(clients) - 1}, got {settings.client_id}.")
-    own, needed = clients[settings.client_id].indices["train"], settings.num_secrets * settings.num_repeats
-    if needed > len(own):
-        raise ConfigError(
-            f"{settings.num_secrets} secrets, each in {counted(settings.num_repeats, 'example')}, need {needed} "
-            f"training examples, and client {settings.client_id} has {len(own)}. Use fewer."
-        )
-    drawn = stream(config.seed, "secret places").permutation(own)[:needed]
+def _places(world: World, settings: SecretSettings) -> Int[np.ndarray, "s k"]:
+    """Draw the candidates that have each secret."""
+    own, needed = world.candidates, settings.num_secrets * settings.num_repeats
+    settings.check_fits(len(own.indices), own.client_id)
+    drawn = stream(world.config.seed, "secret places").permutation(len(own.indices))[:needed]
     return drawn.reshape(settings.num_secrets, settings.num_repeats)
-
-
-def _context(arm: Arm, state: State, audience: Audience, client_id: int) -> Float[Tensor, "t e"]:
-    """Return the context that an audience holds."""
-    method: Any = arm.method
-    context = method.shared_context(state.shared) if audience is Audience.PUBLIC else (
-        method.context(state.shared, state.personal[client_id])
-    )  # fmt: skip
-    assert context is not None, "an audience with a claim sees something"
-    return context

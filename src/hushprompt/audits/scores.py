@@ -11,14 +11,30 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float, Int
 from scipy.special import logsumexp
 from scipy.stats import norm
+from torch import Tensor
 
 from hushprompt import checks
 
 TUNING_GRID = tuple(float(a) for a in np.linspace(0.0, 1.0, 11))
 """Values of RMIA's `a` that are tried on a shadow model."""
+LEAST_LOSS = 1e-9
+"""Loss that stands for none: its logit is finite."""
+
+
+def answer_log_probs(losses: Float[Tensor, " n"]) -> Float[Tensor, "n 2"]:
+    """Return ln p and ln(1 - p) of answers, p being the geometric mean of the probabilities of an answer's tokens.
+
+    So an answer is attacked as one of two classes is: -ln p is its loss per token.
+
+    >>> answer_log_probs(torch.tensor([0.5])).exp()
+    tensor([[0.6065, 0.3935]], dtype=torch.float64)
+    """
+    log_p = -losses.double().clamp(min=LEAST_LOSS)
+    return torch.stack([log_p, (-torch.expm1(log_p)).log()], dim=1)
 
 
 def true_log_probs(log_probs: Float[np.ndarray, "*s n c"], labels: Int[np.ndarray, " n"]) -> Float[np.ndarray, "*s n"]:

@@ -28,6 +28,7 @@ from hushprompt import files, seeding
 from hushprompt.audits.canaries import train_canaries
 from hushprompt.audits.client_canaries import has_client_canaries, train_clients
 from hushprompt.audits.crafted_prompts import attack_target
+from hushprompt.audits.exposure import SecretSettings, train_secrets
 from hushprompt.audits.world import World, audiences, candidates_of
 from hushprompt.config.schema import RunConfig
 from hushprompt.errors import HushpromptError, ResumeError
@@ -52,10 +53,12 @@ class ShadowTask:
 
     arm_index: int
     index: int | None
-    """Of the shadow federation, from 0, or of a crafted prompt's target; None for the run with canaries."""
+    """Of the shadow federation, from 0, or of a crafted prompt's target; None for the run with canaries or secrets."""
     path: Path
     is_crafted: bool = False
     """Whether a crafted prompt is sent to one client, and no federation trained."""
+    secrets: SecretSettings | None = None
+    """What is hidden in answers of the one federation that is trained for it."""
 
 
 @dataclass(frozen=True)
@@ -99,8 +102,8 @@ def train_shadow(world: World, arm: Arm, index: int) -> dict[str, Tensor]:
         judged = {who: watch.scores(who) for who in audiences(arm)}
         kept |= {f"{who}.{RATIOS}": torch.from_numpy(found) for who, found in judged.items() if found is not None}
     for audience in (one for one in audiences(arm) if one is not Audience.SERVER):
-        kept[f"{audience}.candidates"] = world.log_probs(arm, state, audience, world.features)
-        kept[f"{audience}.population"] = world.log_probs(arm, state, audience, world.population[0])
+        kept[f"{audience}.candidates"] = world.log_probs(arm, state, audience, world.examples)
+        kept[f"{audience}.population"] = world.log_probs(arm, state, audience, world.population)
     for name, transcript in ((TRANSCRIPT, watch.public), (UPLOADS, watch.uploads)):
         if transcript.releases:
             kept[name] = torch.from_numpy(world.projections(arm, transcript))
@@ -113,7 +116,7 @@ def train_shadow(world: World, arm: Arm, index: int) -> dict[str, Tensor]:
         if published is not None:
             kept |= {f"prompt.{name}.{key}": tensor for key, tensor in published.tensors.items()}
             kept |= _texts(name, published, world.candidates.labels)
-    if index == 0:  # the same for all
+    if index == 0 and any(name.endswith(f".{TEXTS}") for name in kept):  # the same for all
         kept[IMAGES] = world.features.cpu().float()
     return kept
 
@@ -138,6 +141,7 @@ def run_shadows(
     on_shadow: OnShadow,
     num_workers: int = 0,
     num_targets: int = 0,
+    secrets: SecretSettings | None = None,
 ) -> None:
     """Train what is missing of `num_shadows` federations and one run with canaries an arm, and leave one file each.
 
@@ -151,6 +155,7 @@ def run_shadows(
         on_shadow: progress.
         num_workers: processes, each with one thread; 0 takes one a core, 1 stays in this process.
         num_targets: examples that crafted prompts are aimed at.
+        secrets: what is hidden in the answers of one more run an arm; None leaves it out.
 
     Raises:
         ResumeError: a file of another audit is in the way.
@@ -165,6 +170,11 @@ def run_shadows(
         for target in range(num_targets)
         for arm_index, arm in enumerate(arms)
     ]
+    if secrets is not None:
+        wanted += [
+            ShadowTask(arm_index, None, secrets_path(folder, arm, secrets), secrets=secrets)
+            for arm_index, arm in enumerate(arms)
+        ]
     tasks = [task for task in wanted if not is_done(task.path, identity(config, arms[task.arm_index], client_id))]
     on_shadow(len(wanted) - len(tasks), len(wanted))
     workers = min(num_workers or len(os.sched_getaffinity(0)), len(tasks))
@@ -218,7 +228,9 @@ class ShadowTrainer:
     def train(self, task: ShadowTask) -> None:
         """Train one federation and write its file."""
         arm, world = self.arms[task.arm_index], self.world
-        if task.index is None:
+        if task.secrets is not None:
+            kept = train_secrets(world, arm, task.secrets)
+        elif task.index is None:
             kept = train_canaries(world, arm, self.num_canaries)
         elif task.is_crafted:
             kept = attack_target(world, arm, task.index)
@@ -250,6 +262,12 @@ def job_path(folder: Path, arm: Arm, index: int | None, num_canaries: int) -> Pa
 def target_path(folder: Path, arm: Arm, target: int) -> Path:
     """Return the file of the crafted prompt that is aimed at a target."""
     return _folder(folder, arm) / f"crafted-{target:04d}.safetensors"
+
+
+def secrets_path(folder: Path, arm: Arm, secrets: SecretSettings) -> Path:
+    """Return the file of the run with secrets."""
+    spelled = f"{secrets.num_secrets}x{secrets.num_repeats}x{secrets.num_digits}"
+    return _folder(folder, arm) / f"secrets-{spelled}.safetensors"
 
 
 def _folder(folder: Path, arm: Arm) -> Path:

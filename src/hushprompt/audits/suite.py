@@ -224,7 +224,7 @@ def rmia_scores(
     population_labels: np.ndarray,
     is_in: Bool[np.ndarray, "s m"],
 ) -> Float[np.ndarray, "s m"]:
-    """Attack every model by RMIA; `a` is tuned on the next model, whose members its auditor knows."""
+    """Attack every model by RMIA; `a` is tuned on the next model with members and others, which its auditor knows."""
     of_candidates = np.exp(scores.true_log_probs(log_probs, labels))
     of_population = np.exp(scores.true_log_probs(population, population_labels))
 
@@ -239,9 +239,10 @@ def rmia_scores(
             a=a,
         )
 
-    found = []
+    found, has_both = [], is_in.any(axis=1) & ~is_in.all(axis=1)
     for model in range(len(is_in)):
-        paired = (model + 1) % len(is_in)
+        later = np.roll(np.arange(len(is_in)), -model - 1)[:-1]
+        paired = int(later[np.argmax(has_both[later])])
         best = scores.tune_rmia(lambda a, p=paired, k=model: metrics.auc(attacked(p, k, a), is_in[p]))  # type: ignore[misc]
         found.append(attacked(model, model, best))
     return np.stack(found)

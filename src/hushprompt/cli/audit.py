@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +15,7 @@ import hushprompt as hp
 from hushprompt.cli.console import INTERRUPTED, console, sentence
 from hushprompt.errors import ConfigError
 from hushprompt.privacy.statements import AUDIENCES, beside_epsilon
+from hushprompt.reporting.audits import exposure_text
 from hushprompt.reporting.formats import WholeTable
 from hushprompt.reporting.tables import epsilon_text
 from hushprompt.words import counted
@@ -32,8 +34,6 @@ BOUNDS = {
     "independent_trials": "error rates of independent trials, any mechanism",
     "gdp_independent_trials": "error rates of independent trials, Gaussian mechanisms",
 }
-CANARIES = {"client": "clients, there or not", "group": "groups of mislabelled images"}
-"""What is in or out in one training, by privacy unit."""
 KINDS = {"mechanism": "gradient canaries", "end_to_end": "canaries in one training", "attack": "attacks"}
 """Kinds of measurements whose power is told apart."""
 
@@ -48,6 +48,9 @@ def audit(
     targets: Annotated[int, typer.Option(help="Examples that crafted prompts are aimed at.")] = 10,
     canaries: Annotated[int, typer.Option(help="Canaries of the end-to-end audit; 0: none.")] = 200,
     gradient_canaries: Annotated[int, typer.Option(help="Canaries of the mechanism audit; 0: none.")] = 5000,
+    secrets: Annotated[int | None, typer.Option(help="Secrets in answers; none: 4 where there are questions.")] = None,
+    repeats: Annotated[int, typer.Option(help="Training examples that have each secret.")] = 1,
+    digits: Annotated[int, typer.Option(help="Random digits of a secret, 1 to 4.")] = 3,
     out: Annotated[Path | None, typer.Option(help="Folder of the audit; none: RUN/audit, or audit/NAME.")] = None,
     workers: Annotated[int, typer.Option(help="Processes; 0: one a core.")] = 0,
     plot: Annotated[bool, typer.Option("--plot", help="Draw the ROC curves as roc.svg.")] = False,
@@ -77,6 +80,9 @@ def audit(
                 num_targets=targets,
                 num_canaries=canaries,
                 num_gradient_canaries=gradient_canaries,
+                num_secrets=secrets,
+                num_repeats=repeats,
+                num_digits=digits,
             )
     except KeyboardInterrupt:
         console.print("Stopped. Finished federations are kept; the same command goes on.", soft_wrap=True)
@@ -103,7 +109,7 @@ def show(record: AuditRecord) -> None:
     )
     for budget in record.budgets:
         for one in budget.audiences:
-            _show_audience(budget, one)
+            _show_audience(budget, one, _canaries(record))
         if budget.clear_sums is not None:
             sentence(_clear_sums(budget, budget.clear_sums))
     for why in record.left_out.values():
@@ -111,7 +117,15 @@ def show(record: AuditRecord) -> None:
     sentence(_power(record))
 
 
-def _show_audience(budget: BudgetAudit, one: AudienceAudit) -> None:
+def _canaries(record: AuditRecord) -> str:
+    """Say what is in or out in one training."""
+    if record.privacy_unit == "client":
+        return "clients, there or not"
+    example = "made-up answers" if record.has_questions else "mislabelled images"
+    return f"groups of {example}" if record.privacy_unit == "group" else example
+
+
+def _show_audience(budget: BudgetAudit, one: AudienceAudit, canaries: str) -> None:
     """Print claim, lower bounds and attacks of one audience."""
     sentence(f"\n{budget.arm}, for {AUDIENCES[one.audience]}", style="bold")
     sentence(f"claimed: {one.claimed['statement']}")
@@ -122,7 +136,6 @@ def _show_audience(budget: BudgetAudit, one: AudienceAudit) -> None:
         )
     for canary in one.canaries:
         result = canary.result
-        canaries = CANARIES.get(one.claimed["privacy_unit"], "mislabelled images")
         sentence(
             f"measured, end to end: epsilon >= {result.epsilon_lower_bound:.3g} (95 %, {result.num_canaries} "
             f"{canaries}, {result.num_correct} of {result.num_guesses} guesses right; {canary.sees}, "
@@ -137,6 +150,8 @@ def _show_audience(budget: BudgetAudit, one: AudienceAudit) -> None:
             f"{result.epsilon_lower_bound:.3g} (95 % for all of them, {result.num_canaries} {drawn}, "
             f"{result.num_correct} of {result.num_guesses} guesses right; {best}; {BOUNDS[result.bound]})",
         )
+    if one.secrets is not None:
+        sentence(f"measured, secrets in answers: {exposure_text(dataclasses.asdict(one.secrets))}")
     if one.is_contradicted:
         claim = epsilon_text(one.claimed["epsilon"]) + beside_epsilon(one.claimed.get("noise_source"))
         sentence(
@@ -183,6 +198,8 @@ def _power(record: AuditRecord) -> str:
             "end_to_end": f"canaries in one training show epsilon >= {found.end_to_end or 0:.3g}",
             "attack": f"the best attack ({found.attack}) has AUC {_interval(found.auc)}" if found.auc else "",
         }
+        if found.secrets is not None:
+            texts["secrets"] = f"secrets in answers have p = {found.secrets:.2g}"
         verdicts = [
             f"{KINDS[kind]} left out" if works is None else f"{texts[kind]}{'' if works else ' (NO POWER)'}"
             for kind, works in found.has_power.items()

@@ -14,7 +14,6 @@ gradient in each row.
 from __future__ import annotations
 
 import functools
-import string
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
@@ -27,14 +26,11 @@ from hushprompt.errors import ConfigError, DataError
 from hushprompt.models.generative import GenerativeBackbone, KeysAndValues
 from hushprompt.prompts.decoding import Answer, greedy
 from hushprompt.prompts.layout import NamePosition
-from hushprompt.prompts.packed_answers import PADDING, TRUNK, Answers, one_each, pack
+from hushprompt.prompts.packed_answers import PADDING, TRUNK, Answers, grouped, one_each, pack, with_letters
 from hushprompt.prompts.prefix_cache import PrefixCache
 from hushprompt.prompts.prompted_model import LabeledExamples
 from hushprompt.prompts.reading import Past, Reading, behind, follow, joined, visible
 from hushprompt.prompts.texts import NO_TOKEN, TextTokens, padded
-
-TOKENS_AT_ONCE = 512
-"""Tokens of class names that are read together when examples are scored."""
 
 
 class GenerativeModel:
@@ -75,7 +71,7 @@ class GenerativeModel:
                 'of their own have none. Use backbone.loss = "answer".'
             )
         if self._loss == "letters":
-            question, spoken, end = *_with_letters(question, class_names), []
+            question, spoken, end = *with_letters(question, class_names), []
         self._question = question
         self._before = self._embedded([*backbone.start_ids, *tokenize(turn.before)])
         self._asked = self.question_ids([question])
@@ -86,7 +82,7 @@ class GenerativeModel:
     @functools.cached_property
     def _groups(self) -> list[Answers]:
         """All names, packed in groups."""
-        return [pack([group], self.device) for group in _groups(self._answers)]
+        return [pack([group], self.device) for group in grouped(self._answers)]
 
     @functools.cached_property
     def _all(self) -> Answers:
@@ -209,15 +205,8 @@ class GenerativeModel:
         """
         if len(batch.labels) == 0:
             return context.new_zeros(0, *context.shape), context.new_zeros(0)
-        texts = batch.texts
-        if texts is not None:
-            num_read = texts.answers.shape[1] - 1
-        else:
-            num_read = self._each.num_read if self._loss == "answer" else self._all.num_read
-        num_question = None if texts is None else texts.questions.shape[1]
-        chunk = self.examples_at_once(len(context) + num_read, 1 + num_read, num_question, is_recorded=True)
-        grads, losses = [], []
-        for rows in _parts(len(batch.labels), chunk):
+        texts, grads, losses = batch.texts, [], []
+        for rows in _parts(len(batch.labels), self._losses_at_once(len(context), texts, is_recorded=True)):
             copies = context.detach().expand(len(batch.labels[rows]), -1, -1).clone().requires_grad_()
             with torch.enable_grad():
                 own = None if texts is None else texts.of(rows)
@@ -249,13 +238,32 @@ class GenerativeModel:
         return F.cross_entropy(self._scores(past, trunk, self._all), labels, reduction="none")
 
     @torch.no_grad()
+    def losses_at(
+        self,
+        context: Float[Tensor, "t e"],
+        media: Float[Tensor, "n m e"],
+        labels: Int[Tensor, " n"],
+        texts: TextTokens | None = None,
+    ) -> Float[Tensor, " n"]:
+        """Return `losses` of many examples at one context, part by part."""
+        rows = [context.new_zeros(0)]
+        for part in _parts(len(media), self._losses_at_once(len(context), texts, is_recorded=False)):
+            some, own = media[part], None if texts is None else texts.of(part)
+            rows.append(self.losses(context.expand(len(some), -1, -1), some, labels[part], own))
+        return torch.cat(rows)
+
+    @torch.no_grad()
     def likelihoods(
-        self, context: Float[Tensor, "t e"], media: Float[Tensor, "1 m e"], question: str, answers: Sequence[str]
+        self,
+        context: Float[Tensor, "t e"],
+        media: Float[Tensor, "1 m e"],
+        question: Int[Tensor, "1 q"],
+        answers: Sequence[str],
     ) -> Float[Tensor, " c"]:
         """Return the log-likelihood of each of several answers to one question, all of its tokens together."""
-        past, trunk = self._start(context[None], media, self.question_ids([question]))
+        past, trunk = self._start(context[None], media, question)
         spelled = [self._spelled(answer, self.backbone.end_ids) for answer in answers]
-        means = [self._scores(past, trunk, pack([group], self.device))[0] for group in _groups(spelled)]
+        means = [self._scores(past, trunk, pack([group], self.device))[0] for group in grouped(spelled)]
         return torch.cat(means) * torch.tensor([len(tokens) for tokens in spelled], device=self.device)
 
     @torch.no_grad()
@@ -342,6 +350,14 @@ class GenerativeModel:
     def template_origin(self) -> str:
         """Say where `template_scores` come from."""
         return f"the written question {self._question!r}"
+
+    def _losses_at_once(self, num_ctx: int, texts: TextTokens | None, *, is_recorded: bool) -> int:
+        """Return of how many examples one pass may compute the loss."""
+        if texts is not None:
+            num_read, num_question = texts.answers.shape[1] - 1, texts.questions.shape[1]
+        else:
+            num_read, num_question = (self._each if self._loss == "answer" else self._all).num_read, None
+        return self.examples_at_once(num_ctx + num_read, 1 + num_read, num_question, is_recorded=is_recorded)
 
     def examples_at_once(
         self, num_tokens: int, num_predictions: int, num_question: int | None = None, *, is_recorded: bool
@@ -475,25 +491,3 @@ def _parts(total: int, most: int) -> list[slice]:
     """
     size = max(1, -(-total // max(1, -(-total // most))))
     return [slice(start, start + size) for start in range(0, total, size)]
-
-
-def _groups(answers: list[list[int]]) -> list[list[list[int]]]:
-    """Cut answers into groups of at most `TOKENS_AT_ONCE` tokens."""
-    groups: list[list[list[int]]] = [[]]
-    for answer in answers:
-        if groups[-1] and sum(map(len, groups[-1])) + len(answer) > TOKENS_AT_ONCE:
-            groups.append([])
-        groups[-1].append(answer)
-    return groups
-
-
-def _with_letters(question: str, class_names: tuple[str, ...]) -> tuple[str, list[str]]:
-    """Return the question with a list of the names, and the letters that stand for them."""
-    if len(class_names) > len(string.ascii_uppercase):
-        raise ConfigError(
-            f'backbone.loss = "letters" has a letter for each of at most 26 classes, and there are {len(class_names)}. '
-            'Use backbone.loss = "answer" or "classes".'
-        )
-    letters = list(string.ascii_uppercase[: len(class_names)])
-    listed = "\n".join(f"{letter}. {name}" for letter, name in zip(letters, class_names, strict=True))
-    return f"{question}\n{listed}\nAnswer with the letter.", letters

@@ -5,6 +5,7 @@ The last token of an answer predicts nothing, so it is not read: an answer of k 
 
 from __future__ import annotations
 
+import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,8 +13,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from hushprompt.errors import ConfigError
+
 TRUNK, PADDING = 0, -1
 """Branches of what all answers see, and of what nobody does."""
+TOKENS_AT_ONCE = 512
+"""Tokens of class names that are read together when examples are scored."""
 
 
 @dataclass(frozen=True)
@@ -98,3 +103,25 @@ def pack(answers: Sequence[Sequence[Sequence[int]]], device: str) -> Answers:
         ids=flat(read), branch=flat(branch, PADDING), depth=flat(depth), targets=deep(answers), sources=deep(sources),
         is_target=deep([[[1] * len(answer) for answer in each] for each in answers]).bool(),
     )  # fmt: skip
+
+
+def grouped(answers: list[list[int]]) -> list[list[list[int]]]:
+    """Cut answers into groups of at most `TOKENS_AT_ONCE` tokens."""
+    groups: list[list[list[int]]] = [[]]
+    for answer in answers:
+        if groups[-1] and sum(map(len, groups[-1])) + len(answer) > TOKENS_AT_ONCE:
+            groups.append([])
+        groups[-1].append(answer)
+    return groups
+
+
+def with_letters(question: str, class_names: tuple[str, ...]) -> tuple[str, list[str]]:
+    """Return the question with a list of the names, and the letters that stand for them."""
+    if len(class_names) > len(string.ascii_uppercase):
+        raise ConfigError(
+            f'backbone.loss = "letters" has a letter for each of at most 26 classes, and there are {len(class_names)}. '
+            'Use backbone.loss = "answer" or "classes".'
+        )
+    letters = list(string.ascii_uppercase[: len(class_names)])
+    listed = "\n".join(f"{letter}. {name}" for letter, name in zip(letters, class_names, strict=True))
+    return f"{question}\n{listed}\nAnswer with the letter.", letters

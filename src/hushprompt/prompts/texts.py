@@ -27,6 +27,11 @@ class TextTokens:
         """Return those of some of the examples."""
         return TextTokens(self.questions[rows], self.answers[rows])
 
+    def put(self, rows: Int[Tensor, " m"], others: TextTokens) -> TextTokens:
+        """Return them with other texts in the place of some."""
+        ids = [(self.questions, others.questions), (self.answers, others.answers)]
+        return TextTokens(*(_put(own, rows, new) for own, new in ids))
+
     def wider(self, num: int) -> TextTokens:
         """Return them with so much more padding: the same texts."""
         return TextTokens(*(F.pad(ids, (0, num), value=NO_TOKEN) for ids in (self.questions, self.answers)))
@@ -34,6 +39,13 @@ class TextTokens:
     def to(self, device: str) -> TextTokens:
         """Return them on a device."""
         return TextTokens(self.questions.to(device), self.answers.to(device))
+
+
+def _put(own: Int[Tensor, "b l"], rows: Int[Tensor, " m"], new: Int[Tensor, "m k"]) -> Int[Tensor, "b w"]:
+    """Put tokens of other texts into some rows; all are filled up to the longest."""
+    width = max(own.shape[1], new.shape[1])
+    own, new = (F.pad(ids, (0, width - ids.shape[1]), value=NO_TOKEN) for ids in (own, new))
+    return own.index_copy(0, rows.to(own.device), new)
 
 
 def padded(texts: Sequence[Sequence[int]], device: str = "cpu") -> Int[Tensor, "b l"]:

@@ -12,6 +12,7 @@ from hushprompt.privacy.statements import AUDIENCES, beside_epsilon, noise_sourc
 from hushprompt.reporting.blocks import Block, PageTable, Words
 from hushprompt.reporting.tables import epsilon_text
 from hushprompt.runs.reader import FinishedRun
+from hushprompt.words import counted
 
 HEADER = ("arm", "audience", "proven epsilon", "measured, mechanism", "measured, training", "strongest attack, AUC")
 NO_POWER = Markup('<strong class="whole">NO POWER</strong>')
@@ -44,7 +45,7 @@ def audit_blocks(runs: Sequence[FinishedRun]) -> list[Block]:
         words = "More was measured than is proven, so either the code is wrong or chance has spoken"
         blocks.append(Words(f"{words}: {'; '.join(contradicted)}. Repeat with another seed.", "warning"))
     blocks.append(Words(_of_power(runs)))
-    blocks += [Words(text) for text in _of_crafted_prompts(runs)]
+    blocks += [Words(text) for text in (*_of_crafted_prompts(runs), *_of_secrets(runs))]
     return [*blocks, *map(Words, dict.fromkeys(statements))]
 
 
@@ -94,6 +95,25 @@ def _of_crafted_prompts(runs: Sequence[FinishedRun]) -> Iterator[str]:
             gets = "This server does not get such sums" if is_seen else "This server gets such sums and is trusted"
             blind = "" if budget.get("crafted_has_power") else " NO POWER: what they find in noisy sums says nothing."
             yield f"{text}{ends}. {gets}.{blind}"
+
+
+def _of_secrets(runs: Sequence[FinishedRun]) -> Iterator[str]:
+    """Say how much prompts tell of secrets in answers."""
+    for run, budget, one in _audiences(runs):
+        if one.get("secrets"):
+            name = f"{budget.get('arm')}, {run.name}, {one.get('audience')}"
+            yield f"{name}: secrets in answers, {exposure_text(one['secrets'])}"
+
+
+def exposure_text(found: Mapping[str, Any]) -> str:
+    """Say how much a prompt tells of secrets, from `secrets` of `audit.json`."""
+    before, after = found["before"], found["after"]
+    return (
+        f"exposure up to {max(after):.1f} of {found['most']:.1f} bits, mean {sum(after) / len(after):.1f}, "
+        f"{sum(before) / len(before):.1f} before training ({counted(len(after), 'secret')}, each in "
+        f"{counted(found['num_repeats'], 'training example')}; p = {found['p_value']:.2g} that a prompt which never "
+        "saw them tells as much). Exposure is one attack, and no bound on epsilon."
+    )
 
 
 def _largest(results: Sequence[Mapping[str, Any]]) -> float:
