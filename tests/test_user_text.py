@@ -1,7 +1,7 @@
 import pytest
 
 from hushprompt.config import parse as configs
-from hushprompt.errors import ConfigError
+from hushprompt.errors import ConfigError, DataError
 from hushprompt.user_text import alike, read_lines, read_text
 
 TEXT = "seed = 1\nname = 'café'\n"
@@ -72,7 +72,10 @@ def test_a_setting_of_the_command_line_is_read_or_refused(toy_values):
 def test_lines_are_names_in_nfc(tmp_path):
     path = tmp_path / "classes.txt"
     path.write_bytes(b"\xef\xbb\xbfcafe\xcc\x81\r\n\r\n tea \r\n")
-    assert read_lines(path) == ("caf\u00e9", "tea")
+    assert read_lines(path, "--classes") == ("caf\u00e9", "tea")
+    path.write_bytes(b"caf\xe9")
+    with pytest.raises(DataError, match=r"^--classes .*classes.txt cannot be read \(line 1 is not UTF-8"):
+        read_lines(path, "--classes")
 
 
 def test_names_that_differ_by_case_or_spaces_alone():

@@ -14,6 +14,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from hushprompt.errors import DataError
+
 MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
 """Byte order marks that editors put in front of a text, and the encoding that they stand for."""
 TOML_HINTS = (
@@ -66,12 +68,19 @@ def read_text(path: Path) -> str:
     return text.lstrip("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
 
 
-def read_lines(path: Path) -> tuple[str, ...]:
-    """Return the lines of a text file that are not empty, in NFC and without spaces around them; raises as `read_text`.
+def read_lines(path: Path, option: str) -> tuple[str, ...]:
+    """Return the lines of the text file that an option names: those not empty, in NFC, without spaces around them.
 
     Lines end with line feeds alone: a name may have any other character.
+
+    Raises:
+        DataError: the file cannot be read.
     """
-    return tuple(nfc(line.strip()) for line in read_text(path).split("\n") if line.strip())
+    try:
+        text = read_text(path)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{option} {path} cannot be read ({error}). Check {option}.") from error
+    return tuple(nfc(line.strip()) for line in text.split("\n") if line.strip())
 
 
 def read_toml(path: Path) -> dict[str, Any]:

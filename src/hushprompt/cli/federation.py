@@ -10,7 +10,6 @@ import typer
 
 import hushprompt as hp
 from hushprompt.cli.console import INTERRUPTED, console, sentence
-from hushprompt.errors import ConfigError
 from hushprompt.privacy import statements
 from hushprompt.user_text import read_lines
 from hushprompt.words import counted
@@ -49,7 +48,7 @@ def init(
         name=name,
         address=address,
         run=values,
-        classes=() if classes is None else _lines(classes),
+        classes=() if classes is None else read_lines(classes, "--classes"),
         with_keys=keys,
         say=_say,
     )
@@ -267,14 +266,6 @@ def _outcome(state: FlowerRun) -> str:
     details = f": {state.details.rstrip('.')}" if state.details else ""
     traffic = f"{state.bytes_in:,} bytes came in for it and {state.bytes_out:,} went out, Flower's own included."
     return f"{how}{details}. {traffic}"
-
-
-def _lines(path: Path) -> tuple[str, ...]:
-    """Read the lines of a file that are not empty."""
-    try:
-        return read_lines(path)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read ({error}). Check the path.") from error
 
 
 def _say(line: str) -> None:

@@ -97,7 +97,7 @@ def predict(
     """Say what images or sounds are: the most probable classes of each file, or an answer in words."""
     found = hp.predict(
         source, examples or [], client=client, split=split, compare=None if compare is None else "zero_shot", arm=arm,
-        classes=None if classes is None else read_lines(classes), top=top, threshold=threshold,
+        classes=None if classes is None else read_lines(classes, "--classes"), top=top, threshold=threshold,
         question=question, max_tokens=max_tokens, recursive=recursive, batch_size=batch_size, backbone=backbone,
         device=device.value, progress=out is not None,
     )  # fmt: skip

@@ -176,8 +176,8 @@ class ServerConfig(ServerProcessConfig):
         Reads the run's data set where the config names none.
 
         Raises:
-            ConfigError: the file of classes cannot be read.
-            DataError: the data set cannot be read.
+            ConfigError: questions have none.
+            DataError: the file of classes or the data set cannot be read.
         """
         if not getattr(self.run.data, "needs_classes", True):
             if self.federation.classes or self.federation.classes_file:
@@ -188,10 +188,7 @@ class ServerConfig(ServerProcessConfig):
         if not self.federation.classes_file:
             names: tuple[str, ...] = self.run.data.load().class_names
             return names
-        try:
-            return read_lines(Path(self.federation.classes_file))
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"federation.classes_file cannot be read ({error}). Check the path.") from error
+        return read_lines(Path(self.federation.classes_file), "federation.classes_file")
 
 
 @dataclass(frozen=True, kw_only=True)

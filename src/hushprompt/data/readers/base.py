@@ -202,11 +202,7 @@ class OwnData(HeldByClients):
         """Return the classes that the config lists, in NFC."""
         if self.classes or not self.classes_file:
             return tuple(map(nfc, self.classes))
-        path = Path(self.classes_file).expanduser()
-        try:
-            return read_lines(path)
-        except (OSError, ValueError) as error:
-            raise DataError(f"classes_file {path} cannot be read ({error}). Check data.classes_file.") from error
+        return read_lines(Path(self.classes_file).expanduser(), "data.classes_file")
 
 
 OPTIONAL = {
