@@ -130,7 +130,10 @@ class Registry:
 
     def entries(self) -> list[Entry]:
         """Return what is known of all names, sorted, without importing a class."""
-        found = {point.name: _entry_of_point(point) for point in self._entry_points()}
+        found = {
+            point.name: Entry(name=point.name, module=point.module, package=_package_of(point))
+            for point in self._entry_points()
+        }
         found |= {name: entry_of(name, cls) for name, cls in self._classes.items() if name not in found}
         found |= _index().get(self.kind, {})
         return [found[name] for name in sorted(found)]
@@ -224,11 +227,6 @@ def is_own(cls: type[Any]) -> bool:
 
 def _package_of(point: EntryPoint) -> str:
     return point.dist.name if point.dist is not None else point.module
-
-
-def _entry_of_point(point: EntryPoint) -> Entry:
-    """Return what is known of another package's class without importing it."""
-    return Entry(name=point.name, module=point.module, package=_package_of(point))
 
 
 def entry_of(name: str, cls: type[Any]) -> Entry:

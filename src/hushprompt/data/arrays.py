@@ -155,7 +155,10 @@ def _parquet(path: Path) -> Arrays:
         if name not in schema.names:
             return np.asarray(said[name])
         column = parquet.read_table(path, columns=[name], memory_map=True)[name]
-        return _vectors(column, name) if "list<" in str(column.type) else _values(column)
+        if "list<" in str(column.type):
+            return _vectors(column, name)
+        # Texts as objects: one long text would widen all.
+        return np.array(column.to_pylist(), dtype=object if "string" in str(column.type) else None)
 
     return Arrays(path, (*schema.names, *(name for name in said if name not in schema.names)), load)
 
@@ -169,11 +172,6 @@ def _vectors(column: Any, name: str) -> np.ndarray:
         raise ValueError(f"row {other[0]} has {lengths[other[0]]} numbers in {name}, row 0 has {lengths[0]}")
     flat = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]
     return np.concatenate(flat or [np.zeros(0, np.float32)]).reshape(len(lengths), lengths.max(initial=0))
-
-
-def _values(column: Any) -> np.ndarray:
-    """Return a column of numbers or texts [n]; texts as objects, as one long text would widen all."""
-    return np.array(column.to_pylist(), dtype=object if "string" in str(column.type) else None)
 
 
 def _said(metadata: Mapping[str, str]) -> dict[str, Any]:

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -311,7 +310,10 @@ class Trainer:
             seed=self.config.seed,
             num_rounds=progress.num_rounds_done,
             stopped=stopped,
-            per_client=[_without_none(dataclasses.asdict(client)) for client in scores.clients],
+            per_client=[
+                {name: score for name, score in dataclasses.asdict(client).items() if score is not None}
+                for client in scores.clients
+            ],
             per_class=list(scores.per_class),
             num_last_rounds=max(1, len(progress.last_scores)),
             base=scores.base,
@@ -432,11 +434,6 @@ def charge(ledger: LedgerFile, arm: Arm, round_index: int) -> str | None:
 def epsilons(arm: Arm, num_rounds: int) -> dict[str, float]:
     """Return every audience's epsilon after some rounds, one after the other: several may see the same releases."""
     return {str(audience): arm.plan.epsilon(audience, num_rounds) for audience in arm.plan.audiences}
-
-
-def _without_none(values: dict[str, Any]) -> dict[str, Any]:
-    """Leave out what was not asked for."""
-    return {key: value for key, value in values.items() if value is not None}
 
 
 def _num_workers(config: RunConfig) -> int:

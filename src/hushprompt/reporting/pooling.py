@@ -310,7 +310,7 @@ def split(groups: Sequence[Group], by: Sequence[str]) -> list[tuple[str, list[Gr
     known = sorted({key for each in groups for key in each.settings})
     keys = [key if any(is_below(other, [key]) for other in known) else find_key(key, known) for key in by]
     separating = [key for key in varying(groups) if is_below(key, keys) and len(_values(groups, key)) > 1]
-    titles = [_title(each, separating) for each in groups]
+    titles = [", ".join(f"{key} = {each.label(key)}" for key in separating if key in each.settings) for each in groups]
     tables = [title for title in dict.fromkeys(titles) if title] or [""]
     return [
         (table, [each for each, title in zip(groups, titles, strict=True) if title in (table, "")]) for table in tables
@@ -347,7 +347,7 @@ def check_comparable(groups: Sequence[Group]) -> None:
     differing = {key: values for key, values in differing.items() if len(values) > 1}
     if differing:
         words = "; ".join(f"{key}: {', '.join(values)}" for key, values in differing.items())
-        options = " ".join(dict.fromkeys(f"--by {_meaning(key)}" for key in differing))
+        options = " ".join(f"--by {part}" for part in INCOMPARABLE if any(is_below(key, [part]) for key in differing))
         raise ConfigError(
             f"These arms cannot stand in one table, since their numbers do not mean the same ({words}). Make a table "
             f"for each with {options}, or give fewer runs. --ignore KEY says that a difference is none."
@@ -415,16 +415,6 @@ def _check_same(one: PooledArm, other: PooledArm) -> None:
 def _values(groups: Sequence[Group], key: str) -> list[str]:
     """Return the different values of a setting where there is one."""
     return list(dict.fromkeys(each.label(key) for each in groups if key in each.settings))
-
-
-def _title(group: Group, keys: Sequence[str]) -> str:
-    """Say what a group has of some settings."""
-    return ", ".join(f"{key} = {group.label(key)}" for key in keys if key in group.settings)
-
-
-def _meaning(key: str) -> str:
-    """Return the part of INCOMPARABLE that a key lies in."""
-    return next(part for part in INCOMPARABLE if is_below(key, [part]))
 
 
 def _is_field_of_choice(key: str, keys: set[str]) -> bool:

@@ -92,7 +92,8 @@ def _grid(arms: Sequence[ArmSummary], scores: Mapping[str, str], source: str, *,
     for arm, epsilon in zip(arms, epsilons, strict=True):
         seconds = ["-" if math.isnan(arm.seconds) else f"{arm.seconds:.0f}"] if with_seconds else []
         cells = [_written(score, getattr(arm, score)) for score in scores]
-        rows.append((tables.arm_title(arm), *cells, epsilon, *seconds))
+        title = f"{arm.title} without noise" if arm.epsilon == math.inf else arm.title
+        rows.append((title, *cells, epsilon, *seconds))
     return Grid(
         title="",
         header=("method (accuracies in %)", *scores.values(), title, *(["seconds"] if with_seconds else [])),

@@ -16,11 +16,6 @@ def has_new_classes(arms: Sequence[ArmSummary]) -> bool:
     return any(arm.new is not None for arm in arms)
 
 
-def arm_title(arm: ArmSummary) -> str:
-    """Name an arm as a reader would."""
-    return f"{arm.title} without noise" if arm.epsilon == float("inf") else arm.title
-
-
 def epsilon_text(epsilon: float | None) -> str:
     """Write an epsilon; "-" where an arm has used no private data."""
     if epsilon is None:

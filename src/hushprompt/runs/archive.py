@@ -12,7 +12,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from hushprompt import files
 from hushprompt.errors import DataError
@@ -84,7 +83,8 @@ def iterate(path: Path) -> Iterator[PackedRun]:
     try:
         with gzip.open(path, "rt", encoding="utf-8") as lines:
             for line in lines:
-                yield _packed_run(json.loads(line))
+                run = json.loads(line)
+                yield PackedRun(str(run["folder"]), {str(name): str(text) for name, text in run["files"].items()})
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} cannot be read ({error}). Is it a packed sweep, {SUFFIX}?") from error
 
@@ -123,7 +123,3 @@ def _line(folder: Path, patterns: Sequence[str]) -> str:
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{folder} cannot be packed ({error}).") from error
     return json.dumps({"folder": folder.name, "files": texts}, ensure_ascii=False, separators=(",", ":")) + "\n"
-
-
-def _packed_run(values: Any) -> PackedRun:
-    return PackedRun(str(values["folder"]), {str(name): str(text) for name, text in values["files"].items()})

@@ -166,11 +166,6 @@ def _units(rule: PartitionRule, dataset: Dataset) -> dict[str, np.ndarray]:
     return dict(zip(dataset.splits, np.split(units, np.cumsum([len(split) for split in splits])[:-1]), strict=True))
 
 
-def labels_of(dataset: Dataset) -> dict[str, np.ndarray]:
-    """Return the labels [n] of every split."""
-    return {name: split.labels for name, split in dataset.splits.items()}
-
-
 def from_shares(
     dataset: Dataset,
     shares: np.ndarray,
@@ -191,7 +186,7 @@ def from_shares(
     Raises:
         ConfigError: a client would have no training example.
     """
-    groups = groups or labels_of(dataset)
+    groups = groups or {name: split.labels for name, split in dataset.splits.items()}
     parts = {split: allocate(groups[split], shares, rng) for split in sorted(groups)}
     return from_indices(dataset, parts, names)
 

@@ -179,7 +179,7 @@ def _words(wanted: Wanted) -> dict[str, str]:
         "user": f"{os.getuid()}:{os.getgid()}",
         "published_port": "" if is_loopback(host) else f'\n    ports: ["{port}:{port}"]',
         "own_name": "" if is_address(host) else f'\n    extra_hosts: ["{host}:127.0.0.1"]',
-        "classes_line": _toml_line("classes_file", "classes.txt", "class names in label order, one a line")
+        "classes_line": 'classes_file = "classes.txt"          # class names in label order, one a line'
         if wanted.classes
         else "# classes: those of the run's data set",
         "listen_toml": _toml(host if is_loopback(host) else LISTEN_ALL),
@@ -259,8 +259,3 @@ def _filled(name: str, words: Mapping[str, str]) -> str:
 def _toml(value: Any) -> str:
     """Write a TOML value on one line."""
     return json.dumps(value)
-
-
-def _toml_line(key: str, value: Any, comment: str) -> str:
-    """Write a key, its value and what it is, as the templates do."""
-    return f"{key} = {_toml(value)}".ljust(38) + f"# {comment}"

@@ -31,7 +31,8 @@ def make(path: Path, name: str) -> Path:
     )
     secrets.write_new(path, secret)
     public = path.with_name(path.name + SUFFIX)
-    files.write_text(public, f"{_line(private.public_key())} {name}\n")
+    line = private.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    files.write_text(public, f"{line.decode()} {name}\n")
     return public
 
 
@@ -84,7 +85,3 @@ def read_public(path: Path) -> bytes:
     """
     encoding, form = serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     return load_public(path).public_bytes(encoding, form)
-
-
-def _line(key: ec.EllipticCurvePublicKey) -> str:
-    return key.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH).decode()

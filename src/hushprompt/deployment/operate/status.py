@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -154,7 +153,7 @@ def round_line(record: ServerRecord, num_rounds: int, noise_source: str) -> str:
     if record.left_out_steps:
         parts.append(f"without step {', '.join(map(str, record.left_out_steps))}, which stays charged")
     parts += [f"{record.bytes_up:,} bytes up, {record.bytes_down:,} down", f"{record.seconds:.1f} s"]
-    epsilons = ", ".join(f"{who} {_number(epsilon)}" for who, epsilon in record.epsilon.items())
+    epsilons = ", ".join(f"{who} {epsilon:.3g}" for who, epsilon in record.epsilon.items())
     delta = "" if record.delta is None else f" at delta {record.delta:g}"
     return "; ".join([*parts, f"epsilon{beside_epsilon(noise_source)}{delta} {epsilons}"])
 
@@ -257,8 +256,3 @@ def _refusal(line: dict[str, Any]) -> str:
 def _lines(path: Path) -> list[dict[str, Any]]:
     """Read the whole lines of a file of records."""
     return [json.loads(line) for line in files.whole_lines_of(path)]
-
-
-def _number(epsilon: float) -> str:
-    """Write an epsilon."""
-    return "inf" if math.isinf(epsilon) else f"{epsilon:.3g}"
