@@ -1,7 +1,5 @@
 """The head: zero-shot without information, better with it, and its unit-norm form."""
 
-import math
-
 import pytest
 import torch
 
@@ -10,7 +8,7 @@ from hushprompt.privacy.clipping import clipped_class_sums
 from hushprompt.statistics.head import make_head, prompt_embeddings
 from hushprompt.statistics.metric import make_metrics
 from hushprompt.statistics.posterior import ClassPosterior, SharedMean, class_posterior, shared_mean
-from hushprompt.statistics.sums import mean_rows, residual_rows, split_noise, text_guess
+from hushprompt.statistics.sums import MEAN_SHARE, mean_rows, residual_rows, text_guess
 from tests.helpers.class_worlds import NUM_CLASSES, class_world
 
 
@@ -26,14 +24,13 @@ def normal(seed, *shape):
 def fitted(world, noise_multiplier, seed=0, texts=True):
     """Both releases of one client with all classes, and the head."""
     metric, count = world.metric, len(world.labels)
-    z = split_noise(noise_multiplier)
     total = clipped_class_sums(mean_rows(world.features, metric), torch.zeros(count).long(), 1, metric.clip_mean).value
-    std = z.mean * metric.clip_mean
+    std = noise_multiplier / MEAN_SHARE**0.5 * metric.clip_mean
     shared = shared_mean(total[0] + std * normal(seed, metric.rank), count, std, metric)
     guess, directions = (text_guess(world.texts, metric), metric.texts(world.texts)) if texts else (None, None)
     rows = residual_rows(world.features, world.labels, metric, shared.value, guess)
     sums = clipped_class_sums(rows, world.labels, NUM_CLASSES, metric.clip_residual).value
-    std = z.classes * metric.clip_residual
+    std = noise_multiplier / (1 - MEAN_SHARE) ** 0.5 * metric.clip_residual
     counts = torch.full((NUM_CLASSES,), count / NUM_CLASSES).double()
     posterior = class_posterior(
         sums + std * normal(seed + 1, *sums.shape), torch.full_like(counts, std), counts, metric, shared, directions
@@ -92,26 +89,13 @@ def test_a_text_prior_needs_a_metric_with_texts(world):
         make_head(metric, SharedMean(torch.zeros(metric.rank).double(), 0.1), nothing, world.texts, 20.0)
 
 
-def test_a_class_prior_adds_the_log_odds_to_own_classes(world):
-    head, _ = fitted(world, 1.0)
-    personal = head.with_prior([1, 4], odds=4.0)
-    added = personal.logits(world.features) - head.logits(world.features)
-    expected = torch.zeros(NUM_CLASSES).double()
-    expected[[1, 4]] = math.log(4.0)
-    torch.testing.assert_close(added, expected.expand_as(added), rtol=0, atol=1e-9)
-    for odds in (0.0, -1.0, math.nan):
-        with pytest.raises(ConfigError, match="odds"):
-            head.with_prior([0], odds)
-
-
 def test_unit_norm_embeddings_nearly_score_as_the_head_does(world):
     head, shared = fitted(world, 1.0)
-    for form in (head, head.with_prior([0, 1], 4.0)):
-        unit = form.unit_norm(world.metric, shared)
-        torch.testing.assert_close(unit.text_features.norm(dim=1), torch.ones(NUM_CLASSES).double())
-        assert unit.bias is unit.log_prior is None
-        agree = (unit.logits(world.features).argmax(1) == form.logits(world.features).argmax(1)).double().mean()
-        assert agree > 0.85
+    unit = head.unit_norm(world.metric, shared)
+    torch.testing.assert_close(unit.text_features.norm(dim=1), torch.ones(NUM_CLASSES).double())
+    assert unit.bias is None
+    agree = (unit.logits(world.features).argmax(1) == head.logits(world.features).argmax(1)).double().mean()
+    assert agree > 0.85
 
 
 def test_embeddings_for_prompts_are_the_texts_without_information(world):

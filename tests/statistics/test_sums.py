@@ -9,9 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hushprompt.errors import ConfigError, DataError
-from hushprompt.privacy.accounting import combine_noise_multipliers
 from hushprompt.privacy.clipping import clipped_class_sums
-from hushprompt.statistics.sums import expected, split_noise
+from hushprompt.statistics.sums import expected
 
 
 def rows_and_labels(seed, n=7, r=5, c=4):
@@ -60,11 +59,6 @@ def test_labels_out_of_range_are_refused(labels):
 def test_the_clip_norm_is_a_positive_number(clip_norm):
     with pytest.raises(ConfigError, match="clip_norm"):
         clipped_class_sums(torch.ones(1, 3), torch.tensor([0]), 2, clip_norm)
-
-
-def test_both_releases_together_are_one_gaussian_mechanism():
-    assert combine_noise_multipliers(*split_noise(1.7)) == pytest.approx(1.7, rel=1e-12)
-    assert split_noise(0.0) == (0.0, 0.0)
 
 
 def test_expected_counts_come_from_public_numbers():

@@ -5,16 +5,13 @@ Without information it is exactly the zero-shot classifier; with all of it, the 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from hushprompt import checks
 from hushprompt.errors import UnfitError
 from hushprompt.statistics.metric import Metric
 from hushprompt.statistics.posterior import ClassPosterior, SharedMean
@@ -25,42 +22,26 @@ LOGITS_WITHOUT_TEXT = 45.0
 
 @dataclass(frozen=True)
 class Head:
-    """logits = logit_scale x . text_features + bias + log_prior: what a prompt file holds for linear scores."""
+    """logits = logit_scale x . text_features + bias: what a prompt file holds for linear scores."""
 
     text_features: Float64[Tensor, "c d"]
     """Weights; unit-norm where the head is `unit_norm`."""
     logit_scale: float
     bias: Float64[Tensor, " c"] | None = None
     """In logits."""
-    log_prior: Float64[Tensor, " c"] | None = None
-    """In logits."""
 
     def logits(self, image_features: Float[Tensor, "n d"]) -> Float64[Tensor, "n c"]:
         """Score images against all classes; a softmax over them is calibrated."""
         scores = self.logit_scale * (image_features.double() @ self.text_features.T)
-        for term in (self.bias, self.log_prior):
-            scores = scores if term is None else scores + term
-        return scores
-
-    def with_prior(self, classes: Sequence[int], odds: float) -> Head:
-        """Return the head with a class prior: an own class counts `odds` times as likely as another one.
-
-        Free of privacy cost only where `classes` is public.
-        """
-        checks.positive(odds=odds)
-        log_prior = torch.zeros(len(self.text_features), dtype=torch.float64)
-        log_prior[list(classes)] = math.log(odds)
-        return replace(self, log_prior=log_prior)
+        return scores if self.bias is None else scores + self.bias
 
     def unit_norm(self, metric: Metric, shared: SharedMean) -> Head:
         """Return a head of unit-norm embeddings alone with about the same scores: what a text tower can be asked for.
 
-        Bias and prior ride on a direction in which every image is about 1. Then all rows are divided by the length of
+        The bias rides on a direction in which every image is about 1. Then all rows are divided by the length of
         the longest, and what the others lack is put into the direction that images use least.
         """
-        offsets = torch.zeros(len(self.text_features), dtype=torch.float64)
-        for term in (self.bias, self.log_prior):
-            offsets = offsets if term is None else offsets + term
+        offsets = torch.zeros(len(self.text_features), dtype=torch.float64) if self.bias is None else self.bias
         place = metric.mean + metric.lift(shared.value)
         carrier = metric.constant / (metric.constant @ place)
         rows = self.text_features + (offsets - offsets.mean())[:, None] / self.logit_scale * carrier

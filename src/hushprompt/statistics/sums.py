@@ -13,29 +13,10 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-from hushprompt import checks
 from hushprompt.statistics.metric import Metric
 
 MEAN_SHARE = 0.05
 """beta: share of the budget, as 1 / noise multiplier^2, that the sum for the shared mean takes."""
-
-
-class NoiseMultipliers(NamedTuple):
-    """Noise multipliers of a client's two releases: together one Gaussian mechanism, 1/z^2 = 1/mean^2 + 1/classes^2."""
-
-    mean: float
-    classes: float
-
-
-def split_noise(noise_multiplier: float, mean_share: float = MEAN_SHARE) -> NoiseMultipliers:
-    """Divide one Gaussian mechanism into the release of the mean and that of the class sums.
-
-    >>> split_noise(3.0, mean_share=0.1)
-    NoiseMultipliers(mean=9.486832980505138, classes=3.1622776601683795)
-    """
-    checks.non_negative(noise_multiplier=noise_multiplier)
-    checks.in_range(1e-6, 1 - 1e-6, mean_share=mean_share)
-    return NoiseMultipliers(noise_multiplier / mean_share**0.5, noise_multiplier / (1 - mean_share) ** 0.5)
 
 
 def mean_rows(features: Float[Tensor, "n d"], metric: Metric) -> Float64[Tensor, "n r"]:
