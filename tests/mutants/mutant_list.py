@@ -665,7 +665,7 @@ def shuffled_pieces(patch):
     "test_disjoint_batches_use_each_example_exactly_once_a_round",
 )
 def amplified_disjoint_batches(patch):
-    patch.setattr(DisjointSampler, "amplification_prob", property(lambda self: 1 / self.steps_per_round))
+    patch.setattr(DisjointSampler, "amplification_for", lambda self, num_examples: 1 / self.steps_per_round)
 
 
 # -------------------------------------------------------------------------------------------------- accounting

@@ -28,14 +28,13 @@ def test_equal_batches_draw_small_clients_more_often():
         assert sampler.expected_batch_size(size) == min(6, size)
         sizes = np.array([len(batch) for batch in sampler.batches(size, np.random.default_rng(size))])
         assert abs(sizes.mean() - min(6, size)) < 0.2
-    assert sampler.amplification_prob == 1.0
     assert sampler.num_releases(7) == 28000
 
 
 def test_every_poisson_step_is_a_release():
     sampler = PoissonSampler(sampling_prob=0.1, steps_per_round=3)
     assert sampler.num_releases(7) == 21
-    assert sampler.amplification_prob == 0.1
+    assert sampler.amplification_for(41) == 0.1
 
 
 def test_disjoint_batches_use_each_example_exactly_once_a_round():
@@ -44,7 +43,7 @@ def test_disjoint_batches_use_each_example_exactly_once_a_round():
     assert len(batches) == 4
     assert sorted(np.concatenate(batches)) == list(range(41))
     assert sampler.num_releases(7) == 7
-    assert sampler.amplification_prob == 1.0
+    assert sampler.amplification_for(41) == 1.0
 
 
 def test_one_example_more_changes_one_disjoint_batch_and_leaves_the_others():

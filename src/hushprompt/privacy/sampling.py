@@ -1,13 +1,13 @@
 """Which examples take part in which step: each sampler says what its theorem needs to know.
 
 A sampler draws the batches of one client for one round. What accounting needs from it is in `num_releases` (in how
-many releases an example can take part) and `sampling_prob` (the amplification that may be claimed).
+many releases an example can take part) and `amplification_for` (the amplification that may be claimed).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -25,12 +25,11 @@ class Sampler(Protocol):
         """Steps between two records."""
         ...
 
-    @property
-    def amplification_prob(self) -> float:
-        """Sampling probability that accounting may use for every client; 1 claims no amplification."""
-
     def amplification_for(self, num_examples: int) -> float:
-        """Return the sampling probability that accounting may use for a client with `num_examples` examples."""
+        """Return the sampling probability that accounting may use for a client with `num_examples` examples.
+
+        1 claims no amplification.
+        """
 
     @property
     def description(self) -> str:
@@ -83,11 +82,6 @@ class PoissonSampler(_EveryStep):
         checks.positive(sampling_prob=self.sampling_prob, steps_per_round=self.steps_per_round)
         checks.in_range(0, 1, sampling_prob=self.sampling_prob)
 
-    @property
-    def amplification_prob(self) -> float:
-        """The sampling probability itself."""
-        return self.sampling_prob
-
     def amplification_for(self, num_examples: int) -> float:
         """The same for all clients."""
         return self.sampling_prob
@@ -119,11 +113,6 @@ class EqualBatchesSampler(_EveryStep):
     def __post_init__(self) -> None:
         checks.positive(batch_size=self.batch_size, steps_per_round=self.steps_per_round)
 
-    @property
-    def amplification_prob(self) -> float:
-        """Without a client's size nothing can be claimed."""
-        return 1.0
-
     def amplification_for(self, num_examples: int) -> float:
         """The probability min(1, m / n)."""
         return min(1.0, self.batch_size / num_examples)
@@ -153,11 +142,6 @@ class DisjointSampler:
 
     def __post_init__(self) -> None:
         checks.positive(steps_per_round=self.steps_per_round)
-
-    @property
-    def amplification_prob(self) -> float:
-        """No amplification is claimed."""
-        return 1.0
 
     def amplification_for(self, num_examples: int) -> float:
         """No amplification is claimed."""
@@ -192,7 +176,6 @@ class EveryExample:
 
     steps_per_round: int = 1
     """Parts of the release."""
-    amplification_prob: ClassVar[float] = 1.0
 
     @property
     def description(self) -> str:
