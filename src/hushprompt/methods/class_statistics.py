@@ -285,7 +285,7 @@ class ClassStatistics(OneReleaseHead):
             return fit_shared_context(model, classes, start, name_position=name_position)
         embeddings = prompt_embeddings(ground.metric, found.mean, found.posterior, ground.texts, found.head)
         wanted = embeddings.float().to(model.device)
-        return fit_class_contexts(model, wanted, start, name_position=name_position).context
+        return fit_class_contexts(model, wanted, start, name_position=name_position)
 
     def _found(self, model: PromptModel, shared: ReleasedSums) -> _Found:
         """Return what follows from the sums: post-processing."""

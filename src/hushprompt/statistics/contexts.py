@@ -23,14 +23,8 @@ IMAGES_A_CLASS = 10
 """Images of each class that are drawn for a step."""
 CLASS_STEPS, SHARED_STEPS = 40, 100
 """Steps of Adam, where nobody asks for others."""
-
-
-class FittedContext(NamedTuple):
-    """A context and what it reached."""
-
-    context: Float[Tensor, "*c t e"]
-    cosines: Float[Tensor, " c"]
-    """Between each class's text feature and its embedding; 1 is a perfect fit."""
+CLASS_RATE, SHARED_RATE = 0.05, 0.02
+"""Learning rates of Adam, in embedding units."""
 
 
 class EstimatedClasses(NamedTuple):
@@ -60,9 +54,8 @@ def fit_class_contexts(
     embeddings: Float[Tensor, "c d"],
     start: Float[Tensor, "c t e"] | None = None,
     num_steps: int | None = None,
-    learning_rate: float = 0.05,
     name_position: NamePosition = "end",
-) -> FittedContext:
+) -> Float[Tensor, "c t e"]:
     """Fit one context a class to an embedding, by Adam on the sum over classes of 1 - cosine(text feature, embedding).
 
     Args:
@@ -70,7 +63,6 @@ def fit_class_contexts(
         embeddings: [c, d] unit norm.
         start: [c, t, e]; None: the hand template's words.
         num_steps: Adam's steps, at least 1; None: as many as measured to be enough.
-        learning_rate: in embedding units.
         name_position: where the class name stands.
 
     Raises:
@@ -83,9 +75,7 @@ def fit_class_contexts(
     def loss(features: Float[Tensor, "c d"]) -> Float[Tensor, ""]:
         return (1 - (features * target).sum(dim=1)).sum()
 
-    context = _minimize(model, loss, first, num_steps, learning_rate, name_position)
-    with torch.no_grad():
-        return FittedContext(context, (model.text_features(context, name_position) * target).sum(dim=1))
+    return _minimize(model, loss, first, num_steps, CLASS_RATE, name_position)
 
 
 def fit_shared_context(
@@ -93,7 +83,6 @@ def fit_shared_context(
     classes: EstimatedClasses,
     start: Float[Tensor, "t e"] | None = None,
     num_steps: int | None = None,
-    learning_rate: float = 0.02,
     name_position: NamePosition = "end",
 ) -> Float[Tensor, "t e"]:
     """Fit one context for all classes, by Adam on the cross-entropy of images that are drawn anew for every step.
@@ -103,7 +92,6 @@ def fit_shared_context(
         classes: what images are drawn from, with draws that are always the same.
         start: [t, e]; None: the hand template's words.
         num_steps: Adam's steps, at least 1; None: as many as measured to be enough.
-        learning_rate: in embedding units.
         name_position: where the class name stands.
 
     Raises:
@@ -118,7 +106,7 @@ def fit_shared_context(
         images = classes.draw(IMAGES_A_CLASS, generator).to(model.device)
         return F.cross_entropy(model.logits(images, features), labels)
 
-    return _minimize(model, loss, first, num_steps, learning_rate, name_position)
+    return _minimize(model, loss, first, num_steps, SHARED_RATE, name_position)
 
 
 def _minimize(
@@ -130,7 +118,7 @@ def _minimize(
     name_position: NamePosition,
 ) -> Float[Tensor, "*c t e"]:
     """Minimize a function of the text features by Adam."""
-    checks.positive(num_steps=num_steps, learning_rate=learning_rate)
+    checks.positive(num_steps=num_steps)
     model.check_context(start.shape[-2], name_position)
     context = start.detach().clone().requires_grad_()
     optimizer = torch.optim.Adam([context], lr=learning_rate)
