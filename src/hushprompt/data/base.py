@@ -193,15 +193,3 @@ class HeldByClients:
             return found
 
         return tuple(tuple(sorted({*map(label_of, own)})) or None for own in self.client_classes)
-
-
-@runtime_checkable
-class DatasetConfig(Protocol):
-    """The interface of a registered data set.
-
-    A class attribute `is_public = True` says that it is a published benchmark, drawings or noise, so that runs on it
-    are simulations unless their config says otherwise (`privacy.noise_source`). Without it, data are somebody's own.
-    """
-
-    def load(self) -> Dataset:
-        """Read the data set, or say what is missing and where to put it."""
