@@ -209,7 +209,11 @@ def test_lines_over_rounds_are_means_and_bands_reach_from_least_to_most():
 
 def test_rounds_of_answers_have_their_measures_beside():
     rounds = [{**record, "anls": record["local"] / 2} for record in made.records([0.2, 0.4])]
-    *_, panel = drawn("curves", [made.run(1, rounds={DP_FPL: rounds})]).panels
+    runs = [made.run(1, [made.result(anls=0.2, loss=1.5)], rounds={DP_FPL: rounds})]
+    *_, panel = drawn("budget", runs).panels
+    assert (panel.slug, panel.title) == ("utility-anls", "ANLS by epsilon, %")
+    assert line_named(axes_of(panel), "DP-FPL") == [[2.0, 20.0]]
+    *_, panel = drawn("curves", runs).panels
     assert (panel.slug, panel.title) == ("rounds-anls-0", "ANLS over rounds, %")
     assert line_named(axes_of(panel), "DP-FPL") == [pytest.approx((1, 10)), pytest.approx((2, 20))]
 

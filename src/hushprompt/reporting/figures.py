@@ -79,7 +79,7 @@ def figure(runs: Sequence[FinishedRun], kind: str, path: Path) -> None:
 def budget(_: Sequence[FinishedRun], groups: Sequence[Group]) -> Drawing | None:
     """Draw accuracy over epsilon, a curve a family; arms without a finite epsilon are horizontal lines."""
     panels = []
-    for score in ("harmonic_mean", "local", "neighbor"):
+    for score in ("harmonic_mean", "local", "neighbor", *ANSWER_SHARES):
         known = [group for group in groups if group.percents(score)]
         if not any(budget_of(group) > 0 for group in known):
             continue
@@ -88,7 +88,7 @@ def budget(_: Sequence[FinishedRun], groups: Sequence[Group]) -> Drawing | None:
         panels.append(
             Panel(
                 slug=f"utility-{score}",
-                title=f"{NAMES[score].capitalize()} by epsilon, %",
+                title=f"{_capital(NAMES[score])} by epsilon, %",
                 description=f"In percent, mean over seeds. {described}.",
                 draw=draw,
             )

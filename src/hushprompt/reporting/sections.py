@@ -16,7 +16,7 @@ from hushprompt.reporting.audits import audit_blocks
 from hushprompt.reporting.blocks import Block, Code, Definitions, Fold, Guarantees, PageSection, Words, missing
 from hushprompt.reporting.blocks import figures as drawn
 from hushprompt.reporting.maps import pooled
-from hushprompt.reporting.pooling import Group, simulated
+from hushprompt.reporting.pooling import LOSSES, Group, measured, simulated
 from hushprompt.runs.reader import FinishedRun
 from hushprompt.words import counted
 
@@ -117,7 +117,9 @@ def results(report: Report) -> PageSection:
 
 def utility(report: Report) -> PageSection:
     """Privacy against utility."""
-    numbers = functools.partial(page_tables.score_table, report.groups, ("harmonic_mean", "local", "neighbor"))
+    shares = [score for score in measured(report.groups) if score not in LOSSES]
+    scores = ("harmonic_mean", "local", "neighbor", *shares)
+    numbers = functools.partial(page_tables.score_table, report.groups, scores)
     words = meaning.of_epsilon(report.groups)
     return _with_figure(report, "utility", "Privacy and utility", "budget", numbers, words)
 

@@ -110,7 +110,7 @@ class Asked:
     ) -> list[ExamplePrediction]:
         """Return answers in words about encoded examples, a question each."""
         found = [each.answers(features[each.feature_kind], questions, self.max_tokens) for each in self.prompts]
-        others = [other.text for other in found[1]] if len(found) > 1 else [None] * len(names)
+        others: Sequence[str | None] = [each.text for each in found[1]] if len(found) > 1 else [None] * len(names)
         return [
             ExamplePrediction(
                 file=name, question=question, answer=own.text, is_complete=own.is_complete, compared_answer=other
