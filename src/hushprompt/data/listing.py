@@ -18,7 +18,6 @@ from typing import ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from hushprompt import checks
 from hushprompt.data.base import Dataset, HeldByClients, Split
 from hushprompt.data.decoding import Media
 from hushprompt.errors import ConfigError, DataError
@@ -203,17 +202,6 @@ class Known(HeldByClients):
                 raise
         fetch(self.about, root)
         return find_home(root, self.about)
-
-
-@dataclass(frozen=True, kw_only=True)
-class HoldsOut(Known):
-    """The field of data sets whose authors have no validation split."""
-
-    validation_fraction: float = 0.0
-    """Share of each class's training images that is held out for choosing settings; the authors hold out none."""
-
-    def __post_init__(self) -> None:
-        checks.in_range(0, 0.9, validation_fraction=self.validation_fraction)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -211,21 +211,6 @@ OPTIONAL = {
 """Columns, or arrays, that are used where the file has them; another name than this default must be there."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class InColumns(OwnData):
-    """Fields of data whose file has a column, or an array [n], for each thing that is known of an example."""
-
-    client_column: str = "client"
-    """Column of the client that holds the example, for the partition by_client."""
-    split_column: str = "split"
-    """Column of train, validation or test; a file without it is split by the fractions."""
-    domain_column: str = "domain"
-    """Column of the domain (site, vendor, style), for the partition by_domain."""
-    group_column: str = "group"
-    """Column of whose example it is (patient, customer, document), for privacy.privacy_unit = "group"; a split by the
-    fractions keeps each group together."""
-
-
 def check_found(found: Sequence[Found], where: Path, *, are_copies_one: bool = False) -> None:
     """Raise DataError unless each example occurs once and has a class, and all or none have client, group and split."""
     if not found:

@@ -20,7 +20,7 @@ import numpy as np
 from hushprompt.data.arrays import Arrays, matrix, read_arrays, usable
 from hushprompt.data.base import Dataset
 from hushprompt.data.decoding import Vectors
-from hushprompt.data.readers.base import OPTIONAL, Found, InColumns, required, text_of
+from hushprompt.data.readers.base import OPTIONAL, Found, OwnData, required, text_of
 from hushprompt.errors import ConfigError, DataError
 from hushprompt.registry import DATASETS
 
@@ -80,7 +80,7 @@ class Part(NamedTuple):
 
 @DATASETS.register("features")
 @dataclass(frozen=True, kw_only=True)
-class FeatureFile(InColumns):
+class FeatureFile(OwnData):
     """Your own embeddings with labels, as npz, npy, safetensors or parquet; for `backbone.name = "features"`."""
 
     file: str = ""
@@ -94,6 +94,14 @@ class FeatureFile(InColumns):
     """Array of the embeddings [n, d]: float16, float32 or float64."""
     label_column: str = "labels"
     """Array of the classes [n]: names, or whole numbers from 0 in the order of the class names."""
+    client_column: str = "client"
+    """Array of the client that holds each example [n], for the partition by_client."""
+    split_column: str = "split"
+    """Array of train, validation or test [n]; a file without it is split by the fractions."""
+    domain_column: str = "domain"
+    """Array of the domain (site, vendor, style) of each example [n], for the partition by_domain."""
+    group_column: str = "group"
+    """Array of whose example it is [n] (patient, customer, document), for privacy.privacy_unit = "group"."""
     train: tuple[str, ...] = PREFIXES["train"]
     """Where the splits are arrays of their own: how the names of the training arrays begin, as in train_features and
     train_labels; several are put together."""

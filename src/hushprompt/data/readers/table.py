@@ -18,7 +18,7 @@ from typing import Any
 from hushprompt.data.base import Dataset
 from hushprompt.data.decoding import media_of
 from hushprompt.data.listing import Files
-from hushprompt.data.readers.base import OPTIONAL, Found, InColumns, once, required, text_of
+from hushprompt.data.readers.base import OPTIONAL, Found, OwnData, once, required, text_of
 from hushprompt.errors import DataError
 from hushprompt.registry import DATASETS
 from hushprompt.user_text import nfc, read_text
@@ -26,7 +26,7 @@ from hushprompt.user_text import nfc, read_text
 
 @DATASETS.register("table")
 @dataclass(frozen=True, kw_only=True)
-class Table(InColumns):
+class Table(OwnData):
     """Your own images or sounds, listed in a CSV or JSONL file, which may also say who holds them."""
 
     file: str = ""
@@ -37,6 +37,15 @@ class Table(InColumns):
     """Column of the file's path."""
     label_column: str = "label"
     """Column of the class."""
+    client_column: str = "client"
+    """Column of the client that holds the example, for the partition by_client."""
+    split_column: str = "split"
+    """Column of train, validation or test; a table without it is split by the fractions."""
+    domain_column: str = "domain"
+    """Column of the domain (site, vendor, style), for the partition by_domain."""
+    group_column: str = "group"
+    """Column of whose example it is (patient, customer, document), for privacy.privacy_unit = "group"; a split by the
+    fractions keeps each group together."""
 
     def load(self) -> Dataset:
         """Read the table; no example is decoded yet."""

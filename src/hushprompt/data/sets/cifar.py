@@ -10,9 +10,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from hushprompt import checks
 from hushprompt.data import pickles
 from hushprompt.data.base import Dataset, Split
-from hushprompt.data.listing import SPLITS, About, Example, HoldsOut, split_checksum
+from hushprompt.data.listing import SPLITS, About, Example, Known, split_checksum
 from hushprompt.data.splitting import hold_out
 from hushprompt.errors import DataError
 from hushprompt.registry import DATASETS
@@ -73,8 +74,14 @@ class Pixels:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cifar(HoldsOut):
+class Cifar(Known):
     """Fields of both."""
+
+    validation_fraction: float = 0.0
+    """Share of each class's training images that is held out for choosing settings; the authors hold out none."""
+
+    def __post_init__(self) -> None:
+        checks.in_range(0, 0.9, validation_fraction=self.validation_fraction)
 
     def read(self, files: Mapping[str, str], labels_key: bytes, meta: str, names_key: bytes) -> Dataset:
         """Read the files.

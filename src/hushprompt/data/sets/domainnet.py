@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from hushprompt import checks
 from hushprompt.data.base import Dataset
 from hushprompt.data.class_folders import image_dataset
-from hushprompt.data.listing import About, Example, HoldsOut, Listing, OnDisk, missing_file
+from hushprompt.data.listing import About, Example, Listing, OnDisk, missing_file
 from hushprompt.data.pickles import has_lists, read_lists
 from hushprompt.data.splitting import hold_out
 from hushprompt.errors import DataError
@@ -59,12 +60,17 @@ NUM_CLASSES = 345
 
 @DATASETS.register("domainnet")
 @dataclass(frozen=True, kw_only=True)
-class DomainNet(OnDisk, HoldsOut):
+class DomainNet(OnDisk):
     """DomainNet: 6 domains of 345 classes, or FedBN's ten. Split: FedBN's lists of the ten, else the authors'."""
 
     about: ClassVar[About] = ABOUT
     subset: Literal["ten", "all"] = "ten"
     """"ten": FedBN's ten classes, by FedBN's lists where they lie beside the data. "all": 345 classes."""
+    validation_fraction: float = 0.0
+    """Share of each class's training images that is held out for choosing settings; the authors hold out none."""
+
+    def __post_init__(self) -> None:
+        checks.in_range(0, 0.9, validation_fraction=self.validation_fraction)
 
     def load(self) -> Dataset:
         """List the images; nothing is decoded yet."""

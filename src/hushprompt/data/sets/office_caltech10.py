@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from hushprompt import checks
 from hushprompt.data.base import Dataset
 from hushprompt.data.class_folders import image_dataset, media_files
-from hushprompt.data.listing import About, Example, HoldsOut, Listing, OnDisk
+from hushprompt.data.listing import About, Example, Listing, OnDisk
 from hushprompt.data.pickles import has_lists, read_lists
 from hushprompt.data.splitting import COOP_RULE, hold_out, split_per_class
 from hushprompt.errors import DataError
@@ -46,10 +47,15 @@ NAMES = tuple(name.replace("_", " ") for name in TEN)
 
 @DATASETS.register("office_caltech10")
 @dataclass(frozen=True, kw_only=True)
-class OfficeCaltech10(OnDisk, HoldsOut):
+class OfficeCaltech10(OnDisk):
     """Office-Caltech10: 4 domains of 10 classes, 2,533 images. Split: FedBN's lists, else 50/20/30 per class."""
 
     about: ClassVar[About] = ABOUT
+    validation_fraction: float = 0.0
+    """Share of each class's training images that is held out of FedBN's for choosing settings; FedBN's own is 0."""
+
+    def __post_init__(self) -> None:
+        checks.in_range(0, 0.9, validation_fraction=self.validation_fraction)
 
     def load(self) -> Dataset:
         """List the images; nothing is decoded yet."""
