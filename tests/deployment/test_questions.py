@@ -1,6 +1,8 @@
 """A federation of separate ends on questions and answers: numbers are a simulation's, and classes are nobody's."""
 
+import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,10 @@ from helpers import tiny_generative
 from helpers.deployments import NAMES, Deployment, assert_gives_the_contexts_of_a_simulation
 from helpers.runs import TOY
 from hushprompt.config import parse as configs
+from hushprompt.deployment.agreement import Agreement, make_offer, version
+from hushprompt.deployment.client_node import CANNOT
+from hushprompt.deployment.envelope import Envelope
+from hushprompt.deployment.examples import open_examples
 from hushprompt.errors import ConfigError, ProtocolError, UnfitError
 
 
@@ -93,3 +99,30 @@ def test_classes_and_questions_do_not_mix(tmp_path, values):
         deployed.serve(classes=("cat", "dog"))
     with pytest.raises(UnfitError, match="Use a generative model"):
         Deployment({**values, "backbone": {"name": "toy"}}, tmp_path / "toy").serve()
+
+
+def told(values, folder, text, **method):
+    """What a client whose first question ends so answers to a plan, and what its owner can read."""
+    path = Path(values["data"]["file"])
+    first, *others = path.read_text().splitlines()
+    changed = path.with_name(f"{folder.name}.jsonl")
+    changed.write_text("\n".join([json.dumps({**json.loads(first), "question": f"is it {text}"}), *others]))
+    values = {**values, "method": {**values["method"], **method}}
+    deployed = deployment(values, folder)
+    run = deployed.config.run
+    site = deployed.site("ann", backbone=run.backbone, data=dataclasses.replace(run.data, file=str(changed)))
+    offer = make_offer("trial", "run-1", run, (), run.backbone.load().fingerprint)
+    plan = Agreement(**offer.to_json(), clients=NAMES, sizes=(open_examples(site.config, offer).size,) * 3)
+    answer = site.answer(Envelope("plan", {**version(), "agreement": plan.to_json()}))
+    return answer.meta["reason"], json.loads((site.store / "refusals.jsonl").read_text())["reason"]
+
+
+def test_how_long_own_questions_are_and_what_they_spell_is_for_their_owner_alone(tmp_path, values):
+    for num_ctx in (2, 90):  # with 2 it would fit; what a plan asks for decides nothing
+        told_server, told_owner = told(values, tmp_path / f"long-{num_ctx}", "it " * 220, num_ctx=num_ctx)
+        assert told_server == CANNOT
+        assert "An example needs " in told_owner
+    told_server, told_owner = told(values, tmp_path / "special", "<end_of_utterance>")
+    assert (told_server, "'<end_of_utterance>'" in told_owner) == (CANNOT, True)
+    told_server, _ = told(values, tmp_path / "plan", "it", num_ctx=127)
+    assert told_server.startswith("The plan has num_ctx = 127 and evaluation.max_answer_tokens = 2, together more than")

@@ -16,7 +16,7 @@ from typing import Any
 
 from hushprompt import files
 from hushprompt.config.schema import RunConfig
-from hushprompt.deployment import client_features, policy, roster, wire
+from hushprompt.deployment import client_features, client_texts, policy, roster, wire
 from hushprompt.deployment.agreement import (
     Agreement,
     Offer,
@@ -32,8 +32,8 @@ from hushprompt.deployment.envelope import Envelope, refusal
 from hushprompt.deployment.examples import open_examples
 from hushprompt.deployment.server_record import AGREEMENT
 from hushprompt.deployment.store import ClientState, RunStore
-from hushprompt.deployment.transport import T, plain
-from hushprompt.errors import ConfigError, DataError, HushpromptError, ProtocolError
+from hushprompt.deployment.transport import plain
+from hushprompt.errors import ConfigError, HushpromptError, ProtocolError
 from hushprompt.prompts.prompted_model import PromptedModel
 from hushprompt.runs import records
 from hushprompt.words import counted
@@ -159,6 +159,7 @@ class ClientNode:
             self._check_roster(agreement, run)
         evaluation = run.config.evaluation
         policy.check_plan(self.config.owner, run.arm, evaluation, run.client_id, self.store, store.folder)
+        client_texts.check_plan(run.model, run.config)
         client_features.check_size(self.config.owner, run.feature_folders)
         return agreement, run, store
 
@@ -175,8 +176,9 @@ class ClientNode:
             place = pinned.clients.index(name)
             return pinned.keys[place], pinned.signatures[place]
         roster.check_link(self.config.link)
-        identity = self._own_files(lambda: roster.read_identity(Path(self.config.link.key)))
-        self._own_files(lambda: roster.pinned_keys(self.config))  # now, so that no plan fails for it
+        with client_texts.for_the_owner():
+            identity = roster.read_identity(Path(self.config.link.key))
+            roster.pinned_keys(self.config)  # now, so that no plan fails for it
         if key is None:
             key = roster.new_run_key()
             store.make_room()
@@ -190,19 +192,10 @@ class ClientNode:
         Raises:
             ProtocolError: with what is wrong.
         """
-        roster.check_members(agreement, self._own_files(lambda: roster.pinned_keys(self.config)))
+        with client_texts.for_the_owner():
+            keys = roster.pinned_keys(self.config)
+        roster.check_members(agreement, keys)
         roster.pair_secrets(agreement, run.secure_turn().run_key, agreement.clients)
-
-    def _own_files(self, read: Callable[[], T]) -> T:
-        """Read files of the owner's; what is wrong with them, and where they are, is not for the server.
-
-        Raises:
-            DataError: with what is wrong.
-        """
-        try:
-            return read()
-        except ConfigError as error:
-            raise DataError(str(error)) from error
 
     def _run(self, request: Envelope) -> ClientRun:
         """Return the run that a message is about, if it is the one that was agreed on."""

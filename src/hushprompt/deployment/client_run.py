@@ -13,7 +13,7 @@ from torch import Tensor
 from hushprompt import checks, files
 from hushprompt.config.schema import RunConfig
 from hushprompt.data.partitions.base import Partition
-from hushprompt.deployment import gains, policy, wire
+from hushprompt.deployment import client_texts, gains, policy, wire
 from hushprompt.deployment.agreement import Agreement
 from hushprompt.deployment.config import ClientConfig
 from hushprompt.deployment.envelope import Envelope
@@ -107,7 +107,10 @@ class ClientRun:
         features, labels, index = self.examples.features(self.model, self.config, "train", kind)
         config = self.config
         own = (self.client_id, config.seed, config.training, self.model, {kind: features}, labels, index)
-        texts = texts_of(self.model, self.examples.dataset.splits["train"], config)
+        with client_texts.for_the_owner():
+            texts = texts_of(self.model, self.examples.dataset.splits["train"], config)
+            if texts is not None:
+                client_texts.check_texts(self.model, texts)
         return Client(*own, classes=self.classes, groups=self.examples.groups, texts=texts)
 
     def update(self, request: Envelope) -> Envelope:
@@ -234,7 +237,10 @@ class ClientRun:
     def _quiz(self) -> Quiz | None:
         """What the own evaluation questions are; None where examples have classes."""
         split = self.config.evaluation.split
-        quiz = quiz_of(self.model, self.examples.dataset.splits[split], self.config)
+        with client_texts.for_the_owner():
+            quiz = quiz_of(self.model, self.examples.dataset.splits[split], self.config)
+            if quiz is not None:
+                client_texts.check_texts(quiz.model, quiz.texts)
         return None if quiz is None else quiz.of(self.examples.index[split])
 
     def _scorers(

@@ -16,8 +16,9 @@ from hushprompt.data.base import Dataset
 from hushprompt.data.groups import NO_GROUPS, with_groups
 from hushprompt.data.partitions.base import ClientShard, Partition
 from hushprompt.deployment.agreement import Offer
+from hushprompt.deployment.client_texts import for_the_owner
 from hushprompt.deployment.config import ClientConfig
-from hushprompt.errors import ConfigError, DataError, ProtocolError
+from hushprompt.errors import DataError, ProtocolError
 from hushprompt.features.cache import folder_for, image_features
 from hushprompt.features.store import FeatureFolder, StoredFeatures
 from hushprompt.federation.questions import check_one_question
@@ -150,10 +151,8 @@ def _check_questions(offer: Offer, dataset: Dataset, index: dict[str, np.ndarray
     """
     if dataset.is_open != (not offer.class_names):
         raise ProtocolError("This client's data have classes and the federation's questions, or the other way round.")
-    try:
+    with for_the_owner():
         check_one_question(offer.run_config, dataset, Partition((ClientShard(0, (), index),)))
-    except ConfigError as error:
-        raise DataError(str(error)) from error
 
 
 def _check_groups(dataset: Dataset, *, is_unit: bool) -> None:
