@@ -14,6 +14,7 @@ from helpers import tiny_generative
 from hushprompt.methods.base import Batch
 from hushprompt.models.generative import SmolVLM
 from hushprompt.prompts.generative_model import GenerativeModel
+from hushprompt.prompts.passes import RESIDENT
 
 NAMES = ("cat", "dog and ox", "ox", "the cat is what", "what is the dog")
 MEMORY_MB = 2
@@ -73,6 +74,6 @@ def test_a_step_stays_below_its_memory_and_uses_it(folder, position, loss, keeps
     forward = taken(lambda: model.losses(copy, media[:1], batch.labels[:1]))
     assert taken(lambda: model.scores(context, media)) < MEMORY_MB + forward
     step = taken(lambda: model.gradients(context, batch))
-    assert 0.5 * MEMORY_MB < step < MEMORY_MB + forward, (step, forward)
+    assert 0.35 * MEMORY_MB < step < MEMORY_MB / RESIDENT + forward, (step, forward)
     model.memory_mb = None
     assert taken(lambda: model.gradients(context, batch)) > 3 * MEMORY_MB

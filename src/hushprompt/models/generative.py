@@ -21,17 +21,17 @@ from torch import Tensor
 from hushprompt import checks
 from hushprompt.errors import ConfigError, DataError
 from hushprompt.models import generative_families as families
+from hushprompt.models import grouped_attention
 from hushprompt.models.base import Capabilities, Model, fingerprint, no_towers, optional
 from hushprompt.models.chat_turn import Turn, turn_of
 from hushprompt.models.generative_families import Family
 from hushprompt.models.generative_weights import check_device_map, load_generative
+from hushprompt.models.keys_and_values import Joining, KeysAndValues
 from hushprompt.models.media_tokens import ImageTokens, SoundTokens
 from hushprompt.models.placing import Precision, precision_settings
 from hushprompt.models.transformers_files import OfTransformers, load_part, settings_of
 from hushprompt.registry import BACKBONES
 
-KeysAndValues = tuple[tuple[Tensor, Tensor], ...]
-"""Of each layer, [b, heads, length, width]."""
 Loss = Literal["answer", "classes", "letters"]
 PromptPosition = Literal["tail", "front"]
 
@@ -155,10 +155,15 @@ class GenerativeBackbone(Model):
         self.pad_id, self.template, self.logit_scale = 0, config.question, 1.0
         self.token_width = self.feature_dim = self._embedding.weight.shape[1]
         self.num_layers: int = text.num_hidden_layers
-        self.num_heads: int = text.num_attention_heads
+        head_width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        self.heads_per_key: int = text.num_attention_heads // text.num_key_value_heads
+        grouped_attention.use(transformers, self._language)
+        self.key_value_width: int = 2 * text.num_key_value_heads * head_width
+        """Numbers of a token's keys and values in a layer."""
         self.floats_per_token: int = 16 * text.hidden_size + 4 * text.intermediate_size
         """Numbers that a layer makes of a token, about."""
-        self.floats_kept_per_token: int = 7 * text.hidden_size + 3 * text.intermediate_size
+        kept = 2 * (text.hidden_size + text.num_attention_heads * head_width) + 2 * text.intermediate_size
+        self.floats_kept_per_token: int = kept + self.key_value_width
         """Of them, those that a layer keeps for the backward pass."""
         self.vocabulary_size: int = self._head.weight.shape[0]
         self.capabilities = Capabilities(
@@ -248,6 +253,8 @@ class GenerativeBackbone(Model):
         positions: Int[Tensor, "d b l"],
         allowed: Bool[Tensor, "b l k"],
         past: KeysAndValues = (),
+        *,
+        keeps: bool = True,
     ) -> tuple[Float[Tensor, "b l e"], KeysAndValues]:
         """Run the language model over new tokens behind those that it has read; differentiable in `embedded`.
 
@@ -256,14 +263,14 @@ class GenerativeBackbone(Model):
             positions: [d, b, l] of the new tokens; d is 1, or 3 for time, height and width.
             allowed: [b, l, k] whether each new token sees each earlier or new one, k = earlier + l.
             past: what an earlier call returned; it is not changed.
+            keeps: False: keys and values are not wanted.
 
         Returns:
             [b, l, e] the last hidden states of the new tokens, in the model's precision, and keys and values of all.
         """
-        cache = self._transformers.DynamicCache()
-        for layer, (keys, values) in enumerate(past):
-            cache.update(keys, values, layer)
-        mask = torch.where(allowed[:, None], 0.0, -torch.inf).to(self._device, self._dtype)  # once for all layers
+        cache = Joining(past, keeps=keeps)
+        seen = allowed[:, None].repeat(1, 1, self.heads_per_key, 1)
+        mask = torch.where(seen, 0.0, -torch.inf).to(self._device, self._dtype)  # once for all layers
         places = positions.to(self._device)
         hidden = self._language(
             inputs_embeds=embedded.to(self._device, self._dtype),
@@ -272,7 +279,7 @@ class GenerativeBackbone(Model):
             use_cache=True,
             **{self._cache_name: cache},
         ).last_hidden_state
-        return hidden.to(embedded.device), tuple((layer.keys, layer.values) for layer in cache.layers)
+        return hidden.to(embedded.device), tuple(cache.joined)
 
     def log_probs(self, hidden: Float[Tensor, "*n e"]) -> Float[Tensor, "*n v"]:
         """Return the log-probabilities of the next token, in float32; all rows in one product of matrices."""

@@ -23,10 +23,21 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hushprompt.errors import ConfigError, DataError
-from hushprompt.models.generative import GenerativeBackbone, KeysAndValues
+from hushprompt.models.generative import GenerativeBackbone
+from hushprompt.models.keys_and_values import KeysAndValues
 from hushprompt.prompts.decoding import Answer, greedy
 from hushprompt.prompts.layout import NamePosition
-from hushprompt.prompts.packed_answers import PADDING, TRUNK, Answers, grouped, one_each, pack, with_letters
+from hushprompt.prompts.packed_answers import (
+    PADDING,
+    TRUNK,
+    Answers,
+    check_names,
+    grouped,
+    one_each,
+    pack,
+    with_letters,
+)
+from hushprompt.prompts.passes import lean_record, most_at_once, num_bytes, parts
 from hushprompt.prompts.prefix_cache import PrefixCache
 from hushprompt.prompts.prompted_model import LabeledExamples
 from hushprompt.prompts.reading import Past, Reading, behind, follow, joined, visible
@@ -77,7 +88,7 @@ class GenerativeModel:
         self._asked = self.question_ids([question])
         self._header = self._embedded(tokenize(turn.header))
         self._answers = [self._spelled(name, end) for name in spoken]
-        self._check_answers(self._answers, has_end=bool(end))
+        check_names(class_names, self._answers, has_end=bool(end))
 
     @functools.cached_property
     def _groups(self) -> list[Answers]:
@@ -206,11 +217,12 @@ class GenerativeModel:
         if len(batch.labels) == 0:
             return context.new_zeros(0, *context.shape), context.new_zeros(0)
         texts, grads, losses = batch.texts, [], []
-        for rows in _parts(len(batch.labels), self._losses_at_once(len(context), texts, is_recorded=True)):
+        for rows in parts(len(batch.labels), self._losses_at_once(len(context), texts, is_recorded=True)):
             copies = context.detach().expand(len(batch.labels[rows]), -1, -1).clone().requires_grad_()
             with torch.enable_grad():
                 own = None if texts is None else texts.of(rows)
-                each = self.losses(copies, batch.image_features[rows], batch.labels[rows], own)
+                with lean_record():
+                    each = self.losses(copies, batch.image_features[rows], batch.labels[rows], own)
                 grads.append(torch.autograd.grad(each.sum(), copies)[0])
             losses.append(each.detach())
         return torch.cat(grads), torch.cat(losses)
@@ -247,7 +259,7 @@ class GenerativeModel:
     ) -> Float[Tensor, " n"]:
         """Return `losses` of many examples at one context, part by part."""
         rows = [context.new_zeros(0)]
-        for part in _parts(len(media), self._losses_at_once(len(context), texts, is_recorded=False)):
+        for part in parts(len(media), self._losses_at_once(len(context), texts, is_recorded=False)):
             some, own = media[part], None if texts is None else texts.of(part)
             rows.append(self.losses(context.expand(len(some), -1, -1), some, labels[part], own))
         return torch.cat(rows)
@@ -362,7 +374,7 @@ class GenerativeModel:
     def examples_at_once(
         self, num_tokens: int, num_predictions: int, num_question: int | None = None, *, is_recorded: bool
     ) -> int:
-        """Return how many examples one pass may take at most: one, and as many more as fit into `memory_mb`.
+        """Return how many examples one pass may take at most within `memory_mb` above one's forward pass.
 
         Args:
             num_tokens: that an example adds behind what is read without a record.
@@ -372,17 +384,14 @@ class GenerativeModel:
         """
         if self.memory_mb is None:
             return sys.maxsize
-        backbone, media = self.backbone, self.backbone.capabilities.num_tokens or 0
+        media = self.backbone.capabilities.num_tokens or 0
         fixed = len(self._before) + media + (self._asked.shape[1] if num_question is None else num_question)
-        num_layers = backbone.num_layers
-        num_tokens += len(self._header) + (0 if self._is_tail else fixed)
-        num_before = fixed if self._is_tail else 0
-        floats = max(num_tokens, num_before) * backbone.floats_per_token
-        floats += 2 * num_tokens * (num_tokens + num_before)  # the mask
-        floats += num_before * num_layers * 4 * self.token_width  # keys and values, and joined to those of new tokens
-        floats += num_tokens * num_layers * (backbone.floats_kept_per_token if is_recorded else 2 * self.token_width)
-        floats += 3 * num_predictions * backbone.vocabulary_size
-        return 1 + self.memory_mb * 2**20 // (4 * floats)
+        num_before, num_new = (fixed, num_tokens) if self._is_tail else (0, fixed + num_tokens)
+        live = num_bytes(
+            self.backbone, num_before, num_new + len(self._header), num_predictions,
+            is_recorded=is_recorded, is_kept=self._kept is not None,
+        )  # fmt: skip
+        return most_at_once(self.memory_mb, live)
 
     def _starts(
         self,
@@ -395,7 +404,7 @@ class GenerativeModel:
 
         Where contexts stand at the tail, image or sound and question of a part are read once for all of them.
         """
-        for rows in _parts(len(media), chunk):
+        for rows in parts(len(media), chunk):
             known: KeysAndValues | None = None
             for at, context in enumerate(contexts):
                 some, asked = media[rows], None if questions is None else questions[rows]
@@ -458,7 +467,7 @@ class GenerativeModel:
         is_there = torch.cat([trunk.is_there, branch != PADDING], dim=1)
         branches = torch.cat([torch.full_like(trunk.positions[0], TRUNK), branch], dim=1)
         allowed = behind(past, visible(is_there, branches))
-        hidden, _ = self.backbone.read(embedded, positions, allowed, past[0])
+        hidden = self.backbone.read(embedded, positions, allowed, past[0], keeps=False)[0]
         return answers.mean_log_probs(self.backbone.log_probs(hidden[:, length - 1 :]))
 
     def _spelled(self, answer: str, end: Sequence[int]) -> list[int]:
@@ -468,26 +477,3 @@ class GenerativeModel:
     def _embedded(self, ids: list[int]) -> Float[Tensor, "l e"]:
         """Embed tokens."""
         return self.backbone.embed(torch.tensor(ids, dtype=torch.long, device=self.device))
-
-    def _check_answers(self, answers: list[list[int]], *, has_end: bool) -> None:
-        """Raise ConfigError unless each class has tokens, and no other class has the same."""
-        known: dict[tuple[int, ...], str] = {}
-        for name, answer in zip(self.class_names, answers, strict=True):
-            if len(answer) <= has_end:
-                raise ConfigError(
-                    f"The class name {name!r} has no token under this tokenizer. Give it a name in words."
-                )
-            if tuple(answer) in known:
-                same = known[tuple(answer)]
-                raise ConfigError(f"The classes {same!r} and {name!r} have the same tokens. Give one another name.")
-            known[tuple(answer)] = name
-
-
-def _parts(total: int, most: int) -> list[slice]:
-    """Cut examples into parts of at most `most`, as even as they can be: a small last one would take its time.
-
-    >>> _parts(4, 3)
-    [slice(0, 2, None), slice(2, 4, None)]
-    """
-    size = max(1, -(-total // max(1, -(-total // most))))
-    return [slice(start, start + size) for start in range(0, total, size)]

@@ -105,6 +105,24 @@ def pack(answers: Sequence[Sequence[Sequence[int]]], device: str) -> Answers:
     )  # fmt: skip
 
 
+def check_names(class_names: Sequence[str], answers: list[list[int]], *, has_end: bool) -> None:
+    """Raise ConfigError unless each class has tokens, and no other class has the same.
+
+    Args:
+        class_names: in label order.
+        answers: the tokens of each.
+        has_end: whether the last token of each ends the answer.
+    """
+    known: dict[tuple[int, ...], str] = {}
+    for name, answer in zip(class_names, answers, strict=True):
+        if len(answer) <= has_end:
+            raise ConfigError(f"The class name {name!r} has no token under this tokenizer. Give it a name in words.")
+        if tuple(answer) in known:
+            same = known[tuple(answer)]
+            raise ConfigError(f"The classes {same!r} and {name!r} have the same tokens. Give one another name.")
+        known[tuple(answer)] = name
+
+
 def grouped(answers: list[list[int]]) -> list[list[list[int]]]:
     """Cut answers into groups of at most `TOKENS_AT_ONCE` tokens."""
     groups: list[list[list[int]]] = [[]]

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hushprompt.models.generative import KeysAndValues
+from hushprompt.models.keys_and_values import KeysAndValues
 from hushprompt.prompts.texts import NO_TOKEN
 
 ReadOne = Callable[[Float[Tensor, "1 m e"], Int[Tensor, "1 q"]], KeysAndValues]
@@ -35,13 +36,9 @@ class PrefixCache:
         each = []
         for row, ids in zip(media.split(1), questions, strict=True):
             asked = ids[ids != NO_TOKEN][None]
-            missing = (0, 0, 0, len(ids) - asked.shape[1])
-            found = self._one(row, asked, read_one)
-            each.append([(F.pad(keys, missing), F.pad(values, missing)) for keys, values in found])
-        return tuple(
-            (torch.cat([keys for keys, _ in layer]), torch.cat([values for _, values in layer]))
-            for layer in zip(*each, strict=True)
-        )
+            found, missing = self._one(row, asked, read_one), len(ids) - asked.shape[1]
+            each.append(_longer(found, missing) if missing else found)
+        return _Stacked(each)
 
     def _one(self, row: Float[Tensor, "1 m e"], question: Int[Tensor, "1 q"], read_one: ReadOne) -> KeysAndValues:
         """Return an example's own; what was asked for longest ago makes room."""
@@ -61,6 +58,28 @@ class PrefixCache:
             while self._left < 0:
                 self._left += _num_bytes(self._known.pop(next(iter(self._known))))
         return found
+
+
+class _Stacked(Sequence[tuple[Tensor, Tensor]]):
+    """Keys and values of several examples, put together layer by layer when they are asked for."""
+
+    def __init__(self, each: list[KeysAndValues]) -> None:
+        """Take those of each example."""
+        self._each = each
+
+    def __len__(self) -> int:
+        """Return the number of layers."""
+        return len(self._each[0])
+
+    def __getitem__(self, layer: Any) -> Any:
+        """Return a layer's."""
+        found = [one[layer] for one in self._each]
+        return torch.cat([keys for keys, _ in found]), torch.cat([values for _, values in found])
+
+
+def _longer(of: KeysAndValues, missing: int) -> KeysAndValues:
+    """Return keys and values with zeros behind them."""
+    return tuple((F.pad(keys, (0, 0, 0, missing)), F.pad(values, (0, 0, 0, missing))) for keys, values in of)
 
 
 def _num_bytes(of: KeysAndValues) -> int:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from hushprompt.models.generative import KeysAndValues
+from hushprompt.models.keys_and_values import KeysAndValues
 from hushprompt.prompts.packed_answers import TRUNK
 
 Past = tuple[KeysAndValues, Bool[Tensor, "b p"]]
