@@ -124,7 +124,8 @@ class RuntimeConfig:
     memory_mb: int = 0
     """Memory in MB that the backward passes of one client's step may take, beside its one forward pass; 0 is 160 on a
     CPU, where num_threads clients take it at once and small parts stay in the cache, and 4096 on a GPU. Larger batches
-    go in parts, which changes results by rounding alone."""
+    go in parts, which changes results by rounding alone. A generative model takes one example at a time at least; what
+    the C library's allocator holds beside tensors is estimated (docs/mllm.md)."""
     prefix_cache_mb: int = 0
     """Memory in MB for what a generative model made of image and question, where the prompt stands behind them; 0 reads
     them anew in every step. Results change by rounding alone."""
