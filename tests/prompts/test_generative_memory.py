@@ -76,4 +76,4 @@ def test_a_step_stays_below_its_memory_and_uses_it(folder, position, loss, keeps
     step = taken(lambda: model.gradients(context, batch))
     assert 0.35 * MEMORY_MB < step < MEMORY_MB / RESIDENT + forward, (step, forward)
     model.memory_mb = None
-    assert taken(lambda: model.gradients(context, batch)) > 3 * MEMORY_MB
+    assert taken(lambda: model.gradients(context, batch)) > 2 * MEMORY_MB
