@@ -198,8 +198,6 @@ def test_what_is_about_classes_is_refused_before_anything_is_encoded(repository,
     toy = {**values(repository, listed), "backbone": {"name": "toy"}}
     with pytest.raises(UnfitError, match="Use a generative model"):
         run_with(toy, tmp_path)
-    with pytest.raises(ConfigError, match="The attacks read scores of classes"):
-        hp.audit(configs.parse(values(repository, listed)), out=tmp_path / "audit")
     parsed = configs.parse(values(repository, listed, given={"category_field": "kind"}, **dirichlet))
     assert len(make_partition(parsed, parsed.data.load()).clients) == 2
 

@@ -145,6 +145,9 @@ def test_it_is_measured_once_and_again_where_the_file_is_damaged(toy_config, mod
     kept.write_text("{")
     rounding.check_rounding(arm, model, tmp_path)
     assert len(asked) == 2
+    monkeypatch.setattr(rounding, "PASSES", rounding.PASSES + 1)
+    rounding.check_rounding(arm, model, tmp_path)
+    assert len(asked) == 3, "gradients are computed in another way"
 
 
 def test_a_run_on_a_model_that_rounds_more_is_refused_before_anything_is_charged(toy_config, tmp_path, monkeypatch):

@@ -64,6 +64,7 @@ def test_laid_out_by_accelerate_the_bits_are_the_same(folders):
     assert hasattr(divided._language.layers[1], "_hf_hook")
     for found in (divided, load(folders, device_map="auto"), load(folders, device_map="cpu")):
         assert found.fingerprint == expected.fingerprint
+        assert GenerativeModel(found, NAMES).how_asked[-1] == found.config.device_map, "rounding is measured for each"
         *tensors, answers = numbers(found)
         *wanted, true = numbers(expected)
         assert all(map(torch.equal, tensors, wanted))

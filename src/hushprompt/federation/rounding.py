@@ -27,6 +27,7 @@ from torch import Tensor
 from hushprompt import files
 from hushprompt.config.values import to_plain
 from hushprompt.errors import DataError, PrivacyError
+from hushprompt.extras import version_of
 from hushprompt.methods.base import Batch
 from hushprompt.privacy.clipping import ClippedSum, clip_factors
 from hushprompt.privacy.config import Channel
@@ -43,6 +44,8 @@ HEADROOM = 4
 """Times what is measured must fit into `privacy.rounding`: made-up examples are not the worst."""
 LONGEST = 12
 """Tokens of made-up questions and answers."""
+PASSES = 2
+"""Counted up where gradients are computed in another way: what was measured before says nothing of that."""
 MOST_KEPT = 500
 """Measurements beside the cached features; older ones are forgotten."""
 LARGEST_BATCH = 256
@@ -211,10 +214,11 @@ def _largest_batch(arm: Arm) -> int:
 def _measured(arm: Arm, model: PromptedModel, cache_dir: Path, on_progress: Progress | None) -> float:
     """Read what was measured before of this model and method on such a machine, or measure it."""
     plan = arm.plan.release_plan
+    asked = (*model.how_asked, version_of("transformers")) if isinstance(model, GenerativeModel) else ()
     told = [
         model.backbone.fingerprint, model.class_names, model.memory_mb, to_plain(arm.method), plan.clip_norms,
         _largest_batch(arm), torch.__version__, model.device, torch.backends.cpu.get_cpu_capability(),
-        torch.get_num_threads(), *(model.how_asked if isinstance(model, GenerativeModel) else ()),
+        torch.cuda.get_device_name() if torch.cuda.is_initialized() else "", torch.get_num_threads(), PASSES, *asked,
     ]  # fmt: skip
     key = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
     path = cache_dir / "rounding" / f"{key[:24]}.json"

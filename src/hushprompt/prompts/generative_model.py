@@ -354,9 +354,9 @@ class GenerativeModel:
 
     @property
     def how_asked(self) -> tuple[str, ...]:
-        """What decides gradients beside the weights: question, place of the prompt, loss, whether prefixes are kept."""
-        config = self.backbone.config
-        return self._question, config.prompt_position, config.loss, "alone" if self._kept else "together"
+        """What decides gradients beside the weights: question, place of the prompt, loss, prefixes, devices."""
+        config, kept = self.backbone.config, "alone" if self._kept else "together"
+        return self._question, config.prompt_position, config.loss, kept, config.device_map
 
     @property
     def template_origin(self) -> str:
