@@ -118,7 +118,7 @@ def _bits(
 
 def exposures(kept: Mapping[str, Tensor], arm: Arm, settings: SecretSettings) -> dict[Audience, Exposure]:
     """Set what `train_secrets` found beside the claims."""
-    guarantees, found = arm.plan.guarantees(), {}
+    guarantees, found = arm.plan.guarantees(), dict[Audience, Exposure]()
     for audience in (one for one in audiences(arm) if one is not Audience.SERVER):
         before, after = (tuple(kept[f"{audience}.{when}"].tolist()) for when in ("before", "after"))
         found[audience] = Exposure(

@@ -239,7 +239,7 @@ def rmia_scores(
             a=a,
         )
 
-    found, has_both = [], is_in.any(axis=1) & ~is_in.all(axis=1)
+    found, has_both = [], np.array([row.any() and not row.all() for row in is_in])
     for model in range(len(is_in)):
         later = np.roll(np.arange(len(is_in)), -model - 1)[:-1]
         paired = int(later[np.argmax(has_both[later])])

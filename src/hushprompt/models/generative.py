@@ -155,14 +155,15 @@ class GenerativeBackbone(Model):
         self.pad_id, self.template, self.logit_scale = 0, config.question, 1.0
         self.token_width = self.feature_dim = self._embedding.weight.shape[1]
         self.num_layers: int = text.num_hidden_layers
-        head_width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        self.heads_per_key: int = text.num_attention_heads // text.num_key_value_heads
+        self.num_heads: int = text.num_attention_heads
+        head_width = getattr(text, "head_dim", None) or text.hidden_size // self.num_heads
+        self.heads_per_key: int = self.num_heads // text.num_key_value_heads
         grouped_attention.use(transformers, self._language)
         self.key_value_width: int = 2 * text.num_key_value_heads * head_width
         """Numbers of a token's keys and values in a layer."""
         self.floats_per_token: int = 16 * text.hidden_size + 4 * text.intermediate_size
         """Numbers that a layer makes of a token, about."""
-        kept = 2 * (text.hidden_size + text.num_attention_heads * head_width) + 2 * text.intermediate_size
+        kept = 2 * (text.hidden_size + self.num_heads * head_width) + 2 * text.intermediate_size
         self.floats_kept_per_token: int = kept + self.key_value_width
         """Of them, those that a layer keeps for the backward pass."""
         self.vocabulary_size: int = self._head.weight.shape[0]

@@ -25,7 +25,7 @@ def use(transformers: Any, language: Any) -> None:
         module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **settings: Any
     ) -> tuple[Tensor, None]:
         if attention_mask is None or attention_mask.shape[2] == query.shape[2]:
-            return plain(module, query, key, value, attention_mask, **settings)  # type: ignore[no-any-return]
+            return plain(module, query, key, value, attention_mask, **settings)
         return grouped(query, key, value, attention_mask, settings.get("scaling")), None
 
     transformers.AttentionInterface.register(NAME, attend)
