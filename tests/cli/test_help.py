@@ -49,6 +49,7 @@ def test_a_command_has_examples_that_parse_and_a_sentence_for_each_option(name):
 
 def test_what_help_enumerates_is_all_there_is():
     assert compare.SCORES.split(", ") == [*pooling.SCORES]
+    assert compare.MEASURES.split(", ") == [*pooling.MEASURES]
     assert figure.KINDS.split(", ") == [*figures.KINDS]
 
 

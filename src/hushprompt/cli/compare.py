@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from hushprompt.reporting.formats import Grid
 
 SUFFIXES = {".md": "markdown", ".tex": "latex", ".csv": "csv"}
-SCORES = "local, neighbor, harmonic_mean, worst_client; of answers also loss, anls, vqa_accuracy, neighbor_..."
+SCORES = "local, neighbor, harmonic_mean, worst_client"
+MEASURES = "loss, neighbor_loss, anls, neighbor_anls, vqa_accuracy, neighbor_vqa_accuracy"
 
 
 class Format(enum.StrEnum):
@@ -37,7 +38,9 @@ def compare_runs(
     by: Annotated[list[str] | None, typer.Option(help="A table for each value of this setting, such as data.")] = None,
     against: Annotated[str | None, typer.Option(help="Arm to test against: promptfl, or method=dp_fpl,rank=8.")] = None,
     columns: Annotated[str | None, typer.Option(help="Setting whose values stand side by side, as epsilon.")] = None,
-    score: Annotated[list[str] | None, typer.Option(help=f"With --columns, --against: {SCORES}.")] = None,
+    score: Annotated[
+        list[str] | None, typer.Option(help=f"With --columns, --against: {SCORES}; of answers {MEASURES}.")
+    ] = None,
     table: Annotated[
         list[str] | None, typer.Option(help="Only this table: scores, answers, or local, local-differences and so on.")
     ] = None,
