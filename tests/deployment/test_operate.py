@@ -84,6 +84,13 @@ def test_init_says_in_one_line_where_clients_will_trust_the_server(tmp_path, toy
     assert [*said.values()] == [[], []]
 
 
+@pytest.mark.parametrize(("unit", "required"), [("example", "any"), ("group", "group"), ("client", "client")])
+def test_init_writes_the_unit_of_the_run_as_what_owners_require(tmp_path, toy_values, unit, required):
+    privacy = {"epsilon": 8.0, "privacy_unit": unit, "audience": "public"}
+    api.init(tmp_path / "fed", ["a", "b"], run={**toy_values, "method": {"name": "promptfl"}, "privacy": privacy})
+    assert load_client(tmp_path / "fed" / "clients" / "a" / "client.toml").owner.require_unit == required
+
+
 def config_of(command, mounts):
     """What a service's command reads, found where its folders are here; the command line must be a real one."""
     program, group, name, *arguments = command.split()

@@ -9,6 +9,7 @@ import hushprompt as hp
 from helpers.layouts import image
 from hushprompt.config import parse as configs
 from hushprompt.federation.planning import plan_arms
+from hushprompt.federation.setup import copies_note
 from hushprompt.privacy.config import Audience
 from hushprompt.privacy.copies import epsilon_of_copies
 
@@ -69,6 +70,7 @@ def test_copies_within_a_client_that_is_protected_whole_do_not_matter(toy_values
         privacy={"privacy_unit": "client", "audience": "public", "delta": 1e-2},
     )  # fmt: skip
     assert epsilon_of_copies(made, Audience.PUBLIC, 7) == made.epsilon(Audience.PUBLIC)
+    assert copies_note(made, {0: {7: 1}}) == ""
 
 
 def test_a_run_tells_once_what_its_epsilon_is_worth_to_copies(toy_values, tmp_path, caplog):

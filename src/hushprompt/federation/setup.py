@@ -328,7 +328,9 @@ def tell_findings(
 
 
 def copies_note(plan: PrivacyPlan, repeated: Mapping[int, Mapping[int, int]]) -> str:
-    """Say what a plan guarantees to the image with the most copies in one training set; "" where there is none.
+    """Say what a plan guarantees to the image with the most copies in one training set.
+
+    "" where there is none, and where the guarantee is for a client, with all that it has.
 
     Args:
         plan: of what is trained.
@@ -336,7 +338,7 @@ def copies_note(plan: PrivacyPlan, repeated: Mapping[int, Mapping[int, int]]) ->
     """
     audience = plan.config.audience
     claimed = plan.guarantees()[audience] if repeated and plan.channels else None
-    if claimed is None or math.isinf(claimed.epsilon):
+    if claimed is None or math.isinf(claimed.epsilon) or claimed.privacy_unit == "client":
         return ""
     client_id, num_copies = max(((who, max(counts)) for who, counts in repeated.items()), key=lambda pair: pair[1])
     epsilon = epsilon_of_copies(plan, audience, num_copies, client_id)

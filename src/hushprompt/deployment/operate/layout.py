@@ -115,6 +115,8 @@ def _write(folder: Path, wanted: Wanted, now: datetime.datetime) -> str:
     config = load_server(server / "server.toml")  # refuses a run that no federation could train
     is_trusted = config.run.privacy.noise_at == "server"
     words["require_noise_at"] = _toml("any" if is_trusted else "shares")
+    unit = config.run.privacy.privacy_unit
+    words["require_unit"] = _toml("any" if unit == "example" else unit)
     for index, client in enumerate(wanted.clients):
         _write_client(folder / "clients" / client, wanted, words, client, index)
         if wanted.with_keys:
