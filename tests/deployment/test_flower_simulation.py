@@ -24,7 +24,7 @@ from hushprompt.deployment.operate import layout
 from hushprompt.deployment.operate.process_lifetime import descendants
 from hushprompt.runs import records
 
-ENVIRONMENT = {**os.environ, "RAY_ADDRESS": "127.0.0.1:1"}
+ELSEWHERE = {"RAY_ADDRESS": "127.0.0.1:1"}
 """A cluster of somebody's, which is none of ours."""
 
 
@@ -64,7 +64,7 @@ def check_equal(values, tmp_path, *, is_killed=False):
         kill_after_a_round(tmp_path / "fed")
     done = subprocess.run(
         command("federation", "simulate", tmp_path / "fed"),
-        env=ENVIRONMENT, check=False, capture_output=True, text=True, timeout=300,
+        env={**os.environ, **ELSEWHERE}, check=False, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     for words in ("round 3 of 3: ann, bob, cyd took part", ": epsilon = ", "at delta = 0.001"):
@@ -85,7 +85,7 @@ def kill_after_a_round(folder):
     """Begin a simulation, and end all its processes at once when its first round is on the disk."""
     done = folder / "server" / "run" / "records.jsonl"
     words, quiet = command("federation", "simulate", folder), subprocess.DEVNULL
-    process = subprocess.Popen(words, env=ENVIRONMENT, stdout=quiet, stderr=quiet)
+    process = subprocess.Popen(words, env={**os.environ, **ELSEWHERE}, stdout=quiet, stderr=quiet)
     while not (done.exists() and done.read_text()):
         assert process.poll() is None, "it ended before"
         time.sleep(0.05)
