@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 from types import SimpleNamespace
@@ -597,7 +598,10 @@ def test_a_message_that_never_comes_whole_is_given_up(run_clientapp):
     from flwr.proto.message_pb2 import ObjectTree
     from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectUnavailableError
 
+    end = time.monotonic() + 20
+
     def never(object_id):
+        assert time.monotonic() < end, "it goes on waiting"
         raise ObjectUnavailableError(object_id)
 
     with pytest.raises(ObjectPullError, match="timeout"):
